@@ -1,0 +1,67 @@
+# `make demo` and `make test` need nothing but Python >= 3.10 with venv, and pip's access to packages.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+# torch goes first and alone: it is by far the largest, and a machine may offer its own (CPU) wheel by find-links.
+TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
+PIP := $(PY) -m pip install --progress-bar off -c constraints.txt
+SETTINGS := setup.cfg pyproject.toml constraints.txt
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo demo-short test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        train a small model on handwritten digits, read unseen pages with it (5 minutes)"
+	@echo "make demo-short  the same path in about a minute, without asking for accuracy"
+	@echo "make test        lint, then all tests"
+	@echo "make lint        ruff check and ruff format --check"
+	@echo "make format      apply what ruff can mend"
+	@echo "make bench       run the benchmarks and print their tables"
+	@echo "make clean       remove everything that make has made"
+
+$(PY):
+	$(PYTHON) -m venv .venv
+
+.venv/.with-torch: constraints.txt | $(PY)
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+.venv/.for-demo: $(SETTINGS) .venv/.with-torch
+	$(PIP) -e ".[demo]"
+	@touch $@
+
+.venv/.for-test: $(SETTINGS) .venv/.with-torch
+	$(PIP) -e ".[demo,test]"
+	@touch $@ .venv/.for-demo
+
+# The second process runs isolated (-I): no PYTHONPATH, no user packages, no import from the working folder.
+demo: .venv/.for-demo
+	$(PY) demo/train.py --out out/demo
+	$(PY) -I demo/read.py out/demo --min-accuracy 95
+
+demo-short: .venv/.for-demo
+	$(PY) demo/train.py --out out/demo-short --steps 60 --test-pages 2
+	$(PY) -I demo/read.py out/demo-short
+
+# The models of the tests are tiny: more than one thread a worker makes them several times slower.
+test: lint
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+lint: .venv/.for-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: .venv/.for-test
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: .venv/.for-test
+	@set -e; for script in benchmarks/bench_*.py; do \
+		[ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
+		echo "== $$script"; $(PY) "$$script"; \
+	done
+
+clean:
+	rm -rf .venv out build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
