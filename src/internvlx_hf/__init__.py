@@ -1,1 +1,37 @@
+"""InternVL-X (arXiv 2503.21307) for Hugging Face Transformers. Importing it registers the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+
+from .modeling import (
+    InternVLXConfig,
+    InternVLXForConditionalGeneration,
+    InternVLXLVTCConfig,
+    InternVLXModel,
+    InternVLXProjectorConfig,
+)
+from .processing import InternVLXImageProcessor, InternVLXProcessor
+
 __version__ = "0.1.0"
+
+AutoConfig.register(InternVLXConfig.model_type, InternVLXConfig, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM):
+    auto_class.register(InternVLXConfig, InternVLXForConditionalGeneration, exist_ok=True)
+AutoImageProcessor.register(InternVLXConfig, image_processor_classes={"pil": InternVLXImageProcessor}, exist_ok=True)
+AutoProcessor.register(InternVLXConfig, InternVLXProcessor, exist_ok=True)
+
+__all__ = [
+    "InternVLXConfig",
+    "InternVLXForConditionalGeneration",
+    "InternVLXImageProcessor",
+    "InternVLXLVTCConfig",
+    "InternVLXModel",
+    "InternVLXProcessor",
+    "InternVLXProjectorConfig",
+]

@@ -1,0 +1,295 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""InternVL-X (arXiv 2503.21307): image tiles -> vision tower -> projectors -> language model -> logits."""
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.internvl.modeling_internvl import (
+    InternVLCausalLMOutputWithPast,
+    InternVLModelOutputWithPast,
+    InternVLPreTrainedModel,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import torch_compilable_check
+
+from .configuration_internvlx import InternVLXConfig
+from .projectors import build_projector
+from .pvtc import PVTCAttention, PVTCProjector
+
+
+class InternVLXPreTrainedModel(InternVLPreTrainedModel):
+    config: InternVLXConfig
+    config_class = InternVLXConfig
+    input_modalities = ("image", "text")
+    _no_split_modules = ["PVTCProjector"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = getattr(self.config.get_text_config(), "initializer_range", 0.02)
+        if isinstance(module, PVTCAttention):
+            init.normal_(module.key, std=std)
+            init.normal_(module.value, std=std)
+        elif isinstance(module, PVTCProjector) and module.cls_scale is not None:
+            # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
+            init.normal_(module.cls_scale, mean=1.0, std=std)
+
+
+class InternVLXModel(InternVLXPreTrainedModel):
+    """The vision tower, the projector and the language model, without a language modelling head."""
+
+    def __init__(self, config: InternVLXConfig):
+        super().__init__(config)
+        config.check_geometry()
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = build_projector(
+            config, config.projector_config.projector_type, config.downsample_ratio
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode tiles.
+
+        Args:
+            pixel_values: (tiles, 3, H, W), normalised; H = W = `config.tile_size`.
+
+        Returns:
+            The vision tower's output, its `pooler_output` replaced by the (tiles, N₁², D) tokens of the projector.
+
+        Raises:
+            ValueError: if the tiles are not the model's size, or the tower gives no CLS token and square grid.
+        """
+        self._check_tiles(pixel_values)
+        layer = self.config.vision_feature_layer
+        if layer != -1 and not kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = [layer]
+        vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
+        features = vision_outputs.last_hidden_state if layer == -1 else vision_outputs.hidden_states[layer]
+        self._check_features(features)
+        vision_outputs.pooler_output = self.multi_modal_projector(features)
+        return vision_outputs
+
+    def _check_tiles(self, pixel_values: torch.Tensor) -> None:
+        size = self.config.tile_size
+        if pixel_values.ndim != 4 or pixel_values.shape[-2:] != (size, size):
+            raise ValueError(
+                f"`pixel_values` must be (tiles, channels, {size}, {size}) for this model, got "
+                f"{tuple(pixel_values.shape)}. Set the image processor's `size` to {size}x{size}."
+            )
+
+    def _check_features(self, features: torch.Tensor) -> None:
+        expected = 1 + self.config.patch_grid**2
+        if features.shape[1] != expected:
+            raise ValueError(
+                f"The vision tower {type(self.vision_tower).__name__} gives {features.shape[1]} features a tile, but one "
+                f"CLS token and {self.config.patch_grid}x{self.config.patch_grid} patches make {expected}."
+            )
+
+    def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """(B, L) bool: where the prompt has image placeholders, found by id or, without ids, by their embedding."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+
+    def _check_placeholders(self, placeholders: torch.Tensor, image_tokens: torch.Tensor) -> None:
+        tiles, tokens = image_tokens.shape[:2]
+        counts = placeholders.sum(-1)
+        torch_compilable_check(
+            (counts.sum() == tiles * tokens) & (counts % tokens == 0).all(),
+            lambda: f"Image features and image tokens do not match: {tiles} tiles of {tokens} tokens need "
+            f"{tiles * tokens} image placeholders, a multiple of {tokens} in every row, but the rows of the prompt have "
+            f"{counts.tolist()}.",
+        )
+
+    def _touch_vision(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Run the vision side on an empty tile, without effect on the result.
+
+        In distributed training every rank must use the same parameters in every step (DDP waits for their gradients,
+        FSDP for their gathering), also a rank whose batch happens to have text only.
+        """
+        size, channels = self.config.tile_size, getattr(self.config.vision_config, "num_channels", 3)
+        tile = inputs_embeds.new_zeros(1, channels, size, size)
+        tokens = self.get_image_features(tile, return_dict=True).pooler_output
+        return inputs_embeds + 0.0 * tokens.sum().to(inputs_embeds.device, inputs_embeds.dtype)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | InternVLModelOutputWithPast:
+        """
+        Args:
+            input_ids: (B, L); a tile takes `config.image_seq_length` placeholders `config.image_token_id`.
+            pixel_values: (tiles, 3, H, W), the tiles of all placeholders in reading order. Without it, placeholders are
+                ordinary text.
+            attention_mask: (B, L), 1 for what may be attended to.
+            inputs_embeds: (B, L, D), instead of `input_ids`.
+            mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
+
+        Returns:
+            `last_hidden_state` (B, L, D), `past_key_values`, `hidden_states`, `attentions`, and the tokens that took
+            the placeholders' place as `image_hidden_states` (tiles, N₁², D).
+
+        Raises:
+            ValueError: if placeholders and tiles do not match.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        images = (mm_encoder_outputs or {}).get("image")
+        if images is not None and pixel_values is not None:
+            raise ValueError("Give `pixel_values` or `mm_encoder_outputs['image']`, not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image_tokens = None
+        if images is None and pixel_values is not None:
+            images = self.get_image_features(pixel_values, return_dict=True)
+        if images is not None:
+            image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # [tiles, N₁², D]
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
+            self._check_placeholders(placeholders, image_tokens)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
+        elif self.training and torch.is_grad_enabled() and _world_size() > 1:
+            inputs_embeds = self._touch_vision(inputs_embeds)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return InternVLModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_tokens,
+        )
+
+
+class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, GenerationMixin):
+    """InternVL-X with its language modelling head: what the Auto classes load, to chat with and to fine-tune."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: InternVLXConfig):
+        super().__init__(config)
+        self.model = InternVLXModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        """See [`InternVLXModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | InternVLCausalLMOutputWithPast:
+        """
+        Args:
+            labels: (B, L), -100 where there is no loss; the rows of image placeholders never have any.
+            logits_to_keep: logits of the last so many positions only, or of the positions in a tensor; 0: of all. In
+                training with labels the logits of supervised positions are formed for the loss alone, and `logits` is
+                None unless this asks for some: a 92,553-wide vocabulary over thousands of image rows is gigabytes.
+
+        The other arguments are those of [`InternVLXModel.forward`].
+
+        Returns:
+            `loss` (scalar, with labels), `logits` (B, L, vocabulary) and the fields of [`InternVLXModel.forward`].
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        shift_labels = kwargs.pop("shift_labels", None)
+        if shift_labels is None and labels is not None:
+            shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
+        if shift_labels is not None and outputs.image_hidden_states is not None:
+            placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
+            shift_labels = shift_labels.masked_fill(nn.functional.pad(placeholders, (0, 1))[..., 1:], -100)
+
+        asked = isinstance(logits_to_keep, torch.Tensor) or logits_to_keep != 0
+        loss = logits = None
+        if asked or shift_labels is None or not self.training:
+            logits = self.lm_head(_keep_positions(hidden_states, logits_to_keep))
+        if shift_labels is not None:
+            loss_logits, loss_labels = logits, shift_labels
+            if logits is None or asked:
+                supervised = shift_labels != -100
+                loss_logits, loss_labels = self.lm_head(hidden_states[supervised]), shift_labels[supervised]
+            loss = self.loss_function(
+                logits=loss_logits,
+                labels=None,
+                shift_labels=loss_labels.contiguous(),
+                vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
+            )
+        return InternVLCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+def _keep_positions(hidden_states: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
+    """The last `keep` positions of (B, L, D), all for 0, or those of a tensor: (n,) and (B, n) indices, (B, L) mask."""
+    if isinstance(keep, torch.Tensor):
+        if keep.dtype == torch.bool:
+            return hidden_states[keep]
+        if keep.ndim == 2:
+            return torch.take_along_dim(hidden_states, keep.unsqueeze(-1), dim=1)
+        return hidden_states[:, keep]
+    return hidden_states[:, -keep:] if keep else hidden_states
+
+
+def _world_size() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+__all__ = ["InternVLXForConditionalGeneration", "InternVLXModel", "InternVLXPreTrainedModel"]

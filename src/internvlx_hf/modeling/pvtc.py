@@ -1,0 +1,154 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""PVTC, the projector visual token compressor (InternVL-X, arXiv 2503.21307, section 3.1).
+
+Every M×M window of patches becomes one token. Two queries look at the window: a local one made of its own patches, and a
+global one made of the CLS token. Symbols: S patches a side, N = S / M tokens a side, C vision width, D language width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from .configuration_internvlx import InternVLXConfig
+from .pixel_shuffle import InternVL2MLP, patch_windows
+
+# The queries of this many heads, (windows, heads, D), are in flight at once: enough for large matrix products, few
+# enough to stay in a CPU's cache between them.
+HEADS_AT_ONCE = 4
+
+
+class PVTCEmbedding(nn.Module):
+    """RMSNorm, linear, SiLU: (..., in_features) -> (..., D)."""
+
+    def __init__(self, config: InternVLXConfig, in_features: int):
+        super().__init__()
+        self.norm = LlamaRMSNorm(in_features, eps=config.projector_config.rms_norm_eps)
+        self.linear = nn.Linear(in_features, config.text_config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.silu(self.linear(self.norm(hidden_states)))
+
+
+class PVTCAttention(nn.Module):
+    """Point-to-region cross-attention: one query a window, which sees the M² patches of its own window only.
+
+    K and V of the patches are never formed. With one query q a window, head by head,
+
+        q · (Wk x) = (q Wk) · x        and        Σ a (Wv x) = Wv (Σ a x),
+
+    so Wk and Wv meet the N² queries instead of the S² patches, 1/M² of the work. They are bare parameters, not linear
+    layers: nothing calls them on a tensor, so whatever hooks into a layer's call (LoRA, quantisation, offloading) must not
+    find one here.
+    """
+
+    def __init__(self, config: InternVLXConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.num_heads = config.projector_config.num_heads
+        self.scaling = (width // self.num_heads) ** -0.5
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Parameter(torch.empty(width, width))
+        self.value = nn.Parameter(torch.empty(width, width))
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            query: (n, D), one a window.
+            patches: (n, M², D).
+
+        Returns:
+            (n, D)
+        """
+        query = (self.query(query) * self.scaling).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # [H, n, d]
+        key = self.key.unflatten(0, (self.num_heads, -1))  # [H, d, D]
+        value = self.value.unflatten(0, (self.num_heads, -1)).transpose(1, 2)  # [H, D, d]
+        heads = []
+        for first in range(0, self.num_heads, HEADS_AT_ONCE):
+            group = slice(first, first + HEADS_AT_ONCE)
+            query_on_patches = torch.bmm(query[group], key[group]).transpose(0, 1)  # [n, h, D]
+            weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(-1, dtype=torch.float32)  # [n, h, M²]
+            seen = torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1)  # [h, n, D]
+            heads.append(torch.bmm(seen, value[group]))  # [h, n, d]
+        return self.output(torch.cat(heads).transpose(0, 1).flatten(1))
+
+
+class PVTCMLP(nn.Module):
+    """SwiGLU: (..., D) -> (..., D)."""
+
+    def __init__(self, config: InternVLXConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        inner = int(width * config.projector_config.mlp_ratio)
+        self.gate = nn.Linear(width, inner, bias=False)
+        self.up = nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down(F.silu(self.gate(hidden_states)) * self.up(hidden_states))
+
+
+class PVTCLayer(nn.Module):
+    """Pre-norm cross-attention and SwiGLU, both residual: query (n, D), patches (n, M², D) -> query (n, D)."""
+
+    def __init__(self, config: InternVLXConfig):
+        super().__init__()
+        width, eps = config.text_config.hidden_size, config.projector_config.rms_norm_eps
+        self.drop_path_rate = config.projector_config.drop_path_rate
+        self.query_norm = LlamaRMSNorm(width, eps=eps)
+        self.patch_norm = LlamaRMSNorm(width, eps=eps)
+        self.attention = PVTCAttention(config)
+        self.mlp_norm = LlamaRMSNorm(width, eps=eps)
+        self.mlp = PVTCMLP(config)
+
+    def drop_path(self, branch: torch.Tensor) -> torch.Tensor:
+        """Stochastic depth: leave the branch out for a random share of the windows (training only)."""
+        return branch * F.dropout(branch.new_ones(len(branch), 1), self.drop_path_rate, self.training)
+
+    def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        query = query + self.drop_path(self.attention(self.query_norm(query), self.patch_norm(patches)))
+        return query + self.drop_path(self.mlp(self.mlp_norm(query)))
+
+
+class PVTCProjector(nn.Module):
+    """The PVTC projector: (B, 1 + S², C) features of the vision tower, CLS first -> (B, N², D) tokens in raster order."""
+
+    def __init__(self, config: InternVLXConfig, side: int):
+        super().__init__()
+        projector, width = config.projector_config, config.vision_config.hidden_size
+        self.side = side
+        self.patch_embedding = PVTCEmbedding(config, width)
+        if projector.use_local:
+            if projector.query_mlp == "internvl2":
+                self.local_query = InternVL2MLP(config, side)
+            else:
+                self.local_query = PVTCEmbedding(config, width * side**2)
+            self.local_layers = nn.ModuleList(PVTCLayer(config) for _ in range(projector.num_layers))
+        if projector.use_global:
+            self.global_query = PVTCEmbedding(config, width)
+            self.cls_scale = None
+            if projector.use_cls_scale:
+                tokens = (config.patch_grid // side) ** 2
+                self.cls_scale = nn.Parameter(torch.ones(tokens, config.text_config.hidden_size))
+            self.global_layers = nn.ModuleList(PVTCLayer(config) for _ in range(projector.num_layers))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        windows = patch_windows(features, self.side)  # [B, N², M², C]
+        shape = windows.shape[:2]
+        patches = self.patch_embedding(windows).flatten(0, 1)  # [B·N², M², D]
+        branches = []
+        if hasattr(self, "local_layers"):
+            query = self.local_query(windows.flatten(2)).flatten(0, 1)  # [B·N², D]
+            branches.append(self.attend(self.local_layers, query, patches))
+        if hasattr(self, "global_layers"):
+            query = self.global_query(features[:, :1])  # [B, 1, D]
+            query = query.expand(*shape, -1) if self.cls_scale is None else query * self.cls_scale  # [B, N², D]
+            branches.append(self.attend(self.global_layers, query.flatten(0, 1), patches))
+        return sum(branches).unflatten(0, shape)
+
+    @staticmethod
+    def attend(layers: nn.ModuleList, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        for layer in layers:
+            query = layer(query, patches)
+        return query
