@@ -1,0 +1,299 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Image processor of InternVL-X: cuts images into tiles by RVTC (paper, section 3.3) and normalises them."""
+
+import os
+from functools import partial
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    is_pil_image,
+    is_valid_image,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+from .image_sources import ArraySource, PillowSource, open_image
+from .rvtc import TilePlan, TilingRule
+
+ImageSource = PillowSource | ArraySource
+
+# the filters of Pillow that torch has with antialiasing for 8-bit images
+_TORCH_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
+# Images above this many pixels are resized band by band: one band is read, made as wide as wanted, and dropped.
+_PIXELS_PER_BAND = 2**22
+
+
+class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    crop_to_patches (`bool`, *optional*, defaults to `True`):
+        Cut the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.)
+    min_patches (`int`, *optional*, defaults to 1):
+        Least number of tiles, the thumbnail not counted.
+    max_patches (`int`, *optional*, defaults to 6):
+        Largest number of tiles, the thumbnail not counted.
+    slicing (`str`, *optional*, defaults to `"edge"`):
+        `"edge"`, `"area"` or `"ratio"`: how the image's size bounds its tiles, see `rvtc.TilingRule`.
+    use_thumbnail (`bool`, *optional*, defaults to `True`):
+        Append a thumbnail of the whole image wherever there is more than one tile.
+    resize_backend (`str`, *optional*, defaults to `"torch"`):
+        `"torch"`: torch's 8-bit antialiased resize, three to four times as fast as Pillow's and at most one level of 255
+        away from it in a few pixels in a thousand; bicubic or bilinear. `"pillow"`: exactly the pixels of InternVL2,
+        with any filter of Pillow.
+    do_exif_transpose (`bool`, *optional*, defaults to `True`):
+        Turn images upright as their EXIF orientation says. `False` is InternVL2's behaviour. An image that
+        somebody turned upright before (as `transformers.image_utils.load_image` does) stays as it is.
+    """
+
+    crop_to_patches: bool | None
+    min_patches: int | None
+    max_patches: int | None
+    slicing: str | None
+    use_thumbnail: bool | None
+    resize_backend: str | None
+    do_exif_transpose: bool | None
+
+
+class InternVLXImageProcessor(PilBackend):
+    """Turns images of any kind and size into normalised tiles of one size.
+
+    Calling it with one image, a list, or a list of lists (a list per sample) gives
+    - `pixel_values`, (tiles, 3, H, W) float32: the tiles of all images one after another, each image's row by row and
+      its thumbnail last,
+    - `num_patches`, (images,): how many of the tiles belong to each image.
+
+    An image is a Pillow image of any mode, a numpy array or torch tensor ((H, W, C), (C, H, W) or (H, W); see
+    `image_sources.ArraySource` for their values), a path, an http(s) URL, or a base64 string. Alpha is dropped.
+    `do_rescale` multiplies levels of 0 to 255 by `rescale_factor`; without it images of 0 to 1 keep that range.
+    With `do_resize=False` images must already measure a whole grid of tiles. `device="cuda"` resizes on the GPU.
+
+    Raises:
+        ValueError: an image is corrupt, empty, too large, or of unknown shape or range, or an argument is unknown or
+            contradicts another; the message names the value.
+    """
+
+    valid_kwargs = InternVLXImageProcessorKwargs
+    model_input_names = ["pixel_values", "num_patches"]
+    # makes every save_pretrained copy this file and its siblings into the checkpoint
+    _auto_class = "AutoImageProcessor"
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 448, "width": 448}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    crop_to_patches = True
+    min_patches = 1
+    max_patches = 6
+    slicing = "edge"
+    use_thumbnail = True
+    resize_backend = "torch"
+    do_exif_transpose = True
+
+    def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
+        super().__init__(**kwargs)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
+        """Tiles that an upright image of `height` x `width` pixels takes, the thumbnail included.
+
+        Args:
+            images_kwargs: arguments of a call that replace the processor's own.
+        """
+        kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names} | (images_kwargs or {})
+        return self._tiling_rule(**self._standardize_kwargs(**kwargs)).plan(width, height).num_tiles
+
+    def fetch_images(self, image_url_or_urls):
+        """Opens what is a path, URL or base64 string; other images stay as they are. Keeps the nesting.
+
+        Unlike the inherited method it leaves the EXIF orientation and 16-bit values for `preprocess` to deal with.
+        """
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, str | os.PathLike):
+            return open_image(image_url_or_urls)
+        if not is_valid_image(image_url_or_urls):
+            raise ValueError(
+                f"An image is a {type(image_url_or_urls).__name__}, expected a Pillow image, numpy array, torch "
+                "tensor, path, URL or base64 string."
+            )
+        is_grey_array = not is_pil_image(image_url_or_urls) and image_url_or_urls.ndim == 2
+        return image_url_or_urls[None] if is_grey_array else image_url_or_urls
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        do_exif_transpose: bool | None = None,
+        input_data_format=None,
+        **kwargs,
+    ) -> ImageSource:
+        """Wraps one image so that its upright 8-bit rows can be read."""
+        if is_pil_image(image):
+            return PillowSource(image, upright=do_exif_transpose, convert_rgb=do_convert_rgb)
+        return ArraySource(image, convert_rgb=do_convert_rgb, input_data_format=input_data_format)
+
+    def _standardize_kwargs(self, **kwargs) -> dict:
+        """None stands for the processor's own value in the arguments that this class adds."""
+        for name in InternVLXImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__.keys():
+            if kwargs.get(name) is None:
+                kwargs[name] = getattr(self, name)
+        return super()._standardize_kwargs(**kwargs)
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        super()._validate_preprocess_kwargs(**kwargs)
+        self._tiling_rule(**kwargs)
+        backend, resample = kwargs["resize_backend"], kwargs["resample"]
+        if backend not in _RESIZE:
+            raise ValueError(f"resize_backend={backend!r} is unknown, expected one of {', '.join(_RESIZE)}.")
+        if backend == "torch" and resample not in _TORCH_MODES:
+            raise ValueError(
+                f"resample={resample!r} is unknown to resize_backend='torch', expected BICUBIC or BILINEAR; "
+                "resize_backend='pillow' knows all filters."
+            )
+
+    def _tiling_rule(self, size: SizeDict, crop_to_patches: bool, min_patches: int, max_patches: int, **kwargs):
+        if not (size and size.height and size.width):
+            raise ValueError(f"size={size and dict(size)}, expected a tile's height and width in pixels.")
+        bounds = {"min_tiles": min_patches, "max_tiles": max_patches} if crop_to_patches else {"max_tiles": 1}
+        return TilingRule(
+            size.height, size.width, slicing=kwargs["slicing"], use_thumbnail=kwargs["use_thumbnail"], **bounds
+        )
+
+    def _preprocess(
+        self, images: list[ImageSource], *, size: SizeDict, return_tensors: str | TensorType | None, **kwargs
+    ) -> BatchFeature:
+        rule = self._tiling_rule(size, **kwargs)
+        plans = [rule.plan(source.width, source.height) for source in images]
+        num_tiles = [plan.num_tiles for plan in plans]
+        device = torch.device(kwargs["device"]) if kwargs["device"] is not None else _common_device(images)
+        channels = images[0].channels if images else 3
+        pixel_values = torch.empty(sum(num_tiles), channels, size.height, size.width, device=device)
+        for source, plan, tiles in zip(images, plans, pixel_values.split(num_tiles), strict=True):
+            self._write_tiles(tiles, source, plan, **kwargs)
+        return _as_feature(pixel_values, num_tiles, return_tensors)
+
+    def _write_tiles(self, tiles: torch.Tensor, source: ImageSource, plan: TilePlan, **kwargs):
+        """Writes one image's tiles, normalised, into `tiles` (tiles, C, H, W)."""
+        height, width = tiles.shape[-2:]
+        grid_size = (plan.rows * height, plan.columns * width)
+        if not kwargs["do_resize"] and (source.height, source.width) != grid_size:
+            raise ValueError(
+                f"An image measures {source.width}x{source.height} pixels and do_resize is False, expected "
+                f"{grid_size[1]}x{grid_size[0]} for its {plan.columns}x{plan.rows} tiles."
+            )
+        scale, shift = self._scale_and_shift(source, **kwargs)
+        resize = partial(
+            _resize, _read_once(source), tiles.device, _RESIZE[kwargs["resize_backend"]], kwargs["resample"]
+        )
+        # copied straight into its place: no other array of the size of the float tiles is ever made
+        grid_tiles = tiles[: plan.columns * plan.rows].unflatten(0, (plan.rows, plan.columns))
+        grid_tiles.copy_(
+            rearrange(resize(grid_size), "c (rows h) (columns w) -> rows columns c h w", h=height, w=width)
+        )
+        if plan.has_thumbnail:
+            tiles[-1].copy_(resize((height, width)))
+        tiles.mul_(scale.to(tiles.device)).add_(shift.to(tiles.device))
+
+    def _scale_and_shift(self, source: ImageSource, do_rescale, rescale_factor, do_normalize, **kwargs):
+        """Rescaling and normalising in one step: levels * scale + shift, each (C, 1, 1)."""
+        factor = rescale_factor if do_rescale else 1 / 255 if source.is_unit_float else 1
+        mean = np.broadcast_to(kwargs["image_mean"] if do_normalize else 0.0, source.channels)
+        std = np.broadcast_to(kwargs["image_std"] if do_normalize else 1.0, source.channels)
+        scale_and_shift = np.stack([factor / std, -mean / std]).astype(np.float32)
+        return torch.from_numpy(scale_and_shift)[..., None, None].unbind()
+
+
+def _common_device(sources: list[ImageSource]) -> torch.device:
+    devices = {source.device for source in sources} or {torch.device("cpu")}
+    if len(devices) > 1:
+        raise ValueError(f"The images are on {len(devices)} devices, expected one, or the argument device.")
+    return devices.pop()
+
+
+def _as_feature(pixel_values: torch.Tensor, num_tiles: list[int], return_tensors) -> BatchFeature:
+    if return_tensors != TensorType.PYTORCH:
+        pixel_values = pixel_values.numpy(force=True)
+    if return_tensors is None:
+        pixel_values = list(pixel_values)
+    return BatchFeature({"pixel_values": pixel_values, "num_patches": num_tiles}, tensor_type=return_tensors)
+
+
+def _read_once(source: ImageSource) -> ImageSource:
+    """Images that take no bands are decoded, converted and turned upright once for the grid and the thumbnail."""
+    if source.width * source.height > _PIXELS_PER_BAND:
+        return source
+    whole = source.read(0, 0, source.width, source.height)
+    return ArraySource(whole, convert_rgb=False, input_data_format="channels_first")
+
+
+def _resize(source: ImageSource, device: torch.device, resize_part, resample, size: tuple[int, int]) -> torch.Tensor:
+    """Resizes the whole image to `size` (height, width), as (C, height, width) 8-bit levels.
+
+    Rows are resampled, rounded to 8 bits, and then columns, or the other way round: so the first step may be done
+    in bands without changing a value.
+    """
+    height, width = size
+    columns_first = _columns_first(source, size)
+    bands = _bands(source, along_columns=columns_first)
+    if len(bands) == 1 and not columns_first and device.type == "cpu":
+        return resize_part(source.read(*bands[0]), size, resample)
+    parts = []
+    for left, top, right, bottom in bands:
+        part = source.read(left, top, right, bottom).to(device)
+        part_size = (height, right - left) if columns_first else (bottom - top, width)
+        parts.append(resize_part(part, part_size, resample))
+    return resize_part(torch.cat(parts, dim=-1 if columns_first else -2), size, resample)
+
+
+def _columns_first(source: ImageSource, size: tuple[int, int]) -> bool:
+    """The order of the two steps, which shows in the pixels: that of Pillow from version 13 on, whatever is installed."""
+    lost_height, lost_width = source.height - size[0], source.width - size[1]
+    return lost_height > max(0, 2 * lost_width)
+
+
+def _bands(source: ImageSource, along_columns: bool) -> list[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom) of whole rows or columns that together are the image."""
+    width, height = source.width, source.height
+    if along_columns:
+        step = max(1, _PIXELS_PER_BAND // height)
+        return [(left, 0, min(left + step, width), height) for left in range(0, width, step)]
+    step = max(1, _PIXELS_PER_BAND // width)
+    return [(0, top, width, min(top + step, height)) for top in range(0, height, step)]
+
+
+def _resize_with_torch(pixels: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
+    """Resizes (C, H, W) 8-bit levels to `size` (height, width). On a CPU torch resamples rows first."""
+    mode = _TORCH_MODES[resample]
+    if pixels.device.type == "cpu":
+        return F.interpolate(pixels[None], size, mode=mode, antialias=True)[0]
+    # on a GPU torch has no 8-bit resize
+    resized = F.interpolate(pixels[None].float(), size, mode=mode, antialias=True)[0]
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _resize_with_pillow(pixels: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
+    """Resizes (C, H, W) 8-bit levels to `size` (height, width) with Pillow's pixels."""
+    array = pixels.movedim(0, -1).numpy(force=True)
+    if array.shape[-1] == 3:
+        resized = np.array(PIL.Image.fromarray(array).resize(size[::-1], resample))
+        return torch.from_numpy(resized).movedim(-1, 0).to(pixels.device)
+    # Pillow would weigh a fourth channel as alpha
+    channels = [PIL.Image.fromarray(channel).resize(size[::-1], resample) for channel in np.moveaxis(array, -1, 0)]
+    return torch.from_numpy(np.stack(channels)).to(pixels.device)
+
+
+_RESIZE = {"torch": _resize_with_torch, "pillow": _resize_with_pillow}
