@@ -2,12 +2,9 @@
 """Image processor of InternVL-X: cuts images into tiles by RVTC (paper, section 3.3) and normalises them."""
 
 import os
-from functools import partial
 
 import numpy as np
-import PIL.Image
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
@@ -24,14 +21,10 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .image_sources import ArraySource, PillowSource, open_image
+from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer
 from .rvtc import TilePlan, TilingRule
 
 ImageSource = PillowSource | ArraySource
-
-# the filters of Pillow that torch has with antialiasing for 8-bit images
-_TORCH_MODES = {PILImageResampling.BICUBIC: "bicubic", PILImageResampling.BILINEAR: "bilinear"}
-# Images above this many pixels are resized band by band: one band is read, made as wide as wanted, and dropped.
-_PIXELS_PER_BAND = 2**22
 
 
 class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
@@ -157,9 +150,9 @@ class InternVLXImageProcessor(PilBackend):
         super()._validate_preprocess_kwargs(**kwargs)
         self._tiling_rule(**kwargs)
         backend, resample = kwargs["resize_backend"], kwargs["resample"]
-        if backend not in _RESIZE:
-            raise ValueError(f"resize_backend={backend!r} is unknown, expected one of {', '.join(_RESIZE)}.")
-        if backend == "torch" and resample not in _TORCH_MODES:
+        if backend not in RESIZE_BACKENDS:
+            raise ValueError(f"resize_backend={backend!r} is unknown, expected one of {', '.join(RESIZE_BACKENDS)}.")
+        if backend == "torch" and resample not in TORCH_MODES:
             raise ValueError(
                 f"resample={resample!r} is unknown to resize_backend='torch', expected BICUBIC or BILINEAR; "
                 "resize_backend='pillow' knows all filters."
@@ -179,49 +172,58 @@ class InternVLXImageProcessor(PilBackend):
         rule = self._tiling_rule(size, **kwargs)
         plans = [rule.plan(source.width, source.height) for source in images]
         num_tiles = [plan.num_tiles for plan in plans]
-        device = torch.device(kwargs["device"]) if kwargs["device"] is not None else _common_device(images)
-        channels = images[0].channels if images else 3
-        pixel_values = torch.empty(sum(num_tiles), channels, size.height, size.width, device=device)
+        device = kwargs["device"] or _the_one([source.device for source in images] or ["cpu"], "devices")
+        channels = _the_one([source.channels for source in images] or [3], "numbers of channels")
+        # made by numpy, which asks for huge pages: writing to them first is twice as fast
+        pixel_values = torch.from_numpy(np.empty((sum(num_tiles), channels, size.height, size.width), np.float32))
+        pixel_values = pixel_values.to(device)
         for source, plan, tiles in zip(images, plans, pixel_values.split(num_tiles), strict=True):
             self._write_tiles(tiles, source, plan, **kwargs)
         return _as_feature(pixel_values, num_tiles, return_tensors)
 
-    def _write_tiles(self, tiles: torch.Tensor, source: ImageSource, plan: TilePlan, **kwargs):
+    def _write_tiles(
+        self, tiles: torch.Tensor, source: ImageSource, plan: TilePlan, do_resize, resize_backend, resample, **kwargs
+    ):
         """Writes one image's tiles, normalised, into `tiles` (tiles, C, H, W)."""
         height, width = tiles.shape[-2:]
         grid_size = (plan.rows * height, plan.columns * width)
-        if not kwargs["do_resize"] and (source.height, source.width) != grid_size:
+        if not do_resize and (source.height, source.width) != grid_size:
             raise ValueError(
                 f"An image measures {source.width}x{source.height} pixels and do_resize is False, expected "
                 f"{grid_size[1]}x{grid_size[0]} for its {plan.columns}x{plan.rows} tiles."
             )
         scale, shift = self._scale_and_shift(source, **kwargs)
-        resize = partial(
-            _resize, _read_once(source), tiles.device, _RESIZE[kwargs["resize_backend"]], kwargs["resample"]
-        )
-        # copied straight into its place: no other array of the size of the float tiles is ever made
+        resizer = Resizer(source, resize_backend, resample, tiles.device)
+        grid = rearrange(resizer(grid_size), "c (rows h) (columns w) -> rows columns c h w", h=height, w=width)
         grid_tiles = tiles[: plan.columns * plan.rows].unflatten(0, (plan.rows, plan.columns))
-        grid_tiles.copy_(
-            rearrange(resize(grid_size), "c (rows h) (columns w) -> rows columns c h w", h=height, w=width)
-        )
+        _write_normalised(grid_tiles, grid, scale, shift)
         if plan.has_thumbnail:
-            tiles[-1].copy_(resize((height, width)))
-        tiles.mul_(scale.to(tiles.device)).add_(shift.to(tiles.device))
+            _write_normalised(tiles[-1], resizer((height, width)), scale, shift)
 
     def _scale_and_shift(self, source: ImageSource, do_rescale, rescale_factor, do_normalize, **kwargs):
         """Rescaling and normalising in one step: levels * scale + shift, each (C, 1, 1)."""
         factor = rescale_factor if do_rescale else 1 / 255 if source.is_unit_float else 1
         mean = np.broadcast_to(kwargs["image_mean"] if do_normalize else 0.0, source.channels)
         std = np.broadcast_to(kwargs["image_std"] if do_normalize else 1.0, source.channels)
-        scale_and_shift = np.stack([factor / std, -mean / std]).astype(np.float32)
-        return torch.from_numpy(scale_and_shift)[..., None, None].unbind()
+        return np.stack([factor / std, -mean / std]).astype(np.float32)[..., None, None]
 
 
-def _common_device(sources: list[ImageSource]) -> torch.device:
-    devices = {source.device for source in sources} or {torch.device("cpu")}
-    if len(devices) > 1:
-        raise ValueError(f"The images are on {len(devices)} devices, expected one, or the argument device.")
-    return devices.pop()
+def _the_one(values: list, name: str):
+    if len(set(values)) > 1:
+        raise ValueError(f"The images have different {name}, {sorted(map(str, set(values)))}, expected one.")
+    return values[0]
+
+
+def _write_normalised(tiles: torch.Tensor, levels: torch.Tensor, scale: np.ndarray, shift: np.ndarray):
+    """Writes levels * scale + shift straight into `tiles` (..., C, H, W), with no array in between."""
+    if tiles.device.type == "cpu":
+        # numpy, for it stays in one thread: torch's pool stalls for milliseconds where processes share the cores
+        array = tiles.numpy()
+        np.multiply(levels.numpy(), scale, out=array, dtype=np.float32)
+        array += shift
+    else:
+        scale, shift = (torch.from_numpy(values).to(tiles.device) for values in (scale, shift))
+        tiles.copy_(levels).mul_(scale).add_(shift)
 
 
 def _as_feature(pixel_values: torch.Tensor, num_tiles: list[int], return_tensors) -> BatchFeature:
@@ -230,70 +232,3 @@ def _as_feature(pixel_values: torch.Tensor, num_tiles: list[int], return_tensors
     if return_tensors is None:
         pixel_values = list(pixel_values)
     return BatchFeature({"pixel_values": pixel_values, "num_patches": num_tiles}, tensor_type=return_tensors)
-
-
-def _read_once(source: ImageSource) -> ImageSource:
-    """Images that take no bands are decoded, converted and turned upright once for the grid and the thumbnail."""
-    if source.width * source.height > _PIXELS_PER_BAND:
-        return source
-    whole = source.read(0, 0, source.width, source.height)
-    return ArraySource(whole, convert_rgb=False, input_data_format="channels_first")
-
-
-def _resize(source: ImageSource, device: torch.device, resize_part, resample, size: tuple[int, int]) -> torch.Tensor:
-    """Resizes the whole image to `size` (height, width), as (C, height, width) 8-bit levels.
-
-    Rows are resampled, rounded to 8 bits, and then columns, or the other way round: so the first step may be done
-    in bands without changing a value.
-    """
-    height, width = size
-    columns_first = _columns_first(source, size)
-    bands = _bands(source, along_columns=columns_first)
-    if len(bands) == 1 and not columns_first and device.type == "cpu":
-        return resize_part(source.read(*bands[0]), size, resample)
-    parts = []
-    for left, top, right, bottom in bands:
-        part = source.read(left, top, right, bottom).to(device)
-        part_size = (height, right - left) if columns_first else (bottom - top, width)
-        parts.append(resize_part(part, part_size, resample))
-    return resize_part(torch.cat(parts, dim=-1 if columns_first else -2), size, resample)
-
-
-def _columns_first(source: ImageSource, size: tuple[int, int]) -> bool:
-    """The order of the two steps, which shows in the pixels: that of Pillow from version 13 on, whatever is installed."""
-    lost_height, lost_width = source.height - size[0], source.width - size[1]
-    return lost_height > max(0, 2 * lost_width)
-
-
-def _bands(source: ImageSource, along_columns: bool) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) of whole rows or columns that together are the image."""
-    width, height = source.width, source.height
-    if along_columns:
-        step = max(1, _PIXELS_PER_BAND // height)
-        return [(left, 0, min(left + step, width), height) for left in range(0, width, step)]
-    step = max(1, _PIXELS_PER_BAND // width)
-    return [(0, top, width, min(top + step, height)) for top in range(0, height, step)]
-
-
-def _resize_with_torch(pixels: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
-    """Resizes (C, H, W) 8-bit levels to `size` (height, width). On a CPU torch resamples rows first."""
-    mode = _TORCH_MODES[resample]
-    if pixels.device.type == "cpu":
-        return F.interpolate(pixels[None], size, mode=mode, antialias=True)[0]
-    # on a GPU torch has no 8-bit resize
-    resized = F.interpolate(pixels[None].float(), size, mode=mode, antialias=True)[0]
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _resize_with_pillow(pixels: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
-    """Resizes (C, H, W) 8-bit levels to `size` (height, width) with Pillow's pixels."""
-    array = pixels.movedim(0, -1).numpy(force=True)
-    if array.shape[-1] == 3:
-        resized = np.array(PIL.Image.fromarray(array).resize(size[::-1], resample))
-        return torch.from_numpy(resized).movedim(-1, 0).to(pixels.device)
-    # Pillow would weigh a fourth channel as alpha
-    channels = [PIL.Image.fromarray(channel).resize(size[::-1], resample) for channel in np.moveaxis(array, -1, 0)]
-    return torch.from_numpy(np.stack(channels)).to(pixels.device)
-
-
-_RESIZE = {"torch": _resize_with_torch, "pillow": _resize_with_pillow}
