@@ -90,6 +90,8 @@ class InternVLXProcessor(ProcessorMixin):
         if self.chat_template is None:
             default_template = DEFAULT_CHAT_TEMPLATE.replace(_IMAGE_TOKENS["context_image_token"], self.image_token)
             self.chat_template = tokenizer.chat_template or default_template
+        # what saving sets and loading drops: with it here, a loaded processor equals the one that was saved
+        self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"}
 
     @property
     def image_token_ids(self) -> list[int]:
