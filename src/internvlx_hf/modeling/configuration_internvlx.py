@@ -267,7 +267,9 @@ class InternVLXConfig(PretrainedConfig):
             window_size(self.lvtc_config.downsample_ratio, grid, "lvtc_config.downsample_ratio")
             self.lvtc_config.resolve(text.num_hidden_layers)
             small, large = sorted((self.token_grid, self.expanded_token_grid))
-            _require(large % small == 0, f"LVTC needs grids that divide one another, got {small} and {large} tokens a side.")
+            _require(
+                large % small == 0, f"LVTC needs grids that divide one another, got {small} and {large} tokens a side."
+            )
             projectors += [(self.lvtc_config.lr_projector_type, self.downsample_ratio)]
             projectors += [(self.lvtc_config.hr_projector_type, self.lvtc_config.downsample_ratio)]
         attention_widths = {"pvtc": text.hidden_size, "token_packer": self.vision_config.hidden_size}
@@ -278,7 +280,8 @@ class InternVLXConfig(PretrainedConfig):
             )
             heads, width = self.projector_config.num_heads, attention_widths.get(kind, 0)
             _require(
-                width % heads == 0, f"`projector_config.num_heads`={heads} does not divide the width {width} of {kind!r}."
+                width % heads == 0,
+                f"`projector_config.num_heads`={heads} does not divide the width {width} of {kind!r}.",
             )
 
     @property

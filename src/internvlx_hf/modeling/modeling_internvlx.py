@@ -1,11 +1,14 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """InternVL-X (arXiv 2503.21307): image tiles -> vision tower -> projectors -> language model -> logits."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.internvl.modeling_internvl import (
     InternVLCausalLMOutputWithPast,
@@ -18,8 +21,23 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
 from .configuration_internvlx import InternVLXConfig
+from .lvtc import LVTC, decoding_masks, layerwise_forward
+from .lvtc_cache import let_grow
 from .projectors import build_projector
 from .pvtc import PVTCAttention, PVTCProjector
+
+
+@dataclass
+class InternVLXImageFeatures(BaseModelOutputWithPooling):
+    """The vision tower's output with what the projectors make of it.
+
+    Args:
+        pooler_output: (tiles, N₁², D), the tokens that take the placeholders' place.
+        deepstack_features: with LVTC, the tokens that are added further on: T − 1 of (tiles, N₁², D), then, with an HR
+            projector, (tiles, N₂², D). `generate` repeats both for its beams.
+    """
+
+    deepstack_features: list[torch.Tensor] | None = None
 
 
 class InternVLXPreTrainedModel(InternVLPreTrainedModel):
@@ -51,19 +69,20 @@ class InternVLXModel(InternVLXPreTrainedModel):
             config, config.projector_config.projector_type, config.downsample_ratio
         )
         self.language_model = AutoModel.from_config(config.text_config)
+        self.lvtc = None if config.lvtc_config is None else LVTC(config, self.language_model)
         self.post_init()
 
     @can_return_tuple
     def get_image_features(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | InternVLXImageFeatures:
         """Encode tiles.
 
         Args:
             pixel_values: (tiles, 3, H, W), normalised; H = W = `config.tile_size`.
 
         Returns:
-            The vision tower's output, its `pooler_output` replaced by the (tiles, N₁², D) tokens of the projector.
+            The vision tower's output, with the projectors' tokens as `pooler_output` and `deepstack_features`.
 
         Raises:
             ValueError: if the tiles are not the model's size, or the tower gives no CLS token and square grid.
@@ -75,8 +94,13 @@ class InternVLXModel(InternVLXPreTrainedModel):
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = vision_outputs.last_hidden_state if layer == -1 else vision_outputs.hidden_states[layer]
         self._check_features(features)
-        vision_outputs.pooler_output = self.multi_modal_projector(features)
-        return vision_outputs
+        return InternVLXImageFeatures(
+            last_hidden_state=vision_outputs.last_hidden_state,
+            pooler_output=self.multi_modal_projector(features),
+            hidden_states=vision_outputs.hidden_states,
+            attentions=vision_outputs.attentions,
+            deepstack_features=(self.lvtc.project(features) or None) if self.lvtc is not None else None,
+        )
 
     def _check_tiles(self, pixel_values: torch.Tensor) -> None:
         size = self.config.tile_size
@@ -106,9 +130,11 @@ class InternVLXModel(InternVLXPreTrainedModel):
         counts = placeholders.sum(-1)
         torch_compilable_check(
             (counts.sum() == tiles * tokens) & (counts % tokens == 0).all(),
-            lambda: f"Image features and image tokens do not match: {tiles} tiles of {tokens} tokens need "
-            f"{tiles * tokens} image placeholders, a multiple of {tokens} in every row, but the rows of the prompt have "
-            f"{counts.tolist()}.",
+            lambda: (
+                f"Image features and image tokens do not match: {tiles} tiles of {tokens} tokens need "
+                f"{tiles * tokens} image placeholders, a multiple of {tokens} in every row, but the rows of the prompt have "
+                f"{counts.tolist()}."
+            ),
         )
 
     def _touch_vision(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
@@ -119,8 +145,10 @@ class InternVLXModel(InternVLXPreTrainedModel):
         """
         size, channels = self.config.tile_size, getattr(self.config.vision_config, "num_channels", 3)
         tile = inputs_embeds.new_zeros(1, channels, size, size)
-        tokens = self.get_image_features(tile, return_dict=True).pooler_output
-        return inputs_embeds + 0.0 * tokens.sum().to(inputs_embeds.device, inputs_embeds.dtype)
+        images = self.get_image_features(tile, return_dict=True)
+        for tokens in (images.pooler_output, *(images.deepstack_features or ())):
+            inputs_embeds = inputs_embeds + 0.0 * tokens.sum().to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds
 
     @can_return_tuple
     def forward(
@@ -131,7 +159,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLModelOutputWithPast:
         """
@@ -158,7 +186,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_tokens = None
+        image_tokens = placeholders = None
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, return_dict=True)
         if images is not None:
@@ -169,13 +197,19 @@ class InternVLXModel(InternVLXPreTrainedModel):
         elif self.training and torch.is_grad_enabled() and _world_size() > 1:
             inputs_embeds = self._touch_vision(inputs_embeds)
 
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        inputs = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+        }
+        if self.lvtc is None:
+            outputs = self.language_model(**inputs, **kwargs)
+        else:
+            later = None if images is None else self.lvtc.split(images.deepstack_features)
+            outputs = layerwise_forward(
+                self.language_model, self.lvtc, placeholders=placeholders, image_tokens=later, **inputs, **kwargs
+            )
         return InternVLModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -202,9 +236,32 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, GenerationMixi
 
     def get_image_features(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | InternVLXImageFeatures:
         """See [`InternVLXModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def create_masks_for_generate(
+        self,
+        config: InternVLXConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache,
+        is_first_iteration: bool = False,
+        **kwargs,
+    ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
+        """Masks that `generate` makes ahead of a compiled step. With LVTC the prompt's forward, which is not compiled,
+        makes its own: those of stage two follow from where the images are."""
+        if self.model.lvtc is None:
+            return create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs)
+        if is_first_iteration:
+            return attention_mask
+        return decoding_masks(config, inputs_embeds, attention_mask, past_key_values)
+
+    def _prepare_static_cache(self, *args, **kwargs) -> Cache:
+        cache = super()._prepare_static_cache(*args, **kwargs)
+        if self.model.lvtc is not None:
+            let_grow(cache, self.config.lvtc_config.expand_layer)
+        return cache
 
     @can_return_tuple
     def forward(
@@ -217,7 +274,7 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, GenerationMixi
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLCausalLMOutputWithPast:
         """

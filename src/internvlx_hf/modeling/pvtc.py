@@ -68,7 +68,9 @@ class PVTCAttention(nn.Module):
         for first in range(0, self.num_heads, HEADS_AT_ONCE):
             group = slice(first, first + HEADS_AT_ONCE)
             query_on_patches = torch.bmm(query[group], key[group]).transpose(0, 1)  # [n, h, D]
-            weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(-1, dtype=torch.float32)  # [n, h, M²]
+            weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(
+                -1, dtype=torch.float32
+            )  # [n, h, M²]
             seen = torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1)  # [h, n, D]
             heads.append(torch.bmm(seen, value[group]))  # [h, n, d]
         return self.output(torch.cat(heads).transpose(0, 1).flatten(1))

@@ -1,0 +1,474 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""LVTC, layer-wise visual token compression (InternVL-X, arXiv 2503.21307, section 3.2 and Algorithm 1).
+
+The language model runs in two stages. In stage one, its first k layers, a tile is N₁² tokens; now and then the tokens of a
+further low-resolution (LR) projector are added to them. At layer k each tile's grid is upsampled to N₂×N₂ and the tokens of
+the high-resolution (HR) projector are added; stage two, the other layers, runs on that. Outside nothing changes: inputs and
+outputs have a row for each of the prompt's tokens.
+
+Symbols: k expand layer, T LR projectors, s and i where the first is added and how often, N₁ and N₂ tokens a side before
+and after, B samples, L and L₂ their padded length in stages one and two, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_internvlx import InternVLXConfig
+from .lvtc_cache import ExpansionMemory, make_room, recall_expansion, remember_expansion, seen_length
+from .projectors import build_projector
+
+MASK_FUNCTIONS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+
+
+@dataclass
+class ImageTokens:
+    """Tokens of a forward's tiles: `insertions[j]` (tiles, N₁², D) is added before layer s + i·j, `hr` (tiles, N₂², D)."""
+
+    insertions: list[torch.Tensor]
+    hr: torch.Tensor | None
+
+
+class LVTC(nn.Module):
+    """LVTC's own projectors, and the rotary embedding of stage two.
+
+    Stage two has a rotary embedding of its own because dynamic NTK and longrope ones remember the longest sequence that
+    they saw; the stages see different lengths.
+    """
+
+    def __init__(self, config: InternVLXConfig, language_model: PreTrainedModel):
+        super().__init__()
+        self.config = config
+        lvtc = config.lvtc_config
+        self.lr_projectors = nn.ModuleList(
+            build_projector(config, lvtc.lr_projector_type, config.downsample_ratio)
+            for _ in range(lvtc.num_lr_projectors - 1)
+        )
+        self.hr_projector = None
+        if lvtc.hr_projector_type is not None:
+            self.hr_projector = build_projector(config, lvtc.hr_projector_type, lvtc.downsample_ratio)
+        self.rotary_emb = type(language_model.rotary_emb)(config.text_config)
+
+    def project(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """(tiles, 1 + S², C) features, CLS first -> T − 1 of (tiles, N₁², D), then the HR tokens (tiles, N₂², D)."""
+        tokens = [projector(features) for projector in self.lr_projectors]
+        return tokens if self.hr_projector is None else [*tokens, self.hr_projector(features)]
+
+    def split(self, tokens: list[torch.Tensor | list[torch.Tensor]] | None) -> ImageTokens:
+        """Undo [`LVTC.project`]'s list. `generate` may have repeated its entries for beams, tile by tile."""
+        tokens = [torch.stack(t) if isinstance(t, list) else t for t in tokens or []]
+        return ImageTokens(tokens[: len(self.lr_projectors)], tokens[-1] if self.hr_projector is not None else None)
+
+    def resize(self, tiles: torch.Tensor) -> torch.Tensor:
+        """(tiles, N₁², D) -> (tiles, N₂², D): upsampled, or the mean of each block where N₂ < N₁."""
+        before, after = self.config.token_grid, self.config.expanded_token_grid
+        grid = rearrange(tiles, "t (h w) d -> t h w d", h=before)
+        if after < before:
+            side = before // after
+            return reduce(grid, "t (h sh) (w sw) d -> t (h w) d", "mean", sh=side, sw=side)
+        if self.config.lvtc_config.upsample_mode == "nearest":
+            side = after // before
+            return repeat(grid, "t h w d -> t (h sh w sw) d", sh=side, sw=side)
+        channels_first = rearrange(grid, "t h w d -> t d h w")
+        resized = F.interpolate(channels_first, size=(after, after), mode="bilinear", align_corners=False)
+        return rearrange(resized, "t d h w -> t (h w) d")
+
+
+@dataclass
+class Expansion:
+    """Where every row of stage one goes at layer k: computed once a forward, from the input alone.
+
+    Rows are counted over the flattened batch; row B·L₂ of stage two is nowhere, for padding. Each sample's tokens stand
+    at the right of its row, without what was padding, so that L₂ is the longest sample's length.
+    """
+
+    tile_rows: torch.Tensor  # (tiles·N₁²,) rows of stage one that hold tiles
+    text_to: torch.Tensor  # (B·L,) rows of stage two; nowhere for placeholders and padding
+    tiles_to: torch.Tensor  # (tiles·N₂²,) rows of stage two
+    read_from: torch.Tensor  # (B·L,) rows of stage two that answer for the rows of stage one
+    position_ids: torch.Tensor  # (B, L₂)
+    mask: torch.Tensor | None  # (B, L₂) bool
+    growth: torch.Tensor  # (B, 1) tokens that each sample gains
+    tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one
+    tail: int  # columns at the end that are text in every sample
+
+    def apply(self, hidden_states: torch.Tensor, image_tokens: ImageTokens, lvtc: LVTC) -> torch.Tensor:
+        """(B, L, D) of stage one -> (B, L₂, D) of stage two: upsampled tiles plus HR tokens in their places."""
+        rows, (batch, length) = hidden_states.flatten(0, 1), self.position_ids.shape
+        tiles = lvtc.resize(rows[self.tile_rows].unflatten(0, (-1, lvtc.config.image_seq_length)))
+        if image_tokens.hr is not None:
+            tiles = tiles + image_tokens.hr.to(tiles.device, tiles.dtype)
+        expanded = rows.new_zeros(batch * length + 1, rows.shape[-1])
+        expanded = expanded.index_copy(0, self.text_to, rows).index_copy(0, self.tiles_to, tiles.flatten(0, 1))
+        return expanded[:-1].unflatten(0, (batch, length))
+
+    def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, L₂, D) -> (B, L, D): text rows as they are, placeholders read the last of their expanded children."""
+        return hidden_states.flatten(0, 1)[self.read_from].unflatten(0, (len(hidden_states), -1))
+
+
+def plan_expansion(
+    config: InternVLXConfig,
+    placeholders: torch.Tensor,
+    visible: torch.Tensor | None,
+    position_ids: torch.Tensor,
+    past_growth: torch.Tensor | int = 0,
+) -> Expansion:
+    """Work out an [`Expansion`].
+
+    Args:
+        placeholders: (B, L) bool, where the tiles are.
+        visible: (B, L) bool, False for padding; None for none.
+        position_ids: (B, L) of stage one. Without `visible`, a row may hold several samples, each starting where the
+            positions do not go on by one.
+        past_growth: (B, 1), what the samples have grown by in earlier forwards on the same cache.
+
+    Raises:
+        ValueError: if the placeholders of a tile do not stand together.
+    """
+    before, after = config.image_seq_length, config.expanded_image_seq_length
+    (batch, length), device = placeholders.shape, placeholders.device
+    order = placeholders.cumsum(1) - 1
+    first = placeholders & (order % before == 0)
+    width = torch.where(placeholders, first * after, 1)  # rows of stage two that a row of stage one becomes
+    if visible is not None:
+        width = width * visible
+    ends = width.cumsum(1)
+    lengths = ends[:, -1]
+
+    # One read of the device: the plan's sizes.
+    column = torch.arange(length, device=device)
+    sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
+    torn = placeholders & ~first & ~F.pad(placeholders[:, :-1], (1, 0))
+    tail = lengths - (ends * placeholders).amax(1)
+    sizes = [lengths.min(), lengths.max(), tail.min(), torn.any(), sample_starts[:, 1:].any()]
+    shortest, longest, tail, torn, packed = torch.stack([size.long() for size in sizes]).tolist()
+    if torn:
+        raise ValueError(
+            f"The {before} image placeholders of a tile must stand together, but text comes between them."
+        )
+
+    nowhere = batch * longest
+    row_start = torch.arange(batch, device=device)[:, None] * longest
+    starts = row_start + (longest - lengths)[:, None] + ends - width
+    is_text = ~placeholders if visible is None else visible & ~placeholders
+    text_to = torch.where(is_text, starts, nowhere).flatten()
+    tile_rows = placeholders.flatten().nonzero().squeeze(1)
+    tile_starts = tile_rows[::before]
+    children = torch.arange(after, device=device)
+    tiles_to = starts.flatten()[tile_starts][:, None] + children
+    if visible is not None:
+        tiles_to = tiles_to.where(visible.flatten()[tile_starts][:, None], nowhere)
+
+    last_child = _last_children(config, device)[order % before] - after * ~first
+    read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1).flatten()
+
+    tiles_before = F.pad(first.cumsum(1), (1, 0))
+    earlier = tiles_before[:, :-1]
+    if visible is None:  # tiles of other samples packed into the same row do not count
+        sample_start = torch.where(sample_starts, column, 0).cummax(1).values
+        earlier = earlier - earlier.gather(1, sample_start)
+    positions = (position_ids + (after - before) * earlier + past_growth).flatten()
+    # Padding counts up on its own, so that it is a sample of its own where samples are told apart by positions.
+    expanded_positions = torch.arange(longest, device=device).repeat(batch + 1)[: nowhere + 1]
+    expanded_positions = expanded_positions.index_copy(0, text_to, positions)
+    expanded_positions.index_copy_(0, tiles_to.flatten(), (positions[tile_starts][:, None] + children).flatten())
+
+    mask = None
+    if visible is not None or (shortest < longest and not packed):
+        mask = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
+    return Expansion(
+        tile_rows=tile_rows,
+        text_to=text_to,
+        tiles_to=tiles_to.flatten(),
+        read_from=read_from,
+        position_ids=expanded_positions[:-1].unflatten(0, (batch, longest)),
+        mask=mask,
+        growth=(after - before) * tiles_before[:, -1:] + past_growth,
+        tiles_before=tiles_before,
+        tail=tail,
+    )
+
+
+def _last_children(config: InternVLXConfig, device: torch.device) -> torch.Tensor:
+    """(N₁²,): which of a tile's N₂² tokens answers for each placeholder: its last child, or what it was merged into."""
+    before, after = config.token_grid, config.expanded_token_grid
+    line = torch.arange(before, device=device)
+    line = (line + 1) * (after // before) - 1 if after >= before else line // (before // after)
+    return (line[:, None] * after + line).flatten()
+
+
+def attention_types(text_config) -> list[str]:
+    """Mask pattern of every layer, as transformers' own models choose it."""
+    if getattr(text_config, "layer_types", None):
+        return text_config.layer_types
+    sliding = getattr(text_config, "sliding_window", None) is not None
+    return ["sliding_attention" if sliding else "full_attention"] * text_config.num_hidden_layers
+
+
+def stage_masks(text_config, layers: range, **mask_kwargs) -> dict[str, torch.Tensor | None]:
+    """Masks of a stage by attention type, each sized for the cache of the stage's first layer of that type."""
+    types = attention_types(text_config)
+    first = {types[i]: i for i in reversed(layers)}
+    return {kind: MASK_FUNCTIONS[kind](config=text_config, layer_idx=i, **mask_kwargs) for kind, i in first.items()}
+
+
+def decoding_masks(
+    config: InternVLXConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache,
+    **mask_kwargs,
+) -> dict[str, torch.Tensor | None]:
+    """Masks of both stages for a step on text, made ahead of a compiled forward; stage two's are `expanded_...`."""
+    text, k = config.text_config, config.lvtc_config.expand_layer
+    mask_kwargs |= {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+    memory = recall_expansion(past_key_values, k)
+    expanded = attention_mask
+    if memory is not None:
+        expanded = memory.extend_mask(attention_mask, seen_length(past_key_values, inputs_embeds.shape[1]))
+    masks = stage_masks(text, range(k), attention_mask=attention_mask, **mask_kwargs)
+    later = stage_masks(text, range(k, text.num_hidden_layers), attention_mask=expanded, **mask_kwargs)
+    return masks | {f"expanded_{kind}": mask for kind, mask in later.items()}
+
+
+@dataclass
+class Stage:
+    """One of the two runs through layers of the language model, on (B, L or L₂, D)."""
+
+    layers: range
+    rotary_emb: nn.Module
+    position_ids: torch.Tensor  # (B, L or L₂)
+    masks: dict[str, torch.Tensor | None]
+    kwargs: dict
+
+    def run(
+        self,
+        language_model: PreTrainedModel,
+        hidden_states: torch.Tensor,
+        insertions: dict[int, torch.Tensor] | None = None,
+        tile_rows: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        types = attention_types(language_model.config)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=self.position_ids)
+        for i in self.layers:
+            if insertions and i in insertions:
+                tokens = insertions[i].flatten(0, 1).to(hidden_states.device, hidden_states.dtype)
+                rows = hidden_states.flatten(0, 1).index_add(0, tile_rows.to(hidden_states.device), tokens)
+                hidden_states = rows.view_as(hidden_states)
+            hidden_states = language_model.layers[i](
+                hidden_states,
+                attention_mask=self.masks[types[i]],
+                position_embeddings=position_embeddings,
+                position_ids=self.position_ids,
+                **(self.kwargs | kwargs),
+            )
+        return hidden_states
+
+
+@capture_outputs
+def _run_stages(
+    language_model: PreTrainedModel,
+    lvtc: LVTC,
+    inputs_embeds: torch.Tensor,
+    image_tokens: ImageTokens | None,
+    stages: tuple[Stage, Stage],
+    expansion: Expansion | None,
+    **kwargs,
+) -> BaseModelOutputWithPast:
+    """The pipeline; as a forward of the language model, whose layers' hidden states and attentions can be captured."""
+    insertions, tile_rows = None, None
+    if expansion is not None:
+        insertions = dict(zip(lvtc.config.lvtc_config.insertion_layers, image_tokens.insertions, strict=True))
+        tile_rows = expansion.tile_rows
+    hidden_states = stages[0].run(language_model, inputs_embeds, insertions, tile_rows, **kwargs)  # [B, L, D]
+    if expansion is not None:
+        hidden_states = expansion.apply(hidden_states, image_tokens, lvtc)
+    hidden_states = stages[1].run(language_model, hidden_states, **kwargs)  # [B, L₂, D]
+    return BaseModelOutputWithPast(
+        last_hidden_state=language_model.norm(hidden_states), past_key_values=kwargs["past_key_values"]
+    )
+
+
+@merge_with_config_defaults
+def layerwise_forward(
+    language_model: PreTrainedModel,
+    lvtc: LVTC,
+    inputs_embeds: torch.Tensor,
+    placeholders: torch.Tensor | None = None,
+    image_tokens: ImageTokens | None = None,
+    attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+    use_cache: bool | None = None,
+    **kwargs,
+) -> BaseModelOutputWithPast:
+    """Algorithm 1 in place of the language model's own forward.
+
+    Args:
+        inputs_embeds: (B, L, D), the tokens of LR projector 0 already in the tiles' places.
+        placeholders: (B, L) bool, where they are; None if this forward brings no tiles.
+        image_tokens: what is added to them further on.
+        attention_mask: (B, seen + L), 1 for what may be attended to; or what [`decoding_masks`] gives; or, without
+            tiles, any 4D mask.
+        position_ids: (B, L); may restart where several samples are packed into a row (as may `cu_seq_lens_q`).
+        past_key_values: has `seen` columns in stage one's layers, and what they have grown to in the others.
+
+    Returns:
+        As the language model: `last_hidden_state` (B, L, D) and `past_key_values`; the `hidden_states` and `attentions`
+        of each layer at its own length.
+
+    Raises:
+        ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
+    """
+    text, k = language_model.config, lvtc.config.lvtc_config.expand_layer
+    if use_cache and past_key_values is None:
+        past_key_values = DynamicCache(config=text)
+    memory = recall_expansion(past_key_values, k)
+    prepared, padded = isinstance(attention_mask, dict), _is_2d(attention_mask)
+    if not prepared and not padded and attention_mask is not None and (placeholders is not None or memory is not None):
+        raise ValueError(
+            "LVTC makes the masks of samples with images itself, from a 2D `attention_mask` (samples, tokens), got one of "
+            f"shape {tuple(attention_mask.shape)}."
+        )
+    batch, length = inputs_embeds.shape[:2]
+    position_ids = _positions(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
+
+    expansion, expanded_kwargs = None, kwargs
+    expanded_position_ids = position_ids if memory is None else position_ids + memory.growth.to(position_ids.device)
+    expanded_mask = attention_mask
+    if placeholders is not None:
+        visible = attention_mask[:, -length:].to(placeholders.device, torch.bool) if padded else None
+        growth = 0 if memory is None else memory.growth.to(placeholders.device)
+        expansion = plan_expansion(lvtc.config, placeholders, visible, position_ids, growth)
+        expanded_position_ids = expansion.position_ids
+        expanded_kwargs = kwargs | _expanded_sequence_lengths(expansion, lvtc.config, kwargs)
+        make_room(past_key_values, k, length, expanded_position_ids.shape[1])
+        memory = _expanded_memory(expansion, memory, attention_mask, length, past_key_values, k)
+        expanded_mask = memory.mask
+    elif memory is not None and not prepared:
+        expanded_mask = memory.extend_mask(attention_mask, seen_length(past_key_values, length))
+
+    stage_one, stage_two = range(k), range(k, text.num_hidden_layers)
+    if prepared:
+        masks = attention_mask
+        expanded_masks = {kind: masks.get(f"expanded_{kind}", masks.get(kind)) for kind in attention_types(text)}
+    else:
+        sizes = inputs_embeds.new_empty(batch, length, 0)
+        expanded_sizes = inputs_embeds.new_empty(batch, expanded_position_ids.shape[1], 0)
+        seen = {"past_key_values": past_key_values}
+        masks = stage_masks(
+            text, stage_one, inputs_embeds=sizes, attention_mask=attention_mask, position_ids=position_ids, **seen
+        )
+        expanded_masks = stage_masks(
+            text,
+            stage_two,
+            inputs_embeds=expanded_sizes,
+            attention_mask=expanded_mask,
+            position_ids=expanded_position_ids,
+            **seen,
+        )
+    outputs = _run_stages(
+        language_model,
+        lvtc,
+        inputs_embeds,
+        image_tokens,
+        (
+            Stage(stage_one, language_model.rotary_emb, position_ids, masks, kwargs),
+            Stage(stage_two, lvtc.rotary_emb, expanded_position_ids, expanded_masks, expanded_kwargs),
+        ),
+        expansion,
+        past_key_values=past_key_values,
+        use_cache=use_cache,
+        return_dict=True,
+        **{key: kwargs[key] for key in ("output_attentions", "output_hidden_states") if key in kwargs},
+    )
+    if expansion is not None:
+        outputs.last_hidden_state = expansion.undo(outputs.last_hidden_state)
+        if past_key_values is not None:
+            remember_expansion(past_key_values, k, memory)
+    return outputs
+
+
+def _is_2d(mask) -> bool:
+    return isinstance(mask, torch.Tensor) and mask.ndim == 2
+
+
+def _positions(
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | dict | None,
+    position_ids: torch.Tensor | None,
+    past_key_values: Cache | None,
+    kwargs: dict,
+) -> torch.Tensor:
+    """(B, L) positions of stage one: as given, or counted without padding, anew in each packed sample."""
+    (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
+    if position_ids is not None:
+        return position_ids.to(device).expand(batch, -1)
+    if kwargs.get("cu_seq_lens_q") is not None:
+        column = torch.arange(length, device=device)
+        starts = kwargs["cu_seq_lens_q"].to(device).long()
+        sample = torch.searchsorted(starts, column, right=True) - 1
+        return (column - starts[sample]).expand(batch, -1)
+    if _is_2d(attention_mask):
+        return (attention_mask.to(device).cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    return (torch.arange(length, device=device) + seen).expand(batch, -1)
+
+
+def _expanded_memory(
+    expansion: Expansion,
+    memory: ExpansionMemory | None,
+    attention_mask: torch.Tensor | None,
+    length: int,
+    past_key_values: Cache | None,
+    expand_layer: int,
+) -> ExpansionMemory:
+    """What is known of stage two's columns after this expansion, those of earlier forwards included."""
+    batch, expanded_length = expansion.position_ids.shape
+    seen = expanded_seen = 0
+    if past_key_values is not None:
+        seen = int(past_key_values.get_seq_length())
+        expanded_seen = int(past_key_values.get_seq_length(expand_layer))
+    past_mask = attention_mask[:, :seen] if attention_mask is not None and seen else None
+    if memory is not None:
+        past_mask = memory.extend_mask(past_mask, seen)
+    mask = expansion.mask
+    if mask is not None or past_mask is not None:
+        device = expansion.position_ids.device
+        if past_mask is None:
+            past_mask = torch.ones(batch, expanded_seen, device=device)
+        if mask is None:
+            mask = torch.ones(batch, expanded_length, device=device)
+        mask = torch.cat([past_mask.to(device, torch.bool), mask.bool()], dim=-1)
+    return ExpansionMemory(
+        mask=mask,
+        length=seen + length,
+        expanded_length=expanded_seen + expanded_length,
+        growth=expansion.growth,
+        tail=expansion.tail,
+    )
+
+
+def _expanded_sequence_lengths(expansion: Expansion, config: InternVLXConfig, kwargs: dict) -> dict:
+    """Bounds of the samples packed into one row, as variable-length attention kernels take them, in stage two."""
+    gain = config.expanded_image_seq_length - config.image_seq_length
+    expanded = {}
+    for side in ("q", "k"):
+        bounds = kwargs.get(f"cu_seq_lens_{side}")
+        if bounds is not None:
+            before = expansion.tiles_before[0].to(bounds.device)[bounds.long()]
+            expanded[f"cu_seq_lens_{side}"] = bounds + (gain * before).to(bounds.dtype)
+            if kwargs.get(f"max_length_{side}") is not None:
+                expanded[f"max_length_{side}"] = int(expanded[f"cu_seq_lens_{side}"].diff().max())
+    return expanded

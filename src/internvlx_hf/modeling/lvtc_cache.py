@@ -1,0 +1,155 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a key/value cache has to remember of LVTC's expansion, and how it travels with the cache.
+
+Callers see the short prompt: their `attention_mask` and `position_ids` have a column for each row of stage one. Stage two
+has other columns, and its mask and positions follow from theirs only together with what the expansion did.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from transformers.cache_utils import Cache, StaticLayer
+
+
+@dataclass(frozen=True)
+class ExpansionMemory:
+    """State of stage two's cache layers right after an expansion; what comes later is text, a column for a column.
+
+    Args:
+        mask: (B, `expanded_length`) bool, which columns of stage two may be attended to; None for all.
+        length: columns of stage one that the expansion covers.
+        expanded_length: columns of stage two that it covers.
+        growth: (B, 1), by how many tokens each sample has grown; what its positions are ahead in stage two.
+        tail: how many of the last columns are text in every sample, and can be cropped away.
+    """
+
+    mask: torch.Tensor | None
+    length: int
+    expanded_length: int
+    growth: torch.Tensor
+    tail: int
+
+    def select(self, indices: torch.Tensor) -> "ExpansionMemory":
+        indices = indices.to(self.growth.device)
+        return replace(self, growth=self.growth[indices], mask=None if self.mask is None else self.mask[indices])
+
+    def crop(self, surplus: int) -> "ExpansionMemory":
+        if surplus > self.tail:
+            raise ValueError(
+                f"The cache can be cropped by {self.tail} tokens into the prompt, back to its last image, got {surplus}. "
+                "Run the prompt again to go back further."
+            )
+        mask = None if self.mask is None else self.mask[:, : self.expanded_length - surplus]
+        return replace(
+            self,
+            mask=mask,
+            length=self.length - surplus,
+            expanded_length=self.expanded_length - surplus,
+            tail=self.tail - surplus,
+        )
+
+    def extend_mask(self, attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+        """Mask of stage two, from the caller's (B, `length`) mask of stage one.
+
+        Returns:
+            (B, `expanded_length` + what came later) bool, or None if everything may be attended to.
+        """
+        if self.mask is None and attention_mask is None:
+            return None
+        batch, device = len(self.growth), self.growth.device
+        mask = (
+            torch.ones(batch, self.expanded_length, dtype=torch.bool, device=device)
+            if self.mask is None
+            else self.mask
+        )
+        if attention_mask is None:
+            later = mask.new_ones(batch, length - self.length)
+        else:
+            later = attention_mask[:, self.length :].to(device, torch.bool)
+        return torch.cat([mask, later], dim=-1)
+
+
+@lru_cache
+def _remembering(layer_class: type) -> type:
+    """A cache layer class whose `expansion` memory follows all that happens to the layer's batch and length."""
+
+    class RememberingLayer(layer_class):
+        remembers_expansion = True
+
+        def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+            super().reorder_cache(beam_idx)
+            self.select_samples(beam_idx)
+
+        def batch_select_indices(self, indices: torch.Tensor) -> None:
+            super().batch_select_indices(indices)
+            self.select_samples(indices)
+
+        def batch_repeat_interleave(self, repeats: int) -> None:
+            super().batch_repeat_interleave(repeats)
+            if self.expansion is not None:
+                self.select_samples(torch.arange(len(self.expansion.growth)).repeat_interleave(repeats))
+
+        def select_samples(self, indices: torch.Tensor) -> None:
+            if self.expansion is not None:
+                self.expansion = self.expansion.select(indices)
+
+        def crop(self, tokens_to_remove: int) -> None:
+            if self.expansion is not None:
+                surplus = self.expansion.expanded_length - int(self.get_seq_length()) + abs(tokens_to_remove)
+                if surplus > 0:
+                    self.expansion = self.expansion.crop(surplus)
+            super().crop(tokens_to_remove)
+
+        def reset(self) -> None:
+            super().reset()
+            self.expansion = None
+
+    RememberingLayer.__name__ = RememberingLayer.__qualname__ = layer_class.__name__
+    return RememberingLayer
+
+
+def remember_expansion(cache: Cache, layer_idx: int, memory: ExpansionMemory) -> None:
+    """Attach the memory to a layer of the cache, so that it goes wherever the layer goes."""
+    layer = cache.layers[layer_idx]
+    if not getattr(layer, "remembers_expansion", False):
+        layer.__class__ = _remembering(type(layer))
+    layer.expansion = memory
+
+
+def recall_expansion(cache: Cache | None, layer_idx: int) -> ExpansionMemory | None:
+    if cache is None or len(cache.layers) <= layer_idx:
+        return None
+    return getattr(cache.layers[layer_idx], "expansion", None)
+
+
+def seen_length(cache: Cache, new: int) -> int:
+    """Columns of stage one with `new` ones; all that there is room for in a static cache, whose length is on the device."""
+    seen = cache.get_seq_length()
+    return cache.get_max_length(0) if isinstance(seen, torch.Tensor) else seen + new
+
+
+def let_grow(cache: Cache, expand_layer: int) -> None:
+    """Let a static cache's layers from `expand_layer` on be allocated longer, by what the prompt's expansion adds."""
+    for layer in cache.layers[expand_layer:]:
+        layer.grows_with_expansion = True
+
+
+def make_room(cache: Cache | None, expand_layer: int, length: int, expanded_length: int) -> None:
+    """Check that `expanded_length` columns fit into stage two's layers, where stage one gets `length`.
+
+    Raises:
+        ValueError: if a static cache that was handed in is too short.
+    """
+    for layer in [] if cache is None else cache.layers[expand_layer:]:
+        if not isinstance(layer, StaticLayer) or layer.is_sliding:
+            continue
+        if getattr(layer, "grows_with_expansion", False) and not layer.is_initialized:
+            layer.max_cache_len += expanded_length - length
+        needed = int(layer.get_seq_length()) + expanded_length
+        if needed > layer.max_cache_len:
+            raise ValueError(
+                f"The static cache has room for {layer.max_cache_len} tokens, but the layers after LVTC's expansion need "
+                f"{needed} ({expanded_length} for the {length} of this prompt). Make it with "
+                f"`max_cache_len` of at least {needed} and the tokens to generate, or let `generate` make it."
+            )
