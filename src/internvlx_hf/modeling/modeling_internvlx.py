@@ -20,6 +20,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
+from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .lvtc import LVTC, decoding_masks, layerwise_forward
 from .lvtc_cache import let_grow
@@ -128,8 +129,11 @@ class InternVLXModel(InternVLXPreTrainedModel):
     def _check_placeholders(self, placeholders: torch.Tensor, image_tokens: torch.Tensor) -> None:
         tiles, tokens = image_tokens.shape[:2]
         counts = placeholders.sum(-1)
+        matches = counts.sum() == tiles * tokens
+        if tiles > 1:  # a single "tile" may be the tokens of several, cut up by `generate`'s chunked prefill
+            matches &= (counts % tokens == 0).all()
         torch_compilable_check(
-            (counts.sum() == tiles * tokens) & (counts % tokens == 0).all(),
+            matches,
             lambda: (
                 f"Image features and image tokens do not match: {tiles} tiles of {tokens} tokens need "
                 f"{tiles * tokens} image placeholders, a multiple of {tokens} in every row, but the rows of the prompt have "
@@ -219,7 +223,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         )
 
 
-class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, GenerationMixin):
+class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, GenerationMixin):
     """InternVL-X with its language modelling head: what the Auto classes load, to chat with and to fine-tune."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
