@@ -107,7 +107,9 @@ class InternVLXImageProcessor(PilBackend):
             images_kwargs: arguments of a call that replace the processor's own.
         """
         kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names} | (images_kwargs or {})
-        return self._tiling_rule(**self._standardize_kwargs(**kwargs)).plan(width, height).num_tiles
+        kwargs = self._standardize_kwargs(**kwargs)
+        self._validate_preprocess_kwargs(**kwargs)
+        return self._tiling_rule(**kwargs).plan(width, height).num_tiles
 
     def fetch_images(self, image_url_or_urls):
         """Opens what is a path, URL or base64 string; other images stay as they are. Keeps the nesting.

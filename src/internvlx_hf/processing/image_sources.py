@@ -6,6 +6,7 @@ read part by part, so that an image of many megapixels is never held a second ti
 """
 
 import base64
+import binascii
 import math
 import os
 from io import BytesIO
@@ -44,10 +45,10 @@ def open_image(source: str | os.PathLike) -> PIL.Image.Image:
         image = PIL.Image.open(_image_file(source))
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} is too large to decode safely: {error} {_HOW_TO_RAISE_THE_LIMIT}") from error
-    except PIL.UnidentifiedImageError as error:
+    except (OSError, binascii.Error, UnicodeEncodeError) as error:
         raise ValueError(
-            f"{name} is not an image that Pillow can read. Expected an http(s) URL, the path of an existing image "
-            "file, or a base64 string."
+            f"{name} is not an image that Pillow can read. Expected an http(s) URL, the path of an image file, or a "
+            f"base64 string. ({error})"
         ) from error
     _refuse_bomb(image, name)
     return image
@@ -60,16 +61,16 @@ def _image_file(source: str | os.PathLike):
         return BytesIO(_download(source))
     encoded = source.split(",", 1)[-1] if source.startswith("data:image/") else source
     # decodebytes passes over what is not base64: Pillow then does not recognise what is left
-    return BytesIO(base64.decodebytes(encoded.encode()))
+    return BytesIO(base64.decodebytes(encoded.encode("ascii")))
 
 
 def _download(url: str) -> bytes:
-    import httpx
+    import httpx  # comes with transformers
 
-    response = httpx.get(url, timeout=60, follow_redirects=True)
-    if response.status_code != 200:
-        raise ValueError(f"{_abbreviated(url)} answered with HTTP status {response.status_code}, expected an image.")
-    return response.content
+    try:
+        return httpx.get(url, timeout=60, follow_redirects=True).raise_for_status().content
+    except httpx.HTTPError as error:
+        raise ValueError(f"{_abbreviated(url)} cannot be downloaded: {error}") from error
 
 
 def _abbreviated(source) -> str:

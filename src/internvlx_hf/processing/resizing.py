@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from .image_sources import ArraySource, PillowSource
 
-# Images above this many pixels are resized band by band: one band is read, resized along one axis, and dropped.
-PIXELS_PER_BAND = 2**22
+# Images above LARGE pixels are resized band by band: one band is read, resized along one axis, and dropped.
+LARGE = 2**22
+PIXELS_PER_BAND = 2**20
 # the filters of Pillow that torch has with antialiasing for 8-bit levels
 TORCH_MODES = {PIL.Image.Resampling.BICUBIC: "bicubic", PIL.Image.Resampling.BILINEAR: "bilinear"}
 
@@ -27,7 +28,7 @@ class Resizer:
     """
 
     def __init__(self, source: PillowSource | ArraySource, backend: str, resample, device: torch.device):
-        if source.width * source.height <= PIXELS_PER_BAND:
+        if source.width * source.height <= LARGE:
             # decoded, converted and turned upright once for all sizes
             whole = source.read(0, 0, source.width, source.height)
             source = ArraySource(whole, convert_rgb=False, input_data_format="channels_first")
@@ -38,18 +39,22 @@ class Resizer:
 
     def __call__(self, size: tuple[int, int]) -> torch.Tensor:
         """The whole image resized to `size` (height, width), as (C, height, width) 8-bit levels."""
+        source = self.source
         columns_first = self._resamples_columns_first(size)
-        bands = self._bands(along_columns=columns_first)
-        if len(bands) == 1 and not columns_first and self.device.type == "cpu":
+        is_large = source.width * source.height > LARGE
+        if not is_large and not columns_first and self.device.type == "cpu":
             # there, both backends resample rows first
-            return self.resize_part(self.source.read(*bands[0]), size, self.resample)
-        height, width = size
-        parts = []
-        for left, top, right, bottom in bands:
-            part = self.source.read(left, top, right, bottom).to(self.device)
-            part_size = (height, right - left) if columns_first else (bottom - top, width)
-            parts.append(self.resize_part(part, part_size, self.resample))
-        return self.resize_part(torch.cat(parts, dim=-1 if columns_first else -2), size, self.resample)
+            return self.resize_part(source.read(0, 0, source.width, source.height), size, self.resample)
+        half_way_size = (size[0], source.width) if columns_first else (source.height, size[1])
+        # channels last in memory, which torch resizes fastest
+        half_way = torch.empty(*half_way_size, source.channels, dtype=torch.uint8, device=self.device).movedim(-1, 0)
+        for left, top, right, bottom in (
+            self._bands(columns_first) if is_large else [(0, 0, source.width, source.height)]
+        ):
+            band = source.read(left, top, right, bottom).to(self.device)
+            part = half_way[:, :, left:right] if columns_first else half_way[:, top:bottom]
+            part.copy_(self.resize_part(band, part.shape[-2:], self.resample))
+        return self.resize_part(half_way, size, self.resample)
 
     def _resamples_columns_first(self, size: tuple[int, int]) -> bool:
         """The order of the axes shows in the pixels: it is that of Pillow 13, whatever version is installed."""
