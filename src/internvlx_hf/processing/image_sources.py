@@ -14,6 +14,7 @@ from io import BytesIO
 import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub.utils import httpx  # the client that transformers downloads images with
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 EXIF_ORIENTATION_TAG = 0x0112
@@ -65,8 +66,6 @@ def _image_file(source: str | os.PathLike):
 
 
 def _download(url: str) -> bytes:
-    import httpx  # comes with transformers
-
     try:
         return httpx.get(url, timeout=60, follow_redirects=True).raise_for_status().content
     except httpx.HTTPError as error:

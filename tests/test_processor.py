@@ -1,0 +1,403 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The processor: placeholders, chat templates, labels, bad input, and loading as remote code."""
+
+import base64
+import functools
+import http.server
+import io
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast
+
+from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
+
+IMAGE_TOKENS = {
+    "context_image_token": "<IMG_CONTEXT>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+}
+
+
+def make_tokenizer(with_attributes: bool = True, image_tokens=None, **kwargs):
+    """One token a byte, and the markers."""
+    image_tokens = image_tokens or IMAGE_TOKENS.values()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *image_tokens])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=IMAGE_TOKENS if with_attributes else {},
+        **kwargs,
+    )
+
+
+@functools.cache
+def make_processor(**kwargs) -> InternVLXProcessor:
+    image_processor = InternVLXImageProcessor(size={"height": 28, "width": 28})
+    return InternVLXProcessor(image_processor, make_tokenizer(), image_seq_length=4, **kwargs)
+
+
+def image(width: int = 70, height: int = 41, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def user(*parts) -> dict:
+    """A turn of the user: strings are text, all else is an image."""
+    return {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in parts
+        ],
+    }
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def chat(conversation, processor=None, **kwargs):
+    kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt"} | kwargs
+    return (processor or make_processor()).apply_chat_template(conversation, **kwargs)
+
+
+# ---- placeholders
+
+
+def test_an_image_becomes_its_tiles_placeholders_between_markers():
+    processor = make_processor()
+    inputs = processor(images=[image(), image(20, 20)], text="a <IMG_CONTEXT> b <IMG_CONTEXT>", return_tensors="pt")
+    tiles = [processor.image_processor.get_number_of_image_patches(*size) for size in ((41, 70), (20, 20))]
+    assert tiles == [7, 1]
+    expected = "a <img>{}</img> b <img>{}</img>".format(*("<IMG_CONTEXT>" * 4 * count for count in tiles))
+    assert processor.decode(inputs["input_ids"][0]) == expected
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"} == set(processor.model_input_names)
+    assert inputs["pixel_values"].shape == (8, 3, 28, 28)
+
+
+images_of_a_prompt = st.lists(st.tuples(st.integers(1, 150), st.integers(1, 150)), max_size=3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(images_of_a_prompt, st.text(st.characters(exclude_categories=["Cs"]), max_size=12)), min_size=1
+    ),
+    st.integers(1, 6),
+    st.sampled_from(["edge", "area", "ratio"]),
+    st.sampled_from(["left", "right"]),
+    st.sampled_from(["RGB", "L", "RGBA", "P"]),
+)
+def test_tokens_predicted_are_tokens_made_are_tiles_made(prompts, maximum, slicing, padding_side, mode):
+    processor = make_processor()
+    kwargs = {"max_patches": maximum, "slicing": slicing}
+    conversations = [[user(text, *(image(*size).convert(mode) for size in sizes))] for sizes, text in prompts]
+    inputs = chat(conversations, processor_kwargs={"padding": True, "padding_side": padding_side, **kwargs})
+    total_tiles = 0
+    for ids, mask, (sizes, _) in zip(inputs["input_ids"], inputs["attention_mask"], prompts, strict=True):
+        predicted = processor._get_num_multimodal_tokens(image_sizes=[size[::-1] for size in sizes], **kwargs)
+        assert torch.isin(ids, torch.tensor(processor.image_token_ids)).sum() == sum(predicted.num_image_tokens)
+        tiles = sum(predicted.num_image_patches)
+        assert (ids == processor.image_token_id).sum() == tiles * processor.image_seq_length
+        assert mask[0 if padding_side == "right" else -1] == 1
+        total_tiles += tiles
+    assert total_tiles == len(inputs.get("pixel_values", ()))
+
+
+def test_a_sample_is_the_same_alone_and_in_a_padded_batch():
+    conversations = [[user("none")], [user(image(seed=1), "one")], [user("two", image(seed=2), "b", image(30, 90))]]
+    for side in ("left", "right"):
+        batch = chat(conversations, processor_kwargs={"padding": True, "padding_side": side})
+        pixels = []
+        for conversation, ids, mask in zip(conversations, batch["input_ids"], batch["attention_mask"], strict=True):
+            alone = chat(conversation)
+            assert torch.equal(ids[mask.bool()], alone["input_ids"][0])
+            assert mask.tolist() == sorted(mask.tolist(), reverse=side == "right")
+            pixels.extend(alone.get("pixel_values", []))
+        assert torch.equal(batch["pixel_values"], torch.stack(pixels))
+
+
+def test_padding_is_on_the_left_unless_the_tokenizer_was_made_otherwise():
+    texts = ["a", "bcd"]
+    inputs = make_processor()(text=texts, padding=True, return_tensors="pt")
+    assert inputs["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    processor = InternVLXProcessor(InternVLXImageProcessor(), make_tokenizer(padding_side="right"))
+    inputs = processor(text=texts, padding=True, return_tensors="pt")
+    assert inputs["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+# ---- chat templates
+
+
+def test_the_default_template_is_chatml():
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        user(image(), "What?"),
+        assistant("Noise."),
+        user("So?"),
+    ]
+    assert make_processor().apply_chat_template(conversation, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n<IMG_CONTEXT>\nWhat?<|im_end|>\n"
+        "<|im_start|>assistant\nNoise.<|im_end|>\n"
+        "<|im_start|>user\nSo?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_given_comes_before_the_tokenizers_and_that_before_the_default():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "of the tokenizer"
+    image_processor = InternVLXImageProcessor()
+    assert InternVLXProcessor(image_processor, tokenizer).chat_template == "of the tokenizer"
+    assert InternVLXProcessor(image_processor, tokenizer, chat_template="given").chat_template == "given"
+
+
+@pytest.fixture
+def png_server():
+    """Serves one picture on 127.0.0.1; gives its bytes and its URL."""
+    stream = io.BytesIO()
+    image().save(stream, "PNG")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/picture.png" else 404)
+            self.end_headers()
+            self.wfile.write(stream.getvalue() if self.path == "/picture.png" else b"")
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield stream.getvalue(), f"http://127.0.0.1:{server.server_port}/picture.png"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_picture_of_a_message_gives_the_same_inputs_by_every_route(png_server, tmp_path):
+    content, url = png_server
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    encoded = base64.b64encode(content).decode()
+    expected = chat([user(image(), "What?")])
+    for part in [
+        {"type": "image", "url": url},
+        {"type": "image", "path": str(path)},
+        {"type": "image", "url": str(path)},
+        {"type": "image", "base64": encoded},
+        {"type": "image", "image": np.array(image())},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
+    ]:
+        inputs = chat([{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}])
+        assert all(torch.equal(inputs[name], expected[name]) for name in expected), part
+
+
+def test_a_url_that_answers_with_an_error_is_refused(png_server):
+    url = png_server[1].replace("picture", "other")
+    with pytest.raises(ValueError, match=r"other\.png' cannot be downloaded: .*404"):
+        chat([{"role": "user", "content": [{"type": "image", "url": url}]}])
+
+
+# ---- labels
+
+
+CONVERSATIONS = [
+    [user(image(), "What is it?"), assistant("Noise."), user("And now", image(30, 90)), assistant(" Grün\n")],
+    [{"role": "system", "content": "Be brief."}, user("Hi."), {"role": "assistant", "content": "Hello!"}],
+    [user("No answer yet.")],
+]
+ANSWERS = [["Noise.", " Grün\n"], ["Hello!"], []]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_only_what_the_assistant_writes_carries_loss(side):
+    processor = make_processor()
+    inputs = chat(CONVERSATIONS, return_labels=True, processor_kwargs={"padding": True, "padding_side": side})
+    assert "assistant_masks" not in inputs
+    assert inputs["labels"].shape == inputs["input_ids"].shape
+    for ids, labels, answers in zip(inputs["input_ids"], inputs["labels"], ANSWERS, strict=True):
+        is_supervised = labels != -100
+        assert torch.equal(labels[is_supervised], ids[is_supervised])
+        assert processor.decode(labels[is_supervised]) == "".join(answer + "<|im_end|>" for answer in answers)
+        # each answer is one run, right after its header
+        starts = (is_supervised & ~is_supervised.roll(1)).nonzero().flatten()
+        assert len(starts) == len(answers)
+        for start in starts:
+            assert processor.decode(ids[:start]).endswith("<|im_start|>assistant\n")
+
+
+def test_labels_are_the_assistants_mask():
+    inputs = chat(CONVERSATIONS[0], return_labels=True, return_assistant_tokens_mask=True)
+    assert torch.equal(inputs["labels"] != -100, inputs["assistant_masks"].bool())
+
+
+def test_an_image_in_the_assistants_turn_carries_no_loss():
+    processor = make_processor()
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "This:"}, {"type": "image", "image": image()}]}
+    inputs = chat([user("Draw."), answer], return_labels=True)
+    labels = inputs["labels"][inputs["labels"] != -100]
+    assert processor.decode(labels) == "This:\n<|im_end|>"
+
+
+@pytest.mark.parametrize(("return_tensors", "kind"), [("pt", torch.Tensor), ("np", np.ndarray), (None, list)])
+def test_labels_are_of_the_type_of_the_ids(return_tensors, kind):
+    kwargs = {"return_tensors": return_tensors} if return_tensors else {}
+    inputs = make_processor().apply_chat_template(CONVERSATIONS[0], return_labels=True, **kwargs)
+    assert isinstance(inputs["labels"], kind)
+    assert isinstance(inputs["input_ids"], kind)
+
+
+def test_labels_need_a_template_with_generation_marks():
+    template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"return_labels=True needs a chat template that puts {% generation %}"):
+        chat(CONVERSATIONS[1], return_labels=True, chat_template=template)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("token", IMAGE_TOKENS.values())
+@pytest.mark.parametrize(
+    "message",
+    [
+        lambda token: {"role": "user", "content": f"a {token} b"},
+        lambda token: user("harmless", f"a{token}"),
+        lambda token: {"role": "tool", "name": token, "content": "x"},
+        lambda token: {"role": "user", "content": [{"type": "image", "image": image(), "caption": token}]},
+    ],
+)
+def test_an_image_token_in_a_message_is_refused_before_rendering(token, message):
+    conversation = [user("Hi."), message(token)]
+    with pytest.raises(ValueError, match=rf"text of turn 1 \(\w+\) holds the image token '{token}'"):
+        make_processor().apply_chat_template(conversation, chat_template="{{ 1 / 0 }}")
+    with pytest.raises(ValueError, match="holds the image token"):
+        make_processor().apply_chat_template([[user("fine")], conversation])
+
+
+def test_an_image_token_among_the_tools_is_refused():
+    with pytest.raises(ValueError, match="text of tools holds the image token '<img>'"):
+        chat([user("Hi.")], tools=[{"type": "function", "function": {"name": "f", "description": "<img>"}}])
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        ([image()], "none"),
+        ([image()] * 2, "<IMG_CONTEXT>"),
+        ([image()], "<IMG_CONTEXT> <IMG_CONTEXT>"),
+        ([[image()], [image()] * 2], ["<IMG_CONTEXT>", "<IMG_CONTEXT>"]),
+        ([[image()], [image()] * 2], ["<IMG_CONTEXT>" * 2, "<IMG_CONTEXT>"]),  # the sum alone would be right
+    ],
+)
+def test_more_or_fewer_images_than_placeholders_are_refused(images, text):
+    with pytest.raises(ValueError, match="tokens in the prompts should be the same as the number of images passed"):
+        make_processor()(images=images, text=text)
+
+
+def test_placeholders_without_images_are_refused():
+    for images in (None, [], [[]]):
+        with pytest.raises(ValueError, match="Found 1 <IMG_CONTEXT> tokens in the text but no images were passed"):
+            make_processor()(images=images, text="<IMG_CONTEXT>")
+
+
+def test_a_tokenizer_without_attributes_is_known_by_its_vocabulary():
+    processor = InternVLXProcessor(InternVLXImageProcessor(), make_tokenizer(with_attributes=False))
+    assert processor.image_token_ids == make_processor().image_token_ids
+
+
+def test_a_tokenizer_without_image_tokens_is_refused():
+    tokenizer = make_tokenizer(with_attributes=False, image_tokens=("<IMG_CONTEXT>", "<img>"))
+    with pytest.raises(ValueError, match=r"no token '</img>' \(its attribute end_image_token\)"):
+        InternVLXProcessor(InternVLXImageProcessor(), tokenizer)
+
+
+def test_a_sequence_length_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="image_seq_length=0, expected a positive"):
+        InternVLXProcessor(InternVLXImageProcessor(), make_tokenizer(), image_seq_length=0)
+
+
+# ---- saving
+
+
+def test_a_saved_processor_comes_back_by_the_auto_classes(tmp_path):
+    processor = make_processor()
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert type(again) is InternVLXProcessor
+    assert again.to_dict() == processor.to_dict()
+    assert again.chat_template == processor.chat_template
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is InternVLXImageProcessor
+
+
+REMOTE_SCRIPT = textwrap.dedent(
+    """
+    import socket, sys
+    from pathlib import Path
+
+    class Refuse:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "internvlx_hf":
+                raise ImportError(f"{name} is not to be imported")
+
+    sys.meta_path.insert(0, Refuse())
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+    socket.socket.connect = socket.create_connection = refuse
+
+    import numpy as np, torch
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    folder, copy = map(Path, sys.argv[1:])
+    picture = np.random.default_rng(0).integers(0, 256, (41, 70, 3), dtype=np.uint8)
+    message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}
+
+    def run(folder):
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        assert type(processor).__module__.startswith("transformers_modules")
+        kwargs = dict(tokenize=True, return_dict=True, return_tensors="pt")
+        return processor, processor.apply_chat_template([message], **kwargs)
+
+    processor, inputs = run(folder)
+    torch.save(dict(inputs), folder / "inputs.pt")
+    processor.save_pretrained(copy)
+    image_processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    image_processor.save_pretrained(copy / "image_processor")
+    assert {path.name: path.read_text() for path in folder.glob("*.py")} == {
+        path.name: path.read_text() for path in copy.glob("*.py")
+    }
+    again, inputs_again = run(copy)
+    assert again.to_dict() == processor.to_dict()
+    assert all(torch.equal(inputs[name], inputs_again[name]) for name in inputs)
+    alone = AutoImageProcessor.from_pretrained(copy / "image_processor", trust_remote_code=True)
+    assert torch.equal(alone(picture, return_tensors="pt").pixel_values, inputs["pixel_values"])
+    """
+)
+
+
+def test_the_saved_code_runs_and_saves_itself_where_the_package_is_missing(tmp_path):
+    folder, copy = tmp_path / "saved", tmp_path / "copy"
+    make_processor().save_pretrained(folder)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", REMOTE_SCRIPT, str(folder), str(copy)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    expected = chat([user(image(), "What?")])
+    inputs = torch.load(folder / "inputs.pt")
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
