@@ -243,6 +243,15 @@ class InternVLXConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
         self.check_geometry()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As transformers', which sets `kwargs` on the finished configuration: what they change is checked here."""
+        if isinstance(kwargs.get("lvtc_config"), dict) and config_dict.get("lvtc_config") is None:
+            kwargs["lvtc_config"] = InternVLXLVTCConfig(**kwargs["lvtc_config"])
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).check_geometry()
+        return loaded
+
     def check_geometry(self) -> None:
         """Check that the parts fit each other. Models call it again, since a configuration may have been edited.
 
