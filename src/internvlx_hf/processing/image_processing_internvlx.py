@@ -176,9 +176,7 @@ class InternVLXImageProcessor(PilBackend):
         num_tiles = [plan.num_tiles for plan in plans]
         device = kwargs["device"] or _the_one([source.device for source in images] or ["cpu"], "devices")
         channels = _the_one([source.channels for source in images] or [3], "numbers of channels")
-        # made by numpy, which asks for huge pages: writing to them first is twice as fast
-        pixel_values = torch.from_numpy(np.empty((sum(num_tiles), channels, size.height, size.width), np.float32))
-        pixel_values = pixel_values.to(device)
+        pixel_values = _empty((sum(num_tiles), channels, size.height, size.width), torch.device(device))
         for source, plan, tiles in zip(images, plans, pixel_values.split(num_tiles), strict=True):
             self._write_tiles(tiles, source, plan, **kwargs)
         return _as_feature(pixel_values, num_tiles, return_tensors)
@@ -216,13 +214,23 @@ def _the_one(values: list, name: str):
     return values[0]
 
 
+def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":
+        # numpy asks for huge pages: the first writing to them is twice as fast
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, device=device)
+
+
 def _write_normalised(tiles: torch.Tensor, levels: torch.Tensor, scale: np.ndarray, shift: np.ndarray):
     """Writes levels * scale + shift straight into `tiles` (..., C, H, W), with no array in between."""
     if tiles.device.type == "cpu":
-        # numpy, for it stays in one thread: torch's pool stalls for milliseconds where processes share the cores
-        array = tiles.numpy()
-        np.multiply(levels.numpy(), scale, out=array, dtype=np.float32)
-        array += shift
+        # By numpy, for it stays in one thread: torch's pool stalls for milliseconds where processes share the cores. One
+        # channel of a tile at a time stays in the cache.
+        array, levels = tiles.numpy(), levels.numpy()
+        for index in np.ndindex(array.shape[:-2]):
+            channel = array[index]
+            np.multiply(levels[index], scale[index[-1]], out=channel, dtype=np.float32)
+            channel += shift[index[-1]]
     else:
         scale, shift = (torch.from_numpy(values).to(tiles.device) for values in (scale, shift))
         tiles.copy_(levels).mul_(scale).add_(shift)

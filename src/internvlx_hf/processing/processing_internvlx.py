@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import ImageInput
+from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 
@@ -52,6 +52,14 @@ DEFAULT_CHAT_TEMPLATE = """\
 """
 
 
+_TEXT_DEFAULTS = {"padding_side": "left"}
+
+
+class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
+    # where transformers 5.18 looks for what later versions take from the processor's `text_kwargs`
+    _defaults = {"text_kwargs": _TEXT_DEFAULTS}
+
+
 class InternVLXProcessor(ProcessorMixin):
     """Joins `InternVLXImageProcessor` and a tokenizer.
 
@@ -72,7 +80,8 @@ class InternVLXProcessor(ProcessorMixin):
 
     # makes every save_pretrained copy this file into the checkpoint
     _auto_class = "AutoProcessor"
-    text_kwargs = {"padding_side": "left"}
+    valid_processor_kwargs = InternVLXProcessorKwargs
+    text_kwargs = _TEXT_DEFAULTS
 
     def __init__(
         self, image_processor=None, tokenizer=None, image_seq_length: int = 256, chat_template=None, **kwargs
@@ -106,7 +115,7 @@ class InternVLXProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        **kwargs: Unpack[InternVLXProcessorKwargs],
     ) -> BatchFeature:
         """Tokenizes texts and cuts their images into tiles.
 
@@ -128,17 +137,28 @@ class InternVLXProcessor(ProcessorMixin):
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
+        # later versions of transformers than 5.18 count the images as well, but never sample by sample
         super().validate_inputs(images=images, text=text, **kwargs)
-        if text is None or not isinstance(images, list | tuple) or len(images) != len(text):
+        if text is None:
             return
-        for index, (sample, sample_images) in enumerate(zip(text, images, strict=True)):
-            num_tokens = sample.count(self.image_token)
-            if isinstance(sample_images, list | tuple) and num_tokens != len(sample_images):
+        num_tokens = [sample.count(self.image_token) for sample in text]
+        if images is None:
+            if any(num_tokens):
                 raise ValueError(
-                    f"The number of {self.image_token} tokens in the prompts should be the same as the number of images "
-                    f"passed. Found {num_tokens} {self.image_token} tokens and {len(sample_images)} images in "
-                    f"sample {index}."
+                    f"Found {sum(num_tokens)} {self.image_token} tokens in the text but no images were passed."
                 )
+            return
+        self._require_as_many_images(sum(num_tokens), len(make_flat_list_of_images(images)), "total ")
+        if len(images) == len(text) and all(isinstance(sample_images, list | tuple) for sample_images in images):
+            for index, sample_images in enumerate(images):
+                self._require_as_many_images(num_tokens[index], len(sample_images), place=f" in sample {index}")
+
+    def _require_as_many_images(self, num_tokens: int, num_images: int, total: str = "", place: str = ""):
+        if num_tokens != num_images:
+            raise ValueError(
+                f"The {total}number of {self.image_token} tokens in the prompts should be the same as the number of images "
+                f"passed. Found {total}{num_tokens} {self.image_token} tokens and {num_images} images{place}."
+            )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What takes the place of one image token: `image_seq_length` placeholders for each of the image's tiles."""
@@ -154,7 +174,7 @@ class InternVLXProcessor(ProcessorMixin):
         """
         if image_sizes is None:
             return MultiModalData()
-        images_kwargs = self._merge_kwargs(**kwargs)["images_kwargs"]
+        images_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]
         num_tiles = [
             self.image_processor.get_number_of_image_patches(height, width, images_kwargs)
             for height, width in image_sizes
