@@ -126,11 +126,12 @@ class InternVLXModel(InternVLXPreTrainedModel):
         image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
 
-    def _check_placeholders(self, placeholders: torch.Tensor, image_tokens: torch.Tensor) -> None:
+    def _check_placeholders(self, placeholders: torch.Tensor, image_tokens: torch.Tensor, chunked: bool) -> None:
+        """Args: chunked: whether a single "tile" may be the tokens of several, cut up by `generate`'s chunked prefill."""
         tiles, tokens = image_tokens.shape[:2]
         counts = placeholders.sum(-1)
         matches = counts.sum() == tiles * tokens
-        if tiles > 1:  # a single "tile" may be the tokens of several, cut up by `generate`'s chunked prefill
+        if tiles > 1 or not chunked:
             matches &= (counts % tokens == 0).all()
         torch_compilable_check(
             matches,
@@ -196,7 +197,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if images is not None:
             image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # [tiles, N₁², D]
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
-            self._check_placeholders(placeholders, image_tokens)
+            self._check_placeholders(placeholders, image_tokens, chunked=pixel_values is None)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
         elif self.training and torch.is_grad_enabled() and _world_size() > 1:
             inputs_embeds = self._touch_vision(inputs_embeds)
