@@ -88,6 +88,8 @@ def test_an_image_becomes_its_tiles_placeholders_between_markers():
     assert processor.decode(inputs["input_ids"][0]) == expected
     assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"} == set(processor.model_input_names)
     assert inputs["pixel_values"].shape == (8, 3, 28, 28)
+    for one_image in (image(), [image()], [[image()]], np.array(image()), np.array(image())[None]):
+        assert len(processor(images=one_image, text="a <IMG_CONTEXT>")["pixel_values"]) == 7
 
 
 images_of_a_prompt = st.lists(st.tuples(st.integers(1, 150), st.integers(1, 150)), max_size=3)

@@ -149,7 +149,8 @@ class InternVLXProcessor(ProcessorMixin):
                 )
             return
         self._require_as_many_images(sum(num_tokens), len(make_flat_list_of_images(images)), "total ")
-        if len(images) == len(text) and all(isinstance(sample_images, list | tuple) for sample_images in images):
+        is_nested = isinstance(images, list | tuple) and all(isinstance(sample, list | tuple) for sample in images)
+        if is_nested and len(images) == len(text):
             for index, sample_images in enumerate(images):
                 self._require_as_many_images(num_tokens[index], len(sample_images), place=f" in sample {index}")
 
