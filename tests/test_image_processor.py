@@ -313,6 +313,13 @@ def test_a_turned_photo_gives_the_same_tiles_by_every_route(orientation, tmp_pat
         assert torch.equal(tiles_of(image, do_exif_transpose=False), tiles_of(stored))
 
 
+def test_a_broken_exif_block_is_passed_over(tmp_path):
+    image = photo(70, 41)
+    (tmp_path / "photo.jpg").write_bytes(saved(image, "JPEG", exif=b"Exif\0\0no exif"))
+    (tmp_path / "plain.jpg").write_bytes(saved(image, "JPEG"))
+    assert torch.equal(tiles_of(str(tmp_path / "photo.jpg")), tiles_of(str(tmp_path / "plain.jpg")))
+
+
 def test_a_turned_tiff_is_not_turned_twice(tmp_path):
     # Pillow turns TIFF files itself when it decodes them
     exif = Image.Exif()

@@ -136,7 +136,7 @@ class InternVLXImageProcessor(PilBackend):
         input_data_format=None,
         **kwargs,
     ) -> ImageSource:
-        """Wraps one image so that its upright 8-bit rows can be read."""
+        """Wraps one image so that parts of it can be read, upright and as 8-bit levels."""
         if is_pil_image(image):
             return PillowSource(image, upright=do_exif_transpose, convert_rgb=do_convert_rgb)
         return ArraySource(image, convert_rgb=do_convert_rgb, input_data_format=input_data_format)

@@ -6,7 +6,6 @@ read part by part, so that an image of many megapixels is never held a second ti
 """
 
 import base64
-import binascii
 import math
 import os
 from io import BytesIO
@@ -42,11 +41,12 @@ def open_image(source: str | os.PathLike) -> PIL.Image.Image:
         ValueError: nothing there can be opened, or it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     name = _abbreviated(source)
+    file = _image_file(source)
     try:
-        image = PIL.Image.open(_image_file(source))
+        image = PIL.Image.open(file)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} is too large to decode safely: {error} {_HOW_TO_RAISE_THE_LIMIT}") from error
-    except (OSError, binascii.Error, UnicodeEncodeError) as error:
+    except Exception as error:  # each plugin of Pillow raises what it likes
         raise ValueError(
             f"{name} is not an image that Pillow can read. Expected an http(s) URL, the path of an image file, or a "
             f"base64 string. ({error})"
@@ -61,8 +61,10 @@ def _image_file(source: str | os.PathLike):
     if source.startswith(("http://", "https://")):
         return BytesIO(_download(source))
     encoded = source.split(",", 1)[-1] if source.startswith("data:image/") else source
-    # decodebytes passes over what is not base64: Pillow then does not recognise what is left
-    return BytesIO(base64.decodebytes(encoded.encode("ascii")))
+    try:
+        return BytesIO(base64.b64decode(encoded))
+    except ValueError:
+        return source  # the path of no file, as Pillow will say
 
 
 def _download(url: str) -> bytes:
@@ -117,7 +119,7 @@ class PillowSource:
         except Exception as error:  # each decoder of Pillow raises what it likes
             raise ValueError(f"{name} is corrupt or truncated, expected a whole image: {error}") from error
         # read after loading, for Pillow turns TIFF images upright itself when it loads them
-        orientation = image.getexif().get(EXIF_ORIENTATION_TAG, 1) if upright else 1
+        orientation = _orientation(image) if upright else 1
         self.transposition, self.swaps_axes, *self.mirrors = _UPRIGHT.get(orientation, _UPRIGHT[1])
         self.image = image
         self.width, self.height = image.size[::-1] if self.swaps_axes else image.size
@@ -149,6 +151,13 @@ class PillowSource:
             for (start, stop), length, is_mirrored in zip(stored_ranges, self.image.size, self.mirrors, strict=True)
         )
         return left, top, right, bottom
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block says nothing, and Pillow raises what it likes
+        return 1
 
 
 class ArraySource:

@@ -30,7 +30,7 @@ class Resizer:
     def __init__(self, source: PillowSource | ArraySource, backend: str, resample, device: torch.device):
         if source.width * source.height <= LARGE:
             # decoded, converted and turned upright once for all sizes
-            whole = source.read(0, 0, source.width, source.height)
+            whole = source.read(0, 0, source.width, source.height).to(device)
             source = ArraySource(whole, convert_rgb=False, input_data_format="channels_first")
         self.source = source
         self.resize_part = RESIZE_BACKENDS[backend]
