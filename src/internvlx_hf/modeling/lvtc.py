@@ -63,10 +63,24 @@ class LVTC(nn.Module):
         tokens = [projector(features) for projector in self.lr_projectors]
         return tokens if self.hr_projector is None else [*tokens, self.hr_projector(features)]
 
-    def split(self, tokens: list[torch.Tensor | list[torch.Tensor]] | None) -> ImageTokens:
-        """Undo [`LVTC.project`]'s list. `generate` may have repeated its entries for beams, tile by tile."""
-        tokens = [torch.stack(t) if isinstance(t, list) else t for t in tokens or []]
-        return ImageTokens(tokens[: len(self.lr_projectors)], tokens[-1] if self.hr_projector is not None else None)
+    def split(self, image_tokens: torch.Tensor, later: list[torch.Tensor | list[torch.Tensor]] | None) -> ImageTokens:
+        """Undo [`LVTC.project`]'s list. `generate` may have repeated its entries for beams, tile by tile.
+
+        Raises:
+            ValueError: if they are not one of each for every tile of `image_tokens` (tiles, N₁², D).
+        """
+        later = [torch.stack(tokens) if isinstance(tokens, list) else tokens for tokens in later or []]
+        tiles = len(image_tokens)
+        expected = [(tiles, self.config.image_seq_length)] * (1 + len(self.lr_projectors))
+        if self.hr_projector is not None:
+            expected.append((tiles, self.config.expanded_image_seq_length))
+        got = [tuple(tokens.shape[:2]) for tokens in (image_tokens, *later)]
+        if got != expected:
+            raise ValueError(
+                f"LVTC needs `pooler_output` and `deepstack_features` of (tiles, tokens) {expected}, got {got}. "
+                "`generate` with a `prefill_chunk_size` cuts tiles up, which cannot be expanded then: leave it unset."
+            )
+        return ImageTokens(later[: len(self.lr_projectors)], later[-1] if self.hr_projector is not None else None)
 
     def resize(self, tiles: torch.Tensor) -> torch.Tensor:
         """(tiles, N₁², D) -> (tiles, N₂², D): upsampled, or the mean of each block where N₂ < N₁."""
@@ -98,22 +112,24 @@ class Expansion:
     position_ids: torch.Tensor  # (B, L₂)
     mask: torch.Tensor | None  # (B, L₂) bool
     growth: torch.Tensor  # (B, 1) tokens that each sample gains
-    tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one
-    tail: int  # columns at the end that are text in every sample
+    tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, masked-out ones excluded
+    tail: int  # columns at the end that are text in every sample, padding excluded
 
     def apply(self, hidden_states: torch.Tensor, image_tokens: ImageTokens, lvtc: LVTC) -> torch.Tensor:
         """(B, L, D) of stage one -> (B, L₂, D) of stage two: upsampled tiles plus HR tokens in their places."""
         rows, (batch, length) = hidden_states.flatten(0, 1), self.position_ids.shape
-        tiles = lvtc.resize(rows[self.tile_rows].unflatten(0, (-1, lvtc.config.image_seq_length)))
+        tile_rows, text_to, tiles_to = (x.to(rows.device) for x in (self.tile_rows, self.text_to, self.tiles_to))
+        tiles = lvtc.resize(rows[tile_rows].unflatten(0, (-1, lvtc.config.image_seq_length)))
         if image_tokens.hr is not None:
             tiles = tiles + image_tokens.hr.to(tiles.device, tiles.dtype)
         expanded = rows.new_zeros(batch * length + 1, rows.shape[-1])
-        expanded = expanded.index_copy(0, self.text_to, rows).index_copy(0, self.tiles_to, tiles.flatten(0, 1))
+        expanded = expanded.index_copy(0, text_to, rows).index_copy(0, tiles_to, tiles.flatten(0, 1))
         return expanded[:-1].unflatten(0, (batch, length))
 
     def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, L₂, D) -> (B, L, D): text rows as they are, placeholders read the last of their expanded children."""
-        return hidden_states.flatten(0, 1)[self.read_from].unflatten(0, (len(hidden_states), -1))
+        read_from = self.read_from.to(hidden_states.device)
+        return hidden_states.flatten(0, 1)[read_from].unflatten(0, (len(hidden_states), -1))
 
 
 def plan_expansion(
@@ -136,20 +152,19 @@ def plan_expansion(
         ValueError: if the placeholders of a tile do not stand together.
     """
     before, after = config.image_seq_length, config.expanded_image_seq_length
-    (batch, length), device = placeholders.shape, placeholders.device
+    batch, device = len(placeholders), placeholders.device
     order = placeholders.cumsum(1) - 1
     first = placeholders & (order % before == 0)
-    width = torch.where(placeholders, first * after, 1)  # rows of stage two that a row of stage one becomes
+    is_text, is_tile = ~placeholders, first  # what becomes 1 and N₂² rows of stage two
     if visible is not None:
-        width = width * visible
+        is_text, is_tile = is_text & visible, is_tile & visible
+    width = is_text + after * is_tile
     ends = width.cumsum(1)
     lengths = ends[:, -1]
-
-    # One read of the device: the plan's sizes.
-    column = torch.arange(length, device=device)
     sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
     torn = placeholders & ~first & ~F.pad(placeholders[:, :-1], (1, 0))
-    tail = lengths - (ends * placeholders).amax(1)
+    tail = is_text.flip(1).long().cumprod(1).sum(1)
+    # One read of the device: the plan's sizes.
     sizes = [lengths.min(), lengths.max(), tail.min(), torn.any(), sample_starts[:, 1:].any()]
     shortest, longest, tail, torn, packed = torch.stack([size.long() for size in sizes]).tolist()
     if torn:
@@ -160,23 +175,19 @@ def plan_expansion(
     nowhere = batch * longest
     row_start = torch.arange(batch, device=device)[:, None] * longest
     starts = row_start + (longest - lengths)[:, None] + ends - width
-    is_text = ~placeholders if visible is None else visible & ~placeholders
     text_to = torch.where(is_text, starts, nowhere).flatten()
     tile_rows = placeholders.flatten().nonzero().squeeze(1)
     tile_starts = tile_rows[::before]
     children = torch.arange(after, device=device)
-    tiles_to = starts.flatten()[tile_starts][:, None] + children
-    if visible is not None:
-        tiles_to = tiles_to.where(visible.flatten()[tile_starts][:, None], nowhere)
-
+    tiles_to = (starts.flatten()[tile_starts][:, None] + children).where(
+        is_tile.flatten()[tile_starts][:, None], nowhere
+    )
     last_child = _last_children(config, device)[order % before] - after * ~first
-    read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1).flatten()
+    read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1)
 
-    tiles_before = F.pad(first.cumsum(1), (1, 0))
-    earlier = tiles_before[:, :-1]
-    if visible is None:  # tiles of other samples packed into the same row do not count
-        sample_start = torch.where(sample_starts, column, 0).cummax(1).values
-        earlier = earlier - earlier.gather(1, sample_start)
+    tiles_before = F.pad(is_tile.cumsum(1), (1, 0))
+    # Tiles of other samples packed into the same row do not count.
+    earlier = _since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
     positions = (position_ids + (after - before) * earlier + past_growth).flatten()
     # Padding counts up on its own, so that it is a sample of its own where samples are told apart by positions.
     expanded_positions = torch.arange(longest, device=device).repeat(batch + 1)[: nowhere + 1]
@@ -190,13 +201,19 @@ def plan_expansion(
         tile_rows=tile_rows,
         text_to=text_to,
         tiles_to=tiles_to.flatten(),
-        read_from=read_from,
+        read_from=read_from.flatten(),
         position_ids=expanded_positions[:-1].unflatten(0, (batch, longest)),
         mask=mask,
         growth=(after - before) * tiles_before[:, -1:] + past_growth,
         tiles_before=tiles_before,
         tail=tail,
     )
+
+
+def _since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """(B, L) running counts, from the last of (B, L) bool `starts` on."""
+    column = torch.arange(starts.shape[1], device=starts.device)
+    return counts - counts.gather(1, torch.where(starts, column, 0).cummax(1).values)
 
 
 def _last_children(config: InternVLXConfig, device: torch.device) -> torch.Tensor:
@@ -232,7 +249,7 @@ def decoding_masks(
     """Masks of both stages for a step on text, made ahead of a compiled forward; stage two's are `expanded_...`."""
     text, k = config.text_config, config.lvtc_config.expand_layer
     mask_kwargs |= {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
-    memory = recall_expansion(past_key_values, k)
+    memory = recall_expansion(past_key_values)
     expanded = attention_mask
     if memory is not None:
         expanded = memory.extend_mask(attention_mask, seen_length(past_key_values, inputs_embeds.shape[1]))
@@ -260,7 +277,8 @@ class Stage:
         **kwargs,
     ) -> torch.Tensor:
         types = attention_types(language_model.config)
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=self.position_ids)
+        position_ids = self.position_ids.to(hidden_states.device)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         for i in self.layers:
             if insertions and i in insertions:
                 tokens = insertions[i].flatten(0, 1).to(hidden_states.device, hidden_states.dtype)
@@ -270,7 +288,7 @@ class Stage:
                 hidden_states,
                 attention_mask=self.masks[types[i]],
                 position_embeddings=position_embeddings,
-                position_ids=self.position_ids,
+                position_ids=position_ids,
                 **(self.kwargs | kwargs),
             )
         return hidden_states
@@ -332,61 +350,45 @@ def layerwise_forward(
         ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
     """
     text, k = language_model.config, lvtc.config.lvtc_config.expand_layer
+    # Masks follow the cache that was handed in: with one, even an empty one, transformers sees no packed samples.
+    mask_kwargs = {"like": inputs_embeds, "past_key_values": past_key_values}
     if use_cache and past_key_values is None:
         past_key_values = DynamicCache(config=text)
-    memory = recall_expansion(past_key_values, k)
-    prepared, padded = isinstance(attention_mask, dict), _is_2d(attention_mask)
-    if not prepared and not padded and attention_mask is not None and (placeholders is not None or memory is not None):
-        raise ValueError(
-            "LVTC makes the masks of samples with images itself, from a 2D `attention_mask` (samples, tokens), got one of "
-            f"shape {tuple(attention_mask.shape)}."
-        )
-    batch, length = inputs_embeds.shape[:2]
+    memory = recall_expansion(past_key_values)
+    if placeholders is not None or memory is not None:
+        _check_mask(attention_mask)
     position_ids = _positions(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
+    stage_one = _stage(
+        language_model, range(k), language_model.rotary_emb, position_ids, attention_mask, kwargs, **mask_kwargs
+    )
 
-    expansion, expanded_kwargs = None, kwargs
-    expanded_position_ids = position_ids if memory is None else position_ids + memory.growth.to(position_ids.device)
-    expanded_mask = attention_mask
+    expansion = None
     if placeholders is not None:
-        visible = attention_mask[:, -length:].to(placeholders.device, torch.bool) if padded else None
-        growth = 0 if memory is None else memory.growth.to(placeholders.device)
-        expansion = plan_expansion(lvtc.config, placeholders, visible, position_ids, growth)
-        expanded_position_ids = expansion.position_ids
-        expanded_kwargs = kwargs | _expanded_sequence_lengths(expansion, lvtc.config, kwargs)
-        make_room(past_key_values, k, length, expanded_position_ids.shape[1])
-        memory = _expanded_memory(expansion, memory, attention_mask, length, past_key_values, k)
-        expanded_mask = memory.mask
-    elif memory is not None and not prepared:
-        expanded_mask = memory.extend_mask(attention_mask, seen_length(past_key_values, length))
+        expansion = _plan(lvtc.config, placeholders, attention_mask, position_ids, memory)
+        make_room(past_key_values, text, k, inputs_embeds.shape[1], expansion.position_ids.shape[1])
+        memory = _expanded_memory(expansion, memory, attention_mask, inputs_embeds.shape[1], past_key_values, k)
+        position_ids, attention_mask = expansion.position_ids, memory.mask
+        kwargs = kwargs | _expanded_sequence_lengths(expansion, lvtc.config, kwargs)
+    elif memory is not None:
+        position_ids = position_ids + memory.growth.to(position_ids.device)
+        if not isinstance(attention_mask, dict):
+            attention_mask = memory.extend_mask(attention_mask, seen_length(past_key_values, inputs_embeds.shape[1]))
+    stage_two = _stage(
+        language_model,
+        range(k, text.num_hidden_layers),
+        lvtc.rotary_emb,
+        position_ids,
+        attention_mask,
+        kwargs,
+        **mask_kwargs,
+    )
 
-    stage_one, stage_two = range(k), range(k, text.num_hidden_layers)
-    if prepared:
-        masks = attention_mask
-        expanded_masks = {kind: masks.get(f"expanded_{kind}", masks.get(kind)) for kind in attention_types(text)}
-    else:
-        sizes = inputs_embeds.new_empty(batch, length, 0)
-        expanded_sizes = inputs_embeds.new_empty(batch, expanded_position_ids.shape[1], 0)
-        seen = {"past_key_values": past_key_values}
-        masks = stage_masks(
-            text, stage_one, inputs_embeds=sizes, attention_mask=attention_mask, position_ids=position_ids, **seen
-        )
-        expanded_masks = stage_masks(
-            text,
-            stage_two,
-            inputs_embeds=expanded_sizes,
-            attention_mask=expanded_mask,
-            position_ids=expanded_position_ids,
-            **seen,
-        )
     outputs = _run_stages(
         language_model,
         lvtc,
         inputs_embeds,
         image_tokens,
-        (
-            Stage(stage_one, language_model.rotary_emb, position_ids, masks, kwargs),
-            Stage(stage_two, lvtc.rotary_emb, expanded_position_ids, expanded_masks, expanded_kwargs),
-        ),
+        (stage_one, stage_two),
         expansion,
         past_key_values=past_key_values,
         use_cache=use_cache,
@@ -395,9 +397,58 @@ def layerwise_forward(
     )
     if expansion is not None:
         outputs.last_hidden_state = expansion.undo(outputs.last_hidden_state)
-        if past_key_values is not None:
-            remember_expansion(past_key_values, k, memory)
+        if past_key_values is not None and past_key_values.layers:  # gradient checkpointing leaves a cache empty
+            remember_expansion(past_key_values, memory)
     return outputs
+
+
+def _check_mask(attention_mask: torch.Tensor | dict | None) -> None:
+    if attention_mask is not None and not isinstance(attention_mask, dict) and not _is_2d(attention_mask):
+        raise ValueError(
+            "LVTC makes the masks of samples with images itself, from a 2D `attention_mask` (samples, tokens), got one of "
+            f"shape {tuple(attention_mask.shape)}."
+        )
+
+
+def _stage(
+    language_model: PreTrainedModel,
+    layers: range,
+    rotary_emb: nn.Module,
+    position_ids: torch.Tensor,
+    attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
+    kwargs: dict,
+    like: torch.Tensor,
+    past_key_values: Cache | None,
+) -> Stage:
+    """A stage with its masks, made of `attention_mask` or, where [`decoding_masks`] made them ahead, picked from it."""
+    types = attention_types(language_model.config)
+    if isinstance(attention_mask, dict):
+        prefix = "expanded_" if layers.start else ""
+        masks = {kind: attention_mask.get(prefix + kind, attention_mask.get(kind)) for kind in types}
+    else:
+        masks = stage_masks(
+            language_model.config,
+            layers,
+            inputs_embeds=like.new_empty(*position_ids.shape, 0),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+        )
+    return Stage(layers, rotary_emb, position_ids, masks, kwargs)
+
+
+def _plan(
+    config: InternVLXConfig,
+    placeholders: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor,
+    memory: ExpansionMemory | None,
+) -> Expansion:
+    device, visible = placeholders.device, None
+    if attention_mask is not None:
+        visible = attention_mask[:, -placeholders.shape[1] :].to(device, torch.bool)
+    growth = 0 if memory is None else memory.growth.to(device)
+    return plan_expansion(config, placeholders, visible, position_ids, growth)
 
 
 def _is_2d(mask) -> bool:
@@ -413,9 +464,12 @@ def _positions(
 ) -> torch.Tensor:
     """(B, L) positions of stage one: as given, or counted without padding, anew in each packed sample."""
     (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
+    packed = kwargs.get("cu_seq_lens_q") is not None
+    if packed and batch > 1:
+        raise ValueError(f"`cu_seq_lens_q` bounds the samples of one row, got {batch} rows. Pack them into one.")
     if position_ids is not None:
         return position_ids.to(device).expand(batch, -1)
-    if kwargs.get("cu_seq_lens_q") is not None:
+    if packed:
         column = torch.arange(length, device=device)
         starts = kwargs["cu_seq_lens_q"].to(device).long()
         sample = torch.searchsorted(starts, column, right=True) - 1

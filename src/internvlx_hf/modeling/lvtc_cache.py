@@ -21,7 +21,7 @@ class ExpansionMemory:
         length: columns of stage one that the expansion covers.
         expanded_length: columns of stage two that it covers.
         growth: (B, 1), by how many tokens each sample has grown; what its positions are ahead in stage two.
-        tail: how many of the last columns are text in every sample, and can be cropped away.
+        tail: how many of the last columns are text in every sample, padding excluded, and can be cropped away.
     """
 
     mask: torch.Tensor | None
@@ -37,8 +37,8 @@ class ExpansionMemory:
     def crop(self, surplus: int) -> "ExpansionMemory":
         if surplus > self.tail:
             raise ValueError(
-                f"The cache can be cropped by {self.tail} tokens into the prompt, back to its last image, got {surplus}. "
-                "Run the prompt again to go back further."
+                f"The cache can be cropped by {self.tail} tokens into the prompt, back to its last image or padding, got "
+                f"{surplus}. Run the prompt again to go back further."
             )
         mask = None if self.mask is None else self.mask[:, : self.expanded_length - surplus]
         return replace(
@@ -95,32 +95,46 @@ def _remembering(layer_class: type) -> type:
                 self.expansion = self.expansion.select(indices)
 
         def crop(self, tokens_to_remove: int) -> None:
-            if self.expansion is not None:
-                surplus = self.expansion.expanded_length - int(self.get_seq_length()) + abs(tokens_to_remove)
-                if surplus > 0:
-                    self.expansion = self.expansion.crop(surplus)
+            expansion, length = self.expansion, self.get_seq_length()
+            if tokens_to_remove > 0:  # the length to keep, in older versions of transformers
+                left = min(tokens_to_remove, length)
+            else:
+                left = length + tokens_to_remove
+            if expansion is not None and left < expansion.length:
+                expansion = expansion.crop(expansion.length - left)
             super().crop(tokens_to_remove)
+            self.expansion = expansion
 
         def reset(self) -> None:
             super().reset()
             self.expansion = None
 
+        def __reduce__(self):
+            return _restore, (layer_class, self.__dict__)
+
     RememberingLayer.__name__ = RememberingLayer.__qualname__ = layer_class.__name__
     return RememberingLayer
 
 
-def remember_expansion(cache: Cache, layer_idx: int, memory: ExpansionMemory) -> None:
-    """Attach the memory to a layer of the cache, so that it goes wherever the layer goes."""
-    layer = cache.layers[layer_idx]
+def _restore(layer_class: type, state: dict):
+    layer = object.__new__(_remembering(layer_class))
+    layer.__dict__.update(state)
+    return layer
+
+
+def remember_expansion(cache: Cache, memory: ExpansionMemory) -> None:
+    """Attach the memory to the cache's first layer, so that it goes wherever the cache goes.
+
+    The first one, because what a cache cannot do with the memory (crop an image) must fail before any layer is changed.
+    """
+    layer = cache.layers[0]
     if not getattr(layer, "remembers_expansion", False):
         layer.__class__ = _remembering(type(layer))
     layer.expansion = memory
 
 
-def recall_expansion(cache: Cache | None, layer_idx: int) -> ExpansionMemory | None:
-    if cache is None or len(cache.layers) <= layer_idx:
-        return None
-    return getattr(cache.layers[layer_idx], "expansion", None)
+def recall_expansion(cache: Cache | None) -> ExpansionMemory | None:
+    return getattr(cache.layers[0], "expansion", None) if cache is not None and cache.layers else None
 
 
 def seen_length(cache: Cache, new: int) -> int:
@@ -135,21 +149,24 @@ def let_grow(cache: Cache, expand_layer: int) -> None:
         layer.grows_with_expansion = True
 
 
-def make_room(cache: Cache | None, expand_layer: int, length: int, expanded_length: int) -> None:
+def make_room(cache: Cache | None, text_config, expand_layer: int, length: int, expanded_length: int) -> None:
     """Check that `expanded_length` columns fit into stage two's layers, where stage one gets `length`.
 
     Raises:
         ValueError: if a static cache that was handed in is too short.
     """
     for layer in [] if cache is None else cache.layers[expand_layer:]:
-        if not isinstance(layer, StaticLayer) or layer.is_sliding:
+        if not isinstance(layer, StaticLayer):
             continue
+        window = text_config.sliding_window if layer.is_sliding else None
         if getattr(layer, "grows_with_expansion", False) and not layer.is_initialized:
-            layer.max_cache_len += expanded_length - length
+            room = layer.max_cache_len + expanded_length - length
+            layer.max_cache_len = room if window is None else min(room, window)
         needed = int(layer.get_seq_length()) + expanded_length
-        if needed > layer.max_cache_len:
-            raise ValueError(
-                f"The static cache has room for {layer.max_cache_len} tokens, but the layers after LVTC's expansion need "
-                f"{needed} ({expanded_length} for the {length} of this prompt). Make it with "
-                f"`max_cache_len` of at least {needed} and the tokens to generate, or let `generate` make it."
-            )
+        if layer.max_cache_len == window or needed <= layer.max_cache_len:  # a whole window has room for any length
+            continue
+        raise ValueError(
+            f"The static cache has room for {layer.max_cache_len} tokens, but the layers after LVTC's expansion need "
+            f"{needed} ({expanded_length} for the {length} of this prompt). Make it with "
+            f"`max_cache_len` of at least {needed} and the tokens to generate, or let `generate` make it."
+        )

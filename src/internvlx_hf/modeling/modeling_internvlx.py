@@ -211,7 +211,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if self.lvtc is None:
             outputs = self.language_model(**inputs, **kwargs)
         else:
-            later = None if images is None else self.lvtc.split(images.deepstack_features)
+            later = None if images is None else self.lvtc.split(image_tokens, images.deepstack_features)
             outputs = layerwise_forward(
                 self.language_model, self.lvtc, placeholders=placeholders, image_tokens=later, **inputs, **kwargs
             )
