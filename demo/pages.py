@@ -1,0 +1,63 @@
+"""Pages of real handwritten digits: scikit-learn's 1,797 samples of 8x8 pixels, written row by row on small pages."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+CELL_WIDTH, CELL_HEIGHT = 16, 12  # pixels of a page that one digit has for itself
+DIGIT = 12  # pixels a digit measures there, both ways
+# Columns and rows of digits on a page: 64x48, 128x48, 64x96 and 128x96 pixels.
+LAYOUTS = [(4, 4), (8, 4), (4, 8), (8, 8)]
+INKS = np.array([(32, 38, 60), (25, 25, 28), (28, 50, 110), (60, 40, 30)])
+PAPERS = np.array([(252, 250, 244), (247, 241, 226), (240, 244, 247)])
+
+
+@dataclass
+class Page:
+    image: Image.Image
+    text: str  # a line per row of digits
+    layout: tuple[int, int]  # columns, rows
+
+
+class Digits:
+    """Samples of handwritten digits: `shapes` (n, 12, 12), ink in 0…1, and `labels` (n,)."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.labels = labels
+        images = [Image.fromarray(np.uint8(image * 255 / 16)) for image in images]
+        self.shapes = np.stack([image.resize((DIGIT, DIGIT), Image.Resampling.BICUBIC) for image in images]) / 255
+        self.of_label = [np.flatnonzero(labels == label) for label in range(10)]
+
+    @classmethod
+    def load(cls, seed: int = 0, held_out: float = 0.2) -> tuple["Digits", "Digits"]:
+        """The samples for training pages, and those for test pages. No sample is in both."""
+        data = load_digits()
+        order = np.random.default_rng(seed).permutation(len(data.target))
+        test, train = np.split(order, [int(held_out * len(order))])
+        return cls(data.images[train], data.target[train]), cls(data.images[test], data.target[test])
+
+
+def compose_page(digits: Digits, layout: tuple[int, int], rng: np.random.Generator, repeated: bool = False) -> Page:
+    """A page in one ink on one paper, each digit put somewhere in its cell.
+
+    A `repeated` page says one thing many times: it falls into equal blocks, and a block is one digit, written by
+    different hands. The whole page may be one block, or each row, column or quarter. From such pages a model learns what
+    a digit looks like before it has to know exactly where to look.
+    """
+    columns, rows = layout
+    block = (rng.choice(_divisors(rows)), rng.choice(_divisors(columns))) if repeated else (1, 1)
+    labels = np.kron(rng.integers(10, size=(rows // block[0], columns // block[1])), np.ones(block, int))
+    coverage = np.zeros((rows * CELL_HEIGHT, columns * CELL_WIDTH, 1))
+    for (row, column), label in np.ndenumerate(labels):
+        top, left = row * CELL_HEIGHT, column * CELL_WIDTH + rng.integers(CELL_WIDTH - DIGIT + 1)
+        coverage[top : top + DIGIT, left : left + DIGIT, 0] = digits.shapes[rng.choice(digits.of_label[label])]
+    ink, paper = rng.choice(INKS), rng.choice(PAPERS) + rng.integers(-8, 4)
+    pixels = paper + (ink - paper) * coverage * rng.uniform(0.8, 1.0)
+    text = "\n".join("".join(map(str, row)) for row in labels)
+    return Page(Image.fromarray(np.uint8(pixels.clip(0, 255))), text, layout)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -1,0 +1,197 @@
+"""Read unseen pages with the saved model, in a process in which `internvlx_hf` cannot be imported.
+
+All that this script uses is transformers and the checkpoint, which carries its own code (`trust_remote_code=True`).
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+
+class NotInstalled(MetaPathFinder):
+    """Makes `internvlx_hf` impossible to import, as on a machine that does not have it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "internvlx_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+try:
+    import internvlx_hf  # noqa: F401
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("internvlx_hf could be imported, so this would prove nothing")
+hub_cache = tempfile.TemporaryDirectory()
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=hub_cache.name)
+
+import torch  # noqa: E402
+from matplotlib import pyplot as plt  # noqa: E402
+from PIL import Image  # noqa: E402
+from transformers import AutoModel, AutoProcessor  # noqa: E402
+
+NATIVE = {"slicing": "ratio", "max_patches": 12}  # how InternVL2 cuts an image
+ORANGE, RED, GREY = "#d9730d", "#d1242f", "#6e7781"
+
+
+def transcribe(model, processor, question: str, files: list[Path]) -> list[str]:
+    conversations = [
+        [{"role": "user", "content": [{"type": "image", "path": str(file)}, {"type": "text", "text": question}]}]
+        for file in files
+    ]
+    inputs = processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True},
+    ).to(model.device)
+    generated = model.generate(**inputs, max_new_tokens=100, do_sample=False)
+    return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def misread(text: str, answer: str) -> list[list[bool]]:
+    """For every digit of the page, whether the answer has another one, or none, in its place."""
+    read = answer.split("\n")
+    return [
+        [(read[row] if row < len(read) else "")[column : column + 1] != digit for column, digit in enumerate(line)]
+        for row, line in enumerate(text.split("\n"))
+    ]
+
+
+def cost(processor, width: int, height: int, images_kwargs: dict | None = None) -> tuple[int, int]:
+    """Tiles and tokens that a page takes."""
+    tiles = processor.image_processor.get_number_of_image_patches(height, width, images_kwargs or {})
+    return tiles, tiles * processor.image_seq_length
+
+
+def show(axes, picture, left: float, top: float, width: float, height: float) -> None:
+    axes.imshow(picture, extent=(left, left + width, top + height, top), interpolation="nearest", zorder=1)
+
+
+def draw_page(axes, page: dict, grid: tuple[int, int], left: float, top: float) -> None:
+    """The page, with the lines along which it is cut."""
+    (width, height), (columns, rows) = page["size"], grid
+    show(axes, page["image"], left, top, width, height)
+    line = {"color": ORANGE, "linewidth": 1.8, "zorder": 2}
+    for column in range(columns + 1):
+        axes.plot([left + column * width / columns] * 2, [top, top + height], **line)
+    for row in range(rows + 1):
+        axes.plot([left, left + width], [top + row * height / rows] * 2, **line)
+
+
+def draw_tiles(axes, page: dict, processor, grid: tuple[int, int], left: float, top: float, height: float) -> None:
+    """What the model gets: the tiles row by row, stretched to squares, and the thumbnail."""
+    image_processor, (columns, rows) = processor.image_processor, grid
+    tiles = image_processor(page["image"], return_tensors="pt")["pixel_values"]
+    mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
+    side = min(image_processor.size["height"], (height - 4 * (rows - 1)) / rows)
+    for index, picture in enumerate((tiles * std + mean).clamp(0, 1).permute(0, 2, 3, 1)):
+        row, column = divmod(index, columns)
+        is_thumbnail = row == rows
+        if is_thumbnail:
+            row, column = 0, columns + 0.2
+            caption = {"fontsize": 9, "color": GREY, "ha": "center", "va": "center"}
+            axes.text(left + column * (side + 4) + side / 2, top + side + 5, "thumbnail", **caption)
+        show(axes, picture, left + column * (side + 4), top + row * (side + 4), side, side)
+
+
+def draw_answer(axes, page: dict, left: float, top: float) -> None:
+    """What the model read, each digit where it stands on the page."""
+    lines, wrong = page["answer"].split("\n"), misread(page["text"], page["answer"])
+    style = {"fontsize": 14, "family": "monospace", "ha": "center", "va": "center"}
+    mark = {"color": RED, "weight": "bold", "bbox": {"facecolor": "#ffd8d8", "edgecolor": "none", "pad": 1.5}}
+    for row, marks in enumerate(wrong):
+        for column, is_wrong in enumerate(marks):
+            digit = lines[row][column] if row < len(lines) and column < len(lines[row]) else "–"
+            x = left + (column + 0.5) * page["size"][0] / len(marks)
+            y = top + (row + 0.5) * page["size"][1] / len(wrong)
+            axes.text(x, y, digit, **style, **(mark if is_wrong else {}))
+
+
+def draw(pages: list[dict], processor, title: str, path: Path) -> None:
+    """A row for each page: the page, its tiles, and what the model read. A unit is a pixel of a page."""
+    tile = processor.image_processor.size["height"]
+    heights = [max(page["size"][1], tile) for page in pages]
+    lefts = page_left, tiles_left, answer_left = 0, 156, 400
+    width, head, foot = answer_left + 128, 52, 34
+    height = sum(heights) + foot * len(pages)
+    figure = plt.figure(figsize=(width / 44, (height + head) / 44), dpi=110, facecolor="white")
+    axes = figure.add_axes([0.03, 0, 0.94, 1], xlim=(0, width), ylim=(height, -head), aspect="equal")
+    axes.axis("off")
+    axes.text(0, -36, title, fontsize=17, weight="bold", va="center")
+    for left, text in zip(lefts, ("page, and where it is cut", "tiles", "what the model read"), strict=True):
+        axes.text(left, -14, text, fontsize=12, color=GREY, va="center")
+
+    top = 0
+    for page, height in zip(pages, heights, strict=True):
+        grid = tuple(math.ceil(side / tile) for side in page["size"])  # of pages in the demo's sizes
+        draw_page(axes, page, grid, page_left, top)
+        draw_tiles(axes, page, processor, grid, tiles_left, top, height)
+        draw_answer(axes, page, answer_left, top)
+        tiles, tokens = cost(processor, *page["size"])
+        native_tiles, native_tokens = cost(processor, *page["size"], NATIVE)
+        errors = sum(map(sum, misread(page["text"], page["answer"])))
+        captions = (
+            (f"{page['size'][0]}×{page['size'][1]} pixels: {tiles} tile{'s' * (tiles > 1)}, {tokens} tokens", "black"),
+            (f"InternVL's own slicing: {native_tiles} tiles, {native_tokens} tokens", GREY),
+            (f"{errors or 'none'} misread", RED if errors else GREY),
+        )
+        for left, (text, colour) in zip(lefts, captions, strict=True):
+            axes.text(left, top + height + 12, text, fontsize=11, color=colour, va="center")
+        top += height + foot
+    figure.savefig(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="what demo/train.py was given as --out")
+    parser.add_argument("--min-accuracy", type=float, default=0, help="percent below which the exit status is 1")
+    args = parser.parse_args()
+    torch.set_num_threads(min(4, os.cpu_count()))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModel.from_pretrained(args.folder / "model", trust_remote_code=True).to(device).eval()
+    processor = AutoProcessor.from_pretrained(args.folder / "model", trust_remote_code=True)
+    print(f"internvlx_hf is not importable here; the checkpoint brought {type(model).__module__}")
+
+    listed = json.loads((args.folder / "pages" / "pages.json").read_text())
+    pages_of_size = {}
+    for page in listed["pages"]:
+        page["image"] = Image.open(args.folder / "pages" / page["file"])
+        page["size"] = page["image"].size
+        pages_of_size.setdefault(page["size"], []).append(page)
+
+    print(f"\n{'page':>8}{'digits':>8}{'tiles':>7}{'tokens':>8}{'native':>8}{'read right':>12}{'seconds a page':>16}")
+    all_wrong = []
+    for size, pages in pages_of_size.items():
+        started = time.perf_counter()
+        files = [args.folder / "pages" / page["file"] for page in pages]
+        for page, answer in zip(pages, transcribe(model, processor, listed["question"], files), strict=True):
+            page["answer"] = answer
+        seconds = (time.perf_counter() - started) / len(pages)
+        wrong = [mark for page in pages for row in misread(page["text"], page["answer"]) for mark in row]
+        all_wrong += wrong
+        tiles, tokens = cost(processor, *size)
+        print(
+            f"{f'{size[0]}x{size[1]}':>8}{len(wrong) // len(pages):8}{tiles:7}{tokens:8}"
+            f"{cost(processor, *size, NATIVE)[1]:8}{1 - sum(wrong) / len(wrong):12.1%}{seconds:16.2f}"
+        )
+    accuracy = 100 * (1 - sum(all_wrong) / len(all_wrong))
+    title = f"{accuracy:.1f} % of {len(all_wrong):,} unseen handwritten digits read right"
+    draw([pages[0] for pages in pages_of_size.values()], processor, title, args.folder / "demo.png")
+    print(f"picture: {(args.folder / 'demo.png').resolve()}")
+    print(f"accuracy per digit: {accuracy:.2f} % of {len(all_wrong):,}")
+    if accuracy < args.min_accuracy:
+        sys.exit(f"below the {args.min_accuracy:g} % demanded")
+
+
+if __name__ == "__main__":
+    main()

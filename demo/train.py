@@ -1,0 +1,203 @@
+"""Train a small InternVL-X with the Trainer to transcribe pages of handwritten digits, and save it with its processor."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from pages import LAYOUTS, Digits, compose_page
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+
+from internvlx_hf import (
+    InternVLXConfig,
+    InternVLXForConditionalGeneration,
+    InternVLXImageProcessor,
+    InternVLXProcessor,
+)
+
+QUESTION = "Transcribe this page."
+TILE = 64  # pixels; 8x8 patches of 8x8 pixels, of which PVTC makes 4x4 tokens
+BATCH = 24
+SHARES = [0.15, 0.25, 0.25, 0.35]  # of the page sizes in LAYOUTS
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the special tokens of InternVL, in which every digit is a token."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    image_tokens = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+    }
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *image_tokens.values()],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([f"system\nuser\n{QUESTION}\nassistant\n0123456789"] * 2, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=image_tokens,
+        padding_side="left",
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLXForConditionalGeneration:
+    config = InternVLXConfig(
+        vision_config={
+            "hidden_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 288,
+            "image_size": TILE,
+            "patch_size": 8,
+            "use_absolute_position_embeddings": True,
+            "layer_scale_init_value": 1.0,
+            "initializer_range": 0.06,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 160,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "intermediate_size": 320,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},  # prompts are short
+            "initializer_range": 0.06,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        downsample_ratio=0.5,
+        projector_config={"projector_type": "pvtc", "num_heads": 4, "drop_path_rate": 0.0},
+    )
+    return InternVLXForConditionalGeneration(config)
+
+
+def conversation(image, answer: str | None = None) -> list[dict]:
+    """A page with the question, as `apply_chat_template` takes it; for training, with the answer."""
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]},
+    ]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+class Lessons(torch.utils.data.Dataset):
+    """Training pages, each one new, from the easy to the hard; a batch has pages of one size, so nothing is padded.
+
+    The first fifth is pages of one tile, then come all sizes. For every size, repeated pages (see `compose_page`)
+    make way for random ones little by little.
+    """
+
+    def __init__(self, digits: Digits, steps: int, seed: int):
+        self.digits, self.steps, self.seed = digits, steps, seed
+
+    def __len__(self):
+        return self.steps * BATCH
+
+    def __getitem__(self, index: int):
+        step = index // BATCH
+        only_small, progress = step < self.steps / 5, step / self.steps
+        size = 0 if only_small else np.random.default_rng((self.seed, step)).choice(len(LAYOUTS), p=SHARES)
+        layout = LAYOUTS[size]
+        since_start = progress if layout == LAYOUTS[0] else progress - 0.2
+        rng = np.random.default_rng((self.seed, step, index))
+        return compose_page(self.digits, layout, rng, repeated=rng.random() < 0.8 - 1.3 * since_start)
+
+
+def write_test_pages(digits: Digits, pages_per_size: int, folder: Path, seed: int) -> None:
+    """Pages to be read later, as pictures in `folder`, and what they say in `folder/pages.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng((seed, 1, 2, 3))
+    listed = []
+    for layout in LAYOUTS:
+        for number in range(pages_per_size):
+            page = compose_page(digits, layout, rng)
+            name = f"{page.image.width}x{page.image.height}-{number:02}.png"
+            page.image.save(folder / name)
+            listed.append({"file": name, "text": page.text})
+    (folder / "pages.json").write_text(json.dumps({"question": QUESTION, "pages": listed}, indent=1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/demo"))
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--test-pages", type=int, default=24, help="of each size")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(min(4, os.cpu_count()))  # more do not help a model this small
+    set_seed(args.seed)
+
+    train_digits, test_digits = Digits.load(args.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    processor = InternVLXProcessor(
+        InternVLXImageProcessor(size={"height": TILE, "width": TILE}, max_patches=6, slicing="edge"),
+        tokenizer,
+        image_seq_length=model.config.image_seq_length,
+    )
+    print(
+        f"{model.num_parameters() / 1e6:.1f}M parameters, {model.config.image_seq_length} tokens a tile; "
+        f"{len(train_digits.labels)} handwritten digits to learn from, {len(test_digits.labels)} others to be tested on"
+    )
+
+    def collate(pages):
+        """The assistant's turn alone carries loss: `return_labels` masks everything else."""
+        conversations = [conversation(page.image, page.text) for page in pages]
+        return processor.apply_chat_template(
+            conversations, return_labels=True, return_tensors="pt", processor_kwargs={"padding": True}
+        )
+
+    training = TrainingArguments(
+        output_dir=args.out / "checkpoints",
+        max_steps=args.steps,
+        per_device_train_batch_size=BATCH,
+        train_sampling_strategy="sequential",
+        learning_rate=2e-3,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": int(0.4 * args.steps)},
+        warmup_steps=0.05,
+        weight_decay=0.05,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        logging_steps=max(1, args.steps // 24),
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=args.seed,
+    )
+    trainer = Trainer(
+        model=model,
+        args=training,
+        data_collator=collate,
+        train_dataset=Lessons(train_digits, args.steps, args.seed),
+    )
+    trainer.train()
+
+    # Both carry the code that they need, so that they load where this package is not installed.
+    model.save_pretrained(args.out / "model")
+    processor.save_pretrained(args.out / "model")
+    write_test_pages(test_digits, args.test_pages, args.out / "pages", args.seed)
+    print(f"saved {args.out / 'model'}")
+
+
+if __name__ == "__main__":
+    main()

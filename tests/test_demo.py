@@ -1,0 +1,86 @@
+"""The demo's whole path, in so few steps that it learns nothing, and what the demo promises about its pages."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from internvlx_hf import InternVLXImageProcessor
+
+DEMO = Path(__file__).parent.parent / "demo"
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    monkeypatch.syspath_prepend(str(DEMO))
+    import pages
+
+    return pages
+
+
+def test_no_digit_is_in_training_and_in_test_pages(pages):
+    train, test = pages.Digits.load()
+    assert len(train.labels) + len(test.labels) == 1797
+    as_bytes = {shape.tobytes() for shape in train.shapes}
+    assert not any(shape.tobytes() in as_bytes for shape in test.shapes)
+
+
+def test_a_page_says_what_is_written_on_it(pages):
+    digits, _ = pages.Digits.load()
+    page = pages.compose_page(digits, (4, 8), np.random.default_rng(0))
+    assert page.image.size == (64, 96)
+    assert [len(line) for line in page.text.split("\n")] == [4] * 8
+
+
+def test_repeated_pages_say_less_than_random_ones(pages):
+    digits, _ = pages.Digits.load()
+
+    def changes(repeated):
+        """How often a digit differs from its left neighbour."""
+        rng = np.random.default_rng(0)
+        lines = [
+            line
+            for _ in range(20)
+            for line in pages.compose_page(digits, (8, 4), rng, repeated=repeated).text.split("\n")
+        ]
+        return sum(left != right for line in lines for left, right in pairwise(line))
+
+    assert changes(repeated=True) < 0.6 * changes(repeated=False)
+
+
+def test_the_page_sizes_take_different_numbers_of_tiles(pages):
+    image_processor = InternVLXImageProcessor(size={"height": 64, "width": 64})
+    sizes = [(rows * pages.CELL_HEIGHT, columns * pages.CELL_WIDTH) for columns, rows in pages.LAYOUTS]
+    assert [image_processor.get_number_of_image_patches(*size) for size in sizes] == [1, 3, 3, 5]
+    native = {"slicing": "ratio", "max_patches": 12}
+    assert [image_processor.get_number_of_image_patches(*size, native) for size in sizes] == [13, 11, 7, 13]
+
+
+@pytest.mark.slow
+def test_trains_saves_and_reads_without_the_package(tmp_path):
+    def run(*command, **kwargs):
+        env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        return subprocess.run(
+            [sys.executable, *map(str, command)], capture_output=True, text=True, env=env, timeout=600, **kwargs
+        )
+
+    out = tmp_path / "demo"
+    trained = run(DEMO / "train.py", "--out", out, "--steps", "4", "--test-pages", "1")
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert len(json.loads((out / "pages/pages.json").read_text())["pages"]) == 4
+
+    read = run("-I", DEMO / "read.py", out, cwd=tmp_path)
+    assert read.returncode == 0, read.stderr[-3000:]
+    assert "the checkpoint brought transformers_modules" in read.stdout
+    assert "accuracy per digit: " in read.stdout
+    assert Image.open(out / "demo.png").width > 800
+
+    demanding = run("-I", DEMO / "read.py", out, "--min-accuracy", "95", cwd=tmp_path)
+    assert demanding.returncode == 1
+    assert "below the 95 % demanded" in demanding.stderr
