@@ -59,6 +59,14 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
             init.normal_(module.cls_scale, mean=1.0, std=std)
 
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        # The projectors have no choice of attention. Without this, transformers warns that no model goes with them.
+        for part in (self.config.projector_config, self.config.lvtc_config):
+            if part is not None and isinstance(attn_implementation, str):
+                part._attn_implementation = attn_implementation
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+
 class InternVLXModel(InternVLXPreTrainedModel):
     """The vision tower, the projector and the language model, without a language modelling head."""
 
