@@ -215,6 +215,8 @@ class InternVLXConfig(PretrainedConfig):
     """
 
     model_type = "internvl_x"
+    # a batch of texts has no image hidden states: a Trainer that evaluates must not put them beside those of other batches
+    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
     sub_configs = {
         "text_config": AutoConfig,
         "vision_config": AutoConfig,
