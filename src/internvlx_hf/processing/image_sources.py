@@ -140,7 +140,7 @@ class PillowSource:
         if part.mode in _LEVELS_OF_MODE or part.mode == "F":
             grey = _to_uint8(torch.from_numpy(np.array(part).astype(np.float32)), self.levels)
             return grey.expand(self.channels, *grey.shape)
-        pixels = torch.from_numpy(np.array(part if part.mode == self.mode else part.convert(self.mode)))
+        pixels = _tensor(np.asarray(part if part.mode == self.mode else part.convert(self.mode)))
         return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
 
     def _stored_box(self, *ranges: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -173,7 +173,7 @@ class ArraySource:
 
     def __init__(self, array, convert_rgb: bool, input_data_format: str | ChannelDimension | None):
         if isinstance(array, np.ndarray):
-            array = torch.from_numpy(_native(array))
+            array = _tensor(array)
         shape = tuple(array.shape)
         if not _is_channels_first(array, input_data_format):
             array = array.movedim(-1, 0)
@@ -233,10 +233,19 @@ def _to_uint8(values: torch.Tensor, levels: float) -> torch.Tensor:
     return (values.to(torch.float32) / levels).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _native(array: np.ndarray) -> np.ndarray:
-    """torch shares no memory with arrays that are read-only, have negative strides or a foreign byte order."""
-    is_shareable = array.flags.writeable and array.dtype.isnative and all(stride >= 0 for stride in array.strides)
-    return array if is_shareable else np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+class _Lent:
+    """Memory that is read-only, lent to torch as if it were not: torch warns of it, though nothing here writes to it."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array  # kept alive by whoever holds this
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor of the array's own memory. Only a foreign byte order or negative strides, unknown to torch, are copied."""
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Lent(array)))
 
 
 def _is_channels_first(array: torch.Tensor, input_data_format: str | ChannelDimension | None) -> bool:
