@@ -1,0 +1,186 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Sentencepiece's BPE models, read without sentencepiece and rebuilt with `tokenizers`."""
+
+import re
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers.convert_slow_tokenizer import generate_merges
+
+_SPACE = "▁"
+
+
+class PieceType(IntEnum):
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass
+class SentencePieceModel:
+    """What matters of a `tokenizer.model`; `pieces` are (text, score, type) in the order of their ids."""
+
+    pieces: list[tuple[str, float, PieceType]]
+    byte_fallback: bool
+    add_dummy_prefix: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "SentencePieceModel":
+        """Read a sentencepiece file: a `ModelProto` of sentencepiece_model.proto, of which these fields are needed.
+
+        Raises:
+            ValueError: the file is damaged, or not a BPE model that keeps text as it is (no Unicode normalisation, all
+                spaces kept), as those of InternVL's language models are.
+        """
+        try:
+            model = list(_fields(path.read_bytes()))
+            pieces = [_piece(message) for number, message in model if number == 1]
+            trainer, normalizer = (
+                dict(_fields(next((message for number, message in model if number == wanted), b"")))
+                for wanted in (2, 3)
+            )
+        except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
+            raise ValueError(f"{path} is damaged or no sentencepiece model.") from error
+        # a field that is not there has its default: unigram, no byte fallback, a dummy prefix, extra spaces removed
+        properties = {
+            "model_type (2 is BPE)": (trainer.get(3, 1), 2),
+            "precompiled_charsmap": (normalizer.get(2, b""), b""),
+            "remove_extra_whitespaces": (normalizer.get(4, 1), 0),
+        }
+        for name, (value, expected) in properties.items():
+            if value != expected:
+                raise ValueError(f"{path} has {name}={value!r:.40}, expected {expected!r}.")
+        return cls(pieces, bool(trainer.get(35, 0)), bool(normalizer.get(3, 1)))
+
+
+def _piece(message: bytes) -> tuple[str, float, PieceType]:
+    fields = dict(_fields(message))
+    return fields[1].decode(), fields.get(2, 0.0), PieceType(fields.get(3, PieceType.NORMAL))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
+    """(number, value) of the fields of a protobuf message: integers, 32-bit floats, and everything that has a length."""
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        wire_type = key & 7
+        if wire_type == 0:
+            value, place = _varint(message, place)
+        elif wire_type in (1, 5):
+            length = 8 if wire_type == 1 else 4
+            (value,) = struct.unpack("<d" if wire_type == 1 else "<f", message[place : place + length])
+            place += length
+        elif wire_type == 2:
+            length, place = _varint(message, place)
+            value = message[place : place + length]
+            if len(value) < length:
+                raise ValueError(f"a field of {length} bytes ends after {len(value)}")
+            place += length
+        else:
+            raise ValueError(f"wire type {wire_type}")
+        yield key >> 3, value
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+
+
+def sentencepiece_tokenizer(
+    model: SentencePieceModel,
+    added_tokens: Mapping[int, AddedToken],
+    *,
+    legacy: bool = True,
+    unprefixed: Collection[str] = (),
+) -> Tokenizer:
+    """A fast tokenizer that splits text as transformers' slow tokenizers do with a sentencepiece model.
+
+    Args:
+        added_tokens: by id. One with the id of a piece takes the piece's place in the vocabulary.
+        legacy: where the model wants a dummy prefix, every part of a text between added tokens gets one; without `legacy`
+            the text as a whole does.
+        unprefixed: added tokens before which a text gets no prefix; only looked at without `legacy`.
+
+    Raises:
+        ValueError: an added token is also a piece with another id.
+    """
+    shadows = {index: token.content for index, token in added_tokens.items() if index < len(model.pieces)}
+    vocabulary = {shadows.get(index, piece): index for index, (piece, _, _) in enumerate(model.pieces)}
+    if len(vocabulary) != len(model.pieces):
+        twice = [text for index, text in shadows.items() if vocabulary[text] != index]
+        raise ValueError(f"The added tokens {twice} are also pieces with other ids, expected one id for each.")
+    normal = {piece: score for piece, score, kind in model.pieces if kind == PieceType.NORMAL and piece in vocabulary}
+    core = Tokenizer(
+        models.BPE(
+            vocabulary,
+            generate_merges({piece: vocabulary[piece] for piece in normal}, normal),
+            unk_token=next(
+                (
+                    shadows.get(i, piece)
+                    for i, (piece, _, kind) in enumerate(model.pieces)
+                    if kind == PieceType.UNKNOWN
+                ),
+                None,
+            ),
+            fuse_unk=True,
+            byte_fallback=model.byte_fallback,
+        )
+    )
+    prefixes_once = model.add_dummy_prefix and not legacy
+    if prefixes_once:
+        core.normalizer = _prefix_once([token.content for token in added_tokens.values()], unprefixed)
+        core.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never", split=False)
+    elif model.add_dummy_prefix:
+        core.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+    else:
+        core.normalizer = normalizers.Replace(" ", _SPACE)
+    strip_prefix = [decoders.Strip(" ", left=1)] if model.add_dummy_prefix else []
+    core.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip_prefix]
+    )
+    # sentencepiece never splits user-defined pieces; they are looked for after spaces have become ▁, hence "normalized"
+    unsplit = [piece for piece, _, kind in model.pieces if kind == PieceType.USER_DEFINED and piece in vocabulary]
+    core.add_tokens([AddedToken(piece, special=False) for piece in unsplit if piece not in shadows.values()])
+    core.add_tokens([_copy(token, normalized=prefixes_once) for _, token in sorted(added_tokens.items())])
+    return core
+
+
+def _prefix_once(added_tokens: Collection[str], unprefixed: Collection[str]) -> normalizers.Normalizer:
+    """Puts ▁ before a text as a whole, for added tokens with `normalized=True`.
+
+    Spaces stay as they are, so that tokens with `rstrip` or `lstrip` can still take them. Since the tokens' own text is
+    normalised as well, a text that is nothing but one of them gets no prefix.
+    """
+    starts, alone = ("|".join(re.escape(token) for token in tokens) for tokens in (unprefixed, added_tokens))
+    at_start = rf"(?:{starts})|" if starts else ""
+    without_prefix = Regex(rf"\A{_SPACE}(?={at_start}(?:{alone})\z)")
+    return normalizers.Sequence(
+        [
+            normalizers.Replace(_SPACE, " "),
+            normalizers.Prepend(_SPACE),
+            normalizers.Replace(without_prefix, ""),
+        ]
+    )
+
+
+def _copy(token: AddedToken, normalized: bool) -> AddedToken:
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=normalized or token.normalized,
+        special=token.special,
+    )

@@ -1,0 +1,106 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""InternVL's conversation templates as chat templates: the prompts that its checkpoints were trained on, byte for byte."""
+
+import json
+
+_SHANGHAI_AI = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+_WANXIANG = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+_CHATML = {
+    "system": "<|im_start|>system\n",
+    "user": "<|im_start|>user\n",
+    "assistant": "<|im_start|>assistant\n",
+    "end": "<|im_end|>",
+    "between": "",
+    "system_message": _SHANGHAI_AI,
+}
+
+# What a template writes before each role's text, after it, between the turns, and as the system message if none is given
+_TEMPLATES = {
+    "internlm2-chat": _CHATML,
+    "Hermes-2": _CHATML,
+    "phi3-chat": {
+        "system": "<|system|>\n",
+        "user": "<|user|>\n",
+        "assistant": "<|assistant|>\n",
+        "end": "<|end|>",
+        "between": "",
+        "system_message": _SHANGHAI_AI,
+    },
+    "internvl2_5": _CHATML | {"between": "\n", "system_message": _WANXIANG},
+}
+
+_JINJA = """\
+{%- macro render(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part['type'] in ['image', 'image_url'] -%}
+                {{- '<IMG_CONTEXT>\\n' -}}
+            {%- elif part['type'] == 'text' -%}
+                {{- part['text'] -}}
+            {%- else -%}
+                {{- raise_exception('A message has a part of type ' + part['type'] + ', expected text or image.') -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+    {%- set system_message = render(messages[0]['content']) -%}
+    {%- set turns = messages[1:] -%}
+{%- else -%}
+    {%- set system_message = SYSTEM_MESSAGE -%}
+    {%- set turns = messages -%}
+{%- endif -%}
+{{- SYSTEM + system_message + END + BETWEEN -}}
+{%- for message in turns -%}
+    {%- set text = render(message['content'] or '') -%}
+    {%- if message['role'] == 'user' -%}
+        {{- USER -}}
+        {%- if text -%}
+            {{- text + END -}}
+        {%- endif -%}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- ASSISTANT -}}
+        {%- if text -%}
+            {%- generation -%}
+                {{- text + END -}}
+            {%- endgeneration -%}
+        {%- endif -%}
+    {%- else -%}
+        {{- raise_exception('Got a message of role ' + message['role'] + ', expected user and assistant, and system only first.') -}}
+    {%- endif -%}
+    {%- if text -%}
+        {{- BETWEEN -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- ASSISTANT -}}
+{%- endif -%}
+"""
+
+
+def chat_template(name: str) -> str:
+    """A conversation template of InternVL as Jinja, for `tokenizer.chat_template`.
+
+    The system block is always written, with the template's own message if the conversation brings none. A message without
+    text leaves only its role's header, as in InternVL. An image becomes `<IMG_CONTEXT>` and a newline, as
+    `InternVLXProcessor` expects. What a model is trained to write, the end marker included, lies between the generation
+    marks. No template writes the BOS token: the tokenizer and the processor add it, `tokenizer.apply_chat_template` with
+    `tokenize=True` does so with `tokenizer_kwargs={"add_special_tokens": True}`.
+
+    Args:
+        name: `template` of an InternVL checkpoint's config: internlm2-chat, Hermes-2, phi3-chat or internvl2_5.
+
+    Raises:
+        ValueError: there is no such template.
+    """
+    if name not in _TEMPLATES:
+        raise ValueError(f"Unknown conversation template {name!r}, expected one of {', '.join(_TEMPLATES)}.")
+    constants = {field.upper(): json.dumps(text, ensure_ascii=False) for field, text in _TEMPLATES[name].items()}
+    definitions = "".join(f"{{%- set {field} = {text} -%}}\n" for field, text in constants.items())
+    return definitions + _JINJA

@@ -1,0 +1,144 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""An InternVL checkpoint's tokenizer as a fast tokenizer that transformers loads without remote code."""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, processors
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from .sentencepiece_bpe import SentencePieceModel, sentencepiece_tokenizer
+from .templates import chat_template
+
+_IMAGE_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+}
+_NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
+    """Convert the tokenizer of an InternVL checkpoint, native `-hf` ones included.
+
+    Nothing is looked up by a model's name: pieces, their types and the dummy prefix are read from `tokenizer.model`, added
+    tokens and their ids from `tokenizer_config.json`, the conversation template's name from `config.json`. An added token
+    keeps its id, also where that is the id of a reserved piece. The piece is then gone as text: InternLM2's
+    `[UNUSED_TOKEN_146]` is spelled out, while the original reads it as `<|im_start|>`.
+
+    Args:
+        source: the checkpoint's folder.
+
+    Returns:
+        A tokenizer that pads on the left, with InternVL's image tokens as `start_image_token`, `end_image_token` and
+        `context_image_token`, and with a chat template (see `chat_template`).
+
+    Raises:
+        FileNotFoundError: the folder has no tokenizer.
+        ValueError: a file is damaged, of a kind that no InternVL checkpoint has, or at odds with another; the tokenizer
+            has no image tokens; or the config names an unknown template.
+    """
+    source = Path(source)
+    config = _read_json(source / "special_tokens_map.json") | _read_json(source / "tokenizer_config.json")
+    named = {role: _content(config[role]) for role in _NAMED_TOKENS if config.get(role) is not None}
+    added_tokens = _added_tokens(source, config)
+    core = _core(source, config, added_tokens, named)
+    core.add_tokens([token for _, token in sorted(added_tokens.items())])
+    for index, token in added_tokens.items():
+        if core.token_to_id(token.content) != index:
+            raise ValueError(
+                f"The token {token.content!r} of {source} has id {core.token_to_id(token.content)} in the vocabulary, "
+                f"expected {index} as among the added tokens."
+            )
+    for token in _IMAGE_TOKENS.values():
+        if core.token_to_id(token) is None:
+            raise ValueError(
+                f"The tokenizer in {source} has no token {token!r}, expected the image tokens of InternVL."
+            )
+
+    taken = {*named.values(), *_IMAGE_TOKENS.values()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        **named,
+        additional_special_tokens=[
+            token.content for token in added_tokens.values() if token.special and token.content not in taken
+        ],
+        extra_special_tokens=_IMAGE_TOKENS,
+        model_max_length=config.get("model_max_length"),
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="left",
+        chat_template=_template(source, config),
+    )
+
+
+def _core(source: Path, config: dict, added_tokens: dict[int, AddedToken], named: dict[str, str]) -> Tokenizer:
+    kind = config.get("tokenizer_class")
+    has = {
+        name for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt") if (source / name).exists()
+    }
+    # InternVL's own code reads tokenizer.model where the class is one of the slow ones
+    if "tokenizer.model" in has and ("tokenizer.json" not in has or kind in ("InternLM2Tokenizer", "LlamaTokenizer")):
+        return _sentencepiece_core(source, config, added_tokens, named)
+    if "tokenizer.json" in has:
+        try:
+            return Tokenizer.from_file(str(source / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"{source / 'tokenizer.json'} is damaged: {error}") from error
+    if {"vocab.json", "merges.txt"} <= has:
+        if kind not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
+            raise ValueError(f"{source} has vocab.json and merges.txt of a {kind}, expected a Qwen2Tokenizer.")
+        vocabulary, merges = str(source / "vocab.json"), str(source / "merges.txt")
+        # no special tokens: it would append them to the vocabulary
+        return Qwen2Tokenizer(vocabulary, merges, **dict.fromkeys(_NAMED_TOKENS)).backend_tokenizer
+    raise FileNotFoundError(
+        f"{source} has no tokenizer: expected tokenizer.json, tokenizer.model, or vocab.json and merges.txt."
+    )
+
+
+def _sentencepiece_core(
+    source: Path, config: dict, added_tokens: dict[int, AddedToken], named: dict[str, str]
+) -> Tokenizer:
+    model = SentencePieceModel.read(source / "tokenizer.model")
+    special = {*named.values(), *map(_content, config.get("additional_special_tokens", []))}
+    core = sentencepiece_tokenizer(model, added_tokens, legacy=config.get("legacy", True), unprefixed=sorted(special))
+    bos = named.get("bos_token")
+    if bos is not None and config.get("add_bos_token", True):
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, core.token_to_id(bos))]
+        )
+    return core
+
+
+def _added_tokens(source: Path, config: dict) -> dict[int, AddedToken]:
+    """By id: those that `tokenizer_config.json` describes, and others that only `added_tokens.json` has."""
+    tokens = {int(index): AddedToken(**fields) for index, fields in config.get("added_tokens_decoder", {}).items()}
+    special = {*map(_content, config.get("additional_special_tokens", []))}
+    for content, index in _read_json(source / "added_tokens.json").items():
+        tokens.setdefault(index, AddedToken(content, normalized=False, special=content in special))
+    return tokens
+
+
+def _template(source: Path, config: dict) -> str | None:
+    """The conversation template that the checkpoint's config names; native checkpoints bring a chat template instead."""
+    name = _read_json(source / "config.json").get("template")
+    if name is not None:
+        return chat_template(name)
+    file = source / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if file.exists() else config.get("chat_template")
+
+
+def _content(token: str | dict) -> str:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _read_json(file: Path) -> dict:
+    """Empty if there is no such file."""
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected a JSON object.")
+    return content
