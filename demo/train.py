@@ -137,7 +137,7 @@ def write_test_pages(digits: Digits, pages_per_size: int, folder: Path, seed: in
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--test-pages", type=int, default=24, help="of each size")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
