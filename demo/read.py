@@ -185,10 +185,10 @@ def main():
             f"{cost(processor, *size, NATIVE)[1]:8}{1 - sum(wrong) / len(wrong):12.1%}{seconds:16.2f}"
         )
     accuracy = 100 * (1 - sum(all_wrong) / len(all_wrong))
-    title = f"{accuracy:.1f} % of {len(all_wrong):,} unseen handwritten digits read right"
+    title = f"{accuracy:.1f} % of the digits on {len(listed['pages'])} unseen pages read right"
     draw([pages[0] for pages in pages_of_size.values()], processor, title, args.folder / "demo.png")
     print(f"picture: {(args.folder / 'demo.png').resolve()}")
-    print(f"accuracy per digit: {accuracy:.2f} % of {len(all_wrong):,}")
+    print(f"accuracy per digit: {accuracy:.2f} % of {len(all_wrong):,} digits on {len(listed['pages'])} pages")
     if accuracy < args.min_accuracy:
         sys.exit(f"below the {args.min_accuracy:g} % demanded")
 
