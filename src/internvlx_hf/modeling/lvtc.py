@@ -78,7 +78,7 @@ class LVTC(nn.Module):
         if got != expected:
             raise ValueError(
                 f"LVTC needs `pooler_output` and `deepstack_features` of (tiles, tokens) {expected}, got {got}. "
-                "`generate` with a `prefill_chunk_size` cuts tiles up, which cannot be expanded then: leave it unset."
+                "Give them as `get_image_features` returns them."
             )
         return ImageTokens(later[: len(self.lr_projectors)], later[-1] if self.hr_projector is not None else None)
 

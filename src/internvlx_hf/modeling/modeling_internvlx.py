@@ -270,6 +270,15 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Gen
             return attention_mask
         return decoding_masks(config, inputs_embeds, attention_mask, past_key_values)
 
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        has_images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
+        if self.model.lvtc is not None and has_images and generation_config.prefill_chunk_size is not None:
+            raise ValueError(
+                f"`prefill_chunk_size`={generation_config.prefill_chunk_size} would cut tiles up, which LVTC cannot "
+                "expand then. Leave it unset for prompts with images."
+            )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
     def _prepare_static_cache(self, *args, **kwargs) -> Cache:
         cache = super()._prepare_static_cache(*args, **kwargs)
         if self.model.lvtc is not None:
