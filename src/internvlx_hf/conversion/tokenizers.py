@@ -43,7 +43,8 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     named = {role: _content(config[role]) for role in _NAMED_TOKENS if config.get(role) is not None}
     added_tokens = _added_tokens(source, config)
     core = _core(source, config, added_tokens, named)
-    core.add_tokens([token for _, token in sorted(added_tokens.items())])
+    known = {token.content for token in core.get_added_tokens_decoder().values()}
+    core.add_tokens([token for _, token in sorted(added_tokens.items()) if token.content not in known])
     for index, token in added_tokens.items():
         if core.token_to_id(token.content) != index:
             raise ValueError(

@@ -3,12 +3,20 @@
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 IMAGE_MARK = "<image>"
 START, END, CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 
+History = list[tuple[str, str]]  # questions and their answers
+
 
 class ChatMixin:
+    # what the user wants to be the system message of `chat` and `batch_chat`; unset: the chat template's own
+    system_message: str | None = None
+
     @torch.no_grad()
     def chat(
         self,
@@ -16,10 +24,14 @@ class ChatMixin:
         pixel_values: torch.Tensor | None,
         question: str,
         generation_config: GenerationConfig | dict | None = None,
-        history: list[tuple[str, str]] | None = None,
+        history: History | None = None,
         return_history: bool = False,
         num_patches_list: list[int] | None = None,
-    ) -> str | tuple[str, list[tuple[str, str]]]:
+        IMG_START_TOKEN: str = START,
+        IMG_END_TOKEN: str = END,
+        IMG_CONTEXT_TOKEN: str = CONTEXT,
+        verbose: bool = False,
+    ) -> str | tuple[str, History]:
         """Answer a question about any number of images, as InternVL2's remote code does.
 
         Args:
@@ -27,10 +39,13 @@ class ChatMixin:
             pixel_values: (tiles, 3, H, W), the tiles of all images of the conversation; None for text only.
             question: `<image>` marks where an image goes. Without a mark, the first question of a conversation with
                 images gets one in front.
-            generation_config: arguments of `generate`; a dict or a `GenerationConfig`.
+            generation_config: arguments of `generate` as a dict, where an answer always ends at the chat template's end
+                marker; or a `GenerationConfig`, whose own `eos_token_id` counts if it has one.
             history: the questions and answers so far, as an earlier call returned them.
             return_history: also return the history with this turn.
             num_patches_list: tiles of each image; unset: `pixel_values` is one image.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: what an image is written with.
+            verbose: log the prompt and the answer.
 
         Returns:
             The answer, or (answer, history).
@@ -39,60 +54,167 @@ class ChatMixin:
             ValueError: if marks, images and tiles do not match, or a message contains an image token of its own.
         """
         history = list(history or [])
-        if pixel_values is not None and not history and IMAGE_MARK not in question:
-            question = f"{IMAGE_MARK}\n{question}"
         if num_patches_list is None:
             num_patches_list = [] if pixel_values is None else [len(pixel_values)]
-        tiles = 0 if pixel_values is None else len(pixel_values)
-        if tiles != sum(num_patches_list):
-            raise ValueError(
-                f"`num_patches_list`={num_patches_list} adds up to {sum(num_patches_list)} tiles, got {tiles}."
-            )
+        question = opening_question(question, history, pixel_values is not None)
+        image_tokens = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
+        query = self._checked_query(tokenizer, question, history, num_patches_list, image_tokens)
+        _require_tiles(pixel_values, num_patches_list)
+        answer = self._answers(tokenizer, pixel_values, [query], generation_config)[0]
+        if verbose:
+            _log_turn(query, answer, image_tokens)
+        return (answer, [*history, (question, answer)]) if return_history else answer
 
-        query = chat_query(tokenizer, history, question, num_patches_list, self.config.image_seq_length)
-        inputs = tokenizer(query, return_tensors="pt", add_special_tokens=not _starts_with_bos(tokenizer, query))
+    @torch.no_grad()
+    def batch_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: torch.Tensor | None,
+        questions: list[str],
+        generation_config: GenerationConfig | dict | None = None,
+        num_patches_list: list[int] | None = None,
+        history: None = None,
+        return_history: bool = False,
+        IMG_START_TOKEN: str = START,
+        IMG_END_TOKEN: str = END,
+        IMG_CONTEXT_TOKEN: str = CONTEXT,
+        verbose: bool = False,
+        image_counts: list[int] | None = None,
+    ) -> list[str]:
+        """Answer several questions about an image each, as InternVL2's remote code does.
+
+        Args:
+            pixel_values: (tiles, 3, H, W), the tiles of all images; None for text only.
+            questions: each gets an `<image>` in front unless it has one.
+            num_patches_list: tiles of each question's image; 0 where a question has none. Unset: one tile each.
+            history, return_history: not supported, as in InternVL2.
+            image_counts: InternVL's older name of `num_patches_list`.
+
+        The other arguments are those of `chat`.
+
+        Raises:
+            NotImplementedError: a history is given or wanted.
+            ValueError: as `chat`, or if there are more or fewer questions than images.
+        """
+        if history is not None or return_history:
+            raise NotImplementedError(
+                "`batch_chat` answers single questions. Use `chat` for conversations of more turns."
+            )
+        num_patches_list = image_counts if num_patches_list is None else num_patches_list
+        if num_patches_list is None:
+            num_patches_list = [0 if pixel_values is None else 1] * len(questions)
+        if len(num_patches_list) != len(questions):
+            raise ValueError(
+                f"`num_patches_list`={num_patches_list} has {len(num_patches_list)} images for {len(questions)} questions, "
+                "expected one for each question."
+            )
+        image_tokens = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
+        queries = []
+        for question, tiles in zip(questions, num_patches_list, strict=True):
+            question = opening_question(question, [], tiles > 0)
+            queries.append(self._checked_query(tokenizer, question, [], [tiles] if tiles else [], image_tokens))
+        _require_tiles(pixel_values, num_patches_list)
+        answers = self._answers(tokenizer, pixel_values, queries, generation_config)
+        if verbose:
+            for query, answer in zip(queries, answers, strict=True):
+                _log_turn(query, answer, image_tokens)
+        return answers
+
+    def _checked_query(self, tokenizer, question, history, num_patches_list, image_tokens) -> str:
+        """`chat_query`, or an error where it would have to guess."""
+        context = image_tokens[1]
+        if tokenizer.convert_tokens_to_ids(context) != self.config.image_token_id:
+            raise ValueError(
+                f"The model's images are written with token {self.config.image_token_id}, but the tokenizer's "
+                f"{context!r} is {tokenizer.convert_tokens_to_ids(context)}."
+            )
+        texts = [text for turn in history for text in turn] + [question]
+        for text in [*texts, self.system_message or ""]:
+            for token in (CONTEXT, START, END, *image_tokens):
+                if token in text:
+                    raise ValueError(
+                        f"The message {text!r:.200} contains the image token {token!r} as text. Mark the place of an "
+                        f"image with {IMAGE_MARK!r}."
+                    )
+        marks = sum(text.count(IMAGE_MARK) for text in texts)
+        if marks != len(num_patches_list):
+            raise ValueError(
+                f"The conversation has {marks} {IMAGE_MARK!r} marks, but {len(num_patches_list)} images were given."
+            )
+        image_seq_length = self.config.image_seq_length
+        return chat_query(
+            tokenizer, question, history, num_patches_list, image_seq_length, self.system_message, image_tokens
+        )
+
+    def _answers(self, tokenizer, pixel_values, queries: list[str], generation_config) -> list[str]:
+        has_bos = tokenizer.bos_token is not None and queries[0].startswith(tokenizer.bos_token)
+        inputs = tokenizer(
+            queries, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not has_bos
+        )
         inputs = {name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")}
         if pixel_values is not None:
             inputs["pixel_values"] = pixel_values.to(self.device)
+        stop = end_marker(tokenizer)
+        stop_id = {} if stop is None else {"eos_token_id": tokenizer.convert_tokens_to_ids(stop)}
         if isinstance(generation_config, GenerationConfig):
-            kwargs = {"generation_config": generation_config}
+            own_stop = {} if generation_config.eos_token_id is not None else stop_id
+            kwargs = {"generation_config": generation_config, **own_stop}
         else:
-            kwargs = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-            kwargs |= generation_config or {}
+            kwargs = {"pad_token_id": tokenizer.pad_token_id} | dict(generation_config or {}) | stop_id
         output = self.generate(**inputs, **kwargs)
-        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        return (answer, [*history, (question, answer)]) if return_history else answer
+        answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.partition(stop)[0].strip() if stop else answer.strip() for answer in answers]
+
+
+def opening_question(question: str, history: History, has_images: bool) -> str:
+    """The question as it goes into the prompt: a conversation with images that has no mark yet starts with one."""
+    if has_images and not history and IMAGE_MARK not in question:
+        return f"{IMAGE_MARK}\n{question}"
+    return question
 
 
 def chat_query(
     tokenizer: PreTrainedTokenizerBase,
-    history: list[tuple[str, str]],
     question: str,
+    history: History,
     num_patches_list: list[int],
     image_seq_length: int,
+    system_message: str | None = None,
+    image_tokens: tuple[str, str, str] = (START, CONTEXT, END),
 ) -> str:
-    """The prompt of a conversation, its `<image>` marks filled with the images' placeholders in reading order."""
-    messages = []
+    """The prompt of a conversation, its `<image>` marks filled with the images' placeholders in reading order.
+
+    As in InternVL, marks without an image stay as they are, and images without a mark are left out.
+    """
+    messages = [] if system_message is None else [{"role": "system", "content": system_message}]
     for asked, answered in history:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     messages.append({"role": "user", "content": question})
-    for turn, message in enumerate(messages):
-        smuggled = [token for token in (CONTEXT, START, END) if token in message["content"]]
-        if smuggled:
-            raise ValueError(
-                f"Turn {turn} ({message['role']}) contains the image token {smuggled[0]!r} as text. Mark the place of an "
-                f"image with {IMAGE_MARK!r}."
-            )
-    marks = sum(message["content"].count(IMAGE_MARK) for message in messages)
-    if marks != len(num_patches_list):
-        raise ValueError(
-            f"The conversation has {marks} {IMAGE_MARK!r} marks, but {len(num_patches_list)} images were given."
-        )
     query = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    start, context, end = image_tokens
     for tiles in num_patches_list:
-        query = query.replace(IMAGE_MARK, START + CONTEXT * image_seq_length * tiles + END, 1)
+        query = query.replace(IMAGE_MARK, start + context * image_seq_length * tiles + end, 1)
     return query
 
 
-def _starts_with_bos(tokenizer: PreTrainedTokenizerBase, query: str) -> bool:
-    return tokenizer.bos_token is not None and query.startswith(tokenizer.bos_token)
+def end_marker(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What the chat template writes after an answer, or the EOS token if that is not one token."""
+    answer = "answer"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    marker = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2].strip()
+    is_token = tokenizer.convert_tokens_to_ids(marker) not in (None, tokenizer.unk_token_id)
+    return marker if is_token else tokenizer.eos_token
+
+
+def _require_tiles(pixel_values: torch.Tensor | None, num_patches_list: list[int]):
+    tiles = 0 if pixel_values is None else len(pixel_values)
+    if tiles != sum(num_patches_list):
+        raise ValueError(
+            f"`num_patches_list`={num_patches_list} adds up to {sum(num_patches_list)} tiles, got {tiles}."
+        )
+
+
+def _log_turn(query: str, answer: str, image_tokens: tuple[str, str, str]):
+    start, context, end = image_tokens
+    # as a warning, since who asks for it wants to see it
+    logger.warning("%s%s", query.replace(context, "").replace(start + end, IMAGE_MARK), answer)
