@@ -1,0 +1,150 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The weight files of a checkpoint: which tensors they hold, and one tensor at a time out of them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+# the first pair that is there wins: an index of shards, or one file that holds everything
+WEIGHT_FILES = (
+    ("model.safetensors.index.json", "model.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be converted; the message names what is wrong with it and what would be right."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a tensor is, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return self.meta().nbytes
+
+    def meta(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+class CheckpointFiles:
+    """The shards of a checkpoint folder.
+
+    Args:
+        folder: holds safetensors files, or `.bin` files, which are read with `torch.load(weights_only=True)` only.
+
+    Raises:
+        CheckpointError: if there are no weights, a shard is missing or damaged, or index and shards disagree.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = self._read_index()
+        self.shards = {path: self._contents(path) for path in self._paths(index)}
+        self.tensors: dict[str, TensorInfo] = {}
+        for path, contents in self.shards.items():
+            if twice := sorted(contents.keys() & self.tensors.keys()):
+                raise CheckpointError(f"{path} holds tensors that an earlier shard holds too: {listed(twice)}.")
+            self.tensors |= contents
+        self._compare_with(index)
+
+    def _read_index(self) -> dict[str, str] | None:
+        """File names by tensor, or None for a checkpoint of one file."""
+        for index_name, single_name in WEIGHT_FILES:
+            if (self.folder / single_name).is_file():
+                self.single = self.folder / single_name
+                return None
+            if (self.folder / index_name).is_file():
+                return json.loads((self.folder / index_name).read_text())["weight_map"]
+        names = [name for pair in WEIGHT_FILES for name in pair]
+        raise CheckpointError(f"{self.folder} holds no weights, expected one of {', '.join(names)}.")
+
+    def _paths(self, index: dict[str, str] | None) -> list[Path]:
+        if index is None:
+            return [self.single]
+        paths = [self.folder / name for name in sorted(set(index.values()))]
+        if missing := [path.name for path in paths if not path.is_file()]:
+            raise CheckpointError(
+                f"{self.folder} lacks {listed(missing)}, which its index names. Download them again; the checkpoint has "
+                f"{len(paths)} shards."
+            )
+        return paths
+
+    def _contents(self, path: Path) -> dict[str, TensorInfo]:
+        if path.suffix != ".safetensors":
+            with self.open(path) as tensors:
+                return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
+        try:
+            with safe_open(path, framework="pt") as shard:
+                slices = {name: shard.get_slice(name) for name in shard.offset_keys()}
+                return {name: _info(name, part) for name, part in slices.items()}
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or cut short ({error}). Download it again.") from error
+
+    def _compare_with(self, index: dict[str, str] | None) -> None:
+        if index is None:
+            return
+        if missing := sorted(index.keys() - self.tensors.keys()):
+            raise CheckpointError(f"The shards of {self.folder} lack tensors that the index names: {listed(missing)}.")
+        if extra := sorted(self.tensors.keys() - index.keys()):
+            raise CheckpointError(f"The shards of {self.folder} hold tensors that the index lacks: {listed(extra)}.")
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+        """Yield an iterator over (name, tensor) of one shard. A tensor's memory is the file's, mapped, while it is open."""
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as shard:
+                yield ((name, shard.get_tensor(name)) for name in shard.offset_keys())
+        else:
+            yield iter(_load_bin(path).items())
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, by name."""
+        path = next(path for path, contents in self.shards.items() if name in contents)
+        with self.open(path) as tensors:
+            return next(tensor for found, tensor in tensors if found == name)
+
+
+def _info(name: str, part) -> TensorInfo:
+    dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
+    if dtype is None:
+        raise CheckpointError(
+            f"Tensor {name} is stored as {part.get_dtype()}, expected one of {', '.join(SAFETENSORS_DTYPES)}. Convert the "
+            "checkpoint that has not been quantised."
+        )
+    return TensorInfo(tuple(part.get_shape()), dtype)
+
+
+def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise CheckpointError(f"{path} is damaged or cut short ({error}). Download it again.") from error
+    # written in the format before zip files, which cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def listed(names, limit: int = 12) -> str:
+    """Names for a message, the first few of them."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,304 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Converting a checkpoint: plan, then one pass over its tensors, then everything that goes beside the weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from ..modeling import InternVLXConfig
+from ..processing import InternVLXImageProcessor, InternVLXProcessor
+from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
+from .native import native_names, save_native_sidecar
+from .plan import EMBEDDING, HEAD, Plan, make_plan
+from .report import ConversionReport, make_report, write_report
+from .sources import Source, read_source
+from .streaming import ShardWriter, plan_shards, shard_names, whole_folder, write_index
+from .tensor_tables import Rule, source_table
+from .tokenizers import convert_tokenizer
+from .upgrades import Upgrade, build_upgrade, initial_value
+
+logger = logging.get_logger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SLICINGS = ("edge", "area", "ratio")
+# what a checkpoint consists of; the rest of a repository stays where it is
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+GIGABYTE = 10**9
+
+
+@dataclass
+class Conversion:
+    """Everything that is settled before the first value is read."""
+
+    source: Source
+    files: CheckpointFiles
+    config: InternVLXConfig
+    upgrade: Upgrade
+    plan: Plan
+    tokenizer: PreTrainedTokenizerFast
+    options: dict
+    rename: Callable[[str], str]
+
+
+def convert_checkpoint(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: str = "internvl_x",
+    projector: str = "keep",
+    lvtc: bool | dict = False,
+    downsample_ratio: float | None = None,
+    init: str = "warm",
+    slicing: str | None = None,
+    max_patches: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    max_shard_gigabytes: float = 5,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Convert an InternVL checkpoint to an InternVL-X checkpoint that carries its code, or back.
+
+    With the defaults the converted model answers as the original does: same weights, same tiles. The weights are streamed,
+    a tensor at a time; `out` appears when it is complete, and not at all if anything fails.
+
+    Args:
+        source: a folder, or the id of a model on the Hub.
+        out: the folder to make.
+        to: "internvl_x", or "internvl" for transformers' native layout (a kept projector, no LVTC).
+        projector: "keep", or "pvtc" to put PVTC in the place of InternVL2's projector.
+        lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig`. The new modules need training.
+        downsample_ratio: another 1 / M for the tokens of the input than the checkpoint's; the projector needs training.
+        init: how new modules start: "warm", close to what the checkpoint knows, or "paper", at random.
+        slicing: "ratio", "edge" or "area"; unset: as the checkpoint was made for, "ratio" for InternVL, "edge" for the
+            InternVL-X release. "edge" costs fewer tokens for small pictures and needs no training.
+        max_patches: most tiles of a picture; unset: the checkpoint's.
+        dtype: of the weights, "bfloat16", "float16" or "float32"; unset: as they are stored.
+        revision: branch, tag or commit on the Hub.
+        max_shard_gigabytes: size of an output shard.
+        seed: of random values.
+        overwrite: replace `out` if it is a checkpoint.
+
+    Returns:
+        What was done, as it is saved in `conversion_report.json`.
+
+    Raises:
+        CheckpointError: the checkpoint is of an unknown kind, or has tensors that are missing, unexpected, misshapen or
+            not finite; a shard is missing or damaged. A `ValueError`.
+        FileExistsError: `out` exists, and `overwrite` is not set or it is not a checkpoint.
+        OSError: the disk is full.
+        ValueError: an argument is unknown or does not fit the checkpoint.
+    """
+    _require_choice("to", to, ("internvl_x", "internvl"))
+    _require_choice("slicing", slicing, (None, *SLICINGS))
+    options = {"to": to, "projector": projector, "lvtc": lvtc, "downsample_ratio": downsample_ratio, "init": init}
+    options |= {"slicing": slicing, "max_patches": max_patches, "seed": seed, "source": _source_name(source)}
+    options |= {"dtype": None if dtype is None else str(dtype).removeprefix("torch."), "revision": revision}
+    out = Path(out).expanduser().absolute()
+    folder = find_source(source, revision)
+    if out == folder.absolute() or out in folder.absolute().parents:
+        raise FileExistsError(f"{out} holds the source {folder}. Choose another folder.")
+    conversion = prepare(folder, options)
+    shards = plan_shards(_groups(conversion), int(max_shard_gigabytes * GIGABYTE))
+    with whole_folder(out, overwrite=overwrite, num_bytes=_num_bytes(shards)) as partial:
+        write_weights(conversion, partial, shards)
+        if to == "internvl":
+            save_native_sidecar(partial, conversion.config, conversion.tokenizer, conversion.source.tiling)
+        else:
+            save_sidecar(conversion, partial)
+        report = make_report(conversion)
+        write_report(report, partial)
+    return report
+
+
+def find_source(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint; what is not a folder is taken for a Hub id and downloaded.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and it cannot be had from the Hub.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
+        raise FileNotFoundError(
+            f"{source} is not a folder, expected a checkpoint's folder or a Hub id like 'owner/name'."
+        )
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=HUB_PATTERNS))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{source} is no folder here, and downloading it from the Hub failed: {error}"
+        ) from error
+
+
+def prepare(folder: Path, options: dict) -> Conversion:
+    """Settle everything about a conversion without reading a weight's values (but for tied embeddings).
+
+    Args:
+        options: the arguments of `convert_checkpoint` by name.
+    """
+    files = CheckpointFiles(folder)
+    source = read_source(folder, files.tensors)
+    tokenizer = convert_tokenizer(folder)
+    _settle_image_token(source, tokenizer)
+    table = _settle_tying(source, files)
+    dtype = _dtype(options["dtype"])
+    config, upgrade = build_upgrade(
+        source.config, **{name: options[name] for name in ("projector", "lvtc", "downsample_ratio", "init")}
+    )
+    rename = native_names(config) if options["to"] == "internvl" else str
+    plan = make_plan(table, source.config, files.tensors, upgrade=upgrade, after=config, dtype=dtype)
+    if dtype is not None or config.dtype is None:
+        config.dtype = dtype or next(iter(next(iter(plan.groups.values())).values())).dtype
+    config.text_config.dtype = config.vision_config.dtype = config.dtype
+    config.architectures = ["InternVLXForConditionalGeneration"]
+    _settle_tiling(source, options)
+    return Conversion(source, files, config, upgrade, plan, tokenizer, options, rename)
+
+
+def _settle_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
+    token = tokenizer.convert_tokens_to_ids(tokenizer.context_image_token)
+    vocabulary = source.config.text_config.vocab_size
+    if source.layout != "internvl_chat" and token != source.config.image_token_id:
+        raise CheckpointError(
+            f"config.json says image_token_id={source.config.image_token_id}, but the tokenizer's "
+            f"{tokenizer.context_image_token} is {token}."
+        )
+    if token >= vocabulary:
+        raise CheckpointError(
+            f"The tokenizer's {tokenizer.context_image_token} is {token}, outside the model's vocabulary of {vocabulary}."
+        )
+    source.config.image_token_id = token
+
+
+def _settle_tying(source: Source, files: CheckpointFiles) -> list[Rule]:
+    """Find out whether output and input embeddings are one tensor: by what is stored, since configs contradict it."""
+    table, config = source_table(source), source.config
+    names = {target: name for name in files.tensors for rule in table for target in rule.match(name) or ()}
+    if not config.tie_word_embeddings or HEAD not in names or EMBEDDING not in names:
+        return table
+    head, embedding = names[HEAD], names[EMBEDDING]
+    if torch.equal(files.read(head), files.read(embedding)):
+        return [Rule(head, reason=f"equal to {embedding}, to which the config ties it"), *table]
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    source.notes.append(
+        "The config ties the output to the input embeddings, but the stored ones differ: both are kept."
+    )
+    return table
+
+
+def _settle_tiling(source: Source, options: dict) -> None:
+    for name in ("slicing", "max_patches"):
+        if options[name] is not None:
+            setattr(source.tiling, name, options[name])
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    _require_choice("dtype", dtype, tuple(DTYPES))
+    return DTYPES[dtype]
+
+
+def _groups(conversion: Conversion) -> list[dict[str, TensorInfo]]:
+    """Target tensors in the order in which they will be written, those of one source tensor together."""
+    plan, rename = conversion.plan, conversion.rename
+    stored = [
+        plan.groups[name] for contents in conversion.files.shards.values() for name in contents if name in plan.steps
+    ]
+    groups = [*stored, *({name: info} for name, info in plan.new.items())]
+    return [{rename(name): info for name, info in group.items()} for group in groups]
+
+
+def _num_bytes(shards: list[dict[str, TensorInfo]]) -> int:
+    return sum(info.num_bytes for tensors in shards for info in tensors.values())
+
+
+def write_weights(conversion: Conversion, folder: Path, shards: list[dict[str, TensorInfo]]) -> None:
+    """One pass over the source's tensors, each converted, checked and written at once; then the new ones."""
+    files = dict(zip(shard_names(len(shards)), shards, strict=True))
+    writers = {file: ShardWriter(folder / file, tensors) for file, tensors in files.items()}
+    writer_of = {name: writers[file] for file, tensors in files.items() for name in tensors}
+    try:
+        with tqdm(total=_num_bytes(shards), unit="B", unit_scale=True, desc="Converting") as progress:
+            for name, tensor in _tensors(conversion):
+                name = conversion.rename(name)
+                writer_of[name].write(name, tensor)
+                progress.update(writer_of[name].tensors[name].num_bytes)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    if len(files) > 1:
+        write_index(folder, files)
+
+
+def _tensors(conversion: Conversion):
+    plan = conversion.plan
+    for path in conversion.files.shards:
+        with conversion.files.open(path) as tensors:
+            for name, tensor in tensors:
+                if name in plan.steps:
+                    yield from plan.convert(name, tensor)
+    std = getattr(conversion.config.text_config, "initializer_range", 0.02)
+    for name, info in plan.new.items():
+        yield name, initial_value(name, info, conversion.upgrade, std, conversion.options["seed"])
+
+
+def save_sidecar(conversion: Conversion, folder: Path) -> None:
+    """Write the configuration with its code, the processor and the generation settings."""
+    config, tiling = conversion.config, conversion.source.tiling
+    config.save_pretrained(folder)
+    image_processor = InternVLXImageProcessor(
+        size={"height": tiling.tile_size, "width": tiling.tile_size},
+        min_patches=tiling.min_patches,
+        max_patches=tiling.max_patches,
+        use_thumbnail=tiling.use_thumbnail,
+        crop_to_patches=tiling.crop_to_patches,
+        slicing=tiling.slicing,
+    )
+    processor = InternVLXProcessor(
+        image_processor, conversion.tokenizer, config.image_seq_length, conversion.tokenizer.chat_template
+    )
+    processor.save_pretrained(folder)
+    generation_config(conversion.source, conversion.tokenizer).save_pretrained(folder)
+
+
+def generation_config(source: Source, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """The source's generation settings; the chat template's end marker always stops."""
+    if (source.folder / "generation_config.json").is_file():
+        config = GenerationConfig.from_pretrained(source.folder)
+    else:
+        config = GenerationConfig.from_model_config(source.config)
+    config._from_model_config = False
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stops = [stop for stop in [*stops, stop_token(tokenizer)] if stop is not None]
+    config.eos_token_id = list(dict.fromkeys(stops))
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token with which the chat template ends a turn."""
+    turn = tokenizer.apply_chat_template([{"role": "user", "content": "."}], tokenize=False)
+    special = set(tokenizer.added_tokens_decoder)
+    ids = [token for token in tokenizer(turn, add_special_tokens=False)["input_ids"] if token in special]
+    return ids[-1] if ids else None
+
+
+def _require_choice(name: str, value, choices: tuple) -> None:
+    if value not in choices and value not in DTYPES.values():
+        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
+
+
+def _source_name(source: str | Path) -> str:
+    """A Hub id, or a folder's name: where it lay is nobody else's business."""
+    folder = Path(source).expanduser()
+    return folder.absolute().name if folder.is_dir() else str(source)

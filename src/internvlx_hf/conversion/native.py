@@ -1,0 +1,70 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The way back: a model that kept InternVL2's projector, in transformers' native `internvl` layout."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import GotOcr2ImageProcessor, InternVLConfig, PreTrainedTokenizerFast
+
+from ..modeling import InternVLXConfig
+from .sources import Tiling
+
+# how files name what modules call model.language_model, model.vision_tower, ...
+FILE_NAMES = {
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+# tokens that InternVLProcessor asks a tokenizer for; images are all that we convert
+VIDEO_TOKEN = "<video>"
+
+
+def native_names(config: InternVLXConfig) -> Callable[[str], str]:
+    """How native checkpoints name our tensors.
+
+    Raises:
+        ValueError: if native InternVL has no counterpart of the model.
+    """
+    projector = config.projector_config.projector_type
+    if projector != "pixel_shuffle" or config.lvtc_config is not None:
+        raise ValueError(
+            f"Native InternVL has InternVL2's projector only, but the model has the projector {projector!r}"
+            f"{' and LVTC' if config.lvtc_config is not None else ''}. Expected 'pixel_shuffle' without LVTC."
+        )
+
+    def rename(name: str) -> str:
+        prefix = next(prefix for prefix in FILE_NAMES if name.startswith(prefix))
+        return FILE_NAMES[prefix] + name.removeprefix(prefix)
+
+    return rename
+
+
+def save_native_sidecar(
+    folder: Path, config: InternVLXConfig, tokenizer: PreTrainedTokenizerFast, tiling: Tiling
+) -> None:
+    """Write the native configuration, tokenizer and image processor."""
+    native = InternVLConfig(
+        vision_config=config.vision_config,
+        text_config=config.text_config,
+        image_token_id=config.image_token_id,
+        image_seq_length=config.image_seq_length,
+        downsample_ratio=config.downsample_ratio,
+        projector_hidden_act=config.projector_config.hidden_act,
+        vision_feature_layer=config.vision_feature_layer,
+        tie_word_embeddings=config.tie_word_embeddings,
+        dtype=config.dtype,
+        architectures=["InternVLForConditionalGeneration"],
+    )
+    native.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor = GotOcr2ImageProcessor(
+        size={"height": tiling.tile_size, "width": tiling.tile_size},
+        crop_to_patches=tiling.crop_to_patches,
+        min_patches=tiling.min_patches,
+        max_patches=tiling.max_patches,
+    )
+    image_processor.save_pretrained(folder)
+    processor = {"processor_class": "InternVLProcessor", "image_seq_length": config.image_seq_length}
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

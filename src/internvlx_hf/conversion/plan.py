@@ -1,0 +1,140 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The plan of a conversion: every source tensor accounted for, every target tensor filled, before a value is read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from .checkpoint_files import CheckpointError, TensorInfo, listed
+from .tensor_tables import Rule, apply
+from .upgrades import Upgrade
+
+EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass
+class Plan:
+    """What becomes of a checkpoint.
+
+    Args:
+        steps: by source tensor: the rule that converts it, and for each of the rule's targets those that follow it.
+        groups: by source tensor: the target tensors that it fills.
+        dropped: by source tensor: why it is left out.
+        new: target tensors that no source tensor fills.
+    """
+
+    steps: dict[str, tuple[Rule, tuple[tuple[Rule, ...], ...]]] = field(default_factory=dict)
+    groups: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    new: dict[str, TensorInfo] = field(default_factory=dict)
+
+    def convert(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """The target tensors that a source tensor fills, with their names."""
+        rule, later = self.steps[name]
+        for target, part, rules in zip(rule.match(name), apply(rule, name, tensor), later, strict=True):
+            if not rules:
+                yield target, part
+            for next_rule in rules:
+                yield from zip(next_rule.match(target), apply(next_rule, target, part), strict=True)
+
+
+def target_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
+    """Name and shape of every tensor that a saved model of this configuration has."""
+    with torch.device("meta"):
+        model = InternVLXForConditionalGeneration(config)
+    tensors = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        tensors.pop(HEAD)
+    return tensors
+
+
+def make_plan(
+    table: list[Rule],
+    before: InternVLXConfig,
+    tensors: dict[str, TensorInfo],
+    *,
+    upgrade: Upgrade | None = None,
+    after: InternVLXConfig | None = None,
+    dtype: torch.dtype | None = None,
+) -> Plan:
+    """Match a source's tensors with those of the target.
+
+    Args:
+        table: source names -> names of the model as it was.
+        before: configuration of the model as it was.
+        tensors: the source's.
+        upgrade: those names -> names of the model as it shall be, and which of its tensors are new.
+        after: configuration of the model as it shall be.
+        dtype: of what is written; None: as it was stored.
+
+    Raises:
+        CheckpointError: naming every tensor that is missing, unexpected or of the wrong shape.
+    """
+    upgrade, after = upgrade or Upgrade(), after or before
+    plan = Plan()
+    unexpected = [name for name in tensors if not _place(plan, table, name)]
+    _check_source(plan, target_tensors(before), tensors, unexpected)
+    _place_upgrades(plan, upgrade)
+    for name in plan.steps:
+        converted = plan.convert(name, tensors[name].meta())
+        plan.groups[name] = {target: TensorInfo(tuple(meta.shape), dtype or meta.dtype) for target, meta in converted}
+    _find_new(plan, upgrade, after, dtype)
+    return plan
+
+
+def _place(plan: Plan, table: list[Rule], name: str) -> bool:
+    """Find the line of the table that a tensor belongs to."""
+    for rule in table:
+        targets = rule.match(name)
+        if targets is None:
+            continue
+        if rule.reason:
+            plan.dropped[name] = rule.reason
+        else:
+            plan.steps[name] = rule, ((),) * len(targets)
+        return True
+    return False
+
+
+def _check_source(plan: Plan, targets: dict[str, TensorInfo], tensors: dict[str, TensorInfo], unexpected: list[str]):
+    """Check that a source's tensors, once renamed and split, are those of the model that its config.json describes."""
+    misshapen, filled = [], set()
+    for name in plan.steps:
+        for target, meta in plan.convert(name, tensors[name].meta()):
+            shape = tuple(meta.shape)
+            if target not in targets:
+                unexpected.append(name)
+            elif shape != targets[target].shape:
+                misshapen.append(
+                    f"{name} {tensors[name].shape}, as {target} {shape} instead of {targets[target].shape}"
+                )
+            filled.add(target)
+    problems = {"missing": [name for name in targets if name not in filled]}
+    problems |= {"unexpected": list(dict.fromkeys(unexpected)), "misshapen": misshapen}
+    if any(problems.values()):
+        found = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"The checkpoint's tensors do not fit its config.json. {found}.")
+
+
+def _place_upgrades(plan: Plan, upgrade: Upgrade) -> None:
+    for name, (rule, _) in list(plan.steps.items()):
+        later = tuple(tuple(upgrade.rules_for(target)) for target in rule.match(name))
+        reasons = [rules[0].reason for rules in later if rules and rules[0].reason]
+        if reasons:
+            plan.dropped[name] = reasons[0]
+            del plan.steps[name]
+        else:
+            plan.steps[name] = rule, later
+
+
+def _find_new(plan: Plan, upgrade: Upgrade, after: InternVLXConfig, dtype: torch.dtype | None) -> None:
+    targets = target_tensors(after)
+    filled = {target: info for group in plan.groups.values() for target, info in group.items()}
+    wrong = [name for name, info in filled.items() if name not in targets or targets[name].shape != info.shape]
+    wrong += [name for name in targets if name not in filled and not upgrade.is_new(name)]
+    if wrong:
+        raise CheckpointError(f"The upgrade leaves tensors that do not fit the new model: {listed(wrong)}.")
+    new_dtype = dtype or after.dtype or next(iter(filled.values())).dtype
+    plan.new = {name: TensorInfo(info.shape, new_dtype) for name, info in targets.items() if name not in filled}

@@ -1,0 +1,273 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a checkpoint folder is, and which `InternVLXConfig` describes the same model: told from its own config.json.
+
+Three layouts are known:
+- `internvl_chat`: InternVL2, 2.5, 3 and 3.5 as OpenGVLab published them, with remote code (`mlp1.*`), and the InternVL-X
+  release, whose config has the same names and whose weights have PVTC (`projector.*`) instead of `mlp1.*`;
+- `internvl`: transformers' own, the `-hf` checkpoints;
+- `internvl_x`: ours.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from ..modeling import InternVLXConfig, InternVLXProjectorConfig
+from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
+
+LAYOUTS = ("internvl_chat", "internvl", "internvl_x")
+
+# remote-code and native class -> model type that computes the same
+TEXT_ARCHITECTURES = {
+    "InternLM2ForCausalLM": "llama",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Phi3ForCausalLM": "phi3",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+VISION_ARCHITECTURES = ("InternVisionModel",)
+
+# what a config must say itself: a default would be another model's
+REQUIRED_TEXT_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+# our name -> InternViT's
+VISION_FIELDS = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "patch_size": "patch_size",
+    "attention_bias": "qkv_bias",
+    "use_qk_norm": "qk_normalization",
+    "norm_type": "norm_type",
+}
+OPTIONAL_VISION_FIELDS = {
+    "num_channels": "num_channels",
+    "hidden_act": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+    "attention_dropout": "attention_dropout",
+    "projection_dropout": "dropout",
+    "initializer_range": "initializer_range",
+}
+
+
+@dataclass
+class Tiling:
+    """How a checkpoint wants pictures to be cut."""
+
+    tile_size: int
+    min_patches: int = 1
+    max_patches: int = 12
+    use_thumbnail: bool = True
+    crop_to_patches: bool = True
+    slicing: str = "ratio"
+
+
+@dataclass
+class Source:
+    """A checkpoint that can be converted.
+
+    Args:
+        folder: where it lies.
+        layout: one of `LAYOUTS`.
+        raw: its config.json.
+        config: the same model as a configuration of ours; `image_token_id` is set from the tokenizer later.
+        tiling: how it wants pictures to be cut.
+        architecture: class name of its language model.
+        template: name of its conversation template; None where the checkpoint carries a Jinja template itself.
+        position_grid: side of its grid of position embeddings, which may differ from the tile's grid of patches.
+        notes: what a user should know about how settings were read.
+    """
+
+    folder: Path
+    layout: str
+    raw: dict
+    config: InternVLXConfig
+    tiling: Tiling
+    architecture: str
+    template: str | None
+    position_grid: int
+    notes: list[str] = field(default_factory=list)
+
+
+def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> Source:
+    """Recognise a checkpoint by its config.json.
+
+    Args:
+        folder: the checkpoint.
+        tensors: its tensors, where they are known already.
+
+    Raises:
+        CheckpointError: for a layout, an architecture or a setting that is not supported, by name.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json, expected the folder of a checkpoint.")
+    raw = json.loads(path.read_text())
+    readers = {"internvl_chat": _read_chat, "internvl": _read_native, "internvl_x": _read_ours}
+    layout = raw.get("model_type")
+    if layout not in readers:
+        raise CheckpointError(
+            f"{path} says model_type={layout!r}, architectures={raw.get('architectures')}. Supported are the model types "
+            f"{', '.join(LAYOUTS)}."
+        )
+    return readers[layout](folder, raw, CheckpointFiles(folder).tensors if tensors is None else tensors)
+
+
+def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
+    released = any(name.startswith("projector.") for name in tensors)
+    if not released and raw.get("ps_version", "v1") != "v2":
+        raise CheckpointError(
+            f"ps_version={raw.get('ps_version', 'v1')!r} (InternVL 1.x): its pixel shuffle swaps the axes of the token grid. "
+            "Supported is 'v2', that of InternVL2 and later."
+        )
+    vision = raw["vision_config"]
+    tile_size = raw.get("force_image_size") or vision["image_size"]
+    config = InternVLXConfig(
+        vision_config=chat_vision_config(vision, tile_size),
+        text_config=chat_text_config(raw["llm_config"]),
+        image_token_id=0,
+        downsample_ratio=raw.get("downsample_ratio", 0.5),
+        vision_feature_layer=raw.get("select_layer", -1),
+        projector_config=InternVLXProjectorConfig(projector_type="pvtc" if released else "pixel_shuffle"),
+        dtype=raw.get("torch_dtype") or raw.get("dtype") or raw["llm_config"].get("torch_dtype"),
+    )
+    source = Source(
+        folder=folder,
+        layout="internvl_chat",
+        raw=raw,
+        config=config,
+        tiling=Tiling(
+            tile_size=tile_size,
+            min_patches=raw.get("min_dynamic_patch", 1),
+            max_patches=raw.get("max_dynamic_patch", 6),
+            use_thumbnail=raw.get("use_thumbnail", False),
+            crop_to_patches=raw.get("dynamic_image_size", False),
+            slicing="edge" if released else "ratio",
+        ),
+        architecture=text_architecture(raw["llm_config"]),
+        template=raw.get("template"),
+        position_grid=vision["image_size"] // vision["patch_size"],
+    )
+    if raw.get("pad2square"):
+        source.notes.append("pad2square is set; the image processor stretches pictures to the tile grid instead.")
+    if vision.get("drop_path_rate"):
+        source.notes.append(
+            f"The vision tower's drop_path_rate={vision['drop_path_rate']} (training only) is not carried over: "
+            "transformers' tower has no stochastic depth."
+        )
+    return source
+
+
+def text_architecture(raw: dict) -> str:
+    """Class name of a language model from its config."""
+    names = raw.get("architectures") or []
+    name = names[0] if names else None
+    if name not in TEXT_ARCHITECTURES:
+        raise CheckpointError(
+            f"The language model {name or raw.get('model_type')!r} is not supported, expected one of "
+            f"{', '.join(TEXT_ARCHITECTURES)}."
+        )
+    return name
+
+
+def chat_text_config(raw: dict) -> PretrainedConfig:
+    """Native configuration of the language model in an `internvl_chat` checkpoint (its `llm_config`)."""
+    architecture = text_architecture(raw)
+    if missing := [name for name in REQUIRED_TEXT_FIELDS if raw.get(name) is None]:
+        raise CheckpointError(f"llm_config of {architecture} lacks {', '.join(missing)}.")
+    config_class = CONFIG_MAPPING[TEXT_ARCHITECTURES[architecture]]
+    known = set(config_class.__annotations__) - {"model_type", "rope_parameters"}
+    kwargs = {name: raw[name] for name in known if name in raw}
+    if architecture == "InternLM2ForCausalLM":
+        kwargs["attention_bias"] = raw.get("bias", True)
+    return config_class(rope_parameters=rope_parameters(raw), **kwargs)
+
+
+def rope_parameters(raw: dict) -> dict:
+    """Rotary embedding settings as transformers 5 names them.
+
+    `rope_scaling` of an old config may be {"type": "dynamic", "factor": 2.0} (NTK), "linear", "su" (longrope's first
+    name), or in the new form already.
+    """
+    scaling = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    rope_type = scaling.pop("type", None)
+    rope_type = scaling.pop("rope_type", rope_type) or "default"
+    return {
+        "rope_theta": raw.get("rope_theta", 10000.0),
+        **scaling,
+        "rope_type": "longrope" if rope_type == "su" else rope_type,
+    }
+
+
+def chat_vision_config(raw: dict, tile_size: int) -> PretrainedConfig:
+    """Native configuration of InternViT (`vision_config`) for tiles of `tile_size` pixels a side."""
+    names = raw.get("architectures") or []
+    if not set(names) & set(VISION_ARCHITECTURES):
+        raise CheckpointError(
+            f"The vision tower {names[0] if names else raw.get('model_type')!r} is not supported, expected "
+            f"{', '.join(VISION_ARCHITECTURES)}."
+        )
+    if missing := [theirs for theirs in VISION_FIELDS.values() if theirs not in raw]:
+        raise CheckpointError(f"vision_config of {names[0]} lacks {', '.join(missing)}.")
+    kwargs = {ours: raw[theirs] for ours, theirs in VISION_FIELDS.items()}
+    kwargs |= {ours: raw[theirs] for ours, theirs in OPTIONAL_VISION_FIELDS.items() if theirs in raw}
+    return CONFIG_MAPPING["internvl_vision"](image_size=tile_size, **kwargs)
+
+
+def _read_native(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
+    native = AutoConfig.from_pretrained(folder)
+    if native.vision_feature_select_strategy != "default" or not isinstance(native.vision_feature_layer, int):
+        raise CheckpointError(
+            f"vision_feature_select_strategy={native.vision_feature_select_strategy!r} and "
+            f"vision_feature_layer={native.vision_feature_layer} are not supported, expected 'default' and one layer."
+        )
+    config = InternVLXConfig(
+        vision_config=native.vision_config,
+        text_config=native.text_config,
+        image_token_id=native.image_token_id,
+        downsample_ratio=native.downsample_ratio,
+        vision_feature_layer=native.vision_feature_layer,
+        projector_config=InternVLXProjectorConfig(
+            projector_type="pixel_shuffle", hidden_act=native.projector_hidden_act
+        ),
+        tie_word_embeddings=native.tie_word_embeddings,
+        dtype=native.dtype,
+    )
+    return _native_source(folder, "internvl", raw, config, tensors)
+
+
+def _read_ours(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
+    return _native_source(folder, "internvl_x", raw, InternVLXConfig.from_pretrained(folder), tensors)
+
+
+def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig, tensors) -> Source:
+    return Source(
+        folder=folder,
+        layout=layout,
+        raw=raw,
+        config=config,
+        tiling=_saved_tiling(folder, config.tile_size),
+        architecture=f"{config.text_config.model_type} of transformers",
+        template=None,
+        position_grid=config.patch_grid,
+    )
+
+
+def _saved_tiling(folder: Path, tile_size: int) -> Tiling:
+    saved = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text())
+            saved |= found.get("image_processor", found)
+    known = {name: saved[name] for name in ("min_patches", "max_patches", "use_thumbnail", "slicing") if name in saved}
+    return Tiling(tile_size=tile_size, **known)

@@ -1,0 +1,161 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Writing a checkpoint without ever holding it: safetensors shards tensor by tensor, in a folder that appears whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .checkpoint_files import SAFETENSORS_DTYPES, CheckpointError, TensorInfo
+
+DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+# Bytes that are cast, checked and written at a time: few enough to stay in the processor's cache on the way.
+CHUNK = 2**22
+HEADER_ALIGNMENT = 8
+
+
+def plan_shards(groups: Iterable[dict[str, TensorInfo]], max_bytes: int) -> list[dict[str, TensorInfo]]:
+    """Share tensors out to shards in order, each of at most `max_bytes` unless one group is larger; groups stay whole."""
+    shards: list[dict[str, TensorInfo]] = [{}]
+    size = 0
+    for group in groups:
+        num_bytes = sum(info.num_bytes for info in group.values())
+        if shards[-1] and size + num_bytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1] |= group
+        size += num_bytes
+    return shards
+
+
+class ShardWriter:
+    """One safetensors file whose tensors are known beforehand and arrive one by one, in any order.
+
+    Args:
+        path: the file to write.
+        tensors: what will arrive. Wide dtypes are laid out first, so that every tensor is aligned.
+    """
+
+    def __init__(self, path: Path, tensors: dict[str, TensorInfo]):
+        self.tensors = tensors
+        self.offsets, position, header = {}, 0, {"__metadata__": {"format": "pt"}}
+        for name, info in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
+            end = position + info.num_bytes
+            header[name] = {
+                "dtype": DTYPE_NAMES[info.dtype],
+                "shape": list(info.shape),
+                "data_offsets": [position, end],
+            }
+            self.offsets[name], position = position, end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % HEADER_ALIGNMENT)
+        self.file = open(path, "wb", buffering=0)  # noqa: SIM115
+        self.start = 8 + len(text)
+        self.file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Cast a tensor to its planned dtype, check it, and write it.
+
+        Raises:
+            CheckpointError: if a value is not finite, in the tensor or after the cast.
+            OSError: if the disk is full.
+        """
+        info = self.tensors[name]
+        self.file.seek(self.start + self.offsets[name])
+        flat = tensor.contiguous().view(-1)
+        for part in flat.split(CHUNK // info.dtype.itemsize):
+            cast = part.to(info.dtype)
+            _require_finite(name, part, cast)
+            self._write_all(memoryview(cast.view(torch.uint8).numpy()))
+
+    def _write_all(self, data: memoryview) -> None:
+        while data:
+            data = data[self.file.write(data) :]
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _require_finite(name: str, part: torch.Tensor, cast: torch.Tensor) -> None:
+    if cast.is_floating_point() and not torch.stack(torch.aminmax(cast)).isfinite().all():
+        if part.isfinite().all():
+            raise CheckpointError(
+                f"{name} does not fit into {cast.dtype}: its largest value is {part.abs().max():.3g}. Choose another dtype."
+            )
+        raise CheckpointError(
+            f"{name} has values that are NaN or infinite. The checkpoint is damaged; download it again."
+        )
+
+
+def write_index(folder: Path, shards: dict[str, dict[str, TensorInfo]]) -> None:
+    """Write `model.safetensors.index.json` for shards of {file name: tensors}."""
+    infos = [info for tensors in shards.values() for info in tensors.values()]
+    metadata = {
+        "total_parameters": sum(info.meta().numel() for info in infos),
+        "total_size": sum(info.num_bytes for info in infos),
+    }
+    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def shard_names(count: int) -> list[str]:
+    """File names of a checkpoint of so many shards, as transformers counts them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+@contextmanager
+def whole_folder(out: Path, *, overwrite: bool, num_bytes: int) -> Iterator[Path]:
+    """Yield an empty folder beside `out` that becomes `out` if all goes well, and is removed if anything does not.
+
+    What an earlier run left when its process was killed is removed first.
+
+    Args:
+        out: the folder to make.
+        overwrite: replace a checkpoint that is there.
+        num_bytes: what will be written; the disk must have as much.
+
+    Raises:
+        FileExistsError: if `out` exists and may not be replaced.
+        OSError: if the disk has too little room.
+    """
+    _refuse_existing(out, overwrite)
+    partial, former = (out.with_name(f".{out.name}.{suffix}") for suffix in ("converting", "replaced"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    free = shutil.disk_usage(out.parent).free
+    if free < num_bytes:
+        raise OSError(
+            f"{out.parent} has {free / 1e9:.1f} GB free, but the converted checkpoint takes {num_bytes / 1e9:.1f} GB."
+        )
+    partial.mkdir()
+    try:
+        yield partial
+        if out.exists():
+            os.replace(out, former)
+        os.replace(partial, out)
+    except BaseException:
+        if former.exists() and not out.exists():
+            os.replace(former, out)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _refuse_existing(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{out} exists already. Choose another folder, or replace it with overwrite=True (--overwrite)."
+        )
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
+        raise FileExistsError(
+            f"{out} is not the folder of a checkpoint (it has no config.json) and is not overwritten."
+        )

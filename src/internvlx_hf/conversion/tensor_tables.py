@@ -1,0 +1,219 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Which tensor becomes which: one table per part of a model.
+
+In names, `{i}` stands for a number, `{kind}` for weight or bias, `{rest}` for anything. An operation takes the source's
+tensor and gives one tensor per target, without changing a value but where its docstring says so.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.nn import functional as F
+
+from .checkpoint_files import CheckpointError
+from .sources import Source
+
+Operation = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
+PLACEHOLDERS = {"i": r"\d+", "kind": "weight|bias", "rest": ".+"}
+PROJECTOR = "model.multi_modal_projector"
+
+
+def keep(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (tensor,)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line of a table: source name, target names (none: the tensor is dropped, for `reason`), operation."""
+
+    source: str
+    targets: tuple[str, ...] = ()
+    operation: Operation = keep
+    reason: str = ""
+
+    def match(self, name: str) -> tuple[str, ...] | None:
+        """Target names of a source tensor, or None if this line is not about it."""
+        found = _regex(self.source).fullmatch(name)
+        return None if found is None else tuple(target.format(**found.groupdict()) for target in self.targets)
+
+
+@cache
+def _regex(pattern: str) -> re.Pattern:
+    parts = re.split(r"\{(\w+)\}", pattern)
+    literal, names = parts[::2], parts[1::2]
+    groups = [f"(?P<{name}>{PLACEHOLDERS[name]})" for name in names] + [""]
+    return re.compile("".join(re.escape(text) + group for text, group in zip(literal, groups, strict=True)))
+
+
+def split_in_three(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(3C, ...) rows in order q, k, v -> three of (C, ...)."""
+    return tensor.chunk(3)
+
+
+def split_query_groups(query_heads: int, kv_heads: int) -> Operation:
+    """InternLM2's `wqkv`, grouped by key/value head: (kv · (g + 2) · d, ...) -> q (kv · g · d, ...), k and v (kv · d, ...).
+
+    Of a group's g + 2 slices the first g are queries, the last but one is the key, the last the value.
+    """
+    group = query_heads // kv_heads
+
+    def split(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        groups = tensor.unflatten(0, (kv_heads, group + 2, -1))
+        return tuple(groups[:, part].flatten(0, 2) for part in (slice(group), slice(-2, -1), slice(-1, None)))
+
+    return split
+
+
+def resize_positions(old_grid: int, new_grid: int) -> Operation:
+    """(1, 1 + old², C) position embeddings, CLS first -> (1, 1 + new², C): bicubic, as InternVL does at run time."""
+
+    def resize(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if old_grid == new_grid:
+            return (tensor,)
+        grid = tensor[:, 1:].unflatten(1, (old_grid, old_grid)).permute(0, 3, 1, 2).float()
+        resized = F.interpolate(grid, size=(new_grid, new_grid), mode="bicubic", align_corners=False)
+        patches = resized.permute(0, 2, 3, 1).flatten(1, 2).to(tensor.dtype)
+        return (torch.cat((tensor[:, :1], patches), 1),)
+
+    return resize
+
+
+def flatten_grid(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(1, N, N, D) -> (N², D)."""
+    return (tensor.flatten(0, 2),)
+
+
+def vision_table(source: Source) -> list[Rule]:
+    """InternViT -> transformers' `InternVLVisionModel`."""
+    ours, theirs = "model.vision_tower", "vision_model"
+    layer, their_layer = ours + ".encoder.layer.{i}", theirs + ".encoder.layers.{i}"
+    attention = layer + ".attention"
+    positions = resize_positions(source.position_grid, source.config.patch_grid)
+    return [
+        Rule(f"{theirs}.embeddings.class_embedding", (f"{ours}.embeddings.cls_token",)),
+        Rule(f"{theirs}.embeddings.position_embedding", (f"{ours}.embeddings.position_embeddings",), positions),
+        Rule(
+            theirs + ".embeddings.patch_embedding.{kind}", (ours + ".embeddings.patch_embeddings.projection.{kind}",)
+        ),
+        Rule(f"{theirs}.embeddings.position_ids", reason="positions are counted, not stored"),
+        Rule(
+            their_layer + ".attn.qkv.{kind}",
+            tuple(f"{attention}.{x}_proj." + "{kind}" for x in "qkv"),
+            split_in_three,
+        ),
+        Rule(their_layer + ".attn.q_norm.weight", (attention + ".q_norm.weight",)),
+        Rule(their_layer + ".attn.k_norm.weight", (attention + ".k_norm.weight",)),
+        Rule(their_layer + ".attn.proj.{kind}", (attention + ".projection_layer.{kind}",)),
+        Rule(their_layer + ".norm1.{kind}", (layer + ".layernorm_before.{kind}",)),
+        Rule(their_layer + ".norm2.{kind}", (layer + ".layernorm_after.{kind}",)),
+        Rule(their_layer + ".ls1", (layer + ".lambda_1",)),
+        Rule(their_layer + ".ls2", (layer + ".lambda_2",)),
+        Rule(their_layer + ".mlp.fc1.{kind}", (layer + ".mlp.fc1.{kind}",)),
+        Rule(their_layer + ".mlp.fc2.{kind}", (layer + ".mlp.fc2.{kind}",)),
+    ]
+
+
+# InternVL2's projector
+PIXEL_SHUFFLE_TABLE = [
+    Rule("mlp1.0.{kind}", (PROJECTOR + ".layer_norm.{kind}",)),
+    Rule("mlp1.1.{kind}", (PROJECTOR + ".linear_1.{kind}",)),
+    Rule("mlp1.3.{kind}", (PROJECTOR + ".linear_2.{kind}",)),
+]
+
+
+def _pvtc_branch(theirs: str, ours: str) -> list[Rule]:
+    theirs, ours = f"projector.{theirs}", f"{PROJECTOR}.{ours}.0"
+    names = {
+        "attn.norm1": "query_norm.weight",
+        "attn.norm2": "patch_norm.weight",
+        "attn.q": "attention.query.weight",
+        "attn.k": "attention.key",
+        "attn.v": "attention.value",
+        "attn.proj": "attention.output.weight",
+        "mlp.norm": "mlp_norm.weight",
+        "mlp.w1": "mlp.gate.weight",
+        "mlp.w3": "mlp.up.weight",
+        "mlp.w2": "mlp.down.weight",
+    }
+    return [Rule(f"{theirs}.{their_name}.weight", (f"{ours}.{our_name}",)) for their_name, our_name in names.items()]
+
+
+# the InternVL-X release's projector
+PVTC_TABLE = [
+    Rule("projector.mlp1.0.weight", (f"{PROJECTOR}.local_query.norm.weight",)),
+    Rule("projector.mlp1.1.weight", (f"{PROJECTOR}.local_query.linear.weight",)),
+    Rule("projector.mlp2.0.weight", (f"{PROJECTOR}.global_query.norm.weight",)),
+    Rule("projector.mlp2.1.weight", (f"{PROJECTOR}.global_query.linear.weight",)),
+    Rule("projector.mlp3.0.weight", (f"{PROJECTOR}.patch_embedding.norm.weight",)),
+    Rule("projector.mlp3.1.weight", (f"{PROJECTOR}.patch_embedding.linear.weight",)),
+    Rule("projector.cls_scale", (f"{PROJECTOR}.cls_scale",), flatten_grid),
+    *_pvtc_branch("attn_local", "local_layers"),
+    *_pvtc_branch("attn_global", "global_layers"),
+]
+
+# Llama, Mistral, Phi3, Qwen2 and Qwen3 have transformers' own names inside their wrapper
+TEXT_TABLE = [
+    Rule("language_model.model.layers.{i}.self_attn.rotary_emb.inv_freq", reason="follows from rope_parameters"),
+    Rule("language_model.model.rotary_emb.inv_freq", reason="follows from rope_parameters"),
+    Rule("language_model.model.{rest}", ("model.language_model.{rest}",)),
+    Rule("language_model.lm_head.weight", ("lm_head.weight",)),
+]
+
+
+def internlm2_table(source: Source) -> list[Rule]:
+    """InternLM2 -> transformers' Llama."""
+    text = source.config.text_config
+    split = split_query_groups(text.num_attention_heads, text.num_key_value_heads)
+    ours, theirs = "model.language_model.layers.{i}", "language_model.model.layers.{i}"
+    return [
+        Rule("language_model.model.tok_embeddings.weight", ("model.language_model.embed_tokens.weight",)),
+        Rule("language_model.model.norm.weight", ("model.language_model.norm.weight",)),
+        Rule("language_model.output.weight", ("lm_head.weight",)),
+        Rule(theirs + ".attention.rotary_emb.inv_freq", reason="follows from rope_parameters"),
+        Rule(theirs + ".attention.wqkv.{kind}", tuple(f"{ours}.self_attn.{x}_proj." + "{kind}" for x in "qkv"), split),
+        Rule(theirs + ".attention.wo.{kind}", (ours + ".self_attn.o_proj.{kind}",)),
+        Rule(theirs + ".feed_forward.w1.weight", (ours + ".mlp.gate_proj.weight",)),
+        Rule(theirs + ".feed_forward.w3.weight", (ours + ".mlp.up_proj.weight",)),
+        Rule(theirs + ".feed_forward.w2.weight", (ours + ".mlp.down_proj.weight",)),
+        Rule(theirs + ".attention_norm.weight", (ours + ".input_layernorm.weight",)),
+        Rule(theirs + ".ffn_norm.weight", (ours + ".post_attention_layernorm.weight",)),
+    ]
+
+
+# transformers' native InternVL, with the names of files (older and newer) and of modules
+NATIVE_TABLE = [
+    Rule("language_model.lm_head.weight", ("lm_head.weight",)),
+    Rule("language_model.model.{rest}", ("model.language_model.{rest}",)),
+    Rule("vision_tower.{rest}", ("model.vision_tower.{rest}",)),
+    Rule("multi_modal_projector.{rest}", ("model.multi_modal_projector.{rest}",)),
+    Rule("model.{rest}", ("model.{rest}",)),
+    Rule("lm_head.weight", ("lm_head.weight",)),
+]
+
+
+def source_table(source: Source) -> list[Rule]:
+    """The table of a checkpoint: its tensors -> those of an `InternVLXForConditionalGeneration` with `source.config`."""
+    if source.layout != "internvl_chat":
+        return NATIVE_TABLE
+    text = internlm2_table(source) if source.architecture == "InternLM2ForCausalLM" else TEXT_TABLE
+    released = source.config.projector_config.projector_type == "pvtc"
+    return [*vision_table(source), *(PVTC_TABLE if released else PIXEL_SHUFFLE_TABLE), *text]
+
+
+def apply(rule: Rule, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Run a rule's operation; works on the meta device too, where it tells the shapes.
+
+    Raises:
+        CheckpointError: if the tensor's shape does not allow the operation.
+    """
+    try:
+        parts = rule.operation(tensor)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise CheckpointError(f"{name} of shape {tuple(tensor.shape)} cannot be split or resized: {error}") from error
+    if len(parts) != len(rule.targets):
+        raise CheckpointError(f"{name} of shape {tuple(tensor.shape)} cannot be split into {len(rule.targets)} parts.")
+    return parts

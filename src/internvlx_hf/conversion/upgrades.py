@@ -1,0 +1,224 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Giving a checkpoint what it did not have, PVTC or LVTC: where the new tensors' first values come from.
+
+`init="paper"` starts new modules at random. `init="warm"` starts them close to what the checkpoint knows:
+
+- PVTC's local query is InternVL2's own projector, and everything that would change it, the output of the local attention
+  and MLP, the global query, the output of the global attention and MLP, starts at zero. The projector's answers are those
+  of before.
+- LVTC's projectors start as InternVL2's with the last linear layer at zero: the tokens are upsampled and nothing is added.
+  The HR projector's first layer is InternVL2's, made for a window of M² equal patches (`fold_windows`).
+"""
+
+import copy
+import zlib
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+import torch
+
+from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
+from .checkpoint_files import TensorInfo
+from .tensor_tables import PROJECTOR, Operation, Rule
+
+LVTC = "model.lvtc"
+INITS = ("warm", "paper")
+
+# what is zero in a projector that shall add nothing at first
+ZERO_LAST = {
+    "pixel_shuffle": ("linear_2.*",),
+    "linear": ("linear_2.*",),
+    "token_packer": ("mlp.linear_2.*",),
+    "ldpv2": ("mlp.linear_2.*",),
+    "pvtc": (
+        "local_query.linear.weight",
+        "local_query.linear_2.*",
+        "global_query.linear.weight",
+        "*.attention.output.weight",
+        "*.mlp.down.weight",
+    ),
+}
+# what is zero in a PVTC whose local query is InternVL2's projector
+ZERO_IN_WARM_PVTC = ("global_query.linear.weight", "*.attention.output.weight", "*.mlp.down.weight")
+
+
+@dataclass
+class Upgrade:
+    """A change of the model on the way.
+
+    Args:
+        rules: names of the model as it was -> names as they shall be. A name may have several rules; one that has none
+            stays.
+        new: patterns of tensors that the checkpoint need not fill.
+        zero: patterns of new tensors that start at zero.
+    """
+
+    rules: list[Rule] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    zero: list[str] = field(default_factory=list)
+
+    def rules_for(self, name: str) -> list[Rule]:
+        return [rule for rule in self.rules if rule.match(name) is not None]
+
+    def is_new(self, name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in self.new)
+
+    def starts_at_zero(self, name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in self.zero)
+
+
+def build_upgrade(
+    config: InternVLXConfig,
+    *,
+    projector: str = "keep",
+    lvtc: bool | dict = False,
+    downsample_ratio: float | None = None,
+    init: str = "warm",
+) -> tuple[InternVLXConfig, Upgrade]:
+    """The configuration after an upgrade, and how its tensors come about.
+
+    Args:
+        config: of the model as it was.
+        projector: "keep" or "pvtc".
+        lvtc: True for the defaults of `InternVLXLVTCConfig`, or its arguments.
+        downsample_ratio: 1 / M of the input's tokens, where it shall change.
+        init: "warm" or "paper".
+
+    Raises:
+        ValueError: if a value is unknown or the checkpoint does not allow the change.
+    """
+    _require_choice("projector", projector, ("keep", "pvtc"))
+    _require_choice("init", init, INITS)
+    before, after = config, copy.deepcopy(config)
+    if downsample_ratio is not None:
+        after.downsample_ratio = downsample_ratio
+    if lvtc:
+        if config.lvtc_config is not None:
+            raise ValueError("The checkpoint has LVTC already; convert it without `lvtc`.")
+        after.lvtc_config = InternVLXLVTCConfig(**({} if lvtc is True else lvtc))
+    if projector == "pvtc" and before.projector_config.projector_type != "pvtc":
+        after.projector_config = InternVLXProjectorConfig(
+            projector_type="pvtc",
+            num_heads=_pvtc_heads(config.text_config.hidden_size),
+            query_mlp="internvl2" if init == "warm" else "released",
+            hidden_act=before.projector_config.hidden_act,
+        )
+    after.check_geometry()
+    upgrade = Upgrade()
+    _change_projector(upgrade, before, after, init)
+    if lvtc:
+        _add_lvtc(upgrade, before, after, init)
+    return after, upgrade
+
+
+def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:
+    old, new = before.projector_config.projector_type, after.projector_config.projector_type
+    same_windows = before.downsample_ratio == after.downsample_ratio
+    if old == new and same_windows:
+        return
+    if old != "pixel_shuffle":
+        raise ValueError(
+            f"The checkpoint's projector is {old!r} with downsample_ratio={before.downsample_ratio}: only InternVL2's "
+            "('pixel_shuffle') can be given another ratio."
+        )
+    upgrade.new.append(f"{PROJECTOR}.*")
+    if init == "paper":
+        upgrade.rules.append(Rule(PROJECTOR + ".{rest}", reason="replaced by a new projector, init='paper'"))
+    else:
+        upgrade.rules += _reshaped(PROJECTOR + _query_prefix(after, new), before, after.downsample_ratio)
+        if new == "pvtc":
+            upgrade.zero += [f"{PROJECTOR}.{pattern}" for pattern in ZERO_IN_WARM_PVTC]
+
+
+def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:
+    upgrade.new.append(f"{LVTC}.*")
+    if init == "paper":
+        return
+    lvtc = after.lvtc_config
+    added = {
+        f"{LVTC}.lr_projectors.{i}": (lvtc.lr_projector_type, after.downsample_ratio)
+        for i in range(lvtc.num_lr_projectors - 1)
+    }
+    if lvtc.hr_projector_type is not None:
+        added[f"{LVTC}.hr_projector"] = (lvtc.hr_projector_type, lvtc.downsample_ratio)
+    for name, (kind, ratio) in added.items():
+        zero = [f"{name}.{pattern}" for pattern in ZERO_LAST[kind]]
+        upgrade.zero += zero
+        if before.projector_config.projector_type == "pixel_shuffle" and _is_internvl2(after, kind):
+            derived = _reshaped(name + _query_prefix(after, kind), before, ratio)
+            upgrade.rules += [rule for rule in derived if not upgrade.starts_at_zero(_example(rule))]
+    if not upgrade.is_new(PROJECTOR + "."):
+        # the projector stays, beside what is derived from it
+        upgrade.rules.insert(0, Rule(PROJECTOR + ".{rest}", (PROJECTOR + ".{rest}",)))
+
+
+def _example(rule: Rule) -> str:
+    return rule.targets[0].format(kind="weight", rest="weight")
+
+
+def _is_internvl2(config: InternVLXConfig, kind: str) -> bool:
+    return kind == "pixel_shuffle" or (kind == "pvtc" and config.projector_config.query_mlp == "internvl2")
+
+
+def _query_prefix(config: InternVLXConfig, kind: str) -> str:
+    return ".local_query" if kind == "pvtc" else ""
+
+
+def _reshaped(name: str, before: InternVLXConfig, ratio: float) -> list[Rule]:
+    """InternVL2's projector `PROJECTOR` of one window side -> `name`, of another."""
+    old, new = round(1 / before.downsample_ratio), round(1 / ratio)
+    return [
+        Rule(PROJECTOR + ".layer_norm.{kind}", (name + ".layer_norm.{kind}",), fold_windows(old, new, total=False)),
+        Rule(PROJECTOR + ".linear_1.weight", (name + ".linear_1.weight",), fold_windows(old, new, total=True)),
+        Rule(PROJECTOR + ".linear_1.bias", (name + ".linear_1.bias",)),
+        Rule(PROJECTOR + ".linear_2.{kind}", (name + ".linear_2.{kind}",)),
+    ]
+
+
+def fold_windows(old: int, new: int, *, total: bool) -> Operation:
+    """Weights for windows of old x old patches -> for windows of new x new: (..., old² · C) -> (..., new² · C).
+
+    A smaller window is taken as one of equal patches, a larger one by the means of its parts.
+
+    Args:
+        total: whether the weights are summed over a window, so that their total stays, or else their mean stays.
+    """
+
+    def fold(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if old == new:
+            return (tensor,)
+        grid = tensor.unflatten(-1, (old, old, -1)).float()
+        if new < old:
+            grid = grid.unflatten(-2, (new, -1)).unflatten(-4, (new, -1)).mean((-4, -2))
+        else:
+            grid = grid.repeat_interleave(new // old, -3).repeat_interleave(new // old, -2)
+        scale = (old / new) ** 2 if total else 1
+        return ((grid * scale).flatten(-3).to(tensor.dtype),)
+
+    return fold
+
+
+def initial_value(name: str, info: TensorInfo, upgrade: Upgrade, std: float, seed: int) -> torch.Tensor:
+    """First value of a new tensor: zero where the upgrade says so, else as the model itself initialises it.
+
+    Args:
+        std: the model's `initializer_range`.
+        seed: together with the name it settles the random values.
+    """
+    value = torch.empty(info.shape, dtype=info.dtype)
+    if upgrade.starts_at_zero(name) or name.endswith(".bias"):
+        return value.zero_()
+    if name.endswith("norm.weight"):
+        return value.fill_(1)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+    return value.normal_(1.0 if name.endswith("cls_scale") else 0.0, std, generator=generator)
+
+
+def _pvtc_heads(width: int) -> int:
+    """The paper's 16 heads, or as many of them as divide the width."""
+    return max(heads for heads in range(1, 17) if width % heads == 0)
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
