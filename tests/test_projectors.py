@@ -203,35 +203,35 @@ def plain_branch(layers: nn.ModuleList, query: torch.Tensor, patches: torch.Tens
 
 
 def plain_pvtc(projector: PVTCProjector, features: torch.Tensor) -> torch.Tensor:
-    """PVTC as the paper and the release describe it, tile by tile and window by window, with the projector's weights."""
+    """PVTC as the paper and the release describe it, tile by tile, with the projector's weights."""
     side, grid = projector.side, int((features.shape[1] - 1) ** 0.5)
+    corners = [(row, column) for row in range(0, grid, side) for column in range(0, grid, side)]
     tiles = []
     for tile in features:
         cls, patches = tile[0], tile[1:].unflatten(0, (grid, grid))
-        tokens = []
-        for row in range(0, grid, side):
-            for column in range(0, grid, side):
-                window = patches[row : row + side, column : column + side].flatten(0, 1)  # [M², C]
-                seen = plain_embedding(projector.patch_embedding, window)[None]
-                token = 0
-                if hasattr(projector, "local_layers"):
-                    if isinstance(projector.local_query, InternVL2MLP):
-                        mlp = projector.local_query
-                        x = F.layer_norm(
-                            window.flatten(), (window.numel(),), mlp.layer_norm.weight, mlp.layer_norm.bias
-                        )
-                        query = mlp.linear_2(F.gelu(mlp.linear_1(x)))
-                    else:
-                        query = plain_embedding(projector.local_query, window.flatten())
-                    token = token + plain_branch(projector.local_layers, query[None], seen)
-                if hasattr(projector, "global_layers"):
-                    query = plain_embedding(projector.global_query, cls)
-                    if projector.cls_scale is not None:
-                        query = query * projector.cls_scale[len(tokens)]
-                    token = token + plain_branch(projector.global_layers, query[None], seen)
-                tokens.append(token)
-        tiles.append(torch.cat(tokens))
+        windows = [patches[row : row + side, column : column + side].flatten(0, 1) for row, column in corners]
+        windows = torch.stack(windows)  # [N², M², C]
+        seen = plain_embedding(projector.patch_embedding, windows)
+        tokens = 0
+        if hasattr(projector, "local_layers"):
+            tokens = tokens + plain_branch(projector.local_layers, plain_local_query(projector, windows), seen)
+        if hasattr(projector, "global_layers"):
+            query = plain_embedding(projector.global_query, cls).repeat(len(windows), 1)
+            if projector.cls_scale is not None:
+                query = query * projector.cls_scale
+            tokens = tokens + plain_branch(projector.global_layers, query, seen)
+        tiles.append(tokens)
     return torch.stack(tiles)
+
+
+def plain_local_query(projector: PVTCProjector, windows: torch.Tensor) -> torch.Tensor:
+    x, mlp = windows.flatten(1), projector.local_query
+    if not isinstance(mlp, InternVL2MLP):
+        return plain_embedding(mlp, x)
+    x = F.layer_norm(x, x.shape[-1:], mlp.layer_norm.weight, mlp.layer_norm.bias)
+    return F.linear(
+        F.gelu(F.linear(x, mlp.linear_1.weight, mlp.linear_1.bias)), mlp.linear_2.weight, mlp.linear_2.bias
+    )
 
 
 def values_and_gradients(form, projector: nn.Module, features: torch.Tensor) -> dict[str, torch.Tensor]:
