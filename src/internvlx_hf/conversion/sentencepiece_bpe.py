@@ -40,12 +40,9 @@ class SentencePieceModel:
                 spaces kept), as those of InternVL's language models are.
         """
         try:
-            model = list(_fields(path.read_bytes()))
-            pieces = [_piece(message) for number, message in model if number == 1]
-            trainer, normalizer = (
-                dict(_fields(next((message for number, message in model if number == wanted), b"")))
-                for wanted in (2, 3)
-            )
+            fields = list(_fields(path.read_bytes()))
+            pieces = [_piece(message) for number, message in fields if number == 1]
+            trainer, normalizer = (dict(_fields(dict(fields)[number])) for number in (2, 3))
         except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
             raise ValueError(f"{path} is damaged or no sentencepiece model.") from error
         # a field that is not there has its default: unigram, no byte fallback, a dummy prefix, extra spaces removed
@@ -117,23 +114,19 @@ def sentencepiece_tokenizer(
         ValueError: an added token is also a piece with another id.
     """
     shadows = {index: token.content for index, token in added_tokens.items() if index < len(model.pieces)}
-    vocabulary = {shadows.get(index, piece): index for index, (piece, _, _) in enumerate(model.pieces)}
-    if len(vocabulary) != len(model.pieces):
-        twice = [text for index, text in shadows.items() if vocabulary[text] != index]
-        raise ValueError(f"The added tokens {twice} are also pieces with other ids, expected one id for each.")
-    normal = {piece: score for piece, score, kind in model.pieces if kind == PieceType.NORMAL and piece in vocabulary}
+    own_ids = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
+    for index, text in shadows.items():
+        if own_ids.get(text, index) != index:
+            raise ValueError(f"The added token {text!r} has id {index}, but {own_ids[text]} among the pieces.")
+    # (text, score, type) as the vocabulary has them; only normal pieces are ever the result of a merge
+    pieces = [(shadows.get(index, piece), score, kind) for index, (piece, score, kind) in enumerate(model.pieces)]
+    vocabulary = {piece: index for index, (piece, _, _) in enumerate(pieces)}
+    scores = {piece: score for piece, score, kind in pieces if kind == PieceType.NORMAL}
     core = Tokenizer(
         models.BPE(
             vocabulary,
-            generate_merges({piece: vocabulary[piece] for piece in normal}, normal),
-            unk_token=next(
-                (
-                    shadows.get(i, piece)
-                    for i, (piece, _, kind) in enumerate(model.pieces)
-                    if kind == PieceType.UNKNOWN
-                ),
-                None,
-            ),
+            generate_merges({piece: vocabulary[piece] for piece in scores}, scores),
+            unk_token=next((piece for piece, _, kind in pieces if kind == PieceType.UNKNOWN), None),
             fuse_unk=True,
             byte_fallback=model.byte_fallback,
         )
@@ -151,8 +144,12 @@ def sentencepiece_tokenizer(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip_prefix]
     )
     # sentencepiece never splits user-defined pieces; they are looked for after spaces have become ▁, hence "normalized"
-    unsplit = [piece for piece, _, kind in model.pieces if kind == PieceType.USER_DEFINED and piece in vocabulary]
-    core.add_tokens([AddedToken(piece, special=False) for piece in unsplit if piece not in shadows.values()])
+    unsplit = [
+        piece
+        for index, (piece, _, kind) in enumerate(pieces)
+        if kind == PieceType.USER_DEFINED and index not in shadows
+    ]
+    core.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in unsplit])
     core.add_tokens([_copy(token, normalized=prefixes_once) for _, token in sorted(added_tokens.items())])
     return core
 

@@ -61,10 +61,12 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         **named,
-        additional_special_tokens=[
-            token.content for token in added_tokens.values() if token.special and token.content not in taken
+        **_IMAGE_TOKENS,
+        extra_special_tokens=[
+            token.content
+            for token in core.get_added_tokens_decoder().values()
+            if token.special and token.content not in taken
         ],
-        extra_special_tokens=_IMAGE_TOKENS,
         model_max_length=config.get("model_max_length"),
         model_input_names=["input_ids", "attention_mask"],
         padding_side="left",
@@ -89,8 +91,11 @@ def _core(source: Path, config: dict, added_tokens: dict[int, AddedToken], named
         if kind not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
             raise ValueError(f"{source} has vocab.json and merges.txt of a {kind}, expected a Qwen2Tokenizer.")
         vocabulary, merges = str(source / "vocab.json"), str(source / "merges.txt")
-        # no special tokens: it would append them to the vocabulary
-        return Qwen2Tokenizer(vocabulary, merges, **dict.fromkeys(_NAMED_TOKENS)).backend_tokenizer
+        try:
+            # no special tokens: it would append them to the vocabulary
+            return Qwen2Tokenizer(vocabulary, merges, **dict.fromkeys(_NAMED_TOKENS)).backend_tokenizer
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"vocab.json and merges.txt in {source} are damaged: {error}") from error
     raise FileNotFoundError(
         f"{source} has no tokenizer: expected tokenizer.json, tokenizer.model, or vocab.json and merges.txt."
     )
