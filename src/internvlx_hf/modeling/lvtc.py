@@ -11,6 +11,7 @@ and after, B samples, L and L₂ their padded length in stages one and two, D wi
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -160,54 +161,59 @@ def plan_expansion(
         is_text, is_tile = is_text & visible, is_tile & visible
     width = is_text + after * is_tile
     ends = width.cumsum(1)
-    lengths = ends[:, -1]
+    lengths = ends[:, -1:]
     sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
     torn = placeholders & ~first & ~F.pad(placeholders[:, :-1], (1, 0))
-    tail = is_text.flip(1).long().cumprod(1).sum(1)
-    # One read of the device: the plan's sizes.
-    sizes = [lengths.min(), lengths.max(), tail.min(), torn.any(), sample_starts[:, 1:].any()]
-    shortest, longest, tail, torn, packed = torch.stack([size.long() for size in sizes]).tolist()
-    if torn:
-        raise ValueError(
-            f"The {before} image placeholders of a tile must stand together, but text comes between them."
-        )
+    shortest, longest, tail, packed = _read_sizes(lengths, is_text, sample_starts, torn, before)
 
     nowhere = batch * longest
-    row_start = torch.arange(batch, device=device)[:, None] * longest
-    starts = row_start + (longest - lengths)[:, None] + ends - width
+    starts = torch.arange(1, batch + 1, device=device)[:, None] * longest - lengths + ends - width
     text_to = torch.where(is_text, starts, nowhere).flatten()
     tile_rows = placeholders.flatten().nonzero().squeeze(1)
     tile_starts = tile_rows[::before]
     children = torch.arange(after, device=device)
-    tiles_to = (starts.flatten()[tile_starts][:, None] + children).where(
-        is_tile.flatten()[tile_starts][:, None], nowhere
-    )
+    tiles_to = torch.where(is_tile, starts, nowhere).flatten()[tile_starts][:, None] + children
+    tiles_to = tiles_to.clamp(max=nowhere).flatten()
     last_child = _last_children(config, device)[order % before] - after * ~first
-    read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1)
+    read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1).flatten()
 
     tiles_before = F.pad(is_tile.cumsum(1), (1, 0))
     # Tiles of other samples packed into the same row do not count.
     earlier = _since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
     positions = (position_ids + (after - before) * earlier + past_growth).flatten()
-    # Padding counts up on its own, so that it is a sample of its own where samples are told apart by positions.
-    expanded_positions = torch.arange(longest, device=device).repeat(batch + 1)[: nowhere + 1]
-    expanded_positions = expanded_positions.index_copy(0, text_to, positions)
-    expanded_positions.index_copy_(0, tiles_to.flatten(), (positions[tile_starts][:, None] + children).flatten())
+    # Padding stays at 0: each is a sample of its own where samples are told apart by positions.
+    expanded_positions = positions.new_zeros(nowhere + 1).index_copy(0, text_to, positions)
+    expanded_positions.index_copy_(0, tiles_to, (positions[tile_starts][:, None] + children).flatten())
 
     mask = None
     if visible is not None or (shortest < longest and not packed):
-        mask = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
+        mask = torch.arange(longest, device=device) >= longest - lengths
     return Expansion(
         tile_rows=tile_rows,
         text_to=text_to,
-        tiles_to=tiles_to.flatten(),
-        read_from=read_from.flatten(),
+        tiles_to=tiles_to,
+        read_from=read_from,
         position_ids=expanded_positions[:-1].unflatten(0, (batch, longest)),
         mask=mask,
         growth=(after - before) * tiles_before[:, -1:] + past_growth,
         tiles_before=tiles_before,
         tail=tail,
     )
+
+
+def _read_sizes(
+    lengths: torch.Tensor, is_text: torch.Tensor, sample_starts: torch.Tensor, torn: torch.Tensor, before: int
+) -> tuple[int, int, int, bool]:
+    """Shortest and longest row of stage two, columns of text at the end of all rows, and whether samples are packed: all
+    that the host has to know of the input, read from the device at once."""
+    tail = is_text.flip(1).long().cumprod(1).sum(1)
+    sizes = [lengths.min(), lengths.max(), tail.min(), sample_starts[:, 1:].any(), torn.any()]
+    *sizes, torn = torch.stack([size.long() for size in sizes]).tolist()
+    if torn:
+        raise ValueError(
+            f"The {before} image placeholders of a tile must stand together, but text comes between them."
+        )
+    return tuple(sizes)
 
 
 def _since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -340,7 +346,8 @@ def layerwise_forward(
         attention_mask: (B, seen + L), 1 for what may be attended to; or what [`decoding_masks`] gives; or, without
             tiles, any 4D mask.
         position_ids: (B, L); may restart where several samples are packed into a row (as may `cu_seq_lens_q`).
-        past_key_values: has `seen` columns in stage one's layers, and what they have grown to in the others.
+        past_key_values: has `seen` columns in stage one's layers, and what they have grown to in the others. (A sliding
+            window counts padding between two turns as tokens, as transformers' own masks do.)
 
     Returns:
         As the language model: `last_hidden_state` (B, L, D) and `past_key_values`; the `hidden_states` and `attentions`
@@ -349,39 +356,29 @@ def layerwise_forward(
     Raises:
         ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
     """
-    text, k = language_model.config, lvtc.config.lvtc_config.expand_layer
+    text, k, length = language_model.config, lvtc.config.lvtc_config.expand_layer, inputs_embeds.shape[1]
     # Masks follow the cache that was handed in: with one, even an empty one, transformers sees no packed samples.
-    mask_kwargs = {"like": inputs_embeds, "past_key_values": past_key_values}
+    stage = partial(_stage, language_model, like=inputs_embeds, past_key_values=past_key_values)
     if use_cache and past_key_values is None:
         past_key_values = DynamicCache(config=text)
     memory = recall_expansion(past_key_values)
     if placeholders is not None or memory is not None:
         _check_mask(attention_mask)
     position_ids = _positions(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
-    stage_one = _stage(
-        language_model, range(k), language_model.rotary_emb, position_ids, attention_mask, kwargs, **mask_kwargs
-    )
+    stage_one = stage(range(k), language_model.rotary_emb, position_ids, attention_mask, kwargs)
 
     expansion = None
     if placeholders is not None:
         expansion = _plan(lvtc.config, placeholders, attention_mask, position_ids, memory)
-        make_room(past_key_values, text, k, inputs_embeds.shape[1], expansion.position_ids.shape[1])
-        memory = _expanded_memory(expansion, memory, attention_mask, inputs_embeds.shape[1], past_key_values, k)
+        make_room(past_key_values, text, k, length, expansion.position_ids.shape[1])
+        memory = _expanded_memory(expansion, memory, attention_mask, length, past_key_values, k)
         position_ids, attention_mask = expansion.position_ids, memory.mask
         kwargs = kwargs | _expanded_sequence_lengths(expansion, lvtc.config, kwargs)
     elif memory is not None:
         position_ids = position_ids + memory.growth.to(position_ids.device)
         if not isinstance(attention_mask, dict):
-            attention_mask = memory.extend_mask(attention_mask, seen_length(past_key_values, inputs_embeds.shape[1]))
-    stage_two = _stage(
-        language_model,
-        range(k, text.num_hidden_layers),
-        lvtc.rotary_emb,
-        position_ids,
-        attention_mask,
-        kwargs,
-        **mask_kwargs,
-    )
+            attention_mask = memory.extend_mask(attention_mask, seen_length(past_key_values, length))
+    stage_two = stage(range(k, text.num_hidden_layers), lvtc.rotary_emb, position_ids, attention_mask, kwargs)
 
     outputs = _run_stages(
         language_model,
