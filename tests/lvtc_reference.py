@@ -22,6 +22,7 @@ def run_layers(model, rows, layers, insertions, tags):
     positions = torch.arange(len(rows))[None]
     rotary = type(decoder.rotary_emb)(text)  # a fresh one: nothing that an earlier call saw
     embeddings = rotary(rows[None], position_ids=positions)
+    attention, text._attn_implementation = text._attn_implementation, "eager"
     for i in layers:
         if i in insertions:
             rows = torch.stack(
@@ -35,6 +36,7 @@ def run_layers(model, rows, layers, insertions, tags):
         rows = decoder.layers[i](
             rows[None], attention_mask=mask, position_embeddings=embeddings, position_ids=positions
         )[0]
+    text._attn_implementation = attention
     return rows
 
 

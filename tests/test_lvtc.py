@@ -239,19 +239,22 @@ def rope_model(rope, text="llama"):
 
 
 @pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("text", [7, 17], ids=["only stage two", "both stages"])
 @torch.no_grad()
-def test_stages_do_not_disturb_each_other_s_rope_state(rope):
-    """Stage one stays below the 24 tokens that the rope was made for, stage two exceeds them."""
-    model, layout = rope_model(rope), [3, "tile", "tile", 4]
+def test_stages_do_not_disturb_each_other_s_rope_state(rope, text):
+    """Below or above the 24 tokens that the rope was made for. Dynamic NTK keeps the frequencies of the longest row that it
+    saw above them: in the second round, stage one's must not be those of stage two in the first."""
+    model, layout = rope_model(rope), [3, "tile", "tile", text - 3]
     sample = tiny_batch(model.config, [layout])
     expected, lengths = reference_logits(model, sample["input_ids"][0], sample["pixel_values"])
-    assert lengths[0] <= 24 < lengths[1]
-    short = tiny_batch(model.config, [[6]])
-    before = model(**short).logits
+    assert lengths == (text + 8, text + 32)
     for _ in range(2):
         torch.testing.assert_close(model(**sample).logits[0], expected, **CLOSE)
-    torch.testing.assert_close(model(**short).logits, before, **CLOSE)
-    torch.testing.assert_close(before[0], reference_logits(model, short["input_ids"][0])[0], **CLOSE)
+    short = tiny_batch(model.config, [[6]])
+    torch.testing.assert_close(model(**short).logits[0], reference_logits(model, short["input_ids"][0])[0], **CLOSE)
+    plain = tiny_model(model.config.text_config.model_type, **LVTC)
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(plain(**sample).logits[0], expected, atol=0.01)  # the scaling matters
 
 
 # ---- Every way to call it

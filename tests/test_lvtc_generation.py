@@ -438,9 +438,11 @@ def test_a_cache_can_be_reset_and_used_for_another_prompt():
             cache.reset()
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
 @pytest.mark.parametrize("n", [1, 3, 4])
-def test_a_cache_can_be_cropped_into_the_prompt_s_last_text(n):
+def test_a_cache_can_be_cropped_into_the_prompt_s_last_text(n, attention):
     model = tiny_model("llama", **LVTC)
+    model.set_attn_implementation({"text_config": attention})
     batch, cache = prefilled(model)
     cache.crop(-n)
     cropped = {key: batch[key][:, :-n] for key in ("input_ids", "attention_mask")}
