@@ -8,15 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import GenerationConfig
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.testing_utils import CaptureLogger
 
+from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion.templates import chat_template
 from internvlx_hf.modeling.chat import ChatMixin, chat_query, end_marker, logger, opening_question
 from tiny import LVTC, tiny_model, tiny_processor, tiny_tokenizer
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
-CHAT_QUERIES = json.loads((Path(__file__).parent / "golden/tokenizer/prompts.json").read_text())["chat_queries"]
+GOLDEN = Path(__file__).parent / "golden"
+CHAT_QUERIES = json.loads((GOLDEN / "tokenizer/prompts.json").read_text())["chat_queries"]
+CHECKPOINTS = sorted(path.name for path in (GOLDEN / "checkpoints").iterdir() if path.is_dir())
 
 
 @pytest.fixture(params=[{}, LVTC], ids=["lvtc off", "lvtc on"])
@@ -277,3 +282,32 @@ def test_an_image_token_in_any_message_is_refused(place):
     with pytest.raises(ValueError, match="contains the image token"):
         model.chat(tokenizer, None, "<IMG_CONTEXT>" if place == "question" else "Go on", GREEDY, history)
     assert not hasattr(model, "inputs")
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_chat_of_a_converted_checkpoint_writes_what_internvl_s_does(name, tmp_path):
+    golden = json.loads((GOLDEN / f"checkpoints/{name}.golden.json").read_text())
+    tensors = load_file(GOLDEN / f"checkpoints/{name}.golden.safetensors")
+    convert_checkpoint(GOLDEN / "checkpoints" / name, tmp_path / name)
+    model = InternVLXForConditionalGeneration.from_pretrained(tmp_path / name).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / name, trust_remote_code=True, use_fast=False)
+    question = re.search(r"</img>\n(.*?)<\|(?:im_)?end\|>", golden["texts"]["query"])[1]
+    options = {"max_new_tokens": 12, "do_sample": False}
+    given, written = [], []
+    generate = model.generate
+
+    def recording_generate(**kwargs):
+        output = generate(**kwargs)
+        given.append(kwargs["input_ids"])
+        written.append(output[:, kwargs["input_ids"].shape[1] :])
+        assert kwargs["eos_token_id"] == golden["info"]["eos_token_id"]
+        return output
+
+    model.generate = recording_generate
+    answer = model.chat(tokenizer, tensors["pixel_values"], question, options)
+    assert torch.equal(given[0], tensors["input_ids"])
+    assert torch.equal(written[0], tensors["generated_ids"])
+    assert answer == golden["generated_text"].strip()
+    model.chat(tokenizer, None, "Hello", options)
+    assert torch.equal(given[1], tensors["text.input_ids"])
+    assert torch.equal(written[1], tensors["text.generated_ids"])
