@@ -2,6 +2,7 @@
 """The weight files of a checkpoint: which tensors they hold, and one tensor at a time out of them."""
 
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,8 +120,10 @@ class CheckpointFiles:
     def read(self, name: str) -> torch.Tensor:
         """One tensor, by name."""
         path = next(path for path, contents in self.shards.items() if name in contents)
-        with self.open(path) as tensors:
-            return next(tensor for found, tensor in tensors if found == name)
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as shard:
+                return shard.get_tensor(name)
+        return _load_bin(path)[name]
 
 
 def _info(name: str, part) -> TensorInfo:
@@ -135,12 +138,17 @@ def _info(name: str, part) -> TensorInfo:
 
 def _load_bin(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise CheckpointError(f"{path} is damaged or cut short ({error}). Download it again.") from error
-    # written in the format before zip files, which cannot be mapped
-    return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        # written in the format before zip files, which cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than tensors, and running what it holds is refused.") from error
+    except (RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}). Download it again.") from error
 
 
 def listed(names, limit: int = 12) -> str:

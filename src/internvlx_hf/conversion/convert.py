@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Converting a checkpoint: plan, then one pass over its tensors, then everything that goes beside the weights."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +15,23 @@ from transformers.utils import logging
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor
 from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
+from .model_card import model_card
 from .native import native_names, save_native_sidecar
 from .plan import EMBEDDING, HEAD, Plan, make_plan
-from .report import ConversionReport, make_report, write_report
+from .report import ConversionReport, derived_tensors, make_report
 from .sources import Source, read_source
 from .streaming import ShardWriter, plan_shards, shard_names, whole_folder, write_index
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
 from .upgrades import Upgrade, build_upgrade, initial_value
+from .verify import verify as check
 
 logger = logging.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SLICINGS = ("edge", "area", "ratio")
 # what a checkpoint consists of; the rest of a repository stays where it is
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
 GIGABYTE = 10**9
 
 
@@ -45,6 +48,27 @@ class Conversion:
     options: dict
     rename: Callable[[str], str]
 
+    @property
+    def num_parameters(self) -> int:
+        groups = [*self.plan.groups.values(), self.plan.new]
+        return sum(info.meta().numel() for group in groups for info in group.values())
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model answers as the source does."""
+        return not self.plan.new and not derived_tensors(self.plan)
+
+    def image_processor(self) -> InternVLXImageProcessor:
+        tiling = self.source.tiling
+        return InternVLXImageProcessor(
+            size={"height": tiling.tile_size, "width": tiling.tile_size},
+            min_patches=tiling.min_patches,
+            max_patches=tiling.max_patches,
+            use_thumbnail=tiling.use_thumbnail,
+            crop_to_patches=tiling.crop_to_patches,
+            slicing=tiling.slicing,
+        )
+
 
 def convert_checkpoint(
     source: str | Path,
@@ -59,8 +83,10 @@ def convert_checkpoint(
     max_patches: int | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    base_model: str | None = None,
     max_shard_gigabytes: float = 5,
     seed: int = 0,
+    verify: bool = False,
     overwrite: bool = False,
 ) -> ConversionReport:
     """Convert an InternVL checkpoint to an InternVL-X checkpoint that carries its code, or back.
@@ -81,8 +107,10 @@ def convert_checkpoint(
         max_patches: most tiles of a picture; unset: the checkpoint's.
         dtype: of the weights, "bfloat16", "float16" or "float32"; unset: as they are stored.
         revision: branch, tag or commit on the Hub.
+        base_model: Hub id for the model card where `source` is a folder.
         max_shard_gigabytes: size of an output shard.
         seed: of random values.
+        verify: load the result and compare it with the source computed another way; takes the model's memory in float32.
         overwrite: replace `out` if it is a checkpoint.
 
     Returns:
@@ -99,10 +127,11 @@ def convert_checkpoint(
     _require_choice("slicing", slicing, (None, *SLICINGS))
     options = {"to": to, "projector": projector, "lvtc": lvtc, "downsample_ratio": downsample_ratio, "init": init}
     options |= {"slicing": slicing, "max_patches": max_patches, "seed": seed, "source": _source_name(source)}
+    options |= {"base_model": base_model}
     options |= {"dtype": None if dtype is None else str(dtype).removeprefix("torch."), "revision": revision}
-    out = Path(out).expanduser().absolute()
+    out = Path(out).expanduser().resolve()
     folder = find_source(source, revision)
-    if out == folder.absolute() or out in folder.absolute().parents:
+    if out in (folder.resolve(), *folder.resolve().parents):
         raise FileExistsError(f"{out} holds the source {folder}. Choose another folder.")
     conversion = prepare(folder, options)
     shards = plan_shards(_groups(conversion), int(max_shard_gigabytes * GIGABYTE))
@@ -113,7 +142,12 @@ def convert_checkpoint(
         else:
             save_sidecar(conversion, partial)
         report = make_report(conversion)
-        write_report(report, partial)
+        if verify:
+            report.checks = check(conversion, partial)
+        (partial / "conversion_report.json").write_text(report.to_json())
+        for notice in [*folder.glob("LICENSE*"), *folder.glob("NOTICE*")]:
+            shutil.copy(notice, partial)
+        (partial / "README.md").write_text(model_card(report, conversion.source.folder), encoding="utf-8")
     return report
 
 
@@ -253,18 +287,13 @@ def _tensors(conversion: Conversion):
 
 def save_sidecar(conversion: Conversion, folder: Path) -> None:
     """Write the configuration with its code, the processor and the generation settings."""
-    config, tiling = conversion.config, conversion.source.tiling
+    config = conversion.config
     config.save_pretrained(folder)
-    image_processor = InternVLXImageProcessor(
-        size={"height": tiling.tile_size, "width": tiling.tile_size},
-        min_patches=tiling.min_patches,
-        max_patches=tiling.max_patches,
-        use_thumbnail=tiling.use_thumbnail,
-        crop_to_patches=tiling.crop_to_patches,
-        slicing=tiling.slicing,
-    )
     processor = InternVLXProcessor(
-        image_processor, conversion.tokenizer, config.image_seq_length, conversion.tokenizer.chat_template
+        conversion.image_processor(),
+        conversion.tokenizer,
+        config.image_seq_length,
+        conversion.tokenizer.chat_template,
     )
     processor.save_pretrained(folder)
     generation_config(conversion.source, conversion.tokenizer).save_pretrained(folder)

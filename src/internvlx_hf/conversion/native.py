@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import GotOcr2ImageProcessor, InternVLConfig, PreTrainedTokenizerFast
+from transformers import InternVLConfig, PreTrainedTokenizerFast
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from ..modeling import InternVLXConfig
 from .sources import Tiling
@@ -59,7 +60,7 @@ def save_native_sidecar(
     )
     native.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    image_processor = GotOcr2ImageProcessor(
+    image_processor = GotOcr2ImageProcessorPil(
         size={"height": tiling.tile_size, "width": tiling.tile_size},
         crop_to_patches=tiling.crop_to_patches,
         min_patches=tiling.min_patches,

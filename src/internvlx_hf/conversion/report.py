@@ -3,10 +3,11 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 import transformers
+
+from .plan import Plan
 
 
 @dataclass
@@ -14,32 +15,35 @@ class ConversionReport:
     """What a conversion did, as `conversion_report.json` holds it.
 
     Args:
-        source: folder or Hub id.
+        source: Hub id, or name of the folder.
+        base_model: the source's id on the Hub where it is known.
         revision: the source's commit where it is known.
         layout: layout of the source, see `sources.LAYOUTS`.
         language_model: class of the source's language model, and the model type that it became.
         options: arguments of `convert_checkpoint`.
         parameters: of the converted model.
         dtype: of the weights.
-        tokens: a tile's tokens in the prompt, and behind LVTC's expansion; most tiles a picture, the thumbnail not counted.
+        tokens: a tile's side in pixels, its tokens in the prompt and behind LVTC's expansion; how pictures are cut, and into
+            how many tiles at most, the thumbnail not counted.
         converted_tensors: how many of the source's tensors were converted.
         dropped_tensors: those that were not, and why.
         new_tensors: those that no source tensor filled, and how they start.
         derived_tensors: those that started from a tensor of another shape or place, and from which.
-        exact: whether the model's answers are those of the source.
+        exact: whether the model's answers are those of the source: nothing new, nothing in another place.
         notes: what else a user should know.
         versions: of this package and of the libraries.
         checks: what `verify` found.
     """
 
     source: str
+    base_model: str | None
     revision: str | None
     layout: str
     language_model: dict[str, str]
     options: dict
     parameters: int
     dtype: str
-    tokens: dict[str, int]
+    tokens: dict[str, int | str]
     converted_tensors: int
     dropped_tensors: dict[str, str]
     new_tensors: dict[str, str]
@@ -51,6 +55,23 @@ class ConversionReport:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    def summary(self) -> str:
+        """The report in a few lines."""
+        tokens = f"{self.tokens['per_tile']} tokens a tile"
+        if self.tokens["per_tile_expanded"] != self.tokens["per_tile"]:
+            tokens += f", {self.tokens['per_tile_expanded']} behind the expand layer"
+        lines = [
+            f"{self.source} ({self.layout}, {self.language_model['source']}): {self.parameters / 1e9:.2f} billion parameters "
+            f"in {self.dtype}, {tokens}",
+            f"{self.converted_tensors} tensors converted, {len(self.dropped_tensors)} dropped, "
+            f"{len(self.new_tensors)} new, {len(self.derived_tensors)} derived",
+        ]
+        lines += [f"dropped {name}: {reason}" for name, reason in self.dropped_tensors.items()]
+        lines += [f"needs training: {module}" for module in self.untrained_modules]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"verified {check}: {found}" for check, found in self.checks.items()]
+        return "\n".join(lines)
 
     @property
     def untrained_modules(self) -> list[str]:
@@ -66,42 +87,49 @@ def _module(name: str) -> str:
 def make_report(conversion) -> ConversionReport:
     """The report of a [`Conversion`]."""
     source, config, plan = conversion.source, conversion.config, conversion.plan
-    derived = derived_tensors(conversion)
+    derived = derived_tensors(plan)
     start = {True: "zero", False: "random or constant, as the model initialises it"}
     return ConversionReport(
         source=conversion.options["source"],
+        base_model=base_model(conversion),
         revision=source_revision(conversion),
         layout=source.layout,
         language_model={"source": source.architecture, "model_type": config.text_config.model_type},
         options=dict(conversion.options),
-        parameters=sum(info.meta().numel() for info in [*_written(plan), *plan.new.values()]),
+        parameters=conversion.num_parameters,
         dtype=str(config.dtype).removeprefix("torch."),
         tokens={
+            "tile_size": config.tile_size,
             "per_tile": config.image_seq_length,
             "per_tile_expanded": config.expanded_image_seq_length,
             "max_tiles": source.tiling.max_patches,
+            "slicing": source.tiling.slicing,
         },
         converted_tensors=len(plan.steps),
         dropped_tensors=plan.dropped,
         new_tensors={name: start[conversion.upgrade.starts_at_zero(name)] for name in plan.new},
         derived_tensors=derived,
-        exact=not plan.new and not derived,
+        exact=conversion.is_exact,
         notes=source.notes,
         versions=_versions(),
     )
 
 
-def _written(plan):
-    return (info for group in plan.groups.values() for info in group.values())
-
-
-def derived_tensors(conversion) -> dict[str, str]:
+def derived_tensors(plan: Plan) -> dict[str, str]:
     """Target tensors that come from a tensor of the model as it was, but stand elsewhere or have another shape."""
     derived = {}
-    for name, (rule, later) in conversion.plan.steps.items():
+    for name, (rule, later) in plan.steps.items():
         for target, rules in zip(rule.match(name), later, strict=True):
             derived |= {new: target for next_rule in rules for new in next_rule.match(target) if new != target}
     return derived
+
+
+def base_model(conversion) -> str | None:
+    """Hub id of the source: as asked for, or as the Hub's cache names the folder."""
+    cached = conversion.source.folder.parent.parent.name
+    if cached.startswith("models--"):
+        return cached.removeprefix("models--").replace("--", "/", 1)
+    return conversion.options["base_model"]
 
 
 def source_revision(conversion) -> str | None:
@@ -116,8 +144,3 @@ def _versions() -> dict[str, str]:
     from .. import __version__
 
     return {"internvlx_hf": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
-
-
-def write_report(report: ConversionReport, folder: Path) -> None:
-    """Write `conversion_report.json`."""
-    (folder / "conversion_report.json").write_text(report.to_json())

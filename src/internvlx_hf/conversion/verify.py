@@ -1,0 +1,154 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Checking a converted checkpoint: what is on the disk, a forward on a drawn picture, and the source computed another way."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import logging
+
+from ..modeling import InternVLXForConditionalGeneration
+from ..processing import InternVLXProcessor
+from .checkpoint_files import CheckpointError, CheckpointFiles
+from .plan import HEAD, target_tensors
+from .slow_reference import SlowReference
+
+logger = logging.get_logger(__name__)
+
+# largest difference that float32 explains, in units of the largest value
+TOLERANCE = 1e-4
+# Linux
+MEMORY = Path("/proc/meminfo")
+QUESTION = "What is in the picture?"
+
+
+@torch.no_grad()
+def verify(conversion, folder: Path) -> dict[str, str]:
+    """Check a checkpoint that was just written.
+
+    Args:
+        conversion: the [`Conversion`] that wrote it.
+        folder: where it lies.
+
+    Returns:
+        By check, what was found; checks that are not possible say why.
+
+    Raises:
+        CheckpointError: if a check fails.
+    """
+    checks = {"tensors": _check_tensors(conversion, folder)}
+    needed = 4 * conversion.num_parameters
+    if (free := _free_memory()) is not None and free < 1.2 * needed:
+        checks["forward"] = f"skipped: takes {needed / 1e9:.0f} GB of memory in float32, {free / 1e9:.0f} GB are free"
+        return checks
+    model = _load(conversion, folder)
+    inputs = _drawn_inputs(conversion)
+    features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+    logits = model(**inputs, logits_to_keep=1).logits[0, -1]
+    if not logits.isfinite().all():
+        raise CheckpointError("The converted model's answer to a drawn picture is not finite.")
+    checks["forward"] = f"finite logits for a drawn picture and {inputs['input_ids'].shape[1]} tokens"
+    checks["reference"] = _compare(conversion, inputs, features, logits)
+    return checks
+
+
+def _check_tensors(conversion, folder: Path) -> str:
+    files = CheckpointFiles(folder)
+    targets = {conversion.rename(name): info for name, info in target_tensors(conversion.config).items()}
+    wrong = [name for name in targets.keys() | files.tensors.keys() if not _same_shape(targets, files.tensors, name)]
+    if wrong:
+        raise CheckpointError(f"What was written is not what was planned: {', '.join(sorted(wrong))}.")
+    for path in files.shards:
+        with files.open(path) as tensors:
+            for name, tensor in tensors:
+                if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+                    raise CheckpointError(f"{name} was written with values that are not finite.")
+    tied = ", output embeddings tied to the input's" if conversion.rename(HEAD) not in files.tensors else ""
+    return f"{len(targets)} tensors of the right shapes, all finite{tied}"
+
+
+def _same_shape(targets: dict, found: dict, name: str) -> bool:
+    return name in targets and name in found and targets[name].shape == found[name].shape
+
+
+def _load(conversion, folder: Path) -> PreTrainedModel:
+    loader = InternVLXForConditionalGeneration
+    if conversion.options["to"] == "internvl":
+        loader = AutoModelForImageTextToText
+    return loader.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _drawn_inputs(conversion) -> dict[str, torch.Tensor]:
+    """A chat about one tile with a disc and a bar on it."""
+    size = conversion.config.tile_size
+    picture = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse([size // 8, size // 8, size // 2, size // 2], fill="red")
+    draw.rectangle([size // 2, size // 2, size - size // 8, size - size // 4], fill="blue")
+    processor = InternVLXProcessor(
+        conversion.image_processor(), conversion.tokenizer, conversion.config.image_seq_length
+    )
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+
+
+def _compare(conversion, inputs: dict, features: torch.Tensor, logits: torch.Tensor) -> str:
+    """Compare with the source computed another way."""
+    source = conversion.source
+    if not conversion.is_exact:
+        return "skipped: the model was upgraded, it need not answer as the source"
+    if source.layout == "internvl_chat":
+        if source.config.projector_config.projector_type != "pixel_shuffle":
+            return "skipped: there is no second implementation of the InternVL-X release's projector here"
+        try:
+            expected = _slowly(conversion, inputs)
+        except NotImplementedError as error:
+            return f"skipped: the slow path does not know {error}"
+    else:
+        original = AutoModelForImageTextToText.from_pretrained(source.folder, dtype=torch.float32).eval()
+        images = original.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+        expected = images, original(**inputs, logits_to_keep=1).logits[0, -1]
+    errors = [_relative(ours, theirs) for ours, theirs in zip((features, logits), expected, strict=True)]
+    if max(errors) > TOLERANCE:
+        raise CheckpointError(
+            f"The converted model does not answer as the source: features differ by {errors[0]:.1e} and logits by "
+            f"{errors[1]:.1e} of their largest value, expected at most {TOLERANCE:.0e}."
+        )
+    return (
+        f"as the source computed another way: features to {errors[0]:.1e}, logits to {errors[1]:.1e} of their largest"
+    )
+
+
+def _slowly(conversion, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    files, dtype = conversion.files, conversion.options["dtype"]
+
+    # attention reads its matrices head by head
+    @lru_cache(maxsize=4)
+    def read(name: str) -> torch.Tensor:
+        tensor = files.read(name)
+        return (tensor if dtype is None else tensor.to(getattr(torch, dtype))).float()
+
+    slow = SlowReference(read, conversion.source.raw, set(files.tensors))
+    tokens = torch.stack([slow.project(slow.features(tile)) for tile in inputs["pixel_values"]])
+    return tokens, slow.logits(inputs["input_ids"][0], conversion.config.image_token_id, tokens.flatten(0, 1))
+
+
+def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours.reshape(theirs.shape) - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
+
+
+def _free_memory() -> int | None:
+    """Bytes that may be had without swapping, where the system tells."""
+    if not MEMORY.is_file():
+        return None
+    lines = dict(line.split(":") for line in MEMORY.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
