@@ -197,3 +197,12 @@ def test_configuration_does_not_save_over_a_file(tmp_path):
     with pytest.raises(AssertionError, match="should be a directory"):
         InternVLXConfig().save_pretrained(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "x"
+
+
+def test_internvl_s_published_way_to_load_works(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(
+        tmp_path, torch_dtype=torch.bfloat16, low_cpu_mem_usage=True, use_flash_attn=True, trust_remote_code=True
+    )
+    assert model.dtype == torch.bfloat16
+    assert model.config._attn_implementation in ("flash_attention_2", "sdpa")

@@ -16,7 +16,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLPreTrainedModel,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, is_flash_attn_2_available
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
@@ -46,6 +46,14 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
     config_class = InternVLXConfig
     input_modalities = ("image", "text")
     _no_split_modules = ["PVTCProjector"]
+
+    @classmethod
+    def from_pretrained(cls, *args, use_flash_attn: bool | None = None, **kwargs):
+        """As transformers'; `use_flash_attn` is what InternVL's own code calls `attn_implementation`."""
+        if use_flash_attn is not None:
+            flash = use_flash_attn and is_flash_attn_2_available()
+            kwargs.setdefault("attn_implementation", "flash_attention_2" if flash else "sdpa")
+        return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
