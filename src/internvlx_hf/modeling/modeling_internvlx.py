@@ -66,13 +66,19 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
             # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
             init.normal_(module.cls_scale, mean=1.0, std=std)
 
-
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         # The projectors have no choice of attention. Without this, transformers warns that no model goes with them.
-        for part in (self.config.projector_config, self.config.lvtc_config):
-            if part is not None and isinstance(attn_implementation, str):
+        parts = [part for part in (self.config.projector_config, self.config.lvtc_config) if part is not None]
+        before = [part._attn_implementation for part in parts]
+        if isinstance(attn_implementation, str):
+            for part in parts:
                 part._attn_implementation = attn_implementation
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        try:
+            super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        except Exception:
+            for part, implementation in zip(parts, before, strict=True):
+                part._attn_implementation = implementation
+            raise
 
 
 class InternVLXModel(InternVLXPreTrainedModel):
