@@ -67,6 +67,8 @@ class Conversion:
             use_thumbnail=tiling.use_thumbnail,
             crop_to_patches=tiling.crop_to_patches,
             slicing=tiling.slicing,
+            image_mean=tiling.image_mean,
+            image_std=tiling.image_std,
         )
 
 
@@ -141,6 +143,7 @@ def convert_checkpoint(
             save_native_sidecar(partial, conversion.config, conversion.tokenizer, conversion.source.tiling)
         else:
             save_sidecar(conversion, partial)
+        generation_config(conversion.source, conversion.tokenizer).save_pretrained(partial)
         report = make_report(conversion)
         if verify:
             report.checks = check(conversion, partial)
@@ -286,7 +289,7 @@ def _tensors(conversion: Conversion):
 
 
 def save_sidecar(conversion: Conversion, folder: Path) -> None:
-    """Write the configuration with its code, the processor and the generation settings."""
+    """Write the configuration and the processor, with their code."""
     config = conversion.config
     config.save_pretrained(folder)
     processor = InternVLXProcessor(
@@ -296,7 +299,6 @@ def save_sidecar(conversion: Conversion, folder: Path) -> None:
         conversion.tokenizer.chat_template,
     )
     processor.save_pretrained(folder)
-    generation_config(conversion.source, conversion.tokenizer).save_pretrained(folder)
 
 
 def generation_config(source: Source, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:

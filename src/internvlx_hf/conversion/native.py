@@ -18,7 +18,6 @@ FILE_NAMES = {
     "model.vision_tower.": "vision_tower.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
-# tokens that InternVLProcessor asks a tokenizer for; images are all that we convert
 VIDEO_TOKEN = "<video>"
 
 
@@ -60,12 +59,26 @@ def save_native_sidecar(
     )
     native.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # InternVLProcessor asks for it; it is no piece of the vocabulary, for the processor replaces it
+    saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    _write(folder / "tokenizer_config.json", {**saved, "video_token": VIDEO_TOKEN})
+    sizes = {
+        "size": {"height": tiling.tile_size, "width": tiling.tile_size},
+        "image_mean": tiling.image_mean,
+        "image_std": tiling.image_std,
+    }
     image_processor = GotOcr2ImageProcessorPil(
-        size={"height": tiling.tile_size, "width": tiling.tile_size},
         crop_to_patches=tiling.crop_to_patches,
         min_patches=tiling.min_patches,
         max_patches=tiling.max_patches,
+        **sizes,
     )
     image_processor.save_pretrained(folder)
+    # transformers makes a video processor only where torchvision is
+    _write(folder / "video_preprocessor_config.json", {"video_processor_type": "InternVLVideoProcessor", **sizes})
     processor = {"processor_class": "InternVLProcessor", "image_seq_length": config.image_seq_length}
-    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    _write(folder / "processor_config.json", processor)
+
+
+def _write(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from .plan import Plan
+from .tensor_tables import keep
 
 
 @dataclass
@@ -120,7 +121,9 @@ def derived_tensors(plan: Plan) -> dict[str, str]:
     derived = {}
     for name, (rule, later) in plan.steps.items():
         for target, rules in zip(rule.match(name), later, strict=True):
-            derived |= {new: target for next_rule in rules for new in next_rule.match(target) if new != target}
+            for next_rule in rules:
+                changed = [new for new in next_rule.match(target) if new != target or next_rule.operation is not keep]
+                derived |= dict.fromkeys(changed, target)
     return derived
 
 

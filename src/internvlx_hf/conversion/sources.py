@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
 from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
@@ -62,7 +63,7 @@ OPTIONAL_VISION_FIELDS = {
 
 @dataclass
 class Tiling:
-    """How a checkpoint wants pictures to be cut."""
+    """How a checkpoint wants pictures to be cut and normalised."""
 
     tile_size: int
     min_patches: int = 1
@@ -70,6 +71,8 @@ class Tiling:
     use_thumbnail: bool = True
     crop_to_patches: bool = True
     slicing: str = "ratio"
+    image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
+    image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
 
 
 @dataclass
@@ -269,5 +272,5 @@ def _saved_tiling(folder: Path, tile_size: int) -> Tiling:
         if (folder / name).is_file():
             found = json.loads((folder / name).read_text())
             saved |= found.get("image_processor", found)
-    known = {name: saved[name] for name in ("min_patches", "max_patches", "use_thumbnail", "slicing") if name in saved}
-    return Tiling(tile_size=tile_size, **known)
+    names = ("min_patches", "max_patches", "use_thumbnail", "slicing", "image_mean", "image_std")
+    return Tiling(tile_size=tile_size, **{name: saved[name] for name in names if name in saved})

@@ -1,0 +1,143 @@
+"""Transformers' native InternVL: its checkpoints come in, and what kept its projector goes back out."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+)
+
+from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, edit_config, golden, golden_logits, load
+from internvlx_hf.conversion import convert_checkpoint
+
+INTERNVL2 = [name for name in FAMILIES if name.startswith("internvl2")]
+QWEN = "internvl2_qwen2"
+
+
+def load_native(folder) -> InternVLForConditionalGeneration:
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+
+
+@pytest.mark.parametrize("name", INTERNVL2)
+def test_converted_model_goes_back_into_the_native_layout(tmp_path, name):
+    convert_checkpoint(GOLDEN / name, tmp_path / "ours")
+    report = convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
+    model = load_native(tmp_path / "native")
+    assert type(model) is InternVLForConditionalGeneration
+    assert distance(golden_logits(model, name), golden(name)["logits"]) <= LOGITS
+    assert report.exact
+    assert not list((tmp_path / "native").glob("*.py"))
+    assert "custom_code" not in (tmp_path / "native" / "README.md").read_text()
+
+
+def test_original_checkpoint_becomes_native_at_once(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    assert distance(golden_logits(load_native(tmp_path / "native"), QWEN), golden(QWEN)["logits"]) <= LOGITS
+
+
+def test_native_weights_have_the_names_that_transformers_writes(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    load_native(tmp_path / "native").save_pretrained(tmp_path / "saved")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "saved"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    configs = [AutoConfig.from_pretrained(tmp_path / name).to_dict() for name in ("native", "saved")]
+    different = {key for key in configs[0] if configs[0][key] != configs[1].get(key)}
+    assert different <= {"_name_or_path"}
+
+
+@pytest.fixture
+def native(tmp_path):
+    """A native checkpoint with random weights that transformers itself saved, and the tokenizer of a golden one."""
+    torch.manual_seed(0)
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "sidecar", to="internvl")
+    config = AutoConfig.from_pretrained(tmp_path / "sidecar")
+    config.vision_config.norm_type, config.vision_config.use_qk_norm = "rms_norm", True
+    config.text_config.initializer_range = 0.2
+    model = InternVLForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "sidecar")
+    return tmp_path / "sidecar"
+
+
+def module_names(tensors: dict) -> dict:
+    """The names of modules, in which some native checkpoints were written."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith("language_model.lm_head"):
+            renamed[name.removeprefix("language_model.")] = tensor
+        else:
+            renamed["model." + name.replace("language_model.model.", "language_model.")] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("naming", ["files", "modules"])
+def test_native_checkpoint_becomes_ours_with_the_same_logits(tmp_path, native, naming):
+    expected = golden_logits(load_native(native), QWEN)
+    if naming == "modules":
+        save_file(module_names(load_file(native / "model.safetensors")), native / "model.safetensors")
+    report = convert_checkpoint(native, tmp_path / "ours", verify=True)
+    assert distance(golden_logits(load(tmp_path / "ours"), QWEN), expected) <= 1e-5
+    assert report.checks["reference"].startswith("as the source computed another way")
+    processor = json.loads((tmp_path / "ours" / "processor_config.json").read_text())
+    assert processor["image_processor"]["max_patches"] == 12
+    assert processor["image_processor"]["slicing"] == "ratio"
+
+
+def test_native_setting_that_ours_does_not_know_is_refused(tmp_path, native):
+    edit_config(native, lambda raw: raw.update(vision_feature_select_strategy="full"))
+    with pytest.raises(ValueError, match="vision_feature_select_strategy='full'"):
+        convert_checkpoint(native, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("options", [{"projector": "pvtc"}, {"lvtc": True}])
+def test_what_native_internvl_cannot_compute_does_not_go_back(tmp_path, options):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours", **options)
+    with pytest.raises(ValueError, match="Native InternVL has InternVL2's projector only"):
+        convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
+    assert not (tmp_path / "native").exists()
+
+
+def test_there_and_back_is_the_same_checkpoint(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours")
+    convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
+    convert_checkpoint(tmp_path / "native", tmp_path / "again")
+    ours, again = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "again"))
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    for file in ("processor_config.json", "chat_template.jinja", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "ours" / file).read_text() == (tmp_path / "again" / file).read_text(), file
+
+
+def test_native_processor_takes_pictures(tmp_path, monkeypatch):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    # without torchvision there is no video processor to hand over
+    monkeypatch.setattr(InternVLProcessor, "check_argument_for_proper_class", lambda *args: None)
+    processor = InternVLProcessor(
+        AutoImageProcessor.from_pretrained(tmp_path / "native"),
+        AutoTokenizer.from_pretrained(tmp_path / "native"),
+        image_seq_length=4,
+    )
+    picture = Image.linear_gradient("L").convert("RGB").resize((112, 56))
+    found = processor(images=[picture], text=["<IMG_CONTEXT>Hello"], return_tensors="pt")
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours")
+    ours = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=False)
+    expected = ours(images=[picture], text=["<IMG_CONTEXT>Hello"], resize_backend="pillow", return_tensors="pt")
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    assert torch.allclose(found["pixel_values"], expected["pixel_values"], atol=0.02)
+
+
+def test_native_configuration_is_valid_for_transformers(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    config = AutoConfig.from_pretrained(tmp_path / "native")
+    assert isinstance(config, InternVLConfig)
+    assert (config.image_seq_length, config.downsample_ratio, config.tie_word_embeddings) == (4, 0.5, False)

@@ -1,0 +1,164 @@
+"""PVTC and LVTC on a checkpoint that had neither: where the new tensors start, and how far from the original."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, golden, golden_logits, load
+from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.conversion import convert_checkpoint
+from internvlx_hf.conversion.upgrades import fold_windows
+
+INTERNVL2 = [name for name in FAMILIES if name.startswith("internvl2")]
+QWEN = "internvl2_qwen2"
+PROJECTOR = "model.multi_modal_projector"
+# one insertion, so that an LR projector is there
+WITH_LR = {"expand_layer": 2, "num_lr_projectors": 2, "insert_start": 1, "insert_interval": 1}
+
+
+@pytest.mark.parametrize("name", INTERNVL2)
+def test_warm_pvtc_answers_as_the_original(tmp_path, name):
+    convert_checkpoint(GOLDEN / name, tmp_path / "out", projector="pvtc")
+    model = load(tmp_path / "out")
+    assert model.config.projector_config.projector_type == "pvtc"
+    assert model.config.projector_config.query_mlp == "internvl2"
+    assert distance(golden_logits(model, name), golden(name)["logits"]) <= LOGITS
+
+
+def test_every_part_of_warm_pvtc_learns_from_the_second_step_on(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", projector="pvtc")
+    model = load(tmp_path / "out").requires_grad_(False)
+    projector = model.model.multi_modal_projector.requires_grad_(True).eval()
+    optimiser = torch.optim.SGD(projector.parameters(), lr=1e-3)
+    batch = {name: golden(QWEN)[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    for _ in range(3):
+        optimiser.zero_grad()
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        optimiser.step()
+    assert [name for name, value in projector.named_parameters() if not value.grad.any()] == []
+
+
+def test_report_says_which_tensors_are_new_and_how_they_start(tmp_path):
+    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", projector="pvtc")
+    saved = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert saved["new_tensors"] == report.new_tensors
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    of_projector = {name for name in stored if name.startswith(PROJECTOR)}
+    assert of_projector == report.new_tensors.keys() | report.derived_tensors.keys()
+    zero = {name for name in of_projector if not stored[name].any()}
+    assert zero == {name for name, start in report.new_tensors.items() if start == "zero"}
+    assert report.derived_tensors[f"{PROJECTOR}.local_query.linear_2.bias"] == f"{PROJECTOR}.linear_2.bias"
+    assert not report.exact
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "need training" in card
+    assert f"`{PROJECTOR}`" in card
+
+
+@pytest.mark.parametrize("options", [{"projector": "pvtc"}, {"projector": "pvtc", "lvtc": True}], ids=["pvtc", "both"])
+def test_paper_init_starts_as_the_model_itself_does(tmp_path, options):
+    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", init="paper", **options)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    torch.manual_seed(0)
+    fresh = InternVLXForConditionalGeneration(load(tmp_path / "out").config).state_dict()
+    assert report.derived_tensors == {}
+    assert load(tmp_path / "out").config.projector_config.query_mlp == "released"
+    for name in report.new_tensors:
+        assert stored[name].mean().item() == pytest.approx(fresh[name].mean().item(), abs=0.01), name
+        assert stored[name].std().item() == pytest.approx(fresh[name].std().item(), rel=0.4, abs=1e-8), name
+
+
+def test_seed_settles_what_is_random(tmp_path):
+    options = {"projector": "pvtc", "init": "paper"}
+    weights = []
+    for number, seed in enumerate([1, 1, 2]):
+        convert_checkpoint(GOLDEN / QWEN, tmp_path / str(number), seed=seed, **options)
+        weights.append(load_file(tmp_path / str(number) / "model.safetensors")[f"{PROJECTOR}.cls_scale"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_warm_lvtc_upsamples_and_adds_nothing(tmp_path):
+    source = GOLDEN / "internvl2_internlm2"
+    report = convert_checkpoint(source, tmp_path / "warm", lvtc=WITH_LR)
+    without = WITH_LR | {"hr_projector_type": None, "num_lr_projectors": 1}
+    assert not convert_checkpoint(source, tmp_path / "upsampled", lvtc=without).new_tensors
+    warm, upsampled = load(tmp_path / "warm"), load(tmp_path / "upsampled")
+    assert torch.equal(*(golden_logits(model, "internvl2_internlm2") for model in (warm, upsampled)))
+    assert {name.split(".")[2] for name in report.new_tensors} == {"hr_projector", "lr_projectors"}
+    assert set(report.new_tensors.values()) == {"zero"}
+    assert report.untrained_modules == ["model.lvtc.hr_projector", "model.lvtc.lr_projectors"]
+
+
+def test_warm_lvtc_projectors_know_what_internvl2_s_does(tmp_path):
+    convert_checkpoint(GOLDEN / "internvl2_internlm2", tmp_path / "out", lvtc=WITH_LR)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(stored["model.lvtc.lr_projectors.0.linear_1.weight"], stored[f"{PROJECTOR}.linear_1.weight"])
+    hidden = stored[f"{PROJECTOR}.linear_1.weight"]  # [D, 2·2·C]
+    folded = hidden.unflatten(1, (4, -1)).sum(1)
+    assert torch.allclose(stored["model.lvtc.hr_projector.linear_1.weight"], folded, atol=1e-6)
+
+
+def test_upgrades_combine(tmp_path):
+    source = GOLDEN / "internvl2_internlm2"
+    convert_checkpoint(source, tmp_path / "both", projector="pvtc", lvtc=WITH_LR)
+    convert_checkpoint(source, tmp_path / "lvtc", lvtc=WITH_LR)
+    both, lvtc = (golden_logits(load(tmp_path / name), "internvl2_internlm2") for name in ("both", "lvtc"))
+    assert distance(both, lvtc) <= LOGITS
+
+
+def test_paper_s_layout_a_quarter_of_the_tokens_first(tmp_path):
+    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", downsample_ratio=0.25, lvtc={"downsample_ratio": 0.5})
+    assert (report.tokens["per_tile"], report.tokens["per_tile_expanded"]) == (1, 4)
+    assert load(tmp_path / "out").config.image_seq_length == 1
+    assert set(report.new_tensors.values()) == {"zero"}
+    assert not report.exact
+    assert report.untrained_modules == ["model.lvtc.hr_projector", "model.multi_modal_projector"]
+
+
+@pytest.mark.parametrize(("old", "new"), [(2, 1), (4, 2), (2, 4), (1, 4), (2, 2)])
+def test_folded_weights_see_an_even_window_as_before(old, new):
+    """A window of equal patches gives the same product, whatever the window's side."""
+    torch.manual_seed(0)
+    weight, patch = torch.randn(5, old * old * 3), torch.randn(3)
+    (folded,) = fold_windows(old, new, total=True)(weight)
+    assert torch.allclose(folded @ patch.repeat(new * new), weight @ patch.repeat(old * old), atol=1e-5)
+    (norm,) = fold_windows(old, new, total=False)(weight[0])
+    assert norm.mean().item() == pytest.approx(weight[0].mean().item(), abs=1e-6)
+
+
+def test_a_larger_window_is_seen_by_the_means_of_its_parts():
+    torch.manual_seed(0)
+    weight, window = torch.randn(5, 2 * 2 * 3), torch.randn(4, 4, 3)
+    (folded,) = fold_windows(2, 4, total=True)(weight)
+    means = window.reshape(2, 2, 2, 2, 3).mean((1, 3))
+    assert torch.allclose(folded @ window.flatten(), weight @ means.flatten(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        (QWEN, {"projector": "linear"}, "projector='linear', expected one of 'keep', 'pvtc'"),
+        (QWEN, {"init": "hot"}, "init='hot', expected one of 'warm', 'paper'"),
+        (QWEN, {"lvtc": {"expand_layer": 9}}, "expand_layer"),
+        (QWEN, {"downsample_ratio": 0.3}, "downsample_ratio"),
+        ("internvlx_internlm2", {"downsample_ratio": 0.25}, "can be given another ratio"),
+    ],
+)
+def test_impossible_upgrade_is_refused_before_anything_is_written(tmp_path, name, options, match):
+    with pytest.raises(ValueError, match=match):
+        convert_checkpoint(GOLDEN / name, tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_converted_checkpoint_can_be_upgraded_later(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "kept")
+    convert_checkpoint(tmp_path / "kept", tmp_path / "later", projector="pvtc", max_patches=4)
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "at_once", projector="pvtc", max_patches=4)
+    folders = [tmp_path / "later", tmp_path / "at_once"]
+    later, at_once = (load_file(folder / "model.safetensors") for folder in folders)
+    assert later.keys() == at_once.keys()
+    assert all(torch.equal(later[name], at_once[name]) for name in later)
+    for file in ("chat_template.jinja", "processor_config.json", "generation_config.json", "config.json"):
+        assert len({(folder / file).read_bytes() for folder in folders}) == 1, file
