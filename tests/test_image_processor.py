@@ -258,11 +258,25 @@ def test_without_rgb_conversion_four_channels_stay_and_alpha_weighs_nothing():
 def test_a_batch_is_its_images_one_after_another():
     images = [random_image(70, 41), np.array(random_image(30, 90, seed=1)), random_image(20, 20, seed=2)]
     expected = [tiles_of(image) for image in images]
-    processor = InternVLXImageProcessor(size={"height": 28, "width": 28})
+    processor = InternVLXImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=True)
     for batch in (images, [images[:1], [], images[1:]], tuple(images)):
         features = processor(batch, return_tensors="pt")
         assert torch.equal(features.pixel_values, torch.cat(expected))
         assert features.num_patches.tolist() == [len(tiles) for tiles in expected]
+
+
+def test_an_image_processor_that_was_told_nothing_of_tiles_but_another_size_only_resizes(tmp_path):
+    size = {"height": 28, "width": 28}
+    processor = InternVLXImageProcessor(size=size)
+    processor.save_pretrained(tmp_path)
+    for resizer in (processor, InternVLXImageProcessor.from_pretrained(tmp_path)):
+        assert resizer.get_number_of_image_patches(90, 90) == len(resizer(random_image(90, 90)).pixel_values) == 1
+        # a word about tiles, at a call or before, and it cuts
+        assert resizer.get_number_of_image_patches(90, 90, {"slicing": "edge"}) == 5
+        assert len(resizer(random_image(90, 90), max_patches=6).pixel_values) == 5
+    for kwargs in ({"slicing": "edge"}, {"max_patches": 6}, {"crop_to_patches": True}):
+        assert InternVLXImageProcessor(size=size, **kwargs).get_number_of_image_patches(90, 90) == 5
+    assert InternVLXImageProcessor().crop_to_patches is True
 
 
 def test_a_four_dimensional_array_is_a_batch():

@@ -144,7 +144,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_processor(config, **image_processor_kwargs) -> InternVLXProcessor:
     """A processor that fits a tiny model."""
-    kwargs = {"size": {"height": config.tile_size, "width": config.tile_size}, **image_processor_kwargs}
+    kwargs = {"size": {"height": config.tile_size, "width": config.tile_size}, "crop_to_patches": True}
+    kwargs |= image_processor_kwargs
     return InternVLXProcessor(
         image_processor=InternVLXImageProcessor(**kwargs),
         tokenizer=tiny_tokenizer(),

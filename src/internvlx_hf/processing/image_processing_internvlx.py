@@ -30,7 +30,9 @@ ImageSource = PillowSource | ArraySource
 class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     crop_to_patches (`bool`, *optional*, defaults to `True`):
-        Cut the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.)
+        Cut the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.) An image
+        processor that was made with another `size` and nothing about tiles only resizes, as transformers' own do; in an
+        `InternVLXProcessor` it cuts.
     min_patches (`int`, *optional*, defaults to 1):
         Least number of tiles, the thumbnail not counted.
     max_patches (`int`, *optional*, defaults to 6):
@@ -98,7 +100,18 @@ class InternVLXImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
         super().__init__(**kwargs)
+        only_size = "size" in kwargs and not _is_about_tiles(kwargs)
+        if kwargs.get("crop_to_patches", not only_size or None) is None:
+            self.crop_to_patches = None  # nobody has said: see `crop_to_patches` above
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[InternVLXImageProcessorKwargs]) -> BatchFeature:
+        return super().preprocess(images, *args, **self._decide_cropping(kwargs))
+
+    def _decide_cropping(self, kwargs: dict) -> dict:
+        if self.crop_to_patches is None and kwargs.get("crop_to_patches") is None:
+            return kwargs | {"crop_to_patches": _is_about_tiles(kwargs)}
+        return kwargs
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """Tiles that an upright image of `height` x `width` pixels takes, the thumbnail included.
@@ -106,7 +119,8 @@ class InternVLXImageProcessor(PilBackend):
         Args:
             images_kwargs: arguments of a call that replace the processor's own.
         """
-        kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names} | (images_kwargs or {})
+        kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names}
+        kwargs |= self._decide_cropping(images_kwargs or {})
         kwargs = self._standardize_kwargs(**kwargs)
         self._validate_preprocess_kwargs(**kwargs)
         return self._tiling_rule(**kwargs).plan(width, height).num_tiles
@@ -206,6 +220,10 @@ class InternVLXImageProcessor(PilBackend):
         mean = np.broadcast_to(kwargs["image_mean"] if do_normalize else 0.0, source.channels)
         std = np.broadcast_to(kwargs["image_std"] if do_normalize else 1.0, source.channels)
         return np.stack([factor / std, -mean / std]).astype(np.float32)[..., None, None]
+
+
+def _is_about_tiles(kwargs: dict) -> bool:
+    return any(kwargs.get(name) is not None for name in ("min_patches", "max_patches", "slicing", "use_thumbnail"))
 
 
 def _the_one(values: list, name: str):

@@ -90,6 +90,8 @@ class InternVLXProcessor(ProcessorMixin):
         if image_seq_length < 1:
             raise ValueError(f"image_seq_length={image_seq_length}, expected a positive number of tokens a tile.")
         self.image_seq_length = image_seq_length
+        if image_processor.crop_to_patches is None:  # made without a word about tiles
+            image_processor.crop_to_patches = True
         self.image_token, self.start_image_token, self.end_image_token = (
             _image_token(tokenizer, attribute) for attribute in _IMAGE_TOKENS
         )
