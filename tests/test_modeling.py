@@ -159,6 +159,7 @@ def spoilt_batches():
         "not square": (4, 3, 32, 64),
         "one tile": (3, 32, 32),
         "a batch": (1, 4, 3, 32, 32),
+        "no tile": (0, 3, 32, 32),
     }
     for name, shape in shapes.items():
         batch = spoil(pixel_values=lambda _, shape=shape: torch.zeros(shape))
