@@ -1,0 +1,55 @@
+"""InternVL2's published geometries, on the meta device: every name maps, every target is filled, the sizes are right."""
+
+import json
+
+import pytest
+
+from conversion_geometry import PUBLISHED, VISION, raw_config, shapes, tensors_of
+from internvlx_hf.conversion.plan import make_plan, target_tensors
+from internvlx_hf.conversion.sources import read_source
+from internvlx_hf.conversion.tensor_tables import source_table
+from internvlx_hf.conversion.upgrades import build_upgrade
+
+# billions of parameters, as the models' pages say
+PUBLISHED_BILLIONS = {
+    "InternVL2-1B": 0.94,
+    "InternVL2-2B": 2.21,
+    "InternVL2-4B": 4.15,
+    "InternVL2-8B": 8.08,
+    "InternVL2-26B": 25.5,
+    "InternVL2-40B": 40.1,
+    "InternVL2-76B": 76.3,
+}
+
+
+def dry_source(tmp_path, name: str):
+    vision, *text = PUBLISHED[name]
+    raw = raw_config(VISION[vision], *text)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    source = read_source(tmp_path, tensors_of(raw))
+    return raw, source
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_tensor_of_a_published_geometry_maps_and_every_target_is_filled(tmp_path, name):
+    raw, source = dry_source(tmp_path, name)
+    plan = make_plan(source_table(source), source.config, tensors_of(raw))
+    assert plan.steps.keys() == shapes(raw).keys()
+    assert not plan.dropped
+    assert not plan.new
+    targets = target_tensors(source.config)
+    filled = {target: info.shape for group in plan.groups.values() for target, info in group.items()}
+    assert filled == {target: info.shape for target, info in targets.items()}
+    parameters = sum(info.meta().numel() for info in targets.values())
+    assert parameters == sum(info.meta().numel() for info in tensors_of(raw).values())
+    assert parameters / 1e9 == pytest.approx(PUBLISHED_BILLIONS[name], rel=0.01)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_geometry_can_be_upgraded_at_full_size(tmp_path, name):
+    raw, source = dry_source(tmp_path, name)
+    after, upgrade = build_upgrade(source.config, projector="pvtc", lvtc=True)
+    plan = make_plan(source_table(source), source.config, tensors_of(raw), upgrade=upgrade, after=after)
+    filled = {target for group in plan.groups.values() for target in group}
+    assert filled | plan.new.keys() == target_tensors(after).keys()
+    assert after.projector_config.num_heads == 16
