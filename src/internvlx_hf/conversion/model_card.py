@@ -11,10 +11,9 @@ LICENSE_FIELDS = ("license", "license_name", "license_link")
 USAGE = {
     "internvl_x": """\
 ```python
-import torch
 from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True, dtype="auto", device_map="auto")
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True, dtype="auto")
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 content = [{{"type": "image", "url": "picture.jpg"}}, {{"type": "text", "text": "What is in the picture?"}}]
 inputs = processor.apply_chat_template(
@@ -30,7 +29,7 @@ InternVL's own `model.chat(tokenizer, pixel_values, question, generation_config)
 ```python
 from transformers import AutoModelForImageTextToText
 
-model = AutoModelForImageTextToText.from_pretrained("{name}", dtype="auto", device_map="auto")
+model = AutoModelForImageTextToText.from_pretrained("{name}", dtype="auto")
 ```""",
 }
 

@@ -1,0 +1,130 @@
+"""`internvlx convert`, what it prints, and the model card and report that it leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from conversion_helpers import GOLDEN, copy_of, edit_tensors
+from internvlx_hf.cli import main
+from internvlx_hf.conversion import convert as module
+from internvlx_hf.conversion import convert_checkpoint
+
+QWEN = "internvl2_qwen2"
+
+
+def test_command_is_installed_and_explains_itself():
+    command = Path(sys.executable).with_name("internvlx")
+    done = subprocess.run([command, "convert", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for option in ("--projector", "--lvtc", "--slicing", "--max-patches", "--dtype", "--init", "--to", "--verify"):
+        assert option in done.stdout
+
+
+def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
+    assert main(["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--verify", "--slicing", "edge"]) == 0
+    printed = capsys.readouterr()
+    assert "65 tensors converted, 0 dropped, 0 new, 0 derived" in printed.out
+    assert "verified tensors: 73 tensors of the right shapes, all finite" in printed.out
+    assert "verified reference: as the source computed another way" in printed.out
+    assert "Converting: 100%" in printed.err
+    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert report["checks"].keys() == {"tensors", "forward", "reference"}
+    assert report["options"]["slicing"] == "edge"
+
+
+def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
+    arguments = ["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--lvtc", '{"hr_projector_type": null}']
+    assert main(arguments) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["lvtc_config"]["hr_projector_type"] is None
+    assert main([*arguments[:2], str(tmp_path / "plain"), "--lvtc", "--init", "paper"]) == 0
+    assert "needs training: model.lvtc.hr_projector" in capsys.readouterr().out
+
+
+def test_failure_is_one_line_and_a_status(tmp_path, capsys):
+    source = copy_of(QWEN, tmp_path / "source")
+    edit_tensors(source, lambda tensors: tensors.pop("mlp1.0.bias"))
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("internvlx: ")
+    assert "missing: model.multi_modal_projector.layer_norm.bias" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupt_says_so(tmp_path, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_weights", interrupt)
+    assert main(["convert", str(GOLDEN / QWEN), str(tmp_path / "out")]) == 130
+    assert "interrupted, nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hub_id_is_downloaded_and_recorded(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--OpenGVLab--InternVL2-1B" / "snapshots" / "0123abc"
+    calls = []
+
+    def download(repo, revision, allow_patterns):
+        calls.append((repo, revision))
+        if not snapshot.exists():
+            snapshot.parent.mkdir(parents=True)
+            copy_of(QWEN, snapshot)
+            (snapshot / "README.md").write_text("---\nlicense: mit\n---\n# InternVL2-1B\n")
+            (snapshot / "LICENSE").write_text("MIT")
+        return str(snapshot)
+
+    monkeypatch.setattr(module, "snapshot_download", download)
+    report = convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out", revision="main")
+    assert calls == [("OpenGVLab/InternVL2-1B", "main")]
+    assert (report.source, report.base_model, report.revision) == ("OpenGVLab/InternVL2-1B",) * 2 + ("0123abc",)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    data = card.data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert (data.base_model, data.base_model_relation) == ("OpenGVLab/InternVL2-1B", "finetune")
+    assert data.license == "mit"
+    assert {"custom_code", "internvl_x"} <= set(data.tags)
+    assert "`0123abc`" in card.text
+    assert (tmp_path / "out" / "LICENSE").read_text() == "MIT"
+
+
+def test_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(module, "snapshot_download", fail)
+    with pytest.raises(
+        FileNotFoundError, match=r"OpenGVLab/InternVL2-1B.*downloading it from the Hub failed: offline"
+    ):
+        convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out")
+
+
+def test_card_says_what_a_picture_costs_and_nothing_about_this_machine(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", base_model="OpenGVLab/InternVL2-1B")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A tile of 56x56 pixels takes 4 tokens." in card
+    assert "at most 12 tiles (slicing `ratio`)" in card
+    assert "base_model: OpenGVLab/InternVL2-1B" in card
+    for file in (
+        "README.md",
+        "conversion_report.json",
+        "config.json",
+        "tokenizer_config.json",
+        "processor_config.json",
+    ):
+        assert str(GOLDEN.parent) not in (tmp_path / "out" / file).read_text(), file
+
+
+def test_card_s_example_runs(tmp_path, monkeypatch):
+    from PIL import Image
+
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "internvl2_qwen2", slicing="edge")
+    Image.linear_gradient("L").save(tmp_path / "picture.jpg")
+    card = (tmp_path / "internvl2_qwen2" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("max_new_tokens=100", "max_new_tokens=2"), {})
