@@ -42,13 +42,13 @@ class Digits:
 def compose_page(digits: Digits, layout: tuple[int, int], rng: np.random.Generator, repeated: bool = False) -> Page:
     """A page in one ink on one paper, each digit put somewhere in its cell.
 
-    A `repeated` page says one thing many times: it falls into equal blocks, and a block is one digit, written by
-    different hands. The whole page may be one block, or each row, column or quarter. From such pages a model learns what
-    a digit looks like before it has to know exactly where to look.
+    A `repeated` page says one thing many times: all digits of the page, of each row, of each column or of each block of
+    4x4 are the same, written by different hands. From such pages a model learns what a digit looks like before it has to
+    know exactly where to look.
     """
     columns, rows = layout
-    block = (rng.choice(_divisors(rows)), rng.choice(_divisors(columns))) if repeated else (1, 1)
-    labels = np.kron(rng.integers(10, size=(rows // block[0], columns // block[1])), np.ones(block, int))
+    height, width = [(rows, columns), (1, columns), (rows, 1), (4, 4)][rng.integers(4)] if repeated else (1, 1)
+    labels = np.kron(rng.integers(10, size=(rows // height, columns // width)), np.ones((height, width), int))
     coverage = np.zeros((rows * CELL_HEIGHT, columns * CELL_WIDTH, 1))
     for (row, column), label in np.ndenumerate(labels):
         top, left = row * CELL_HEIGHT, column * CELL_WIDTH + rng.integers(CELL_WIDTH - DIGIT + 1)
@@ -57,7 +57,3 @@ def compose_page(digits: Digits, layout: tuple[int, int], rng: np.random.Generat
     pixels = paper + (ink - paper) * coverage * rng.uniform(0.8, 1.0)
     text = "\n".join("".join(map(str, row)) for row in labels)
     return Page(Image.fromarray(np.uint8(pixels.clip(0, 255))), text, layout)
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -156,7 +156,7 @@ def main():
     parser.add_argument("folder", type=Path, help="what demo/train.py was given as --out")
     parser.add_argument("--min-accuracy", type=float, default=0, help="percent below which the exit status is 1")
     args = parser.parse_args()
-    torch.set_num_threads(min(4, os.cpu_count()))
+    torch.set_num_threads(min(4, torch.get_num_threads()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(args.folder / "model", trust_remote_code=True).to(device).eval()
     processor = AutoProcessor.from_pretrained(args.folder / "model", trust_remote_code=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +65,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLXForConditionalGe
             "initializer_range": 0.06,
         },
         text_config={
-            "model_type": "llama",
+            "model_type": "qwen3",
             "vocab_size": len(tokenizer),
             "hidden_size": 160,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
+            "head_dim": 40,
             "intermediate_size": 320,
             "max_position_embeddings": 1024,
             "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},  # prompts are short
@@ -100,7 +100,7 @@ def conversation(image, answer: str | None = None) -> list[dict]:
 class Lessons(torch.utils.data.Dataset):
     """Training pages, each one new, from the easy to the hard; a batch has pages of one size, so nothing is padded.
 
-    The first fifth is pages of one tile, then come all sizes. For every size, repeated pages (see `compose_page`)
+    The first quarter is pages of one tile, then come all sizes. For every size, repeated pages (see `compose_page`)
     make way for random ones little by little.
     """
 
@@ -112,10 +112,10 @@ class Lessons(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int):
         step = index // BATCH
-        only_small, progress = step < self.steps / 5, step / self.steps
+        only_small, progress = step < self.steps / 4, step / self.steps
         size = 0 if only_small else np.random.default_rng((self.seed, step)).choice(len(LAYOUTS), p=SHARES)
         layout = LAYOUTS[size]
-        since_start = progress if layout == LAYOUTS[0] else progress - 0.2
+        since_start = progress if layout == LAYOUTS[0] else progress - 0.25
         rng = np.random.default_rng((self.seed, step, index))
         return compose_page(self.digits, layout, rng, repeated=rng.random() < 0.8 - 1.3 * since_start)
 
@@ -141,7 +141,7 @@ def main():
     parser.add_argument("--test-pages", type=int, default=24, help="of each size")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(min(4, os.cpu_count()))  # more do not help a model this small
+    torch.set_num_threads(min(4, torch.get_num_threads()))  # more do not help a model this small
     set_seed(args.seed)
 
     train_digits, test_digits = Digits.load(args.seed)
