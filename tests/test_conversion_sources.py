@@ -94,7 +94,7 @@ def test_settings_come_along(tmp_path):
     images = processor.image_processor
     assert (images.max_patches, images.min_patches, images.use_thumbnail, images.slicing) == (9, 2, False, "ratio")
     assert (images.size.height, processor.image_seq_length) == (56, 4)
-    assert images.image_mean == [0.485, 0.456, 0.406]
+    assert tuple(images.image_mean) == (0.485, 0.456, 0.406)
     assert processor.chat_template == processor.tokenizer.chat_template
 
 
