@@ -1,0 +1,109 @@
+"""Throughput of a conversion, finite check included, against a plain copy of the same files.
+
+python benchmarks/bench_conversion.py [GIGABYTES]
+"""
+
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from timing import print_table, use_one_thread
+
+from internvlx_hf.conversion import convert_checkpoint
+
+SOURCE = Path(__file__).parent.parent / "tests" / "golden" / "checkpoints" / "internvl2_internlm2"
+WIDTH, INNER, HEADS, KV_HEADS = 2048, 8192, 16, 8
+REPEATS = 3
+
+
+def make_source(folder: Path, gigabytes: float) -> None:
+    """The golden checkpoint with a wider and deeper language model of bfloat16, a shard a layer."""
+    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    raw = json.loads((SOURCE / "config.json").read_text())
+    layer = {
+        "attention.wqkv": (WIDTH + 2 * KV_HEADS * WIDTH // HEADS, WIDTH),
+        "attention.wo": (WIDTH, WIDTH),
+        "feed_forward.w1": (INNER, WIDTH),
+        "feed_forward.w3": (INNER, WIDTH),
+        "feed_forward.w2": (WIDTH, INNER),
+        "attention_norm": (WIDTH,),
+        "ffn_norm": (WIDTH,),
+    }
+    layers = max(1, round(gigabytes * 1e9 / sum(2 * torch.Size(shape).numel() for shape in layer.values())))
+    raw["llm_config"] |= {
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "num_hidden_layers": layers,
+    }
+    (folder / "config.json").write_text(json.dumps(raw))
+    vocabulary = (raw["llm_config"]["vocab_size"], WIDTH)
+    text = {"model.tok_embeddings": vocabulary, "output": vocabulary, "model.norm": (WIDTH,)}
+    shards = [{f"language_model.{name}.weight": shape for name, shape in text.items()} | vision_shapes(raw)]
+    for i in range(layers):
+        shards.append({f"language_model.model.layers.{i}.{name}.weight": shape for name, shape in layer.items()})
+    weight_map = {}
+    for number, shapes in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(
+            {name: torch.full(shape, 0.01, dtype=torch.bfloat16) for name, shape in shapes.items()}, folder / file
+        )
+        weight_map |= dict.fromkeys(shapes, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def vision_shapes(raw: dict) -> dict[str, tuple[int, ...]]:
+    """The golden tower's tensors, and the projector's for the wider language model."""
+    golden = json.loads(SOURCE.with_name(f"{SOURCE.name}.golden.json").read_text())["weights"]
+    tower = {name: tuple(shape) for name, shape in golden.items() if name.startswith(("vision_model.", "mlp1.0."))}
+    window = tower["mlp1.0.weight"][0]
+    linear = {"mlp1.1.weight": (WIDTH, window), "mlp1.3.weight": (WIDTH, WIDTH)}
+    return tower | linear | {"mlp1.1.bias": (WIDTH,), "mlp1.3.bias": (WIDTH,)}
+
+
+def copy(source: Path, out: Path) -> None:
+    out.mkdir()
+    for file in source.glob("*.safetensors"):
+        shutil.copyfile(file, out / file.name)
+
+
+def wall_seconds(run, source: Path, out: Path) -> float:
+    """Both wait for the disk, so it is the wall's clock that counts."""
+    start = time.perf_counter()
+    run(source, out)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(out)
+    return seconds
+
+
+def main(gigabytes: float = 2.0) -> None:
+    use_one_thread()
+    runs = {
+        "plain copy": copy,
+        "convert": convert_checkpoint,
+        "convert to float16": lambda source, out: convert_checkpoint(source, out, dtype="float16"),
+        "convert with PVTC": lambda source, out: convert_checkpoint(source, out, projector="pvtc"),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        make_source(source, gigabytes)
+        size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+        seconds = {name: [] for name in runs}
+        for _ in range(REPEATS + 1):  # the first round warms up
+            for name, run in runs.items():
+                seconds[name].append(wall_seconds(run, source, Path(folder) / "out"))
+        medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    rows = [[name, f"{size / s / 1e9:.2f}", f"{medians['plain copy'] / s:.2f}"] for name, s in medians.items()]
+    print(f"{size / 1e9:.2f} GB of bfloat16")
+    print_table(["", "GB/s of the source", "of a plain copy"], rows)
+
+
+if __name__ == "__main__":
+    main(*map(float, sys.argv[1:]))
