@@ -265,16 +265,16 @@ def test_a_batch_is_its_images_one_after_another():
         assert features.num_patches.tolist() == [len(tiles) for tiles in expected]
 
 
-def test_an_image_processor_that_was_told_nothing_of_tiles_but_another_size_only_resizes(tmp_path):
+def test_an_image_processor_that_was_told_to_resize_and_nothing_of_tiles_only_resizes(tmp_path):
     size = {"height": 28, "width": 28}
-    processor = InternVLXImageProcessor(size=size)
+    processor = InternVLXImageProcessor(do_resize=True, size=size)
     processor.save_pretrained(tmp_path)
     for resizer in (processor, InternVLXImageProcessor.from_pretrained(tmp_path)):
         assert resizer.get_number_of_image_patches(90, 90) == len(resizer(random_image(90, 90)).pixel_values) == 1
         # a word about tiles, at a call or before, and it cuts
         assert resizer.get_number_of_image_patches(90, 90, {"slicing": "edge"}) == 5
         assert len(resizer(random_image(90, 90), max_patches=6).pixel_values) == 5
-    for kwargs in ({"slicing": "edge"}, {"max_patches": 6}, {"crop_to_patches": True}):
+    for kwargs in ({"do_resize": True, "slicing": "edge"}, {"do_resize": True, "crop_to_patches": True}, {}):
         assert InternVLXImageProcessor(size=size, **kwargs).get_number_of_image_patches(90, 90) == 5
     assert InternVLXImageProcessor().crop_to_patches is True
 

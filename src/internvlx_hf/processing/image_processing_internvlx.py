@@ -31,8 +31,8 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     crop_to_patches (`bool`, *optional*, defaults to `True`):
         Cut the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.) An image
-        processor that was made with another `size` and nothing about tiles only resizes, as transformers' own do; in an
-        `InternVLXProcessor` it cuts.
+        processor that was made with `do_resize=True`, a `size` and nothing about tiles only resizes, as transformers'
+        own do; in an `InternVLXProcessor` it cuts.
     min_patches (`int`, *optional*, defaults to 1):
         Least number of tiles, the thumbnail not counted.
     max_patches (`int`, *optional*, defaults to 6):
@@ -100,8 +100,8 @@ class InternVLXImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
         super().__init__(**kwargs)
-        only_size = "size" in kwargs and not _is_about_tiles(kwargs)
-        if kwargs.get("crop_to_patches", not only_size or None) is None:
+        only_resizes = kwargs.get("do_resize") and "size" in kwargs and not _is_about_tiles(kwargs)
+        if kwargs.get("crop_to_patches", not only_resizes or None) is None:
             self.crop_to_patches = None  # nobody has said: see `crop_to_patches` above
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
