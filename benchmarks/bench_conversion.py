@@ -1,4 +1,6 @@
-"""Throughput of a conversion, finite check included, against a plain copy of the same files.
+"""Conversions: throughput, finite check included, against a plain copy; and where upgrades start.
+
+The golden checkpoints are tiny and random, so the second table compares starts, it does not foretell a trained model's.
 
 python benchmarks/bench_conversion.py [GIGABYTES]
 """
@@ -12,12 +14,24 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timing import print_table, use_one_thread
 
+from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.conversion import convert_checkpoint
 
-SOURCE = Path(__file__).parent.parent / "tests" / "golden" / "checkpoints" / "internvl2_internlm2"
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "checkpoints"
+SOURCE = GOLDEN / "internvl2_internlm2"
+UPGRADES = {
+    "nothing": {},
+    "PVTC, warm": {"projector": "pvtc"},
+    "PVTC, paper": {"projector": "pvtc", "init": "paper"},
+    "LVTC, warm": {"lvtc": True},
+    "LVTC, paper": {"lvtc": True, "init": "paper"},
+    "LVTC without an HR projector": {"lvtc": {"hr_projector_type": None}},
+    "LVTC, bilinear, warm": {"lvtc": {"upsample_mode": "bilinear"}},
+    "PVTC and LVTC, warm": {"projector": "pvtc", "lvtc": True},
+}
 WIDTH, INNER, HEADS, KV_HEADS = 2048, 8192, 16, 8
 REPEATS = 3
 
@@ -83,7 +97,7 @@ def wall_seconds(run, source: Path, out: Path) -> float:
     return seconds
 
 
-def main(gigabytes: float = 2.0) -> None:
+def throughput(gigabytes: float) -> None:
     use_one_thread()
     runs = {
         "plain copy": copy,
@@ -103,6 +117,29 @@ def main(gigabytes: float = 2.0) -> None:
     rows = [[name, f"{size / s / 1e9:.2f}", f"{medians['plain copy'] / s:.2f}"] for name, s in medians.items()]
     print(f"{size / 1e9:.2f} GB of bfloat16")
     print_table(["", "GB/s of the source", "of a plain copy"], rows)
+
+
+@torch.no_grad()
+def distances() -> None:
+    """Root mean square difference of upgraded models' logits from the originals', and their own spread, before training."""
+    names = sorted(path.name for path in GOLDEN.glob("internvl2_*") if path.is_dir())
+    golden = {name: load_file(GOLDEN / f"{name}.golden.safetensors") for name in names}
+    rows = [["(spread of the logits)", *(golden[name]["logits"].std().item() for name in names)]]
+    for upgrade, options in UPGRADES.items():
+        rows.append([upgrade])
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                convert_checkpoint(GOLDEN / name, Path(folder) / "out", **options)
+                model = InternVLXForConditionalGeneration.from_pretrained(Path(folder) / "out").eval()
+            inputs = {key: golden[name][key] for key in ("input_ids", "attention_mask", "pixel_values")}
+            logits = model(**inputs).logits[:, golden[name]["logits_positions"]]
+            rows[-1].append((logits - golden[name]["logits"]).pow(2).mean().sqrt().item())
+    print_table(["upgrade", *(name.removeprefix("internvl2_") for name in names)], rows)
+
+
+def main(gigabytes: float = 2.0) -> None:
+    throughput(gigabytes)
+    distances()
 
 
 if __name__ == "__main__":

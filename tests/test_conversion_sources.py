@@ -70,6 +70,20 @@ def test_slow_reference_notices_a_wrong_conversion(tmp_path, monkeypatch):
             {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0], "rope_theta": 10000.0},
         ),
         (
+            {
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+            },
+            {
+                "rope_type": "longrope",
+                "short_factor": [1.0],
+                "long_factor": [2.0],
+                "factor": 32.0,
+                "rope_theta": 10000.0,
+            },
+        ),
+        (
             {"rope_scaling": {"rope_type": "yarn", "type": "yarn", "factor": 4.0}, "rope_theta": 1e6},
             {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6},
         ),

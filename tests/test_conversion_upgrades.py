@@ -91,6 +91,14 @@ def test_warm_lvtc_upsamples_and_adds_nothing(tmp_path):
     assert report.untrained_modules == ["model.lvtc.hr_projector", "model.lvtc.lr_projectors"]
 
 
+def test_the_internvl_x_release_can_be_given_lvtc(tmp_path):
+    name = "internvlx_internlm2"
+    report = convert_checkpoint(GOLDEN / name, tmp_path / "warm", lvtc=True)
+    convert_checkpoint(GOLDEN / name, tmp_path / "upsampled", lvtc={"hr_projector_type": None})
+    assert torch.equal(*(golden_logits(load(tmp_path / folder), name) for folder in ("warm", "upsampled")))
+    assert report.untrained_modules == ["model.lvtc.hr_projector"]
+
+
 def test_warm_lvtc_projectors_know_what_internvl2_s_does(tmp_path):
     convert_checkpoint(GOLDEN / "internvl2_internlm2", tmp_path / "out", lvtc=WITH_LR)
     stored = load_file(tmp_path / "out" / "model.safetensors")

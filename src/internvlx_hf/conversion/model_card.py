@@ -78,7 +78,11 @@ def _what(report: ConversionReport) -> str:
         f"model `{report.language_model['source']}` as `{report.language_model['model_type']}`."
     ]
     if report.exact:
-        lines.append("The weights are those of the original, and so are the answers.")
+        lines.append(
+            "The weights are those of the original, and so are the answers to the same tiles. The image processor turns "
+            "pictures upright and resizes them by torch, at most one level of 255 from Pillow; "
+            "`do_exif_transpose=False, resize_backend='pillow'` give the original's very pixels."
+        )
     if report.dropped_tensors:
         lines.append("Tensors left out: " + "; ".join(f"`{k}` ({v})" for k, v in report.dropped_tensors.items()) + ".")
     return "\n\n".join([*lines, *report.notes])

@@ -205,11 +205,11 @@ def rope_parameters(raw: dict) -> dict:
     scaling = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
     rope_type = scaling.pop("type", None)
     rope_type = scaling.pop("rope_type", rope_type) or "default"
-    return {
-        "rope_theta": raw.get("rope_theta", 10000.0),
-        **scaling,
-        "rope_type": "longrope" if rope_type == "su" else rope_type,
-    }
+    rope_type = "longrope" if rope_type == "su" else rope_type
+    original = raw.get("original_max_position_embeddings")
+    if rope_type == "longrope" and original:
+        scaling.setdefault("factor", raw["max_position_embeddings"] / original)
+    return {"rope_theta": raw.get("rope_theta", 10000.0), **scaling, "rope_type": rope_type}
 
 
 def chat_vision_config(raw: dict, tile_size: int) -> PretrainedConfig:
