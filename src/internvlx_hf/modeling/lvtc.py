@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import ExpansionMemory, make_room, recall_expansion, remember_expansion, seen_length
+from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
 from .projectors import build_projector
 
 MASK_FUNCTIONS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
@@ -97,137 +98,12 @@ class LVTC(nn.Module):
         resized = F.interpolate(channels_first, size=(after, after), mode="bilinear", align_corners=False)
         return rearrange(resized, "t d h w -> t (h w) d")
 
-
-@dataclass
-class Expansion:
-    """Where every row of stage one goes at layer k: computed once a forward, from the input alone.
-
-    Rows are counted over the flattened batch; row B·L₂ of stage two is nowhere, for padding. Each sample's tokens stand
-    at the right of its row, without what was padding, so that L₂ is the longest sample's length.
-    """
-
-    tile_rows: torch.Tensor  # (tiles·N₁²,) rows of stage one that hold tiles
-    text_to: torch.Tensor  # (B·L,) rows of stage two; nowhere for placeholders and padding
-    tiles_to: torch.Tensor  # (tiles·N₂²,) rows of stage two
-    read_from: torch.Tensor  # (B·L,) rows of stage two that answer for the rows of stage one
-    position_ids: torch.Tensor  # (B, L₂)
-    mask: torch.Tensor | None  # (B, L₂) bool
-    growth: torch.Tensor  # (B, 1) tokens that each sample gains
-    tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, masked-out ones excluded
-    tail: int  # columns at the end that are text in every sample, padding excluded
-
-    def apply(self, hidden_states: torch.Tensor, image_tokens: ImageTokens, lvtc: LVTC) -> torch.Tensor:
+    def expand(self, hidden_states: torch.Tensor, expansion: Expansion, image_tokens: ImageTokens) -> torch.Tensor:
         """(B, L, D) of stage one -> (B, L₂, D) of stage two: upsampled tiles plus HR tokens in their places."""
-        rows, (batch, length) = hidden_states.flatten(0, 1), self.position_ids.shape
-        tile_rows, text_to, tiles_to = (x.to(rows.device) for x in (self.tile_rows, self.text_to, self.tiles_to))
-        tiles = lvtc.resize(rows[tile_rows].unflatten(0, (-1, lvtc.config.image_seq_length)))
+        tiles = self.resize(expansion.take_tiles(hidden_states).unflatten(0, (-1, self.config.image_seq_length)))
         if image_tokens.hr is not None:
             tiles = tiles + image_tokens.hr.to(tiles.device, tiles.dtype)
-        expanded = rows.new_zeros(batch * length + 1, rows.shape[-1])
-        expanded = expanded.index_copy(0, text_to, rows).index_copy(0, tiles_to, tiles.flatten(0, 1))
-        return expanded[:-1].unflatten(0, (batch, length))
-
-    def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L₂, D) -> (B, L, D): text rows as they are, placeholders read the last of their expanded children."""
-        read_from = self.read_from.to(hidden_states.device)
-        return hidden_states.flatten(0, 1)[read_from].unflatten(0, (len(hidden_states), -1))
-
-
-def plan_expansion(
-    config: InternVLXConfig,
-    placeholders: torch.Tensor,
-    visible: torch.Tensor | None,
-    position_ids: torch.Tensor,
-    past_growth: torch.Tensor | int = 0,
-) -> Expansion:
-    """Work out an [`Expansion`].
-
-    Args:
-        placeholders: (B, L) bool, where the tiles are.
-        visible: (B, L) bool, False for padding; None for none.
-        position_ids: (B, L) of stage one. Without `visible`, a row may hold several samples, each starting where the
-            positions do not go on by one.
-        past_growth: (B, 1), what the samples have grown by in earlier forwards on the same cache.
-
-    Raises:
-        ValueError: if the placeholders of a tile do not stand together.
-    """
-    before, after = config.image_seq_length, config.expanded_image_seq_length
-    batch, device = len(placeholders), placeholders.device
-    order = placeholders.cumsum(1) - 1
-    first = placeholders & (order % before == 0)
-    is_text, is_tile = ~placeholders, first  # what becomes 1 and N₂² rows of stage two
-    if visible is not None:
-        is_text, is_tile = is_text & visible, is_tile & visible
-    width = is_text + after * is_tile
-    ends = width.cumsum(1)
-    lengths = ends[:, -1:]
-    sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
-    torn = placeholders & ~first & ~F.pad(placeholders[:, :-1], (1, 0))
-    shortest, longest, tail, packed = _read_sizes(lengths, is_text, sample_starts, torn, before)
-
-    nowhere = batch * longest
-    starts = torch.arange(1, batch + 1, device=device)[:, None] * longest - lengths + ends - width
-    text_to = torch.where(is_text, starts, nowhere).flatten()
-    tile_rows = placeholders.flatten().nonzero().squeeze(1)
-    tile_starts = tile_rows[::before]
-    children = torch.arange(after, device=device)
-    tiles_to = torch.where(is_tile, starts, nowhere).flatten()[tile_starts][:, None] + children
-    tiles_to = tiles_to.clamp(max=nowhere).flatten()
-    last_child = _last_children(config, device)[order % before] - after * ~first
-    read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1).flatten()
-
-    tiles_before = F.pad(is_tile.cumsum(1), (1, 0))
-    # Tiles of other samples packed into the same row do not count.
-    earlier = _since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
-    positions = (position_ids + (after - before) * earlier + past_growth).flatten()
-    # Padding stays at 0: each is a sample of its own where samples are told apart by positions.
-    expanded_positions = positions.new_zeros(nowhere + 1).index_copy(0, text_to, positions)
-    expanded_positions.index_copy_(0, tiles_to, (positions[tile_starts][:, None] + children).flatten())
-
-    mask = None
-    if visible is not None or (shortest < longest and not packed):
-        mask = torch.arange(longest, device=device) >= longest - lengths
-    return Expansion(
-        tile_rows=tile_rows,
-        text_to=text_to,
-        tiles_to=tiles_to,
-        read_from=read_from,
-        position_ids=expanded_positions[:-1].unflatten(0, (batch, longest)),
-        mask=mask,
-        growth=(after - before) * tiles_before[:, -1:] + past_growth,
-        tiles_before=tiles_before,
-        tail=tail,
-    )
-
-
-def _read_sizes(
-    lengths: torch.Tensor, is_text: torch.Tensor, sample_starts: torch.Tensor, torn: torch.Tensor, before: int
-) -> tuple[int, int, int, bool]:
-    """Shortest and longest row of stage two, columns of text at the end of all rows, and whether samples are packed: all
-    that the host has to know of the input, read from the device at once."""
-    tail = is_text.flip(1).long().cumprod(1).sum(1)
-    sizes = [lengths.min(), lengths.max(), tail.min(), sample_starts[:, 1:].any(), torn.any()]
-    *sizes, torn = torch.stack([size.long() for size in sizes]).tolist()
-    if torn:
-        raise ValueError(
-            f"The {before} image placeholders of a tile must stand together, but text comes between them."
-        )
-    return tuple(sizes)
-
-
-def _since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """(B, L) running counts, from the last of (B, L) bool `starts` on."""
-    column = torch.arange(starts.shape[1], device=starts.device)
-    return counts - counts.gather(1, torch.where(starts, column, 0).cummax(1).values)
-
-
-def _last_children(config: InternVLXConfig, device: torch.device) -> torch.Tensor:
-    """(N₁²,): which of a tile's N₂² tokens answers for each placeholder: its last child, or what it was merged into."""
-    before, after = config.token_grid, config.expanded_token_grid
-    line = torch.arange(before, device=device)
-    line = (line + 1) * (after // before) - 1 if after >= before else line // (before // after)
-    return (line[:, None] * after + line).flatten()
+        return expansion.place(hidden_states, tiles.flatten(0, 1))
 
 
 def attention_types(text_config) -> list[str]:
@@ -317,7 +193,7 @@ def _run_stages(
         tile_rows = expansion.tile_rows
     hidden_states = stages[0].run(language_model, inputs_embeds, insertions, tile_rows, **kwargs)  # [B, L, D]
     if expansion is not None:
-        hidden_states = expansion.apply(hidden_states, image_tokens, lvtc)
+        hidden_states = lvtc.expand(hidden_states, expansion, image_tokens)
     hidden_states = stages[1].run(language_model, hidden_states, **kwargs)  # [B, L₂, D]
     return BaseModelOutputWithPast(
         last_hidden_state=language_model.norm(hidden_states), past_key_values=kwargs["past_key_values"]
@@ -373,7 +249,7 @@ def layerwise_forward(
         make_room(past_key_values, text, k, length, expansion.position_ids.shape[1])
         memory = _expanded_memory(expansion, memory, attention_mask, length, past_key_values, k)
         position_ids, attention_mask = expansion.position_ids, memory.mask
-        kwargs = kwargs | _expanded_sequence_lengths(expansion, lvtc.config, kwargs)
+        kwargs = kwargs | expanded_sequence_lengths(expansion, lvtc.config, kwargs)
     elif memory is not None:
         position_ids = position_ids + memory.growth.to(position_ids.device)
         if not isinstance(attention_mask, dict):
@@ -509,17 +385,3 @@ def _expanded_memory(
         growth=expansion.growth,
         tail=expansion.tail,
     )
-
-
-def _expanded_sequence_lengths(expansion: Expansion, config: InternVLXConfig, kwargs: dict) -> dict:
-    """Bounds of the samples packed into one row, as variable-length attention kernels take them, in stage two."""
-    gain = config.expanded_image_seq_length - config.image_seq_length
-    expanded = {}
-    for side in ("q", "k"):
-        bounds = kwargs.get(f"cu_seq_lens_{side}")
-        if bounds is not None:
-            before = expansion.tiles_before[0].to(bounds.device)[bounds.long()]
-            expanded[f"cu_seq_lens_{side}"] = bounds + (gain * before).to(bounds.dtype)
-            if kwargs.get(f"max_length_{side}") is not None:
-                expanded[f"max_length_{side}"] = int(expanded[f"cu_seq_lens_{side}"].diff().max())
-    return expanded
