@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from timing import print_table, use_one_thread
+from timing import print_table
 
 from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.conversion import convert_checkpoint
@@ -98,7 +98,6 @@ def wall_seconds(run, source: Path, out: Path) -> float:
 
 
 def throughput(gigabytes: float) -> None:
-    use_one_thread()
     runs = {
         "plain copy": copy,
         "convert": convert_checkpoint,

@@ -3,13 +3,15 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from conversion_helpers import copy_of, edit_config, edit_tensors, golden_logits, load
+from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, golden_logits, load
 from internvlx_hf.conversion import CheckpointError, convert_checkpoint
 from internvlx_hf.conversion.streaming import ShardWriter
 
@@ -249,3 +251,30 @@ def test_recomputed_buffers_are_dropped_with_a_reason(source, tmp_path):
     name = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
     edit_tensors(source, lambda tensors: tensors.update({name: torch.ones(5)}))
     assert convert_checkpoint(source, tmp_path / "out").dropped_tensors == {name: "follows from rope_parameters"}
+
+
+def test_number_of_threads_is_as_before(source, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        convert_checkpoint(source, tmp_path / "out")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_interrupted_process_leaves_nothing_behind(tmp_path):
+    """Control-C while the weights are being written, for real."""
+    script = (
+        "import os, signal, sys\n"
+        "from internvlx_hf.cli import main\n"
+        "from internvlx_hf.conversion.streaming import ShardWriter\n"
+        "close = ShardWriter.close\n"
+        "ShardWriter.close = lambda self: (os.kill(os.getpid(), signal.SIGINT), close(self))\n"
+        "sys.exit(main(['convert', sys.argv[1], sys.argv[2]]))\n"
+    )
+    command = [sys.executable, "-c", script, GOLDEN / SHARDED, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr[-2000:]
+    assert "nothing was written" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,8 @@
 """Converting a checkpoint: plan, then one pass over its tensors, then everything that goes beside the weights."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,7 +265,7 @@ def write_weights(conversion: Conversion, folder: Path, shards: list[dict[str, T
     writers = {file: ShardWriter(folder / file, tensors) for file, tensors in files.items()}
     writer_of = {name: writers[file] for file, tensors in files.items() for name in tensors}
     try:
-        with tqdm(total=_num_bytes(shards), unit="B", unit_scale=True, desc="Converting") as progress:
+        with _one_thread(), tqdm(total=_num_bytes(shards), unit="B", unit_scale=True, desc="Converting") as progress:
             for name, tensor in _tensors(conversion):
                 name = conversion.rename(name)
                 writer_of[name].write(name, tensor)
@@ -276,7 +277,18 @@ def write_weights(conversion: Conversion, folder: Path, shards: list[dict[str, T
         write_index(folder, files)
 
 
-def _tensors(conversion: Conversion):
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from sharing out pieces that take less time than waking a thread, tens of times on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _tensors(conversion: Conversion) -> Iterator[tuple[str, torch.Tensor]]:
     plan = conversion.plan
     for path in conversion.files.shards:
         with conversion.files.open(path) as tensors:
