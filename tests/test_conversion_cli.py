@@ -12,6 +12,7 @@ from conversion_helpers import GOLDEN, copy_of, edit_tensors
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert as module
 from internvlx_hf.conversion import convert_checkpoint
+from internvlx_hf.conversion import verify as verification
 
 QWEN = "internvl2_qwen2"
 
@@ -36,6 +37,13 @@ def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
     assert report["options"]["slicing"] == "edge"
 
 
+def test_verification_says_when_the_model_does_not_fit_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(verification, "_free_memory", lambda: 1000)
+    checks = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", verify=True).checks
+    assert checks["forward"].startswith("skipped: takes")
+    assert "all finite" in checks["tensors"]
+
+
 def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
     arguments = ["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--lvtc", '{"hr_projector_type": null}']
     assert main(arguments) == 0
@@ -51,7 +59,7 @@ def test_failure_is_one_line_and_a_status(tmp_path, capsys):
     assert main(["convert", str(source), str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("internvlx: ")
-    assert "missing: model.multi_modal_projector.layer_norm.bias" in error
+    assert "missing: mlp1.0.bias" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -35,13 +35,26 @@ def refused(source: Path, match: str, error=CheckpointError, **options) -> None:
 
 def test_missing_tensor_is_named(source):
     edit_tensors(source, lambda tensors: tensors.pop("mlp1.3.weight"))
-    refused(source, r"missing: model\.multi_modal_projector\.linear_2\.weight")
+    refused(source, r"missing: mlp1\.3\.weight")
+
+
+def test_missing_fused_matrix_is_named_once_as_the_source_has_it(tmp_path):
+    source = copy_of("internvl2_internlm2_ntk", tmp_path / "source")
+    name = "language_model.model.layers.1.attention.wqkv.weight"
+    edit_tensors(source, lambda tensors: tensors.pop(name))
+    refused(source, rf"missing: {name}\.")
+
+
+def test_missing_tensor_of_ours_is_named_as_ours(source, tmp_path):
+    convert_checkpoint(source, tmp_path / "ours")
+    edit_tensors(tmp_path / "ours", lambda tensors: tensors.pop("model.language_model.norm.weight"))
+    refused(tmp_path / "ours", r"missing: model\.language_model\.norm\.weight\.")
 
 
 @pytest.mark.parametrize("options", [{"projector": "pvtc"}, {"lvtc": True}, {"projector": "pvtc", "init": "paper"}])
 def test_missing_tensor_is_named_when_an_upgrade_would_replace_it(source, options):
     edit_tensors(source, lambda tensors: tensors.pop("mlp1.3.weight"))
-    refused(source, r"missing: model\.multi_modal_projector\.linear_2\.weight", **options)
+    refused(source, r"missing: mlp1\.3\.weight", **options)
 
 
 @pytest.mark.parametrize("name", ["foreign.weight", "language_model.model.layers.7.mlp.up_proj.weight"])
@@ -66,12 +79,16 @@ def test_matrix_that_cannot_be_split_is_named(tmp_path):
 @pytest.mark.parametrize("name", [NORM, "vision_model.encoder.layers.1.attn.qkv.weight", "mlp1.0.bias"])
 def test_value_that_is_not_finite_is_found_in_every_part(source, name, value):
     edit_tensors(source, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
-    refused(source, r"values that are NaN or infinite")
+    refused(source, rf"{name} \(as model\..*\) has values that are NaN or infinite")
 
 
 def test_value_too_large_for_the_dtype_is_named(source):
     edit_tensors(source, lambda tensors: tensors[NORM].fill_(1e5))
-    refused(source, r"model\.language_model\.norm\.weight does not fit into torch\.float16.*1e\+05", dtype="float16")
+    refused(
+        source,
+        r"norm\.weight \(as model\.language_model\.norm\.weight\) does not fit into torch\.float16.*1e\+05",
+        dtype="float16",
+    )
 
 
 def test_missing_shard_is_named(tmp_path):
@@ -143,11 +160,11 @@ def test_interrupt_or_full_disk_in_the_middle_leaves_what_was_there(source, tmp_
     written = []
     write = ShardWriter.write
 
-    def fail_later(self, name, tensor):
+    def fail_later(self, name, *tensor):
         written.append(name)
         if len(written) == 20:
             raise error
-        write(self, name, tensor)
+        write(self, name, *tensor)
 
     monkeypatch.setattr(ShardWriter, "write", fail_later)
     with pytest.raises(type(error)):
@@ -244,7 +261,7 @@ def test_tied_output_embeddings_are_dropped_with_a_reason_only_if_they_are_equal
     expected = golden_logits(load(tmp_path / "tied"), QWEN)
     assert torch.equal(golden_logits(load(tmp_path / "absent"), QWEN), expected)
     edit_config(source, lambda raw: raw["llm_config"].update(tie_word_embeddings=False))
-    refused(source, r"missing: lm_head\.weight")
+    refused(source, r"missing: language_model\.lm_head\.weight")
 
 
 def test_recomputed_buffers_are_dropped_with_a_reason(source, tmp_path):

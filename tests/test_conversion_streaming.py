@@ -65,7 +65,7 @@ def test_output_is_written_once_and_in_the_order_of_the_source(tmp_path, monkeyp
     written = []
     write = streaming.ShardWriter.write
     monkeypatch.setattr(
-        streaming.ShardWriter, "write", lambda self, name, tensor: (written.append(name), write(self, name, tensor))
+        streaming.ShardWriter, "write", lambda self, name, *tensor: (written.append(name), write(self, name, *tensor))
     )
     convert_checkpoint(source, tmp_path / "out", max_shard_gigabytes=2e-4)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())

@@ -266,9 +266,9 @@ def write_weights(conversion: Conversion, folder: Path, shards: list[dict[str, T
     writer_of = {name: writers[file] for file, tensors in files.items() for name in tensors}
     try:
         with _one_thread(), tqdm(total=_num_bytes(shards), unit="B", unit_scale=True, desc="Converting") as progress:
-            for name, tensor in _tensors(conversion):
-                name = conversion.rename(name)
-                writer_of[name].write(name, tensor)
+            for source, target, tensor in _tensors(conversion):
+                name = conversion.rename(target)
+                writer_of[name].write(name, tensor, source)
                 progress.update(writer_of[name].tensors[name].num_bytes)
     finally:
         for writer in writers.values():
@@ -288,16 +288,18 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _tensors(conversion: Conversion) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(conversion: Conversion) -> Iterator[tuple[str | None, str, torch.Tensor]]:
+    """Source name, target name and value of everything that is to be written."""
     plan = conversion.plan
     for path in conversion.files.shards:
         with conversion.files.open(path) as tensors:
             for name, tensor in tensors:
                 if name in plan.steps:
-                    yield from plan.convert(name, tensor)
+                    for target, part in plan.convert(name, tensor):
+                        yield name, target, part
     std = getattr(conversion.config.text_config, "initializer_range", 0.02)
     for name, info in plan.new.items():
-        yield name, initial_value(name, info, conversion.upgrade, std, conversion.options["seed"])
+        yield None, name, initial_value(name, info, conversion.upgrade, std, conversion.options["seed"])
 
 
 def save_sidecar(conversion: Conversion, folder: Path) -> None:

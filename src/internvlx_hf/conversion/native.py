@@ -5,8 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import InternVLConfig, PreTrainedTokenizerFast
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers import GotOcr2ImageProcessorPil, InternVLConfig, PreTrainedTokenizerFast
 
 from ..modeling import InternVLXConfig
 from .sources import Tiling

@@ -75,7 +75,7 @@ def make_plan(
     upgrade, after = upgrade or Upgrade(), after or before
     plan = Plan()
     unexpected = [name for name in tensors if not _place(plan, table, name)]
-    _check_source(plan, target_tensors(before), tensors, unexpected)
+    _check_source(plan, table, target_tensors(before), tensors, unexpected)
     _place_upgrades(plan, upgrade)
     for name in plan.steps:
         converted = plan.convert(name, tensors[name].meta())
@@ -98,7 +98,13 @@ def _place(plan: Plan, table: list[Rule], name: str) -> bool:
     return False
 
 
-def _check_source(plan: Plan, targets: dict[str, TensorInfo], tensors: dict[str, TensorInfo], unexpected: list[str]):
+def _check_source(
+    plan: Plan,
+    table: list[Rule],
+    targets: dict[str, TensorInfo],
+    tensors: dict[str, TensorInfo],
+    unexpected: list[str],
+) -> None:
     """Check that a source's tensors, once renamed and split, are those of the model that its config.json describes."""
     misshapen, filled = [], set()
     for name in plan.steps:
@@ -111,11 +117,18 @@ def _check_source(plan: Plan, targets: dict[str, TensorInfo], tensors: dict[str,
                     f"{name} {tensors[name].shape}, as {target} {shape} instead of {targets[target].shape}"
                 )
             filled.add(target)
-    problems = {"missing": [name for name in targets if name not in filled]}
+    missing = [_source_name(table, name) for name in targets if name not in filled]
+    problems = {"missing": list(dict.fromkeys(missing))}
     problems |= {"unexpected": list(dict.fromkeys(unexpected)), "misshapen": misshapen}
     if any(problems.values()):
         found = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
         raise CheckpointError(f"The checkpoint's tensors do not fit its config.json. {found}.")
+
+
+def _source_name(table: list[Rule], target: str) -> str:
+    """What a checkpoint would call a tensor; the last line counts, where native ones have older names too."""
+    names = [name for rule in table if (name := rule.source_of(target))]
+    return names[-1] if names else target
 
 
 def _place_upgrades(plan: Plan, upgrade: Upgrade) -> None:

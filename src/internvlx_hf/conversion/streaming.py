@@ -57,8 +57,13 @@ class ShardWriter:
         self.start = 8 + len(text)
         self.file.write(len(text).to_bytes(8, "little") + text)
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
+    def write(self, name: str, tensor: torch.Tensor, source: str | None = None) -> None:
         """Cast a tensor to its planned dtype, check it, and write it.
+
+        Args:
+            name: as it was announced.
+            tensor: of the shape that was announced.
+            source: name of the tensor that it was made of, for messages.
 
         Raises:
             CheckpointError: if a value is not finite, in the tensor or after the cast.
@@ -66,10 +71,11 @@ class ShardWriter:
         """
         info = self.tensors[name]
         self.file.seek(self.start + self.offsets[name])
+        label = name if source in (None, name) else f"{source} (as {name})"
         flat = tensor.contiguous().view(-1)
         for part in flat.split(CHUNK // info.dtype.itemsize):
             cast = _cast(part, info.dtype)
-            _require_finite(name, part, cast)
+            _require_finite(label, part, cast)
             self._write_all(memoryview(cast.view(torch.uint8).numpy()))
 
     def _write_all(self, data: memoryview) -> None:

@@ -40,6 +40,13 @@ class Rule:
         found = _regex(self.source).fullmatch(name)
         return None if found is None else tuple(target.format(**found.groupdict()) for target in self.targets)
 
+    def source_of(self, target: str) -> str | None:
+        """Name of the source tensor that this line would make a target of, or None if it makes another."""
+        for pattern in self.targets:
+            if found := _regex(pattern).fullmatch(target):
+                return self.source.format(**found.groupdict())
+        return None
+
 
 @cache
 def _regex(pattern: str) -> re.Pattern:
