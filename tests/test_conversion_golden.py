@@ -1,6 +1,8 @@
 """Converted checkpoints give the answers that the reference gives with the original ones (golden/checkpoints)."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from conversion_helpers import FAMILIES, FEATURES, GOLDEN, LOGITS, copy_of, distance, golden, load
 from internvlx_hf.conversion import convert_checkpoint
@@ -67,3 +70,15 @@ def test_position_embeddings_are_resized_to_tiles_of_another_size(tmp_path, name
     with torch.no_grad():
         features = model.get_image_features(pixels, return_dict=True).pooler_output
     assert distance(features, golden(name)["hires.vision_features"]) <= FEATURES
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_chat_with_a_converted_checkpoint_says_what_the_reference_said(tmp_path, name):
+    """Tokenizer, template, stop ids and model together: from a question to the reference's text."""
+    convert_checkpoint(GOLDEN / name, tmp_path / "out")
+    told = json.loads((GOLDEN / f"{name}.golden.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    question = re.search(r"<img>.*</img>\n(.*?)<\|(im_)?end\|>", told["texts"]["query"])[1]
+    settings = {"max_new_tokens": 12, "do_sample": False}
+    answer = load(tmp_path / "out").chat(tokenizer, golden(name)["pixel_values"], question, settings)
+    assert answer == told["generated_text"].strip()
