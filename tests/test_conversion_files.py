@@ -146,6 +146,7 @@ def test_existing_folder_is_kept_unless_it_is_a_checkpoint_to_overwrite(source, 
 
 @pytest.mark.parametrize("place", [".", ".."])
 def test_output_never_takes_the_place_of_its_source(source, place):
+    (source.parent / "config.json").write_text("{}")
     with pytest.raises(FileExistsError, match="holds the source"):
         convert_checkpoint(source, source / place, overwrite=True)
     assert (source / "model.safetensors").is_file()

@@ -185,6 +185,21 @@ def test_what_is_not_supported_is_named_before_anything_is_written(tmp_path, edi
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"max_patches": 0}, "max_patches=0, expected a positive number"),
+        ({"slicing": "free"}, "slicing='free', expected one of None, 'edge', 'area', 'ratio'"),
+        ({"dtype": "int8"}, "dtype='int8', expected one of 'float32', 'float16', 'bfloat16'"),
+        ({"to": "onnx"}, "to='onnx', expected one of 'internvl_x', 'internvl'"),
+    ],
+)
+def test_unknown_argument_is_named_before_anything_is_written(tmp_path, options, match):
+    with pytest.raises(ValueError, match=match):
+        convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_that_cannot_come_along_are_noted(tmp_path):
     source = copy_of(QWEN, tmp_path / "source", pad2square=True)
     edit_config(source, lambda raw: raw["vision_config"].update(drop_path_rate=0.1))

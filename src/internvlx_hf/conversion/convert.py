@@ -21,7 +21,7 @@ from .native import native_names, save_native_sidecar
 from .plan import EMBEDDING, HEAD, Plan, make_plan
 from .report import ConversionReport, derived_tensors, make_report
 from .sources import Source, read_source
-from .streaming import ShardWriter, plan_shards, shard_names, whole_folder, write_index
+from .streaming import ShardWriter, plan_shards, refuse_existing, shard_names, whole_folder, write_index
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
 from .upgrades import Upgrade, build_upgrade, initial_value
@@ -128,11 +128,22 @@ def convert_checkpoint(
     """
     _require_choice("to", to, ("internvl_x", "internvl"))
     _require_choice("slicing", slicing, (None, *SLICINGS))
-    options = {"to": to, "projector": projector, "lvtc": lvtc, "downsample_ratio": downsample_ratio, "init": init}
-    options |= {"slicing": slicing, "max_patches": max_patches, "seed": seed, "source": _source_name(source)}
-    options |= {"base_model": base_model}
-    options |= {"dtype": None if dtype is None else str(dtype).removeprefix("torch."), "revision": revision}
+    options = {
+        "source": _source_name(source),
+        "revision": revision,
+        "base_model": base_model,
+        "to": to,
+        "projector": projector,
+        "lvtc": lvtc,
+        "downsample_ratio": downsample_ratio,
+        "init": init,
+        "slicing": slicing,
+        "max_patches": max_patches,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "seed": seed,
+    }
     out = Path(out).expanduser().resolve()
+    refuse_existing(out, overwrite)
     folder = find_source(source, revision)
     if out in (folder.resolve(), *folder.resolve().parents):
         raise FileExistsError(f"{out} holds the source {folder}. Choose another folder.")
@@ -198,7 +209,9 @@ def prepare(folder: Path, options: dict) -> Conversion:
     config.text_config.dtype = config.vision_config.dtype = config.dtype
     config.architectures = ["InternVLXForConditionalGeneration"]
     _settle_tiling(source, options)
-    return Conversion(source, files, config, upgrade, plan, tokenizer, options, rename)
+    conversion = Conversion(source, files, config, upgrade, plan, tokenizer, options, rename)
+    conversion.image_processor()  # raises where the tiling contradicts itself
+    return conversion
 
 
 def _settle_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -238,7 +251,7 @@ def _settle_tiling(source: Source, options: dict) -> None:
             setattr(source.tiling, name, options[name])
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def _dtype(dtype: str | None) -> torch.dtype | None:
     if dtype is None:
         return None
     _require_choice("dtype", dtype, tuple(DTYPES))
@@ -339,7 +352,7 @@ def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
 
 
 def _require_choice(name: str, value, choices: tuple) -> None:
-    if value not in choices and value not in DTYPES.values():
+    if value not in choices:
         raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
 
 

@@ -137,7 +137,7 @@ def whole_folder(out: Path, *, overwrite: bool, num_bytes: int) -> Iterator[Path
         FileExistsError: if `out` exists and may not be replaced.
         OSError: if the disk has too little room.
     """
-    _refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite)
     partial, former = (out.with_name(f".{out.name}.{suffix}") for suffix in ("converting", "replaced"))
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
@@ -160,7 +160,8 @@ def whole_folder(out: Path, *, overwrite: bool, num_bytes: int) -> Iterator[Path
     shutil.rmtree(former, ignore_errors=True)
 
 
-def _refuse_existing(out: Path, overwrite: bool) -> None:
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Raise `FileExistsError` if `out` is there and may not be replaced: only checkpoints are."""
     if not out.exists():
         return
     if not overwrite:
