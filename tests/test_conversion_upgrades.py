@@ -27,6 +27,20 @@ def test_warm_pvtc_answers_as_the_original(tmp_path, name):
     assert distance(golden_logits(model, name), golden(name)["logits"]) <= LOGITS
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"projector": "pvtc"}, "as the source computed another way"),
+        ({"projector": "pvtc", "init": "paper"}, "skipped"),
+        ({"lvtc": True}, "skipped"),
+    ],
+    ids=["warm_pvtc", "paper_pvtc", "lvtc"],
+)
+def test_verification_compares_what_should_be_equal(tmp_path, options, found):
+    checks = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", verify=True, **options).checks
+    assert checks["reference"].startswith(found)
+
+
 def test_every_part_of_warm_pvtc_learns_from_the_second_step_on(tmp_path):
     convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", projector="pvtc")
     model = load(tmp_path / "out").requires_grad_(False)

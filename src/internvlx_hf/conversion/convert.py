@@ -59,6 +59,13 @@ class Conversion:
         """Whether the model answers as the source does."""
         return not self.plan.new and not derived_tensors(self.plan)
 
+    @property
+    def starts_as_source(self) -> bool:
+        """Whether the model answers as the source does before any training: a warm PVTC does."""
+        options = self.options
+        changes_tokens = options["lvtc"] or options["downsample_ratio"] is not None
+        return self.is_exact or (options["init"] == "warm" and not changes_tokens)
+
     def image_processor(self) -> InternVLXImageProcessor:
         tiling = self.source.tiling
         return InternVLXImageProcessor(

@@ -104,8 +104,8 @@ def _drawn_inputs(conversion) -> dict[str, torch.Tensor]:
 def _compare(conversion, inputs: dict, features: torch.Tensor, logits: torch.Tensor) -> str:
     """Compare with the source computed another way."""
     source = conversion.source
-    if not conversion.is_exact:
-        return "skipped: the model was upgraded, it need not answer as the source"
+    if not conversion.starts_as_source:
+        return "skipped: after this upgrade the model does not answer as the source"
     if source.layout == "internvl_chat":
         if source.config.projector_config.projector_type != "pixel_shuffle":
             return "skipped: there is no second implementation of the InternVL-X release's projector here"
