@@ -16,7 +16,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLPreTrainedModel,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, is_flash_attn_2_available
+from transformers.utils import TransformersKwargs, is_flash_attn_2_available, output_capturing
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
@@ -26,6 +26,9 @@ from .lvtc import LVTC, decoding_masks, layerwise_forward
 from .lvtc_cache import let_grow
 from .projectors import build_projector
 from .pvtc import PVTCAttention, PVTCProjector
+
+# Earlier versions of transformers count the layers of such a list in another way.
+CAPTURES_SINGLE_HIDDEN_STATES = hasattr(output_capturing, "select_hidden_states")
 
 
 @dataclass
@@ -113,7 +116,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         self._check_tiles(pixel_values)
         layer = self.config.vision_feature_layer
         if layer != -1 and not kwargs.get("output_hidden_states"):
-            kwargs["output_hidden_states"] = [layer]
+            kwargs["output_hidden_states"] = [layer] if CAPTURES_SINGLE_HIDDEN_STATES else True
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = vision_outputs.last_hidden_state if layer == -1 else vision_outputs.hidden_states[layer]
         self._check_features(features)
