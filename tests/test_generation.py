@@ -4,6 +4,8 @@ import threading
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from PIL import Image
 from transformers import DynamicCache, StaticCache, TextIteratorStreamer, pipeline
 
@@ -12,6 +14,12 @@ from tiny import PAD, TEXT_MODELS, split_batch, tiny_batch, tiny_model, tiny_pro
 # samples with one, no and several tiles
 LAYOUTS = [[3, "tile", 5], [7], [2, "tile", 1, "tile", "tile", 4]]
 NEW = 10
+
+
+# Earlier versions hand the beams of a prompt each other's images, and lose the images of a prompt that is run in chunks.
+beams_keep_their_images = pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.23"), reason="a defect of transformers before 5.23"
+)
 
 
 def model_that_goes_on(text="qwen2", **kwargs):
@@ -127,6 +135,7 @@ def test_sampling_repeats_with_its_seed_and_follows_the_model():
     assert torch.equal(sampled(1, top_k=1), answers(model, batch))
 
 
+@beams_keep_their_images
 def test_several_sampled_answers_a_prompt_see_the_images_of_their_own_prompt():
     model = model_that_goes_on()
     batch = tiny_batch(model.config, LAYOUTS)
@@ -146,6 +155,7 @@ def test_beams_of_a_batch_are_those_of_its_samples(text):
     assert not torch.equal(together[::2], together[1::2])
 
 
+@beams_keep_their_images
 @torch.no_grad()
 def test_beam_search_reports_the_likelihood_of_its_answer():
     model = model_that_goes_on()
@@ -194,6 +204,7 @@ def test_prompt_lookup_gives_the_greedy_tokens(layout):
     assert torch.equal(answers(model, batch, prompt_lookup_num_tokens=3), answers(model, batch))
 
 
+@beams_keep_their_images
 @pytest.mark.parametrize("size", [4, 16, 23])
 def test_prompt_in_chunks_gives_the_same_tokens(size):
     model = model_that_goes_on()
