@@ -9,13 +9,14 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test lint format bench clean
+.PHONY: help demo demo-short test test-oldest lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train a small model on handwritten digits, read unseen pages with it (5 minutes)"
 	@echo "make demo-short  the same path in about a minute, without asking for accuracy"
 	@echo "make test        lint, then all tests"
+	@echo "make test-oldest all tests with the oldest supported transformers"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make format      apply what ruff can mend"
 	@echo "make bench       run the benchmarks and print their tables"
@@ -49,6 +50,11 @@ demo-short: .venv/.for-demo
 # The models of the tests are tiny: more than one thread a worker makes them several times slower.
 test: lint
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# The oldest transformers that is supported, laid over the pinned one.
+test-oldest: .venv/.for-test
+	$(PY) -m pip install -q --progress-bar off --no-deps --upgrade --target build/oldest transformers==5.18.0
+	PYTHONPATH=build/oldest HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 lint: .venv/.for-test
 	$(PY) -m ruff check .
