@@ -93,7 +93,7 @@ def test_pillow_backend_gives_the_golden_pixels(path, name, case):
 
 
 @pytest.mark.parametrize(("path", "name", "case"), golden_cases())
-def test_torch_backend_is_within_one_level_of_the_golden_pixels(path, name, case):
+def test_torch_backend_is_within_one_level_of_the_golden_pixels_but_for_two_in_ten_thousand(path, name, case):
     expected, tiles = golden_tiles_and_ours(path, name, case)
     difference = (levels(tiles) - levels(expected)).abs().round()
     # These pictures are noise, the worst case: a level in 0.5 % of the pixels. A rounding of the first axis may come

@@ -42,9 +42,9 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     use_thumbnail (`bool`, *optional*, defaults to `True`):
         Append a thumbnail of the whole image wherever there is more than one tile.
     resize_backend (`str`, *optional*, defaults to `"torch"`):
-        `"torch"`: torch's 8-bit antialiased resize, three to four times as fast as Pillow's and at most one level of 255
-        away from it in a few pixels in a thousand; bicubic or bilinear. `"pillow"`: exactly the pixels of InternVL2,
-        with any filter of Pillow.
+        `"torch"`: torch's 8-bit antialiased resize, three to four times as fast as Pillow's and one level of 255 away from
+        it in a few pixels in a thousand (in pictures of noise two levels in one of ten thousand); bicubic or bilinear.
+        `"pillow"`: exactly the pixels of InternVL2, with any filter of Pillow.
     do_exif_transpose (`bool`, *optional*, defaults to `True`):
         Turn images upright as their EXIF orientation says. `False` is InternVL2's behaviour. An image that
         somebody turned upright before (as `transformers.image_utils.load_image` does) stays as it is.
