@@ -1,0 +1,54 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""`internvlx convert`."""
+
+import argparse
+import json
+
+from ..conversion import convert_checkpoint
+from ..conversion.convert import DTYPES, SLICINGS
+from ..conversion.upgrades import INITS
+
+
+def main(arguments: list[str]) -> None:
+    """Raises: ValueError, OSError: see [`convert_checkpoint`]."""
+    options = vars(_parser().parse_args(arguments))
+    try:
+        report = convert_checkpoint(**options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was written") from None
+    print(report.summary())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvlx convert",
+        description="Convert an InternVL 2, 2.5, 3, 3.5 (dense), InternVL-X or native -hf checkpoint to one that today's "
+        "transformers loads. By default the converted model answers as the original does.",
+    )
+    parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    parser.add_argument("--to", choices=("internvl_x", "internvl"), default="internvl_x", help="layout to write")
+    parser.add_argument("--projector", choices=("keep", "pvtc"), default="keep", help="pvtc: upgrade, needs training")
+    parser.add_argument(
+        "--lvtc",
+        nargs="?",
+        type=json.loads,
+        const=True,
+        default=False,
+        metavar="JSON",
+        help="add LVTC, needs training; optionally with fields of its configuration, '{\"expand_layer\": 17}'",
+    )
+    parser.add_argument("--downsample-ratio", type=float, help="another 1/M for the input's tokens, needs training")
+    parser.add_argument(
+        "--init", choices=INITS, default="warm", help="how new modules start: near what is known, or random"
+    )
+    parser.add_argument("--slicing", choices=SLICINGS, help="how a picture's size bounds its tiles (the source's own)")
+    parser.add_argument("--max-patches", type=int, help="most tiles of a picture (the source's own)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (as they are stored)")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--base-model", help="Hub id for the model card where SRC is a folder")
+    parser.add_argument("--max-shard-gigabytes", type=float, default=5, help="size of an output shard (5)")
+    parser.add_argument("--seed", type=int, default=0, help="of random values (0)")
+    parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a checkpoint")
+    return parser
