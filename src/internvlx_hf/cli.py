@@ -6,6 +6,7 @@ from importlib import import_module
 
 COMMANDS = {
     "convert": "convert an InternVL checkpoint",
+    "train": "train a checkpoint: the stages of the paper, or LoRA",
 }
 
 

@@ -1,0 +1,238 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What `internvlx train` can be told, and how it is read: a YAML file, then flags, which win."""
+
+import argparse
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+SLICINGS = ("edge", "area", "ratio")
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how it is loaded."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = field(
+        metadata={"help": "An InternVL-X checkpoint: a folder (as `internvlx convert` makes them) or a Hub id."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights in memory. With `bf16` or `fp16`, parameters that are trained are in float32 "
+            "whatever is said here; 'bfloat16' then halves the memory of those that are not.",
+            "choices": DTYPES,
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "'sdpa', 'eager', 'flash_attention_2', 'flex_attention'; unset: sdpa."}
+    )
+    slicing: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a picture's size bounds its tiles (RVTC); unset: as the checkpoint.",
+            "choices": SLICINGS,
+        },
+    )
+    min_patches: int | None = field(default=None, metadata={"help": "Fewest tiles of a picture (checkpoint's)."})
+    max_patches: int | None = field(default=None, metadata={"help": "Most tiles of a picture (checkpoint's)."})
+
+
+@dataclass
+class DataArguments:
+    """What is learned from."""
+
+    _argument_group_name = "data"
+
+    train_data: str = field(metadata={"help": "A JSON or JSONL file of samples with `messages` and `images`."})
+    eval_data: str | None = field(default=None, metadata={"help": "As `train_data`, for evaluation."})
+
+
+@dataclass
+class LoraArguments:
+    """Low-rank adapters instead of full training, through peft. Switched on by a rank."""
+
+    _argument_group_name = "lora"
+
+    lora_rank: int = field(default=0, metadata={"help": "0: no LoRA."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "Scale; unset: twice the rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Of the adapters' input."})
+    lora_vision: bool = field(default=False, metadata={"help": "Adapt the vision tower's linear layers too."})
+    lora_target_modules: str | None = field(
+        default=None,
+        metadata={
+            "help": "A regular expression for the full names of the modules to adapt; unset: all linear layers of the "
+            "language model's layers, and with `lora_vision` those of the vision tower."
+        },
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules trained in full and saved with the adapter; unset: the projectors."},
+    )
+
+
+@dataclass
+class InternVLXTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the paper's settings as defaults, and what the two stages need.
+
+    Its `learning_rate`, schedule, optimizer and one epoch are the paper's (section 4). The warm-up is InternVL's.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rates"]
+
+    stage: int = field(
+        default=2,
+        metadata={"help": "1: the projectors alone are trained. 2: everything (or LoRA).", "choices": (1, 2)},
+    )
+    freeze: list[str] | None = field(
+        default=None, metadata={"help": "Names of modules or parameters that are not trained, beyond the stage's."}
+    )
+    train: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of modules or parameters that are trained after all; wins over `freeze`."},
+    )
+    learning_rates: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Other learning rates by module name, '{\"model.lvtc\": 2e-4}'. The last that matches wins."
+        },
+    )
+    save_on_signal: bool = field(
+        default=True,
+        metadata={
+            "help": "On SIGTERM or Ctrl-C finish the step, save a checkpoint and stop. A second one stops at once."
+        },
+    )
+
+    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints and the trained model go."})
+    learning_rate: float = field(default=4e-5, metadata={"help": "AdamW's, at its highest."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "A share of all steps below 1, a number from there."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs, or a share of all."})
+    report_to: str = field(default="tensorboard", metadata={"help": "'none', 'wandb', ..."})
+    prediction_loss_only: bool = field(
+        default=True, metadata={"help": "Evaluation gives a loss, and keeps no logits."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator needs all."})
+    train_sampling_strategy: str = field(
+        default="group_by_cost",
+        metadata={
+            "help": "'group_by_cost' puts samples of like cost into a batch; the others are transformers'.",
+            "choices": ["group_by_cost", "random", "sequential"],
+        },
+    )
+
+    def __post_init__(self):
+        if not self.output_dir:
+            raise ValueError("`output_dir` is missing: expected the folder where checkpoints and the model go.")
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` is True, expected False: the collator reads all of a sample.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"`label_smoothing_factor` is {self.label_smoothing_factor}, expected 0: in training the model forms the "
+                "logits of supervised tokens for its own loss only."
+            )
+        self.learning_rates = _rates(self.learning_rates)
+
+
+def _rates(rates: dict | str | None) -> dict[str, float]:
+    """Numbers by pattern. (YAML takes 2e-4 for a string: it wants a dot, 2.0e-4.)"""
+    if isinstance(rates, str):
+        rates = json.loads(rates)
+    if not isinstance(rates or {}, dict):
+        raise ValueError(f"`learning_rates` is {rates!r}, expected numbers by module name.")
+    try:
+        numbers = {str(pattern): float(rate) for pattern, rate in (rates or {}).items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"`learning_rates` is {rates!r}, expected numbers by module name.") from None
+    if wrong := {pattern: rate for pattern, rate in numbers.items() if not rate >= 0}:
+        raise ValueError(f"`learning_rates` must not be negative, got {wrong}.")
+    return numbers
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+
+def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "internvlx train") -> tuple:
+    """Read a configuration file and flags.
+
+    Args:
+        arguments: an optional first YAML or JSON file, then flags `--name value`, which win over the file.
+        types: dataclasses whose fields are the settings.
+        prog: how the command is called, for its help.
+
+    Returns:
+        An object of each type.
+
+    Raises:
+        ValueError: for a setting that does not exist, naming it and the nearest that does; for a value of the wrong type.
+        OSError: if the file cannot be read.
+    """
+    parser = _Parser(
+        types,
+        prog=prog,
+        usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    if arguments and not arguments[0].startswith("-"):
+        _set_defaults(parser, _read(Path(arguments[0])), arguments[0])
+        arguments = arguments[1:]
+    *objects, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(_unknown(unknown[0].split("=")[0].lstrip("-"), parser, "the command line"))
+    return tuple(objects)
+
+
+def _read(path: Path) -> dict:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {type(settings).__name__}, expected settings by name.")
+    return settings
+
+
+def _set_defaults(parser: argparse.ArgumentParser, settings: dict, source: str) -> None:
+    """Let a file's settings be the parser's defaults. Numbers go in as text, so that flags and file mean the same."""
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    for name, value in settings.items():
+        if name not in actions:
+            raise ValueError(_unknown(name, parser, source))
+        action = actions[name]
+        action.required = False
+        is_scalar = action.nargs in (None, "?")
+        if not is_scalar and not isinstance(value, list | None):
+            value = [value]
+        if is_scalar and value is not None and action.type in (int, float):
+            value = str(value)
+        if is_scalar and action.type is string_to_bool and not isinstance(value, bool | None):
+            value = str(value)
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            if str(value) not in map(str, action.choices):
+                raise ValueError(f"{source} sets `{name}` to {value!r}, expected one of {choices}.")
+        parser.set_defaults(**{name: value})
+
+
+def _unknown(name: str, parser: argparse.ArgumentParser, source: str) -> str:
+    known = [action.dest for action in parser._actions]
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
+    hint = f" Did you mean `{near[0]}`?" if near else ""
+    return f"There is no setting `{name}`, which {source} gives.{hint}"

@@ -1,0 +1,74 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Low-rank adapters by peft: which layers they adapt, and a full checkpoint made of them."""
+
+import re
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .arguments import LoraArguments
+from .parameters import PROJECTORS
+
+LAYERS = {"text": "model.language_model.layers", "vision": "model.vision_tower"}
+
+
+def linear_targets(model: PreTrainedModel, vision: bool = False) -> str:
+    """A regular expression for the full names of the linear layers to adapt.
+
+    Names are asked of the model: a llama has `q_proj`, a phi3 `qkv_proj`, and a bare `q_proj` would also be the vision
+    tower's. Embeddings, the head and the projectors are no targets.
+
+    Args:
+        model: without adapters.
+        vision: adapt the vision tower as well.
+    """
+    paths = [LAYERS["text"]] + ([LAYERS["vision"]] if vision else [])
+    return "|".join(
+        f"{re.escape(path)}\\..*\\.({'|'.join(_linear_names(model.get_submodule(path)))})" for path in paths
+    )
+
+
+def _linear_names(module: nn.Module) -> list[str]:
+    names = (name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear))
+    return list(dict.fromkeys(names))
+
+
+def projector_names(model: PreTrainedModel) -> list[str]:
+    """The projectors that the model has: new ones have to be trained in full, and travel with the adapter."""
+    children = dict(model.model.named_children())
+    names = [name.rpartition(".")[2] for name in PROJECTORS]
+    return [name for name in names if children.get(name) is not None]
+
+
+def add_lora(model: PreTrainedModel, arguments: LoraArguments, model_revision: str | None = None):
+    """A `PeftModel` whose adapters and projectors are trained, and nothing else.
+
+    Raises:
+        ValueError: the settings contradict themselves or name what the model has not.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if arguments.lora_target_modules and arguments.lora_vision:
+        raise ValueError(
+            "`lora_vision` adds to the default targets, but `lora_target_modules` replaces them: set one."
+        )
+    modules_to_save = arguments.lora_modules_to_save
+    if modules_to_save is None:
+        modules_to_save = projector_names(model)
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules()} | {
+        name for name, _ in model.named_modules()
+    }
+    if missing := [name for name in modules_to_save if name not in known]:
+        raise ValueError(f"`lora_modules_to_save` names {', '.join(missing)}, which the model does not have.")
+    targets = arguments.lora_target_modules or linear_targets(model, arguments.lora_vision)
+    if not any(re.fullmatch(targets, name) for name, _ in model.named_modules()):
+        raise ValueError(f"`lora_target_modules` is {targets!r}, which matches no module's full name.")
+    config = LoraConfig(
+        r=arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha or 2 * arguments.lora_rank,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=targets,
+        modules_to_save=modules_to_save or None,
+        revision=model_revision,
+    )
+    return get_peft_model(model, config)

@@ -1,0 +1,177 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Which parameters are trained, and how fast, by the names of modules.
+
+A *pattern* is a dotted name as `model.named_modules()` has it. It stands for that module, or parameter, and all that is in
+it. A part of it may hold `*` (anything within the part), or be a range of layers, both ends included:
+`model.language_model.layers.0-11`, `model.language_model.layers.*.self_attn.*_proj`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+PROJECTORS = ("model.multi_modal_projector", "model.lvtc")
+# what peft puts into the names of a model that it wraps
+_PEFT_PREFIX = re.compile(
+    r"^base_model\.model\.|\.(?:modules_to_save|lora_[A-Za-z_]+)\.[^.]+(?=\.)|\.base_layer(?=\.)"
+)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name as the model without peft has it; an adapter's own weights count as their module's."""
+    return _PEFT_PREFIX.sub("", name)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether `name` (dotted) is what `pattern` names, or in it."""
+    patterns, parts = pattern.split("."), name.split(".")
+    return len(patterns) <= len(parts) and all(map(_matches_part, patterns, parts))
+
+
+def _matches_part(pattern: str, part: str) -> bool:
+    layers = re.fullmatch(r"(\d+)-(\d+)", pattern)
+    if layers:
+        return part.isdecimal() and int(layers[1]) <= int(part) <= int(layers[2])
+    return fnmatchcase(part, pattern)
+
+
+def require_matches(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
+    """Check that every pattern stands for something.
+
+    Raises:
+        ValueError: naming the pattern, the setting that it is from, and modules with names like it.
+    """
+    names = [plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in names):
+            known = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+            near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.5)
+            hint = f" Near it are {', '.join(near)}." if near else f" The model has {', '.join(_parts(names))}."
+            raise ValueError(f"`{setting}` names {pattern!r}, which matches no parameter of the model.{hint}")
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    """The parts of the model: `model.vision_tower`, ..., `lm_head`."""
+    return list(dict.fromkeys(part_of(name) for name in names))
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to: `model.vision_tower`, `model.lvtc`, `lm_head`, ..."""
+    parts = name.split(".")
+    return ".".join(parts[:2] if parts[0] == "model" else parts[:1])
+
+
+def choose_trainable(
+    model: nn.Module, stage: int, freeze: Iterable[str] | None = None, train: Iterable[str] | None = None
+) -> None:
+    """Set `requires_grad` of all parameters: what the stage trains, less `freeze`, plus `train`.
+
+    Args:
+        model: not wrapped by peft.
+        stage: 1, the projectors (paper: "finetune only the projector module"), LVTC's included; 2, everything.
+        freeze: patterns.
+        train: patterns, which win over `freeze`.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing is left to train.
+    """
+    freeze, train = list(freeze or ()), list(train or ())
+    require_matches(model, freeze, "freeze")
+    require_matches(model, train, "train")
+    trained = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        chosen = stage == 2 or any(matches(pattern, name) for pattern in PROJECTORS)
+        chosen = chosen and not any(matches(pattern, name) for pattern in freeze)
+        if chosen or any(matches(pattern, name) for pattern in train):
+            trained.add(parameter)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in trained)
+    _free_tied(model, freeze)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"Nothing is left to train: stage {stage} with freeze={freeze} and train={train}.")
+
+
+def _free_tied(model: nn.Module, freeze: list[str]) -> None:
+    """Freeze what is frozen under one of its names: a tied tensor cannot be trained as one and kept as the other."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if any(matches(pattern, name) for pattern in freeze):
+            parameter.requires_grad_(False)
+
+
+@dataclass
+class PartSize:
+    """Parameters of a part of the model."""
+
+    part: str
+    trained: int
+    total: int
+
+
+def part_sizes(model: nn.Module) -> list[PartSize]:
+    """How many parameters of each part are trained; what peft adds counts with the part that it is in."""
+    sizes: dict[str, PartSize] = {}
+    for name, parameter in model.named_parameters():
+        size = sizes.setdefault(part_of(plain_name(name)), PartSize(part_of(plain_name(name)), 0, 0))
+        count = _numel(parameter)
+        size.total += count
+        size.trained += count * parameter.requires_grad
+    return list(sizes.values())
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    # DeepSpeed's ZeRO-3 leaves an empty tensor behind and remembers how many there were
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def trainable_table(model: nn.Module) -> str:
+    """A table of what is trained, for people."""
+    sizes = part_sizes(model)
+    total = PartSize("all", sum(size.trained for size in sizes), sum(size.total for size in sizes))
+    rows = [("module", "trained", "of", "")]
+    rows += [
+        (size.part, f"{size.trained:,}", f"{size.total:,}", f"{size.trained / max(size.total, 1):.1%}")
+        for size in (*sizes, total)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}".rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: dict[str, float]) -> None:
+    """Split the groups of an optimizer that has not stepped yet: parameters of a pattern get a group with its rate.
+
+    Every group keeps its weight decay and gets a `name`. Schedules scale all groups alike.
+
+    Args:
+        optimizer: with parameters of `model`.
+        rates: learning rates by pattern; the last that matches a parameter counts.
+
+    Raises:
+        ValueError: a pattern matches no trained parameter.
+    """
+    require_matches(model, rates, "learning_rates")
+    pattern_of = {}
+    for name, parameter in model.named_parameters():
+        for pattern in rates:
+            if matches(pattern, plain_name(name)):
+                pattern_of[parameter] = pattern
+    used = set()
+    for group in list(optimizer.param_groups):
+        group["name"] = "base"
+        for pattern, rate in rates.items():
+            members = [parameter for parameter in group["params"] if pattern_of.get(parameter) == pattern]
+            if members:
+                used.add(pattern)
+                group["params"] = [p for p in group["params"] if pattern_of.get(p) != pattern]
+                settings = {key: value for key, value in group.items() if key != "params"}
+                optimizer.add_param_group({**settings, "params": members, "lr": rate, "name": pattern})
+    if idle := [pattern for pattern in rates if pattern not in used]:
+        raise ValueError(f"`learning_rates` names {', '.join(idle)}, but no parameter of it is trained at that rate.")
