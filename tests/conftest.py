@@ -1,0 +1,20 @@
+"""Fixtures that several test files share."""
+
+import pytest
+from PIL import Image
+
+from tiny import tiny_model, tiny_processor
+
+
+@pytest.fixture
+def demo_output(tmp_path, monkeypatch):
+    """The working folder, with a checkpoint and a page where `make demo` leaves them."""
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "out/demo/model")
+    tiny_processor(model.config).save_pretrained(tmp_path / "out/demo/model")
+    (tmp_path / "out/demo/pages").mkdir()
+    Image.new("RGB", (128, 96), "white").save(tmp_path / "out/demo/pages/128x96-00.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return tmp_path
