@@ -116,6 +116,8 @@ def part_sizes(model: nn.Module) -> list[PartSize]:
     """How many parameters of each part are trained; what peft adds counts with the part that it is in."""
     sizes: dict[str, PartSize] = {}
     for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # peft trains a copy, and keeps what it was made of
+            continue
         size = sizes.setdefault(part_of(plain_name(name)), PartSize(part_of(plain_name(name)), 0, 0))
         count = _numel(parameter)
         size.total += count

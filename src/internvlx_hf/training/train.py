@@ -13,6 +13,7 @@ from ..processing import InternVLXProcessor
 from .arguments import DataArguments, InternVLXTrainingArguments, LoraArguments, ModelArguments
 from .collator import InternVLXDataCollator
 from .lora import add_lora
+from .metrics import ThroughputCallback
 from .parameters import choose_trainable, trainable_table
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
@@ -50,6 +51,7 @@ def train(
         processing_class=processor,
         callbacks=[signals] if arguments.save_on_signal else None,
     )
+    ThroughputCallback.attach(trainer)
     if trainer.is_world_process_zero():
         print(trainable_table(model), flush=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,0 +1,165 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""How fast a training goes and what it spends its time on, in every log of the `Trainer` and so in TensorBoard and others."""
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from ..modeling import InternVLXConfig
+
+GIGABYTE = 10**9
+COUNTS = ("text_tokens", "stage_one_tokens", "stage_two_tokens", "tiles", "padding", "places")
+
+
+class ThroughputCallback(TrainerCallback, ExportableState):
+    """Counts what the model is given in training, and adds rates to the `Trainer`'s logs, all processes together.
+
+    - `text_tokens_per_second`: tokens that are neither image placeholders nor padding. They pass all layers.
+    - `stage_one_tokens_per_second`: image tokens of the layers before LVTC's expansion, N₁² a tile.
+    - `stage_two_tokens_per_second`: image tokens of the layers behind it, N₂² a tile; without LVTC the same N₁².
+      So a layer of stage one works through text + stage one tokens, one of stage two through text + stage two tokens.
+    - `tiles_per_second`.
+    - `padding_share`: of the places in `input_ids`, how many are padding.
+    - `memory_gb`: the most that torch has held on a GPU so far, without GPUs what a process holds; the fullest counts.
+    - `text_tokens_seen`, `stage_one_tokens_seen`, `stage_two_tokens_seen`, `tiles_seen`: since the start of the training,
+      resumed or not.
+    - `learning_rate/NAME` of each group of parameters that has a name and a rate of its own.
+
+    Rates are over the wall-clock time since the last log, but for evaluating and saving. Counting costs a sum over the
+    attention mask, which stays on the device until there is something to log.
+
+    A `Trainer` reports its logs before it asks the callbacks that it was made with. Use [`ThroughputCallback.attach`].
+
+    Args:
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.seen = dict.fromkeys(COUNTS, 0)
+        self._logged = dict(self.seen)
+        self._in_step: list[torch.Tensor] = []  # counts of this process, a forward each
+        self._unsettled: torch.Tensor | None = None  # counts of all processes that `seen` lacks
+        self._rates: dict[str, float] = {}
+        self._hook = None
+        self._since = self._mark = self._paused = 0.0
+
+    @classmethod
+    def attach(cls, trainer: Trainer, **kwargs) -> "ThroughputCallback":
+        """Make one that a trainer asks before it reports its logs."""
+        callback = cls(**kwargs)
+        trainer.callback_handler.callbacks.insert(0, callback)
+        return callback
+
+    def state(self) -> dict:
+        """What a checkpoint remembers; the `Trainer` asks for it when it saves one."""
+        self._settle()
+        return {"args": {}, "attributes": {"seen": dict(self.seen)}}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        name = type(self).__name__
+        if state.global_step and name in state.stateful_callbacks:  # resumed
+            self.seen |= state.stateful_callbacks[name]["attributes"]["seen"]
+        state.stateful_callbacks[name] = self.state()
+        self._logged = dict(self.seen)
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = _core(model).register_forward_pre_hook(self._count, with_kwargs=True)
+        self._since = self._mark = self.clock()
+        self._paused = 0.0
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._hook.remove()
+
+    @torch.compiler.disable
+    def _count(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        inputs = kwargs.get("input_ids", args[0] if args else None)
+        if not model.training or inputs is None:
+            return
+        pixels, mask, config = kwargs.get("pixel_values"), kwargs.get("attention_mask"), model.config
+        tiles = 0 if pixels is None else len(pixels)
+        stage_one, stage_two = tiles * config.image_seq_length, tiles * config.expanded_image_seq_length
+        places = inputs.numel()
+        known = [-stage_one, stage_one, stage_two, tiles, places, places]
+        counts = torch.tensor(known, dtype=torch.int64, device=inputs.device)
+        filled = places if mask is None else mask.sum(dtype=torch.int64)
+        counts[COUNTS.index("text_tokens")] += filled
+        counts[COUNTS.index("padding")] -= filled
+        self._in_step.append(counts)
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        groups = [group for group in optimizer.param_groups if "name" in group and group["params"]]
+        self._rates = {f"learning_rate/{group['name']}": float(group["lr"]) for group in groups}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        zero = torch.zeros(len(COUNTS), dtype=torch.int64, device=args.device)
+        counts = torch.stack([zero, *self._in_step]).sum(0)
+        if _distributed():  # here and not when it is needed: a checkpoint asks one process alone
+            torch.distributed.all_reduce(counts)
+        self._unsettled = counts if self._unsettled is None else self._unsettled + counts
+        self._in_step = []
+        self._mark = self.clock()
+
+    def _settle(self) -> None:
+        if self._unsettled is not None:
+            for name, count in zip(COUNTS, self._unsettled.tolist(), strict=True):
+                self.seen[name] += count
+            self._unsettled = None
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._pause()
+
+    def on_save(self, args, state, control, **kwargs):
+        self._pause()
+
+    def _pause(self) -> None:
+        """What has passed since the last step or log was no training."""
+        now = self.clock()
+        self._paused += now - self._mark
+        self._mark = now
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs is None or not ("loss" in logs or "train_runtime" in logs):
+            return
+        self._settle()
+        metrics = {f"{name}_seen": self.seen[name] for name in COUNTS[:4]}
+        fresh = {name: self.seen[name] - self._logged[name] for name in COUNTS}
+        if "loss" in logs and fresh["places"]:
+            now = self.clock()
+            seconds = max(now - self._since - self._paused, 1e-9)
+            metrics |= {f"{name}_per_second": fresh[name] / seconds for name in COUNTS[:4]}
+            metrics |= {"padding_share": fresh["padding"] / fresh["places"], "memory_gb": _memory(args.device)}
+            metrics |= self._rates
+            self._logged = dict(self.seen)
+            self._since = self._mark = now
+            self._paused = 0.0
+        logs.update(metrics)
+        state.log_history[-1].update(metrics)
+
+
+def _core(model: nn.Module) -> nn.Module:
+    """The InternVL-X model with its head, in whatever wraps it."""
+    for module in model.modules():
+        model_type = getattr(getattr(module, "config", None), "model_type", None)
+        if model_type == InternVLXConfig.model_type and "lm_head" in module._modules:
+            return module
+    raise ValueError(f"{type(model).__name__} holds no InternVL-X model, whose tokens could be counted.")
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _memory(device: torch.device) -> float:
+    """Gigabytes: the most that was allocated on a GPU, of all processes'; without GPUs what this process has now."""
+    on_gpu = device.type == "cuda"
+    used = torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
+    most = torch.tensor(used, device=device)
+    if _distributed():
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return most.item() / GIGABYTE
