@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-oldest lint format bench clean
+.PHONY: help demo demo-short test test-oldest wheel docs lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,8 @@ help:
 	@echo "make demo-short  the same path in about a minute, without asking for accuracy"
 	@echo "make test        lint, then all tests"
 	@echo "make test-oldest all tests with the oldest supported transformers"
+	@echo "make wheel       build the wheel, install it into an empty environment, try it there"
+	@echo "make docs        build the reference of all public names into build/docs"
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make format      apply what ruff can mend"
 	@echo "make bench       run the benchmarks and print their tables"
@@ -55,6 +57,20 @@ test: lint
 test-oldest: .venv/.for-test
 	$(PY) -m pip install -q --progress-bar off --no-deps --upgrade --target build/oldest transformers==5.18.0
 	PYTHONPATH=build/oldest HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# Run from another folder and isolated, with only what pip brings.
+wheel: .venv/.for-test
+	rm -rf dist build/lib build/empty
+	$(PY) -m build --wheel --outdir dist .
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt "$(TORCH)"
+	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
+	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/installed_wheel.py
+
+DOCUMENTED := internvlx_hf internvlx_hf.conversion internvlx_hf.training internvlx_hf.cost
+
+docs: .venv/.for-test
+	$(PY) -m pdoc --docformat google -o build/docs $(DOCUMENTED)
 
 lint: .venv/.for-test
 	$(PY) -m ruff check .
