@@ -5,8 +5,11 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "card": "write or renew a checkpoint's model card",
     "convert": "convert an InternVL checkpoint",
+    "merge": "make a full checkpoint of an adapter that LoRA training left",
     "train": "train a checkpoint: the stages of the paper, or LoRA",
+    "push": "push a checkpoint to the Hub",
 }
 
 

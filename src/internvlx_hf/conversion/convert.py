@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from ..hub.card_text import writing
+from ..hub.model_card import read_card, write_card
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor
 from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
-from .model_card import model_card
 from .native import native_names, save_native_sidecar
 from .plan import EMBEDDING, HEAD, Plan, make_plan
 from .report import ConversionReport, derived_tensors, make_report
@@ -121,7 +122,7 @@ def convert_checkpoint(
         max_shard_gigabytes: size of an output shard.
         seed: of random values.
         verify: load the result and compare it with the source computed another way; takes the model's memory in float32.
-        overwrite: replace `out` if it is a checkpoint.
+        overwrite: replace `out` if it is a checkpoint; what a person wrote into its model card stays.
 
     Returns:
         What was done, as it is saved in `conversion_report.json`.
@@ -151,6 +152,8 @@ def convert_checkpoint(
     }
     out = Path(out).expanduser().resolve()
     refuse_existing(out, overwrite)
+    card = read_card(out)
+    writing(card)  # raises where what a person wrote into it cannot be told from what was generated
     folder = find_source(source, revision)
     if out in (folder.resolve(), *folder.resolve().parents):
         raise FileExistsError(f"{out} holds the source {folder}. Choose another folder.")
@@ -169,7 +172,7 @@ def convert_checkpoint(
         (partial / "conversion_report.json").write_text(report.to_json())
         for notice in [*folder.glob("LICENSE*"), *folder.glob("NOTICE*")]:
             shutil.copy(notice, partial)
-        (partial / "README.md").write_text(model_card(report, conversion.source.folder), encoding="utf-8")
+        write_card(partial, name=out.name, previous=card)
     return report
 
 

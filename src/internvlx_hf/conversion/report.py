@@ -3,12 +3,18 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import metadata_load
+from yaml import YAMLError
 
 from .plan import Plan
 from .tensor_tables import keep
+
+# what the source's model card says that holds for the converted model too
+CARD_FIELDS = ("language", "license", "license_name", "license_link")
 
 
 @dataclass
@@ -19,6 +25,7 @@ class ConversionReport:
         source: Hub id, or name of the folder.
         base_model: the source's id on the Hub where it is known.
         revision: the source's commit where it is known.
+        source_card: licence and language, from the metadata of the source's model card.
         layout: layout of the source, see `sources.LAYOUTS`.
         language_model: class of the source's language model, and the model type that it became.
         options: arguments of `convert_checkpoint`.
@@ -39,6 +46,7 @@ class ConversionReport:
     source: str
     base_model: str | None
     revision: str | None
+    source_card: dict
     layout: str
     language_model: dict[str, str]
     options: dict
@@ -55,7 +63,7 @@ class ConversionReport:
     checks: dict = field(default_factory=dict)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps(asdict(self) | {"untrained_modules": self.untrained_modules}, indent=2) + "\n"
 
     def summary(self) -> str:
         """The report in a few lines."""
@@ -94,6 +102,7 @@ def make_report(conversion) -> ConversionReport:
         source=conversion.options["source"],
         base_model=base_model(conversion),
         revision=source_revision(conversion),
+        source_card=source_card(source.folder),
         layout=source.layout,
         language_model={"source": source.architecture, "model_type": config.text_config.model_type},
         options=dict(conversion.options),
@@ -133,6 +142,16 @@ def base_model(conversion) -> str | None:
     if cached.startswith("models--"):
         return cached.removeprefix("models--").replace("--", "/", 1)
     return conversion.options["base_model"]
+
+
+def source_card(folder: Path) -> dict:
+    """What of the source's model card holds for the converted model too; nothing where there is no legible one."""
+    path = folder / "README.md"
+    try:
+        metadata = (metadata_load(path) if path.is_file() else None) or {}
+    except (ValueError, YAMLError):
+        metadata = {}
+    return {name: metadata[name] for name in CARD_FIELDS if metadata.get(name)}
 
 
 def source_revision(conversion) -> str | None:

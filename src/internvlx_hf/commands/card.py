@@ -1,0 +1,22 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""`internvlx card`."""
+
+import argparse
+
+from ..hub import write_card
+
+
+def main(arguments: list[str]) -> None:
+    """Raises: ValueError, OSError: see [`write_card`]."""
+    parser = argparse.ArgumentParser(
+        prog="internvlx card",
+        description="Write a checkpoint's model card (README.md), or renew the generated parts of one that is there. What a "
+        "person wrote into it stays.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the checkpoint")
+    parser.add_argument("--name", help="what the card's example loads, owner/name on the Hub (the folder's name)")
+    options = vars(parser.parse_args(arguments))
+    card = write_card(**options)
+    for name in card.edited:
+        print(f"left as it was edited: {name}")
+    print(f"wrote {options['folder'].rstrip('/')}/README.md")

@@ -1,0 +1,21 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints on the Hugging Face Hub: their model cards, and pushing them."""
+
+from .card_text import Card, CardError
+from .checks import check_folder
+from .folder import FolderError, PushedFile
+from .model_card import model_card, write_card
+from .push import Pushed, plan_push, push_folder
+
+__all__ = [
+    "Card",
+    "CardError",
+    "FolderError",
+    "Pushed",
+    "PushedFile",
+    "check_folder",
+    "model_card",
+    "plan_push",
+    "push_folder",
+    "write_card",
+]

@@ -1,0 +1,214 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Whether a folder is a whole checkpoint, one that loads from where it is pushed to."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
+
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from ..processing import InternVLXProcessor
+from .folder import FolderError, card_to_push
+from .model_card import CardFacts, read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARDS = "model-*-of-*.safetensors"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+MODEL_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForCausalLM")
+
+
+def check_folder(folder: str | Path) -> None:
+    """Check that a folder is a whole checkpoint. Reads no weights, and runs no code of the folder's.
+
+    Raises:
+        FolderError: naming everything that is wrong.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FolderError(f"{folder} is not a folder, expected that of a checkpoint.")
+    if (folder / "adapter_config.json").is_file():
+        raise FolderError(
+            f"{folder} holds a LoRA adapter (adapter_config.json), which does not load by itself. Make a checkpoint of it "
+            f"first: internvlx merge {folder} OUT"
+        )
+    # what is inside files is looked at when they are all there: it would only tell again what is missing
+    for checks in ((_model_type,), (_weight_files, _processor_files, _code), (_tensors, _processor, _card)):
+        if problems := [problem for check in checks for problem in _problems(check, folder)]:
+            raise FolderError("\n  ".join([f"{folder} cannot be pushed:", *problems]))
+
+
+def _problems(check, folder: Path) -> Iterator[str]:
+    try:
+        yield from check(folder)
+    except (ValueError, OSError) as error:
+        yield str(error)
+
+
+def _model_type(folder: Path) -> Iterator[str]:
+    CardFacts(folder)
+    yield from ()
+
+
+def _some(names: list[str]) -> str:
+    """Names for a message, the first few of many."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _is_ours(folder: Path) -> bool:
+    return read_json(folder / "config.json").get("model_type") == InternVLXConfig.model_type
+
+
+# -- weights
+
+
+def _weight_files(folder: Path) -> Iterator[str]:
+    single, index = folder / SINGLE, folder / INDEX
+    shards = {path.name for path in folder.glob(SHARDS)}
+    if single.is_file() and (index.is_file() or shards):
+        yield (
+            f"There are {SINGLE} and {_some(sorted(shards)) or INDEX}. `from_pretrained` takes the first and ignores the "
+            "others: delete what is out of date."
+        )
+    elif single.is_file():
+        yield from _damage(single)
+    elif index.is_file():
+        weight_map = read_json(index).get("weight_map", {})
+        named = set(weight_map.values())
+        for name in sorted(named - shards):
+            yield f"{name} is missing, which {INDEX} names."
+        for name in sorted(shards - named):
+            yield f"{name} is not named by {INDEX}: it is left over from another checkpoint."
+        for name in sorted(named & shards):
+            yield from _damage(folder / name) or _disagreement(folder / name, weight_map)
+    else:
+        pickled = [name for name in PICKLES if (folder / name).is_file()]
+        instead = f" {pickled[0]} holds pickles: load and save it again." if pickled else ""
+        yield f"There are no weights, expected {SINGLE}, or {INDEX} and its shards.{instead}"
+
+
+def _damage(path: Path) -> list[str]:
+    try:
+        _shapes(path)
+    except SafetensorError as error:
+        return [f"{path.name} is damaged or cut short ({error})."]
+    return []
+
+
+def _disagreement(path: Path, weight_map: dict[str, str]) -> Iterator[str]:
+    stored, named = set(_shapes(path)), {name for name, file in weight_map.items() if file == path.name}
+    if missing := sorted(named - stored):
+        yield f"{path.name} lacks tensors that {INDEX} names: {_some(missing)}."
+    if extra := sorted(stored - named):
+        yield f"{INDEX} lacks tensors that {path.name} holds: {_some(extra)}."
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, framework="pt") as shard:
+        return {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+
+
+def _tensors(folder: Path) -> Iterator[str]:
+    """Compare what is stored with what the configuration's model wants."""
+    if not _is_ours(folder) or "quantization_config" in read_json(folder / "config.json"):
+        return
+    stored = {name: shape for path in folder.glob("model*.safetensors") for name, shape in _shapes(path).items()}
+    with torch.device("meta"):
+        model = InternVLXForConditionalGeneration(InternVLXConfig.from_pretrained(folder))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    if missing := sorted(wanted.keys() - stored.keys() - tied):
+        yield f"The weights lack tensors of the model that config.json describes: {_some(missing)}."
+    if extra := sorted(stored.keys() - wanted.keys()):
+        yield f"The weights hold tensors that the model of config.json does not have: {_some(extra)}."
+    for name in sorted(wanted.keys() & stored.keys()):
+        if wanted[name] != stored[name]:
+            yield f"The tensor {name} has the shape {stored[name]}, but config.json makes it {wanted[name]}."
+
+
+# -- processor
+
+
+def _processor_files(folder: Path) -> Iterator[str]:
+    for name in TOKENIZER_FILES:
+        if not (folder / name).is_file():
+            yield f"{name} is missing: save the processor into the folder too, `processor.save_pretrained(...)`."
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        yield f"{PROCESSOR_FILES[0]} is missing: save the processor into the folder too."
+
+
+def _processor(folder: Path) -> Iterator[str]:
+    if not _is_ours(folder):
+        return
+    config, processor = InternVLXConfig.from_pretrained(folder), InternVLXProcessor.from_pretrained(folder)
+    size = processor.image_processor.size
+    for what, ours, models in (
+        ("tokens a tile", processor.image_seq_length, config.image_seq_length),
+        ("image token id", processor.image_token_id, config.image_token_id),
+        ("size of a tile", (size["height"], size["width"]), (config.tile_size, config.tile_size)),
+    ):
+        if ours != models:
+            yield f"Processor and model do not fit: {what} is {ours} of the processor and {models} of config.json."
+    if not processor.chat_template:
+        yield "The processor has no chat template, without which `apply_chat_template` cannot ask about a picture."
+
+
+# -- remote code
+
+
+def _code(folder: Path) -> Iterator[str]:
+    """Follow every `auto_map` to the files that it names, and those to the files that they import."""
+    if not _is_ours(folder):
+        return
+    maps = {name: _auto_map(read_json(folder / name)) for name in ("config.json", *PROCESSOR_FILES)}
+    for file, wanted in (("config.json", MODEL_CLASSES), (PROCESSOR_FILES[0], ("AutoProcessor",))):
+        if (folder / file).is_file() and (missing := [name for name in wanted if name not in maps[file]]):
+            yield f"{file} has no auto_map for {', '.join(missing)}: without the package the model would not load."
+    modules, seen = {}, set()
+    for file, auto_map in maps.items():
+        for reference in auto_map.values():
+            module, _, name = reference.rpartition(".")
+            if "--" in module:
+                yield f"{file} takes {name} from another repository ({reference}), expected code in the folder."
+            else:
+                modules.setdefault(module, set()).add(name)
+    while modules.keys() - seen:
+        module = min(modules.keys() - seen)
+        seen.add(module)
+        path = folder / f"{module}.py"
+        if not path.is_file():
+            yield f"{path.name} is missing: a part of the code that travels with the checkpoint."
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except SyntaxError as error:
+            yield f"{path.name} is no valid Python: {error}"
+            continue
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        if missing := sorted(modules[module] - defined):
+            yield f"{path.name} does not define {', '.join(missing)}."
+        for sibling in get_relative_imports(path):
+            modules.setdefault(sibling, set())
+
+
+def _auto_map(saved: dict) -> dict[str, str]:
+    """The auto_map of a saved configuration, that of the image processor in it included."""
+    found = {}
+    for part in (saved, saved.get("image_processor")):
+        for name, reference in ((part or {}).get("auto_map") or {}).items():
+            references = reference if isinstance(reference, list | tuple) else [reference]
+            found |= {name: next(filter(None, references), "")}
+    return found
+
+
+# -- card
+
+
+def _card(folder: Path) -> Iterator[str]:
+    card_to_push(folder, "owner/name")
+    yield from ()

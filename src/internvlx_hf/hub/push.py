@@ -1,0 +1,202 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Pushing a checkpoint folder to the Hub: checked before, in one commit, resumed where it broke off."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
+from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from .checks import check_folder
+from .folder import PushedFile, card_to_push, files_to_push
+from .model_card import CARD
+
+# of these a repository keeps only what is pushed: `from_pretrained` would take an old model.safetensors before new shards
+WEIGHTS = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
+    "pytorch_model.bin.index.json",
+)
+CARDS = ("hub", "folder")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A push that is done.
+
+    Args:
+        url: of the commit, or of the pull request.
+        commit: its hash, which `from_pretrained(..., revision=...)` takes.
+        is_new: whether anything was to be changed.
+        deleted: weights of another checkpoint that the repository held, and does not hold any more.
+    """
+
+    url: str
+    commit: str
+    is_new: bool
+    deleted: list[str]
+
+
+def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> list[PushedFile]:
+    """Check a folder, and list what a push of it uploads. Asks no network.
+
+    Args:
+        folder: a whole checkpoint.
+        repo_id: "owner/name", or "name" for the token's owner.
+        include: patterns of files that would be left behind: states of the optimizer, logs, `checkpoint-*` folders.
+
+    Raises:
+        FolderError: the folder is not a whole checkpoint, naming everything that is wrong with it.
+        ValueError: `repo_id` is not possible.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no id of a repository, expected 'owner/name': {error}") from error
+    folder = Path(folder)
+    check_folder(folder)
+    return [*files_to_push(folder, include), card_to_push(folder, repo_id)]
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str | None = None,
+    create_pr: bool = False,
+    include: Sequence[str] = (),
+    card: str | None = None,
+) -> Pushed:
+    """Push a checkpoint folder in one commit: weights, code, processor and model card belong together.
+
+    What the Hub has already is not uploaded again, also what a push left there that broke off. The folder stays as it is.
+
+    Args:
+        folder: a whole checkpoint; without a README.md one is made on the way.
+        repo_id: "owner/name", or "name" for the token's owner. The repository is made if there is none.
+        private: make it private.
+        revision: branch to push to, made if there is none; unset: the main one.
+        token: of the Hub; unset: HF_TOKEN or what `hf auth login` stored.
+        message: of the commit.
+        create_pr: open a pull request instead of changing the branch.
+        include: see [`plan_push`].
+        card: where the folder's model card and the repository's hold writing that differs, whose stays: "hub", "folder".
+
+    Raises:
+        FolderError: the folder is not a whole checkpoint. Nothing was sent.
+        CardError: both cards hold writing, and `card` is not set. Nothing was uploaded.
+        ValueError: an argument is not possible; `private` was asked for a repository that is public.
+        OSError: the Hub refused, or the connection broke.
+    """
+    if card not in (None, *CARDS):
+        raise ValueError(f"card={card!r}, expected one of {', '.join(map(repr, CARDS))}.")
+    if create_pr and revision is not None:
+        raise ValueError(f"create_pr and revision={revision!r} exclude one another: a pull request is against main.")
+    folder = Path(folder)
+    plan_push(folder, repo_id, include)
+    from .. import __version__
+
+    api = HfApi(token=token, library_name="internvlx_hf", library_version=__version__)
+    with _explained(repo_id, token):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        info = _open(api, repo_id, private, revision)
+        there = {file.rfilename for file in info.siblings or ()}
+        files = [
+            *files_to_push(folder, include),
+            card_to_push(folder, repo_id, _card_there(api, repo_id, info) if CARD in there else "", card),
+        ]
+        stale = sorted(name for name in there - {file.name for file in files} if _is_weights(name))
+        done = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(file.name, file.content) for file in files),
+                *(CommitOperationDelete(name, is_folder=False) for name in stale),
+            ],
+            commit_message=message or f"Upload {folder.resolve().name} with internvlx-hf",
+            revision=revision,
+            create_pr=create_pr,
+            # what is deleted, and the card, were decided by this commit
+            parent_commit=info.sha,
+        )
+    return Pushed(done.pr_url or done.commit_url, done.oid, done.oid != info.sha, stale)
+
+
+def _open(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> ModelInfo:
+    """What the repository is, at the branch to push to.
+
+    Raises:
+        ValueError: it is public, and was asked to be private.
+    """
+    info = api.model_info(repo_id)
+    if private and not info.private:
+        raise ValueError(
+            f"{repo_id} exists and is public: --private would not change that. Make it private in its settings, or choose "
+            "another name."
+        )
+    if revision is None:
+        return info
+    if not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api.model_info(repo_id, revision=revision)
+
+
+def _card_there(api: HfApi, repo_id: str, info: ModelInfo) -> str:
+    return Path(api.hf_hub_download(repo_id, CARD, revision=info.sha)).read_text(encoding="utf-8")
+
+
+def _is_weights(name: str) -> bool:
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
+
+
+@contextmanager
+def _explained(repo_id: str, token: str | None) -> Iterator[None]:
+    """Turn what the Hub and the connection may answer into an `OSError` that says what to do."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise OSError(_explanation(error, repo_id, bool(token or get_token()))) from error
+    except (HTTPError, RuntimeError) as error:
+        # `huggingface_hub` wraps what ends an upload into a RuntimeError
+        cause = error.__cause__ or error
+        if isinstance(cause, HfHubHTTPError):
+            raise OSError(_explanation(cause, repo_id, bool(token or get_token()))) from error
+        raise OSError(
+            f"The connection to the Hub broke: {cause}. Nothing was committed to {repo_id}. Push again: files that have "
+            "arrived are not uploaded a second time."
+        ) from error
+
+
+def _explanation(error: HfHubHTTPError, repo_id: str, has_token: bool) -> str:
+    status = error.response.status_code
+    if status == 401 and not has_token:
+        return f"{repo_id}: the Hub wants a token. Run `hf auth login`, set HF_TOKEN, or pass --token."
+    if status == 401:
+        return (
+            f"{repo_id}: the Hub does not accept the token. Make a new one, with the right to write, in its settings."
+        )
+    if status == 403:
+        return (
+            f"{repo_id}: the token may not write there. It needs the right to write, and its owner a part in "
+            f"{repo_id.partition('/')[0]}. The Hub says: {error.server_message or error}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id}: there is no such revision. The Hub says: {error.server_message or error}"
+    if status == 404:
+        return f"{repo_id}: there is no such repository, or it is private and the token may not see it."
+    if status in (409, 412):
+        return (
+            f"{repo_id} was changed by somebody else in the meantime. Nothing was committed. Push again: files that have "
+            f"arrived are not uploaded a second time. The Hub says: {error.server_message or error}"
+        )
+    return f"{repo_id}: {error}"
