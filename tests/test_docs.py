@@ -1,11 +1,15 @@
-"""The Python in docs/ runs, block after block, and the files that it names exist."""
+"""The Python in docs/ runs, block after block; the files, commands and options that it names exist."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-DOCS = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+from internvlx_hf.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
 def python_blocks(path: Path) -> list[str]:
@@ -24,6 +28,31 @@ def test_every_python_block_runs(path, demo_output):
 def test_every_file_that_it_names_exists(path):
     named = re.findall(r"\]\((?!https?:|#)([^)]+)\)", path.read_text(encoding="utf-8"))
     assert [name for name in named if not (path.parent / name).exists()] == []
+
+
+def command_lines() -> set[tuple[str, str]]:
+    """Sub-command and the rest of each `internvlx ...` line in the documentation's shell blocks."""
+    found = set()
+    for path in (ROOT / "README.md", *DOCS):
+        for block in re.findall(r"^```bash\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            found |= set(re.findall(r"^internvlx +(\S+)(.*)$", block.replace("\\\n", " "), re.MULTILINE))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in command_lines()}))
+def test_every_option_that_the_documentation_gives_a_command_exists(name, capsys):
+    assert name in COMMANDS
+    with pytest.raises(SystemExit) as stop:
+        import_module(f"internvlx_hf.commands.{name}").main(["--help"])
+    assert stop.value.code == 0
+    explained = capsys.readouterr().out
+    used = {
+        option
+        for command, rest in command_lines()
+        if command == name
+        for option in re.findall(r"(?<=\s)--[\w.-]+", rest.split(" #")[0])
+    }
+    assert [option for option in used if not re.search(rf"(?<!\S){re.escape(option)}(?![\w-])", explained)] == []
 
 
 def test_the_lvtc_figure_is_drawn_from_the_paper_s_layer(tmp_path):
