@@ -143,9 +143,7 @@ def whole_folder(out: Path, *, overwrite: bool, num_bytes: int) -> Iterator[Path
     shutil.rmtree(partial, ignore_errors=True)
     free = shutil.disk_usage(out.parent).free
     if free < num_bytes:
-        raise OSError(
-            f"{out.parent} has {free / 1e9:.1f} GB free, but the converted checkpoint takes {num_bytes / 1e9:.1f} GB."
-        )
+        raise OSError(f"{out.parent} has {free / 1e9:.1f} GB free, but the checkpoint takes {num_bytes / 1e9:.1f} GB.")
     partial.mkdir()
     try:
         yield partial

@@ -87,6 +87,7 @@ class InternVLXTrainingArguments(TrainingArguments):
     Its `learning_rate`, schedule, optimizer and one epoch are the paper's (section 4). The warm-up is InternVL's.
     """
 
+    _argument_group_name = "training"
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rates"]
 
     stage: int = field(
@@ -217,18 +218,21 @@ def _set_defaults(parser: argparse.ArgumentParser, settings: dict, source: str) 
             raise ValueError(_unknown(name, parser, source))
         action = actions[name]
         action.required = False
-        is_scalar = action.nargs in (None, "?")
-        if not is_scalar and not isinstance(value, list | None):
-            value = [value]
-        if is_scalar and value is not None and action.type in (int, float):
-            value = str(value)
-        if is_scalar and action.type is string_to_bool and not isinstance(value, bool | None):
-            value = str(value)
-        if action.choices is not None and value not in action.choices:
+        if action.choices is not None and str(value) not in map(str, action.choices):
             choices = ", ".join(map(str, action.choices))
-            if str(value) not in map(str, action.choices):
-                raise ValueError(f"{source} sets `{name}` to {value!r}, expected one of {choices}.")
-        parser.set_defaults(**{name: value})
+            raise ValueError(f"{source} sets `{name}` to {value!r}, expected one of {choices}.")
+        parser.set_defaults(**{name: _default(action, value)})
+
+
+def _default(action: argparse.Action, value):
+    """A value as the parser reads it: text where it converts text, a list where it wants one."""
+    if value is None:
+        return None
+    if action.nargs == "+":
+        return value if isinstance(value, list) else [value]
+    if action.type in (int, float) or (action.type is string_to_bool and not isinstance(value, bool)):
+        return str(value)
+    return value
 
 
 def _unknown(name: str, parser: argparse.ArgumentParser, source: str) -> str:

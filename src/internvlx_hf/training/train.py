@@ -1,20 +1,23 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx train`: a checkpoint, data and settings in, a trained checkpoint out; a plain `Trainer` between them."""
 
+import json
 from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from transformers import PretrainedConfig, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
-from ..processing import InternVLXProcessor
+from ..hub import write_card
+from ..modeling import InternVLXForConditionalGeneration
 from .arguments import DataArguments, InternVLXTrainingArguments, LoraArguments, ModelArguments
 from .collator import InternVLXDataCollator
+from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, trainable_table
+from .recipe import RECIPE_NAME, copy_companions, training_recipe
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
 
@@ -33,9 +36,12 @@ def train(
         KeyboardInterrupt: it was asked to stop; the last checkpoint has been saved.
     """
     checkpoint = find_checkpoint(arguments)
-    check_model_type(model_arguments)
+    check_model_type(model_arguments.model_name_or_path, model_arguments.model_revision)
     processor = load_processor(model_arguments)
     train_dataset = load_dataset("json", data_files=data_arguments.train_data, split="train")
+    eval_dataset = None
+    if data_arguments.eval_data:
+        eval_dataset = load_dataset("json", data_files=data_arguments.eval_data, split="train")
     model = load_model(model_arguments)
     set_seed(arguments.seed)
     model = prepare_model(model, model_arguments, lora_arguments, arguments)
@@ -48,10 +54,11 @@ def train(
         arguments,
         data_collator=InternVLXDataCollator(processor),
         train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         processing_class=processor,
         callbacks=[signals] if arguments.save_on_signal else None,
     )
-    ThroughputCallback.attach(trainer)
+    throughput = ThroughputCallback.attach(trainer)
     if trainer.is_world_process_zero():
         print(trainable_table(model), flush=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -60,9 +67,10 @@ def train(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; go on with "
             "--resume_from_checkpoint last"
         )
-    trainer.save_model()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
+    metrics = dict(result.metrics)
+    if eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    save(trainer, model_arguments, lora_arguments, throughput, metrics)
     return trainer
 
 
@@ -90,47 +98,6 @@ def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
     return str(asked)
 
 
-def check_model_type(arguments: ModelArguments) -> None:
-    """Raise `ValueError` for what is no InternVL-X checkpoint."""
-    config, _ = PretrainedConfig.get_config_dict(arguments.model_name_or_path, revision=arguments.model_revision)
-    if config.get("model_type") != InternVLXConfig.model_type:
-        raise ValueError(
-            f"{arguments.model_name_or_path} is a model of type {config.get('model_type')!r}, expected "
-            f"{InternVLXConfig.model_type!r}. Convert it first: internvlx convert {arguments.model_name_or_path} OUT"
-        )
-
-
-def load_processor(arguments: ModelArguments) -> InternVLXProcessor:
-    """The checkpoint's processor, with the tiling that the settings ask for. It is saved with what is trained."""
-    processor = InternVLXProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
-    image_processor = processor.image_processor
-    for name in ("slicing", "min_patches", "max_patches"):
-        if (value := getattr(arguments, name)) is not None:
-            setattr(image_processor, name, value)
-    type(image_processor)(**image_processor.to_dict())  # raises where the settings contradict themselves
-    return processor
-
-
-def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
-    """The checkpoint's model.
-
-    Raises:
-        ValueError: the checkpoint lacks weights.
-    """
-    model, loading = InternVLXForConditionalGeneration.from_pretrained(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        dtype=arguments.dtype,
-        attn_implementation=arguments.attn_implementation,
-        output_loading_info=True,
-    )
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
-            f"{arguments.model_name_or_path} lacks {len(missing)} weights, {missing[0]} first. Convert it again."
-        )
-    return model
-
-
 def prepare_model(
     model: InternVLXForConditionalGeneration,
     model_arguments: ModelArguments,
@@ -153,3 +120,23 @@ def prepare_model(
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
     return model
+
+
+def save(
+    trainer: InternVLXTrainer,
+    model_arguments: ModelArguments,
+    lora_arguments: LoraArguments,
+    throughput: ThroughputCallback,
+    metrics: dict[str, float],
+) -> None:
+    """Write the trained model, or adapter, with its processor and the record of how it came about."""
+    trainer.save_model()
+    trainer.save_metrics("all", metrics, combined=False)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        out = Path(trainer.args.output_dir)
+        recipe = training_recipe(trainer, model_arguments, lora_arguments, [], [], throughput, metrics)
+        (out / RECIPE_NAME).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        copy_companions(model_arguments.model_name_or_path, out)
+        if not lora_arguments.lora_rank:  # peft writes an adapter's card
+            write_card(out)

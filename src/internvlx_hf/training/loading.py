@@ -1,0 +1,57 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The checkpoint that a training starts from: its model and its processor, with what the settings change about them."""
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from ..processing import InternVLXProcessor
+from .arguments import ModelArguments
+
+
+def check_model_type(name_or_path: str | Path, revision: str | None = None) -> dict:
+    """The configuration of an InternVL-X checkpoint, before anything large is read.
+
+    Raises:
+        ValueError: it is a model of another type.
+        OSError: there is no such checkpoint.
+    """
+    config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
+    if config.get("model_type") != InternVLXConfig.model_type:
+        raise ValueError(
+            f"{name_or_path} is a model of type {config.get('model_type')!r}, expected {InternVLXConfig.model_type!r}. "
+            f"Convert it first: internvlx convert {name_or_path} OUT"
+        )
+    return config
+
+
+def load_processor(arguments: ModelArguments) -> InternVLXProcessor:
+    """The checkpoint's processor, with the tiling that the settings ask for. It is saved with what is trained."""
+    processor = InternVLXProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    image_processor = processor.image_processor
+    for name in ("slicing", "min_patches", "max_patches"):
+        if (value := getattr(arguments, name)) is not None:
+            setattr(image_processor, name, value)
+    type(image_processor)(**image_processor.to_dict())  # raises where the settings contradict themselves
+    return processor
+
+
+def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
+    """The checkpoint's model.
+
+    Raises:
+        ValueError: the checkpoint lacks weights.
+    """
+    model, loading = InternVLXForConditionalGeneration.from_pretrained(
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        dtype=arguments.dtype,
+        attn_implementation=arguments.attn_implementation,
+        output_loading_info=True,
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{arguments.model_name_or_path} lacks {len(missing)} weights, {missing[0]} first. Convert it again."
+        )
+    return model

@@ -1,0 +1,105 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""`training_recipe.json`: what a model was trained on and how, for its card and for whoever wants to repeat it."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import Trainer
+
+from .. import __version__
+from .arguments import LoraArguments, ModelArguments
+from .metrics import ThroughputCallback
+from .parameters import part_sizes
+
+RECIPE_NAME = "training_recipe.json"
+# of the training arguments, what makes one training another; the rest is where and how often things are written
+SETTINGS = (
+    "stage",
+    "freeze",
+    "train",
+    "learning_rate",
+    "learning_rates",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "train_sampling_strategy",
+    "seed",
+)
+PACKAGES = ("transformers", "torch", "accelerate", "peft", "datasets")
+# files of the checkpoint that was trained which still hold for what became of it
+COMPANIONS = ("conversion_report.json", "LICENSE*", "NOTICE*")
+
+
+def training_recipe(
+    trainer: Trainer,
+    model_arguments: ModelArguments,
+    lora_arguments: LoraArguments,
+    data: list[dict],
+    evaluation_data: list[dict],
+    throughput: ThroughputCallback,
+    metrics: dict[str, float],
+) -> dict:
+    """What a card tells about a training, of plain values. Folders are named without where they lie.
+
+    Args:
+        trainer: that has trained.
+        model_arguments, lora_arguments: what it was told.
+        data, evaluation_data: what it learned from and was tested on, `{"name", "samples", "repeat_time"}` each.
+        throughput: what it has counted.
+        metrics: what came out, of training and evaluation.
+    """
+    arguments, config = trainer.args, trainer.model.config
+    image_processor, seen = trainer.processing_class.image_processor, throughput.seen
+    settings = {name: _plain(getattr(arguments, name)) for name in SETTINGS}
+    settings |= {name: getattr(image_processor, name) for name in ("slicing", "min_patches", "max_patches")}
+    settings |= {"dtype": model_arguments.dtype, "world_size": arguments.world_size}
+    settings["samples_per_step"] = (
+        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    )
+    if lora_arguments.lora_rank:
+        settings |= asdict(lora_arguments)
+    return {
+        "base_model": base_name(model_arguments.model_name_or_path),
+        "revision": model_arguments.model_revision,
+        "data": data,
+        "evaluation_data": evaluation_data,
+        "trained_modules": {size.part: size.trained for size in part_sizes(trainer.model) if size.trained},
+        "settings": {name: value for name, value in settings.items() if value not in (None, {}, [], False, -1)},
+        "tokens_per_tile": {"stage_one": config.image_seq_length, "stage_two": config.expanded_image_seq_length},
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "tokens": seen["text_tokens"] + seen["stage_one_tokens"],
+        "seen": {name: seen[name] for name in ("text_tokens", "stage_one_tokens", "stage_two_tokens", "tiles")},
+        "metrics": {name: value for name, value in metrics.items() if not name.endswith("_seen")},
+        "versions": {"internvlx_hf": __version__} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def base_name(name_or_path: str) -> str:
+    """A Hub id, or a folder's name: where it lies is nobody else's business."""
+    path = Path(name_or_path).expanduser()
+    return path.absolute().name if path.is_dir() else name_or_path
+
+
+def copy_companions(source: str | Path, out: str | Path, patterns: Iterable[str] = COMPANIONS) -> None:
+    """Copy the files of a folder that its descendants need too; of what is no folder, nothing."""
+    for pattern in patterns:
+        for file in Path(source).expanduser().glob(pattern):
+            shutil.copy(file, out)
+
+
+def _plain(value):
+    return getattr(value, "value", value)  # an enumeration's
