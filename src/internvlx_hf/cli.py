@@ -8,8 +8,8 @@ COMMANDS = {
     "card": "write or renew a checkpoint's model card",
     "convert": "convert an InternVL checkpoint",
     "merge": "make a full checkpoint of an adapter that LoRA training left",
-    "train": "train a checkpoint: the stages of the paper, or LoRA",
     "push": "push a checkpoint to the Hub",
+    "train": "train a checkpoint: the stages of the paper, or LoRA",
 }
 
 
