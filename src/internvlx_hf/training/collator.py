@@ -1,52 +1,127 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The data collator: all that a plain `Trainer` needs to train InternVL-X."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
+import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ..processing import InternVLXProcessor
-from .samples import conversation_of
-
-IGNORE_INDEX = -100
+from .encoding import IGNORE_INDEX, SampleEncoder, TrainingSample
 
 
 class InternVLXDataCollator:
     """Turns samples `{"messages": [...], "images": [...]}` into a batch for the `Trainer`.
 
-    Only what the assistant writes carries loss, its end marker included. Rows are padded on the right: there every sample's
-    positions start at 0 whether or not a model derives them from the attention mask.
+        Trainer(model, TrainingArguments(..., remove_unused_columns=False), train_dataset=dataset,
+                data_collator=InternVLXDataCollator(processor))
 
-    Use it with `TrainingArguments(remove_unused_columns=False)`, or the `Trainer` drops the columns before they get here.
+    (`remove_unused_columns` would take the columns away before they get here.) Messages are as for `apply_chat_template`,
+    `read_conversation` says where images may be. Only what the assistant writes carries loss, its end marker included.
+
+    Rows are padded on the right: every sample's positions then start at 0, also in a model that does not derive them from
+    the attention mask, and a causal row never sees its padding. With `packing` nothing is padded: see `packing.py`.
 
     Args:
         processor: tokenizes, and cuts images into tiles.
-        pad_to_multiple_of: pad rows to a multiple of this many tokens.
+        max_length, on_too_long, on_broken: see `SampleEncoder`. A collator cannot replace a sample: one that it skips leaves
+            the batch smaller. (The datasets of `load_training_data` replace it before it gets here.)
+        packing: put all samples of a batch into one row without padding, (1, tokens), whose `position_ids` restart with
+            every sample.
+        pad_to_multiple_of: pad rows to a multiple of this many tokens. With `packing`, what fills the row up is one more
+            sample, which nobody reads.
+
+    Raises:
+        ValueError: an argument is out of range or the processor has no chat template for training; when called, also
+            a `BrokenSampleError` (see `on_broken`) or a batch of which nothing is left.
     """
 
-    def __init__(self, processor: InternVLXProcessor, pad_to_multiple_of: int | None = None):
-        self.processor = processor
+    def __init__(
+        self,
+        processor: InternVLXProcessor,
+        max_length: int | None = None,
+        on_too_long: str = "truncate",
+        on_broken: str = "error",
+        packing: bool = False,
+        pad_to_multiple_of: int | None = None,
+    ):
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of}, expected a positive number of tokens.")
+        self.encoder = SampleEncoder(processor, max_length, on_too_long, on_broken)
+        self.packing = packing
         self.pad_to_multiple_of = pad_to_multiple_of
 
-    def __call__(self, samples: list[Mapping]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` (B, L), and `pixel_values` (tiles, 3, H, W) if there are images."""
-        encoded = [self._encode(sample) for sample in samples]
-        length = max(len(sample["input_ids"]) for sample in encoded)
-        if self.pad_to_multiple_of:
-            length += -length % self.pad_to_multiple_of
-        fill = {"input_ids": self.processor.tokenizer.pad_token_id or 0, "attention_mask": 0, "labels": IGNORE_INDEX}
-        batch = {}
-        for name, value in fill.items():
-            rows = pad_sequence([sample[name] for sample in encoded], batch_first=True, padding_value=value)
-            batch[name] = torch.nn.functional.pad(rows, (0, length - rows.shape[1]), value=value)
-        tiles = [sample["pixel_values"] for sample in encoded if "pixel_values" in sample]
-        if tiles:
-            batch["pixel_values"] = torch.cat(tiles)
-        return batch
+    @property
+    def processor(self) -> InternVLXProcessor:
+        return self.encoder.processor
 
-    def _encode(self, sample: Mapping) -> dict[str, torch.Tensor]:
-        encoded = self.processor.apply_chat_template(
-            [conversation_of(sample)], return_labels=True, return_tensors="pt"
-        )
-        return {name: tensor if name == "pixel_values" else tensor[0] for name, tensor in encoded.items()}
+    def __call__(self, samples: Sequence[Mapping | TrainingSample | list[TrainingSample]]) -> dict[str, torch.Tensor]:
+        """Collate samples; rows of samples (lists) are taken apart.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` (B, L), or with `packing` `input_ids`, `position_ids`, `labels` (1, L)
+            and what variable-length attention wants; `pixel_values` (tiles, 3, H, W) if there are images.
+        """
+        flat = [sample for row in samples for sample in (row if isinstance(row, list) else [row])]
+        encoded = [sample for sample in map(self._encoded, flat) if sample is not None]
+        if not encoded:
+            raise ValueError(f"None of the batch's {len(flat)} samples can be trained on; see the warnings above.")
+        batch = self._packed(encoded) if self.packing else self._padded(encoded)
+        tiles = self._tiles(encoded)
+        return batch if tiles is None else batch | {"pixel_values": tiles}
+
+    def _encoded(self, sample: Mapping | TrainingSample) -> TrainingSample | None:
+        if isinstance(sample, TrainingSample):
+            return sample
+        return self.encoder.encode_or_skip(lambda: sample, "a sample of the batch")
+
+    def _length(self, tokens: int) -> int:
+        return tokens + -tokens % (self.pad_to_multiple_of or 1)
+
+    def _padded(self, samples: list[TrainingSample]) -> dict[str, torch.Tensor]:
+        shape = len(samples), self._length(max(map(len, samples)))
+        pad = self.processor.tokenizer.pad_token_id
+        input_ids = np.full(shape, 0 if pad is None else pad)
+        attention_mask, labels = np.zeros(shape, np.int64), np.full(shape, IGNORE_INDEX)
+        for row, sample in enumerate(samples):
+            input_ids[row, : len(sample)] = sample.input_ids
+            labels[row, : len(sample)] = sample.labels
+            attention_mask[row, : len(sample)] = 1
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _packed(self, samples: list[TrainingSample]) -> dict:
+        lengths = [len(sample) for sample in samples]
+        missing = self._length(sum(lengths)) - sum(lengths)
+        pad = self.processor.tokenizer.pad_token_id or 0
+        filling = [(np.full(missing, pad), np.full(missing, IGNORE_INDEX))] if missing else []
+        rows = [(sample.input_ids, sample.labels) for sample in samples] + filling
+        input_ids, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*rows, strict=True))
+        lengths = lengths + [missing] * bool(missing)
+        bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+        return {
+            "input_ids": input_ids[None],
+            "labels": labels[None],
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+            # with a cache, transformers would not look for several samples in a row
+            "use_cache": False,
+        }
+
+    def _tiles(self, samples: list[TrainingSample]) -> torch.Tensor | None:
+        """The tiles of all images. One call for all writes them where they stay: the copying would cost a third more."""
+        parts = []
+        for images_kwargs, group in groupby(samples, key=lambda sample: sample.images_kwargs):
+            group = [sample for sample in group if sample.images]
+            images = [image for sample in group for image in sample.images]
+            if images:
+                features = self.processor.image_processor(images, return_tensors="pt", **images_kwargs)
+                expected = [tiles for sample in group for tiles in sample.num_tiles]
+                if features.num_patches.tolist() != expected:
+                    raise ValueError(f"Images have {features.num_patches.tolist()} tiles, their samples {expected}.")
+                parts.append(features.pixel_values)
+        return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None
