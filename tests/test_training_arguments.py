@@ -117,7 +117,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    model, data, lora, training = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], TYPES)
+    model, _, lora, training = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], TYPES)
     assert (training.learning_rate, training.num_train_epochs, training.warmup_steps) == (4e-5, 1, 0.03)
     assert training.lr_scheduler_type == "cosine"
     assert training.stage == (1 if "stage1" in path.stem else 2)

@@ -83,24 +83,18 @@ def choose_trainable(
     freeze, train = list(freeze or ()), list(train or ())
     require_matches(model, freeze, "freeze")
     require_matches(model, train, "train")
-    trained = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        chosen = stage == 2 or any(matches(pattern, name) for pattern in PROJECTORS)
-        chosen = chosen and not any(matches(pattern, name) for pattern in freeze)
-        if chosen or any(matches(pattern, name) for pattern in train):
-            trained.add(parameter)
+    chosen = set(model.parameters()) if stage == 2 else _named(model, PROJECTORS)
+    chosen = chosen - _named(model, freeze) | _named(model, train)
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter in trained)
-    _free_tied(model, freeze)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+        parameter.requires_grad_(parameter in chosen)
+    if not chosen:
         raise ValueError(f"Nothing is left to train: stage {stage} with freeze={freeze} and train={train}.")
 
 
-def _free_tied(model: nn.Module, freeze: list[str]) -> None:
-    """Freeze what is frozen under one of its names: a tied tensor cannot be trained as one and kept as the other."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if any(matches(pattern, name) for pattern in freeze):
-            parameter.requires_grad_(False)
+def _named(model: nn.Module, patterns: Iterable[str]) -> set[nn.Parameter]:
+    """Parameters that a pattern stands for; a tied one goes by each of its names."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {parameter for name, parameter in named if any(matches(pattern, name) for pattern in patterns)}
 
 
 @dataclass
