@@ -153,6 +153,12 @@ class PillowSource:
         return left, top, right, bottom
 
 
+def upright_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """(width, height) once the EXIF orientation is applied, told from the header of an image that is not decoded yet."""
+    swaps_axes = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])[1]
+    return image.size[::-1] if swaps_axes else image.size
+
+
 def _orientation(image: PIL.Image.Image) -> int:
     try:
         return image.getexif().get(EXIF_ORIENTATION_TAG, 1)

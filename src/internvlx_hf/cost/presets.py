@@ -1,0 +1,147 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The published InternVL 2, 2.5, 3 and 3.5 (dense) models and InternVL-X by their sizes: configurations without weights.
+
+They say what a model costs, not how it computes: rotary embeddings are plain ones. For a model that answers, convert its
+checkpoint. InternLM2 is written as llama, as the conversion writes it.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from transformers import CONFIG_MAPPING
+
+from ..modeling import InternVLXConfig
+from ..processing.rvtc import TilingRule
+
+TILE, PATCH = 448, 14
+# of InternVL's own image processor, and of the paper's high-resolution models (section 4.4)
+NATIVE_TILES, INTERNVL_X_TILES = 12, 6
+
+VISION = {
+    "InternViT-300M": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "attention_bias": True,
+    },
+    "InternViT-6B": {
+        "hidden_size": 3200,
+        "num_hidden_layers": 45,
+        "num_attention_heads": 25,
+        "intermediate_size": 12800,
+        "attention_bias": False,
+        "use_qk_norm": True,
+        "norm_type": "rms_norm",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What tells one of the models from another: the vision tower's name, and the language model's class and sizes."""
+
+    vision: str
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    head_dim: int | None = None
+
+    def config(self, **kwargs) -> InternVLXConfig:
+        sizes = {name: value for name, value in vars(self).items() if name not in ("vision", "model_type", "head_dim")}
+        if self.head_dim is not None:
+            sizes["head_dim"] = self.head_dim
+        # some of the classes have special tokens of their own by default, beyond the vocabulary of others
+        sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        text = CONFIG_MAPPING[self.model_type](tie_word_embeddings=False, **sizes)
+        vision = CONFIG_MAPPING["internvl_vision"](image_size=TILE, patch_size=PATCH, **VISION[self.vision])
+        # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's goes on after them
+        end = 151678 if self.model_type == "qwen3" else self.vocab_size
+        return InternVLXConfig(
+            vision_config=vision, text_config=text, image_token_id=end - 7, dtype="bfloat16", **kwargs
+        )
+
+
+_SMALL, _LARGE = VISION
+# vision tower; class, width, layers, heads, key/value heads, MLP width and vocabulary of the language model
+GEOMETRIES = {
+    "internvl2-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151655),
+    "internvl2-2b": Geometry(_SMALL, "llama", 2048, 24, 16, 8, 8192, 92553),
+    "internvl2-4b": Geometry(_SMALL, "phi3", 3072, 32, 32, 32, 8192, 32020),
+    "internvl2-8b": Geometry(_SMALL, "llama", 4096, 32, 32, 8, 14336, 92553),
+    "internvl2-26b": Geometry(_LARGE, "llama", 6144, 48, 48, 8, 16384, 92553),
+    "internvl2-40b": Geometry(_LARGE, "llama", 7168, 60, 56, 8, 20480, 64007),
+    "internvl2-llama3-76b": Geometry(_LARGE, "llama", 8192, 80, 64, 8, 28672, 128265),
+    "internvl2.5-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151674),
+    "internvl2.5-2b": Geometry(_SMALL, "llama", 2048, 24, 16, 8, 8192, 92553),
+    "internvl2.5-4b": Geometry(_SMALL, "qwen2", 2048, 36, 16, 2, 11008, 151674),
+    "internvl2.5-8b": Geometry(_SMALL, "llama", 4096, 32, 32, 8, 14336, 92553),
+    "internvl2.5-26b": Geometry(_LARGE, "llama", 6144, 48, 48, 8, 16384, 92553),
+    "internvl2.5-38b": Geometry(_LARGE, "qwen2", 5120, 64, 40, 8, 27648, 151674),
+    "internvl2.5-78b": Geometry(_LARGE, "qwen2", 8192, 80, 64, 8, 29568, 151674),
+    "internvl3-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151674),
+    "internvl3-2b": Geometry(_SMALL, "qwen2", 1536, 28, 12, 2, 8960, 151674),
+    "internvl3-8b": Geometry(_SMALL, "qwen2", 3584, 28, 28, 4, 18944, 151674),
+    "internvl3-14b": Geometry(_SMALL, "qwen2", 5120, 48, 40, 8, 13824, 151674),
+    "internvl3-38b": Geometry(_LARGE, "qwen2", 5120, 64, 40, 8, 27648, 151674),
+    "internvl3-78b": Geometry(_LARGE, "qwen2", 8192, 80, 64, 8, 29568, 151674),
+    "internvl3.5-1b": Geometry(_SMALL, "qwen3", 1024, 28, 16, 8, 3072, 151936, 128),
+    "internvl3.5-2b": Geometry(_SMALL, "qwen3", 2048, 28, 16, 8, 6144, 151936, 128),
+    "internvl3.5-4b": Geometry(_SMALL, "qwen3", 2560, 36, 32, 8, 9728, 151936, 128),
+    "internvl3.5-8b": Geometry(_SMALL, "qwen3", 4096, 36, 32, 8, 12288, 151936, 128),
+    "internvl3.5-14b": Geometry(_SMALL, "qwen3", 5120, 40, 40, 8, 17408, 151936, 128),
+    "internvl3.5-38b": Geometry(_LARGE, "qwen3", 5120, 64, 64, 8, 25600, 151936, 128),
+}
+# the paper's own models: PVTC, and LVTC with k = 17 and 23 (our defaults where it says nothing), sliced by "edge"
+INTERNVL_X = {"internvl-x-2b": "internvl2-2b", "internvl-x-8b": "internvl2-8b"}
+PRESETS = (*INTERNVL_X, *GEOMETRIES)
+ALIASES = {"internvl2-76b": "internvl2-llama3-76b"}
+
+
+def preset_name(name: str) -> str | None:
+    """The preset that `name` means, as the Hub writes it (`OpenGVLab/InternVL2_5-8B`) or as here; None for none."""
+    name = name.lower().removeprefix("opengvlab/").replace("_", ".")
+    name = ALIASES.get(name, name)
+    return name if name in PRESETS else None
+
+
+def nearest_preset(name: str) -> str:
+    """The preset whose name is the most like `name`."""
+    return difflib.get_close_matches(name.lower().replace("_", "."), PRESETS, n=1, cutoff=0)[0]
+
+
+def _known(name: str) -> str:
+    known = preset_name(name)
+    if known is None:
+        raise ValueError(f"There is no preset {name!r}. The nearest is {nearest_preset(name)!r}.")
+    return known
+
+
+def preset(name: str) -> InternVLXConfig:
+    """Configuration of a published model, for its sizes.
+
+    Args:
+        name: one of `PRESETS`, in any case, or a model's name on the Hub.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    name = _known(name)
+    if name in INTERNVL_X:
+        return GEOMETRIES[INTERNVL_X[name]].config(lvtc_config={})
+    return GEOMETRIES[name].config(projector_config={"projector_type": "pixel_shuffle"})
+
+
+def preset_tiling(name: str) -> TilingRule:
+    """How that model cuts pictures: by aspect ratio into at most 12 tiles, InternVL-X by "edge" into at most 6.
+
+    Raises:
+        ValueError: there is no such preset; the message names the nearest.
+    """
+    if _known(name) in INTERNVL_X:
+        return TilingRule(TILE, TILE, max_tiles=INTERNVL_X_TILES, slicing="edge")
+    return TilingRule(TILE, TILE, max_tiles=NATIVE_TILES, slicing="ratio")

@@ -1,0 +1,270 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What pictures cost, as text for a terminal, as JSON and as CSV."""
+
+import csv
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from ..processing.rvtc import SLICING_STRATEGIES
+from .estimate import Cost, CostModel
+from .flops import STAGE_ONE, STAGE_TWO
+from .images import Pictures
+
+FLOP_UNITS = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "kFLOP": 1e3}
+BYTE_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+MOST_LISTED = 20  # pictures that are listed one by one in a terminal
+BAR, BLOCKS = 14, " ▏▎▍▌▋▊▉█"
+
+
+@dataclass
+class Report:
+    """The cost of pictures under several settings; the first is the one that was asked for.
+
+    Args:
+        pictures: what was measured.
+        models: a setting each.
+        together: all pictures in one prompt, and not each in one of its own.
+        notes: what is left out, and why.
+    """
+
+    pictures: Pictures
+    models: list[CostModel]
+    together: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        sizes = self.pictures.sizes
+        self.costs = [[m.together(sizes)] if self.together else m.of_sizes(sizes) for m in self.models]
+
+    @property
+    def prompt_names(self) -> list[str]:
+        return [f"{len(self.pictures.names)} pictures together"] if self.together else self.pictures.names
+
+    def to_text(self) -> str:
+        parts = [self._head(), self._comparison()]
+        if len(self.pictures.names) <= MOST_LISTED and not self.together:
+            parts.append(self._listing())
+        if len(self.pictures.names) > 1:
+            parts.append(self._histogram())
+        parts += [self._modules(), *self._remarks()]
+        return "\n\n".join(parts)
+
+    def _head(self) -> str:
+        model, lvtc = self.models[0], self.models[0].setting.config.lvtc_config
+        parameters = scaled(model.parameters, {"billion": 1e9, "million": 1e6})
+        tokens = f"{model.setting.config.image_seq_length} tokens a tile"
+        if lvtc is not None:
+            more = model.setting.config.expanded_image_seq_length
+            tokens += (
+                f", {more} from layer {lvtc.expand_layer} of {model.setting.config.text_config.num_hidden_layers} on"
+            )
+        dtype = str(model.dtype).removeprefix("torch.")
+        weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
+        return (
+            f"{model.setting.name}: {parameters} parameters, {weights} in {dtype}; {tokens}\n"
+            f"A prompt is {'all pictures' if self.together else 'one picture'} and {model.text_tokens} tokens of text, an "
+            f"answer {model.answer_tokens} tokens."
+        )
+
+    def _comparison(self) -> str:
+        averages = [_average(costs) for costs in self.costs]
+        flops = unit([cost.prefill_flops for cost in averages], FLOP_UNITS)
+        answer = unit([cost.answer_flops for cost in averages], FLOP_UNITS)
+        cache = unit([cost.cache_bytes for cost in averages], BYTE_UNITS)
+        memory = unit([cost.weight_bytes for cost in averages], BYTE_UNITS)
+        header = ["", "slicing", "max", "projector", "LVTC", "tiles", "tokens", "stage two"]
+        header += [f"prefill {flops[0]}", f"answer {answer[0]}", f"cache {cache[0]}", f"peak {memory[0]}*"]
+        rows = []
+        for i, (model, costs, mean) in enumerate(zip(self.models, self.costs, averages, strict=True)):
+            setting, tiling = model.setting, model.setting.tiling
+            expanded = f"{mean.stage_two_tokens:,.0f}" if setting.has_lvtc else "-"
+            tiles = f"{mean.tiles:.3f}" if len(costs) > 1 else str(costs[0].tiles)
+            rows.append(
+                ["-> this model" if i == 0 else "   native" if setting.is_native else "", tiling.slicing]
+                + [tiling.max_tiles, setting.projector]
+                + ["on" if setting.has_lvtc else "off", tiles, f"{mean.stage_one_tokens:,.0f}", expanded]
+                + [f"{mean.prefill_flops / flops[1]:,.2f}", f"{mean.answer_flops / answer[1]:,.2f}"]
+                + [f"{mean.cache_bytes / cache[1]:,.1f}"]
+                + [f"{max(cost.peak_bytes for cost in costs) / memory[1]:,.2f}"]
+            )
+        count = len(self.costs[0])
+        title = "Side by side" + (f": averages of {count:,} pictures, and the largest peak" * (count > 1))
+        foot = "* estimated: the weights and what a prefill holds beside them, without the allocator's and CUDA's own"
+        return f"{title}\n{table(header, rows, left=(0, 1, 3, 4))}\n{foot}"
+
+    def _listing(self) -> str:
+        tiling, costs = self.models[0].setting.tiling, self.costs[0]
+        flops = unit([cost.prefill_flops for cost in costs], FLOP_UNITS)
+        cache = unit([cost.cache_bytes for cost in costs], BYTE_UNITS)
+        rows = []
+        for name, size, cost in zip(self.pictures.names, self.pictures.sizes, costs, strict=True):
+            plan = tiling.plan(*size)
+            grid = f"{plan.columns}x{plan.rows}" + " + thumbnail" * plan.has_thumbnail
+            tokens = f"{cost.stage_one_tokens:,}"
+            tokens += f" -> {cost.stage_two_tokens:,}" if self.models[0].setting.has_lvtc else ""
+            rows.append(
+                [name, f"{size[0]}x{size[1]}", grid, cost.tiles, tokens, f"{cost.prefill_flops / flops[1]:,.2f}"]
+                + [f"{cost.cache_bytes / cache[1]:,.1f}"]
+            )
+        header = ["picture", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
+        return f"Each picture under this model\n{table(header, rows, left=(0, 2))}"
+
+    def _histogram(self) -> str:
+        """Shares of the pictures by number of tiles, a column of bars for each way to cut them."""
+        sizes, tiling = self.pictures.sizes, self.models[0].setting.tiling
+        shares = {}
+        for slicing in reversed(SLICING_STRATEGIES):
+            rule = replace(tiling, slicing=slicing)
+            shares[slicing] = Counter(rule.plan(*size).num_tiles for size in sizes)
+        rows = []
+        largest = max(max(counts.values()) for counts in shares.values()) / len(sizes)
+        for tiles in sorted(set().union(*shares.values())):
+            row = [tiles]
+            for counts in shares.values():
+                share = counts[tiles] / len(sizes)
+                row += [bar(share / largest), f"{share:.0%}" if counts[tiles] else ""]
+            rows.append(row)
+        means = [sum(tiles * n for tiles, n in counts.items()) / len(sizes) for counts in shares.values()]
+        tokens = self.models[0].setting.config.image_seq_length
+        rows.append(["mean", *(cell for mean in means for cell in (f"{mean:.3f} tiles", ""))])
+        rows.append(["", *(cell for mean in means for cell in (f"{mean * tokens:,.0f} tokens", ""))])
+        header = ["tiles", *(cell for slicing in shares for cell in (slicing, ""))]
+        title = f"Pictures by tiles, thumbnail included; at most {tiling.max_tiles} without it"
+        return f"{title}\n{table(header, rows, left=(1, 3, 5))}"
+
+    def _modules(self) -> str:
+        mean = _average(self.costs[0])
+        total, (name, divisor) = mean.prefill_flops, unit([mean.prefill_flops], FLOP_UNITS)
+        labels = {STAGE_ONE: "language model, stage one", STAGE_TWO: "language model, stage two"}
+        if not self.models[0].setting.has_lvtc:
+            labels[STAGE_ONE] = "language model"
+        rows = [
+            [labels.get(module, module), f"{count / divisor:,.3f}", f"{count / total:.1%}"]
+            for module, count in mean.flops.items()
+            if count or module == "lm_head"
+        ]
+        rows.append(["prefill", f"{total / divisor:,.3f}", "100.0%"])
+        return f"Where the prefill's FLOPs go in this model\n{table(['module', name, 'share'], rows, left=(0,))}"
+
+    def _remarks(self) -> list[str]:
+        pictures, lines = self.pictures, [f"Left out: {note}" for note in self.notes]
+        lines += [f"Skipped: {why}" for why in pictures.broken.values()]
+        if pictures.ignored:
+            endings = sorted({name.rpartition(".")[2] for name in pictures.ignored})
+            kinds = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
+            count = len(pictures.ignored)
+            lines.append(f"Not looked at: {count} file{'s' * (count > 1)} of other kinds in the folders ({kinds}).")
+        return ["\n".join(lines)] if lines else []
+
+    def to_json(self) -> str:
+        """All numbers, those of every picture under every setting; bytes and FLOPs are whole numbers."""
+        model = self.models[0]
+        settings = []
+        for m, costs in zip(self.models, self.costs, strict=True):
+            tiling, mean = m.setting.tiling, _average(costs)
+            settings.append(
+                {
+                    "name": m.setting.name,
+                    "slicing": tiling.slicing,
+                    "min_tiles": tiling.min_tiles,
+                    "max_tiles": tiling.max_tiles,
+                    "projector": m.setting.projector,
+                    "lvtc": None if not m.setting.has_lvtc else _lvtc(m.setting.config),
+                    "parameters": m.parameters,
+                    "average_tiles": mean.tiles,
+                    "average_tokens": mean.stage_one_tokens,
+                    "average_prefill_flops": mean.prefill_flops,
+                    "prompts": [
+                        {"pictures": name, **cost.to_dict()}
+                        for name, cost in zip(self.prompt_names, costs, strict=True)
+                    ],
+                }
+            )
+        pictures = zip(self.pictures.names, self.pictures.sizes, strict=True)
+        return json.dumps(
+            {
+                "model": model.setting.name,
+                "text_tokens": model.text_tokens,
+                "answer_tokens": model.answer_tokens,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "estimated": ["peak_bytes"],
+                "pictures": [{"name": name, "width": w, "height": h} for name, (w, h) in pictures],
+                "settings": settings,
+                "skipped": self.pictures.broken,
+                "not_pictures": self.pictures.ignored,
+                "notes": list(self.notes),
+            },
+            indent=1,
+        )
+
+    def to_csv(self) -> str:
+        """A row for each picture under each setting."""
+        modules = list(dict.fromkeys(name for costs in self.costs for name in costs[0].flops))
+        rows = []
+        for m, costs in zip(self.models, self.costs, strict=True):
+            tiling = m.setting.tiling
+            for i, (name, cost) in enumerate(zip(self.prompt_names, costs, strict=True)):
+                width, height = ("", "") if self.together else self.pictures.sizes[i]
+                flops = {f"flops.{module}": cost.flops.get(module, 0) for module in modules}
+                numbers = {key: value for key, value in cost.to_dict().items() if key != "flops"}
+                setting = {"setting": m.setting.name, "slicing": tiling.slicing, "max_tiles": tiling.max_tiles}
+                setting |= {"projector": m.setting.projector, "lvtc": "on" if m.setting.has_lvtc else "off"}
+                rows.append({"picture": name, "width": width, "height": height} | setting | numbers | flops)
+        out = io.StringIO()
+        writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue().rstrip("\n")
+
+
+def _lvtc(config) -> dict:
+    lvtc = config.lvtc_config
+    names = ("expand_layer", "downsample_ratio", "hr_projector_type", "num_lr_projectors", "lr_projector_type")
+    return {name: getattr(lvtc, name) for name in names}
+
+
+def _average(costs: list[Cost]) -> Cost:
+    """Every number averaged, the numbers of modules, too."""
+    if len(costs) == 1:
+        return costs[0]
+
+    def mean(values) -> float:
+        return sum(values) / len(costs)
+
+    numbers = {name: mean(getattr(c, name) for c in costs) for name in vars(costs[0]) if name != "flops"}
+    return Cost(**numbers, flops={name: mean(c.flops[name] for c in costs) for name in costs[0].flops})
+
+
+def unit(values: list[float], units: dict[str, float]) -> tuple[str, float]:
+    """The largest unit of which the largest value has at least one; the smallest unit for less."""
+    largest = max(values)
+    return next(((name, size) for name, size in units.items() if largest >= size), list(units.items())[-1])
+
+
+def scaled(value: float, units: dict[str, float]) -> str:
+    """`value` in its unit, `"2.38 billion"`."""
+    name, size = unit([value], units)
+    return f"{value / size:.2f} {name}"
+
+
+def bar(share: float) -> str:
+    """A bar of eighths of a character, `BAR` characters for 1."""
+    eighths = max(round(share * BAR * 8), 1 if share else 0)
+    return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()
+
+
+def table(header: list[str], rows: list[list], left: tuple[int, ...] = ()) -> str:
+    """Columns aligned to the right, but for those in `left`."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:]])
