@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     "card": "write or renew a checkpoint's model card",
     "convert": "convert an InternVL checkpoint",
+    "cost": "say what pictures cost: tiles, tokens, FLOPs, memory",
     "merge": "make a full checkpoint of an adapter that LoRA training left",
     "push": "push a checkpoint to the Hub",
     "train": "train a checkpoint: the stages of the paper, or LoRA",

@@ -1,0 +1,85 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""`internvlx cost`."""
+
+import argparse
+from dataclasses import replace
+
+from ..cost import CostModel, Setting, find_pictures, load_setting, parse_size, side_by_side
+from ..cost.estimate import ANSWER_TOKENS, DTYPES, TEXT_TOKENS
+from ..cost.presets import PRESETS
+from ..cost.report import Report
+from ..processing.rvtc import SLICING_STRATEGIES
+
+DEFAULT_MODEL = "internvl-x-2b"
+
+
+def main(arguments: list[str]) -> None:
+    """Raises: ValueError, OSError: a picture, a size, a model or a number is not what it should be; names it."""
+    options = _parser().parse_args(arguments)
+    print(_report(options))
+
+
+def _report(options: argparse.Namespace) -> str:
+    sizes = [parse_size(size) for size in options.size]
+    setting = choose_setting(options.model, options.slicing, options.max_patches)
+    settings, notes = side_by_side(setting)
+    dtype = DTYPES.get(options.dtype)
+    models = [CostModel(each, options.text_tokens, options.answer_tokens, dtype) for each in settings]
+    if not options.images and not sizes:
+        raise ValueError("There is nothing to measure, expected pictures, folders, patterns, or --size 640x480.")
+    pictures = find_pictures(options.images, skip_broken=options.skip_broken)
+    for size in sizes:
+        pictures.add(f"{size[0]}x{size[1]}", size)
+    if not pictures.sizes:
+        raise ValueError("None of the pictures can be read: " + " ".join(pictures.broken.values()))
+    report = Report(pictures, models, options.together, tuple(notes))
+    return report.to_json() if options.json else report.to_csv() if options.csv else report.to_text()
+
+
+def choose_setting(model: str, slicing: str | None, max_patches: int | None) -> Setting:
+    """The setting of `--model`, with `--slicing` and `--max-patches` in place of its own."""
+    setting = load_setting(model)
+    changes = {"slicing": slicing, "max_tiles": max_patches}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return replace(setting, tiling=replace(setting.tiling, **changes)) if changes else setting
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """`--model` and how it cuts pictures."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="PATH_OR_PRESET",
+        help=f"a checkpoint's folder, or a preset ({DEFAULT_MODEL}): {', '.join(PRESETS)}",
+    )
+    parser.add_argument("--slicing", choices=SLICING_STRATEGIES, help="how a picture's size bounds its tiles")
+    parser.add_argument("--max-patches", type=int, help="most tiles of a picture, the thumbnail not counted")
+    parser.add_argument(
+        "--text-tokens",
+        type=int,
+        default=TEXT_TOKENS,
+        help=f"tokens of a prompt beside its pictures, chat template and image marks included ({TEXT_TOKENS})",
+    )
+    parser.add_argument(
+        "--answer-tokens", type=int, default=ANSWER_TOKENS, help=f"tokens of an answer ({ANSWER_TOKENS})"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvlx cost",
+        description="What pictures cost before they are run: tiles, tokens, FLOPs, keys and values, memory, under a model "
+        "and beside other ways to cut and compress. Reads the headers of the pictures, no weights, and needs no GPU.",
+    )
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGES", help="pictures, folders, or patterns ('photos/**/*.jpg')"
+    )
+    parser.add_argument("--size", action="append", default=[], metavar="WxH", help="a size instead; may be repeated")
+    add_model_options(parser)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of weights and cache (the model's, or bfloat16)")
+    parser.add_argument("--together", action="store_true", help="all pictures in one prompt")
+    parser.add_argument("--skip-broken", action="store_true", help="name what cannot be read, and go on")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="all numbers as JSON")
+    output.add_argument("--csv", action="store_true", help="a row for each picture under each setting")
+    return parser
