@@ -1,0 +1,116 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What samples cost, without decoding a pixel: their tokens in both stages of the language model, and their tiles."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from ..modeling import InternVLXConfig
+from .datasets import TrainingData
+
+
+@dataclass
+class SampleSizes:
+    """Sizes of samples, arrays of one number for each.
+
+    Attributes:
+        tokens: of `input_ids`: text, image placeholders and what stands around them. 0 for a sample to be skipped.
+        tiles: of all its images.
+    """
+
+    tokens: np.ndarray
+    tiles: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def stage_two_tokens(self, config: InternVLXConfig) -> np.ndarray:
+        """Tokens in the layers behind LVTC's expansion; without LVTC the same as before."""
+        if config.lvtc_config is None:
+            return self.tokens
+        return self.tokens + self.tiles * (config.expanded_image_seq_length - config.image_seq_length)
+
+    def costs(self, config: InternVLXConfig) -> np.ndarray:
+        """What each sample costs the model, in tokens that pass through the whole language model.
+
+        Tokens count in the share of the layers that see them; a tile counts besides for as many tokens as have the vision
+        tower's operations in the language model.
+        """
+        layers = config.text_config.num_hidden_layers
+        expand_layer = layers if config.lvtc_config is None else config.lvtc_config.expand_layer
+        in_stages = expand_layer * self.tokens + (layers - expand_layer) * self.stage_two_tokens(config)
+        return in_stages / layers + self.tiles * tile_cost(config)
+
+
+def tile_cost(config: InternVLXConfig) -> float:
+    """Operations of the vision tower for a tile, in those of the language model for a token (matrix products only)."""
+    vision, text = config.vision_config, config.text_config
+    tower = vision.num_hidden_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = 2 * text.hidden_size * head * (text.num_attention_heads + text.num_key_value_heads)
+    layer = attention + 3 * text.hidden_size * text.intermediate_size
+    return tower * (1 + config.patch_grid**2) / (text.num_hidden_layers * layer)
+
+
+class _Sizes(Dataset):
+    def __init__(self, data: TrainingData):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        sample = self.data.encode(index, decode=False)
+        return (0, 0) if sample is None else (len(sample), sum(sample.num_tiles))
+
+
+def measure_sizes(data: TrainingData, num_workers: int = 0, cache: str | os.PathLike | None = None) -> SampleSizes:
+    """Measure all samples of `data`: texts are tokenized, of images only the headers are read.
+
+    Args:
+        num_workers: processes that share the work.
+        cache: a folder where the sizes are kept. They are taken from there if the data's files and the processor's settings
+            are still the same; the images themselves are not looked at again. A list of records is never kept.
+
+    Raises:
+        BrokenSampleError: a sample is broken and not to be skipped.
+    """
+    key = None if cache is None else fingerprint(data)
+    file = None if key is None else Path(cache) / f"sizes-{key}.npy"
+    if file is not None and file.exists():
+        return SampleSizes(*np.load(file))
+    loader = DataLoader(_Sizes(data), batch_size=256, num_workers=num_workers, collate_fn=np.array)
+    sizes = np.concatenate(list(loader)).T
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.tmp")
+        with open(partial, "wb") as opened:
+            np.save(opened, sizes)
+        os.replace(partial, file)  # another process never sees half of it
+    return SampleSizes(*sizes)
+
+
+def fingerprint(data: TrainingData) -> str | None:
+    """A name for what the sizes of `data` follow from: its files, the choice of its records, the processor's settings.
+
+    None if some of its records cannot be told from others without reading them.
+    """
+    if any(part.records.fingerprint() is None for part in data.parts):
+        return None
+    encoder, processor = data.encoder, data.encoder.processor
+    origins = [[part.records.fingerprint(), part.image_root, part.repeat, part.images_kwargs] for part in data.parts]
+    settings = {
+        "origins": origins,
+        "records": hashlib.sha256(np.ascontiguousarray(data.records)).hexdigest(),
+        "image_processor": processor.image_processor.to_dict(),
+        "image_seq_length": processor.image_seq_length,
+        "chat_template": processor.chat_template,
+        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
+        "limits": [encoder.max_length, encoder.on_too_long],
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,220 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Datasets of encoded samples for the `Trainer`: map-style, and streaming."""
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from .conversations import sample_from_record
+from .encoding import SampleEncoder, TrainingSample
+from .records import JsonArray, JsonLines, Rows
+
+Encoded = tuple[TrainingSample | None, str]  # a sample, unless it is to be skipped, and its place
+# so many broken samples in a row are no accident
+MOST_BROKEN_IN_A_ROW = 100
+
+
+@dataclass
+class Part:
+    """Records of one origin.
+
+    Attributes:
+        records: knows its length, gives records by index, and says where each is (`place`).
+        image_root: folder that relative paths of images count from.
+        repeat: how often each record counts in an epoch; of a fraction, a fixed random choice of the records.
+        images_kwargs: arguments of the image processor for these records.
+    """
+
+    records: JsonLines | JsonArray | Rows
+    image_root: str | None = None
+    repeat: float = 1.0
+    images_kwargs: dict = field(default_factory=dict)
+
+    def sample(self, record: int) -> dict:
+        return sample_from_record(self.records[record], self.image_root, self.images_kwargs)
+
+    def chosen(self, generator: np.random.Generator) -> np.ndarray:
+        """Which records an epoch has, in order."""
+        whole, fraction = divmod(self.repeat, 1)
+        everything = np.arange(len(self.records))
+        some = generator.choice(everything, round(fraction * len(everything)), replace=False)
+        return np.concatenate([*[everything] * int(whole), np.sort(some)])
+
+
+class TrainingData(Dataset):
+    """A map-style dataset of `TrainingSample`s.
+
+    A sample that is to be skipped (see `SampleEncoder`) is replaced by the next good one, which is the same in every epoch
+    and after resuming. `counts` tells how many were skipped so far, those of the data loader's workers included.
+
+    Args:
+        parts: where the samples come from.
+        encoder: makes training samples of them.
+        seed: of the choice of records where a part counts a fraction of them.
+
+    Attributes:
+        records: which record of its part each sample is.
+
+    Raises:
+        ValueError: there is no record. When a sample is read, `BrokenSampleError`: see `SampleEncoder`.
+    """
+
+    def __init__(self, parts: Sequence[Part], encoder: SampleEncoder, seed: int = 0):
+        self.parts = list(parts)
+        self.encoder = encoder
+        chosen = [part.chosen(np.random.default_rng([seed, index])) for index, part in enumerate(self.parts)]
+        self._part_ends = np.cumsum([len(records) for records in chosen])
+        self.records = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+        if not len(self):
+            names = ", ".join(str(getattr(part.records, "path", part.records)) for part in self.parts)
+            raise ValueError(f"There is nothing to train on: {names or 'no data'} holds no records.")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.encoder.counts.as_dict()
+
+    def raw(self, index: int) -> dict:
+        """The sample of messages and images, as `read_conversation` takes it."""
+        part, record = self._locate(index)
+        return part.sample(record)
+
+    def place(self, index: int) -> str:
+        """Where the sample is: its file and line."""
+        part, record = self._locate(index)
+        return part.records.place(record)
+
+    def _locate(self, index: int) -> tuple[Part, int]:
+        part = int(np.searchsorted(self._part_ends, index, side="right"))
+        return self.parts[part], int(self.records[index])
+
+    def encode(self, index: int, decode: bool = True) -> TrainingSample | None:
+        """The sample, or None where it is to be skipped. Without `decode`, of its images only the headers are read."""
+        return self.encoder.encode_or_skip(lambda: self.raw(index), self.place(index), decode)
+
+    def epoch(self, epoch: int, seed: int | None, num_shards: int, shard: int) -> Iterator[Encoded]:
+        """The samples of a shard of an epoch, each with its place; None for those to be skipped. Unshuffled without seed."""
+        order = np.arange(len(self))
+        if seed is not None:
+            order = np.random.default_rng([seed, epoch]).permutation(order)
+        worker = get_worker_info()
+        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        for index in order[shard * workers + own :: num_shards * workers].tolist():
+            yield self.encode(index), self.place(index)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} samples")
+        for step in range(min(len(self), MOST_BROKEN_IN_A_ROW)):
+            sample = self.encode((index + step) % len(self))
+            if sample is not None:
+                return sample
+        raise _all_broken(self.place(index % len(self)))
+
+
+def _all_broken(place: str) -> ValueError:
+    return ValueError(
+        f"None of the samples from {place} on can be trained on; the warnings above say why. Is the folder of the images "
+        "right, and `max_length` large enough for an image?"
+    )
+
+
+class RecordStream:
+    """Records of a `datasets.IterableDataset`, encoded.
+
+    Args:
+        records: its images not decoded.
+        name: what messages call it.
+        image_root: folder that relative paths of images count from.
+        shuffle_buffer: how many records are shuffled among each other (beside the shards, which are shuffled too).
+    """
+
+    def __init__(self, records, encoder: SampleEncoder, name: str, image_root: str | None = None, shuffle_buffer=1000):
+        self.records = records
+        self.encoder = encoder
+        self.name = name
+        self.image_root = image_root
+        self.shuffle_buffer = shuffle_buffer
+
+    def epoch(self, epoch: int, seed: int | None, num_shards: int, shard: int) -> Iterator[Encoded]:
+        """As `TrainingData.epoch`."""
+        from datasets.distributed import split_dataset_by_node
+
+        records = self.records
+        if seed is not None:
+            records = records.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
+        if num_shards > 1:
+            records = split_dataset_by_node(records, rank=shard, world_size=num_shards)
+        records.set_epoch(epoch)
+        for number, record in enumerate(records):  # which shares itself out among the workers
+            place = f"{self.name}, record {record.get('id', f'{number} of shard {shard} in epoch {epoch}')}"
+            yield self.encoder.encode_or_skip(partial(sample_from_record, record, self.image_root), place), place
+
+
+class StreamingTrainingData(IterableDataset):
+    """Encoded samples one after another, shuffled anew in every epoch; what is to be skipped is left out.
+
+    Each sample comes exactly once an epoch, over all workers of the data loader and over all that `shard` was split into.
+    Resuming reads the stream from its start, as the `Trainer` does.
+
+    Several processes: the `Trainer`'s own data loader takes its share of what *every* process encodes (with
+    `accelerator_config={"dispatch_batches": False}`, for batches differ in shape). With `shard` each sample is encoded
+    once; the data loader must then not be split a second time.
+
+    Args:
+        source: where the samples come from.
+        shuffle: in another order each epoch.
+        seed: of the order.
+        endless: begin the next epoch by itself, so that no process runs out of samples before the others.
+    """
+
+    def __init__(
+        self, source: TrainingData | RecordStream, shuffle: bool = True, seed: int = 0, endless: bool = False
+    ):
+        self.source = source
+        self.seed = seed if shuffle else None
+        self.endless = endless
+        self.num_shards, self.shard_index = 1, 0
+        # in shared memory, so that workers that live through several epochs hear of it
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.source.encoder.counts.as_dict()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def shard(self, num_shards: int, index: int) -> "StreamingTrainingData":
+        """The `index`-th of `num_shards` parts of this stream, for process `index`.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if not 0 <= index < num_shards:
+            raise ValueError(f"index={index} of num_shards={num_shards}, expected 0 <= index < num_shards.")
+        shard = copy(self)
+        shard.num_shards, shard.shard_index = self.num_shards * num_shards, self.shard_index * num_shards + index
+        return shard
+
+    def __iter__(self) -> Iterator[TrainingSample]:
+        epoch, broken = int(self._epoch), 0
+        while True:
+            for sample, place in self.source.epoch(epoch, self.seed, self.num_shards, self.shard_index):
+                if sample is not None:
+                    broken = 0
+                    yield sample
+                    continue
+                broken += 1
+                if broken == MOST_BROKEN_IN_A_ROW:
+                    raise _all_broken(place)
+            if not self.endless:
+                return
+            epoch += 1

@@ -1,0 +1,162 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Files of records, one of which can be read without holding the others.
+
+Annotations of several hundred thousand conversations are gigabytes as Python objects, once more in every worker that
+touches them. So only the places of the records in their file are kept, 8 or 16 bytes each. (Arrow would want one schema
+for all records, where `image` may be a path here and a list there, and one broken line would spoil the file.)
+"""
+
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+_CHUNK = 2**24  # bytes read at a time while a file is indexed
+
+
+class JsonLines(Sequence):
+    """The records of a JSONL file. Blank lines are none.
+
+    Raises:
+        OSError: the file cannot be read. When a record is read, ValueError: its line is no JSON.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        self._starts, self._stops = _lines(self.path)
+        is_blank = self._starts == self._stops
+        for line in np.flatnonzero(self._stops - self._starts == 1):  # a lone carriage return, or else a broken record
+            is_blank[line] = self._bytes(line).isspace()
+        (self._numbers,) = np.nonzero(~is_blank)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int):
+        return json.loads(self._bytes(self._numbers[index]))
+
+    def _bytes(self, line: int) -> bytes:
+        return _read(self.path, self._starts[line], self._stops[line])
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, line {self._numbers[index] + 1}"
+
+    def fingerprint(self) -> str:
+        return _file_state(self.path)
+
+
+class JsonArray(Sequence):
+    """The records of a JSON file that holds one list of them.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no list of JSON values; the message names the line.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        self._bounds = _elements(self.path)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __getitem__(self, index: int):
+        return json.loads(_read(self.path, *self._bounds[index]))
+
+    def place(self, index: int) -> str:
+        line = 1 + _read(self.path, 0, self._bounds[index][0]).count(b"\n")
+        return f"{self.path}, record {index} (line {line})"
+
+    def fingerprint(self) -> str:
+        return _file_state(self.path)
+
+
+class Rows(Sequence):
+    """The records of any sequence, a map-style `datasets.Dataset` with a transform among them.
+
+    Args:
+        name: what messages call it.
+    """
+
+    def __init__(self, rows: Sequence, name: str):
+        self.rows = rows
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int):
+        return self.rows[int(index)]
+
+    def place(self, index: int) -> str:
+        return f"{self.name}, row {index}"
+
+    def fingerprint(self) -> str:
+        """What tells these rows from others; None if nothing but reading them does."""
+        return getattr(self.rows, "_fingerprint", None)
+
+
+class ArrowRows(Rows):
+    """The rows of a map-style `datasets.Dataset`, its images as their bytes or paths: decoding is for the encoder to do."""
+
+    def __init__(self, rows, name: str):
+        super().__init__(rows.with_format("arrow"), name)
+
+    def __getitem__(self, index: int):
+        return super().__getitem__(index).to_pylist()[0]
+
+
+def _file_state(path: str) -> str:
+    state = os.stat(path)
+    return f"{os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}"
+
+
+def _read(path: str, start: int, stop: int) -> bytes:
+    # opened anew each time: processes that share a file also share where they are in it
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def _lines(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where the lines of a file start and stop, their newlines excluded."""
+    newlines, size = [], 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            newlines.append(size + np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")))
+            size += len(chunk)
+    ends = np.concatenate(newlines) if newlines else np.zeros(0, np.int64)
+    return np.concatenate([[0], ends + 1]).astype(np.int64), np.concatenate([ends, [size]]).astype(np.int64)
+
+
+def _elements(path: str) -> np.ndarray:
+    """(records, 2): where the elements of a file's list start and stop, in bytes."""
+    with open(path, "rb") as file:
+        data = file.read()
+    # In latin-1 a character is a byte. Texts decode to nonsense, but the structure of JSON is ASCII.
+    text, decoder, bounds = data.decode("latin-1"), json.JSONDecoder(), []
+    try:
+        position = _skip_blanks(text, 3 if data.startswith(b"\xef\xbb\xbf") else 0)
+        position = _skip_blanks(text, _expect(text, position, "["))
+        while text[position : position + 1] != "]":
+            if bounds:
+                position = _skip_blanks(text, _expect(text, position, ","))
+            _, stop = decoder.raw_decode(text, position)
+            bounds.append((position, stop))
+            position = _skip_blanks(text, stop)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}, expected a JSON list of records.") from error
+    return np.array(bounds, dtype=np.int64).reshape(-1, 2)
+
+
+def _skip_blanks(text: str, position: int) -> int:
+    while text[position : position + 1] in (" ", "\t", "\n", "\r"):
+        position += 1
+    return position
+
+
+def _expect(text: str, position: int, character: str) -> int:
+    if text[position : position + 1] != character:
+        raise json.JSONDecodeError(f"Expecting {character!r}", text, position)
+    return position + 1

@@ -1,0 +1,170 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Loading training data of any kind that is common for vision-language models."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+from transformers.utils import logging
+
+from ..processing import InternVLXProcessor
+from .datasets import Part, RecordStream, StreamingTrainingData, TrainingData
+from .encoding import SampleEncoder
+from .records import ArrowRows, JsonArray, JsonLines, Rows
+
+logger = logging.get_logger(__name__)
+
+# InternVL's settings of a dataset, and the image processor's names for those that are about images
+_IMAGE_SETTINGS = {"max_dynamic_patch": "max_patches", "min_dynamic_patch": "min_patches"}
+_META_KEYS = ("root", "annotation", "repeat_time", "length", "data_augment", "media_type", *_IMAGE_SETTINGS)
+
+
+def load_training_data(
+    source,
+    processor: InternVLXProcessor,
+    *,
+    image_root: str | os.PathLike | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    max_length: int | None = None,
+    on_too_long: str = "truncate",
+    on_broken: str = "error",
+    shuffle_buffer: int = 1000,
+    endless: bool = False,
+    seed: int = 0,
+) -> TrainingData | StreamingTrainingData:
+    """Load training data, whatever its kind; what comes out goes into the `Trainer` with an `InternVLXDataCollator`.
+
+    Args:
+        source: one of
+            - InternVL's meta file: JSON of `{name: {"root", "annotation", "repeat_time", ...}}`. A `repeat_time` with a
+              fraction adds a fixed random choice of the records. Relative paths count from the working directory, as in
+              InternVL, or else from the meta file's folder;
+            - annotations: a `.jsonl` file of records, or a `.json` file that is a list of them, as LLaVA's;
+            - a folder (of Parquet, JSONL and so on, or written by `save_to_disk`) or an id on the Hub, for `datasets`;
+            - a `datasets.Dataset` or `IterableDataset`, or a list of records.
+            For records see `sample_from_record`.
+        processor: of the model that is trained.
+        image_root: folder that relative paths of images count from. By default the folder of the annotations. (A meta file
+            says its own.)
+        split: of a folder or a Hub id.
+        streaming: read one sample after another instead of any at any time; a Hub id is then not downloaded first.
+        max_length, on_too_long, on_broken: see `SampleEncoder`.
+        shuffle_buffer: see `RecordStream`.
+        endless, seed: see `StreamingTrainingData`.
+
+    Raises:
+        ValueError: the source or an argument is of no known kind; the message names it.
+        OSError: a file cannot be read.
+    """
+    encoder = SampleEncoder(processor, max_length, on_too_long, on_broken)
+    root = None if image_root is None else os.fspath(image_root)
+    if isinstance(source, str | os.PathLike) and not Path(source).is_file():
+        source, root = _load_with_datasets(os.fspath(source), split, streaming), root or _folder(source)
+    if isinstance(source, datasets.IterableDataset):
+        records = RecordStream(_undecoded(source), encoder, _name(source), root, shuffle_buffer)
+        return StreamingTrainingData(records, seed=seed, endless=endless)
+    data = TrainingData(_parts(source, root), encoder, seed)
+    return StreamingTrainingData(data, seed=seed, endless=endless) if streaming else data
+
+
+def _parts(source, root: str | None) -> list[Part]:
+    if isinstance(source, datasets.Dataset):
+        has_transform = source.format["type"] == "custom"
+        return [Part((Rows if has_transform else ArrowRows)(source, _name(source)), root)]
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.suffix == ".json" and _first_character(path) == "{":
+            return _read_meta(path, root)
+        return [Part(_annotations(path), root or str(path.parent))]
+    if isinstance(source, Sequence) and not isinstance(source, Mapping):
+        return [Part(Rows(source, "the list of samples"), root)]
+    raise ValueError(
+        f"The training data is a {type(source).__name__}, expected a path, an id on the Hub, a datasets.Dataset, a "
+        "datasets.IterableDataset or a list of samples. (Of a DatasetDict, choose a split.)"
+    )
+
+
+def _annotations(path: Path) -> JsonLines | JsonArray:
+    if path.suffix not in (".jsonl", ".json"):
+        raise ValueError(f"{path} is no file of annotations, expected .jsonl or .json.")
+    return JsonArray(path) if path.suffix == ".json" and _first_character(path) == "[" else JsonLines(path)
+
+
+def _first_character(path: Path) -> str:
+    with open(path, encoding="utf-8-sig") as file:
+        while character := file.read(1):
+            if not character.isspace():
+                return character
+    raise ValueError(f"{path} is empty, expected annotations.")
+
+
+def _read_meta(path: Path, root: str | None) -> list[Part]:
+    """InternVL's meta file; or, for its first record looks the same, a JSONL file that is called .json."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            return [Part(JsonLines(path), root or str(path.parent))]
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}, expected InternVL's meta file.") from error
+    if root is not None:
+        raise ValueError(
+            f"image_root={root} with the meta file {path}, expected none: the file says where images are."
+        )
+    return [_meta_part(f"{path}, {name!r}", entry, path.parent) for name, entry in meta.items()]
+
+
+def _meta_part(place: str, entry, folder: Path) -> Part:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("annotation"), str):
+        raise ValueError(f"{place} is {entry!r:.100}, expected settings with an `annotation` file.")
+    unknown = [key for key in entry if key not in _META_KEYS]
+    if unknown:
+        raise ValueError(f"{place} sets {unknown[0]!r}, which is unknown here, expected only {', '.join(_META_KEYS)}.")
+    if entry.get("data_augment"):
+        raise ValueError(f"{place} sets data_augment={entry['data_augment']!r}, but images are not augmented here.")
+    if entry.get("media_type", "image") not in ("image", "text"):
+        raise ValueError(f"{place} sets media_type={entry['media_type']!r}, expected image or text.")
+    repeat = entry.get("repeat_time", 1)
+    if not isinstance(repeat, int | float) or isinstance(repeat, bool) or not 0 <= repeat < float("inf"):
+        raise ValueError(f"{place} sets repeat_time={repeat!r}, expected a number from 0 on.")
+    images_kwargs = {_IMAGE_SETTINGS[key]: value for key, value in entry.items() if key in _IMAGE_SETTINGS}
+    for key, value in images_kwargs.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{place} asks for {key}={value!r}, expected a positive number of tiles.")
+    records = _annotations(_found(entry["annotation"], folder))
+    root = str(_found(entry["root"], folder)) if entry.get("root") else str(folder)
+    return Part(records, root, repeat, images_kwargs)
+
+
+def _found(path: str, folder: Path) -> Path:
+    return Path(path) if Path(path).exists() else folder / path
+
+
+def _load_with_datasets(name: str, split: str, streaming: bool):
+    path = Path(name)
+    if path.suffix in (".json", ".jsonl") or (path.is_absolute() and not path.exists()):
+        raise FileNotFoundError(f"There is no {name}, expected a file of annotations or a folder.")
+    if path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json")):
+        data = datasets.load_from_disk(name)
+        if isinstance(data, datasets.DatasetDict):
+            if split not in data:
+                raise ValueError(f"{name} has no split {split!r}, expected one of {', '.join(data)}.")
+            data = data[split]
+        return data.to_iterable_dataset(num_shards=64) if streaming else data
+    return datasets.load_dataset(name, split=split, streaming=streaming)
+
+
+def _folder(source: str | os.PathLike) -> str | None:
+    return os.fspath(source) if Path(source).is_dir() else None
+
+
+def _name(data) -> str:
+    name = getattr(data.info, "dataset_name", None) or "the dataset"
+    return f"{name} ({data.split})" if data.split else name
+
+
+def _undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    """With images as their bytes or paths: decoding belongs to the encoder, which says whose image is broken."""
+    return stream if stream.features is None else stream.decode(False)
