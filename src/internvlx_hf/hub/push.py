@@ -179,6 +179,7 @@ def _explained(repo_id: str, token: str | None) -> Iterator[None]:
 
 def _explanation(error: HfHubHTTPError, repo_id: str, has_token: bool) -> str:
     status = error.response.status_code
+    answer = error.server_message or " ".join(str(error).split())
     if status == 401 and not has_token:
         return f"{repo_id}: the Hub wants a token. Run `hf auth login`, set HF_TOKEN, or pass --token."
     if status == 401:
@@ -188,15 +189,15 @@ def _explanation(error: HfHubHTTPError, repo_id: str, has_token: bool) -> str:
     if status == 403:
         return (
             f"{repo_id}: the token may not write there. It needs the right to write, and its owner a part in "
-            f"{repo_id.partition('/')[0]}. The Hub says: {error.server_message or error}"
+            f"{repo_id.partition('/')[0]}. The Hub says: {answer}"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id}: there is no such revision. The Hub says: {error.server_message or error}"
+        return f"{repo_id}: there is no such revision. The Hub says: {answer}"
     if status == 404:
         return f"{repo_id}: there is no such repository, or it is private and the token may not see it."
     if status in (409, 412):
         return (
             f"{repo_id} was changed by somebody else in the meantime. Nothing was committed. Push again: files that have "
-            f"arrived are not uploaded a second time. The Hub says: {error.server_message or error}"
+            f"arrived are not uploaded a second time. The Hub says: {answer}"
         )
-    return f"{repo_id}: {error}"
+    return f"{repo_id}: the Hub refused: {answer}"
