@@ -48,7 +48,7 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
     config: InternVLXConfig
     config_class = InternVLXConfig
     input_modalities = ("image", "text")
-    _no_split_modules = ["PVTCProjector"]
+    _no_split_modules = []
 
     @classmethod
     def from_pretrained(cls, *args, use_flash_attn: bool | None = None, **kwargs):
@@ -96,6 +96,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
         )
         self.language_model = AutoModel.from_config(config.text_config)
         self.lvtc = None if config.lvtc_config is None else LVTC(config, self.language_model)
+        # Only classes that this model has: accelerate's FSDP refuses any other name.
+        if any(isinstance(module, PVTCProjector) for module in self.modules()):
+            self._no_split_modules = [PVTCProjector.__name__]
         self.post_init()
 
     @can_return_tuple
@@ -170,8 +173,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
     def _touch_vision(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Run the vision side on an empty tile, without effect on the result.
 
-        In distributed training every rank must use the same parameters in every step (DDP waits for their gradients,
-        FSDP for their gathering), also a rank whose batch happens to have text only.
+        Ranks must use the same parameters in every step (DDP waits for their gradients in training, FSDP and ZeRO-3 for
+        their gathering in evaluation, too), also a rank whose batch happens to have text only.
         """
         size, channels = self.config.tile_size, getattr(self.config.vision_config, "num_channels", 3)
         tile = inputs_embeds.new_zeros(1, channels, size, size)
@@ -224,7 +227,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
             self._check_placeholders(placeholders, image_tokens, chunked=pixel_values is None)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
-        elif self.training and torch.is_grad_enabled() and _world_size() > 1:
+        elif _world_size() > 1 and (past_key_values is None or (self.training and torch.is_grad_enabled())):
             inputs_embeds = self._touch_vision(inputs_embeds)
 
         inputs = {

@@ -147,7 +147,8 @@ class PVTCProjector(nn.Module):
             query = self.global_query(features[:, :1])  # [B, 1, D]
             query = query.expand(*shape, -1) if self.cls_scale is None else query * self.cls_scale  # [B, N², D]
             branches.append(self.attend(self.global_layers, query.flatten(0, 1), patches))
-        return sum(branches).unflatten(0, shape)
+        # a tensor of its own: FSDP warns of modules that return a view
+        return sum(branch.unflatten(0, shape) for branch in branches)
 
     @staticmethod
     def attend(layers: nn.ModuleList, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
