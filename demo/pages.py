@@ -1,5 +1,6 @@
 """Pages of real handwritten digits: scikit-learn's 1,797 samples of 8x8 pixels, written row by row on small pages."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +44,14 @@ def compose_page(digits: Digits, layout: tuple[int, int], rng: np.random.Generat
     """A page in one ink on one paper, each digit put somewhere in its cell.
 
     A `repeated` page says one thing many times: all digits of the page, of each row, of each column or of each block of
-    4x4 are the same, written by different hands. From such pages a model learns what a digit looks like before it has to
-    know exactly where to look.
+    4x4 (less where 4 does not divide the layout) are the same, written by different hands. From such pages a model learns
+    what a digit looks like before it has to know exactly where to look.
     """
     columns, rows = layout
-    height, width = [(rows, columns), (1, columns), (rows, 1), (4, 4)][rng.integers(4)] if repeated else (1, 1)
+    height, width = (1, 1)
+    if repeated:
+        block = (math.gcd(rows, 4), math.gcd(columns, 4))
+        height, width = [(rows, columns), (1, columns), (rows, 1), block][rng.integers(4)]
     labels = np.kron(rng.integers(10, size=(rows // height, columns // width)), np.ones((height, width), int))
     coverage = np.zeros((rows * CELL_HEIGHT, columns * CELL_WIDTH, 1))
     for (row, column), label in np.ndenumerate(labels):

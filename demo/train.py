@@ -23,8 +23,8 @@ BATCH = 24
 SHARES = [0.15, 0.25, 0.25, 0.35]  # of the page sizes in LAYOUTS
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the special tokens of InternVL, in which every digit is a token."""
+def build_tokenizer(questions: str = QUESTION) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the special tokens of InternVL, in which every digit and common word is a token."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -41,7 +41,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator([f"system\nuser\n{QUESTION}\nassistant\n0123456789"] * 2, trainer)
+    core.train_from_iterator([f"system\nuser\n{questions}\nassistant\n0123456789"] * 2, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
