@@ -1,0 +1,109 @@
+"""Tables of the finished runs: mean ± standard error over seeds."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from records import load_group
+
+TITLES = {
+    "table2": "Table 2: the three modules, alone and together",
+    "table3": "Table 3: PVTC's queries, its CLS scale and its layers",
+    "table4": "Table 4: LVTC's parts",
+    "table5": "Table 5: how pages are cut into tiles",
+    "figure7": "Figure 7: projectors at 64x, 16x and 4x compression",
+    "figure8": "Figure 8: LVTC's k, M₁ and M₂",
+}
+PLOTS = {
+    "table2": "accuracy over FLOPs",
+    "table5": "accuracy over tokens",
+    "figure7": "accuracy over tokens",
+    "figure8": "accuracy over k, M₁, M₂",
+}
+
+
+@dataclass
+class Estimate:
+    mean: float
+    error: float | None  # standard error of the mean; None for a single run
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.error is None else f"{self.mean:.1f} ± {self.error:.1f}"
+
+
+def estimate(values: list[float]) -> Estimate:
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return Estimate(statistics.fmean(values), error)
+
+
+def accuracy(runs: list[dict], kind: str = "all") -> Estimate:
+    """In percent."""
+    return estimate([100 * run["accuracy"][kind] for run in runs])
+
+
+def difference(runs: list[dict], others: list[dict]) -> Estimate | None:
+    """Points of accuracy between two configurations, seed by seed; None without a common seed.
+
+    Runs of one seed share their base and their pages, so this is known better than either accuracy.
+    """
+    other = {run["seed"]: run for run in others}
+    pairs = [(run, other[run["seed"]]) for run in runs if run["seed"] in other]
+    return estimate([100 * (a["accuracy"]["all"] - b["accuracy"]["all"]) for a, b in pairs]) if pairs else None
+
+
+def mean(runs: list[dict], field: str) -> float:
+    return statistics.fmean(run[field] for run in runs)
+
+
+def table(runs: dict[str, list[dict]]) -> str:
+    """Markdown, a row a configuration; the difference is to the first."""
+    reference = next(iter(runs.values()))
+    header = [
+        "configuration", "accuracy, %", "against the first", "transcription", "questions", "tiles", "tokens",
+        "tokens, stage two", "MFLOPs a page", "training, CPU s", "parameters, M", "seeds",
+    ]  # fmt: skip
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for name, records in runs.items():
+        gain = difference(records, reference)
+        rows.append(
+            [
+                name,
+                str(accuracy(records)),
+                "" if records is reference or gain is None else f"{'+' * (gain.mean >= 0)}{gain}".replace("-", "−"),
+                str(accuracy(records, "transcription")),
+                str(accuracy(records, "question")),
+                f"{mean(records, 'tiles'):.2f}",
+                f"{mean(records, 'tokens'):.1f}",
+                f"{mean(records, 'expanded_tokens'):.1f}",
+                f"{mean(records, 'forward_mflops'):.0f}",
+                f"{mean(records, 'cpu_seconds'):.0f}",
+                f"{mean(records, 'parameters') / 1e6:.2f}",
+                str(len(records)),
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def write_report(folder: Path) -> str:
+    """Write `README.md` and the plots of the groups that `folder` holds; returns the text."""
+    from plots import draw  # matplotlib takes a while to import
+
+    groups = {name: load_group(folder / f"{name}.json") for name in TITLES if (folder / f"{name}.json").exists()}
+    parts = ["# The paper in miniature", INTRODUCTION]
+    for name, runs in groups.items():
+        parts += [f"## {TITLES[name]}", table(runs)]
+        if name in PLOTS:
+            draw(name, runs, folder / f"{name}.png")
+            parts.append(f"![{PLOTS[name]}]({name}.png)")
+    text = "\n\n".join(parts) + "\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+INTRODUCTION = """\
+Made by `make ablation`. What the task is, what was tuned and what this does and does not prove: `docs/ablation.md`.
+Accuracy is the share of digits that greedy generation puts in their place, mean of transcription and questions; mean ±
+standard error over seeds. Differences are taken seed by seed (runs of one seed share their base and their pages). Tokens
+are visual tokens a page in the first layers of the language model, and in its last ones after LVTC's expansion; FLOPs are
+those of one page's forward with its answer, multiply and add counted as two; training is the computing time of one thread.
+The JSON files hold every run: settings, losses, versions."""

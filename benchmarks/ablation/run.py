@@ -1,0 +1,77 @@
+"""The paper's ablations in miniature: train and read what has not been, then write the tables and plots.
+
+Every run is kept as soon as it is done: stop whenever, start again, run parts (`--only table2 --seeds 0`), or let two
+processes share the work (`--shard 0/2`, `--shard 1/2`).
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from records import Records, save_group
+from report import write_report
+from settings import GROUPS, QUICK, Schedule
+
+RESULTS = Path("benchmarks/results/ablation")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=", ".join(GROUPS)
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--shard", default="0/1", help="I/N: run every N-th of the missing runs only, from the I-th on"
+    )
+    parser.add_argument("--cache", type=Path, default=Path("out/ablation"), help="bases, tiled pages and single runs")
+    parser.add_argument("--results", type=Path, help=f"where the report goes (default: {RESULTS})")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of one configuration or two a group, into out/"
+    )
+    parser.add_argument("--report-only", action="store_true")
+    return parser.parse_args()
+
+
+def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, cache: Path) -> None:
+    from training import run
+
+    part, parts = map(int, shard.split("/"))
+    for group, name, configuration, seed in records.missing(groups, seeds):
+        if int(configuration.key(records.schedule, 0), 16) % parts != part:
+            continue
+        start = time.perf_counter()
+        result = run(configuration, records.schedule, seed, cache)
+        records.add(configuration, seed, result)
+        accuracy = ", ".join(f"{100 * result['accuracy'][kind]:.1f}" for kind in ("all", "transcription", "question"))
+        print(
+            f"{group:8} {name:20} seed {seed}: {accuracy} % ({result['cpu_seconds']:.0f} s training, "
+            f"{time.perf_counter() - start:.0f} s in all)",
+            flush=True,
+        )
+
+
+def main() -> None:
+    args = parse_arguments()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # the models are small: a second process is worth more than a second thread
+    schedule, groups, seeds, results = Schedule(), {name: GROUPS[name] for name in args.only}, args.seeds, args.results
+    if args.quick:
+        schedule, seeds, args.cache = QUICK, [0], args.cache.with_name(f"{args.cache.name}-quick")
+        groups = {name: dict(list(group.items())[-2:]) for name, group in groups.items()}
+        results = results or args.cache / "results"
+    results = results or RESULTS
+    records = Records(args.cache / "runs", schedule)
+    if not args.report_only:
+        train_missing(records, groups, seeds, args.shard, args.cache)
+    results.mkdir(parents=True, exist_ok=True)
+    for name, configurations in groups.items():
+        if runs := records.collect(configurations, seeds):
+            save_group(results / f"{name}.json", runs)
+    print(write_report(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What each run is: the configurations of the paper's Tables 2-5 and Figures 7 and 8, scaled down.
+
+S = 8 patches a side, so one tile has 64 patches. The paper's 256 and 1024 tokens a tile (M = 2 and 1) become 1 and 4 (M = 8
+and 4): compression has to be hard to tell the methods apart on a task this small.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+LAYERS = 8  # of the language model
+EXPAND_LAYER = 3 * LAYERS // 4 - 1  # k, the library's own choice for the paper's 3/4
+PATCHES = 8  # S, a side of a tile
+PROJECTORS = ("pixel_shuffle", "ldpv2", "token_packer", "pvtc", "average")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast everything is trained, the same for every configuration."""
+
+    base_steps: int = 1000  # of the common base: tower, `linear` projector and language model
+    base_rate: float = 1.5e-3
+    stage1_steps: int = 100  # projectors only
+    stage1_rate: float = 3e-3
+    stage2_steps: int = 150  # everything
+    stage2_rate: float = 1e-3
+    batch: int = 16
+    test_pages: int = 256
+
+    @property
+    def pages(self) -> int:
+        return (self.stage1_steps + self.stage2_steps) * self.batch
+
+
+QUICK = Schedule(base_steps=12, stage1_steps=3, stage2_steps=3, batch=4, test_pages=8)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The model's side of a run. `projector` and `lvtc` hold arguments of the library's own configurations."""
+
+    window: int = 8  # M₁: a token stands for M₁ x M₁ patches
+    slicing: str = "whole"
+    projector: dict = field(default_factory=lambda: {"projector_type": "pixel_shuffle"})
+    lvtc: dict | None = None
+
+    def key(self, schedule: Schedule, seed: int) -> str:
+        """Names a run by all of its settings: equal configurations of two tables are one run."""
+        settings = json.dumps([asdict(self), asdict(schedule), seed, LAYERS], sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def pvtc(**arguments) -> dict:
+    return {"projector_type": "pvtc", "num_heads": 4, "drop_path_rate": 0.0, **arguments}
+
+
+def lvtc(window: int = 4, hr: bool = True, multi: bool = True, k: int = EXPAND_LAYER) -> dict:
+    """LVTC that expands to windows of M₂ x M₂ patches at layer k; without its HR projector, without its multi-projector."""
+    arguments = {"downsample_ratio": 1 / window, "expand_layer": k}
+    if not hr:
+        arguments["hr_projector_type"] = None
+    if not multi:
+        arguments["num_lr_projectors"] = 1
+    return arguments
+
+
+BASE = Configuration()
+BASE_4N = Configuration(window=4)
+PVTC = Configuration(projector=pvtc())
+LVTC = Configuration(lvtc=lvtc())
+RATIO = Configuration(slicing="ratio")
+EDGE = Configuration(slicing="edge")
+
+TABLE_2 = {
+    "Base": BASE,
+    "Base, 4N tokens": BASE_4N,
+    "+ PVTC": PVTC,
+    "+ LVTC": LVTC,
+    "+ PVTC + LVTC": Configuration(projector=pvtc(), lvtc=lvtc()),
+    "Base-HD": RATIO,
+    "+ RVTC": EDGE,
+    "+ PVTC + RVTC": Configuration(slicing="edge", projector=pvtc()),
+    "Full model": Configuration(slicing="edge", projector=pvtc(), lvtc=lvtc()),
+}
+TABLE_3 = {
+    "Base": BASE,
+    "global, no scale": Configuration(projector=pvtc(use_local=False, use_cls_scale=False)),
+    "global": Configuration(projector=pvtc(use_local=False)),
+    "local": Configuration(projector=pvtc(use_global=False)),
+    "global + local": PVTC,
+    "2 layers": Configuration(projector=pvtc(num_layers=2)),
+    "3 layers": Configuration(projector=pvtc(num_layers=3)),
+}
+TABLE_4 = {
+    "Base N": BASE,
+    "Base 4N": BASE_4N,
+    "Base 4N → N": Configuration(window=4, lvtc=lvtc(window=8, hr=False, multi=False)),
+    "LVTC N → 4N": Configuration(lvtc=lvtc(hr=False, multi=False)),
+    "+ HR": Configuration(lvtc=lvtc(multi=False)),
+    "+ multi": Configuration(lvtc=lvtc(hr=False)),
+    "+ HR + multi": LVTC,
+}
+TABLE_5 = {"ratio": RATIO, "area": Configuration(slicing="area"), "edge": EDGE}
+FIGURE_7 = {"linear x1": Configuration(window=1, projector={"projector_type": "linear"})} | {
+    f"{kind} x{window**2}": Configuration(
+        window=window,
+        projector=pvtc()
+        if kind == "pvtc"
+        else {"projector_type": kind, **({"num_heads": 4} if kind == "token_packer" else {})},
+    )
+    for window in (8, 4, 2)
+    for kind in PROJECTORS
+}
+FIGURE_8 = (
+    {"never": BASE}
+    | {f"k={k}": Configuration(lvtc=lvtc(k=k)) for k in (5, 2, 7, 4, 6, 3)}
+    | {f"M1=8 M2={window}": Configuration(lvtc=lvtc(window=window)) for window in (8, 4, 2, 1)}
+    | {f"M1={window} M2=2": Configuration(window=window, lvtc=lvtc(window=2)) for window in (4, 2)}
+)
+# In the order in which they are run.
+GROUPS = {
+    "table2": TABLE_2,
+    "figure7": FIGURE_7,
+    "table4": TABLE_4,
+    "table3": TABLE_3,
+    "figure8": FIGURE_8,
+    "table5": TABLE_5,
+}

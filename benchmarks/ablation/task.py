@@ -1,0 +1,173 @@
+"""The task: pages of real handwritten digits, to be transcribed and asked about, tiled and tokenized once for all runs.
+
+Detail matters (a digit is 12 pixels high where a tile sees it at its own size, 4 to 8 where the whole page is squeezed into
+one tile) and layout matters (rows and columns are asked for). The 1,797 samples are split once into those of training, of
+validation and of test pages; no sample is in two of them.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
+from pages import Digits, compose_page
+from train import build_tokenizer
+
+TILE = 64
+MAX_TILES = 6  # as in the paper's Table 5
+# Columns and rows of digits, and the share of pages; a digit has 16x12 pixels: 64x48, 128x24, 32x96, 128x48, 64x96 pixels.
+LAYOUTS = {(4, 4): 0.4, (8, 2): 0.15, (2, 8): 0.15, (8, 4): 0.15, (4, 8): 0.15}
+TRANSCRIBE = "Read the page."
+SPLITS = {"test": 0.2, "validation": 0.15, "train": 0.65}
+SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}
+SLICINGS = ("whole", "ratio", "area", "edge")  # "whole": one tile for the whole page, the paper's normal resolution
+IGNORED = -100
+
+
+@dataclass
+class Sample:
+    """One page with one question; placeholders stand as if a tile took one token, see `with_tokens`."""
+
+    input_ids: torch.Tensor  # (L,)
+    labels: torch.Tensor  # (L,)
+    pixel_values: torch.Tensor  # (tiles, 3, TILE, TILE) float16
+    answer: str
+    kind: str  # "transcription" or "question"
+
+
+def split_digits() -> dict[str, Digits]:
+    """The samples of handwritten digits for each kind of page."""
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    bounds = np.round(np.cumsum(list(SPLITS.values()))[:-1] * len(order)).astype(int)
+    return {
+        name: Digits(data.images[part], data.target[part])
+        for name, part in zip(SPLITS, np.split(order, bounds), strict=True)
+    }
+
+
+def build_processor(slicing: str = "whole") -> InternVLXProcessor:
+    """With one placeholder a tile; `with_tokens` makes more of it."""
+    numbers = " ".join(f"Read row {n}. Read column {n}." for n in range(1, 9))
+    tiling = {"max_patches": 1} if slicing == "whole" else {"max_patches": MAX_TILES, "slicing": slicing}
+    image_processor = InternVLXImageProcessor(size={"height": TILE, "width": TILE}, **tiling)
+    return InternVLXProcessor(image_processor, build_tokenizer(f"{TRANSCRIBE} {numbers}"), image_seq_length=1)
+
+
+def ask(text: str, rng: np.random.Generator, transcription: bool) -> tuple[str, str]:
+    """A question about a page that says `text`, and its answer."""
+    rows = text.split("\n")
+    if transcription:
+        return TRANSCRIBE, text
+    lines = {"row": rows, "column": ["".join(column) for column in zip(*rows, strict=True)]}
+    direction = ("row", "column")[rng.integers(2)]
+    number = rng.integers(len(lines[direction]))
+    return f"Read {direction} {number + 1}.", lines[direction][number]
+
+
+def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: float = 0.0) -> list[Sample]:
+    """`count` samples, the same for the same arguments; the pages and questions do not depend on `slicing`.
+
+    Args:
+        curriculum: share of the samples that lead from easy to hard: the first third of them has pages of the first
+            layout only, then come all. For every layout, pages that say one thing many times (see `compose_page`) make
+            way for random ones little by little.
+    """
+    digits, processor, samples = split_digits()[split], build_processor(slicing), []
+    for first in range(0, count, 64):
+        drawn = []
+        for index in range(first, min(first + 64, count)):
+            rng = np.random.default_rng((SPLIT_NUMBERS[split], seed, index))
+            drawn.append(draw_sample(digits, rng, index / count / curriculum if curriculum else 1.0))
+        encoded = processor.apply_chat_template(
+            [conversation for conversation, _ in drawn],
+            return_labels=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        tiles = (encoded["input_ids"] == processor.image_token_id).sum(1).tolist()
+        rows = zip(
+            encoded["input_ids"],
+            encoded["labels"],
+            encoded["attention_mask"].bool(),
+            encoded["pixel_values"].half().split(tiles),
+            drawn,
+            strict=True,
+        )
+        for ids, labels, is_text, pixel_values, (conversation, kind) in rows:
+            answer = conversation[1]["content"][0]["text"]
+            # clones: a view would be saved with all of the batch that it is a view of
+            samples.append(Sample(ids[is_text], labels[is_text], pixel_values.clone(), answer, kind))
+    return samples
+
+
+def draw_sample(digits: Digits, rng: np.random.Generator, progress: float) -> tuple[list[dict], str]:
+    """A conversation about a page, and its kind; `progress` is how much of the curriculum is over."""
+    layouts, shares = list(LAYOUTS), list(LAYOUTS.values())
+    layout = layouts[rng.choice(len(layouts), p=shares) if progress >= 1 / 3 else 0]
+    since_start = progress if layout == layouts[0] else (progress - 1 / 3) * 1.5
+    page = compose_page(digits, layout, rng, repeated=bool(rng.random() < 0.8 * (1 - since_start)))
+    kind = ("transcription", "question")[rng.integers(2)]
+    question, answer = ask(page.text, rng, kind == "transcription")
+    conversation = [
+        {"role": "user", "content": [{"type": "image", "image": page.image}, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    return conversation, kind
+
+
+def cached_samples(folder: Path, split: str, count: int, slicing: str, seed: int, curriculum: float = 0.0):
+    """`make_samples`, made once for all runs that share them."""
+    path = folder / f"{split}-{count}-{slicing}-{seed}-{curriculum}.pt"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        samples = make_samples(split, count, slicing, seed, curriculum)
+        unfinished = path.with_suffix(".unfinished")
+        torch.save([vars(sample) for sample in samples], unfinished)
+        unfinished.rename(path)
+    return [Sample(**fields) for fields in torch.load(path, mmap=True)]
+
+
+class Collator:
+    """Batches samples for a model that takes `tokens` placeholders a tile; padded on the left."""
+
+    def __init__(self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False):
+        self.image_token_id, self.pad_id = processor.image_token_id, processor.tokenizer.pad_token_id
+        self.tokens, self.for_generation = tokens, for_generation
+
+    def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        rows = [self.with_tokens(sample) for sample in samples]
+        batch = {
+            name: _pad_left([row[name] for row in rows], fill)
+            for name, fill in (("input_ids", self.pad_id), ("labels", IGNORED))
+        }
+        batch["attention_mask"] = _pad_left([torch.ones_like(row["input_ids"]) for row in rows], 0)
+        batch["pixel_values"] = torch.cat([sample.pixel_values for sample in samples]).float()
+        if self.for_generation:
+            del batch["labels"]
+        return batch
+
+    def with_tokens(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """What the processor gives with `image_seq_length=tokens`; for generation without the answer."""
+        ids, labels = sample.input_ids, sample.labels
+        if self.for_generation:
+            prompt = int((labels != IGNORED).nonzero()[0])
+            ids, labels = ids[:prompt], labels[:prompt]
+        repeats = torch.where(ids == self.image_token_id, self.tokens, 1)
+        return {"input_ids": ids.repeat_interleave(repeats), "labels": labels.repeat_interleave(repeats)}
+
+
+def _pad_left(rows: list[torch.Tensor], fill: int) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill, padding_side="left")
+
+
+def share_in_place(answer: str, read: str) -> float:
+    """Share of the answer's digits that were read in their place; line ends do not count."""
+    answer, read = ("".join(filter(str.isdigit, text)) for text in (answer, read))
+    return sum(a == b for a, b in zip(answer, read, strict=False)) / max(len(answer), len(read))

@@ -1,0 +1,231 @@
+"""One run: a fresh projector on the seed's common base, trained in the paper's two stages, and read from."""
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from settings import LAYERS, PATCHES, Configuration, Schedule
+from task import TILE, Collator, Sample, build_processor, cached_samples, share_in_place
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+
+import internvlx_hf
+from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
+from internvlx_hf.modeling.pixel_shuffle import patch_windows
+
+VISION_WIDTH, WIDTH = 64, 96
+LONGEST_ANSWER = 42  # tokens
+TEST_SEED = 1000  # the same test pages for every run
+BASE = Configuration(window=2)  # pixel shuffle by 2x2, as InternVL2's own towers were trained with
+
+
+class AveragePooling(nn.Module):
+    """The mean of each window, then a two-layer MLP: (B, 1 + S², C), CLS first -> (B, N², D). Only a yardstick."""
+
+    def __init__(self, config: InternVLXConfig):
+        super().__init__()
+        self.side = round(1 / config.downsample_ratio)
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        pooled = patch_windows(features, self.side).mean(2)
+        return self.linear_2(nn.functional.gelu(self.linear_1(pooled)))
+
+
+def build_model(configuration: Configuration, processor) -> InternVLXForConditionalGeneration:
+    tokenizer, averages = processor.tokenizer, configuration.projector["projector_type"] == "average"
+    config = InternVLXConfig(
+        vision_config={
+            "hidden_size": VISION_WIDTH,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 3 * VISION_WIDTH,
+            "image_size": TILE,
+            "patch_size": TILE // PATCHES,
+            "use_absolute_position_embeddings": True,
+            "layer_scale_init_value": 1.0,
+            "initializer_range": 0.06,
+        },
+        text_config={
+            "model_type": "qwen3",
+            "vocab_size": len(tokenizer),
+            "hidden_size": WIDTH,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": WIDTH // 4,
+            "intermediate_size": 2 * WIDTH,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},  # prompts are short
+            "initializer_range": 0.06,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        image_token_id=processor.image_token_id,
+        downsample_ratio=1 / configuration.window,
+        projector_config={"projector_type": "pixel_shuffle"} if averages else configuration.projector,
+        lvtc_config=configuration.lvtc,
+    )
+    model = InternVLXForConditionalGeneration(config)
+    if averages:
+        model.model.multi_modal_projector = AveragePooling(config)
+        model.model.multi_modal_projector.apply(model._init_weights)
+    return model
+
+
+def train(model, samples: list[Sample], collator: Collator, steps: int, rate: float, batch: int, folder: Path):
+    """Train what requires gradients. Returns the mean loss of every twentieth of the steps."""
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        train_sampling_strategy="sequential",
+        learning_rate=rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        weight_decay=0.05,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        logging_steps=max(1, steps // 20),
+        disable_tqdm=True,
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=True,
+    )
+    trainer = Trainer(model=model, args=arguments, data_collator=collator, train_dataset=samples)
+    trainer.remove_callback(PrinterCallback)  # which prints every log entry
+    trainer.train()
+    return [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def make_base(schedule: Schedule, seed: int, cache: Path) -> Path:
+    """The seed's common tower and language model, trained with a projector of their own."""
+    folder = cache / f"base-{seed}-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
+    if not (folder / "model.safetensors").exists():
+        set_seed(seed)
+        processor = build_processor()
+        model = build_model(BASE, processor)
+        # Pages that the runs will see come from the same samples of handwriting, but no page is the same.
+        pages = cached_samples(cache, "train", schedule.base_steps * schedule.batch, "whole", 100 + seed, 0.75)
+        collator = Collator(processor, tokens=(PATCHES // BASE.window) ** 2)
+        losses = train(
+            model, pages, collator, schedule.base_steps, schedule.base_rate, schedule.batch, cache / "trainer"
+        )
+        print(f"base of seed {seed}: losses {losses}", flush=True)
+        unfinished = folder.with_suffix(".unfinished")
+        model.save_pretrained(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    return folder
+
+
+def start_from(model: nn.Module, base: Path) -> None:
+    """Take the tower and the language model of the base; projectors stay as they were drawn."""
+    trained = transformers.modeling_utils.load_state_dict(base / "model.safetensors")
+    trained = {name: tensor for name, tensor in trained.items() if "multi_modal_projector" not in name}
+    missing, unexpected = model.load_state_dict(trained, strict=False)
+    fresh = ("model.multi_modal_projector", "model.lvtc")
+    if unexpected or not all(name.startswith(fresh) for name in missing):
+        raise ValueError(f"The base in {base.name} does not fit: missing {missing}, unexpected {unexpected}.")
+
+
+def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test") -> dict:
+    """Train and read; everything that is worth keeping of it."""
+    base = make_base(schedule, seed, cache)
+    processor = build_processor(configuration.slicing)
+    pages = cached_samples(cache, "train", schedule.pages, configuration.slicing, seed)
+    test = cached_samples(cache, split, schedule.test_pages, configuration.slicing, TEST_SEED)
+    set_seed(seed)
+    model = build_model(configuration, processor)
+    start_from(model, base)
+    collator = Collator(processor, model.config.image_seq_length)
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    projectors = ("model.multi_modal_projector", "model.lvtc")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(projectors))
+    stage1 = schedule.stage1_steps * schedule.batch
+    losses = [
+        train(
+            model,
+            pages[:stage1],
+            collator,
+            schedule.stage1_steps,
+            schedule.stage1_rate,
+            schedule.batch,
+            cache / "trainer",
+        )
+    ]
+    model.requires_grad_(True)
+    losses.append(
+        train(
+            model,
+            pages[stage1:],
+            collator,
+            schedule.stage2_steps,
+            schedule.stage2_rate,
+            schedule.batch,
+            cache / "trainer",
+        )
+    )
+    training = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    return {
+        "accuracy": evaluate(model, processor, test, collator),
+        **{name: round(seconds, 2) for name, seconds in training.items()},
+        "evaluation_seconds": round(time.perf_counter() - wall - training["wall_seconds"], 2),
+        **measure(model, test, collator),
+        "losses": {"stage1": losses[0], "stage2": losses[1]},
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, internvlx_hf)},
+    }
+
+
+@torch.no_grad()
+def evaluate(model, processor, samples: list[Sample], collator: Collator) -> dict[str, float]:
+    """Share of the digits that greedy generation reads in their place; `all` is the mean of both kinds of question."""
+    model.eval()
+    prompts = Collator(processor, collator.tokens, for_generation=True)
+    scores, exact = {}, {}
+    for kind in ("transcription", "question"):
+        asked = [sample for sample in samples if sample.kind == kind]
+        inputs = prompts(asked)
+        generated = model.generate(
+            **inputs, max_new_tokens=LONGEST_ANSWER if kind == "transcription" else 10, do_sample=False
+        )
+        read = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        scores[kind] = sum(share_in_place(s.answer, r) for s, r in zip(asked, read, strict=True)) / len(asked)
+        exact[f"{kind}_exact"] = sum(s.answer == r.strip() for s, r in zip(asked, read, strict=True)) / len(asked)
+    return {
+        "all": sum(scores.values()) / 2,
+        **{name: round(score, 5) for name, score in {**scores, **exact}.items()},
+    }
+
+
+@torch.no_grad()
+def measure(model, samples: list[Sample], collator: Collator) -> dict[str, float]:
+    """Tiles and visual tokens a page in both stages of the language model, FLOPs of a page's forward, parameters."""
+    model.eval()
+    tiles = sum(len(sample.pixel_values) for sample in samples) / len(samples)
+    few = samples[:32]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**collator(few))
+    return {
+        "tiles": tiles,
+        "tokens": tiles * model.config.image_seq_length,
+        "expanded_tokens": tiles * model.config.expanded_image_seq_length,
+        "mean_tokens": tiles * _mean_over_layers(model.config),
+        "forward_mflops": round(counter.get_total_flops() / len(few) / 1e6, 3),
+        "parameters": model.num_parameters(),
+    }
+
+
+def _mean_over_layers(config: InternVLXConfig) -> float:
+    k = LAYERS if config.lvtc_config is None else config.lvtc_config.expand_layer
+    return (k * config.image_seq_length + (LAYERS - k) * config.expanded_image_seq_length) / LAYERS
