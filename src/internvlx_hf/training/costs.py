@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from ..cost.flops import STAGE_ONE, STAGE_TWO, prefill_flops, stages, tile_flops
 from ..modeling import InternVLXConfig
 from .datasets import TrainingData
 
@@ -38,23 +39,18 @@ class SampleSizes:
     def costs(self, config: InternVLXConfig) -> np.ndarray:
         """What each sample costs the model, in tokens that pass through the whole language model.
 
-        Tokens count in the share of the layers that see them; a tile counts besides for as many tokens as have the vision
-        tower's operations in the language model.
+        Tokens count in the share of the layers that see them; a tile counts besides for as many tokens as its
+        vision tower and projectors have operations.
         """
-        layers = config.text_config.num_hidden_layers
-        expand_layer = layers if config.lvtc_config is None else config.lvtc_config.expand_layer
-        in_stages = expand_layer * self.tokens + (layers - expand_layer) * self.stage_two_tokens(config)
-        return in_stages / layers + self.tiles * tile_cost(config)
+        one, two = (len(layers) for layers in stages(config).values())
+        in_stages = one * self.tokens + two * self.stage_two_tokens(config)
+        return in_stages / (one + two) + self.tiles * tile_cost(config)
 
 
 def tile_cost(config: InternVLXConfig) -> float:
-    """Operations of the vision tower for a tile, in those of the language model for a token (matrix products only)."""
-    vision, text = config.vision_config, config.text_config
-    tower = vision.num_hidden_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    attention = 2 * text.hidden_size * head * (text.num_attention_heads + text.num_key_value_heads)
-    layer = attention + 3 * text.hidden_size * text.intermediate_size
-    return tower * (1 + config.patch_grid**2) / (text.num_hidden_layers * layer)
+    """Operations of the vision tower and the projectors for a tile, in those of the language model for a token alone."""
+    on_token = prefill_flops(config, (1, 1))
+    return sum(tile_flops(config).values()) / (on_token[STAGE_ONE] + on_token[STAGE_TWO])
 
 
 class _Sizes(Dataset):
