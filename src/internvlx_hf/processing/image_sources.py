@@ -17,6 +17,7 @@ from huggingface_hub.utils import httpx  # the client that transformers download
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 EXIF_ORIENTATION_TAG = 0x0112
+_TIFF_WIDTH, _TIFF_LENGTH = 0x0100, 0x0101
 # What makes an image with this EXIF orientation upright; and whether that swaps the axes of the stored image, and
 # whether it mirrors the stored x and y.
 _UPRIGHT = {
@@ -156,7 +157,13 @@ class PillowSource:
 def upright_size(image: PIL.Image.Image) -> tuple[int, int]:
     """(width, height) once the EXIF orientation is applied, told from the header of an image that is not decoded yet."""
     swaps_axes = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])[1]
-    return image.size[::-1] if swaps_axes else image.size
+    return image.size[::-1] if swaps_axes and not _opened_upright(image) else image.size
+
+
+def _opened_upright(image: PIL.Image.Image) -> bool:
+    """Whether the header's size is the upright one already: some versions of Pillow open a TIFF so."""
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and image.size != (tags.get(_TIFF_WIDTH), tags.get(_TIFF_LENGTH))
 
 
 def _orientation(image: PIL.Image.Image) -> int:
