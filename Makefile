@@ -49,12 +49,20 @@ demo-short: .venv/.for-demo
 	OMP_WAIT_POLICY=passive $(PY) demo/train.py --out out/demo-short --steps 60 --test-pages 2
 	cd out/demo-short && $(CURDIR)/$(PY) -I $(CURDIR)/demo/read.py .
 
+# Programs that the tests start with our models, each in a folder of its own: they bring what must not be needed.
+OTHERS := build/lmms_eval/.installed build/torchao/.installed
+
+build/%/.installed: tests/%.txt | .venv/.for-test
+	rm -rf $(@D)
+	$(PY) -m pip install -q --progress-bar off --no-deps --target $(@D) -r $<
+	@touch $@
+
 # The models of the tests are tiny: more than one thread a worker makes them several times slower.
-test: lint
+test: lint $(OTHERS)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # The oldest transformers that is supported, laid over the pinned one.
-test-oldest: .venv/.for-test
+test-oldest: .venv/.for-test $(OTHERS)
 	$(PY) -m pip install -q --progress-bar off --no-deps --upgrade --target build/oldest transformers==5.18.0
 	PYTHONPATH=build/oldest HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 

@@ -1,0 +1,193 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Answer and score conversations in batches: all that an evaluation harness wants of a model."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig, StoppingCriteria
+from transformers.utils import logging
+
+from ..modeling import InternVLXConfig
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_MAX_NEW_TOKENS = 1024
+# what an evaluation may change of the checkpoint's image processor
+IMAGE_SETTINGS = ("slicing", "min_patches", "max_patches", "use_thumbnail", "resize_backend", "do_exif_transpose")
+IGNORED = -100  # label of a position without loss
+
+Conversation = list[dict]  # messages as `apply_chat_template` takes them
+
+
+class Answer(NamedTuple):
+    text: str
+    num_tokens: int  # generated, the end marker included
+
+
+class AnswerScore(NamedTuple):
+    """How likely a given answer is.
+
+    loss: mean negative log-likelihood of its tokens, the end marker included; small is likely.
+    is_greedy: whether greedy decoding would have written it.
+    """
+
+    loss: float
+    num_tokens: int
+    is_greedy: bool
+
+
+class Answerer:
+    """A model with its processor, asked batch by batch.
+
+    Args:
+        model: an `InternVLXForConditionalGeneration` in evaluation mode.
+        processor: its processor.
+        images_kwargs: what to change of the image processor's settings, such as `{"max_patches": 12, "slicing": "edge"}`.
+    """
+
+    def __init__(self, model, processor, images_kwargs: dict | None = None):
+        self.model = model
+        self.processor = processor
+        self.images_kwargs = dict(images_kwargs or {})
+        _check_images_kwargs(processor.image_processor, self.images_kwargs)
+
+    @classmethod
+    def from_pretrained(cls, path: str, images_kwargs: dict | None = None, revision: str = "main", **model_kwargs):
+        """Load a model and its processor.
+
+        Args:
+            path: a folder or a Hub id.
+            model_kwargs: of `AutoModel.from_pretrained`: `dtype`, `device_map`, `attn_implementation`, ...
+
+        Raises:
+            ValueError: it is not an InternVL-X model, or `images_kwargs` are wrong. Nothing large is read before.
+        """
+        model_type = AutoConfig.from_pretrained(path, revision=revision).model_type
+        if model_type != InternVLXConfig.model_type:
+            raise ValueError(
+                f"{path!r} is a {model_type!r} model, expected {InternVLXConfig.model_type!r}. `internvlx convert {path} "
+                "FOLDER` makes one of InternVL checkpoints."
+            )
+        processor = AutoProcessor.from_pretrained(path, revision=revision)
+        _check_images_kwargs(processor.image_processor, images_kwargs or {})
+        model = AutoModel.from_pretrained(path, revision=revision, **model_kwargs).eval()
+        return cls(model, processor, images_kwargs)
+
+    @torch.inference_mode()
+    def answer(
+        self, conversations: Sequence[Conversation], until: Sequence[str] = (), **generation_kwargs
+    ) -> list[Answer]:
+        """Generate an answer for each conversation, all in one batch.
+
+        Args:
+            conversations: each ends with the user's turn.
+            until: an answer ends before the first of these strings that it contains.
+            generation_kwargs: of `generate`, or of an evaluation task: see [`generation_arguments`].
+        """
+        tokenizer = self.processor.tokenizer
+        inputs = self._inputs(conversations, add_generation_prompt=True)
+        arguments = generation_arguments(generation_kwargs)
+        if self.model.generation_config.pad_token_id is None:
+            arguments["pad_token_id"] = tokenizer.pad_token_id
+        prompt = inputs["input_ids"].shape[1]
+        if until:
+            arguments["stopping_criteria"] = [StopAtText(tokenizer, until, prompt)]
+        output = self.model.generate(**inputs, **arguments)[:, prompt:]
+        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+        return [
+            Answer(cut_at(text, until), _count_generated(row, tokenizer.pad_token_id))
+            for text, row in zip(texts, output, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def score(self, conversations: Sequence[Conversation], answers: Sequence[str]) -> list[AnswerScore]:
+        """How likely each answer is after its conversation, all in one batch.
+
+        The answer is written as in training: by the chat template, with the end marker after it.
+        """
+        turns = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in answers]
+        complete = [[*asked, *answered] for asked, answered in zip(conversations, turns, strict=True)]
+        inputs = self._inputs(complete, return_labels=True)
+        targets = F.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[:, 1:]
+        supervised = targets != IGNORED
+        logits = self.model(**inputs, logits_to_keep=supervised).logits.float()  # [supervised rows, vocabulary]
+        targets = targets[supervised]
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        as_greedy = logits.argmax(-1) == targets
+        counts = supervised.sum(-1).tolist()
+        return [
+            AnswerScore(loss.mean().item(), len(loss), bool(greedy.all()))
+            for loss, greedy in zip(losses.split(counts), as_greedy.split(counts), strict=True)
+        ]
+
+    def _inputs(self, conversations: Sequence[Conversation], **kwargs):
+        inputs = self.processor.apply_chat_template(
+            list(conversations),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left", **self.images_kwargs},
+            **kwargs,
+        )
+        return inputs.to(self.model.device)
+
+
+class StopAtText(StoppingCriteria):
+    """Ends a row as soon as what was generated contains one of the strings.
+
+    transformers' `stop_strings` also look at the prompt's last characters, so that after ChatML's `assistant\\n` the first
+    line break of an answer is taken for the second half of "\\n\\n".
+    """
+
+    def __init__(self, tokenizer, strings: Sequence[str], prompt_length: int):
+        self.decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
+        self.strings = tuple(strings)
+        self.prompt_length = prompt_length
+        # A token is a byte at least; a few more, since the first ones may be the rest of a character.
+        self.window = max(len(string.encode()) for string in strings) + 4
+
+    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
+        """(B,) bool, for (B, L) ids."""
+        start = max(self.prompt_length, input_ids.shape[1] - self.window)
+        ends = [any(string in text for string in self.strings) for text in self.decode(input_ids[:, start:])]
+        return torch.tensor(ends, device=input_ids.device)
+
+
+def cut_at(text: str, until: Sequence[str]) -> str:
+    """The text before the first of the strings that occurs in it."""
+    return text[: min((text.find(string) for string in until if string in text), default=len(text))]
+
+
+def generation_arguments(task_kwargs: dict) -> dict:
+    """Arguments of `generate` for what an evaluation task asks.
+
+    Without `max_new_tokens`, 1024. Sampling only if the task asks for it (`do_sample=True`, or a `temperature` above zero
+    without `do_sample=False`): whatever the checkpoint's own generation config says, the answers are greedy otherwise.
+    What is no argument of `generate` (tasks carry such for other models) is left out with a warning.
+    """
+    known = vars(GenerationConfig())
+    unknown = sorted(set(task_kwargs) - set(known))
+    if unknown:
+        logger.warning_once(f"`generate` has no arguments {unknown}: they are left out.")
+    arguments = {name: value for name, value in task_kwargs.items() if name in known and value is not None}
+    arguments.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+    arguments.setdefault("do_sample", arguments.get("temperature", 0) > 0)
+    if not arguments["do_sample"]:
+        arguments |= {"temperature": None, "top_p": None, "top_k": None}
+    return arguments
+
+
+def _check_images_kwargs(image_processor, images_kwargs: dict) -> None:
+    if unknown := sorted(set(images_kwargs) - set(IMAGE_SETTINGS)):
+        raise ValueError(f"Unknown image settings {unknown}, expected some of {list(IMAGE_SETTINGS)}.")
+    size = image_processor.size
+    image_processor.get_number_of_image_patches(size["height"], size["width"], images_kwargs)
+
+
+def _count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:
+    """Tokens of a generated row without the padding that follows its end."""
+    generated = (row != pad_token_id).nonzero()
+    return int(generated[-1]) + 1 if len(generated) else 0
