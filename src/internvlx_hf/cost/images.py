@@ -10,7 +10,8 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..processing.image_sources import open_image, upright_size
+from ..processing.image_sources import open_image
+from ..training.image_headers import upright_size
 
 Size = tuple[int, int]
 
@@ -57,10 +58,7 @@ def picture_size(path: str | os.PathLike) -> Size:
         ValueError: it is no picture, or too large to decode safely.
     """
     with open_image(path) as image:
-        size = upright_size(image)
-    if not all(size):
-        raise ValueError(f"{os.fspath(path)!r} measures {size[0]}x{size[1]} pixels, expected at least 1x1.")
-    return size
+        return upright_size(image, upright=True)
 
 
 def find_pictures(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> Pictures:

@@ -81,14 +81,17 @@ class Report:
             setting, tiling = model.setting, model.setting.tiling
             expanded = f"{mean.stage_two_tokens:,.0f}" if setting.has_lvtc else "-"
             tiles = f"{mean.tiles:.3f}" if len(costs) > 1 else str(costs[0].tiles)
-            rows.append(
-                ["-> this model" if i == 0 else "   native" if setting.is_native else "", tiling.slicing]
-                + [tiling.max_tiles, setting.projector]
-                + ["on" if setting.has_lvtc else "off", tiles, f"{mean.stage_one_tokens:,.0f}", expanded]
-                + [f"{mean.prefill_flops / flops[1]:,.2f}", f"{mean.answer_flops / answer[1]:,.2f}"]
-                + [f"{mean.cache_bytes / cache[1]:,.1f}"]
-                + [f"{max(cost.peak_bytes for cost in costs) / memory[1]:,.2f}"]
-            )
+            label = "-> this model" if i == 0 else "   native" if setting.is_native else ""
+            lvtc, tokens = "on" if setting.has_lvtc else "off", f"{mean.stage_one_tokens:,.0f}"
+            peak = max(cost.peak_bytes for cost in costs)
+            numbers = [
+                f"{mean.prefill_flops / flops[1]:,.2f}",
+                f"{mean.answer_flops / answer[1]:,.2f}",
+                f"{mean.cache_bytes / cache[1]:,.1f}",
+                f"{peak / memory[1]:,.2f}",
+            ]
+            cut = (tiling.slicing, tiling.max_tiles)
+            rows.append([label, *cut, setting.projector, lvtc, tiles, tokens, expanded, *numbers])
         count = len(self.costs[0])
         title = "Side by side" + (f": averages of {count:,} pictures, and the largest peak" * (count > 1))
         foot = "* estimated: the weights and what a prefill holds beside them, without the allocator's and CUDA's own"
@@ -104,10 +107,8 @@ class Report:
             grid = f"{plan.columns}x{plan.rows}" + " + thumbnail" * plan.has_thumbnail
             tokens = f"{cost.stage_one_tokens:,}"
             tokens += f" -> {cost.stage_two_tokens:,}" if self.models[0].setting.has_lvtc else ""
-            rows.append(
-                [name, f"{size[0]}x{size[1]}", grid, cost.tiles, tokens, f"{cost.prefill_flops / flops[1]:,.2f}"]
-                + [f"{cost.cache_bytes / cache[1]:,.1f}"]
-            )
+            numbers = (f"{cost.prefill_flops / flops[1]:,.2f}", f"{cost.cache_bytes / cache[1]:,.1f}")
+            rows.append([name, f"{size[0]}x{size[1]}", grid, cost.tiles, tokens, *numbers])
         header = ["picture", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
         return f"Each picture under this model\n{table(header, rows, left=(0, 2))}"
 

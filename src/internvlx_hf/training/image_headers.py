@@ -6,10 +6,8 @@ import struct
 
 from transformers.image_utils import ChannelDimension, get_image_size, is_pil_image
 
-from ..processing.image_sources import EXIF_ORIENTATION_TAG
+from ..processing import image_sources
 
-# the orientations that turn an image by a quarter, mirrored or not
-_SWAPS_AXES = (5, 6, 7, 8)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
@@ -31,16 +29,7 @@ def upright_size(image, upright: bool, input_data_format: str | ChannelDimension
         return width, height
     if not all(image.size):
         raise ValueError(f"an image measures {image.width}x{image.height} pixels, expected at least 1x1")
-    if upright and _may_have_exif(image) and _orientation(image) in _SWAPS_AXES:
-        return image.size[::-1]
-    return image.size
-
-
-def _orientation(image) -> int | None:
-    try:
-        return image.getexif().get(EXIF_ORIENTATION_TAG)
-    except Exception:  # a broken EXIF block says nothing, and Pillow raises what it likes
-        return None
+    return image_sources.upright_size(image) if upright and _may_have_exif(image) else image.size
 
 
 def _may_have_exif(image) -> bool:

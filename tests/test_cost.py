@@ -1,0 +1,237 @@
+"""`internvlx cost` and `internvlx_hf.cost`: pictures measured by their headers, and what they cost as text, JSON and CSV."""
+
+import csv
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from internvlx_hf import InternVLXImageProcessor, cost
+from internvlx_hf.cli import main
+from internvlx_hf.cost.report import bar, table, unit
+from internvlx_hf.processing.image_sources import PillowSource, open_image
+from tiny import LVTC, tiny_config
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three pictures, one in a folder below, a text file, and a photo that lies on its side."""
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    Image.new("RGB", (640, 480)).save(folder / "a.png")
+    Image.new("RGB", (1000, 300)).save(folder / "b.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (1000, 300)).save(folder / "below" / "turned.jpg", exif=exif)
+    (folder / "labels.txt").write_text("a")
+    return folder
+
+
+def run(capsys, *arguments) -> str:
+    assert main(["cost", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that says why; nothing else is printed."""
+    assert main(["cost", *map(str, arguments)]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.startswith("internvlx: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_a_folder_is_measured_with_all_below_upright(photos):
+    found = cost.find_pictures([photos])
+    assert [os.path.basename(name) for name in found.names] == ["a.png", "b.jpg", "turned.jpg"]
+    assert found.sizes == [(640, 480), (1000, 300), (300, 1000)]
+    assert [os.path.basename(name) for name in found.ignored] == ["labels.txt"]
+
+
+def test_patterns_and_files_are_measured(photos):
+    assert cost.find_pictures([str(photos / "**" / "*.jpg")]).sizes == [(1000, 300), (300, 1000)]
+    assert cost.find_pictures([photos / "a.png", photos / "a.png"]).sizes == [(640, 480)] * 2
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [None, *range(1, 9), 99])
+def test_a_header_says_the_size_that_the_processor_sees(tmp_path, ending, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    path = tmp_path / f"picture.{ending}"
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    source = PillowSource(open_image(path), upright=True, convert_rgb=True)
+    assert cost.picture_size(path) == (source.width, source.height)
+
+
+def test_pixels_are_not_decoded(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:500])  # the header is whole, the pixels are not
+    assert cost.picture_size(path) == (400, 300)
+
+
+def test_what_is_no_picture_is_named(photos, capsys):
+    (photos / "broken.png").write_text("no")
+    assert "broken.png" in refused(capsys, photos)
+    assert "labels.txt" in refused(capsys, photos / "labels.txt")
+    assert "labels.txt" in refused(capsys, photos / "*.txt")
+    text = run(capsys, photos, "--skip-broken")
+    assert "Skipped" in text and "broken.png" in text and "averages of 3 pictures" in text
+    skipped = json.loads(run(capsys, photos, "--skip-broken", "--json"))["skipped"]
+    assert [os.path.basename(name) for name in skipped] == ["broken.png"]
+    assert "broken.png" in refused(capsys, photos / "broken.png", "--skip-broken")
+
+
+def test_nothing_to_measure_is_said(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("")
+    assert "nothing to measure" in refused(capsys)
+    assert "holds no pictures (1 other files)" in refused(capsys, tmp_path)
+    assert "does not exist" in refused(capsys, tmp_path / "none.png")
+    assert "No file matches" in refused(capsys, tmp_path / "*.png")
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, capsys):
+    Image.new("1", (500, 500)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert "large.png" in refused(capsys, tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("size", ["640", "640x", "x480", "640*480", "-1x5", "640x480x3", "1.5x2", ""])
+def test_a_size_that_is_none_is_named(size, capsys):
+    assert f"{size!r} is no size, expected WIDTHxHEIGHT" in refused(capsys, f"--size={size}")
+
+
+@pytest.mark.parametrize("size", ["0x480", "640x0"])
+def test_a_size_without_pixels_is_named(size, capsys):
+    assert f"{size!r} has no pixels" in refused(capsys, "--size", size)
+
+
+def test_sizes_are_width_first():
+    assert cost.parse_size("640x480") == cost.parse_size(" 640 X 480 ") == cost.parse_size("640×480") == (640, 480)
+
+
+def test_other_arguments_out_of_range_are_named(tmp_path, capsys):
+    assert "nearest is 'internvl2-2b'" in refused(capsys, "--size", "9x9", "--model", "internvl2-2bb")
+    assert "no config.json" in refused(capsys, "--size", "9x9", "--model", tmp_path)
+    assert "text_tokens=0" in refused(capsys, "--size", "9x9", "--text-tokens", "0")
+    assert "answer_tokens=0" in refused(capsys, "--size", "9x9", "--answer-tokens", "0")
+    assert "max_patches=0" in refused(capsys, "--size", "9x9", "--max-patches", "0")
+
+
+def test_the_paper_s_example_costs_what_it_says(capsys):
+    report = json.loads(run(capsys, "--size", "640x480", "--json"))
+    tokens = {(s["slicing"], s["max_tiles"], s["projector"]): s["average_tokens"] for s in report["settings"]}
+    assert tokens["ratio", 12, "pixel_shuffle"] == 13 * 256
+    assert tokens["edge", 6, "pvtc"] == 256
+
+
+def test_the_table_shows_every_setting_aligned(capsys):
+    text = run(capsys, "--size", "640x480")
+    assert text.startswith(
+        "internvl-x-2b: 2.38 billion parameters, 4.44 GiB in bfloat16; 256 tokens a tile, 1024 from"
+    )
+    lines = text.split("\n")
+    start = lines.index("Side by side") + 1
+    rows = lines[start : start + 10]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[2].startswith("-> this model") and "  1,024  " in rows[2]
+    assert sum("native" in row for row in rows) == 2
+    assert "lvtc.hr_projector" in text and "language model, stage two" in text
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_a_data_set_gets_averages_and_a_histogram(photos, capsys):
+    text = run(capsys, photos, "--model", "internvl2-8b")
+    assert "averages of 3 pictures" in text
+    assert "Pictures by tiles, thumbnail included; at most 12 without it" in text
+    assert "Not looked at: 1 file of other kinds in the folders (txt)." in text
+    processor = InternVLXImageProcessor(slicing="ratio", max_patches=12)
+    sizes = cost.find_pictures([photos]).sizes
+    mean = sum(processor.get_number_of_image_patches(h, w) for w, h in sizes) / 3
+    assert f"{mean:.3f} tiles" in text and f"{256 * mean:,.0f} tokens" in text
+
+
+def test_many_pictures_are_not_listed_one_by_one(tmp_path, capsys):
+    for number in range(25):
+        Image.new("1", (50 + number, 40)).save(tmp_path / f"{number}.png")
+    text = run(capsys, tmp_path)
+    assert "averages of 25 pictures" in text
+    assert "Each picture" not in text and "24.png" not in text
+
+
+def test_json_has_every_number_of_every_picture(photos, capsys):
+    report = json.loads(run(capsys, photos, "--json", "--text-tokens", "10", "--answer-tokens", "5"))
+    assert (report["model"], report["text_tokens"], report["answer_tokens"]) == ("internvl-x-2b", 10, 5)
+    assert report["estimated"] == ["peak_bytes"]
+    assert [picture["width"] for picture in report["pictures"]] == [640, 1000, 300]
+    model = cost.CostModel(cost.load_setting("internvl-x-2b"), text_tokens=10, answer_tokens=5)
+    for prompt, size in zip(report["settings"][0]["prompts"], [(640, 480), (1000, 300), (300, 1000)], strict=True):
+        assert prompt == {"pictures": prompt["pictures"], **model.of_size(*size).to_dict()}
+        assert prompt["prompt_tokens"] == 10 + prompt["stage_one_tokens"]
+        assert prompt["prefill_flops"] == sum(prompt["flops"].values())
+
+
+def test_csv_has_a_row_for_each_picture_under_each_setting(photos, capsys):
+    rows = list(csv.DictReader(io.StringIO(run(capsys, photos, "--size", "20x20", "--csv"))))
+    assert len(rows) == 4 * 8
+    first = rows[0]
+    assert (first["width"], first["height"], first["setting"], first["lvtc"]) == ("640", "480", "internvl-x-2b", "on")
+    modules = [int(value) for name, value in first.items() if name.startswith("flops.")]
+    assert sum(modules) == int(first["prefill_flops"])
+    assert {row["picture"] for row in rows} == {*map(str, sorted(photos.rglob("*.[jp][pn]g"))), "20x20"}
+
+
+def test_pictures_may_share_a_prompt(photos, capsys):
+    together = json.loads(run(capsys, photos, "--json", "--together"))["settings"][0]["prompts"]
+    apart = json.loads(run(capsys, photos, "--json"))["settings"][0]["prompts"]
+    assert len(together) == 1
+    assert together[0]["tiles"] == sum(prompt["tiles"] for prompt in apart)
+    assert "all pictures and 64 tokens of text" in run(capsys, photos, "--together")
+    assert run(capsys, photos, "--together", "--csv").count("\n") == 9
+
+
+def test_a_model_of_one_s_own_is_measured_in_its_own_way(tmp_path, capsys):
+    tiny_config(**LVTC).save_pretrained(tmp_path / "mine")
+    text = run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--dtype", "float32")
+    assert "in float32; 4 tokens a tile, 16 from layer 2 of 4 on" in text
+    assert "MFLOP" in text and "KiB" in text
+    ours = json.loads(run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--slicing", "ratio", "--json"))
+    assert ours["settings"][0]["slicing"] == "ratio"
+    one = run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--max-patches", "1", "--json")
+    assert json.loads(one)["settings"][0]["prompts"][0]["tiles"] == 1
+
+
+def test_without_lvtc_there_is_one_stage(capsys):
+    text = run(capsys, "--size", "640x480", "--model", "internvl2-1b")
+    assert "stage two\n" not in text and "language model  " in text
+    found = cost.CostModel(cost.load_setting("internvl2-1b")).of_size(640, 480)
+    assert found.flops["language_model.stage_two"] == 0
+    assert found.stage_one_tokens == found.stage_two_tokens
+
+
+def test_costs_add_up():
+    model = cost.CostModel(cost.load_setting("internvl-x-2b"))
+    found = model.of_size(1024, 768)
+    assert found.prompt_tokens == 64 + found.tiles * 256
+    assert found.expanded_prompt_tokens == 64 + found.tiles * 1024
+    assert found.vision_flops == found.tiles * model.of_tiles(1).vision_flops
+    assert found.peak_bytes > found.weight_bytes == 2 * model.parameters
+    assert model.of_sizes([(1024, 768)] * 2) == [found, found]
+    assert model.together([(1024, 768)] * 2) == model.of_tiles(2 * found.tiles)
+
+
+def test_a_size_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="0x5"):
+        cost.CostModel(cost.load_setting("internvl-x-2b")).of_size(0, 5)
+
+
+def test_units_and_bars_and_tables():
+    assert unit([5, 2e6], {"M": 1e6, "k": 1e3}) == ("M", 1e6)
+    assert unit([5], {"M": 1e6, "k": 1e3}) == ("k", 1e3)
+    assert bar(1) == "█" * 14 and bar(0) == "" and len(bar(1e-9)) == 1
+    assert table(["a", "b"], [["xyz", 1]], left=(0,)) == "a    b\n------\nxyz  1"

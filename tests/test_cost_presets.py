@@ -1,0 +1,194 @@
+"""Presets are the published models by size, and settings are read from them, from folders, and varied."""
+
+import pytest
+import torch
+from PIL import Image
+
+from conversion_geometry import PUBLISHED, VISION, raw_config, write_checkpoint
+from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration, InternVLXImageProcessor, cost
+from internvlx_hf.conversion.sources import chat_text_config, chat_vision_config
+from internvlx_hf.cost.memory import parameter_count
+from internvlx_hf.cost.settings import native, side_by_side
+from internvlx_hf.processing.rvtc import TilingRule
+from tiny import LVTC, tiny_config
+
+# billions of parameters, as the models' pages and papers say
+BILLIONS = {
+    "internvl2-1b": 0.94,
+    "internvl2-2b": 2.21,
+    "internvl2-4b": 4.15,
+    "internvl2-8b": 8.08,
+    "internvl2-26b": 25.5,
+    "internvl2-40b": 40.1,
+    "internvl2-llama3-76b": 76.3,
+    "internvl2.5-1b": 0.93819,
+    "internvl2.5-2b": 2.21,
+    "internvl2.5-4b": 3.71,
+    "internvl2.5-8b": 8.08,
+    "internvl2.5-26b": 25.51,
+    "internvl2.5-38b": 38.39,
+    "internvl2.5-78b": 78.41,
+    "internvl3-1b": 0.94,
+    "internvl3-2b": 2.09,
+    "internvl3-8b": 7.94,
+    "internvl3-14b": 15.1,
+    "internvl3-38b": 38.4,
+    "internvl3-78b": 78.4,
+    "internvl3.5-1b": 1.06,
+    "internvl3.5-2b": 2.35,
+    "internvl3.5-4b": 4.73,
+    "internvl3.5-8b": 8.53,
+    "internvl3.5-14b": 15.1,
+    "internvl3.5-38b": 38.4,
+}
+
+
+@pytest.mark.parametrize("name", BILLIONS)
+def test_a_preset_has_as_many_parameters_as_published(name):
+    parameters = parameter_count(cost.preset(name))
+    digits = len(str(BILLIONS[name]).partition(".")[2])
+    assert parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.75 * 10**-digits)
+
+
+def test_every_preset_is_checked_against_a_published_count_or_is_built_on_one_that_is():
+    assert set(cost.PRESETS) == {*BILLIONS, "internvl-x-2b", "internvl-x-8b"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_of_internvl2_is_what_its_conversion_gives(name):
+    vision, *text = PUBLISHED[name]
+    raw = raw_config(VISION[vision], *text)
+    config = cost.preset(name)
+    converted = InternVLXConfig(
+        vision_config=chat_vision_config(raw["vision_config"], 448),
+        text_config=chat_text_config(raw["llm_config"]),
+        image_token_id=0,
+        projector_config={"projector_type": "pixel_shuffle"},
+    )
+    assert parameter_count(config) == parameter_count(converted)
+    for part in ("vision_config", "text_config"):
+        ours, theirs = getattr(config, part), getattr(converted, part)
+        assert ours.model_type == theirs.model_type
+        for size in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            assert getattr(ours, size) == getattr(theirs, size)
+
+
+@pytest.mark.parametrize(("name", "expand_layer"), [("internvl-x-2b", 17), ("internvl-x-8b", 23)])
+def test_internvl_x_is_the_paper_s(name, expand_layer):
+    config, tiling = cost.preset(name), cost.preset_tiling(name)
+    assert config.projector_config.projector_type == "pvtc"
+    assert config.lvtc_config.expand_layer == expand_layer
+    assert (config.image_seq_length, config.expanded_image_seq_length) == (256, 1024)
+    assert tiling == TilingRule(448, 448, max_tiles=6, slicing="edge")
+
+
+def test_a_preset_is_a_model_s_configuration():
+    config = cost.preset("internvl2-1b")
+    with torch.device("meta"):
+        model = InternVLXForConditionalGeneration(config)
+    assert model.num_parameters() == parameter_count(config)
+    assert config.image_token_id == 151648
+
+
+def test_names_of_the_hub_are_understood():
+    same = ("OpenGVLab/InternVL2_5-8B", "InternVL2_5-8B", "internvl2.5-8b")
+    assert len({cost.preset(name).to_json_string() for name in same}) == 1
+    assert cost.load_setting("InternVL2-76B").name == "internvl2-llama3-76b"
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("internvl2-3b", "internvl2-"), ("internvlx-2b", "internvl-x-2b")])
+def test_an_unknown_preset_is_told_the_nearest(name, nearest):
+    for ask in (cost.preset, cost.preset_tiling, cost.load_setting):
+        with pytest.raises(ValueError, match=f"'{name}'.*nearest is '{nearest}"):
+            ask(name)
+
+
+def test_a_folder_of_ours_is_read_without_weights(tmp_path):
+    tiny_config(**LVTC).save_pretrained(tmp_path)
+    setting = cost.load_setting(tmp_path)
+    assert setting.config.image_seq_length == 4
+    assert setting.tiling == TilingRule(32, 32, max_tiles=6, slicing="edge")
+    InternVLXImageProcessor(
+        size={"height": 32, "width": 32}, slicing="area", max_patches=9, use_thumbnail=False
+    ).save_pretrained(tmp_path)
+    assert cost.load_setting(tmp_path).tiling == TilingRule(32, 32, max_tiles=9, slicing="area", use_thumbnail=False)
+
+
+def test_a_processor_that_does_not_cut_makes_one_tile(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    InternVLXImageProcessor(size={"height": 32, "width": 32}, crop_to_patches=False).save_pretrained(tmp_path)
+    assert cost.CostModel(cost.load_setting(tmp_path)).of_size(500, 100).tiles == 1
+
+
+def test_a_checkpoint_need_not_be_converted_to_know_its_cost(tmp_path):
+    vision, *text = PUBLISHED["InternVL2-1B"]
+    small = (64, 2, 4, 128, False)
+    raw = raw_config(small, "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
+    folder = write_checkpoint(tmp_path / "source", raw)
+    with_weights = cost.load_setting(folder)
+    (folder / "model.safetensors").unlink()
+    for setting in (with_weights, cost.load_setting(folder)):
+        assert setting.projector == "pixel_shuffle"
+        assert setting.tiling == TilingRule(448, 448, max_tiles=12, slicing="ratio")
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        cost.load_setting(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        cost.load_setting(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="bert"):
+        cost.load_setting(tmp_path)
+
+
+def test_the_same_picture_costs_the_same_as_the_processor_makes_tiles_of_it(tmp_path):
+    processor = InternVLXImageProcessor(size={"height": 32, "width": 32}, max_patches=6)
+    processor.save_pretrained(tmp_path)
+    config = tiny_config(**LVTC)
+    config.save_pretrained(tmp_path)
+    model = cost.CostModel(cost.load_setting(tmp_path))
+    for size in ((10, 10), (100, 64), (33, 200), (400, 20)):
+        tiles = processor(Image.new("RGB", size), return_tensors="pt")["num_patches"].item()
+        found = model.of_size(*size)
+        assert (found.tiles, found.stage_one_tokens, found.stage_two_tokens) == (tiles, 4 * tiles, 16 * tiles)
+
+
+def test_every_way_is_put_beside_a_setting_once():
+    setting = cost.load_setting("internvl-x-2b")
+    settings, notes = side_by_side(setting)
+    assert settings[0] is setting and not notes
+    ways = {(s.tiling.slicing, s.tiling.max_tiles, s.projector, s.has_lvtc) for s in settings}
+    assert len(ways) == len(settings) == 8
+    expected = {(s, 6, "pvtc", lvtc) for s in ("ratio", "area", "edge") for lvtc in (False, True)}
+    assert ways == expected | {("ratio", 6, "pixel_shuffle", False), ("ratio", 12, "pixel_shuffle", False)}
+    # a native model is one of its own native settings
+    settings, _ = side_by_side(cost.load_setting("internvl2-8b"))
+    assert len(settings) == 7 and settings[0].is_native
+
+
+def test_the_model_s_own_lvtc_is_the_one_put_beside():
+    config = tiny_config(**LVTC)
+    setting = cost.Setting("tiny", config, TilingRule(32, 32))
+    others, _ = side_by_side(setting)
+    assert all(s.config.lvtc_config.expand_layer == 2 for s in others if s.has_lvtc)
+
+
+def test_what_does_not_fit_a_model_is_left_out_and_said():
+    config = tiny_config(text_config={"num_hidden_layers": 1})  # no layer left for stage two
+    settings, notes = side_by_side(cost.Setting("tiny", config, TilingRule(32, 32)))
+    assert not any(s.has_lvtc for s in settings)
+    assert len(notes) == 1 and "expand_layer" in notes[0]
+    odd = tiny_config(vision_config={"image_size": 28}, downsample_ratio=1.0)  # 7 patches a side
+    settings, notes = side_by_side(cost.Setting("tiny", odd, TilingRule(28, 28)))
+    assert not any(s.is_native for s in settings)
+    assert "do not divide the 7x7 grid" in notes[-1]
+
+
+def test_varying_a_setting_leaves_it_as_it_was():
+    setting = cost.load_setting("internvl-x-2b")
+    before = setting.config.to_json_string()
+    side_by_side(setting)
+    native(setting, 6)
+    assert setting.config.to_json_string() == before
