@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from data_parallel import CASES, Samples, collate, train
 from internvlx_hf import InternVLXForConditionalGeneration
-from tiny import tiny_batch, tiny_model
+from tiny import LVTC, tiny_batch, tiny_model
 
 MIXED = [[3, "tile", 5], [9], [2, "tile", "tile", 6], [12], ["tile", 4], [2, "tile", 9], [7], [4, "tile"]]
 
@@ -55,6 +55,15 @@ def test_trainer_lowers_the_loss(layouts, tmp_path):
     trainer.train()
     curve = losses(trainer)
     assert sum(curve[-5:]) < 0.5 * sum(curve[:5])
+
+
+def test_a_text_only_batch_is_no_error_where_the_projectors_alone_are_trained(tmp_path):
+    model = tiny_model(**LVTC)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("projector" in name)
+    before = weights(model)
+    trainer_for(model, tmp_path, [[5], [9], [3], [12]], weight_decay=0.0, max_steps=2).train()
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
 def test_trainer_learns_what_is_on_the_tiles(tmp_path):

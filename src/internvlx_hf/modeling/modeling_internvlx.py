@@ -174,7 +174,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
         """Run the vision side on an empty tile, without effect on the result.
 
         Ranks must use the same parameters in every step (DDP waits for their gradients in training, FSDP and ZeRO-3 for
-        their gathering in evaluation, too), also a rank whose batch happens to have text only.
+        their gathering in evaluation, too), also a rank whose batch happens to have text only. And where the projectors
+        alone are trained, the loss of such a batch would have no gradient, which ends a training with an error.
         """
         size, channels = self.config.tile_size, getattr(self.config.vision_config, "num_channels", 3)
         tile = inputs_embeds.new_zeros(1, channels, size, size)
@@ -227,8 +228,11 @@ class InternVLXModel(InternVLXPreTrainedModel):
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
             self._check_placeholders(placeholders, image_tokens, chunked=pixel_values is None)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
-        elif _world_size() > 1 and (past_key_values is None or (self.training and torch.is_grad_enabled())):
-            inputs_embeds = self._touch_vision(inputs_embeds)
+        else:
+            trains = self.training and torch.is_grad_enabled()
+            in_step = _world_size() > 1 and (past_key_values is None or trains)
+            if in_step or (trains and not inputs_embeds.requires_grad):
+                inputs_embeds = self._touch_vision(inputs_embeds)
 
         inputs = {
             "inputs_embeds": inputs_embeds,
