@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"
 TOKENS = {WRITER: ("you", "write"), READER: ("you", "read"), STRANGER: ("stranger", "write")}
 # files from this size are uploaded in parts of the other
-MULTIPART_FROM, PART_SIZE = 150_000, 64_000
+MULTIPART_FROM, PART_SIZE = 240_000, 64_000
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ def validate_card(text: str) -> None:
             named as on the Hub; a mark is damaged.
     """
     text = _normalised(text)
-    _, _, body = _split(text)
+    block, _, body = _split(text)
+    _load_yaml(block)
     _parse(body, _first_line(text, body))
     try:
         data = ModelCard(text).data
@@ -212,7 +213,7 @@ def _load_yaml(block: str) -> dict:
     try:
         current = yaml.safe_load(block) or {}
     except yaml.YAMLError as error:
-        raise CardError(f"README.md: its metadata is no valid YAML: {error}") from error
+        raise CardError(f"README.md: its metadata is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(current, dict):
         raise CardError(f"README.md: its metadata is a {type(current).__name__}, expected names with values.")
     return current

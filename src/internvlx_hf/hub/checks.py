@@ -154,8 +154,6 @@ def _processor(folder: Path) -> Iterator[str]:
     ):
         if ours != models:
             yield f"Processor and model do not fit: {what} is {ours} of the processor and {models} of config.json."
-    if not processor.chat_template:
-        yield "The processor has no chat template, without which `apply_chat_template` cannot ask about a picture."
 
 
 # -- remote code
