@@ -2,8 +2,10 @@
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 from PIL import Image
@@ -20,6 +22,9 @@ from internvlx_hf.training.train import train
 from tiny import LVTC, tiny_model, tiny_processor
 
 TYPES = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments)
+# what is measured of data is kept in there, and not beside a person's own
+CACHE = tempfile.TemporaryDirectory()
+datasets.config.HF_DATASETS_CACHE = CACHE.name
 SIZES = ((32, 32), (64, 32), (40, 70))
 # dropout of everything that can drop out, so that a resumed training which lost its random numbers is another one
 RANDOM = {

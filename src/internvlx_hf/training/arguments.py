@@ -53,8 +53,44 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    train_data: str = field(metadata={"help": "A JSON or JSONL file of samples with `messages` and `images`."})
+    train_data: str = field(
+        metadata={
+            "help": "InternVL's meta file, a JSON or JSONL file of annotations (InternVL's, LLaVA's, or `messages`), a folder "
+            "that `datasets` reads, or an id on the Hub."
+        }
+    )
     eval_data: str | None = field(default=None, metadata={"help": "As `train_data`, for evaluation."})
+    train_split: str = field(default="train", metadata={"help": "Of a folder or Hub id."})
+    eval_split: str = field(default="train", metadata={"help": "Of a folder or Hub id."})
+    image_root: str | None = field(
+        default=None, metadata={"help": "Folder that images' paths count from; unset: that of the annotations."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read samples as they come, without measuring them first; wants `max_steps`."}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Streamed records that are shuffled among each other."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a sample, images included."})
+    on_too_long: str = field(
+        default="truncate",
+        metadata={
+            "help": "What becomes of a longer one: cut (never through an image), left out, or an error.",
+            "choices": ("truncate", "skip", "error"),
+        },
+    )
+    on_broken: str = field(
+        default="error",
+        metadata={
+            "help": "Whether a broken sample ends the training, or is left out with a warning. Both name file and line.",
+            "choices": ("error", "skip"),
+        },
+    )
+    packing_tokens: int = field(
+        default=0,
+        metadata={"help": "Fill each row with samples up to so many tokens, without padding; 0: a row a sample."},
+    )
+    pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Make rows a multiple of so many tokens."})
 
 
 @dataclass
@@ -144,6 +180,9 @@ class InternVLXTrainingArguments(TrainingArguments):
                 f"`label_smoothing_factor` is {self.label_smoothing_factor}, expected 0: in training the model forms the "
                 "logits of supervised tokens for its own loss only."
             )
+        if self.accelerator_config.dispatch_batches is None:
+            # accelerate's way with streams cuts every tensor of a batch to the number of rows, the tiles too
+            self.accelerator_config.dispatch_batches = False
         self.learning_rates = _rates(self.learning_rates)
 
 

@@ -17,7 +17,13 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None) -> d
         ValueError: it is a model of another type.
         OSError: there is no such checkpoint.
     """
-    config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
+    try:
+        config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(
+            f"{name_or_path} is neither the folder of a checkpoint nor to be had from the Hub: {reason}"
+        ) from error
     if config.get("model_type") != InternVLXConfig.model_type:
         raise ValueError(
             f"{name_or_path} is a model of type {config.get('model_type')!r}, expected {InternVLXConfig.model_type!r}. "

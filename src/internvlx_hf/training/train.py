@@ -5,19 +5,18 @@ import json
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..hub import write_card
-from ..modeling import InternVLXForConditionalGeneration
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from .arguments import DataArguments, InternVLXTrainingArguments, LoraArguments, ModelArguments
-from .collator import InternVLXDataCollator
 from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
-from .parameters import choose_trainable, trainable_table
+from .parameters import choose_trainable, require_matches, trainable_table
 from .recipe import RECIPE_NAME, copy_companions, training_recipe
+from .run_data import RunData, load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
 
@@ -36,12 +35,12 @@ def train(
         KeyboardInterrupt: it was asked to stop; the last checkpoint has been saved.
     """
     checkpoint = find_checkpoint(arguments)
-    check_model_type(model_arguments.model_name_or_path, model_arguments.model_revision)
+    config = InternVLXConfig.from_dict(
+        check_model_type(model_arguments.model_name_or_path, model_arguments.model_revision)
+    )
+    check_names(config, lora_arguments, arguments)
     processor = load_processor(model_arguments)
-    train_dataset = load_dataset("json", data_files=data_arguments.train_data, split="train")
-    eval_dataset = None
-    if data_arguments.eval_data:
-        eval_dataset = load_dataset("json", data_files=data_arguments.eval_data, split="train")
+    data = load_run_data(data_arguments, arguments, processor, config)
     model = load_model(model_arguments)
     set_seed(arguments.seed)
     model = prepare_model(model, model_arguments, lora_arguments, arguments)
@@ -52,9 +51,10 @@ def train(
     trainer = InternVLXTrainer(
         model,
         arguments,
-        data_collator=InternVLXDataCollator(processor),
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        data_collator=data.collator,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        costs=data.costs,
         processing_class=processor,
         callbacks=[signals] if arguments.save_on_signal else None,
     )
@@ -68,10 +68,22 @@ def train(
             "--resume_from_checkpoint last"
         )
     metrics = dict(result.metrics)
-    if eval_dataset is not None:
+    if data.evaluation is not None:
         metrics |= trainer.evaluate()
-    save(trainer, model_arguments, lora_arguments, throughput, metrics)
+    save(trainer, model_arguments, lora_arguments, data, throughput, metrics)
     return trainer
+
+
+def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, arguments: InternVLXTrainingArguments) -> None:
+    """Try the settings that name modules on a model without weights, before anything takes long.
+
+    Raises:
+        ValueError: one of them names what the model does not have, or they contradict each other.
+    """
+    with torch.device("meta"):
+        model = InternVLXForConditionalGeneration(config)
+    prepare_model(model, ModelArguments(""), lora_arguments, arguments)
+    require_matches(model, arguments.learning_rates, "learning_rates")
 
 
 def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
@@ -126,6 +138,7 @@ def save(
     trainer: InternVLXTrainer,
     model_arguments: ModelArguments,
     lora_arguments: LoraArguments,
+    data: RunData,
     throughput: ThroughputCallback,
     metrics: dict[str, float],
 ) -> None:
@@ -135,7 +148,9 @@ def save(
     trainer.save_state()
     if trainer.is_world_process_zero():
         out = Path(trainer.args.output_dir)
-        recipe = training_recipe(trainer, model_arguments, lora_arguments, [], [], throughput, metrics)
+        recipe = training_recipe(
+            trainer, model_arguments, lora_arguments, data.sources, data.evaluation_sources, throughput, metrics
+        )
         (out / RECIPE_NAME).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         copy_companions(model_arguments.model_name_or_path, out)
         if not lora_arguments.lora_rank:  # peft writes an adapter's card

@@ -1,15 +1,51 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the two stages ask of the `Trainer` beyond what it does: learning rates by module, a frozen tower, cheap evaluation."""
+"""What the two stages ask of the `Trainer` beyond what it does: learning rates by module, batches of like cost, a frozen
+tower that is not in training."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from .datasets import StreamingTrainingData
+from .packing import PackedStream
 from .parameters import set_learning_rates
+from .sampler import CostGroupedSampler
 
 
 class InternVLXTrainer(Trainer):
-    """A `Trainer` for [`InternVLXTrainingArguments`]; a plain one with the collator trains the same model."""
+    """A `Trainer` for [`InternVLXTrainingArguments`]; a plain one with the collator trains the same model.
+
+    Args:
+        costs: of each sample, for `train_sampling_strategy="group_by_cost"`.
+        kwargs: as for the `Trainer`.
+    """
+
+    def __init__(self, *args, costs: Sequence[float] | None = None, **kwargs):
+        self.costs = costs
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.costs is None:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return CostGroupedSampler(self.costs, self._train_batch_size * self.args.world_size, seed)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the `Trainer`'s; but a stream that can be split is, or every process would read all that the others do."""
+        if self.args.world_size == 1 or not isinstance(self.train_dataset, StreamingTrainingData | PackedStream):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset.shard(self.args.world_size, self.args.process_index),
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -1,0 +1,266 @@
+"""`internvlx train` from a configuration file to a checkpoint: stages, resuming, stopping, evaluation, what it leaves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import load_dataset
+from safetensors.torch import save_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import DEFAULT_CALLBACKS
+
+from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
+from internvlx_hf.cli import main
+from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training.trainer import InternVLXTrainer, frozen_tower
+from tiny import LVTC, tiny_model
+from training_helpers import (
+    RANDOM,
+    changed,
+    losses,
+    run,
+    save_checkpoint,
+    saved_weights,
+    write_config,
+    write_data,
+)
+
+
+@pytest.fixture(scope="module")
+def stage_one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage_one")
+    assert main(["train", write_config(folder, stage=1, eval_data=str(write_data(folder / "eval", 5, seed=1)))]) == 0
+    return folder
+
+
+def test_stage_one_changes_the_projectors_alone(stage_one):
+    weights = changed(saved_weights(stage_one / "base"), saved_weights(stage_one / "out"))
+    assert weights == {name for name in saved_weights(stage_one / "base") if "projector" in name}
+
+
+def test_stage_two_goes_on_from_stage_one_and_changes_everything(stage_one, tmp_path):
+    run(tmp_path, model_name_or_path=str(stage_one / "out"), stage=2, bf16=True)
+    before, after = saved_weights(stage_one / "out"), saved_weights(tmp_path / "out")
+    assert changed(before, after) == before.keys()
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+
+
+def test_the_table_is_printed_and_the_record_is_kept(stage_one, tmp_path, capsys):
+    run(tmp_path, stage=2, freeze=["model.vision_tower"], max_patches=2)
+    printed = capsys.readouterr().out.splitlines()
+    row = next(line.split() for line in printed if line.startswith("model.vision_tower"))
+    assert (row[1], row[3]) == ("0", "0.0%")
+
+    recipe = json.loads((stage_one / "out" / "training_recipe.json").read_text())
+    base = tiny_model(**LVTC)
+    assert recipe["trained_modules"] == {
+        part: sum(p.numel() for p in base.get_submodule(part).parameters())
+        for part in ("model.multi_modal_projector", "model.lvtc")
+    }
+    assert (recipe["base_model"], recipe["steps"], recipe["settings"]["stage"]) == ("base", 6, 1)
+    assert recipe["tokens_per_tile"] == {"stage_one": 4, "stage_two": 16}
+    assert recipe["seen"]["stage_two_tokens"] == 16 * recipe["seen"]["tiles"]
+    assert recipe["metrics"]["eval_loss"] > 0
+    assert str(stage_one) not in (stage_one / "out" / "training_recipe.json").read_text()
+    assert "model.multi_modal_projector" in (stage_one / "out" / "README.md").read_text()
+    assert InternVLXProcessor.from_pretrained(tmp_path / "out").image_processor.max_patches == 2
+
+
+LOAD = """
+import sys
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+    saved = load_file(f"{folder}/model.safetensors")
+    assert all(torch.equal(parameter, saved[name]) for name, parameter in model.named_parameters())
+assert "internvlx_hf" not in sys.modules
+"""
+
+
+def test_what_is_saved_loads_with_its_own_code(stage_one, tmp_path):
+    folders = [str(stage_one / name) for name in ("out", "out/checkpoint-3")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *folders], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# -- resuming
+
+
+CASES = {
+    "batches of like cost": {},
+    "packed": {"packing_tokens": 60, "per_device_train_batch_size": 1, "num_train_epochs": 2},
+    "packed stream": {"packing_tokens": 60, "per_device_train_batch_size": 1, "streaming": True},
+    "streaming": {"streaming": True, "shuffle_buffer": 4, "max_steps": 8, "save_steps": 5},
+    "shuffled": {"train_sampling_strategy": "random"},
+    "second epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 8},
+    "end of an epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 6},
+    "accumulating": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+    "learning rates": {"learning_rates": {"model.lvtc": 5e-3, "model.vision_tower.encoder.layer.0": 1e-4}},
+    "frozen tower": {"freeze": ["model.vision_tower"], "gradient_checkpointing": True},
+    "workers": {"dataloader_num_workers": 1},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_training_is_the_one_that_was_never_stopped_bit_by_bit(case, tmp_path):
+    """Dropout, stochastic depth and shuffling included."""
+    settings = CASES[case]
+    whole = run(tmp_path, **settings)
+    checkpoint = tmp_path / "out" / f"checkpoint-{settings.get('save_steps', 3)}"
+    resumed = run(
+        tmp_path, **settings, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(checkpoint), seed=42
+    )
+    assert resumed.state.global_step == whole.state.global_step > int(checkpoint.name.split("-")[1])
+    assert losses(resumed) == losses(whole)
+    assert changed(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "resumed")) == set()
+    assert changed(saved_weights(checkpoint), saved_weights(tmp_path / "out"))
+
+
+class At(TrainerCallback):
+    """Does something in the middle of a step."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.what()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(number, tmp_path, monkeypatch, capsys):
+    whole = run(tmp_path, save_strategy="no")
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    config = write_config(tmp_path, output_dir=str(tmp_path / "stopped"), save_strategy="no")
+    with monkeypatch.context() as patch:
+        callbacks = [At(3, lambda: os.kill(os.getpid(), number))]
+        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*DEFAULT_CALLBACKS, *callbacks])
+        assert main(["train", config]) == 130
+    assert "stopped after step 4 of 6; go on with --resume_from_checkpoint last" in capsys.readouterr().err
+    assert {one: signal.getsignal(one) for one in handlers} == handlers
+    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+
+    assert main(["train", config]) == 1
+    assert "holds checkpoint-4 already" in capsys.readouterr().err
+    assert main(["train", config, "--resume_from_checkpoint", "last"]) == 0
+    assert changed(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "stopped")) == set()
+    assert whole.state.global_step == 6
+
+
+# -- the frozen tower, evaluation
+
+
+def test_a_frozen_tower_drops_nothing_out_in_training_and_all_else_does(tmp_path):
+    seen = {}
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            seen[args.stage] = {name: module.training for name, module in model.named_modules()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*DEFAULT_CALLBACKS, Look()])
+        for stage in (1, 2):
+            trainer = run(tmp_path, output_dir=str(tmp_path / str(stage)), stage=stage, max_steps=1)
+            assert isinstance(trainer, InternVLXTrainer)
+            assert (frozen_tower(trainer.model) is not None) == (stage == 1)
+    in_tower = {name for name in seen[1] if name.startswith("model.vision_tower")}
+    assert {name for name, training in seen[1].items() if not training} == in_tower
+    assert all(seen[2].values())
+
+
+def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
+    data = write_data(tmp_path / "eval", 5, seed=3)
+    shapes = []
+    trainer = run(
+        tmp_path, eval_data=str(data), eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=2, max_steps=3
+    )
+    trainer.model.lm_head.register_forward_hook(lambda _, args, output: shapes.append(output.shape[:-1].numel()))
+    loss = trainer.evaluate()["eval_loss"]
+    logged = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert logged[0] == pytest.approx(loss)
+
+    samples = [json.loads(line) for line in data.read_text().splitlines()]
+    collate = InternVLXDataCollator(InternVLXProcessor.from_pretrained(tmp_path / "base"))
+    batches = [collate(samples[start : start + 2]) for start in (0, 2, 4)]
+    model = InternVLXForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        expected = [model(**batch).loss.item() for batch in batches]
+    # the Trainer weighs batches by their samples
+    assert loss == pytest.approx((2 * expected[0] + 2 * expected[1] + expected[2]) / 5, abs=1e-4)
+    supervised = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    # per batch: the supervised rows, and each sample's last
+    assert sum(shapes) == supervised + 5
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"model_name_or_path": "native"},
+            r"native is a model of type 'internvl', expected 'internvl_x'. Convert it first",
+        ),
+        ({"model_name_or_path": "old"}, r"old is a model of type 'internvl_chat'.* internvlx convert .*old OUT"),
+        ({"model_name_or_path": "damaged"}, r"damaged lacks 1 weights, model.lvtc.hr_projector"),
+        ({"model_name_or_path": "nowhere"}, r"nowhere"),
+        ({"train_data": "nowhere.json"}, r"nowhere.json"),
+        ({"min_patches": 5, "max_patches": 2}, r"min_patches"),
+        ({"freeze": ["model.vision"]}, r"`freeze` names 'model.vision'"),
+        ({"learning_rates": {"model.lvt": 1e-3}}, r"`learning_rates` names 'model.lvt'"),
+        ({"resume_from_checkpoint": "last"}, r"`resume_from_checkpoint` is last, but .*out holds no checkpoint"),
+        ({"resume_from_checkpoint": "nowhere"}, r"`resume_from_checkpoint` is nowhere, which is no checkpoint"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_before_anything_is_written(settings, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, model_type in (("native", "internvl"), ("old", "internvl_chat")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if settings.get("model_name_or_path") == "damaged":
+        save_checkpoint(tmp_path / "damaged")
+        weights = saved_weights(tmp_path / "damaged")
+        weights.pop(next(name for name in weights if "hr_projector" in name))
+        save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
+    assert main(["train", write_config(tmp_path, **settings)]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_module_is_the_command(tmp_path):
+    """`accelerate launch -m internvlx_hf.training` runs it."""
+    config = write_config(tmp_path, max_steps=1)
+    command = [sys.executable, "-m", "internvlx_hf.training", config]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "model.multi_modal_projector" in done.stdout
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_plain_trainer_needs_the_collator_and_nothing_else(tmp_path):
+    save_checkpoint(tmp_path / "base", **RANDOM)
+    dataset = load_dataset("json", data_files=str(write_data(tmp_path / "data")), split="train")
+    processor = InternVLXProcessor.from_pretrained(tmp_path / "base")
+    model = InternVLXForConditionalGeneration.from_pretrained(tmp_path / "base")
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=2, remove_unused_columns=False, report_to="none", use_cpu=True
+    )
+    trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=InternVLXDataCollator(processor))
+    assert trainer.train().training_loss > 0
