@@ -164,9 +164,9 @@ class StreamingTrainingData(IterableDataset):
     Each sample comes exactly once an epoch, over all workers of the data loader and over all that `shard` was split into.
     Resuming reads the stream from its start, as the `Trainer` does.
 
-    Several processes: the `Trainer`'s own data loader takes its share of what *every* process encodes (with
-    `accelerator_config={"dispatch_batches": False}`, for batches differ in shape). With `shard` each sample is encoded
-    once; the data loader must then not be split a second time.
+    The `Trainer` needs `accelerator_config={"dispatch_batches": False}`: otherwise accelerate cuts a stream's batches up by
+    rows, and `pixel_values` has none. In several processes its data loader then takes its share of what *every* process
+    encodes. With `shard` each sample is encoded once; the data loader must then not be split a second time.
 
     Args:
         source: where the samples come from.
