@@ -1,7 +1,6 @@
 """The task: pages of real handwritten digits, to be transcribed and asked about, tiled and tokenized once for all runs.
 
-Detail matters (a digit is 12 pixels high where a tile sees it at its own size, 4 to 8 where the whole page is squeezed into
-one tile) and layout matters (rows and columns are asked for). The 1,797 samples are split once into those of training, of
+Detail matters (a digit measures 12 pixels where a tile sees it at its own size, less where the whole page is squeezed into one tile) and layout matters (rows and columns are asked for). The 1,797 samples are split once into those of training, of
 validation and of test pages; no sample is in two of them.
 """
 
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
@@ -21,8 +21,16 @@ from train import build_tokenizer
 
 TILE = 64
 MAX_TILES = 6  # as in the paper's Table 5
-# Columns and rows of digits, and the share of pages; a digit has 16x12 pixels: 64x48, 128x24, 32x96, 128x48, 64x96 pixels.
-LAYOUTS = {(4, 4): 0.4, (8, 2): 0.15, (2, 8): 0.15, (8, 4): 0.15, (4, 8): 0.15}
+# Columns and rows of digits on a page, the size that it is scanned at (1: 16x12 pixels a digit), and the share of pages.
+SHEETS = [
+    ((4, 4), 1.0, 0.35),  # 64x48 pixels
+    ((4, 4), 1.75, 0.15),  # 112x84
+    ((8, 2), 1.0, 0.15),  # 128x24
+    ((8, 2), 1.5, 0.10),  # 192x36
+    ((2, 8), 1.0, 0.15),  # 32x96
+    ((2, 8), 1.5, 0.10),  # 48x144
+]
+BLOCK = 16  # training samples in a row with one sheet and kind of question: a batch of them needs next to no padding
 TRANSCRIBE = "Read the page."
 SPLITS = {"test": 0.2, "validation": 0.15, "train": 0.65}
 SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}
@@ -76,15 +84,19 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
 
     Args:
         curriculum: share of the samples that lead from easy to hard: the first third of them has pages of the first
-            layout only, then come all. For every layout, pages that say one thing many times (see `compose_page`) make
+            sheet only, then come all. For every layout, pages that say one thing many times (see `compose_page`) make
             way for random ones little by little.
     """
     digits, processor, samples = split_digits()[split], build_processor(slicing), []
+    block = BLOCK if split == "train" else 1
     for first in range(0, count, 64):
         drawn = []
         for index in range(first, min(first + 64, count)):
-            rng = np.random.default_rng((SPLIT_NUMBERS[split], seed, index))
-            drawn.append(draw_sample(digits, rng, index / count / curriculum if curriculum else 1.0))
+            rng, block_rng = (
+                np.random.default_rng((SPLIT_NUMBERS[split], seed, *numbers))
+                for numbers in ([index], [index // block, 1])
+            )
+            drawn.append(draw_sample(digits, rng, block_rng, index / count / curriculum if curriculum else 1.0))
         encoded = processor.apply_chat_template(
             [conversation for conversation, _ in drawn],
             return_labels=True,
@@ -107,16 +119,20 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
     return samples
 
 
-def draw_sample(digits: Digits, rng: np.random.Generator, progress: float) -> tuple[list[dict], str]:
+def draw_sample(
+    digits: Digits, rng: np.random.Generator, block_rng: np.random.Generator, progress: float
+) -> tuple[list[dict], str]:
     """A conversation about a page, and its kind; `progress` is how much of the curriculum is over."""
-    layouts, shares = list(LAYOUTS), list(LAYOUTS.values())
-    layout = layouts[rng.choice(len(layouts), p=shares) if progress >= 1 / 3 else 0]
-    since_start = progress if layout == layouts[0] else (progress - 1 / 3) * 1.5
+    kind = ("transcription", "question")[block_rng.integers(2)]
+    sheet = block_rng.choice(len(SHEETS), p=[share for *_, share in SHEETS])
+    layout, scale, _ = SHEETS[sheet if progress >= 1 / 3 else 0]
+    since_start = progress if layout == SHEETS[0][0] else (progress - 1 / 3) * 1.5
     page = compose_page(digits, layout, rng, repeated=bool(rng.random() < 0.8 * (1 - since_start)))
-    kind = ("transcription", "question")[rng.integers(2)]
+    size = (round(page.image.width * scale), round(page.image.height * scale))
+    image = page.image if scale == 1 else page.image.resize(size, Image.Resampling.BICUBIC)
     question, answer = ask(page.text, rng, kind == "transcription")
     conversation = [
-        {"role": "user", "content": [{"type": "image", "image": page.image}, {"type": "text", "text": question}]},
+        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]},
         {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     ]
     return conversation, kind

@@ -4,10 +4,11 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from settings import LAYERS, PATCHES, Configuration, Schedule
-from task import TILE, Collator, Sample, build_processor, cached_samples, share_in_place
+from task import BLOCK, TILE, Collator, Sample, build_processor, cached_samples, share_in_place
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,8 +19,8 @@ from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.modeling.pixel_shuffle import patch_windows
 
 VISION_WIDTH, WIDTH = 64, 96
-LONGEST_ANSWER = 42  # tokens
-TEST_SEED = 1000  # the same test pages for every run
+LONGEST_ANSWER = 26  # tokens
+RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
 BASE = Configuration(window=2)  # pixel shuffle by 2x2, as InternVL2's own towers were trained with
 
 
@@ -113,8 +114,8 @@ def make_base(schedule: Schedule, seed: int, cache: Path) -> Path:
         set_seed(seed)
         processor = build_processor()
         model = build_model(BASE, processor)
-        # Pages that the runs will see come from the same samples of handwriting, but no page is the same.
-        pages = cached_samples(cache, "train", schedule.base_steps * schedule.batch, "whole", 100 + seed, 0.75)
+        # No page of these is one that the runs will see, but the samples of handwriting are the same.
+        pages = cached_samples(cache, "train", schedule.base_steps * schedule.batch, "whole", BASE_PAGES, 0.75)
         collator = Collator(processor, tokens=(PATCHES // BASE.window) ** 2)
         losses = train(
             model, pages, collator, schedule.base_steps, schedule.base_rate, schedule.batch, cache / "trainer"
@@ -137,12 +138,18 @@ def start_from(model: nn.Module, base: Path) -> None:
         raise ValueError(f"The base in {base.name} does not fit: missing {missing}, unexpected {unexpected}.")
 
 
+def in_order_of(seed: int, pages: list[Sample]) -> list[Sample]:
+    """The pages in the order in which runs of a seed see them, block by block."""
+    blocks = [pages[first : first + BLOCK] for first in range(0, len(pages), BLOCK)]
+    return [page for block in np.random.default_rng(seed).permutation(len(blocks)) for page in blocks[block]]
+
+
 def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test") -> dict:
     """Train and read; everything that is worth keeping of it."""
     base = make_base(schedule, seed, cache)
     processor = build_processor(configuration.slicing)
-    pages = cached_samples(cache, "train", schedule.pages, configuration.slicing, seed)
-    test = cached_samples(cache, split, schedule.test_pages, configuration.slicing, TEST_SEED)
+    pages = in_order_of(seed, cached_samples(cache, "train", schedule.pages, configuration.slicing, RUN_PAGES))
+    test = cached_samples(cache, split, schedule.test_pages, configuration.slicing, TEST_PAGES)
     set_seed(seed)
     model = build_model(configuration, processor)
     start_from(model, base)
