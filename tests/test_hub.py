@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -322,3 +323,57 @@ def test_card_that_was_edited_on_the_hub_survives_the_next_push(hub, folders, wr
     card = hub.files("you/carded")["README.md"].decode()
     assert "Written here." in card
     assert "Written on the Hub." not in card
+
+
+def test_trainer_that_pushes_keeps_the_card_and_sends_the_code(hub, folders, writer):
+    """Also in what it pushes while it trains."""
+    out = folders / "trainer"
+    shutil.copytree(folders / "v2", out)
+    (out / "README.md").write_text("# Mine\n")
+    writer.result(
+        """
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
+from internvlx_hf.hub import PushesCheckpoint
+
+class PushingTrainer(PushesCheckpoint, Trainer):
+    pass
+
+batch = load_file({batch!r})
+sample = dict(batch, labels=batch["input_ids"])
+arguments = TrainingArguments(
+    {out!r}, max_steps=1, save_steps=1, per_device_train_batch_size=1, report_to="none", remove_unused_columns=False,
+    push_to_hub=True, hub_model_id="you/trained", use_cpu=True, disable_tqdm=True,
+)
+trainer = PushingTrainer(
+    InternVLXForConditionalGeneration.from_pretrained({out!r}), arguments, data_collator=lambda samples: samples[0],
+    train_dataset=[sample] * 2, processing_class=InternVLXProcessor.from_pretrained({out!r}),
+)
+trainer.train()
+trainer.push_to_hub()
+""",
+        batch=str(folders / "batch.safetensors"),
+        out=str(out),
+    )
+    repository = hub.repositories["you/trained"]
+    messages = {message: sha for sha, message in repository.messages.items()}
+    assert {"Training in progress, step 1", "End of training"} <= messages.keys()
+    for sha in (messages["Training in progress, step 1"], hub.head("you/trained")):
+        files = repository.commits[sha]
+        assert {"modeling_internvlx.py", "lvtc.py", "processing_internvlx.py", "model.safetensors"} <= files.keys()
+    card = hub.files("you/trained")["README.md"].decode()
+    assert "# Mine" in card
+    assert "## What a picture costs" in card
+    assert 'from_pretrained("you/trained"' in card
+
+
+def test_documentation_s_blocks_run(hub, folders, writer):
+    shutil.copytree(folders / "v2", folders / "writer" / "out" / "demo" / "model")
+    blocks = re.findall(r"^```py\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        answer = writer.run(block)
+        assert answer["error"] is None, answer["error"]
+    assert hub.repositories["you/my-model"].private

@@ -6,6 +6,7 @@ from .checks import check_folder
 from .folder import FolderError, PushedFile
 from .model_card import model_card, write_card
 from .push import Pushed, plan_push, push_folder
+from .trainer_card import PushesCheckpoint
 
 __all__ = [
     "Card",
@@ -13,6 +14,7 @@ __all__ = [
     "FolderError",
     "Pushed",
     "PushedFile",
+    "PushesCheckpoint",
     "check_folder",
     "model_card",
     "plan_push",
