@@ -30,7 +30,7 @@ def test_accelerate_knows_every_setting(name):
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert config.distributed_type == ENGINES[name]
     assert config.mixed_precision == "bf16"
-    assert config.num_processes > 1 and config.num_machines == 1
+    assert config.num_machines == 1
     if config.distributed_type == DistributedType.DEEPSPEED:
         assert config.deepspeed_config["zero_stage"] == int(name[-1])
         assert config.deepspeed_config["gradient_accumulation_steps"] == "auto"

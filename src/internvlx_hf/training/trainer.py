@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from .datasets import StreamingTrainingData
+from .epochs import TellSamplerEpoch
 from .packing import PackedStream
 from .parameters import set_learning_rates
 from .sampler import CostGroupedSampler
@@ -26,6 +27,7 @@ class InternVLXTrainer(Trainer):
     def __init__(self, *args, costs: Sequence[float] | None = None, **kwargs):
         self.costs = costs
         super().__init__(*args, **kwargs)
+        self.add_callback(TellSamplerEpoch())
 
     def _get_train_sampler(self, train_dataset=None):
         if self.costs is None:
