@@ -155,3 +155,6 @@ def save(
         copy_companions(model_arguments.model_name_or_path, out)
         if not lora_arguments.lora_rank:  # peft writes an adapter's card
             write_card(out)
+    if trainer.args.push_to_hub:
+        # what `save_model` pushed had neither the recipe nor the card that is made of it
+        trainer.push_to_hub()
