@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from ..hub import PushesCheckpoint
 from .datasets import StreamingTrainingData
 from .epochs import TellSamplerEpoch
 from .packing import PackedStream
@@ -16,7 +17,7 @@ from .parameters import set_learning_rates
 from .sampler import CostGroupedSampler
 
 
-class InternVLXTrainer(Trainer):
+class InternVLXTrainer(PushesCheckpoint, Trainer):
     """A `Trainer` for [`InternVLXTrainingArguments`]; a plain one with the collator trains the same model.
 
     Args:
