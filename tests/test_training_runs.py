@@ -50,6 +50,20 @@ def test_stage_two_goes_on_from_stage_one_and_changes_everything(stage_one, tmp_
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
+def test_what_is_frozen_may_be_in_half_precision_and_what_is_trained_is_not(tmp_path):
+    trainer = run(tmp_path, stage=1, dtype="bfloat16", bf16=True, learning_rate=4e-5)
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if "projector" in name else torch.bfloat16)
+    before, after = saved_weights(tmp_path / "base"), saved_weights(tmp_path / "out")
+    for name, tensor in after.items():
+        if "projector" not in name:
+            assert torch.equal(tensor, before[name].to(torch.bfloat16))
+        else:  # steps this small are lost on numbers of 8 bits
+            assert not torch.equal(tensor, before[name].to(torch.bfloat16).float())
+    again = run(tmp_path, stage=2, model_name_or_path=str(tmp_path / "out"), output_dir=str(tmp_path / "two"))
+    assert {parameter.dtype for parameter in again.model.parameters()} == {torch.float32}
+
+
 def test_the_table_is_printed_and_the_record_is_kept(stage_one, tmp_path, capsys):
     run(tmp_path, stage=2, freeze=["model.vision_tower"], max_patches=2)
     printed = capsys.readouterr().out.splitlines()
