@@ -1,0 +1,218 @@
+"""Other people's runtimes take the model as it is: quantisation, device maps, pipelines, Liger's kernels.
+
+Streaming is in test_generation.py, static caches and compiled decoding in test_lvtc_generation.py, a compiled forward and
+backward in test_lvtc_training.py. docs/serving.md says what does not work, and why.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, pipeline
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from internvlx_hf.quantisation import COMPRESSION_MODULES, UNQUANTISED_MODULES
+from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
+
+HERE = Path(__file__).parent
+TORCHAO = HERE.parent / "build/torchao"
+PROJECTORS = ("pvtc", "pixel_shuffle", "linear", "token_packer", "ldpv2")
+LAYOUTS = [[3, "tile", 5], [9], [2, "tile", "tile", 4]]
+NEW = 6
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def linear_layers(model) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def new_tokens(model, batch, **kwargs) -> torch.Tensor:
+    output = model.generate(**batch, max_new_tokens=NEW, do_sample=False, **kwargs)
+    return output[:, batch["input_ids"].shape[1] :]
+
+
+# ---- Quantisation
+
+
+@pytest.mark.parametrize("projector", PROJECTORS)
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_what_is_not_to_be_quantised_is_all_but_the_language_model_s_layers(projector, lvtc):
+    if projector == "linear":
+        lvtc = {name: value for name, value in lvtc.items() if name != "downsample_ratio"} | {"downsample_ratio": 1.0}
+        lvtc.pop("lvtc_config", None)
+    model = tiny_model(projector_config={"projector_type": projector}, **lvtc)
+    quantised = [name for name in linear_layers(model) if should_convert_module(name, list(UNQUANTISED_MODULES))]
+    assert quantised == [name for name in linear_layers(model) if name.startswith("model.language_model.layers.")]
+
+
+def test_the_compression_modules_are_the_projectors():
+    model = tiny_model(**LVTC)
+    left_out = [name for name in linear_layers(model) if not should_convert_module(name, list(COMPRESSION_MODULES))]
+    assert left_out == [name for name in linear_layers(model) if "projector" in name]
+    assert {name.split(".")[1] for name in left_out} == {"multi_modal_projector", "lvtc"}
+
+
+def test_a_name_without_its_beginning_leaves_nothing_out():
+    """Why the names are given in full."""
+    assert should_convert_module("model.multi_modal_projector.patch_embedding.linear", ["multi_modal_projector"])
+
+
+def test_pvtc_s_keys_and_values_are_no_linear_layers_so_that_nobody_quantises_them():
+    projector = tiny_model().model.multi_modal_projector
+    attention = projector.local_layers[0].attention
+    assert {name for name, _ in attention.named_parameters(recurse=False)} == {"key", "value"}
+    assert {name for name, _ in attention.named_children()} == {"query", "output"}
+
+
+@pytest.fixture(scope="module")
+def torchao_report():
+    if not TORCHAO.exists():
+        pytest.skip("torchao is not in build/torchao, where `make test` puts it")
+    paths = [TORCHAO, HERE, *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "torchao_process.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_torchao_s_int8_on_the_cpu_leaves_the_named_modules_alone(torchao_report):
+    found = torchao_report["all but the language model"]
+    layers = linear_layers(tiny_model(**LVTC))
+    assert found["quantised"] == [name for name in layers if name.startswith("model.language_model.layers.")]
+    assert found["quantised"] + found["others"] != layers  # both kinds occur, in between each other
+    found = torchao_report["compression only"]
+    assert found["others"] == [name for name in layers if name.startswith((*COMPRESSION_MODULES, "lm_head"))]
+
+    for found in torchao_report.values():
+        assert found["differs"]
+        assert found["similarity"] > 0.99  # eight bits, one scale a row
+        assert {len(row) for row in found["tokens"]} == {NEW}
+
+
+@pytest.mark.slow
+def test_an_int8_checkpoint_of_torchao_s_loads_again(torchao_report):
+    assert torchao_report["saved and loaded"] == torchao_report["all but the language model"]
+
+
+BITS = {"int8": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
+@pytest.mark.parametrize("bits", ["int8", pytest.param("nf4", marks=[pytest.mark.cuda, needs_gpu])])
+def test_bitsandbytes_leaves_the_named_modules_alone(bits, tmp_path):
+    import bitsandbytes
+
+    # rows of whole blocks of 64 weights
+    model = tiny_model(text_config={"intermediate_size": 128}, **LVTC)
+    model.save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(llm_int8_skip_modules=list(UNQUANTISED_MODULES), **BITS[bits])
+    found = AutoModelForImageTextToText.from_pretrained(
+        tmp_path, quantization_config=config, device_map={"": "cuda" if torch.cuda.is_available() else "cpu"}
+    ).eval()
+    kinds = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
+    quantised = [name for name, module in found.named_modules() if isinstance(module, kinds)]
+    assert quantised == [name for name in linear_layers(model) if name.startswith("model.language_model.layers.")]
+
+    batch = tiny_batch(model.config, LAYOUTS)
+    on_device = {name: value.to(found.device) for name, value in batch.items()}
+    with torch.no_grad():
+        logits, expected = found(**on_device).logits.cpu().float(), model(**batch).logits
+    similarity = nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0)
+    assert similarity > {"int8": 0.98, "nf4": 0.9}[bits]
+    assert new_tokens(found, on_device).shape == (3, NEW)
+
+
+# ---- Devices, pipelines, kernels
+
+
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_an_automatic_device_map_offloads_what_has_no_room(lvtc, tmp_path):
+    """A budget of half the model for the CPU, the rest on disk: layers and towers stay whole, tokens stay the same."""
+    model = tiny_model(**lvtc)
+    model.save_pretrained(tmp_path / "model")
+    batch = tiny_batch(model.config, LAYOUTS)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    loaded = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "model",
+        device_map="auto",
+        max_memory={"cpu": size // 2},
+        offload_folder=tmp_path / "offload",
+    ).eval()
+    places = loaded.hf_device_map
+    assert "disk" in places.values()
+    inside_layers = [
+        name for name in places if name.startswith("model.language_model.layers.") and name.count(".") > 3
+    ]
+    assert inside_layers == []
+    assert torch.equal(new_tokens(loaded, batch), new_tokens(model, batch))
+
+
+def test_a_pipeline_answers_several_conversations_in_one_batch():
+    """With a tokenizer that pads on the left: a pipeline asks the tokenizer, not the processor."""
+    model = tiny_model(**LVTC)
+    model.generation_config.eos_token_id = None  # a random model would end at once
+    processor = tiny_processor(model.config)
+    processor.tokenizer.padding_side = "left"
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    conversations = []
+    for width, height in ((70, 40), (30, 30), (32, 90)):
+        image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "What is on the picture?"}]
+        conversations.append([{"role": "user", "content": content}])
+    settings = {"return_full_text": False, "generate_kwargs": {"max_new_tokens": NEW, "do_sample": False}}
+    alone = [ask(text=[messages], **settings)[0][0]["generated_text"] for messages in conversations]
+    together = [answer["generated_text"] for (answer,) in ask(text=conversations, batch_size=3, **settings)]
+    assert together == alone
+    assert len(set(alone)) > 1
+
+
+LIGER = ("llama", "qwen2", "qwen3", "phi3", "mistral")
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.skipif(not importlib.util.find_spec("liger_kernel"), reason="needs liger-kernel")
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
+@pytest.mark.parametrize("text", LIGER)
+def test_liger_s_kernels_go_into_the_inner_language_model(text, lvtc, monkeypatch):
+    """A training step with them gives the loss and the gradients of one without."""
+    from liger_kernel.transformers import monkey_patch
+
+    model = tiny_model(text, **lvtc).to("cuda").train()
+    batch = {name: value.to("cuda") for name, value in tiny_batch(model.config, LAYOUTS).items()}
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+
+    def step():
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    expected_loss, expected = step()
+    # Liger replaces a function of transformers' module as well: undone after the test
+    module = sys.modules[type(model.model.language_model).__module__]
+    for name in vars(module).copy():
+        monkeypatch.setattr(module, name, getattr(module, name))
+    apply = getattr(monkey_patch, f"apply_liger_kernel_to_{text}")
+    apply(model=model.model.language_model, fused_linear_cross_entropy=False)
+    found_loss, found = step()
+    assert "Liger" in repr(model.model.language_model)
+    assert "Liger" not in repr(model.model.multi_modal_projector)
+    assert found_loss == pytest.approx(expected_loss, rel=1e-3)
+    for name, gradient in expected.items():
+        # float32, other orders of summation in norms and rotations
+        torch.testing.assert_close(found[name], gradient, atol=2e-3 * gradient.abs().max().item() + 1e-6, rtol=0)
