@@ -1,0 +1,214 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Loading of training data: images a second of one core, and how much of a batch is padding.
+
+    python benchmarks/bench_training_data.py [--repeats 7] [--only speed padding packing]
+
+speed: two photographs that come with scikit-learn, as JPEG files of several sizes, each in a conversation, four to a batch:
+    read, decode, tile (`slicing="ratio"`, at most 6 tiles of 448 x 448 pixels and a thumbnail), tokenize, collate.
+    "ours": `load_training_data` and `InternVLXDataCollator`.
+    "its images": the same, but with transformers' GotOcr2ImageProcessorPil, as native InternVL has it without torchvision.
+    "its way": that image processor, and `apply_chat_template` of the batch as transformers tokenizes and masks it.
+padding, packing: a set of chats, pictures and pages: the share of padding in random batches and in those of like cost,
+    and how full rows are that samples are packed into.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+import transformers
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timing import print_table, time_alternately, use_one_thread
+from torch.utils.data import BatchSampler, RandomSampler
+from transformers import GotOcr2ImageProcessorPil
+
+from internvlx_hf import InternVLXConfig, InternVLXImageProcessor, InternVLXProcessor
+from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, PackedStream, load_training_data
+from internvlx_hf.training.costs import SampleSizes
+from internvlx_hf.training.packing import pack_rows
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from tiny import tiny_tokenizer
+
+# those of the pictures themselves, of a web page, of a screen, of a telephone
+SIZES = ((640, 427), (1024, 683), (1920, 1280), (4032, 2688))
+BATCH = 4
+TARGET, MOST_PADDING, LEAST_RANDOM = 3.0, 0.10, 0.30
+ANSWER = (
+    "A pagoda with a red roof stands among trees in front of a lake, and the sky above it is clear and blue. " * 3
+).strip()
+
+
+class NativeImages(InternVLXDataCollator):
+    """Our collator, with transformers' image processor."""
+
+    def __init__(self, processor: InternVLXProcessor, image_processor: GotOcr2ImageProcessorPil):
+        super().__init__(processor)
+        self.image_processor = image_processor
+
+    def _tiles(self, samples):
+        images = [image for sample in samples for image in sample.images]
+        return self.image_processor(images, return_tensors="pt").pixel_values
+
+
+class NativeWay:
+    """A batch by transformers alone: `apply_chat_template`, and labels from its mask."""
+
+    def __init__(self, processor: InternVLXProcessor, image_processor: GotOcr2ImageProcessorPil):
+        tokenizer = processor.tokenizer
+        # native InternVL's own processor cannot be made without torchvision; its text side is ProcessorMixin's, as here
+        self.processor = InternVLXProcessor(image_processor, tokenizer, chat_template=processor.chat_template)
+
+    def __call__(self, records: list[dict]) -> dict[str, torch.Tensor]:
+        conversations = []
+        for record in records:
+            question, answer = (turn["value"] for turn in record["conversations"])
+            content = [{"type": "image", "path": record["image"]}, {"type": "text", "text": question[8:]}]
+            conversations.append([{"role": "user", "content": content}, {"role": "assistant", "content": answer}])
+        batch = self.processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "right"},
+        )
+        batch["labels"] = batch["input_ids"].masked_fill(batch.pop("assistant_masks") == 0, -100)
+        return batch
+
+
+def write_records(folder: Path, size: tuple[int, int]) -> list[dict]:
+    """The photographs in this size, as records of a JSONL file."""
+    records = []
+    for number, pixels in enumerate(load_sample_images().images * (BATCH // 2)):
+        path = folder / f"{number}.jpg"
+        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+        turns = [
+            {"from": "human", "value": "<image>\nWhat is to be seen here?"},
+            {"from": "gpt", "value": ANSWER},
+        ]
+        records.append({"image": str(path), "conversations": turns})
+    (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def measure_speed(size: tuple[int, int], repeats: int) -> list[object]:
+    """One row of the table."""
+    processor = InternVLXProcessor(InternVLXImageProcessor(slicing="ratio"), tiny_tokenizer())
+    native = GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, crop_to_patches=True, max_patches=6)
+    with tempfile.TemporaryDirectory() as folder:
+        records = write_records(Path(folder), size)
+        data = load_training_data(Path(folder) / "data.jsonl", processor)
+        ours, its_images = InternVLXDataCollator(processor), NativeImages(processor, native)
+        its_way = NativeWay(processor, native)
+        runs = {
+            "ours": lambda: ours([data[i] for i in range(BATCH)]),
+            "its images": lambda: its_images([data[i] for i in range(BATCH)]),
+            "its way": lambda: its_way(records),
+        }
+        batches = {name: run() for name, run in runs.items()}
+        for batch in batches.values():
+            for name in ("input_ids", "attention_mask", "labels"):
+                if not torch.equal(batch[name], batches["ours"][name]):
+                    raise RuntimeError(f"{name} of the ways to load {size} are not the same")
+            if batch["pixel_values"].shape != batches["ours"]["pixel_values"].shape:
+                raise RuntimeError(f"the ways to load {size} do not cut it into the same tiles")
+        seconds = time_alternately(runs, repeats)
+    tiles = len(batches["ours"]["pixel_values"]) // BATCH
+    rates = [BATCH / taken for taken in seconds.values()]
+    ratios = [seconds[name] / seconds["ours"] for name in ("its images", "its way")]
+    return [f"{size[0]}x{size[1]}", tiles, *(f"{rate:.1f}" for rate in rates), *ratios]
+
+
+def mixed_set(samples: int = 20000) -> SampleSizes:
+    """Chats without a picture, pictures of 1 to 7 tiles of 256 tokens, pages of 13; texts of some hundred tokens."""
+    generator = np.random.default_rng(0)
+    kind = generator.choice(3, samples, p=[0.3, 0.6, 0.1])
+    tiles = np.where(kind == 0, 0, np.where(kind == 1, generator.choice([1, 3, 5, 7], samples), 13))
+    text = generator.lognormal(4.8, 0.9, samples).astype(int) + 30
+    return SampleSizes(text + tiles * 256 + 2 * (tiles > 0), tiles)
+
+
+def padding(lengths: np.ndarray, batches) -> float:
+    room = sum(len(batch) * lengths[batch].max() for batch in batches)
+    return float(1 - lengths.sum() / room)
+
+
+def measure_padding(config: InternVLXConfig, batch_size: int) -> list[list[object]]:
+    sizes, rows = mixed_set(), []
+    orders = {
+        "random": RandomSampler(sizes.tokens, generator=torch.Generator().manual_seed(0)),
+        "like cost": CostGroupedSampler(sizes.costs(config), batch_size),
+    }
+    for name, sampler in orders.items():
+        batches = [np.array(batch) for batch in BatchSampler(sampler, batch_size, drop_last=False)]
+        one, two = (padding(lengths, batches) for lengths in (sizes.tokens, sizes.stage_two_tokens(config)))
+        is_met = one >= LEAST_RANDOM if name == "random" else one <= MOST_PADDING
+        wanted = f">= {LEAST_RANDOM}" if name == "random" else f"<= {MOST_PADDING}"
+        rows.append([batch_size, name, one, two, wanted, "ok" if is_met else "MISSED"])
+    return rows
+
+
+class Length:
+    """Stands for a sample of so many tokens."""
+
+    def __init__(self, tokens: int):
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+def measure_packing(budget: int) -> list[list[object]]:
+    lengths = mixed_set().tokens
+    kept = lengths[lengths <= budget]
+    filled = PackedStream.__new__(PackedStream)
+    filled.data, filled.budget = map(Length, kept.tolist()), budget
+    rows = {"map-style": len(pack_rows(kept, budget)), "streaming": sum(1 for _ in filled)}
+    return [[budget, name, number, float(kept.sum() / (budget * number))] for name, number in rows.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=["speed", "padding", "packing"])
+    arguments = parser.parse_args()
+    chosen = arguments.only or ["speed", "padding", "packing"]
+    use_one_thread()
+    print(
+        f"transformers {transformers.__version__}, torch {torch.__version__}, Pillow {PIL.__version__}, "
+        f"{os.cpu_count()} cores"
+    )
+    if "speed" in chosen:
+        header = [
+            "pictures",
+            "tiles",
+            "ours",
+            "its images",
+            "its way",
+            "ours / its images",
+            "ours / its way",
+            "wanted",
+        ]
+        rows = [[*measure_speed(size, arguments.repeats), TARGET] for size in SIZES]
+        print("\nImages a second, in one thread\n")
+        print_table(header, rows)
+    if "padding" in chosen:
+        config = InternVLXConfig(lvtc_config={})
+        print("\nShare of padding, batches of a mixed set\n")
+        header = ["batch", "batches", "stage one", "stage two", "wanted in stage one", ""]
+        print_table(header, [row for size in (4, 8, 16) for row in measure_padding(config, size)])
+    if "packing" in chosen:
+        print("\nHow full rows are that samples are packed into\n")
+        print_table(["budget", "kind", "rows", "filled"], [row for b in (4096, 8192) for row in measure_packing(b)])
+
+
+if __name__ == "__main__":
+    main()
