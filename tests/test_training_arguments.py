@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from internvlx_hf.cli import main
-from training_helpers import TYPES, parse_arguments
+from internvlx_hf.training.train import SETTINGS, parse_arguments
 
 NEEDED = {"model_name_or_path": "base", "train_data": "data.json", "output_dir": "out", "use_cpu": True}
 
@@ -14,7 +14,7 @@ NEEDED = {"model_name_or_path": "base", "train_data": "data.json", "output_dir":
 def parse(tmp_path, settings, *flags):
     path = tmp_path / "config.yaml"
     path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(NEEDED | settings))
-    return parse_arguments([str(path), *flags], TYPES)
+    return parse_arguments([str(path), *flags], SETTINGS)
 
 
 def test_the_defaults_are_the_paper_s(tmp_path):
@@ -103,6 +103,13 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
     assert lines[1].startswith("internvlx: ")
 
 
+@pytest.mark.parametrize("command", ["train", "merge"])
+def test_a_missing_package_is_named_with_what_installs_it(command, monkeypatch, capsys):
+    monkeypatch.setattr("internvlx_hf.commands.train.find_spec", lambda name: None if name == "peft" else name)
+    assert main([command, "a", "b"]) == 1
+    assert capsys.readouterr().err == f"internvlx: {command} needs peft: pip install 'internvlx-hf[train]'\n"
+
+
 def test_help_tells_our_settings_before_those_of_transformers(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--help"])
@@ -117,7 +124,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    model, _, lora, training = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], TYPES)
+    model, _, lora, training = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], SETTINGS)
     assert (training.learning_rate, training.num_train_epochs, training.warmup_steps) == (4e-5, 1, 0.03)
     assert training.lr_scheduler_type == "cosine"
     assert training.stage == (1 if "stage1" in path.stem else 2)

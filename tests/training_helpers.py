@@ -11,17 +11,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from internvlx_hf.training.arguments import (
-    DataArguments,
-    InternVLXTrainingArguments,
-    LoraArguments,
-    ModelArguments,
-    parse_arguments,
-)
-from internvlx_hf.training.train import train
+from internvlx_hf.training.train import SETTINGS, parse_arguments, train
 from tiny import LVTC, tiny_model, tiny_processor
 
-TYPES = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments)
 # what is measured of data is kept in there, and not beside a person's own
 CACHE = tempfile.TemporaryDirectory()
 datasets.config.HF_DATASETS_CACHE = CACHE.name
@@ -87,7 +79,7 @@ def write_config(folder: Path, **settings) -> str:
 
 def run(folder: Path, *flags: str, **settings):
     """Train; the trainer."""
-    return train(*parse_arguments([write_config(folder, **settings), *flags], TYPES))
+    return train(*parse_arguments([write_config(folder, **settings), *flags], SETTINGS))
 
 
 def losses(trainer) -> list[float]:

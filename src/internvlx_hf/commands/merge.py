@@ -3,10 +3,13 @@
 
 import argparse
 
+from .train import require_packages
+
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`merge_adapter`]."""
     options = vars(_parser().parse_args(arguments))
+    require_packages("merge")
     from ..training.merge import merge_adapter  # peft takes its time
 
     try:

@@ -1,18 +1,21 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx train`."""
 
-from ..training.arguments import (
-    DataArguments,
-    InternVLXTrainingArguments,
-    LoraArguments,
-    ModelArguments,
-    parse_arguments,
-)
+from importlib.util import find_spec
+
+# of the extra `train`, what no training goes without
+NEEDED = ("accelerate", "datasets", "peft", "psutil")
 
 
 def main(arguments: list[str]) -> None:
-    """Raises: ValueError, OSError: see [`train`]."""
-    settings = parse_arguments(arguments, (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments))
-    from ..training.train import train
+    """Raises: ValueError, OSError: see `internvlx_hf.training.train.train`."""
+    require_packages("train")
+    from ..training.train import SETTINGS, parse_arguments, train
 
-    train(*settings)
+    train(*parse_arguments(arguments, SETTINGS))
+
+
+def require_packages(command: str) -> None:
+    """Raise `ValueError` where the extra `train` is not installed."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(f"{command} needs {', '.join(missing)}: pip install 'internvlx-hf[train]'")

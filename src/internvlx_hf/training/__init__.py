@@ -11,9 +11,11 @@ _LAZY = {
     "PackedData": "packing",
     "PackedStream": "packing",
     "StreamingTrainingData": "datasets",
+    "ThroughputCallback": "metrics",
     "TrainingData": "datasets",
     "load_training_data": "sources",
     "measure_sizes": "costs",
+    "merge_adapter": "merge",
 }
 
 __all__ = ["InternVLXDataCollator", *_LAZY]

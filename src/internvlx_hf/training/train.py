@@ -10,7 +10,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
-from .arguments import DataArguments, InternVLXTrainingArguments, LoraArguments, ModelArguments
+from .arguments import (
+    DataArguments,
+    InternVLXTrainingArguments,
+    LoraArguments,
+    ModelArguments,
+    parse_arguments,  # noqa: F401  for whoever calls `train`
+)
 from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
@@ -19,6 +25,9 @@ from .recipe import RECIPE_NAME, copy_companions, training_recipe
 from .run_data import RunData, load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
+
+# what `train` takes, in its order
+SETTINGS = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments)
 
 
 def train(
