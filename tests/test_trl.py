@@ -1,0 +1,126 @@
+"""TRL's `SFTTrainer` with our model and processor as they are, on samples of `messages` and `images`."""
+
+import importlib.util
+
+import pytest
+import torch
+from PIL import Image
+
+from tiny import LVTC, tiny_model, tiny_processor
+
+if importlib.util.find_spec("trl") is None:
+    pytest.skip("needs TRL", allow_module_level=True)
+
+import trl
+from datasets import Dataset
+from packaging.version import Version
+from trl import SFTConfig, SFTTrainer
+
+if Version(trl.__version__) < Version("1.15"):
+    pytest.skip("earlier TRL has no loss on the assistant's turns alone with pictures", allow_module_level=True)
+
+COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+TWO_CASES = pytest.mark.parametrize("settings", [{}, LVTC], ids=["lvtc off", "lvtc on"])
+
+
+def conversations() -> Dataset:
+    """Questions of one wording, whose answers are on the pictures; the second of each pair has two pictures."""
+    samples = []
+    for colour, rgb in COLOURS.items():
+        for count in (1, 2):
+            messages = [
+                {"role": "user", "content": "What is on the picture?"},
+                {"role": "assistant", "content": f"{colour}."},
+                {"role": "user", "content": "Read the digits."},
+                {"role": "assistant", "content": f"None, {colour}."},
+            ]
+            samples.append({"messages": messages, "images": [Image.new("RGB", (40, 30), rgb)] * count})
+    return Dataset.from_list(samples)
+
+
+def prompts() -> Dataset:
+    samples = [
+        {
+            "prompt": [{"role": "user", "content": "What is on the picture?"}],
+            "completion": [{"role": "assistant", "content": f"{colour}."}],
+            "images": [Image.new("RGB", (40, 30), rgb)],
+        }
+        for colour, rgb in COLOURS.items()
+    ]
+    return Dataset.from_list(samples)
+
+
+def trainer_for(model, processor, dataset: Dataset, folder, **kwargs) -> SFTTrainer:
+    arguments = {
+        "max_steps": 12,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        **kwargs,
+    }
+    return SFTTrainer(model, SFTConfig(str(folder), **arguments), train_dataset=dataset, processing_class=processor)
+
+
+def supervised(trainer: SFTTrainer) -> list[str]:
+    """What carries loss in each row of the first batch, as text."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    tokenizer = trainer.processing_class.tokenizer
+    return sorted(tokenizer.decode(row[row != -100]) for row in batch["labels"])
+
+
+@TWO_CASES
+def test_sft_learns_what_is_on_the_pictures(settings, tmp_path):
+    model = tiny_model(**settings)
+    trainer = trainer_for(
+        model, tiny_processor(model.config), conversations(), tmp_path, max_steps=20, assistant_only_loss=True
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1]["loss"] < 0.1 * logs[0]["loss"]
+    assert logs[-1]["mean_token_accuracy"] == 1.0
+    assert 0 < logs[-1]["entropy"] < logs[0]["entropy"]
+
+
+def test_assistant_only_labels_are_what_the_assistant_says(tmp_path):
+    model = tiny_model()
+    trainer = trainer_for(model, tiny_processor(model.config), conversations(), tmp_path, assistant_only_loss=True)
+    said = [f"{colour}.<|im_end|>None, {colour}.<|im_end|>" for colour in COLOURS for _ in range(2)]
+    assert supervised(trainer) == sorted(said)
+
+
+def test_completion_labels_are_what_the_assistant_says(tmp_path):
+    model = tiny_model()
+    trainer = trainer_for(model, tiny_processor(model.config), prompts(), tmp_path, per_device_train_batch_size=2)
+    said = [text.removesuffix("\n") for text in supervised(trainer)]
+    assert said == sorted(f"{colour}.<|im_end|>" for colour in COLOURS)
+
+
+def test_the_loss_is_the_model_s_own(tmp_path):
+    """With labels on the assistant's turns alone, TRL's fused head and our supervised rows say the same."""
+    model = tiny_model(projector_config={"drop_path_rate": 0.0})
+    trainer = trainer_for(model, tiny_processor(model.config), conversations(), tmp_path, assistant_only_loss=True)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model.train()
+    with torch.no_grad():
+        expected = model(**batch, use_cache=False).loss
+        found = trainer.compute_loss(model, dict(batch))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_trained_model_loads_and_evaluates(tmp_path):
+    model = tiny_model(**LVTC)
+    processor = tiny_processor(model.config)
+    trainer = trainer_for(model, processor, conversations(), tmp_path, max_steps=2, assistant_only_loss=True)
+    trainer.train()
+    before = trainer.evaluate(conversations())["eval_loss"]
+    trainer.save_model()
+    assert (tmp_path / "modeling_internvlx.py").is_file()
+    assert (tmp_path / "processing_internvlx.py").is_file()
+    loaded = type(model).from_pretrained(tmp_path)
+    again = trainer_for(loaded, processor, conversations(), tmp_path / "again", assistant_only_loss=True)
+    assert again.evaluate(conversations())["eval_loss"] == pytest.approx(before, abs=1e-5)
