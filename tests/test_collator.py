@@ -111,6 +111,27 @@ def test_ids_labels_and_tiles_are_those_of_the_processor(checkpoint, template, e
         assert torch.equal(batch[name], expected[name]), name
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16", "F", "sideways", "array", "unit floats"])
+@pytest.mark.parametrize("settings", [{}, {"do_rescale": False}, {"do_exif_transpose": False}])
+def test_tiles_are_those_of_the_image_processor_for_any_kind_of_picture(mode, settings):
+    """The encoder decodes pictures before the image processor sees them."""
+    processor = tiny_processor(tiny_config(), **settings)
+    image = picture(3 * TILE, TILE + 7)
+    if mode in ("I;16", "F"):
+        image = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16 if mode == "I;16" else np.float32) * 257)
+    elif mode == "sideways":
+        image.getexif()[0x0112] = 6
+    elif mode == "array":
+        image = np.asarray(image)
+    elif mode == "unit floats":
+        image = torch.rand(3, TILE + 7, 3 * TILE)
+    else:
+        image = image.convert(mode)
+    batch = InternVLXDataCollator(processor)([asked() | {"images": [image]}])
+    expected = processor.image_processor([image], return_tensors="pt").pixel_values
+    assert torch.equal(batch["pixel_values"], expected)
+
+
 def test_rows_are_padded_on_the_right_and_padding_carries_no_loss(processor):
     collator = InternVLXDataCollator(processor, pad_to_multiple_of=8)
     samples = [asked(images=1), asked("Why? " * 9), asked(answer="x")]
