@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-oldest wheel docs lint format bench clean
+.PHONY: help demo demo-short test test-oldest wheel docs lint format bench ablation ablation-quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,8 @@ help:
 	@echo "make lint        ruff check and ruff format --check"
 	@echo "make format      apply what ruff can mend"
 	@echo "make bench       run the benchmarks and print their tables"
+	@echo "make ablation    train and read the paper's ablations in miniature, as far as they are not done yet (hours)"
+	@echo "make ablation-quick  the same path in about a minute, without meaning"
 	@echo "make clean       remove everything that make has made"
 
 $(PY):
@@ -93,6 +95,14 @@ bench: .venv/.for-test
 		[ -e "$$script" ] || { echo "no benchmarks yet"; break; }; \
 		echo "== $$script"; $(PY) "$$script"; \
 	done
+
+# Models this small gain nothing from a second thread. Stop it at any time: it goes on where it was.
+ablation: .venv/.for-test
+	OMP_NUM_THREADS=1 $(PY) benchmarks/ablation/run.py
+
+ablation-quick: .venv/.for-test
+	rm -rf out/ablation-quick
+	OMP_NUM_THREADS=1 $(PY) benchmarks/ablation/run.py --quick
 
 clean:
 	rm -rf .venv out build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
