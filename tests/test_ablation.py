@@ -202,7 +202,7 @@ def test_every_configuration_fits_together_and_starts_from_the_base(tmp_path):
     import training
 
     processor = task.build_processor()
-    base = training.build_model(training.BASE, processor)
+    base = training.build_model(settings.BASE, processor)
     base.save_pretrained(tmp_path)
     configurations = {c.key(settings.QUICK, 0): c for group in settings.GROUPS.values() for c in group.values()}
     for configuration in configurations.values():
@@ -215,11 +215,12 @@ def test_every_configuration_fits_together_and_starts_from_the_base(tmp_path):
 
 
 def test_a_base_of_another_width_is_refused(tmp_path, monkeypatch):
+    import settings
     import task
     import training
 
-    training.build_model(training.BASE, task.build_processor()).save_pretrained(tmp_path)
-    model = training.build_model(training.BASE, task.build_processor())
+    training.build_model(settings.BASE, task.build_processor()).save_pretrained(tmp_path)
+    model = training.build_model(settings.BASE, task.build_processor())
     del model.model.language_model.layers[-1]
     with pytest.raises(ValueError, match="does not fit"):
         training.start_from(model, tmp_path)

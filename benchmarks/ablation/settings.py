@@ -18,8 +18,8 @@ PROJECTORS = ("pixel_shuffle", "ldpv2", "token_packer", "pvtc", "average")
 class Schedule:
     """How long and how fast everything is trained, the same for every configuration."""
 
-    base_steps: int = 1000  # of the common base: tower, `linear` projector and language model
-    base_rate: float = 1.5e-3
+    base_steps: int = 1200  # of the common base: tower and language model
+    base_rate: float = 2e-3
     stage1_steps: int = 100  # projectors only
     stage1_rate: float = 3e-3
     stage2_steps: int = 150  # everything

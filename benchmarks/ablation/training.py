@@ -1,6 +1,7 @@
-"""One run: a fresh projector on the seed's common base, trained in the paper's two stages, and read from."""
+"""One run: a fresh projector on the common base, trained in the paper's two stages, and read from."""
 
-import shutil
+import itertools
+import json
 import time
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.modeling.pixel_shuffle import patch_windows
 
 VISION_WIDTH, WIDTH = 64, 96
-LONGEST_ANSWER = 26  # tokens
+LONGEST_ANSWER = 21  # tokens
+CURRICULUM = 0.75  # share of a training that leads from easy pages to hard ones, see `make_samples`
 RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
-BASE = Configuration(window=2)  # pixel shuffle by 2x2, as InternVL2's own towers were trained with
+BASE_WINDOWS = (8, 4, 2)  # the base learns to read pages from 1, 4 and 16 tokens in turn
 
 
 class AveragePooling(nn.Module):
@@ -107,23 +109,59 @@ def train(model, samples: list[Sample], collator: Collator, steps: int, rate: fl
     return [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def make_base(schedule: Schedule, seed: int, cache: Path) -> Path:
-    """The seed's common tower and language model, trained with a projector of their own."""
-    folder = cache / f"base-{seed}-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
+class ManyProjectors(nn.Module):
+    """A tower and a language model with a pixel shuffle for each of `BASE_WINDOWS`; a batch says which by its placeholders.
+
+    So the language model can read from 1, 4 or 16 tokens a tile before any run: runs differ in what the tokens say, not in
+    how used the language model is to their number.
+    """
+
+    def __init__(self, processor):
+        super().__init__()
+        self.models = nn.ModuleList(build_model(Configuration(window=window), processor) for window in BASE_WINDOWS)
+        for model in self.models[1:]:
+            model.model.vision_tower = self.models[0].model.vision_tower
+            model.model.language_model = self.models[0].model.language_model
+            model.lm_head = self.models[0].lm_head
+
+    def forward(self, input_ids, pixel_values, **inputs):
+        placeholders = int((input_ids == self.models[0].config.image_token_id).sum())
+        number = [model.config.image_seq_length for model in self.models].index(placeholders // len(pixel_values))
+        return self.models[number](input_ids=input_ids, pixel_values=pixel_values, **inputs)
+
+
+class InTurn:
+    """Collates one batch after the other for the next of `BASE_WINDOWS`."""
+
+    def __init__(self, processor):
+        self.collators = itertools.cycle(Collator(processor, (PATCHES // window) ** 2) for window in BASE_WINDOWS)
+
+    def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        return next(self.collators)(samples)
+
+
+def make_base(schedule: Schedule, cache: Path) -> Path:
+    """The tower and language model that every run starts from, trained once."""
+    folder = cache / f"base-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
     if not (folder / "model.safetensors").exists():
-        set_seed(seed)
         processor = build_processor()
-        model = build_model(BASE, processor)
         # No page of these is one that the runs will see, but the samples of handwriting are the same.
-        pages = cached_samples(cache, "train", schedule.base_steps * schedule.batch, "whole", BASE_PAGES, 0.75)
-        collator = Collator(processor, tokens=(PATCHES // BASE.window) ** 2)
-        losses = train(
-            model, pages, collator, schedule.base_steps, schedule.base_rate, schedule.batch, cache / "trainer"
-        )
-        print(f"base of seed {seed}: losses {losses}", flush=True)
-        unfinished = folder.with_suffix(".unfinished")
-        model.save_pretrained(unfinished)
-        shutil.rmtree(folder, ignore_errors=True)
+        pages = cached_samples(cache, "train", schedule.base_steps * schedule.batch, "whole", BASE_PAGES, CURRICULUM)
+        set_seed(0)
+        model = ManyProjectors(processor)
+        steps, rate, batch = schedule.base_steps, schedule.base_rate, schedule.batch
+        losses = train(model, pages, InTurn(processor), steps, rate, batch, cache / "trainer")
+        test = cached_samples(cache, "validation", schedule.test_pages, "whole", TEST_PAGES)
+        accuracies = {
+            part.config.image_seq_length: evaluate(
+                part, processor, test, Collator(processor, part.config.image_seq_length)
+            )
+            for part in model.models
+        }
+        print(f"base: losses {losses}, on validation pages {accuracies}", flush=True)
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        model.models[0].save_pretrained(unfinished)
+        (unfinished / "base.json").write_text(json.dumps({"losses": losses, "validation": accuracies}))
         unfinished.rename(folder)
     return folder
 
@@ -139,16 +177,19 @@ def start_from(model: nn.Module, base: Path) -> None:
 
 
 def in_order_of(seed: int, pages: list[Sample]) -> list[Sample]:
-    """The pages in the order in which runs of a seed see them, block by block."""
+    """The pages in the order in which runs of a seed see them: blocks change places with near ones (of the same ease)."""
     blocks = [pages[first : first + BLOCK] for first in range(0, len(pages), BLOCK)]
-    return [page for block in np.random.default_rng(seed).permutation(len(blocks)) for page in blocks[block]]
+    places = np.arange(len(blocks)) + np.random.default_rng(seed).uniform(0, 10, len(blocks))
+    return [page for block in np.argsort(places) for page in blocks[block]]
 
 
 def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test") -> dict:
     """Train and read; everything that is worth keeping of it."""
-    base = make_base(schedule, seed, cache)
+    base = make_base(schedule, cache)
     processor = build_processor(configuration.slicing)
-    pages = in_order_of(seed, cached_samples(cache, "train", schedule.pages, configuration.slicing, RUN_PAGES))
+    pages = in_order_of(
+        seed, cached_samples(cache, "train", schedule.pages, configuration.slicing, RUN_PAGES, CURRICULUM)
+    )
     test = cached_samples(cache, split, schedule.test_pages, configuration.slicing, TEST_PAGES)
     set_seed(seed)
     model = build_model(configuration, processor)
