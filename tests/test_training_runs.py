@@ -175,6 +175,16 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(number, t
     assert whole.state.global_step == 6
 
 
+def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_passed_over(tmp_path):
+    whole = run(tmp_path)
+    (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").unlink()
+    settings = write_config(tmp_path)
+    assert main(["train", settings, "--resume_from_checkpoint", "last"]) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    assert [entry["loss"] for entry in state["log_history"] if "loss" in entry] == losses(whole)
+
+
 # -- the frozen tower, evaluation
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
@@ -102,21 +103,27 @@ def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
         ValueError: there is no such checkpoint; or there are some, and nothing was said about resuming.
     """
     asked, out = arguments.resume_from_checkpoint, arguments.output_dir
-    last = get_last_checkpoint(out) if Path(out).is_dir() else None
+    last = _last_checkpoint(Path(out))
     if asked is None or str(asked).lower() in ("", "false", "none"):
         if last is not None:
             raise ValueError(
-                f"{out} holds {Path(last).name} already. Go on from it with `resume_from_checkpoint: last`, or choose "
+                f"{out} holds {last.name} already. Go on from it with `resume_from_checkpoint: last`, or choose "
                 "another `output_dir`."
             )
         return None
     if str(asked).lower() in ("last", "true"):
         if last is None:
             raise ValueError(f"`resume_from_checkpoint` is {asked}, but {out} holds no checkpoint to resume from.")
-        return last
-    if not (Path(asked) / "trainer_state.json").is_file():
+        return str(last)
+    if not (Path(asked) / TRAINER_STATE_NAME).is_file():
         raise ValueError(f"`resume_from_checkpoint` is {asked}, which is no checkpoint of a training.")
     return str(asked)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint: a process that is killed while it saves leaves one without its state, which comes last."""
+    found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def prepare_model(
