@@ -10,6 +10,7 @@ COMMANDS = {
     "cost": "say what pictures cost: tiles, tokens, FLOPs, memory",
     "merge": "make a full checkpoint of an adapter that LoRA training left",
     "push": "push a checkpoint to the Hub",
+    "show": "draw a picture's tiles and what they cost, or where a model looks",
     "train": "train a checkpoint: the stages of the paper, or LoRA",
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..conversion.checkpoint_files import WEIGHT_FILES
-from ..conversion.sources import read_source
+from ..conversion.sources import Tiling, read_source
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
@@ -84,13 +84,12 @@ def _read_folder(folder: Path) -> Setting:
         processor = (
             InternVLXImageProcessor.from_pretrained(folder) if has_processor else InternVLXImageProcessor(size=size)
         )
-    return Setting(
-        folder.resolve().name, source.config, _tiling(source.tiling if processor is None else processor, source.config)
-    )
+    tiling = tiling_rule(source.tiling if processor is None else processor, source.config)
+    return Setting(folder.resolve().name, source.config, tiling)
 
 
-def _tiling(settings, config: InternVLXConfig) -> TilingRule:
-    """Of an image processor, or of what the conversion has read; both name things alike."""
+def tiling_rule(settings: InternVLXImageProcessor | Tiling, config: InternVLXConfig) -> TilingRule:
+    """How an image processor cuts, or what the conversion has read of it; both name things alike."""
     cuts = settings.crop_to_patches is not False  # None: undecided, a processor cuts then
     return TilingRule(
         config.tile_size,

@@ -1,0 +1,81 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""`internvlx show`."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ..cost import CostModel, Setting
+from ..cost.images import picture_size
+from ..modeling import InternVLXForConditionalGeneration
+from ..pictures import attend
+from ..processing import InternVLXProcessor
+from .cost import add_model_options, choose_setting
+
+
+def main(arguments: list[str]) -> None:
+    """Raises: ValueError, OSError: the picture, the model or the file to write is not what it should be; names it."""
+    options = _parser().parse_args(arguments)
+    try:
+        from ..pictures.canvas import check_out, save
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    check_out(options.out)
+    width, height = picture_size(options.image)
+    setting = choose_setting(options.model, options.slicing, options.max_patches)
+    if options.attention:
+        figure, found = _attention(options, setting)
+    else:
+        from ..pictures.tiles_figure import draw_tiles
+
+        tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
+        figure = draw_tiles(options.image, setting, **tokens)
+        cost = CostModel(setting, **tokens).of_size(width, height)
+        found = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}, {cost.stage_one_tokens:,} tokens under {setting.name}"
+    save(figure, options.out)
+    print(f"{options.out}: {options.image}, {width}x{height} pixels; {found}")
+
+
+def _attention(options: argparse.Namespace, setting: Setting):
+    """The figure, and the answer in words."""
+    from ..pictures.attention_figure import draw_attention
+
+    folder = Path(options.model)
+    if not folder.is_dir():
+        raise ValueError(f"--attention needs weights, but {options.model!r} is a preset. Give a checkpoint's folder.")
+    if not options.question:
+        raise ValueError("--attention needs a --question to the picture, as 'What is on the picture?'.")
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens={options.max_new_tokens}, expected at least 1.")
+    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
+        raise ValueError(f"{folder} has no weights (model.safetensors), which --attention needs.")
+    if not _is_ours(setting, folder):
+        raise ValueError(f"{folder} is no InternVL-X checkpoint. Convert it first: internvlx convert {folder} OUT")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
+    processor = InternVLXProcessor.from_pretrained(folder)
+    processor.image_processor.slicing = setting.tiling.slicing
+    processor.image_processor.max_patches = setting.tiling.max_tiles
+    attention = attend(model, processor, options.image, options.question, options.max_new_tokens)
+    return draw_attention(attention, setting.name), f"answer: {attention.answer!r}"
+
+
+def _is_ours(setting: Setting, folder: Path) -> bool:
+    return f'"{setting.config.model_type}"' in (folder / "config.json").read_text(encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvlx show",
+        description="Draw a picture with the grid of each strategy over it, the tiles that a model gets, and what they "
+        "cost; or, with --attention, where a loaded model looks while it answers a question. A 16:9 slide.",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="a picture")
+    parser.add_argument("--out", required=True, metavar="FILE", help="what to write: a .png, .pdf, .svg or .jpg")
+    add_model_options(parser)
+    attention = parser.add_argument_group("attention")
+    attention.add_argument("--attention", action="store_true", help="where the model of --model (a folder) looks")
+    attention.add_argument("--question", help="what to ask about the picture")
+    attention.add_argument("--max-new-tokens", type=int, default=64, help="most tokens of the answer (64)")
+    return parser

@@ -1,0 +1,21 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of what a model is given and of where it looks. Drawing needs matplotlib: `pip install "internvlx-hf[pictures]"`.
+
+figure = draw_tiles("photo.jpg", load_setting("internvl-x-2b"))
+figure.savefig("tiles.png")
+"""
+
+from importlib import import_module
+
+from .attention import Attention, attend
+
+# imported when they are asked for: they need matplotlib
+_LAZY = {"draw_attention": "attention_figure", "draw_tiles": "tiles_figure"}
+
+__all__ = ["Attention", "attend", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,187 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Where a model looks while it answers a question about a picture: PVTC's queries, and both stages of the language model."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import PIL.Image
+import torch
+from einops import rearrange
+
+from ..cost.flops import STAGE_ONE, STAGE_TWO, stages
+from ..cost.settings import tiling_rule
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from ..modeling.pvtc import PVTCAttention, PVTCProjector
+from ..processing import InternVLXProcessor
+from ..processing.image_sources import PillowSource, open_image
+from ..processing.rvtc import TilePlan
+
+
+@dataclass
+class Attention:
+    """What was looked at while an answer was written; n tiles, S patches a side, N₁ and N₂ tokens a side.
+
+    Args:
+        image: the picture, upright.
+        plan: its grid of tiles; the thumbnail comes after them.
+        question, answer: as text.
+        tokens: the answer's tokens as text.
+        queries: PVTC's `"local"` and `"global"` query by name: (n, S, S), how much of a window's attention each patch
+            gets, in units of an even share; the mean over heads, of the last layer of each branch. Empty without PVTC.
+        stages: by stage of the language model: (tokens, n, N₁, N₁) and, with LVTC, (tokens, n, N₂, N₂): the share of
+            its attention that the token which writes each of `tokens` gives to each visual token; the mean over heads and
+            the stage's layers.
+        layers: the layers of each stage.
+    """
+
+    image: PIL.Image.Image
+    plan: TilePlan
+    question: str
+    answer: str
+    tokens: list[str]
+    queries: dict[str, torch.Tensor]
+    stages: dict[str, torch.Tensor]
+    layers: dict[str, range]
+
+
+@torch.no_grad()
+def attend(
+    model: InternVLXForConditionalGeneration,
+    processor: InternVLXProcessor,
+    image: str | os.PathLike | PIL.Image.Image,
+    question: str,
+    max_new_tokens: int = 64,
+) -> Attention:
+    """Ask a question about a picture, answer it greedily, and record the attention.
+
+    The prompt runs with the model's own attention implementation, all but its last token; from there on one token a time
+    runs under eager attention, whose weights over the cache are small even for large prompts.
+
+    Raises:
+        ValueError: the image cannot be read, the question holds an image token, or `max_new_tokens` is not positive.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
+    if not isinstance(image, PIL.Image.Image):
+        image = open_image(image)
+    source = PillowSource(image, upright=True, convert_rgb=True)
+    image = PIL.Image.fromarray(source.read(0, 0, source.width, source.height).movedim(0, -1).numpy())
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    ids, pixels = inputs["input_ids"].to(model.device), inputs["pixel_values"].to(model.device)
+    with record_queries(model) as queries:
+        outputs = model(input_ids=ids[:, :-1], pixel_values=pixels, use_cache=True, logits_to_keep=1)
+    written, rows = _answer(model, ids[:, -1:], outputs.past_key_values, max_new_tokens, _ends(model, processor))
+    tokenizer = processor.tokenizer
+    return Attention(
+        image=image,
+        plan=tiling_rule(processor.image_processor, model.config).plan(*image.size),
+        question=question,
+        answer=tokenizer.decode(written, skip_special_tokens=True).strip(),
+        tokens=[tokenizer.decode([token]) for token in written],
+        queries={name: _on_patches(weights, model.config) for name, weights in queries.items()},
+        stages=_on_tiles(rows, ids[0], model.config),
+        layers={stage: layers for stage, layers in stages(model.config).items() if layers},
+    )
+
+
+@contextmanager
+def record_queries(model: InternVLXForConditionalGeneration) -> Iterator[dict[str, torch.Tensor]]:
+    """Record PVTC's attention in the forwards inside, as (tiles·N², M²) by branch; nothing for other projectors."""
+    weights: dict[str, torch.Tensor] = {}
+    projector, hooks = model.model.multi_modal_projector, []
+    if isinstance(projector, PVTCProjector):
+        for branch in ("local", "global"):
+            layers = getattr(projector, f"{branch}_layers", None)
+            if layers is not None:
+                hooks.append(layers[-1].attention.register_forward_pre_hook(partial(_record, weights, branch)))
+    try:
+        yield weights
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _record(weights: dict[str, torch.Tensor], branch: str, attention: PVTCAttention, inputs: tuple) -> None:
+    weights[branch] = window_weights(attention, *inputs).cpu()
+
+
+def window_weights(attention: PVTCAttention, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """(n, D) queries and (n, M², D) patches -> (n, M²), the weights that `PVTCAttention` forms, averaged over its heads."""
+    queries = (attention.query(query) * attention.scaling).unflatten(-1, (attention.num_heads, -1))  # [n, H, d]
+    keys = attention.key.unflatten(0, (attention.num_heads, -1))  # [H, d, D]
+    total = patches.new_zeros(patches.shape[:2], dtype=torch.float32)
+    for head in range(attention.num_heads):
+        on_patches = queries[:, head] @ keys[head]  # [n, D]
+        total += torch.bmm(patches, on_patches[:, :, None])[:, :, 0].softmax(-1, dtype=torch.float32)
+    return total / attention.num_heads
+
+
+def _on_patches(weights: torch.Tensor, config: InternVLXConfig) -> torch.Tensor:
+    grid, side = config.token_grid, config.patch_grid // config.token_grid
+    maps = rearrange(weights, "(t h w) (mh mw) -> t (h mh) (w mw)", h=grid, w=grid, mh=side)
+    return maps * side**2
+
+
+def _ends(model: InternVLXForConditionalGeneration, processor: InternVLXProcessor) -> set[int]:
+    """Ids of the tokens that end an answer."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return {*configured, processor.tokenizer.eos_token_id} - {None}
+
+
+def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, ends: set[int]) -> tuple[list[int], list[dict]]:
+    """The answer's tokens, and for each the attention of the token before it: (columns,) by stage."""
+    language_model = model.model.language_model
+    own = language_model.config._attn_implementation
+    written, rows = [], []
+    model.set_attn_implementation({"text_config": "eager"})
+    try:
+        while len(written) < max_new_tokens:
+            outputs = model(input_ids=token, past_key_values=cache, use_cache=True, output_attentions=True)
+            token = outputs.logits[:, -1:].argmax(-1)
+            if written and token.item() in ends:
+                break
+            written.append(token.item())
+            rows.append({stage: _mean(outputs.attentions, layers) for stage, layers in stages(model.config).items()})
+    finally:
+        model.set_attn_implementation({"text_config": own})
+    return written, rows
+
+
+def _mean(attentions: tuple[torch.Tensor, ...], layers: range) -> torch.Tensor | None:
+    """(columns,) over heads and layers. A sliding window has the last columns only: it does not look at the others."""
+    if not layers:
+        return None
+    found = [attentions[layer][0, :, -1].float().mean(0).cpu() for layer in layers]
+    columns = max(len(row) for row in found)
+    return torch.stack([torch.nn.functional.pad(row, (columns - len(row), 0)) for row in found]).mean(0)
+
+
+def _on_tiles(rows: list[dict], ids: torch.Tensor, config: InternVLXConfig) -> dict[str, torch.Tensor]:
+    """Attention to the visual tokens, from that to all columns of each stage."""
+    before, after = config.image_seq_length, config.expanded_image_seq_length
+    starts = (ids == config.image_token_id).nonzero()[::before, 0].cpu()
+    moved = starts + torch.arange(len(starts)) * (after - before)
+    places = {STAGE_ONE: (starts, before, len(ids))}
+    if config.lvtc_config is not None:
+        places[STAGE_TWO] = (moved, after, len(ids) + len(starts) * (after - before))
+    maps = {}
+    for stage, (first, count, length) in places.items():
+        columns = first[:, None] + torch.arange(count)
+        # a window that has slid past the prompt's start has lost its first columns
+        found = []
+        for step, row in enumerate(rows):
+            padded = torch.nn.functional.pad(row[stage], (length + step - len(row[stage]), 0))
+            found.append(padded[columns])
+        maps[stage] = torch.stack(found).unflatten(-1, (int(count**0.5), -1))
+    return maps

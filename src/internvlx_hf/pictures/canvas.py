@@ -1,0 +1,146 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""A slide to draw on, measured in inches from its top left corner."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL.Image
+
+try:
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.textpath import TextPath
+except ImportError as error:
+    raise ImportError(
+        'Drawing pictures needs matplotlib, which is not installed: pip install "internvlx-hf[pictures]"'
+    ) from error
+
+WIDTH, HEIGHT, DPI = 13.33, 7.5, 150  # a 16:9 slide, 2000 pixels wide
+INK, GREY, PALE = "#1d2430", "#6b7480", "#e3e7ea"
+# told apart by all common kinds of colour vision
+COLOURS = {"ratio": "#d1495b", "area": "#2f6fb7", "edge": "#1b8a6b"}
+ENDINGS = (".png", ".pdf", ".svg", ".jpg")
+
+
+@dataclass(frozen=True)
+class Box:
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def fit(self, width: float, height: float) -> "Box":
+        """The largest box of the shape `width` : `height` inside, in the middle."""
+        scale = min(self.width / width, self.height / height)
+        width, height = width * scale, height * scale
+        return Box(self.left + (self.width - width) / 2, self.top + (self.height - height) / 2, width, height)
+
+
+class Canvas:
+    """A figure with one pair of axes, whose unit is an inch of the slide."""
+
+    def __init__(self, width: float = WIDTH, height: float = HEIGHT):
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        self.axes = self.figure.add_axes([0, 0, 1, 1], xlim=(0, width), ylim=(height, 0))
+        self.axes.set_axis_off()
+
+    def text(self, x: float, y: float, text: str, size: float, width: float | None = None, **style) -> None:
+        """Text whose middle is at height `y`; cut in its middle where it is longer than `width`."""
+        style = {"color": INK, "va": "center"} | style
+        if width is not None:
+            text = shorten(text, width, size, style.get("weight", "normal"))
+        # a $ is a dollar, not the start of a formula
+        self.axes.text(x, y, text, fontsize=size, parse_math=False, **style)
+
+    def picture(self, image, box: Box, sharp: bool = False, **style) -> None:
+        """A Pillow image or array over the whole of a box, `sharp` for visible pixels."""
+        extent = (box.left, box.left + box.width, box.top + box.height, box.top)
+        if isinstance(image, PIL.Image.Image):
+            image = _reduced(image, box)
+        interpolation = "nearest" if sharp else "antialiased"
+        self.axes.imshow(image, extent=extent, aspect="auto", interpolation=interpolation, **style)
+        # imshow narrows the view to the picture
+        width, height = self.figure.get_size_inches()
+        self.axes.set(xlim=(0, width), ylim=(height, 0))
+
+    def frame(self, box: Box, colour: str, linewidth: float = 1.0, **style) -> None:
+        corner, size = (box.left, box.top), (box.width, box.height)
+        self.axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=linewidth, **style))
+
+    def fill(self, box: Box, colour: str) -> None:
+        corner, size = (box.left, box.top), (box.width, box.height)
+        self.axes.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor="none"))
+
+    def grid(self, box: Box, columns: int, rows: int, colour: str, linewidth: float = 2.0, seam: float = 2.0) -> None:
+        """Lines around and between the cells of a grid, on a light seam, so that they show on any picture."""
+        for line_colour, line_width in (("white", linewidth + seam), (colour, linewidth)):
+            style = {"color": line_colour, "linewidth": line_width, "solid_capstyle": "projecting", "zorder": 3}
+            for i in range(columns + 1):
+                x = box.left + i * box.width / columns
+                self.axes.plot([x, x], [box.top, box.top + box.height], **style)
+            for i in range(rows + 1):
+                y = box.top + i * box.height / rows
+                self.axes.plot([box.left, box.left + box.width], [y, y], **style)
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Inches that a text takes in the figure's font."""
+    # a blank at the end has no outline, and a $ would start a formula
+    measured, font = text.replace("$", "S") + ".", font_manager.FontProperties(weight=weight)
+    # a renderer rounds each letter to whole pixels
+    return 1.03 * TextPath((0, 0), measured, size=size, prop=font).get_extents().width / 72
+
+
+def shorten(text: str, width: float, size: float, weight: str = "normal") -> str:
+    """The text with its middle left out as far as it takes to be at most `width` inches wide."""
+    if text_width(text, size, weight) <= width:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        shorter = text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :].lstrip()
+        if text_width(shorter, size, weight) <= width:
+            return shorter
+    return "…"
+
+
+def _reduced(image: PIL.Image.Image, box: Box) -> PIL.Image.Image:
+    """At most the pixels that the box has on the slide."""
+    size = tuple(max(1, min(side, round(inches * DPI))) for side, inches in zip(image.size, _sides(box), strict=True))
+    return image.resize(size, PIL.Image.Resampling.LANCZOS) if size != image.size else image
+
+
+def _sides(box: Box) -> tuple[float, float]:
+    return box.width, box.height
+
+
+def check_out(path: str | os.PathLike) -> Path:
+    """The file to write.
+
+    Raises:
+        ValueError: its ending is none that can be written, or its folder is not there.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"{str(path)!r} should end in one of {', '.join(ENDINGS)}.")
+    if not path.parent.is_dir():
+        raise ValueError(f"The folder {path.parent} for {path.name} does not exist.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file to write.")
+    return path
+
+
+def save(figure, path: str | os.PathLike) -> None:
+    """Write a figure whole or not at all.
+
+    Raises:
+        ValueError: see `check_out`.
+        OSError: it cannot be written.
+    """
+    path = check_out(path)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        figure.savefig(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
