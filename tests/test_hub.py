@@ -62,7 +62,7 @@ class Process:
             "OMP_NUM_THREADS": "1",
             **({"HF_TOKEN": token} if token else {}),
         }
-        command = [sys.executable, "-I", str(WORKER), *arguments]
+        command = [sys.executable, str(WORKER), *arguments]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, env=environment, cwd=home, text=True, **pipes)
 

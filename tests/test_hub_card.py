@@ -239,7 +239,7 @@ def test_trained_conversion_s_card_is_complete(trained):
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("loss", 0.5, "held out")
     for said in (
         "Converted from `OpenGVLab/InternVL2-1B`",
-        "Trained from `internvl2-1b-x` by internvlx-hf 0.1.0 for 100 steps, 1.0 epochs, 54,321 tokens.",
+        "Trained from `internvl2-1b-x` by internvlx-hf 0.1.0 for 100 steps, 1 epoch, 54,321 tokens.",
         "| pages\\|small | 1,200 | 2 |",
         "[docs](https://huggingface.co/datasets/owner/docs)",
         "- `model.multi_modal_projector`: 123,456 parameters",

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from conversion_helpers import GOLDEN
 from internvlx_hf.cli import main
+from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import FolderError, check_folder, plan_push
 from tiny import LVTC, tiny_model, tiny_processor
 
@@ -52,6 +54,13 @@ def test_what_save_pretrained_writes_is_whole(text, tied, tmp_path):
     model.save_pretrained(tmp_path)
     tiny_processor(model.config).save_pretrained(tmp_path)
     check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("to", ["internvl_x", "internvl"])
+def test_what_a_conversion_writes_is_whole(to, tmp_path):
+    convert_checkpoint(GOLDEN / "internvl2_qwen2", tmp_path / "out", to=to)
+    files = {file.name for file in plan_push(tmp_path / "out", "you/converted")}
+    assert {"README.md", "conversion_report.json", "model.safetensors", "config.json"} <= files
 
 
 def test_everything_that_is_missing_is_named_at_once(folder):

@@ -231,11 +231,12 @@ class CardFacts:
             f"`{report['language_model']['model_type']}`."
         ]
         if report["exact"] and not self.training:
-            lines.append(
-                "The weights are those of the original, and so are the answers to the same tiles. The image processor "
-                "turns pictures upright and resizes them by torch, at most one level of 255 from Pillow; "
-                "`do_exif_transpose=False, resize_backend='pillow'` give the original's very pixels."
-            )
+            lines.append("The weights are those of the original, and so are the answers to the same tiles.")
+            if self.kind == OURS:
+                lines[-1] += (
+                    " The image processor turns pictures upright and resizes them by torch, at most one level of 255 from "
+                    "Pillow; `do_exif_transpose=False, resize_backend='pillow'` give the original's very pixels."
+                )
         if dropped := report["dropped_tensors"]:
             lines.append("Tensors left out: " + "; ".join(f"`{k}` ({v})" for k, v in dropped.items()) + ".")
         return "\n\n".join([*lines, *report["notes"]])

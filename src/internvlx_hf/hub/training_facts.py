@@ -76,7 +76,11 @@ class TrainingFacts:
         recipe = self.recipe
         base = f" from `{self.base_model}`" if self.base_model else ""
         base += f" at revision `{recipe['revision']}`" if recipe.get("revision") else ""
-        spans = [f"{recipe[name]:,} {name}" for name in ("steps", "epochs", "tokens") if recipe.get(name)]
+        spans = [
+            f"{_number(recipe[name])} {name.removesuffix('s') if recipe[name] == 1 else name}"
+            for name in ("steps", "epochs", "tokens")
+            if recipe.get(name)
+        ]
         length = f" for {', '.join(spans)}" if spans else ""
         versions = recipe.get("versions", {})
         by = f" by internvlx-hf {versions['internvlx_hf']}" if "internvlx_hf" in versions else ""
