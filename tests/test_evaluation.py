@@ -1,5 +1,7 @@
 """Batched answers and scores, as an evaluation harness asks for them, and the table of the paper's benchmarks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -188,3 +190,13 @@ def test_the_benchmarks_are_the_twelve_of_the_paper_s_table_1():
     names = "TextVQA, DocVQA, ChartQA, InfoVQA, GQA, VQAv2, VizWiz, MMBench, MM-Vet, MMMU, POPE, SEED-IMG"
     assert ", ".join(benchmark.name for benchmark in BENCHMARKS) == names
     assert len({benchmark.task for benchmark in BENCHMARKS}) == 12
+
+
+def test_the_documented_table_of_benchmarks_is_the_one_in_the_code():
+    text = (Path(__file__).parent.parent / "docs/evaluation.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {b.name} | `{b.task}` | `{b.metric}` | {b.max_patches} | {['no', 'yes'][b.as_internvl]} | "
+        f"{['no', 'yes'][b.needs_judge]} |"
+        for b in BENCHMARKS
+    ]
+    assert "\n".join(rows) in text
