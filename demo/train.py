@@ -16,6 +16,7 @@ from internvlx_hf import (
     InternVLXImageProcessor,
     InternVLXProcessor,
 )
+from internvlx_hf.training import InternVLXDataCollator
 
 QUESTION = "Transcribe this page."
 TILE = 64  # pixels; 8x8 patches of 8x8 pixels, of which PVTC makes 4x4 tokens
@@ -87,16 +88,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLXForConditionalGe
     return InternVLXForConditionalGeneration(config)
 
 
-def conversation(image, answer: str | None = None) -> list[dict]:
-    """A page with the question, as `apply_chat_template` takes it; for training, with the answer."""
-    messages = [
-        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]},
-    ]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return messages
-
-
 class Lessons(torch.utils.data.Dataset):
     """Training pages, each one new, from the easy to the hard; a batch has pages of one size, so nothing is padded.
 
@@ -117,7 +108,9 @@ class Lessons(torch.utils.data.Dataset):
         layout = LAYOUTS[size]
         since_start = progress if layout == LAYOUTS[0] else progress - 0.25
         rng = np.random.default_rng((self.seed, step, index))
-        return compose_page(self.digits, layout, rng, repeated=rng.random() < 0.8 - 1.3 * since_start)
+        page = compose_page(self.digits, layout, rng, repeated=rng.random() < 0.8 - 1.3 * since_start)
+        messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": page.text}]
+        return {"messages": messages, "images": [page.image]}
 
 
 def write_test_pages(digits: Digits, pages_per_size: int, folder: Path, seed: int) -> None:
@@ -157,13 +150,6 @@ def main():
         f"{len(train_digits.labels)} handwritten digits to learn from, {len(test_digits.labels)} others to be tested on"
     )
 
-    def collate(pages):
-        """The assistant's turn alone carries loss: `return_labels` masks everything else."""
-        conversations = [conversation(page.image, page.text) for page in pages]
-        return processor.apply_chat_template(
-            conversations, return_labels=True, return_tensors="pt", processor_kwargs={"padding": True}
-        )
-
     training = TrainingArguments(
         output_dir=args.out / "checkpoints",
         max_steps=args.steps,
@@ -187,7 +173,7 @@ def main():
     trainer = Trainer(
         model=model,
         args=training,
-        data_collator=collate,
+        data_collator=InternVLXDataCollator(processor),
         train_dataset=Lessons(train_digits, args.steps, args.seed),
     )
     trainer.train()
