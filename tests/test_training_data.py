@@ -286,6 +286,15 @@ def test_what_workers_skip_is_counted_where_the_data_was_made(processor, tmp_pat
     assert data.counts["broken"] == 4
 
 
+def test_where_a_good_sample_is_costs_nothing(processor, annotations, tmp_path, monkeypatch):
+    """To count the lines of a file that is one list, all before the record has to be read: only for a message."""
+    records = [json.loads(line) for line in annotations.read_text().splitlines()]
+    (tmp_path / "list.json").write_text(json.dumps(records))
+    monkeypatch.delattr(JsonArray, "place")
+    assert len(load_training_data(tmp_path / "list.json", processor)[0]) > 0
+    assert len(list(load_training_data(tmp_path / "list.json", processor, streaming=True))) == 10
+
+
 def test_an_error_in_a_worker_still_names_file_and_line(processor, tmp_path):
     write_lines(tmp_path / "a.jsonl", [record(0), record(1, answer=" ")])
     loader = DataLoader(
@@ -328,6 +337,21 @@ def test_each_sample_is_streamed_once_over_all_ranks_and_workers(processor, anno
         assert sorted(seen) == list(range(10))
         epochs.append(seen)
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("kind", ["file", "datasets"])
+def test_the_trainer_s_own_split_of_a_stream_shares_out_every_sample(processor, annotations, rows, kind):
+    """What a plain `Trainer` does in two processes: each takes its share of the whole stream, the last batch filled up."""
+    from accelerate.data_loader import IterableDatasetShard
+
+    seen = []
+    for rank in range(2):
+        stream = IterableDatasetShard(
+            stream_of(processor, annotations, rows, kind), 2, num_processes=2, process_index=rank
+        )
+        seen += numbers(processor, stream)
+    assert len(seen) == 12
+    assert set(seen) == set(range(10))
 
 
 @pytest.mark.parametrize("kind", ["file", "datasets"])

@@ -74,7 +74,7 @@ class InternVLXDataCollator:
     def _encoded(self, sample: Mapping | TrainingSample) -> TrainingSample | None:
         if isinstance(sample, TrainingSample):
             return sample
-        return self.encoder.encode_or_skip(lambda: sample, "a sample of the batch")
+        return self.encoder.encode_or_skip(lambda: sample, lambda: "a sample of the batch")
 
     def _length(self, tokens: int) -> int:
         return tokens + -tokens % (self.pad_to_multiple_of or 1)

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Datasets of encoded samples for the `Trainer`: map-style, and streaming."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,8 @@ from .conversations import sample_from_record
 from .encoding import SampleEncoder, TrainingSample
 from .records import JsonArray, JsonLines, Rows
 
-Encoded = tuple[TrainingSample | None, str]  # a sample, unless it is to be skipped, and its place
+# a sample, unless it is to be skipped, and what says where it is
+Encoded = tuple[TrainingSample | None, Callable[[], str]]
 # so many broken samples in a row are no accident
 MOST_BROKEN_IN_A_ROW = 100
 
@@ -97,7 +98,7 @@ class TrainingData(Dataset):
 
     def encode(self, index: int, decode: bool = True) -> TrainingSample | None:
         """The sample, or None where it is to be skipped. Without `decode`, of its images only the headers are read."""
-        return self.encoder.encode_or_skip(lambda: self.raw(index), self.place(index), decode)
+        return self.encoder.encode_or_skip(partial(self.raw, index), partial(self.place, index), decode)
 
     def epoch(self, epoch: int, seed: int | None, num_shards: int, shard: int) -> Iterator[Encoded]:
         """The samples of a shard of an epoch, each with its place; None for those to be skipped. Unshuffled without seed."""
@@ -107,7 +108,7 @@ class TrainingData(Dataset):
         worker = get_worker_info()
         workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for index in order[shard * workers + own :: num_shards * workers].tolist():
-            yield self.encode(index), self.place(index)
+            yield self.encode(index), partial(self.place, index)
 
     def __getitem__(self, index: int) -> TrainingSample:
         if not -len(self) <= index < len(self):
@@ -154,8 +155,11 @@ class RecordStream:
             records = split_dataset_by_node(records, rank=shard, world_size=num_shards)
         records.set_epoch(epoch)
         for number, record in enumerate(records):  # which shares itself out among the workers
-            place = f"{self.name}, record {record.get('id', f'{number} of shard {shard} in epoch {epoch}')}"
+            place = partial(self._place, record, f"{number} of shard {shard} in epoch {epoch}")
             yield self.encoder.encode_or_skip(partial(sample_from_record, record, self.image_root), place), place
+
+    def _place(self, record: Mapping, number: str) -> str:
+        return f"{self.name}, record {record.get('id', number)}"
 
 
 class StreamingTrainingData(IterableDataset):
@@ -214,7 +218,7 @@ class StreamingTrainingData(IterableDataset):
                     continue
                 broken += 1
                 if broken == MOST_BROKEN_IN_A_ROW:
-                    raise _all_broken(place)
+                    raise _all_broken(place())
             if not self.endless:
                 return
             epoch += 1

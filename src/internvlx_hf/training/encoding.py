@@ -113,28 +113,28 @@ class SampleEncoder:
         return encoded
 
     def encode_or_skip(
-        self, read_sample: Callable[[], Mapping], place: str, decode: bool = True
+        self, read_sample: Callable[[], Mapping], place: Callable[[], str], decode: bool = True
     ) -> TrainingSample | None:
         """Encode a sample as `on_broken` and `on_too_long` say.
 
         Args:
             read_sample: gives the sample; what it raises counts as the sample's.
-            place: where the sample is, for messages.
+            place: says where the sample is, for messages.
             decode: False measures it only.
 
         Returns:
             None for a sample that is to be skipped.
 
         Raises:
-            BrokenSampleError: it is not to be skipped. The message begins with `place`.
+            BrokenSampleError: it is not to be skipped. The message begins with its place.
         """
         try:
             sample = read_sample()
             encoded = self(sample) if decode else self.measure(sample)
         except TooLongError as error:
-            self._skip("too_long", self.on_too_long != "error", f"{place}: {error}", error)
+            self._skip("too_long", self.on_too_long != "error", f"{place()}: {error}", error)
         except (ValueError, TypeError, LookupError, OSError) as error:
-            self._skip("broken", self.on_broken == "skip", f"{place}: {error}", error)
+            self._skip("broken", self.on_broken == "skip", f"{place()}: {error}", error)
         else:
             self.counts.add("cut", encoded.was_cut)
             return encoded
