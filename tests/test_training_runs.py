@@ -17,6 +17,7 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
 from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training.signals import SaveOnSignal
 from internvlx_hf.training.trainer import InternVLXTrainer, frozen_tower
 from tiny import LVTC, tiny_model
 from training_helpers import (
@@ -173,6 +174,34 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(number, t
     assert main(["train", config, "--resume_from_checkpoint", "last"]) == 0
     assert changed(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "stopped")) == set()
     assert whole.state.global_step == 6
+
+
+def test_a_second_signal_stops_at_once():
+    callback, before = SaveOnSignal(), signal.getsignal(signal.SIGINT)
+    callback.on_train_begin(None, None, None)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert callback.received == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("packing_tokens", [0, 60], ids=["padded", "packed"])
+def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data")
+    (tmp_path / "data" / "5.png").write_bytes(b"no picture")
+    seen = []
+    for name in ("encoding", "run_data"):
+        logger = f"internvlx_hf.training.{name}.logger.warning"
+        monkeypatch.setattr(logger, lambda message, *args: seen.append(message % args if args else message))
+    settings = {"packing_tokens": packing_tokens, "eval_data": str(data)}
+    with pytest.raises(ValueError, match=r"data.jsonl, line 6"):
+        run(tmp_path, **settings)
+    assert not (tmp_path / "out").exists()
+    trainer = run(tmp_path, **settings, on_broken="skip")
+    assert any("data.jsonl, line 6" in message for message in seen)
+    assert "1 of 12 samples are left out: they are broken or too long." in seen
+    assert trainer.state.log_history[-1]["eval_loss"] > 0
 
 
 def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_passed_over(tmp_path):

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXProcessor
@@ -17,6 +18,8 @@ from .costs import measure_sizes
 from .datasets import StreamingTrainingData, TrainingData
 from .packing import PackedData, PackedStream
 from .sources import load_training_data
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -90,6 +93,8 @@ def load_run_data(
         cache = Path(datasets.config.HF_DATASETS_CACHE) / "internvlx_sizes"
         with arguments.main_process_first(desc="measuring samples"):
             sizes = measure_sizes(data, arguments.dataloader_num_workers, cache)
+        if (left_out := int((sizes.tokens == 0).sum())) and arguments.process_index == 0:
+            logger.warning(f"{left_out} of {len(sizes)} samples are left out: they are broken or too long.")
         if budget:
             run.train = PackedData(data, sizes.tokens, budget, seed)
         else:
