@@ -162,5 +162,28 @@ def test_each_benchmark_is_a_task_with_that_prompt_and_metric(benchmark, report)
     assert any(re.sub(r"\s+", " ", benchmark.prompt) in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("automatic batch size", "batch_size='auto', expected a positive whole number"),
+        ("unknown argument", "internvlx has no model_args ['max_tiles']; settings of images are ['slicing', "),
+        ("no tiles", "max_patches"),
+        ("video", "Task 'films' has videos or sounds, expected text and images."),
+        ("video of a simple task", "Task 'films' has a str as visual, expected Pillow images."),
+        ("a device for two processes", "device='cuda:0', device_map=None with 2 processes: expected neither"),
+        ("shards of a model", "expected plain `accelerate launch --multi_gpu`, or one process with device_map=auto"),
+        ("rounds", "internvlx answers tasks of one round"),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(what, message, report):
+    assert message in report["refusals"][what]
+
+
+def test_a_system_prompt_comes_first(report):
+    system, user = report["with a system prompt"]
+    assert system == {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    assert user == {"role": "user", "content": [{"type": "text", "text": "Why?"}]}
+
+
 def test_nothing_of_it_needs_torchvision(report):
     assert report["torchvision"] is False
