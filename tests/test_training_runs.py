@@ -13,6 +13,7 @@ from datasets import load_dataset
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_CALLBACKS
+from transformers.utils import is_flash_attn_2_available
 
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
@@ -186,6 +187,25 @@ def test_a_second_signal_stops_at_once():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_record_names_what_was_learned_from(tmp_path):
+    first, second = write_data(tmp_path / "first", 4), write_data(tmp_path / "second", 6)
+    second = second.rename(second.with_name("more.jsonl"))
+    meta = {
+        "a": {"annotation": str(first), "repeat_time": 2},
+        "b": {"root": str(tmp_path / "second"), "annotation": str(second), "max_dynamic_patch": 2},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    trainer = run(tmp_path, train_data=str(tmp_path / "meta.json"), eval_data=str(first), max_steps=-1)
+    assert trainer.state.global_step == (2 * 4 + 6) / 2
+    recipe = json.loads((tmp_path / "out" / "training_recipe.json").read_text())
+    assert recipe["data"] == [
+        {"name": "data.jsonl", "samples": 4, "repeat_time": 2},
+        {"name": "more.jsonl", "samples": 6, "repeat_time": 1},
+    ]
+    assert recipe["evaluation_data"] == [{"name": "data.jsonl", "samples": 4, "repeat_time": 1}]
+    assert "more.jsonl" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("packing_tokens", [0, 60], ids=["padded", "packed"])
 def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_path, monkeypatch):
     data = write_data(tmp_path / "data")
@@ -274,6 +294,13 @@ def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
         ({"model_name_or_path": "nowhere"}, r"nowhere"),
         ({"train_data": "nowhere.json"}, r"nowhere.json"),
         ({"min_patches": 5, "max_patches": 2}, r"min_patches"),
+        pytest.param(
+            {"attn_implementation": "flash_attention_2"},
+            r"`attn_implementation` is 'flash_attention_2': ",
+            marks=pytest.mark.skipif(is_flash_attn_2_available(), reason="flash-attn is installed"),
+        ),
+        ({"attn_implementation": "fast"}, r"fast"),
+        ({"streaming": True, "max_steps": -1}, r"`streaming` data do not say how many there are: set `max_steps`"),
         ({"freeze": ["model.vision"]}, r"`freeze` names 'model.vision'"),
         ({"learning_rates": {"model.lvt": 1e-3}}, r"`learning_rates` names 'model.lvt'"),
         ({"resume_from_checkpoint": "last"}, r"`resume_from_checkpoint` is last, but .*out holds no checkpoint"),

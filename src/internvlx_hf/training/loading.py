@@ -49,13 +49,16 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
     Raises:
         ValueError: the checkpoint lacks weights.
     """
-    model, loading = InternVLXForConditionalGeneration.from_pretrained(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        dtype=arguments.dtype,
-        attn_implementation=arguments.attn_implementation,
-        output_loading_info=True,
-    )
+    try:
+        model, loading = InternVLXForConditionalGeneration.from_pretrained(
+            arguments.model_name_or_path,
+            revision=arguments.model_revision,
+            dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+            output_loading_info=True,
+        )
+    except ImportError as error:  # of the package that an attention needs
+        raise ValueError(f"`attn_implementation` is {arguments.attn_implementation!r}: {error}") from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{arguments.model_name_or_path} lacks {len(missing)} weights, {missing[0]} first. Convert it again."

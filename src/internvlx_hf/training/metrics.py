@@ -24,7 +24,8 @@ class ThroughputCallback(TrainerCallback, ExportableState):
     - `stage_two_tokens_per_second`: image tokens of the layers behind it, N₂² a tile; without LVTC the same N₁².
       So a layer of stage one works through text + stage one tokens, one of stage two through text + stage two tokens.
     - `tiles_per_second`.
-    - `padding_share`: of the places in `input_ids`, how many are padding.
+    - `padding_share`: of the places in `input_ids`, how many are padding. (What fills a packed row up to
+      `pad_to_multiple_of` has no mask, and counts as text.)
     - `memory_gb`: the most that torch has held on a GPU so far, without GPUs what a process holds; the fullest counts.
     - `text_tokens_seen`, `stage_one_tokens_seen`, `stage_two_tokens_seen`, `tiles_seen`: since the start of the training,
       resumed or not.
