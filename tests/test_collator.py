@@ -132,6 +132,24 @@ def test_tiles_are_those_of_the_image_processor_for_any_kind_of_picture(mode, se
     assert torch.equal(batch["pixel_values"], expected)
 
 
+@pytest.mark.parametrize("answer", ["\nYes", "\n\nYes\n", " Yes ", "\tYes", "，好"])
+@pytest.mark.parametrize(("checkpoint", "template", "end"), TEMPLATES)
+def test_nothing_before_the_answer_carries_loss_whatever_it_begins_with(checkpoint, template, end, answer):
+    """Blanks may make one token with the header's newline, which no prompt ends with: it is not learned."""
+    processor = golden_processor(checkpoint, template)
+    batch = InternVLXDataCollator(processor)([asked(answer=answer)])
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    (supervised,) = torch.nonzero(labels != -100, as_tuple=True)
+    assert supervised.tolist() == list(range(int(supervised[0]), int(supervised[-1]) + 1))
+    learned = processor.tokenizer.decode(ids[supervised])
+    assert (answer + end).endswith(learned)
+    assert learned.lstrip().startswith(answer.strip())
+    prompt = processor.apply_chat_template(
+        asked()["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    assert len(prompt["input_ids"][0]) <= int(supervised[0])
+
+
 def test_rows_are_padded_on_the_right_and_padding_carries_no_loss(processor):
     collator = InternVLXDataCollator(processor, pad_to_multiple_of=8)
     samples = [asked(images=1), asked("Why? " * 9), asked(answer="x")]
@@ -208,6 +226,7 @@ def test_marks_are_written_where_they_stand_and_images_without_marks_in_front(pr
         (asked() | {"images": ["/nowhere.png"]}, "/nowhere.png' is not an image"),
         (asked() | {"images": [{"bytes": b"GIF89a"}]}, "an image of 6 bytes is not an image that Pillow can read"),
         (asked() | {"images": [{"bytes": None}]}, "expected an image, its path or"),
+        (asked() | {"images": [7]}, "an image is a int, expected a path"),
         (dialogue(images=[picture()]), "1 images for 2 image parts"),
     ],
 )

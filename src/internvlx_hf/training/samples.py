@@ -1,11 +1,13 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """What a training sample is: messages, and the images that their image parts or marks stand for."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 
 import PIL.Image
+from transformers.image_utils import is_valid_image
 
 from ..processing.image_sources import open_image
 
@@ -131,7 +133,11 @@ def _opened(image):
         if not sources:
             raise ValueError(f"an image is {image!r:.100}, expected an image, its path or {{'bytes': ...}}")
         return _opened(sources[0])
-    return open_image(image) if isinstance(image, str) or hasattr(image, "__fspath__") else image
+    if isinstance(image, str | os.PathLike):
+        return open_image(image)
+    if not is_valid_image(image):
+        raise ValueError(f"an image is a {type(image).__name__}, expected a path, bytes, a Pillow image or an array")
+    return image
 
 
 def _from_bytes(data: bytes, path: str | None) -> PIL.Image.Image:
