@@ -145,6 +145,14 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_bit_by_bit(case, t
     assert changed(saved_weights(checkpoint), saved_weights(tmp_path / "out"))
 
 
+@pytest.fixture
+def heard_signals():
+    """A test run in the background of a script would ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class At(TrainerCallback):
     """Does something in the middle of a step."""
 
@@ -157,7 +165,9 @@ class At(TrainerCallback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(number, tmp_path, monkeypatch, capsys):
+def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(
+    number, heard_signals, tmp_path, monkeypatch, capsys
+):
     whole = run(tmp_path, save_strategy="no")
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     config = write_config(tmp_path, output_dir=str(tmp_path / "stopped"), save_strategy="no")
@@ -177,7 +187,17 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(number, t
     assert whole.state.global_step == 6
 
 
-def test_a_second_signal_stops_at_once():
+def test_an_ignored_signal_stays_ignored(heard_signals):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    callback = SaveOnSignal()
+    callback.on_train_begin(None, None, None)
+    os.kill(os.getpid(), signal.SIGINT)
+    callback.on_train_end(None, None, None)
+    assert callback.received is None
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_second_signal_stops_at_once(heard_signals):
     callback, before = SaveOnSignal(), signal.getsignal(signal.SIGINT)
     callback.on_train_begin(None, None, None)
     os.kill(os.getpid(), signal.SIGINT)

@@ -19,6 +19,8 @@ class SaveOnSignal(TrainerCallback):
     The `Trainer`'s own `enable_jit_checkpoint` may save in the middle of a step, after its random numbers were drawn: what
     resumes from there is another training. Here a resumed training is the uninterrupted one.
 
+    A signal that the process ignores, as a script's background jobs do Ctrl-C, it goes on ignoring.
+
     With several processes all of them stop after the step in which the first was asked to.
     """
 
@@ -28,7 +30,8 @@ class SaveOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._receive) for number in heard}
 
     def on_step_end(self, args, state, control, **kwargs):
         if _anywhere(self.received is not None, args.device):
