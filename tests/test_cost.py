@@ -40,7 +40,8 @@ def refused(capsys, *arguments) -> str:
     assert main(["cost", *map(str, arguments)]) == 1
     captured = capsys.readouterr()
     assert not captured.out
-    assert captured.err.startswith("internvlx: ") and captured.err.count("\n") == 1
+    assert captured.err.startswith("internvlx: ")
+    assert captured.err.count("\n") == 1
     return captured.err
 
 
@@ -81,7 +82,9 @@ def test_what_is_no_picture_is_named(photos, capsys):
     assert "labels.txt" in refused(capsys, photos / "labels.txt")
     assert "labels.txt" in refused(capsys, photos / "*.txt")
     text = run(capsys, photos, "--skip-broken")
-    assert "Skipped" in text and "broken.png" in text and "averages of 3 pictures" in text
+    assert "Skipped" in text
+    assert "broken.png" in text
+    assert "averages of 3 pictures" in text
     skipped = json.loads(run(capsys, photos, "--skip-broken", "--json"))["skipped"]
     assert [os.path.basename(name) for name in skipped] == ["broken.png"]
     assert "broken.png" in refused(capsys, photos / "broken.png", "--skip-broken")
@@ -139,9 +142,11 @@ def test_the_table_shows_every_setting_aligned(capsys):
     start = lines.index("Side by side") + 1
     rows = lines[start : start + 10]
     assert len({len(row) for row in rows}) == 1
-    assert rows[2].startswith("-> this model") and "  1,024  " in rows[2]
+    assert rows[2].startswith("-> this model")
+    assert "  1,024  " in rows[2]
     assert sum("native" in row for row in rows) == 2
-    assert "lvtc.hr_projector" in text and "language model, stage two" in text
+    assert "lvtc.hr_projector" in text
+    assert "language model, stage two" in text
     assert not any(line != line.rstrip() for line in lines)
 
 
@@ -153,7 +158,8 @@ def test_a_data_set_gets_averages_and_a_histogram(photos, capsys):
     processor = InternVLXImageProcessor(slicing="ratio", max_patches=12)
     sizes = cost.find_pictures([photos]).sizes
     mean = sum(processor.get_number_of_image_patches(h, w) for w, h in sizes) / 3
-    assert f"{mean:.3f} tiles" in text and f"{256 * mean:,.0f} tokens" in text
+    assert f"{mean:.3f} tiles" in text
+    assert f"{256 * mean:,.0f} tokens" in text
 
 
 def test_many_pictures_are_not_listed_one_by_one(tmp_path, capsys):
@@ -161,7 +167,8 @@ def test_many_pictures_are_not_listed_one_by_one(tmp_path, capsys):
         Image.new("1", (50 + number, 40)).save(tmp_path / f"{number}.png")
     text = run(capsys, tmp_path)
     assert "averages of 25 pictures" in text
-    assert "Each picture" not in text and "24.png" not in text
+    assert "Each picture" not in text
+    assert "24.png" not in text
 
 
 def test_json_has_every_number_of_every_picture(photos, capsys):
@@ -199,7 +206,8 @@ def test_a_model_of_one_s_own_is_measured_in_its_own_way(tmp_path, capsys):
     tiny_config(**LVTC).save_pretrained(tmp_path / "mine")
     text = run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--dtype", "float32")
     assert "in float32; 4 tokens a tile, 16 from layer 2 of 4 on" in text
-    assert "MFLOP" in text and "KiB" in text
+    assert "MFLOP" in text
+    assert "KiB" in text
     ours = json.loads(run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--slicing", "ratio", "--json"))
     assert ours["settings"][0]["slicing"] == "ratio"
     one = run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--max-patches", "1", "--json")
@@ -208,7 +216,8 @@ def test_a_model_of_one_s_own_is_measured_in_its_own_way(tmp_path, capsys):
 
 def test_without_lvtc_there_is_one_stage(capsys):
     text = run(capsys, "--size", "640x480", "--model", "internvl2-1b")
-    assert "stage two\n" not in text and "language model  " in text
+    assert "stage two\n" not in text
+    assert "language model  " in text
     found = cost.CostModel(cost.load_setting("internvl2-1b")).of_size(640, 480)
     assert found.flops["language_model.stage_two"] == 0
     assert found.stage_one_tokens == found.stage_two_tokens
@@ -233,5 +242,7 @@ def test_a_size_without_pixels_is_refused():
 def test_units_and_bars_and_tables():
     assert unit([5, 2e6], {"M": 1e6, "k": 1e3}) == ("M", 1e6)
     assert unit([5], {"M": 1e6, "k": 1e3}) == ("k", 1e3)
-    assert bar(1) == "█" * 14 and bar(0) == "" and len(bar(1e-9)) == 1
+    assert bar(1) == "█" * 14
+    assert bar(0) == ""
+    assert len(bar(1e-9)) == 1
     assert table(["a", "b"], [["xyz", 1]], left=(0,)) == "a    b\n------\nxyz  1"

@@ -121,9 +121,7 @@ def test_a_processor_that_does_not_cut_makes_one_tile(tmp_path):
 
 
 def test_a_checkpoint_need_not_be_converted_to_know_its_cost(tmp_path):
-    vision, *text = PUBLISHED["InternVL2-1B"]
-    small = (64, 2, 4, 128, False)
-    raw = raw_config(small, "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
+    raw = raw_config((64, 2, 4, 128, False), "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
     folder = write_checkpoint(tmp_path / "source", raw)
     with_weights = cost.load_setting(folder)
     (folder / "model.safetensors").unlink()
@@ -158,14 +156,16 @@ def test_the_same_picture_costs_the_same_as_the_processor_makes_tiles_of_it(tmp_
 def test_every_way_is_put_beside_a_setting_once():
     setting = cost.load_setting("internvl-x-2b")
     settings, notes = side_by_side(setting)
-    assert settings[0] is setting and not notes
+    assert settings[0] is setting
+    assert not notes
     ways = {(s.tiling.slicing, s.tiling.max_tiles, s.projector, s.has_lvtc) for s in settings}
     assert len(ways) == len(settings) == 8
     expected = {(s, 6, "pvtc", lvtc) for s in ("ratio", "area", "edge") for lvtc in (False, True)}
     assert ways == expected | {("ratio", 6, "pixel_shuffle", False), ("ratio", 12, "pixel_shuffle", False)}
     # a native model is one of its own native settings
     settings, _ = side_by_side(cost.load_setting("internvl2-8b"))
-    assert len(settings) == 7 and settings[0].is_native
+    assert len(settings) == 7
+    assert settings[0].is_native
 
 
 def test_the_model_s_own_lvtc_is_the_one_put_beside():
@@ -179,7 +179,8 @@ def test_what_does_not_fit_a_model_is_left_out_and_said():
     config = tiny_config(text_config={"num_hidden_layers": 1})  # no layer left for stage two
     settings, notes = side_by_side(cost.Setting("tiny", config, TilingRule(32, 32)))
     assert not any(s.has_lvtc for s in settings)
-    assert len(notes) == 1 and "expand_layer" in notes[0]
+    assert len(notes) == 1
+    assert "expand_layer" in notes[0]
     odd = tiny_config(vision_config={"image_size": 28}, downsample_ratio=1.0)  # 7 patches a side
     settings, notes = side_by_side(cost.Setting("tiny", odd, TilingRule(28, 28)))
     assert not any(s.is_native for s in settings)

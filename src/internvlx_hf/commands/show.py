@@ -52,11 +52,13 @@ def _attention(options: argparse.Namespace, setting: Setting):
         raise ValueError(f"{folder} has no weights (model.safetensors), which --attention needs.")
     if not _is_ours(setting, folder):
         raise ValueError(f"{folder} is no InternVL-X checkpoint. Convert it first: internvlx convert {folder} OUT")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
     processor = InternVLXProcessor.from_pretrained(folder)
+    # a question that may not be asked is refused before the weights are read
+    processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": options.question}]}])
     processor.image_processor.slicing = setting.tiling.slicing
     processor.image_processor.max_patches = setting.tiling.max_tiles
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
     attention = attend(model, processor, options.image, options.question, options.max_new_tokens)
     return draw_attention(attention, setting.name), f"answer: {attention.answer!r}"
 

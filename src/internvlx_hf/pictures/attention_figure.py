@@ -67,7 +67,7 @@ def even_share_overlay(maps: torch.Tensor) -> np.ndarray:
     """(n, h, w) shares in units of an even one -> (n, h, w, 4): the stronger, the further from even; full at double."""
     strength = maps.clamp(min=1e-3).log2().numpy()
     colours = np.where(strength[..., None] > 0, MORE, LESS)
-    return _rgba(colours, np.abs(strength))
+    return _rgba(colours, np.abs(strength), most=0.7)
 
 
 def share_overlay(maps: torch.Tensor) -> np.ndarray:
@@ -80,8 +80,8 @@ def share_overlay(maps: torch.Tensor) -> np.ndarray:
     return _rgba(np.broadcast_to(LOOK, (*maps.shape, 3)), (maps.numpy() / even - 1) / (full - 1))
 
 
-def _rgba(colours: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    alpha = 0.85 * np.clip(strength, 0, 1)[..., None]
+def _rgba(colours: np.ndarray, strength: np.ndarray, most: float = 0.85) -> np.ndarray:
+    alpha = most * np.clip(strength, 0, 1)[..., None]
     return np.concatenate([colours / 255, alpha], axis=-1)
 
 

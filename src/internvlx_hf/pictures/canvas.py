@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """A slide to draw on, measured in inches from its top left corner."""
 
+import bisect
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class Canvas:
     def text(self, x: float, y: float, text: str, size: float, width: float | None = None, **style) -> None:
         """Text whose middle is at height `y`; cut in its middle where it is longer than `width`."""
         style = {"color": INK, "va": "center"} | style
+        text = "".join(letter if letter.isprintable() else "·" for letter in text)
         if width is not None:
             text = shorten(text, width, size, style.get("weight", "normal"))
         # a $ is a dollar, not the start of a formula
@@ -97,11 +99,15 @@ def shorten(text: str, width: float, size: float, weight: str = "normal") -> str
     """The text with its middle left out as far as it takes to be at most `width` inches wide."""
     if text_width(text, size, weight) <= width:
         return text
-    for kept in range(len(text) - 1, 1, -1):
-        shorter = text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :].lstrip()
-        if text_width(shorter, size, weight) <= width:
-            return shorter
-    return "…"
+
+    def without_middle(kept: int) -> str:
+        return text[: (kept + 1) // 2].rstrip() + "…" + text[len(text) - kept // 2 :].lstrip()
+
+    def is_too_wide(kept: int) -> bool:
+        return text_width(without_middle(kept), size, weight) > width
+
+    kept = bisect.bisect_left(range(len(text)), True, key=is_too_wide) - 1
+    return without_middle(max(kept, 0))
 
 
 def _reduced(image: PIL.Image.Image, box: Box) -> PIL.Image.Image:

@@ -160,8 +160,11 @@ def _draw_cost(
     cost, colour = costs[slicing], COLOURS[slicing]
     most = max(each.prefill_flops for each in costs.values())
     tokens = f"{cost.stage_one_tokens:,}" + (f" → {cost.stage_two_tokens:,}" if has_lvtc else "")
-    canvas.text(left, 6.05, f"{cost.tiles} tile{'s' * (cost.tiles > 1)}", 17, weight="bold", color=colour)
-    canvas.text(left + width, 6.05, f"{tokens} tokens", 15, weight="bold", ha="right", color=colour)
+    tiles, tokens = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}", f"{tokens} tokens"
+    canvas.text(left, 6.05, tiles, 17, weight="bold", color=colour)
+    room = width - text_width(tiles, 17, "bold") - 0.15
+    size = 15 * min(1, room / text_width(tokens, 15, "bold"))
+    canvas.text(left + width, 6.05, tokens, size, weight="bold", ha="right", color=colour)
     canvas.fill(Box(left, 6.30, width, 0.13), PALE)
     canvas.fill(Box(left, 6.30, width * cost.prefill_flops / most, 0.13), colour)
     share = cost.prefill_flops / costs["ratio"].prefill_flops
