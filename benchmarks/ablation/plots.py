@@ -80,9 +80,9 @@ def figure_7(runs):
 
 def figure_8(runs):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    m2 = {window: runs[f"M1=8 M2={window}"] for window in (8, 4, 2, 1) if f"M1=8 M2={window}" in runs}
-    m1 = {m: runs[n] for m, n in ((8, "M1=8 M2=2"), (4, "M1=4 M2=2"), (2, "M1=2 M2=2")) if n in runs}
-    with_errors(left, list(m2), list(m2.values()), color=COLOURS["pvtc"], marker="o", label="M₂, with M₁ = 8")
+    m2 = {window: runs[f"M1=4 M2={window}"] for window in (8, 4, 2, 1) if f"M1=4 M2={window}" in runs}
+    m1 = {window: runs[f"M1={window} M2=2"] for window in (8, 4, 2) if f"M1={window} M2=2" in runs}
+    with_errors(left, list(m2), list(m2.values()), color=COLOURS["pvtc"], marker="o", label="M₂, with M₁ = 4")
     with_errors(left, list(m1), list(m1.values()), color=COLOURS["pixel_shuffle"], marker="s", label="M₁, with M₂ = 2")
     log_axis(left, [1, 2, 4, 8], "window side M")
     left.invert_xaxis()
@@ -97,7 +97,7 @@ def figure_8(runs):
     right.set_xticks(list(layers), shares)
     right.invert_xaxis()
     right.set_xlabel("layer k of the expansion, as a share of the layers")
-    right.set_title("Where tokens are expanded, 1 → 4")
+    right.set_title("Where tokens are expanded, 4 → 16")
     return figure
 
 

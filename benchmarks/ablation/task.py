@@ -21,16 +21,17 @@ from train import build_tokenizer
 
 TILE = 64
 MAX_TILES = 6  # as in the paper's Table 5
-# Columns and rows of digits on a page, the size that it is scanned at (1: 16x12 pixels a digit), and the share of pages.
-SHEETS = [
-    ((4, 2), 1.0, 0.20),  # 64x24 pixels
-    ((4, 2), 2.0, 0.15),  # 128x48
-    ((2, 4), 1.0, 0.20),  # 32x48
-    ((2, 4), 2.0, 0.15),  # 64x96
-    ((4, 4), 1.0, 0.15),  # 64x48
-    ((4, 4), 1.75, 0.15),  # 112x84
+LAYOUT = (4, 4)  # columns and rows of digits on a page
+# How a page is scanned, as scales of its width and height, and the share of pages. At 1, a digit has 16x12 pixels.
+SCANS = [
+    ((1.0, 1.0), 0.40),  # 64x48 pixels
+    ((2.0, 1.0), 0.15),  # 128x48
+    ((1.0, 2.0), 0.15),  # 64x96
+    ((1.75, 1.75), 0.15),  # 112x84
+    ((1.3, 1.0), 0.15),  # 83x48
 ]
-BLOCK = 16  # training samples in a row with one sheet and kind of question: a batch of them needs next to no padding
+QUESTIONS = 0.3  # share of training samples that ask for a row or a column
+BLOCK = 16  # training samples in a row with one scan and kind of question: a batch of them needs next to no padding
 TRANSCRIBE = "Read the page."
 # As short as a prompt can be: most of a run's time goes into text tokens.
 CHAT_TEMPLATE = """\
@@ -98,9 +99,8 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
     """`count` samples, the same for the same arguments; the pages and questions do not depend on `slicing`.
 
     Args:
-        curriculum: share of the samples that lead from easy to hard: the first third of them has pages of the first
-            sheet only, then come all. For every layout, pages that say one thing many times (see `compose_page`) make
-            way for random ones little by little.
+        curriculum: share of the samples in which pages that say one thing many times (see `compose_page`) make way for
+            random ones little by little, from 80 % on.
     """
     digits, processor, samples = split_digits()[split], build_processor(slicing), []
     block = BLOCK if split == "train" else 1
@@ -111,7 +111,11 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
                 np.random.default_rng((SPLIT_NUMBERS[split], seed, *numbers))
                 for numbers in ([index], [index // block, 1])
             )
-            drawn.append(draw_sample(digits, rng, block_rng, index / count / curriculum if curriculum else 1.0))
+            drawn.append(
+                draw_sample(
+                    digits, rng, block_rng, index / count / curriculum if curriculum else 1.0, split == "train"
+                )
+            )
         encoded = processor.apply_chat_template(
             [conversation for conversation, _ in drawn],
             return_labels=True,
@@ -135,16 +139,14 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
 
 
 def draw_sample(
-    digits: Digits, rng: np.random.Generator, block_rng: np.random.Generator, progress: float
+    digits: Digits, rng: np.random.Generator, block_rng: np.random.Generator, progress: float, train: bool = False
 ) -> tuple[list[dict], str]:
     """A conversation about a page, and its kind; `progress` is how much of the curriculum is over."""
-    kind = ("transcription", "question")[block_rng.integers(2)]
-    sheet = block_rng.choice(len(SHEETS), p=[share for *_, share in SHEETS])
-    layout, scale, _ = SHEETS[sheet if progress >= 1 / 3 else 0]
-    since_start = progress if layout == SHEETS[0][0] else (progress - 1 / 3) * 1.5
-    page = compose_page(digits, layout, rng, repeated=bool(rng.random() < 0.8 * (1 - since_start)))
-    size = (round(page.image.width * scale), round(page.image.height * scale))
-    image = page.image if scale == 1 else page.image.resize(size, Image.Resampling.BICUBIC)
+    kind = "question" if block_rng.random() < (QUESTIONS if train else 0.5) else "transcription"
+    scales = SCANS[block_rng.choice(len(SCANS), p=[share for _, share in SCANS])][0]
+    page = compose_page(digits, LAYOUT, rng, repeated=bool(rng.random() < 0.8 * (1 - progress)))
+    size = [round(side * scale) for side, scale in zip(page.image.size, scales, strict=True)]
+    image = page.image.resize(size, Image.Resampling.BICUBIC)
     question, answer = ask(page.text, rng, kind == "transcription")
     conversation = [
         {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]},

@@ -1,7 +1,7 @@
 """One run: a fresh projector on the common base, trained in the paper's two stages, and read from."""
 
-import itertools
 import json
+import os
 import time
 from pathlib import Path
 
@@ -23,7 +23,7 @@ VISION_WIDTH, WIDTH = 64, 96
 LONGEST_ANSWER = 21  # tokens
 CURRICULUM = 0.75  # share of a training that leads from easy pages to hard ones, see `make_samples`
 RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
-BASE_WINDOWS = (8, 4, 2)  # the base learns to read pages from 1, 4 and 16 tokens in turn
+BASE = Configuration(window=2)  # pixel shuffle by 2x2, as InternVL2's own
 
 
 class AveragePooling(nn.Module):
@@ -90,7 +90,8 @@ def train(model, samples: list[Sample], collator: Collator, steps: int, rate: fl
         per_device_train_batch_size=batch,
         train_sampling_strategy="sequential",
         learning_rate=rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": int(0.4 * steps)},
         warmup_steps=0.05,
         weight_decay=0.05,
         adam_beta2=0.98,
@@ -109,59 +110,24 @@ def train(model, samples: list[Sample], collator: Collator, steps: int, rate: fl
     return [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
 
 
-class ManyProjectors(nn.Module):
-    """A tower and a language model with a pixel shuffle for each of `BASE_WINDOWS`; a batch says which by its placeholders.
-
-    So the language model can read from 1, 4 or 16 tokens a tile before any run: runs differ in what the tokens say, not in
-    how used the language model is to their number.
-    """
-
-    def __init__(self, processor):
-        super().__init__()
-        self.models = nn.ModuleList(build_model(Configuration(window=window), processor) for window in BASE_WINDOWS)
-        for model in self.models[1:]:
-            model.model.vision_tower = self.models[0].model.vision_tower
-            model.model.language_model = self.models[0].model.language_model
-            model.lm_head = self.models[0].lm_head
-
-    def forward(self, input_ids, pixel_values, **inputs):
-        placeholders = int((input_ids == self.models[0].config.image_token_id).sum())
-        number = [model.config.image_seq_length for model in self.models].index(placeholders // len(pixel_values))
-        return self.models[number](input_ids=input_ids, pixel_values=pixel_values, **inputs)
-
-
-class InTurn:
-    """Collates one batch after the other for the next of `BASE_WINDOWS`."""
-
-    def __init__(self, processor):
-        self.collators = itertools.cycle(Collator(processor, (PATCHES // window) ** 2) for window in BASE_WINDOWS)
-
-    def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
-        return next(self.collators)(samples)
-
-
 def make_base(schedule: Schedule, cache: Path) -> Path:
     """The tower and language model that every run starts from, trained once."""
     folder = cache / f"base-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
     if not (folder / "model.safetensors").exists():
         processor = build_processor()
-        # No page of these is one that the runs will see, but the samples of handwriting are the same.
-        pages = cached_samples(cache, "train", schedule.base_steps * schedule.batch, "whole", BASE_PAGES, CURRICULUM)
-        set_seed(0)
-        model = ManyProjectors(processor)
+        collator = Collator(processor, (PATCHES // BASE.window) ** 2)
         steps, rate, batch = schedule.base_steps, schedule.base_rate, schedule.batch
-        losses = train(model, pages, InTurn(processor), steps, rate, batch, cache / "trainer")
-        test = cached_samples(cache, "validation", schedule.test_pages, "whole", TEST_PAGES)
-        accuracies = {
-            part.config.image_seq_length: evaluate(
-                part, processor, test, Collator(processor, part.config.image_seq_length)
-            )
-            for part in model.models
-        }
-        print(f"base: losses {losses}, on validation pages {accuracies}", flush=True)
+        # No page of these is one that the runs will see, but the samples of handwriting are the same.
+        pages = cached_samples(cache, "train", steps * batch, "whole", BASE_PAGES, CURRICULUM)
+        set_seed(0)
+        model = build_model(BASE, processor)
+        losses = train(model, pages, collator, steps, rate, batch, cache / f"trainer-{os.getpid()}")
+        validation = cached_samples(cache, "validation", schedule.test_pages, "whole", TEST_PAGES)
+        accuracy = evaluate(model, processor, validation, collator)
+        print(f"base: losses {losses}, on validation pages {accuracy}", flush=True)
         unfinished = folder.with_name(f"{folder.name}.unfinished")
-        model.models[0].save_pretrained(unfinished)
-        (unfinished / "base.json").write_text(json.dumps({"losses": losses, "validation": accuracies}))
+        model.save_pretrained(unfinished)
+        (unfinished / "base.json").write_text(json.dumps({"losses": losses, "validation": accuracy}))
         unfinished.rename(folder)
     return folder
 
@@ -209,7 +175,7 @@ def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path
             schedule.stage1_steps,
             schedule.stage1_rate,
             schedule.batch,
-            cache / "trainer",
+            cache / f"trainer-{os.getpid()}",
         )
     ]
     model.requires_grad_(True)
@@ -221,7 +187,7 @@ def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path
             schedule.stage2_steps,
             schedule.stage2_rate,
             schedule.batch,
-            cache / "trainer",
+            cache / f"trainer-{os.getpid()}",
         )
     )
     training = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
