@@ -96,6 +96,7 @@ def test_nothing_to_measure_is_said(tmp_path, capsys):
     assert "holds no pictures (1 other files)" in refused(capsys, tmp_path)
     assert "does not exist" in refused(capsys, tmp_path / "none.png")
     assert "No file matches" in refused(capsys, tmp_path / "*.png")
+    assert "path is empty" in refused(capsys, "")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, capsys):
@@ -237,6 +238,8 @@ def test_costs_add_up():
 def test_a_size_without_pixels_is_refused():
     with pytest.raises(ValueError, match="0x5"):
         cost.CostModel(cost.load_setting("internvl-x-2b")).of_size(0, 5)
+    with pytest.raises(ValueError, match="tiles=-1"):
+        cost.CostModel(cost.load_setting("internvl-x-2b")).of_tiles(-1)
 
 
 def test_units_and_bars_and_tables():

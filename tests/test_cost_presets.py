@@ -136,9 +136,19 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         cost.load_setting(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="bert"):
-        cost.load_setting(tmp_path)
+    for text, complaint in (
+        ('{"model_type": "bert"}', "bert"),
+        ('{"model_type": "internvl_chat", "ps_version": "v2"}', r"config\.json lacks 'vision_config'"),
+        ("[]", "holds a list"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            cost.load_setting(tmp_path)
+
+
+def test_shared_embeddings_weigh_once():
+    apart, shared = (tiny_config(text_config={"tie_word_embeddings": tied}) for tied in (False, True))
+    assert parameter_count(apart) - parameter_count(shared) == 320 * 64
 
 
 def test_the_same_picture_costs_the_same_as_the_processor_makes_tiles_of_it(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
@@ -348,6 +349,9 @@ def test_what_attention_needs_is_said(photo, checkpoint, tmp_path, capsys):
     tiny_model().config.save_pretrained(bare)
     InternVLXImageProcessor().save_pretrained(bare)
     assert "has no weights" in refused(capsys, photo, "--out", out, "--model", bare, *ask)
+    raw = raw_config((64, 2, 4, 128, False), "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
+    source = write_checkpoint(tmp_path / "source", raw)
+    assert "internvlx convert" in refused(capsys, photo, "--out", out, "--model", source, *ask)
     assert not out.exists()
 
 

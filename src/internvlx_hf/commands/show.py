@@ -2,6 +2,7 @@
 """`internvlx show`."""
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -50,8 +51,9 @@ def _attention(options: argparse.Namespace, setting: Setting):
         raise ValueError(f"--max-new-tokens={options.max_new_tokens}, expected at least 1.")
     if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
         raise ValueError(f"{folder} has no weights (model.safetensors), which --attention needs.")
-    if not _is_ours(setting, folder):
-        raise ValueError(f"{folder} is no InternVL-X checkpoint. Convert it first: internvlx convert {folder} OUT")
+    layout = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    if layout != setting.config.model_type:
+        raise ValueError(f"{folder} is of the type {layout!r}. Convert it first: internvlx convert {folder} OUT")
     processor = InternVLXProcessor.from_pretrained(folder)
     # a question that may not be asked is refused before the weights are read
     processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": options.question}]}])
@@ -61,10 +63,6 @@ def _attention(options: argparse.Namespace, setting: Setting):
     model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
     attention = attend(model, processor, options.image, options.question, options.max_new_tokens)
     return draw_attention(attention, setting.name), f"answer: {attention.answer!r}"
-
-
-def _is_ours(setting: Setting, folder: Path) -> bool:
-    return f'"{setting.config.model_type}"' in (folder / "config.json").read_text(encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -94,7 +94,13 @@ class CostModel:
         self._by_size: dict[tuple[int, int], Cost] = {}
 
     def of_tiles(self, tiles: int) -> Cost:
-        """Of a prompt whose pictures have so many tiles together."""
+        """Of a prompt whose pictures have so many tiles together.
+
+        Raises:
+            ValueError: the number is negative.
+        """
+        if tiles < 0:
+            raise ValueError(f"tiles={tiles}, expected 0 or more.")
         if tiles not in self._by_tiles:
             self._by_tiles[tiles] = self._work_out(tiles)
         return self._by_tiles[tiles]

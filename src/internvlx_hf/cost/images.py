@@ -86,6 +86,8 @@ def find_pictures(sources: Iterable[str | os.PathLike], *, skip_broken: bool = F
 
 def _paths(source: str | os.PathLike, found: Pictures) -> Iterator[Path]:
     path = Path(source)
+    if not str(source):
+        raise ValueError("A picture's path is empty, expected a picture, a folder, or a pattern.")
     if path.is_dir():
         paths = sorted(below for below in path.rglob("*") if below.is_file())
         endings = PIL.Image.registered_extensions()

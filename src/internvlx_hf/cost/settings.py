@@ -38,8 +38,9 @@ class Setting:
 
     @property
     def is_native(self) -> bool:
-        """Whether it costs as InternVL's own code does: its projector, its way to cut, no LVTC."""
-        return self.projector == "pixel_shuffle" and self.tiling.slicing == "ratio" and not self.has_lvtc
+        """Whether it costs as with InternVL's own code: its projector, its way to cut, no LVTC."""
+        shuffles = self.projector == "pixel_shuffle" and self.config.downsample_ratio == 0.5
+        return shuffles and self.tiling.slicing == "ratio" and not self.has_lvtc
 
     @property
     def has_lvtc(self) -> bool:
@@ -76,7 +77,14 @@ def _read_folder(folder: Path) -> Setting:
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
     has_weights = any((folder / name).is_file() for names in WEIGHT_FILES for name in names)
-    source = read_source(folder, None if has_weights and raw.get("model_type") == "internvl_chat" else {})
+    if not isinstance(raw, dict):
+        raise ValueError(f"{folder / 'config.json'} holds a {type(raw).__name__}, expected a model's configuration.")
+    # whether a released checkpoint has PVTC shows in the names of its tensors alone
+    needs_names = has_weights and raw.get("model_type") == "internvl_chat"
+    try:
+        source = read_source(folder, None if needs_names else {})
+    except KeyError as error:
+        raise ValueError(f"{folder / 'config.json'} lacks {error}, which this type of model needs.") from error
     processor = None
     if source.layout == "internvl_x":
         has_processor = any((folder / name).is_file() for name in PROCESSOR_FILES)
