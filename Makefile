@@ -77,12 +77,8 @@ wheel: .venv/.for-test
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
 	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/installed_wheel.py
 
-# what needs lmms-eval to be imported is left out
-DOCUMENTED := internvlx_hf internvlx_hf.conversion internvlx_hf.training internvlx_hf.cost \
-	internvlx_hf.evaluation '!internvlx_hf.evaluation.lmms_eval_models' internvlx_hf.quantisation
-
 docs: .venv/.for-test
-	$(PY) -m pdoc --docformat google -o build/docs $(DOCUMENTED)
+	$(PY) docs/build_reference.py build/docs
 
 lint: .venv/.for-test
 	$(PY) -m ruff check .

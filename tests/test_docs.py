@@ -64,3 +64,17 @@ def test_the_lvtc_figure_is_drawn_from_the_paper_s_layer(tmp_path):
     config = InternVLXConfig(text_config=draw["INTERNVL2_2B"], image_token_id=92546, lvtc_config={})
     tokens = draw["tokens_per_layer"](config)
     assert tokens == [64 + 256] * 17 + [64 + 1024] * 7
+
+
+def test_everything_public_is_documented():
+    import runpy
+
+    public = runpy.run_path(str(ROOT / "docs" / "build_reference.py"))["public_names"]()
+    assert public["internvlx_hf.training"]["InternVLXDataCollator"]
+    undocumented = [
+        f"{module}.{name}"
+        for module, names in public.items()
+        for name, value in names.items()
+        if callable(value) and not vars(value).get("__doc__", value.__doc__)
+    ]
+    assert undocumented == []
