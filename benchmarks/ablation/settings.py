@@ -20,9 +20,9 @@ class Schedule:
 
     base_steps: int = 900  # of the common base: tower and language model
     base_rate: float = 2e-3
-    stage1_steps: int = 80  # projectors only
+    stage1_steps: int = 60  # projectors only
     stage1_rate: float = 3e-3
-    stage2_steps: int = 200  # everything
+    stage2_steps: int = 300  # everything
     stage2_rate: float = 2e-3
     batch: int = 16
     test_pages: int = 256
