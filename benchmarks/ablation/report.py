@@ -44,7 +44,7 @@ def accuracy(runs: list[dict], kind: str = "all") -> Estimate:
 def difference(runs: list[dict], others: list[dict]) -> Estimate | None:
     """Points of accuracy between two configurations, seed by seed; None without a common seed.
 
-    Runs of one seed share their base and their pages, so this is known better than either accuracy.
+    Runs of one seed see the same pages in the same order, so this is known better than either accuracy.
     """
     other = {run["seed"]: run for run in others}
     pairs = [(run, other[run["seed"]]) for run in runs if run["seed"] in other]
@@ -101,9 +101,11 @@ def write_report(folder: Path) -> str:
 
 
 INTRODUCTION = """\
-Made by `make ablation`. What the task is, what was tuned and what this does and does not prove: `docs/ablation.md`.
-Accuracy is the share of digits that greedy generation puts in their place, mean of transcription and questions; mean ±
-standard error over seeds. Differences are taken seed by seed (runs of one seed share their base and their pages). Tokens
-are visual tokens a page in the first layers of the language model, and in its last ones after LVTC's expansion; FLOPs are
-those of one page's forward with its answer, multiply and add counted as two; training is the computing time of one thread.
-The JSON files hold every run: settings, losses, versions."""
+Made by `make ablation`. What the task is, what was tuned, and what this does and does not prove: `docs/ablation.md`.
+
+Accuracy is the share of digits that greedy generation puts in their place on pages of handwriting that no training saw, the
+mean of transcriptions and of questions; mean ± standard error over seeds. Differences are taken seed by seed, since runs of
+a seed see the same pages in the same order. Tokens are visual tokens a page in the first layers of the language model, and
+in its last ones after LVTC's expansion; FLOPs are those of one page's forward with its answer, a multiplication and an
+addition counted as two; training is the computing time of one thread. The JSON files hold every run: settings, losses,
+versions."""

@@ -19,6 +19,7 @@ class Schedule:
     """How long and how fast everything is trained, the same for every configuration."""
 
     base_steps: int = 900  # of the common base: tower and language model
+    base_tiled_steps: int = 450  # more of it, in which two of three pages are cut into tiles
     base_rate: float = 2e-3
     stage1_steps: int = 60  # projectors only
     stage1_rate: float = 3e-3
@@ -32,7 +33,7 @@ class Schedule:
         return (self.stage1_steps + self.stage2_steps) * self.batch
 
 
-QUICK = Schedule(base_steps=12, stage1_steps=3, stage2_steps=3, batch=4, test_pages=8)
+QUICK = Schedule(base_steps=6, base_tiled_steps=6, stage1_steps=3, stage2_steps=3, batch=4, test_pages=8)
 
 
 @dataclass(frozen=True)
