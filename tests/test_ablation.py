@@ -9,7 +9,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks/ablation"
-MODULES = ("settings", "task", "records", "report", "plots", "training", "run")
+MODULES = ("settings", "task", "records", "report", "orderings", "plots", "training", "run")
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,7 @@ def test_means_and_standard_errors_are_those_of_the_seeds():
     assert known.error == pytest.approx(20 / 3**0.5)  # sample deviation 20 over the root of 3 runs
     assert str(known) == "40.0 ± 11.5"
     assert str(report.accuracy(runs[:1])) == "20.0"
+    assert report.estimate([-3.0, -1.0]).signed() == "−2.0 ± 1.0"
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -118,6 +119,38 @@ def test_differences_are_taken_seed_by_seed():
     known = report.difference(runs, others)
     assert (known.mean, known.error) == (pytest.approx(10), pytest.approx(0))
     assert report.difference(runs[:1], others[1:]) is None
+
+
+def test_every_ordering_of_the_paper_is_about_configurations_that_are_run():
+    import orderings
+    import settings
+
+    assert set(orderings.PAPER) == set(settings.GROUPS)
+    for group, claims in orderings.PAPER.items():
+        named = {name for _, better, worse in claims for name in (better, worse)}
+        assert named <= set(settings.GROUPS[group])
+
+
+@pytest.mark.parametrize(
+    ("correct", "verdict"),
+    [
+        ((0.50, 0.52, 0.54), "appears"),
+        ((0.30, 0.28, 0.32), "the other way round"),
+        ((0.10, 0.70, 0.50), "not told apart"),
+        ((0.402, 0.402, 0.402), "not told apart"),  # sure, but a fifth of a point
+        ((0.90,), "one seed"),
+    ],
+)
+def test_an_ordering_appears_only_beyond_two_standard_errors_and_half_a_point(correct, verdict):
+    import orderings
+
+    runs = {
+        "+ LVTC": [finished(seed, value) for seed, value in enumerate(correct)],
+        "Base": [finished(seed, 0.4) for seed in range(3)],
+    }
+    (found,) = orderings.findings("table2", runs)
+    assert found.claim == "LVTC above the base"
+    assert found.verdict == verdict
 
 
 def test_the_report_has_a_row_for_every_configuration_and_its_plots(tmp_path):
@@ -132,6 +165,7 @@ def test_the_report_has_a_row_for_every_configuration_and_its_plots(tmp_path):
     assert text == (tmp_path / "README.md").read_text(encoding="utf-8")
     for group in settings.GROUPS.values():
         assert all(f"| {configuration} | 50.0 ± 25.0 |" in text for configuration in group)
+    assert text.count("| the paper's ordering |") == len(settings.GROUPS)
     assert sorted(path.stem for path in tmp_path.glob("*.png")) == sorted(report.PLOTS)
 
 

@@ -30,6 +30,9 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.mean:.1f}" if self.error is None else f"{self.mean:.1f} ± {self.error:.1f}"
 
+    def signed(self) -> str:
+        return f"{'−' if self.mean < 0 else '+'}{Estimate(abs(self.mean), self.error)}"
+
 
 def estimate(values: list[float]) -> Estimate:
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
@@ -69,7 +72,7 @@ def table(runs: dict[str, list[dict]]) -> str:
             [
                 name,
                 str(accuracy(records)),
-                "" if records is reference or gain is None else f"{'+' * (gain.mean >= 0)}{gain}".replace("-", "−"),
+                "" if records is reference or gain is None else gain.signed(),
                 str(accuracy(records, "transcription")),
                 str(accuracy(records, "question")),
                 f"{mean(records, 'tiles'):.2f}",
@@ -86,12 +89,13 @@ def table(runs: dict[str, list[dict]]) -> str:
 
 def write_report(folder: Path) -> str:
     """Write `README.md` and the plots of the groups that `folder` holds; returns the text."""
-    from plots import draw  # matplotlib takes a while to import
+    from orderings import orderings_table
+    from plots import draw
 
     groups = {name: load_group(folder / f"{name}.json") for name in TITLES if (folder / f"{name}.json").exists()}
     parts = ["# The paper in miniature", INTRODUCTION]
     for name, runs in groups.items():
-        parts += [f"## {TITLES[name]}", table(runs)]
+        parts += [f"## {TITLES[name]}", table(runs), orderings_table(name, runs)]
         if name in PLOTS:
             draw(name, runs, folder / f"{name}.png")
             parts.append(f"![{PLOTS[name]}]({name}.png)")
@@ -108,4 +112,7 @@ mean of transcriptions and of questions; mean ± standard error over seeds. Diff
 a seed see the same pages in the same order. Tokens are visual tokens a page in the first layers of the language model, and
 in its last ones after LVTC's expansion; FLOPs are those of one page's forward with its answer, a multiplication and an
 addition counted as two; training is the computing time of one thread. The JSON files hold every run: settings, losses,
-versions."""
+versions.
+
+Below each table, the paper's orderings: the difference here in points, and whether it is more than two standard errors and
+half a point."""
