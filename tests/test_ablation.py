@@ -25,7 +25,7 @@ def ablation(monkeypatch):
 
 
 def finished(seed: int, correct: float, **fields) -> dict:
-    accuracy = {"all": correct, "transcription": correct, "question": correct}
+    accuracy = dict.fromkeys(("all", "transcription", "question", "transcription_exact"), correct)
     costs = dict.fromkeys(("tiles", "tokens", "expanded_tokens", "forward_mflops", "cpu_seconds", "parameters"), 1.0)
     return {"seed": seed, "accuracy": accuracy, **costs, **fields}
 

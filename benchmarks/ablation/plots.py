@@ -74,7 +74,7 @@ def figure_7(runs):
         with_errors(axes, [64], [linear], color=INK, marker="s", linestyle="", label="linear, no compression")
     log_axis(axes, [1, 4, 16, 64], "visual tokens a tile (64 patches)")
     axes.set_title("Projectors under compression")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
