@@ -65,6 +65,13 @@ def ask(model, processor) -> torch.Tensor:
     return model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
 
 
+def internvlx(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    command = Path(sys.executable).with_name("internvlx")
+    done = subprocess.run([command, *arguments], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done
+
+
 def main() -> None:
     package = Path(internvlx_hf.__file__).parent
     assert package.is_relative_to(sys.prefix), f"{package} is not the wheel's"
@@ -81,11 +88,12 @@ def main() -> None:
         loaded = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
         assert torch.equal(ask(*loaded), answer)
 
-    command = Path(sys.executable).with_name("internvlx")
-    printed = subprocess.run([command, "--help"], check=True, capture_output=True, text=True).stdout
-    for name in ("convert",):
-        assert name in printed
-        subprocess.run([command, name, "--help"], check=True, capture_output=True)
+    for name in ("card", "convert", "cost", "push", "show"):
+        assert name in internvlx("--help").stdout
+        assert "usage" in internvlx(name, "--help").stdout
+    assert "13" in internvlx("cost", "--size", "640x480", "--model", "internvl2-2b", "--slicing", "ratio").stdout
+    assert "pip install 'internvlx-hf[train]'" in internvlx("train", "settings.yaml", status=1).stderr
+    assert "internvlx-hf[pictures]" in internvlx("show", "photo.jpg", "--out", "tiles.png", status=1).stderr
     print(f"internvlx-hf {internvlx_hf.__version__}: the wheel works")
 
 
