@@ -6,6 +6,7 @@ processes share the work (`--shard 0/2`, `--shard 1/2`).
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,11 +29,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cache", type=Path, default=Path("out/ablation"), help="bases, tiled pages and single runs")
     parser.add_argument("--results", type=Path, help=f"where the report goes (default: {RESULTS})")
+    parser.add_argument("--stage2-steps", type=int, help="of another schedule, to look into a result; needs --results")
+    parser.add_argument("--configurations", nargs="+", metavar="NAME", help="only these of the groups")
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of one configuration or two a group, into out/"
     )
     parser.add_argument("--report-only", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.stage2_steps or args.configurations) and not args.results:
+        parser.error("--stage2-steps and --configurations need --results: these would not be the published tables.")
+    return args
 
 
 def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, cache: Path) -> None:
@@ -58,10 +64,14 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # the models are small: a second process is worth more than a second thread
     schedule, groups, seeds, results = Schedule(), {name: GROUPS[name] for name in args.only}, args.seeds, args.results
+    if args.configurations:
+        groups = {g: {n: c for n, c in group.items() if n in args.configurations} for g, group in groups.items()}
     if args.quick:
         schedule, seeds, args.cache = QUICK, [0], args.cache.with_name(f"{args.cache.name}-quick")
         groups = {name: dict(list(group.items())[-2:]) for name, group in groups.items()}
         results = results or args.cache / "results"
+    if args.stage2_steps:
+        schedule = replace(schedule, stage2_steps=args.stage2_steps)
     results = results or RESULTS
     records = Records(args.cache / "runs", schedule)
     if not args.report_only:
