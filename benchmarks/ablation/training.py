@@ -3,7 +3,9 @@
 import json
 import os
 import time
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -213,23 +215,28 @@ def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path
 
 
 @torch.no_grad()
-def evaluate(model, processor, samples: list[Sample], collator: Collator) -> dict[str, float]:
+def evaluate(model, processor, samples: list[Sample], collator: Collator) -> dict:
     """Share of the digits that greedy generation reads in their place; `all` is the mean of both kinds of question."""
     model.eval()
     prompts = Collator(processor, collator.tokens, for_generation=True)
-    scores, exact = {}, {}
+    accuracy, by_tiles = {}, defaultdict(list)
     for kind in ("transcription", "question"):
         asked = [sample for sample in samples if sample.kind == kind]
         inputs = prompts(asked)
-        generated = model.generate(
-            **inputs, max_new_tokens=LONGEST_ANSWER if kind == "transcription" else 10, do_sample=False
-        )
+        longest = LONGEST_ANSWER if kind == "transcription" else 10
+        generated = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
         read = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        scores[kind] = sum(share_in_place(s.answer, r) for s, r in zip(asked, read, strict=True)) / len(asked)
-        exact[f"{kind}_exact"] = sum(s.answer == r.strip() for s, r in zip(asked, read, strict=True)) / len(asked)
+        shares = [share_in_place(sample.answer, text) for sample, text in zip(asked, read, strict=True)]
+        for sample, share in zip(asked, shares, strict=True):
+            by_tiles[len(sample.pixel_values)].append(share)
+        accuracy[kind] = fmean(shares)
+        accuracy[f"{kind}_exact"] = fmean(
+            sample.answer == text.strip() for sample, text in zip(asked, read, strict=True)
+        )
+    accuracy["all"] = (accuracy["transcription"] + accuracy["question"]) / 2
     return {
-        "all": sum(scores.values()) / 2,
-        **{name: round(score, 5) for name, score in {**scores, **exact}.items()},
+        **{name: round(share, 5) for name, share in accuracy.items()},
+        "by_tiles": {tiles: round(fmean(shares), 5) for tiles, shares in sorted(by_tiles.items())},
     }
 
 
