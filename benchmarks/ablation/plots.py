@@ -72,6 +72,8 @@ def figure_7(runs):
         with_errors(axes, list(found), list(found.values()), color=colour, marker="o", label=LABELS[kind], **style)
     if linear := runs.get("linear x1"):
         with_errors(axes, [64], [linear], color=INK, marker="s", linestyle="", label="linear, no compression")
+    axes.axhline(10, color=GREY, linewidth=1, linestyle=":")
+    axes.annotate("chance", (64, 10), xytext=(0, 4), textcoords="offset points", ha="right", color=GREY, fontsize=9)
     log_axis(axes, [1, 4, 16, 64], "visual tokens a tile (64 patches)")
     axes.set_title("Projectors under compression")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -101,14 +103,28 @@ def figure_8(runs):
     return figure
 
 
-def scatter(axes, runs, x, styles: dict[str, dict], offsets: dict[str, tuple]) -> None:
+# Where a name stands beside its point, in points of type, and how it is aligned; those not named are up to the right.
+BESIDE = {
+    "+ LVTC": ((-8, -3), "right"),
+    "+ PVTC + LVTC": ((0, -17), "center"),
+    "Base, 4N tokens": ((9, -3), "left"),
+    "Full model": ((-9, -3), "right"),
+    "Base-HD": ((-9, -3), "right"),
+    "+ RVTC": ((-8, -8), "right"),
+    "ratio": ((-9, 3), "right"),
+}
+
+
+def scatter(axes, runs, x, styles: dict[str, dict]) -> None:
     """Accuracy over `x(records)`, every configuration with its name beside it."""
     for name, records in runs.items():
         with_errors(axes, [x(records)], [records], marker="o", markersize=7, linestyle="", **styles.get(name, {}))
+        offset, alignment = BESIDE.get(name, ((8, 4), "left"))
         axes.annotate(
             name,
             (x(records), accuracy(records).mean),
-            xytext=offsets.get(name, (8, 4)),
+            xytext=offset,
+            ha=alignment,
             textcoords="offset points",
             color=INK,
             fontsize=9,
@@ -123,7 +139,7 @@ def table_2(runs):
         name: {"color": COLOURS["pvtc"] if name in ours else GREY, "mfc": None if name in hd else "white"}
         for name in runs
     }
-    scatter(axes, runs, lambda records: mean(records, "forward_mflops"), styles, {})
+    scatter(axes, runs, lambda records: mean(records, "forward_mflops"), styles)
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     ticks = [50, 100, 200, 400, 800]
@@ -132,17 +148,17 @@ def table_2(runs):
     axes.set_xlabel("MFLOPs of a page's forward")
     axes.set_ylabel("digits read, %")
     axes.set_title("The modules, alone and together (filled: several tiles a page)")
-    axes.margins(x=0.15)
+    axes.margins(x=0.1, y=0.1)
     return figure
 
 
 def table_5(runs):
     figure, axes = plt.subplots(figsize=(5.6, 3.6))
     styles = {name: {"color": GREY if name == "ratio" else COLOURS["pvtc"]} for name in runs}
-    scatter(axes, runs, lambda records: mean(records, "cpu_seconds"), styles, {})
+    scatter(axes, runs, lambda records: mean(records, "cpu_seconds"), styles)
     axes.set_xlabel("training, seconds of one thread")
     axes.set_ylabel("digits read, %")
     axes.set_title("How pages are cut into tiles")
-    axes.margins(x=0.2)
-    axes.set_xlim(left=0)
+    axes.margins(y=0.15)
+    axes.set_xlim(0)
     return figure
