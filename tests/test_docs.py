@@ -66,6 +66,22 @@ def test_the_lvtc_figure_is_drawn_from_the_paper_s_layer(tmp_path):
     assert tokens == [64 + 256] * 17 + [64 + 1024] * 7
 
 
+def test_what_lvtc_costs_beside_one_grid_in_all_layers_is_what_is_counted():
+    from internvlx_hf import cost
+
+    setting = cost.load_setting("internvl-x-2b")
+    one_grid = {256: cost.load_setting("internvl2-2b"), 1024: cost.load_setting("internvl2-2b")}
+    one_grid[1024].config.downsample_ratio = 1.0
+    text = (ROOT / "docs" / "lvtc.md").read_text(encoding="utf-8")
+    in_readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for start, each in (("256 in", one_grid[256]), ("LVTC, 256 and", setting), ("1024 in", one_grid[1024])):
+        few, many = (cost.CostModel(each).of_tiles(tiles) for tiles in (1, 7))
+        cells = [f"{c.prefill_flops / 1e12:.2f} TFLOP | {c.cache_bytes / 2**20:.0f} MiB" for c in (few, many)]
+        assert re.search(rf"^\| {start}[^|]* \| {re.escape(' | '.join(cells))} \|$", text, re.MULTILINE), cells
+        assert f"{many.prefill_flops / 1e12:.1f}" in in_readme
+        assert f"{many.cache_bytes / 2**20:.0f}" in in_readme
+
+
 def test_everything_public_is_documented():
     import runpy
 
