@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
+from transformers.utils import logging
 
 from ..cost.flops import STAGE_ONE, STAGE_TWO, prefill_flops, stages, tile_flops
 from ..modeling import InternVLXConfig
 from .datasets import TrainingData
+
+_BATCH = 256  # samples that a worker measures at a time
 
 
 @dataclass
@@ -54,34 +57,46 @@ def tile_cost(config: InternVLXConfig) -> float:
 
 
 class _Sizes(Dataset):
-    def __init__(self, data: TrainingData):
+    """Tokens and tiles of some samples."""
+
+    def __init__(self, data: TrainingData, indices: np.ndarray):
         self.data = data
+        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        sample = self.data.encode(index, decode=False)
+        sample = self.data.encode(int(self.indices[index]), decode=False)
         return (0, 0) if sample is None else (len(sample), sum(sample.num_tiles))
 
 
-def measure_sizes(data: TrainingData, num_workers: int = 0, cache: str | os.PathLike | None = None) -> SampleSizes:
+def measure_sizes(
+    data: TrainingData, num_workers: int = 0, cache: str | os.PathLike | None = None, again: bool = True
+) -> SampleSizes:
     """Measure all samples of `data`: texts are tokenized, of images only the headers are read.
 
     Args:
         num_workers: processes that share the work.
         cache: a folder where the sizes are kept. They are taken from there if the data's files and the processor's settings
             are still the same; the images themselves are not looked at again. A list of records is never kept.
+        again: measure, and warn of, what was skipped again: a missing image may be there by now. Of several processes only
+            the first should, or they may come to differ.
 
     Raises:
         BrokenSampleError: a sample is broken and not to be skipped.
     """
     key = None if cache is None else fingerprint(data)
     file = None if key is None else Path(cache) / f"sizes-{key}.npy"
+    sizes = np.zeros((2, len(data)), dtype=np.int64)
     if file is not None and file.exists():
-        return SampleSizes(*np.load(file))
-    loader = DataLoader(_Sizes(data), batch_size=256, num_workers=num_workers, collate_fn=np.array)
-    sizes = np.concatenate(list(loader)).T
+        sizes = np.load(file)
+        if not again or sizes[0].all():
+            return SampleSizes(*sizes)
+    (unknown,) = np.nonzero(sizes[0] == 0)
+    loader = DataLoader(_Sizes(data, unknown), batch_size=_BATCH, num_workers=num_workers, collate_fn=np.array)
+    measured = logging.tqdm(loader, desc=f"Measuring {len(unknown)} samples", delay=2)
+    sizes[:, unknown] = np.concatenate(list(measured)).T
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.tmp")

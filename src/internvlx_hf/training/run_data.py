@@ -92,7 +92,10 @@ def load_run_data(
     if budget or arguments.train_sampling_strategy == "group_by_cost":
         cache = Path(datasets.config.HF_DATASETS_CACHE) / "internvlx_sizes"
         with arguments.main_process_first(desc="measuring samples"):
-            sizes = measure_sizes(data, arguments.dataloader_num_workers, cache)
+            is_first = arguments.local_process_index == 0
+            sizes = measure_sizes(data, arguments.dataloader_num_workers, cache, again=is_first)
+        if not sizes.tokens.any():
+            raise ValueError(f"None of the {len(sizes)} samples can be trained on; the warnings above say why.")
         if (left_out := int((sizes.tokens == 0).sum())) and arguments.process_index == 0:
             logger.warning(f"{left_out} of {len(sizes)} samples are left out: they are broken or too long.")
         if budget:
