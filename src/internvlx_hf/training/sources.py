@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ logger = logging.get_logger(__name__)
 # InternVL's settings of a dataset, and the image processor's names for those that are about images
 _IMAGE_SETTINGS = {"max_dynamic_patch": "max_patches", "min_dynamic_patch": "min_patches"}
 _META_KEYS = ("root", "annotation", "repeat_time", "length", "data_augment", "media_type", *_IMAGE_SETTINGS)
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def load_training_data(
@@ -144,7 +146,7 @@ def _found(path: str, folder: Path) -> Path:
 
 def _load_with_datasets(name: str, split: str, streaming: bool):
     path = Path(name)
-    if path.suffix in (".json", ".jsonl") or (path.is_absolute() and not path.exists()):
+    if path.suffix in (".json", ".jsonl") or not (path.exists() or _HUB_ID.fullmatch(name)):
         raise FileNotFoundError(f"There is no {name}, expected a file of annotations or a folder.")
     if path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json")):
         data = datasets.load_from_disk(name)
