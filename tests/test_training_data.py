@@ -201,8 +201,11 @@ def test_datasets_of_messages_and_images_give_the_same_samples_from_memory_disk_
 def test_what_is_no_training_data_is_refused(processor, source, error):
     with pytest.raises(ValueError, match=error):
         load_training_data(source, processor)
-    with pytest.raises(FileNotFoundError, match=r"There is no nowhere\.jsonl"):
-        load_training_data("nowhere.jsonl", processor)
+    for nowhere in ("nowhere.jsonl", "./nowhere", "data/mine/train", "/nowhere"):  # and nobody's id on the Hub
+        with pytest.raises(
+            FileNotFoundError, match=f"There is no {nowhere}, expected a file of annotations or a folder"
+        ):
+            load_training_data(nowhere, processor)
 
 
 # ---- Broken samples
@@ -312,6 +315,23 @@ def test_data_of_which_nothing_can_be_read_is_refused_instead_of_searched_throug
     assert data.counts["broken"] == 100
     with pytest.raises(ValueError, match="folder of the images right"):
         next(iter(load_training_data(tmp_path / "a.jsonl", processor, on_broken="skip", streaming=True)))
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "image", "image": "a.png"}, {"type": "image", "path": "a.png"}, {"type": "image"}]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_relative_path_counts_from_the_image_s_folder_wherever_it_is_written(processor, tmp_path, part, streaming):
+    (tmp_path / "images").mkdir()
+    save_picture(tmp_path / "images" / "a.png", TILE, 2 * TILE)
+    messages = [
+        {"role": "user", "content": [part, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "Number 7."},
+    ]
+    one = {"messages": messages} | ({} if len(part) > 1 else {"images": ["a.png"]})
+    lines = write_lines(tmp_path / "a.jsonl", [one])
+    data = load_training_data(lines, processor, image_root=tmp_path / "images", streaming=streaming)
+    assert [sample.num_tiles for sample in data] == [[3]]
 
 
 # ---- Streaming
@@ -487,6 +507,25 @@ def test_sizes_are_measured_by_workers_kept_and_measured_anew_when_something_cha
     keys.add(fingerprint(load_training_data(annotations, processor)))
     assert len(keys) == 4
     assert fingerprint(load_training_data([data.raw(0)], processor)) is None
+
+
+def test_a_sample_that_was_skipped_is_measured_again_and_found_where_its_image_came_meanwhile(
+    processor, tmp_path, warnings_of
+):
+    """A download that was incomplete at the first try must not stay so for ever."""
+    write_lines(tmp_path / "a.jsonl", [record(0), record(1, "late.png"), record(2, "never.png")])
+    data = load_training_data(tmp_path / "a.jsonl", processor, on_broken="skip")
+    assert (measure_sizes(data, cache=tmp_path / "cache").tokens > 0).tolist() == [True, False, False]
+    save_picture(tmp_path / "late.png")
+    others = measure_sizes(data, cache=tmp_path / "cache", again=False)  # processes beside the first
+    assert (others.tokens > 0).tolist() == [True, False, False]
+    with warnings_of("internvlx_hf.training.encoding") as warned:
+        found = measure_sizes(data, cache=tmp_path / "cache")
+    assert (found.tokens > 0).tolist() == [True, True, False]
+    assert found.tiles.tolist() == [0, 1, 0]
+    assert ["line 3" in message for message in warned] == [True]
+    kept = measure_sizes(data, cache=tmp_path / "cache", again=False)
+    np.testing.assert_array_equal(kept.tokens, found.tokens)
 
 
 def test_costs_count_both_stages_and_the_tiles():

@@ -14,10 +14,10 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
     """A sample `{"messages": [...], "images": [...]}` from any record that training takes.
 
     Args:
-        record: with `messages`, which stay as they are, or with `conversations` of `{"from": "human" | "gpt" | "system",
-            "value": ...}`, as InternVL and LLaVA write them; blanks around a value are dropped, as InternVL drops them.
-            `image` or `images` is one image or a list; an empty one is none.
-        image_root: folder that relative paths of images count from.
+        record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as InternVL
+            and LLaVA write them; blanks around a value are dropped, as InternVL drops them. `image` or `images` is one
+            image or a list; an empty one is none.
+        image_root: folder that relative paths of images count from, those in parts of messages too.
         images_kwargs: arguments of the image processor for this record.
 
     Raises:
@@ -29,7 +29,7 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
     if media:
         raise ValueError(f"it has {media[0]}={record[media[0]]!r:.100}, expected images only")
     if record.get("messages") is not None:
-        messages = record["messages"]
+        messages = _located_parts(record["messages"], image_root)
     elif record.get("conversations") is not None:
         messages = _messages(record["conversations"])
     else:
@@ -58,6 +58,26 @@ def _images(record: Mapping, root: str | None) -> list:
         return []
     images = images if isinstance(images, list | tuple) else [images]
     return [_located(image, root) for image in images]
+
+
+def _located_parts(messages, root: str | None):
+    """The messages with the paths that their image parts carry; what is no list of messages stays, for others to refuse."""
+    if root is None or not isinstance(messages, list | tuple):
+        return messages
+    return [_located_in(message, root) for message in messages]
+
+
+def _located_in(message, root: str):
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, list | tuple):
+        return message
+    return {**message, "content": [_located_part(part, root) for part in content]}
+
+
+def _located_part(part, root: str):
+    if not isinstance(part, Mapping) or part.get("type") != "image":
+        return part
+    return {key: _located(value, root) if key in ("image", "path") else value for key, value in part.items()}
 
 
 def _located(image, root: str | None):
