@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lvtc",
         nargs="?",
-        type=json.loads,
+        type=_lvtc_settings,
         const=True,
         default=False,
         metavar="JSON",
@@ -52,3 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a checkpoint")
     return parser
+
+
+def _lvtc_settings(text: str) -> dict | bool | None:
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = text
+    if settings is None or isinstance(settings, dict | bool):
+        return settings
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no JSON object of settings, as '{{\"expand_layer\": 17}}'; a plain --lvtc goes behind SRC and OUT."
+    )
