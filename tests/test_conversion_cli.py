@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+import internvlx_hf
 from conversion_helpers import GOLDEN, copy_of, edit_tensors
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert as module
@@ -23,6 +24,20 @@ def test_command_is_installed_and_explains_itself():
     assert done.returncode == 0, done.stderr
     for option in ("--projector", "--lvtc", "--slicing", "--max-patches", "--dtype", "--init", "--to", "--verify"):
         assert option in done.stdout
+
+
+def test_command_says_its_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"internvlx-hf {internvlx_hf.__version__}\n"
+
+
+def test_command_whose_reader_has_gone_ends_without_a_word():
+    command = Path(sys.executable).with_name("internvlx")
+    arguments = [command, "cost", "--size", "640x480", "--model", "internvl2-1b", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait() == 141
 
 
 def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
@@ -51,6 +66,14 @@ def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
     assert config["lvtc_config"]["hr_projector_type"] is None
     assert main([*arguments[:2], str(tmp_path / "plain"), "--lvtc", "--init", "paper"]) == 0
     assert "needs training: model.lvtc.hr_projector" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", ["source-folder", "17", "[17]"])
+def test_lvtc_s_settings_that_are_none_are_named(settings, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", "source", "out", "--lvtc", settings])
+    assert stop.value.code == 2
+    assert f"{settings!r} is no JSON object of settings" in " ".join(capsys.readouterr().err.split())
 
 
 def test_failure_is_one_line_and_a_status(tmp_path, capsys):

@@ -1,8 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The command line, `internvlx`: a sub-command a task, each a module of `commands`, loaded when it is asked for."""
 
+import os
 import sys
 from importlib import import_module
+
+from . import __version__
 
 COMMANDS = {
     "card": "write or renew a checkpoint's model card",
@@ -16,23 +19,43 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sub-command; the exit status is 0, 1 if it failed, 2 if there is none such, 130 if it was interrupted."""
+    """Run a sub-command; the exit status is 0, 1 if it failed, 2 if there is none such, 130 if it was interrupted.
+
+    Where nobody reads its output to the end (`| head`), it ends without a word, with 141.
+    """
     name, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(_help())
+        return 0
+    if name == "--version":
+        print(f"internvlx-hf {__version__}")
         return 0
     if name not in COMMANDS:
         print(f"internvlx: there is no command {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         import_module(f".commands.{name}", __package__).main(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print(", ".join(("internvlx: interrupted", *map(str, interrupt.args))), file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            return 128 + 13  # as a shell says of SIGPIPE
         print(f"internvlx: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the reader of what is printed has gone (`| head`). What it has not read is thrown away then."""
+    try:
+        print(flush=True)  # an empty line finds out; a write that failed before has left nothing to flush
+    except BrokenPipeError:
+        # else Python would try again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _help() -> str:
@@ -40,7 +63,7 @@ def _help() -> str:
     lines = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
     return "\n".join(
         ("usage: internvlx COMMAND ...", "", "InternVL-X for Hugging Face Transformers.", "", *lines, "")
-    ) + ("\n`internvlx COMMAND --help` explains a command.")
+    ) + ("\n`internvlx COMMAND --help` explains a command; `internvlx --version` says which version this is.")
 
 
 if __name__ == "__main__":
