@@ -261,6 +261,14 @@ def test_modules_count_as_untrained_until_a_training_has_seen_them(trained):
     assert "multi_modal_projector" not in untrained
 
 
+@pytest.mark.parametrize("options", [{"projector": "pvtc"}, {"lvtc": True}], ids=["pvtc", "lvtc"])
+def test_card_of_an_upgrade_promises_no_more_than_its_start_keeps(options, tmp_path):
+    convert_checkpoint(GOLDEN / "internvl2_qwen2", tmp_path / "out", **options)
+    untrained = (tmp_path / "out" / "README.md").read_text().split("Not trained yet")[1].split("internvlx:end")[0]
+    assert "starts near what the original knows" in untrained
+    assert ("before training the answers say little" in untrained) == ("lvtc" in options)
+
+
 def test_converting_again_keeps_what_was_written_into_the_card(tmp_path):
     source, out = GOLDEN / "internvl2_qwen2", tmp_path / "out"
     convert_checkpoint(source, out)

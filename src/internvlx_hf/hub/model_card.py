@@ -29,7 +29,7 @@ from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True, dtype="auto")
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
-content = [{{"type": "image", "url": "picture.jpg"}}, {{"type": "text", "text": "What is in the picture?"}}]
+content = [{{"type": "image", "path": "picture.jpg"}}, {{"type": "text", "text": "What is in the picture?"}}]
 inputs = processor.apply_chat_template(
     [{{"role": "user", "content": content}}],
     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -261,10 +261,17 @@ class CardFacts:
             return ""
         modules = "\n".join(f"- `{module}`" for module in self.untrained_modules)
         start = {
-            "warm": f"They start close to what the original knows; `{REPORT}` says tensor by tensor how.",
+            "warm": f"Each starts near what the original knows; `{REPORT}` says tensor by tensor how.",
             "paper": "They start at random: before training the model's answers mean nothing.",
         }
-        return f"## Not trained yet\n\nThese modules need training:\n\n{modules}\n\n{start[self.report['options']['init']]}"
+        init = self.report["options"]["init"]
+        text = start[init]
+        if init == "warm" and any(name.startswith("model.lvtc.") for name in self.untrained_modules):
+            text += (
+                " With LVTC that is not enough: the last layers see other tokens than they know, and before training the "
+                "answers say little of the model."
+            )
+        return f"## Not trained yet\n\nThese modules need training:\n\n{modules}\n\n{text}"
 
     def _cost(self) -> str:
         tiling = self._tiling()
@@ -272,8 +279,8 @@ class CardFacts:
             return ""
         tile_size, max_tiles, slicing, num_tiles, per_tile, expanded = tiling
         grows = expanded != per_tile
-        behind = f", and {expanded} in the layers behind LVTC's expansion" if grows else ""
-        header = ["picture", "tiles", "tokens", *(["behind the expansion"] if grows else [])]
+        after = f", and {expanded} in the layers after LVTC's expansion" if grows else ""
+        header = ["picture", "tiles", "tokens", *(["after the expansion"] if grows else [])]
         rows = [header, ["---"] * len(header)]
         for width, height in PICTURE_SIZES:
             tiles = num_tiles(height, width)
@@ -281,7 +288,7 @@ class CardFacts:
             rows.append([str(cell) for cell in cells])
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return (
-            f"## What a picture costs\n\nA tile of {tile_size}x{tile_size} pixels takes {per_tile} tokens{behind}. A picture "
+            f"## What a picture costs\n\nA tile of {tile_size}x{tile_size} pixels takes {per_tile} tokens{after}. A picture "
             f"is cut into at most {max_tiles} tiles (slicing `{slicing}`), and a thumbnail if there is more than one.\n\n"
             f"{table}"
         )
