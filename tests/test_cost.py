@@ -85,6 +85,7 @@ def test_what_is_no_picture_is_named(photos, capsys):
     assert "Skipped" in text
     assert "broken.png" in text
     assert "averages of 3 pictures" in text
+    assert "Where the prefill's FLOPs go in this model, on average\n" in text
     skipped = json.loads(run(capsys, photos, "--skip-broken", "--json"))["skipped"]
     assert [os.path.basename(name) for name in skipped] == ["broken.png"]
     assert "broken.png" in refused(capsys, photos / "broken.png", "--skip-broken")

@@ -136,18 +136,19 @@ class Report:
         return f"{title}\n{table(header, rows, left=(1, 3, 5))}"
 
     def _modules(self) -> str:
-        mean = _average(self.costs[0])
-        total, (name, divisor) = mean.prefill_flops, unit([mean.prefill_flops], FLOP_UNITS)
+        cost = _average(self.costs[0])
+        total, (name, divisor) = cost.prefill_flops, unit([cost.prefill_flops], FLOP_UNITS)
         labels = {STAGE_ONE: "language model, stage one", STAGE_TWO: "language model, stage two"}
         if not self.models[0].setting.has_lvtc:
             labels[STAGE_ONE] = "language model"
         rows = [
             [labels.get(module, module), f"{count / divisor:,.3f}", f"{count / total:.1%}"]
-            for module, count in mean.flops.items()
+            for module, count in cost.flops.items()
             if count or module == "lm_head"
         ]
         rows.append(["prefill", f"{total / divisor:,.3f}", "100.0%"])
-        return f"Where the prefill's FLOPs go in this model\n{table(['module', name, 'share'], rows, left=(0,))}"
+        mean = ", on average" if len(self.costs[0]) > 1 else ""
+        return f"Where the prefill's FLOPs go in this model{mean}\n{table(['module', name, 'share'], rows, left=(0,))}"
 
     def _remarks(self) -> list[str]:
         pictures, lines = self.pictures, [f"Left out: {note}" for note in self.notes]
