@@ -31,7 +31,7 @@ class ConversionReport:
         options: arguments of `convert_checkpoint`.
         parameters: of the converted model.
         dtype: of the weights.
-        tokens: a tile's side in pixels, its tokens in the prompt and behind LVTC's expansion; how pictures are cut, and into
+        tokens: a tile's side in pixels, its tokens in the prompt and after LVTC's expansion; how pictures are cut, and into
             how many tiles at most, the thumbnail not counted.
         converted_tensors: how many of the source's tensors were converted.
         dropped_tensors: those that were not, and why.
@@ -69,7 +69,7 @@ class ConversionReport:
         """The report in a few lines."""
         tokens = f"{self.tokens['per_tile']} tokens a tile"
         if self.tokens["per_tile_expanded"] != self.tokens["per_tile"]:
-            tokens += f", {self.tokens['per_tile_expanded']} behind the expand layer"
+            tokens += f", {self.tokens['per_tile_expanded']} after the expansion"
         lines = [
             f"{self.source} ({self.layout}, {self.language_model['source']}): {self.parameters / 1e9:.2f} billion parameters "
             f"in {self.dtype}, {tokens}",
