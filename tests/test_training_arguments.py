@@ -1,5 +1,6 @@
 """A YAML file and flags become settings; what is wrong with them is said before anything is read."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,17 @@ def test_help_tells_our_settings_before_those_of_transformers(capsys):
         main(["train", "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert printed.index("--model_name_or_path") < printed.index("--lora_rank") < printed.index("--weight_decay")
+    names = ("model_name_or_path", "lora_rank", "stage", "freeze", "learning_rates", "save_on_signal", "weight_decay")
+    places = [printed.index(f"  --{name} ") for name in names]
+    assert places == sorted(places)
+    assert "--lora-rank" not in printed  # is read, but not told twice
+
+
+def test_the_name_of_checkpointing_that_all_versions_know_is_not_warned_of(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        *_, training = parse(tmp_path, {"gradient_checkpointing": True})
+    assert training.gradient_checkpointing
 
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

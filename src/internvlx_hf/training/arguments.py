@@ -4,6 +4,7 @@
 import argparse
 import difflib
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,6 +151,10 @@ class InternVLXTrainingArguments(TrainingArguments):
         },
     )
 
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "'last': go on from the newest checkpoint of `output_dir`; or a checkpoint's folder."},
+    )
     output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints and the trained model go."})
     learning_rate: float = field(default=4e-5, metadata={"help": "AdamW's, at its highest."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
@@ -172,7 +177,12 @@ class InternVLXTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("`output_dir` is missing: expected the folder where checkpoints and the model go.")
-        super().__post_init__()
+        with warnings.catch_warnings():
+            # its new name is not known to the oldest transformers that we support
+            warnings.filterwarnings(
+                "ignore", message="`gradient_checkpointing.* is deprecated", category=FutureWarning
+            )
+            super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` is True, expected False: the collator reads all of a sample.")
         if self.label_smoothing_factor:
@@ -201,6 +211,23 @@ def _rates(rates: dict | str | None) -> dict[str, float]:
     return numbers
 
 
+# of the many training settings, those that a person looks for first: the rest are mostly transformers' own
+_FIRST = ("output_dir", "stage", "freeze", "train", "learning_rates", "resume_from_checkpoint", "save_on_signal")
+
+
+class _Help(argparse.HelpFormatter):
+    """Tells what is ours before what is transformers', and each setting in one of the spellings that are read."""
+
+    def add_arguments(self, actions) -> None:
+        super().add_arguments(sorted(actions, key=lambda action: (*_FIRST, action.dest).index(action.dest)))
+
+    def _format_action_invocation(self, action) -> str:
+        if len(action.option_strings) < 2 or action.dest == "help":
+            return super()._format_action_invocation(action)
+        values = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
+        return f"{action.option_strings[0]} {values}".rstrip()
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> None:
         raise ValueError(message)
@@ -226,7 +253,7 @@ def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "
         prog=prog,
         usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
         allow_abbrev=False,
-        formatter_class=argparse.HelpFormatter,
+        formatter_class=_Help,
     )
     if arguments and not arguments[0].startswith("-"):
         _set_defaults(parser, _read(Path(arguments[0])), arguments[0])
