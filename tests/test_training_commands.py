@@ -13,7 +13,7 @@ from training_helpers import changed, saved_weights, write_data
 
 
 @pytest.mark.parametrize("source", ["internvl2_internlm2", "internvl2_phi3"])
-def test_a_converted_checkpoint_goes_through_both_stages_lora_and_merging(source, tmp_path):
+def test_a_converted_checkpoint_goes_through_both_stages_lora_and_merging(source, tmp_path, capsys):
     converted = str(tmp_path / "converted")
     assert (
         main(["convert", str(GOLDEN / source), converted, "--projector", "pvtc", "--lvtc", "--slicing", "edge"]) == 0
@@ -34,6 +34,8 @@ def test_a_converted_checkpoint_goes_through_both_stages_lora_and_merging(source
         folder = tmp_path / name
         flags = ("--model_name_or_path", str(start), "--output_dir", str(folder), *flags)
         assert main(["train", str(tmp_path / "config.yaml"), *flags]) == 0
+        what = f"adapter. `internvlx merge {folder} MERGED`" if "--lora_rank" in flags else "model."
+        assert f"{folder} holds the trained {what}" in capsys.readouterr().out
         return folder
 
     first = train(converted, "one", "--stage", "1")

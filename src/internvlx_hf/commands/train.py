@@ -12,7 +12,12 @@ def main(arguments: list[str]) -> None:
     require_packages("train")
     from ..training.train import SETTINGS, parse_arguments, train
 
-    train(*parse_arguments(arguments, SETTINGS))
+    trainer = train(*parse_arguments(arguments, SETTINGS))
+    if trainer.is_world_process_zero():
+        out = trainer.args.output_dir
+        merge = f" `internvlx merge {out} MERGED` makes a full checkpoint of it."
+        is_adapter = hasattr(trainer.model, "peft_config")
+        print(f"{out} holds the trained {'adapter.' + merge if is_adapter else 'model.'}")
 
 
 def require_packages(command: str) -> None:
