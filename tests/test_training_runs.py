@@ -224,6 +224,13 @@ def test_the_record_names_what_was_learned_from(tmp_path):
     ]
     assert recipe["evaluation_data"] == [{"name": "data.jsonl", "samples": 4, "repeat_time": 1}]
     assert "more.jsonl" in (tmp_path / "out" / "README.md").read_text()
+    assert recipe["settings"]["samples_per_step"] == 2
+    assert "packing_tokens" not in recipe["settings"]
+
+    run(tmp_path, output_dir=str(tmp_path / "packed"), max_steps=1, packing_tokens=60, max_length=50)
+    settings = json.loads((tmp_path / "packed" / "training_recipe.json").read_text())["settings"]
+    assert (settings["packing_tokens"], settings["max_length"], settings["rows_per_step"]) == (60, 50, 2)
+    assert "samples_per_step" not in settings  # a row holds as many as fit
 
 
 @pytest.mark.parametrize("packing_tokens", [0, 60], ids=["padded", "packed"])

@@ -13,6 +13,7 @@ from .. import __version__
 from .arguments import LoraArguments, ModelArguments
 from .metrics import ThroughputCallback
 from .parameters import part_sizes
+from .run_data import RunData
 
 RECIPE_NAME = "training_recipe.json"
 # of the training arguments, what makes one training another; the rest is where and how often things are written
@@ -47,8 +48,7 @@ def training_recipe(
     trainer: Trainer,
     model_arguments: ModelArguments,
     lora_arguments: LoraArguments,
-    data: list[dict],
-    evaluation_data: list[dict],
+    data: RunData,
     throughput: ThroughputCallback,
     metrics: dict[str, float],
 ) -> dict:
@@ -57,7 +57,7 @@ def training_recipe(
     Args:
         trainer: that has trained.
         model_arguments, lora_arguments: what it was told.
-        data, evaluation_data: what it learned from and was tested on, `{"name", "samples", "repeat_time"}` each.
+        data: what it learned from and was tested on.
         throughput: what it has counted.
         metrics: what came out, of training and evaluation.
     """
@@ -66,16 +66,16 @@ def training_recipe(
     settings = {name: _plain(getattr(arguments, name)) for name in SETTINGS}
     settings |= {name: getattr(image_processor, name) for name in ("slicing", "min_patches", "max_patches")}
     settings |= {"dtype": model_arguments.dtype, "world_size": arguments.world_size}
-    settings["samples_per_step"] = (
-        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    )
+    settings |= data.settings
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    settings["rows_per_step" if data.collator.packing else "samples_per_step"] = per_step
     if lora_arguments.lora_rank:
         settings |= asdict(lora_arguments)
     return {
         "base_model": base_name(model_arguments.model_name_or_path),
         "revision": model_arguments.model_revision,
-        "data": data,
-        "evaluation_data": evaluation_data,
+        "data": data.sources,
+        "evaluation_data": data.evaluation_sources,
         "trained_modules": {size.part: size.trained for size in part_sizes(trainer.model) if size.trained},
         "settings": {name: value for name, value in settings.items() if value not in (None, {}, [], False, -1)},
         "tokens_per_tile": {"stage_one": config.image_seq_length, "stage_two": config.expanded_image_seq_length},

@@ -31,6 +31,7 @@ class RunData:
         collator: makes batches of either.
         costs: of each sample, for batches of like cost; None where there is no choice.
         sources, evaluation_sources: for the record of the run, `{"name", "samples", ...}` each.
+        settings: for the record too, what was done to them.
     """
 
     train: Dataset | IterableDataset
@@ -39,6 +40,7 @@ class RunData:
     costs: np.ndarray | None = None
     sources: list[dict] = field(default_factory=list)
     evaluation_sources: list[dict] = field(default_factory=list)
+    settings: dict = field(default_factory=dict)
 
 
 def load_run_data(
@@ -80,6 +82,7 @@ def load_run_data(
         processor, packing=bool(budget), pad_to_multiple_of=data_arguments.pad_to_multiple_of
     )
     run = RunData(data, collator, sources=_sources(data, data_arguments.train_data))
+    run.settings = {"max_length": data_arguments.max_length, "packing_tokens": budget}
     if data_arguments.eval_data:
         run.evaluation = load_training_data(
             data_arguments.eval_data, processor, split=data_arguments.eval_split, **limits

@@ -164,9 +164,7 @@ def save(
     trainer.save_state()
     if trainer.is_world_process_zero():
         out = Path(trainer.args.output_dir)
-        recipe = training_recipe(
-            trainer, model_arguments, lora_arguments, data.sources, data.evaluation_sources, throughput, metrics
-        )
+        recipe = training_recipe(trainer, model_arguments, lora_arguments, data, throughput, metrics)
         (out / RECIPE_NAME).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         copy_companions(model_arguments.model_name_or_path, out)
         if not lora_arguments.lora_rank:  # peft writes an adapter's card
