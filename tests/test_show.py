@@ -17,10 +17,9 @@ from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
 from internvlx_hf.pictures import attend, draw_attention, draw_tiles
-from internvlx_hf.pictures.attention import record_queries, window_weights
+from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
-from internvlx_hf.pictures.tiles_figure import open_upright
 from tiny import LVTC, TEXT_MODELS, tiny_model, tiny_processor
 
 SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3000, 100), (2000, 2000)]

@@ -65,10 +65,7 @@ def attend(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
-    if not isinstance(image, PIL.Image.Image):
-        image = open_image(image)
-    source = PillowSource(image, upright=True, convert_rgb=True)
-    image = PIL.Image.fromarray(source.read(0, 0, source.width, source.height).movedim(0, -1).numpy())
+    image = open_upright(image)
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -92,6 +89,19 @@ def attend(
         stages=_on_tiles(rows, ids[0], model.config),
         layers={stage: layers for stage, layers in stages(model.config).items() if layers},
     )
+
+
+def open_upright(image: str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
+    """The picture as the image processor sees it: upright and in RGB.
+
+    Raises:
+        ValueError: it is corrupt, empty or too large.
+    """
+    if not isinstance(image, PIL.Image.Image):
+        image = open_image(image)
+    source = PillowSource(image, upright=True, convert_rgb=True)
+    pixels = source.read(0, 0, source.width, source.height)
+    return PIL.Image.fromarray(pixels.movedim(0, -1).numpy())
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import PIL.Image
 from ..cost import Cost, CostModel, Setting
 from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
 from ..cost.report import BYTE_UNITS, FLOP_UNITS, scaled
-from ..processing.image_sources import PillowSource, open_image
 from ..processing.rvtc import TilePlan
+from .attention import open_upright
 from .canvas import COLOURS, GREY, HEIGHT, PALE, WIDTH, Box, Canvas, text_width
 
 MARGIN, GAP = 0.5, 0.45  # of the slide, and between its columns
@@ -70,19 +70,6 @@ def draw_tiles(
     for y, line in ((HEIGHT - 0.33, seen), (HEIGHT - 0.15, prompt)):
         canvas.text(MARGIN, y, line, 8, WIDTH - 2 * MARGIN, color=GREY)
     return canvas.figure
-
-
-def open_upright(image: str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
-    """The picture as the image processor sees it: upright and in RGB.
-
-    Raises:
-        ValueError: it is corrupt, empty or too large.
-    """
-    if not isinstance(image, PIL.Image.Image):
-        image = open_image(image)
-    source = PillowSource(image, upright=True, convert_rgb=True)
-    pixels = source.read(0, 0, source.width, source.height)
-    return PIL.Image.fromarray(pixels.movedim(0, -1).numpy())
 
 
 def _draw_head(canvas: Canvas, title: str, image: PIL.Image.Image, setting: Setting) -> None:
