@@ -13,7 +13,7 @@ PAPER = {
         ("LVTC adds to PVTC", "+ PVTC + LVTC", "+ PVTC"),
         ("PVTC adds to LVTC", "+ PVTC + LVTC", "+ LVTC"),
         ("several tiles above one", "Base-HD", "Base"),
-        ("RVTC a little below all tiles", "Base-HD", "+ RVTC"),
+        ("all tiles above RVTC (the paper: by a little)", "Base-HD", "+ RVTC"),
         ("PVTC adds to RVTC", "+ PVTC + RVTC", "+ RVTC"),
         ("PVTC + RVTC above all tiles", "+ PVTC + RVTC", "Base-HD"),
         ("LVTC adds to PVTC + RVTC", "Full model", "+ PVTC + RVTC"),
@@ -24,14 +24,14 @@ PAPER = {
         ("the global query above the base", "global", "Base"),
         ("the local query above the global one", "local", "global"),
         ("both above the local query", "global + local", "local"),
-        ("2 layers a little above 1", "2 layers", "global + local"),
+        ("2 layers above 1 (the paper: by a little)", "2 layers", "global + local"),
         ("3 layers below 2", "2 layers", "3 layers"),
     ],
     "table4": [
-        ("4N → N a little above N", "Base 4N → N", "Base N"),
+        ("4N → N above N (the paper: by a little)", "Base 4N → N", "Base N"),
         ("4N → N below 4N", "Base 4N", "Base 4N → N"),
         ("expanding late above compressing late", "+ HR + multi", "Base 4N → N"),
-        ("upsampling alone gives next to nothing", "LVTC N → 4N", "Base N"),
+        ("upsampling alone above N (the paper: by next to nothing)", "LVTC N → 4N", "Base N"),
         ("the HR projector helps", "+ HR", "LVTC N → 4N"),
         ("the multi-projector helps", "+ multi", "LVTC N → 4N"),
         ("the HR projector helps more", "+ HR", "+ multi"),
@@ -57,7 +57,7 @@ PAPER = {
         ("expanding at k = 7/8 above never", "k=7", "never"),
         ("at 6/8 above 7/8", "k=6", "k=7"),
         ("at 5/8 above 6/8", "k=5", "k=6"),
-        ("at 4/8 a little above 5/8", "k=4", "k=5"),
+        ("at 4/8 above 5/8 (the paper: by a little)", "k=4", "k=5"),
     ],
 }
 
@@ -69,7 +69,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """By two standard errors; a difference of less than half a point is none, however sure."""
+        """By two standard errors, a rule of thumb with so few seeds; less than half a point is no difference, however sure."""
         if self.gain.error is None:
             return "one seed"
         if abs(self.gain.mean) <= 2 * self.gain.error or abs(self.gain.mean) < 0.5:

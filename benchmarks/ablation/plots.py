@@ -112,6 +112,7 @@ BESIDE = {
     "Base-HD": ((-9, -3), "right"),
     "+ RVTC": ((-8, -8), "right"),
     "ratio": ((-9, 3), "right"),
+    "area": ((-9, -4), "right"),
 }
 
 
