@@ -66,6 +66,22 @@ def test_a_text_only_batch_is_no_error_where_the_projectors_alone_are_trained(tm
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
+def test_image_tokens_whose_sum_is_beyond_16_bits_do_not_spoil_the_loss_of_a_text_only_batch():
+    model = tiny_model().half().train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("projector" in name)
+    batch = tiny_batch(model.config, [[5], [7]])
+    expected = model.eval()(**batch, labels=batch["input_ids"]).loss
+    seen = []
+    model.model.multi_modal_projector.register_forward_hook(
+        lambda module, args, tokens: seen.append(tokens + 1e3) or seen[0]
+    )
+    loss = model.train()(**batch, labels=batch["input_ids"]).loss
+    assert seen[0].isfinite().all()
+    assert seen[0].sum().isinf()
+    torch.testing.assert_close(loss, expected)
+
+
 def test_trainer_learns_what_is_on_the_tiles(tmp_path):
     """Samples of the same text that differ in their tile alone: without looking, half of the answers are right."""
     torch.manual_seed(0)

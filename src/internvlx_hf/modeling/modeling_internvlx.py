@@ -181,7 +181,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
         tile = inputs_embeds.new_zeros(1, channels, size, size)
         images = self.get_image_features(tile, return_dict=True)
         for tokens in (images.pooler_output, *(images.deepstack_features or ())):
-            inputs_embeds = inputs_embeds + 0.0 * tokens.sum().to(inputs_embeds.device, inputs_embeds.dtype)
+            # a sum may be beyond float16, and times zero NaN
+            inputs_embeds = inputs_embeds + 0.0 * tokens.mean().to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds
 
     @can_return_tuple
