@@ -193,8 +193,9 @@ class InternVLXProcessor(ProcessorMixin):
         Args:
             conversation: a list of messages, or a list of such lists. Parts of a message that are images look like
                 `{"type": "image", "image" | "path" | "url" | "base64": ...}` or like OpenAI's `image_url` parts.
-            return_labels: also return `labels` for training, shaped as `input_ids`: -100 everywhere but in what the
-                template marks as written by the assistant. Implies `tokenize` and `return_dict`.
+            return_labels: also return `labels` for training, shaped as `input_ids`: -100 everywhere but in the tokens that
+                overlap what the template marks as written by the assistant. (An answer that begins with a blank may share
+                its first token with the end of the turn's header: strip it.) Implies `tokenize` and `return_dict`.
             kwargs: as for `ProcessorMixin.apply_chat_template`.
 
         Raises:

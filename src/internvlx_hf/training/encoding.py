@@ -52,7 +52,8 @@ class SampleEncoder:
     The ids are those of `processor.apply_chat_template(..., return_labels=True)`, at a fraction of the time: a placeholder
     is tokenized once and then repeated. Image parts are written as the chat template writes them, marks `<image>` exactly
     where they stand, as InternVL does. A token carries loss if it begins within what the template marks as written by the
-    assistant: the answer and its end marker.
+    assistant: the answer and its end marker. (There one does that merely reaches into it, from the header's newline into an
+    answer that begins with a blank.)
 
     Args:
         processor: its image processor and chat template are used as they are at each call.
