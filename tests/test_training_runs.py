@@ -328,6 +328,7 @@ def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
         ),
         ({"attn_implementation": "fast"}, r"fast"),
         ({"streaming": True, "max_steps": -1}, r"`streaming` data do not say how many there are: set `max_steps`"),
+        ({"train_data": "you/data", "eval_data": "you/data"}, r"`eval_split` is 'train' as `train_split` is"),
         ({"freeze": ["model.vision"]}, r"`freeze` names 'model.vision'"),
         ({"learning_rates": {"model.lvt": 1e-3}}, r"`learning_rates` names 'model.lvt'"),
         ({"resume_from_checkpoint": "last"}, r"`resume_from_checkpoint` is last, but .*out holds no checkpoint"),

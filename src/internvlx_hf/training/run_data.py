@@ -61,6 +61,12 @@ def load_run_data(
     budget = data_arguments.packing_tokens
     if data_arguments.streaming and arguments.max_steps <= 0:
         raise ValueError("`streaming` data do not say how many there are: set `max_steps`.")
+    source, splits = data_arguments.eval_data, {data_arguments.train_split, data_arguments.eval_split}
+    if source == data_arguments.train_data and len(splits) == 1 and not Path(source).is_file():
+        raise ValueError(
+            f"`eval_data` is {source}, of which `eval_split` is {data_arguments.eval_split!r} as `train_split` is: these "
+            "data are trained on. Choose another `eval_split`."
+        )
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     limits = {
         "image_root": data_arguments.image_root,
