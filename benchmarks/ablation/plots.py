@@ -105,6 +105,7 @@ def figure_8(runs):
 
 # Where a name stands beside its point, in points of type, and how it is aligned; those not named are up to the right.
 BESIDE = {
+    "Base": ((8, -11), "left"),
     "+ LVTC": ((-8, -3), "right"),
     "+ PVTC + LVTC": ((0, -17), "center"),
     "Base, 4N tokens": ((9, -3), "left"),
