@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-shard-gigabytes", type=float, default=5, help="size of an output shard (5)")
     parser.add_argument("--seed", type=int, default=0, help="of random values (0)")
     parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser
 
 

@@ -27,5 +27,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument("--base", help="the model that it was trained on (the one that the adapter names)")
     parser.add_argument("--dtype", help="of the written weights: float32, bfloat16, float16 (the base's)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Converting a checkpoint: plan, then one pass over its tensors, then everything that goes beside the weights."""
 
-import shutil
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +13,18 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from ..companions import LICENCES, copy_companions, find_companions
 from ..hub.card_text import writing
 from ..hub.model_card import read_card, write_card
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor
+from ..whole_folder import require_room, resolve_out, whole_folder
 from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
 from .native import native_names, save_native_sidecar
 from .plan import EMBEDDING, HEAD, Plan, make_plan
 from .report import ConversionReport, derived_tensors, make_report
 from .sources import Source, read_source
-from .streaming import ShardWriter, plan_shards, refuse_existing, shard_names, whole_folder, write_index
+from .streaming import ShardWriter, plan_shards, shard_names, write_index
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
 from .upgrades import Upgrade, build_upgrade, initial_value
@@ -33,7 +35,7 @@ logger = logging.get_logger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SLICINGS = ("edge", "area", "ratio")
 # what a checkpoint consists of; the rest of a repository stays where it is
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "README.md", *LICENCES]
 GIGABYTE = 10**9
 
 
@@ -122,7 +124,8 @@ def convert_checkpoint(
         max_shard_gigabytes: size of an output shard.
         seed: of random values.
         verify: load the result and compare it with the source computed another way; takes the model's memory in float32.
-        overwrite: replace `out` if it is a checkpoint; what a person wrote into its model card stays.
+        overwrite: replace `out` if this package wrote it and it holds nothing else; what a person wrote into its model card
+            stays.
 
     Returns:
         What was done, as it is saved in `conversion_report.json`.
@@ -130,8 +133,8 @@ def convert_checkpoint(
     Raises:
         CheckpointError: the checkpoint is of an unknown kind, or has tensors that are missing, unexpected, misshapen or
             not finite; a shard is missing or damaged. A `ValueError`.
-        FileExistsError: `out` exists, and `overwrite` is not set or it is not a checkpoint.
-        OSError: the disk is full.
+        FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
+        OSError: the disk is full, or another process is writing `out`.
         ValueError: an argument is unknown or does not fit the checkpoint.
     """
     _require_choice("to", to, ("internvl_x", "internvl"))
@@ -150,16 +153,16 @@ def convert_checkpoint(
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "seed": seed,
     }
-    out = Path(out).expanduser().resolve()
-    refuse_existing(out, overwrite)
-    card = read_card(out)
-    writing(card)  # raises where what a person wrote into it cannot be told from what was generated
-    folder = find_source(source, revision)
-    if out in (folder.resolve(), *folder.resolve().parents):
-        raise FileExistsError(f"{out} holds the source {folder}. Choose another folder.")
-    conversion = prepare(folder, options)
-    shards = plan_shards(_groups(conversion), int(max_shard_gigabytes * GIGABYTE))
-    with whole_folder(out, overwrite=overwrite, num_bytes=_num_bytes(shards)) as partial:
+    max_shard_bytes = _shard_bytes(max_shard_gigabytes)
+    out = resolve_out(out)
+    require_apart(out, source)
+    with whole_folder(out, overwrite=overwrite) as partial:
+        writing(read_card(out))  # raises where what a person wrote cannot be told from what was generated
+        folder = find_source(source, revision)
+        licences = find_companions(folder)
+        conversion = prepare(folder, options)
+        shards = plan_shards(_groups(conversion), max_shard_bytes)
+        require_room(partial, _num_bytes(shards))
         write_weights(conversion, partial, shards)
         if to == "internvl":
             save_native_sidecar(partial, conversion.config, conversion.tokenizer, conversion.source.tiling)
@@ -170,10 +173,22 @@ def convert_checkpoint(
         if verify:
             report.checks = check(conversion, partial)
         (partial / "conversion_report.json").write_text(report.to_json())
-        for notice in [*folder.glob("LICENSE*"), *folder.glob("NOTICE*")]:
-            shutil.copy(notice, partial)
-        write_card(partial, name=out.name, previous=card)
+        copy_companions(licences, partial)
+        write_card(partial, name=out.name, previous=read_card(out))  # as it is now: a person may have edited it
     return report
+
+
+def require_apart(out: Path, source: str | Path) -> None:
+    """Raise `FileExistsError` if a folder to make is, or holds, the one that it is made from."""
+    folder = Path(source).expanduser().resolve()
+    if folder.is_dir() and out in (folder, *folder.parents):
+        raise FileExistsError(f"{out} holds the source {source}. Choose another folder.")
+
+
+def _shard_bytes(gigabytes: float) -> int:
+    if not (math.isfinite(gigabytes) and gigabytes > 0):
+        raise ValueError(f"max_shard_gigabytes={gigabytes}, expected a positive number.")
+    return int(gigabytes * GIGABYTE)
 
 
 def find_source(source: str | Path, revision: str | None = None) -> Path:

@@ -1,11 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Writing a checkpoint without ever holding it: safetensors shards tensor by tensor, in a folder that appears whole."""
+"""Writing a checkpoint without ever holding it: safetensors shards tensor by tensor."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -120,53 +117,3 @@ def shard_names(count: int) -> list[str]:
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-@contextmanager
-def whole_folder(out: Path, *, overwrite: bool, num_bytes: int) -> Iterator[Path]:
-    """Yield an empty folder beside `out` that becomes `out` if all goes well, and is removed if anything does not.
-
-    What an earlier run left when its process was killed is removed first.
-
-    Args:
-        out: the folder to make.
-        overwrite: replace a checkpoint that is there.
-        num_bytes: what will be written; the disk must have as much.
-
-    Raises:
-        FileExistsError: if `out` exists and may not be replaced.
-        OSError: if the disk has too little room.
-    """
-    refuse_existing(out, overwrite)
-    partial, former = (out.with_name(f".{out.name}.{suffix}") for suffix in ("converting", "replaced"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    free = shutil.disk_usage(out.parent).free
-    if free < num_bytes:
-        raise OSError(f"{out.parent} has {free / 1e9:.1f} GB free, but the checkpoint takes {num_bytes / 1e9:.1f} GB.")
-    partial.mkdir()
-    try:
-        yield partial
-        if out.exists():
-            os.replace(out, former)
-        os.replace(partial, out)
-    except BaseException:
-        if former.exists() and not out.exists():
-            os.replace(former, out)
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raise `FileExistsError` if `out` is there and may not be replaced: only checkpoints are."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(
-            f"{out} exists already. Choose another folder, or replace it with overwrite=True (--overwrite)."
-        )
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
-        raise FileExistsError(
-            f"{out} is not the folder of a checkpoint (it has no config.json) and is not overwritten."
-        )

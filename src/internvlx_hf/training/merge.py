@@ -7,14 +7,17 @@ import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
+from ..companions import copy_companions, find_companions
 from ..conversion.checkpoint_files import listed
-from ..conversion.convert import DTYPES, find_source
-from ..conversion.streaming import refuse_existing, whole_folder
+from ..conversion.convert import DTYPES, find_source, require_apart
 from ..hub import write_card
+from ..hub.card_text import writing
+from ..hub.model_card import read_card
 from ..processing import InternVLXProcessor
+from ..whole_folder import require_room, resolve_out, whole_folder
 from .arguments import ModelArguments
 from .loading import check_model_type, load_model
-from .recipe import RECIPE_NAME, copy_companions
+from .recipe import COMPANIONS, RECIPE_NAME
 
 
 def merge_adapter(
@@ -34,39 +37,40 @@ def merge_adapter(
         out: the folder to make.
         base: the model that the adapter was trained on; unset: the one that the adapter names.
         dtype: of the written weights, "float32", "bfloat16" or "float16"; unset: as the base has them.
-        overwrite: replace `out` if it is a checkpoint.
+        overwrite: replace `out` if this package wrote it and it holds nothing else; what a person wrote into its model card
+            stays.
 
     Raises:
         ValueError: `adapter` is none, or does not fit its base, or holds values that are not finite.
-        FileExistsError: `out` exists, and `overwrite` is not set or it is not a checkpoint.
-        OSError: something cannot be read, or the disk is full.
+        FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
+        OSError: something cannot be read, the disk is full, or another process is writing `out`.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}, expected one of {', '.join(map(repr, DTYPES))}.")
-    out = Path(out).expanduser().resolve()
-    refuse_existing(out, overwrite)
-    folder = find_source(adapter)
-    if out in (folder.resolve(), *folder.resolve().parents):
-        raise FileExistsError(f"{out} holds the adapter {folder}. Choose another folder.")
-    config = _adapter_config(folder)
-    base = base or config.base_model_name_or_path
-    if not base:
-        raise ValueError(f"{folder} does not say which model it was trained on. Name it with --base.")
-    base_folder = find_source(base, config.revision)
-    stored = check_model_type(base_folder).get("dtype") or "float32"
-    model = load_model(ModelArguments(str(base_folder), dtype="float32"))
-    merged = _merge(model, config, load_peft_weights(str(folder), device="cpu"), f"{adapter} on {base}")
-    merged.to(DTYPES[dtype or stored])
-    processor = InternVLXProcessor.from_pretrained(
-        folder if (folder / "processor_config.json").is_file() else base_folder
-    )
-    num_bytes = sum(parameter.nbytes for parameter in merged.parameters())
-    with whole_folder(out, overwrite=overwrite, num_bytes=num_bytes) as partial:
+    out = resolve_out(out)
+    require_apart(out, adapter)
+    with whole_folder(out, overwrite=overwrite) as partial:
+        writing(read_card(out))  # raises where what a person wrote cannot be told from what was generated
+        folder = find_source(adapter)
+        config = _adapter_config(folder)
+        base = base or config.base_model_name_or_path
+        if not base:
+            raise ValueError(f"{folder} does not say which model it was trained on. Name it with --base.")
+        require_apart(out, base)
+        base_folder = find_source(base, config.revision)
+        companions = find_companions(base_folder, COMPANIONS) | find_companions(folder, (RECIPE_NAME,))
+        stored = check_model_type(base_folder).get("dtype") or "float32"
+        model = load_model(ModelArguments(str(base_folder), dtype="float32"))
+        merged = _merge(model, config, load_peft_weights(str(folder), device="cpu"), f"{adapter} on {base}")
+        merged.to(DTYPES[dtype or stored])
+        processor = InternVLXProcessor.from_pretrained(
+            folder if (folder / "processor_config.json").is_file() else base_folder
+        )
+        require_room(partial, sum(parameter.nbytes for parameter in merged.parameters()))
         merged.save_pretrained(partial)
         processor.save_pretrained(partial)
-        copy_companions(base_folder, partial)
-        copy_companions(folder, partial, (RECIPE_NAME,))
-        write_card(partial, out.name)
+        copy_companions(companions, partial)
+        write_card(partial, out.name, previous=read_card(out))  # as it is now: a person may have edited it
 
 
 def _adapter_config(folder: Path) -> PeftConfig:

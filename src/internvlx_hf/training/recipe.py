@@ -1,8 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`training_recipe.json`: what a model was trained on and how, for its card and for whoever wants to repeat it."""
 
-import shutil
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +8,8 @@ from pathlib import Path
 from transformers import Trainer
 
 from .. import __version__
+from ..companions import LICENCES
+from ..hub.model_card import REPORT
 from .arguments import LoraArguments, ModelArguments
 from .metrics import ThroughputCallback
 from .parameters import part_sizes
@@ -41,7 +41,7 @@ SETTINGS = (
 )
 PACKAGES = ("transformers", "torch", "accelerate", "peft", "datasets")
 # files of the checkpoint that was trained which still hold for what became of it
-COMPANIONS = ("conversion_report.json", "LICENSE*", "NOTICE*")
+COMPANIONS = (REPORT, *LICENCES)
 
 
 def training_recipe(
@@ -92,13 +92,6 @@ def base_name(name_or_path: str) -> str:
     """A Hub id, or a folder's name: where it lies is nobody else's business."""
     path = Path(name_or_path).expanduser()
     return path.absolute().name if path.is_dir() else name_or_path
-
-
-def copy_companions(source: str | Path, out: str | Path, patterns: Iterable[str] = COMPANIONS) -> None:
-    """Copy the files of a folder that its descendants need too; of what is no folder, nothing."""
-    for pattern in patterns:
-        for file in Path(source).expanduser().glob(pattern):
-            shutil.copy(file, out)
 
 
 def _plain(value):

@@ -9,6 +9,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..companions import copy_companions, find_companions
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from .arguments import (
@@ -22,7 +23,7 @@ from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, require_matches, trainable_table
-from .recipe import RECIPE_NAME, copy_companions, training_recipe
+from .recipe import COMPANIONS, RECIPE_NAME, training_recipe
 from .run_data import RunData, load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
@@ -45,6 +46,7 @@ def train(
         KeyboardInterrupt: it was asked to stop; the last checkpoint has been saved.
     """
     checkpoint = find_checkpoint(arguments)
+    find_companions(model_arguments.model_name_or_path, COMPANIONS)  # raises for what could not be copied in the end
     config = InternVLXConfig.from_dict(
         check_model_type(model_arguments.model_name_or_path, model_arguments.model_revision)
     )
@@ -166,7 +168,7 @@ def save(
         out = Path(trainer.args.output_dir)
         recipe = training_recipe(trainer, model_arguments, lora_arguments, data, throughput, metrics)
         (out / RECIPE_NAME).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-        copy_companions(model_arguments.model_name_or_path, out)
+        copy_companions(find_companions(model_arguments.model_name_or_path, COMPANIONS), out)
         if not lora_arguments.lora_rank:  # peft writes an adapter's card
             write_card(out)
     if trainer.args.push_to_hub:
