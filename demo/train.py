@@ -17,6 +17,7 @@ from internvlx_hf import (
     InternVLXProcessor,
 )
 from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.whole_folder import refuse_existing, whole_folder
 
 QUESTION = "Transcribe this page."
 TILE = 64  # pixels; 8x8 patches of 8x8 pixels, of which PVTC makes 4x4 tokens
@@ -134,6 +135,7 @@ def main():
     parser.add_argument("--test-pages", type=int, default=24, help="of each size")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    refuse_existing(args.out / "model", overwrite=True)  # unless an earlier run wrote it
     torch.set_num_threads(min(4, torch.get_num_threads()))  # more do not help a model this small
     set_seed(args.seed)
 
@@ -179,8 +181,9 @@ def main():
     trainer.train()
 
     # Both carry the code that they need, so that they load where this package is not installed.
-    model.save_pretrained(args.out / "model")
-    processor.save_pretrained(args.out / "model")
+    with whole_folder(args.out / "model", overwrite=True) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     write_test_pages(test_digits, args.test_pages, args.out / "pages", args.seed)
     print(f"saved {args.out / 'model'}")
 

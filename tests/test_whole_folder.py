@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from internvlx_hf import whole_folder as module
 from internvlx_hf.manifest import MANIFEST
 from internvlx_hf.whole_folder import whole_folder
 
@@ -220,6 +221,26 @@ def test_of_processes_that_write_one_folder_at_once_one_does_and_the_others_fail
     assert sorted(codes) == [0, 10, 10, 10, 10, 10]
     assert content(out) == {"config.json": str(codes.index(0))}
     assert names(tmp_path) == ["go", "out"]
+
+
+def test_lock_of_a_file_that_the_run_before_removed_is_taken_again(tmp_path, monkeypatch):
+    """The run before ends after the file was opened and before it was locked."""
+    lock, try_lock, calls = tmp_path / ".out.internvlx.lock", module._try_lock, []
+
+    def remove_and_lock(file):
+        calls.append(file)
+        if len(calls) < 3:
+            lock.unlink()
+        if len(calls) == 2:
+            lock.touch()  # by a run that follows, and that has ended
+        try_lock(file)
+
+    monkeypatch.setattr(module, "_try_lock", remove_and_lock)
+    with whole_folder(tmp_path / "out"):
+        assert len(calls) == 3
+        with pytest.raises(BlockingIOError), whole_folder(tmp_path / "out"):
+            pass
+    assert names(tmp_path) == ["out"]
 
 
 def test_lock_holds_for_other_paths_to_the_same_folder(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 import internvlx_hf
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.modeling.pixel_shuffle import patch_windows
+from internvlx_hf.whole_folder import whole_folder
 
 VISION_WIDTH, WIDTH = 64, 96
 LONGEST_ANSWER = 21  # tokens
@@ -117,31 +118,33 @@ def make_base(schedule: Schedule, cache: Path) -> Path:
     steps, rate, batch = (schedule.base_steps, schedule.base_tiled_steps), schedule.base_rate, schedule.batch
     folder = cache / f"base-{steps[0]}-{steps[1]}-{rate}-{batch}"
     if not (folder / "model.safetensors").exists():
-        processor = build_processor()
-        collator = Collator(processor, (PATCHES // BASE.window) ** 2)
-        set_seed(0)
-        model = build_model(BASE, processor)
-        # No page of these is one that the runs will see, but the samples of handwriting are the same.
-        pages = cached_samples(cache, "train", steps[0] * batch, "whole", BASE_PAGES, CURRICULUM)
-        losses = train(model, pages, collator, steps[0], rate, batch, cache / f"trainer-{os.getpid()}")
-        # A tower that has seen whole pages only takes longer than a run to read digits at the scales of tiles.
-        tiled = [
-            cached_samples(cache, "train", steps[1] * batch // 3, slicing, BASE_PAGES + number, CURRICULUM)
-            for number, slicing in enumerate(("whole", "edge", "ratio"), start=1)
-        ]
-        pages = [
-            page for first in range(0, len(tiled[0]), batch) for part in tiled for page in part[first : first + batch]
-        ]
-        losses += train(model, pages, collator, steps[1], rate, batch, cache / f"trainer-{os.getpid()}")
-        accuracy = {}
-        for slicing in ("whole", "edge", "ratio"):
-            validation = cached_samples(cache, "validation", schedule.test_pages, slicing, TEST_PAGES)
-            accuracy[slicing] = evaluate(model, processor, validation, collator)
-        print(f"base: losses {losses}, on validation pages {accuracy}", flush=True)
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        model.save_pretrained(unfinished)
-        (unfinished / "base.json").write_text(json.dumps({"losses": losses, "validation": accuracy}))
-        unfinished.rename(folder)
+        with whole_folder(folder) as unfinished:
+            processor = build_processor()
+            collator = Collator(processor, (PATCHES // BASE.window) ** 2)
+            set_seed(0)
+            model = build_model(BASE, processor)
+            # No page of these is one that the runs will see, but the samples of handwriting are the same.
+            pages = cached_samples(cache, "train", steps[0] * batch, "whole", BASE_PAGES, CURRICULUM)
+            losses = train(model, pages, collator, steps[0], rate, batch, cache / f"trainer-{os.getpid()}")
+            # A tower that has seen whole pages only takes longer than a run to read digits at the scales of tiles.
+            tiled = [
+                cached_samples(cache, "train", steps[1] * batch // 3, slicing, BASE_PAGES + number, CURRICULUM)
+                for number, slicing in enumerate(("whole", "edge", "ratio"), start=1)
+            ]
+            pages = [
+                page
+                for first in range(0, len(tiled[0]), batch)
+                for part in tiled
+                for page in part[first : first + batch]
+            ]
+            losses += train(model, pages, collator, steps[1], rate, batch, cache / f"trainer-{os.getpid()}")
+            accuracy = {}
+            for slicing in ("whole", "edge", "ratio"):
+                validation = cached_samples(cache, "validation", schedule.test_pages, slicing, TEST_PAGES)
+                accuracy[slicing] = evaluate(model, processor, validation, collator)
+            print(f"base: losses {losses}, on validation pages {accuracy}", flush=True)
+            model.save_pretrained(unfinished)
+            (unfinished / "base.json").write_text(json.dumps({"losses": losses, "validation": accuracy}))
     return folder
 
 
