@@ -121,6 +121,24 @@ def test_conversion_from_before_manifests_is_overwritten_unless_something_else_i
     assert not (out / "model.safetensors.index.json").exists()
 
 
+def test_what_training_left_is_not_overwritten_not_even_without_its_states(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "converted", projector="pvtc")
+    out, again = tmp_path / "out", [GOLDEN / QWEN, tmp_path / "out"]
+    base = save_checkpoint(tmp_path / "base")
+    (base / "conversion_report.json").write_bytes((tmp_path / "converted" / "conversion_report.json").read_bytes())
+    run(tmp_path)
+    trained = (out / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"did not write.*checkpoint-.*training_recipe\.json"):
+        convert_checkpoint(*again, overwrite=True)
+    left = [
+        path for path in out.iterdir() if path.is_dir() or path.name in ("trainer_state.json", "training_args.bin")
+    ]
+    subprocess.run(["rm", "-r", *left, out / "all_results.json"], check=True)
+    with pytest.raises(FileExistsError, match=r"did not write, and is not overwritten: training_recipe\.json\."):
+        convert_checkpoint(*again, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == trained
+
+
 def test_folder_that_may_not_be_replaced_is_refused_before_the_source_is_looked_for(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "config.json").write_text("{}")

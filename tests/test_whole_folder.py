@@ -164,6 +164,28 @@ def test_run_that_puts_a_folder_back_may_be_killed_too(tmp_path):
         assert (content(out), names(parent)) == (whole("newest", PERSONS), ["out"]), place
 
 
+def test_folder_that_was_half_deleted_is_never_put_back(tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+
+    def kill_while_it_is_deleted():
+        sys.addaudithook(
+            lambda event, arguments: (
+                os.kill(os.getpid(), signal.SIGKILL)
+                if event == "os.remove" and arguments[0] == "config.json"
+                else None
+            )
+        )
+        write(out, "new", overwrite=True)
+
+    assert in_a_process(kill_while_it_is_deleted) == signal.SIGKILL
+    assert content(out) == whole("new")
+    out.rename(tmp_path / "elsewhere")
+    write(out, "newest")
+    assert content(out) == whole("newest")
+    assert names(tmp_path) == ["elsewhere", "out"]
+
+
 def test_folder_that_came_after_a_kill_is_not_taken_for_the_new_one(tmp_path, caplog):
     out = tmp_path / "out"
     write(out, "old")

@@ -9,6 +9,7 @@ from pathlib import Path
 from . import __version__
 from .hub.checkpoint_names import checkpoint_file_names
 from .hub.model_card import CARD, NATIVE, OURS, REPORT, read_json
+from .hub.training_facts import RECIPE
 
 MANIFEST = "internvlx_manifest.json"
 FORMAT = 1
@@ -91,9 +92,12 @@ def _is_conversion(folder: Path) -> bool:
 
 
 def _names_of_conversion(folder: Path) -> set[str]:
-    """The files of a checkpoint that a folder without a manifest holds, if a conversion wrote it."""
+    """The files of a checkpoint that a folder without a manifest holds, if a conversion wrote it.
+
+    A recipe is not among them: it stands beside weights that were trained.
+    """
     try:
-        return checkpoint_file_names(folder) if _is_conversion(folder) else set()
+        return checkpoint_file_names(folder) - {RECIPE} if _is_conversion(folder) else set()
     except (ValueError, OSError):
         return set()
 
