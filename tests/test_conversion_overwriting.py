@@ -158,9 +158,9 @@ def test_what_a_person_writes_into_the_card_during_the_conversion_stays(out, mon
     assert PERSONS in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), "5"])
 def test_shard_size_that_is_none_is_named_before_any_work(size, tmp_path):
-    with pytest.raises(ValueError, match=f"max_shard_gigabytes={size}, expected a positive number"):
+    with pytest.raises(ValueError, match=f"max_shard_gigabytes={size!r}, expected a positive number"):
         convert_checkpoint(tmp_path / "nowhere", tmp_path / "out", max_shard_gigabytes=size)
 
 

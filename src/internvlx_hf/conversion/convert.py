@@ -186,8 +186,8 @@ def require_apart(out: Path, source: str | Path) -> None:
 
 
 def _shard_bytes(gigabytes: float) -> int:
-    if not (math.isfinite(gigabytes) and gigabytes > 0):
-        raise ValueError(f"max_shard_gigabytes={gigabytes}, expected a positive number.")
+    if not (isinstance(gigabytes, int | float) and 0 < gigabytes < math.inf):
+        raise ValueError(f"max_shard_gigabytes={gigabytes!r}, expected a positive number.")
     return int(gigabytes * GIGABYTE)
 
 
