@@ -2,8 +2,14 @@
 """`internvlx push`."""
 
 import argparse
+import sys
+from collections.abc import Iterator
 
-from ..hub.push import CARDS, plan_push, push_folder
+from ..hub import LeftFile, PushPlan, plan_push, push_folder
+from ..hub.push import CARDS
+
+# of the dry run, for each reason to stay behind
+MOST_LINES = 20
 
 
 def main(arguments: list[str]) -> None:
@@ -11,10 +17,7 @@ def main(arguments: list[str]) -> None:
     options = vars(_parser().parse_args(arguments))
     folder, repo_id, dry_run = options.pop("folder"), options.pop("repo_id"), options.pop("dry_run")
     if dry_run:
-        files = plan_push(folder, repo_id, options["include"])
-        for file in files:
-            print(f"{_size(file.size):>10}  {file.name}")
-        print(f"{_size(sum(file.size for file in files)):>10}  in {len(files)} files, nothing was sent")
+        _show(plan_push(folder, repo_id, options["include"]))
         return
     try:
         pushed = push_folder(folder, repo_id, **options)
@@ -24,14 +27,40 @@ def main(arguments: list[str]) -> None:
         ) from None
     for name in pushed.deleted:
         print(f"removed from the repository, weights of another checkpoint: {name}")
+    if pushed.left:
+        count = sum(file.num_files for file in pushed.left)
+        print(f"stayed behind: {count} file{'s' if count > 1 else ''} (--dry-run says which, and why)")
     print(pushed.url if pushed.is_new else f"{pushed.url}: nothing was to be changed")
+
+
+def _show(plan: PushPlan) -> None:
+    for file in plan.files:
+        print(f"{_size(file.size):>10}  {file.name}")
+    print(f"{_size(sum(file.size for file in plan.files)):>10}  in {len(plan.files)} files, nothing was sent")
+    if plan.left:
+        print("\nThese stay behind; `--include PATTERN` sends them too:")
+    for reason in dict.fromkeys(file.reason for file in plan.left):
+        for line in _left_lines([file for file in plan.left if file.reason == reason]):
+            print(f"  {line}")
+    for warning in plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _left_lines(left: list[LeftFile]) -> Iterator[str]:
+    """A line for each of the files that stay for one reason, the first of many."""
+    for file in left[:MOST_LINES]:
+        count = f" ({file.num_files} files)" if file.name.endswith("/") else ""
+        yield f"{file.name}{count} {file.reason}{': only its whole path includes it' if file.is_guarded else ''}"
+    if len(left) > MOST_LINES:
+        yield f"and {len(left) - MOST_LINES} more; each {left[0].reason}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx push",
-        description="Push a checkpoint folder to the Hugging Face Hub in one commit, after checking that it is whole. What a "
-        "training leaves beside the model (states of the optimizer, logs, checkpoint-*) stays here.",
+        description="Push a checkpoint folder to the Hugging Face Hub in one commit, after checking that it is whole. Sent are "
+        "the files of a checkpoint, the model card, licences, and the images that the card shows. All else stays here; --dry-run "
+        "lists it.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the checkpoint, with its processor")
     parser.add_argument("repo_id", metavar="REPO", help="owner/name on the Hub; it is made if there is none")
@@ -45,14 +74,17 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         metavar="PATTERN",
-        help="push files too that would stay here: 'checkpoint-*', '*.tfevents.*', optimizer.pt",
+        help="push files too that would stay here: 'checkpoint-*', '*.tfevents.*', optimizer.pt. A hidden file, or one that may "
+        "hold a secret, only by its whole path",
     )
     parser.add_argument(
         "--card",
         choices=CARDS,
         help="where both model cards were written into: whose text stays, the Hub's or the folder's",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check the folder, list files and sizes, send nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the folder, list what would go and stay, send nothing"
+    )
     return parser
 
 

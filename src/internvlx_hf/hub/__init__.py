@@ -3,15 +3,17 @@
 
 from .card_text import Card, CardError
 from .checks import check_folder
-from .folder import FolderError, PushedFile
+from .folder import FolderError, LeftFile, PushedFile
 from .model_card import model_card, write_card
-from .push import Pushed, plan_push, push_folder
+from .push import Pushed, PushPlan, plan_push, push_folder
 from .trainer_card import PushesCheckpoint
 
 __all__ = [
     "Card",
     "CardError",
     "FolderError",
+    "LeftFile",
+    "PushPlan",
     "Pushed",
     "PushedFile",
     "PushesCheckpoint",

@@ -13,9 +13,14 @@ from .training_facts import RECIPE
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 # whose `auto_map` may name code
-CODE_MAPS = ("config.json", *PROCESSOR_FILES, "tokenizer_config.json")
+CODE_MAPS = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+)
 # matched with the whole path in the folder; a star does not cross a slash
 KNOWN = (
     *CODE_MAPS,
@@ -63,6 +68,12 @@ def walk_files(folder: Path) -> Iterator[str]:
     """Paths in a folder of all that is no folder and no link to one. Links are not entered."""
     for place, _, files in os.walk(folder):
         yield from (Path(place, name).relative_to(folder).as_posix() for name in files)
+
+
+def linked_folders(folder: Path) -> list[str]:
+    """Paths in a folder of the links to folders."""
+    found = (Path(place, name) for place, folders, _ in os.walk(folder) for name in folders)
+    return [path.relative_to(folder).as_posix() for path in found if path.is_symlink()]
 
 
 def _is_match(name: str, pattern: str) -> bool:

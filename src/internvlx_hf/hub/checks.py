@@ -7,15 +7,21 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.dynamic_module_utils import get_relative_imports
 
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
-from .folder import FolderError, card_to_push
+from .checkpoint_names import (
+    CODE_MAPS,
+    INDEX,
+    SINGLE,
+    auto_map,
+    checkpoint_file_names,
+    relative_imports,
+    weight_map,
+)
+from .folder import FolderError, card_to_push, real_files
 from .model_card import CardFacts, read_json
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -38,7 +44,7 @@ def check_folder(folder: str | Path) -> None:
             f"first: internvlx merge {folder} OUT"
         )
     # what is inside files is looked at when they are all there: it would only tell again what is missing
-    for checks in ((_model_type,), (_weight_files, _processor_files, _code), (_tensors, _processor, _card)):
+    for checks in ((_model_type,), (_links,), (_weight_files, _processor_files, _code), (_tensors, _processor, _card)):
         if problems := [problem for check in checks for problem in _problems(check, folder)]:
             raise FolderError("\n  ".join([f"{folder} cannot be pushed:", *problems]))
 
@@ -53,6 +59,10 @@ def _problems(check, folder: Path) -> Iterator[str]:
 def _model_type(folder: Path) -> Iterator[str]:
     CardFacts(folder)
     yield from ()
+
+
+def _links(folder: Path) -> Iterator[str]:
+    yield from real_files(folder, checkpoint_file_names(folder))[1]
 
 
 def _some(names: list[str]) -> str:
@@ -78,14 +88,14 @@ def _weight_files(folder: Path) -> Iterator[str]:
     elif single.is_file():
         yield from _damage(single)
     elif index.is_file():
-        weight_map = read_json(index).get("weight_map", {})
-        named = set(weight_map.values())
-        for name in sorted(named - shards):
+        file_names = weight_map(folder)
+        named = set(file_names.values())
+        for name in sorted(name for name in named if not (folder / name).is_file()):
             yield f"{name} is missing, which {INDEX} names."
         for name in sorted(shards - named):
             yield f"{name} is not named by {INDEX}: it is left over from another checkpoint."
-        for name in sorted(named & shards):
-            yield from _damage(folder / name) or _disagreement(folder / name, weight_map)
+        for name in sorted(name for name in named if (folder / name).is_file()):
+            yield from _damage(folder / name) or _disagreement(folder / name, file_names)
     else:
         pickled = [name for name in PICKLES if (folder / name).is_file()]
         instead = f" {pickled[0]} holds pickles: load and save it again." if pickled else ""
@@ -100,8 +110,8 @@ def _damage(path: Path) -> list[str]:
     return []
 
 
-def _disagreement(path: Path, weight_map: dict[str, str]) -> Iterator[str]:
-    stored, named = set(_shapes(path)), {name for name, file in weight_map.items() if file == path.name}
+def _disagreement(path: Path, file_names: dict[str, str]) -> Iterator[str]:
+    stored, named = set(_shapes(path)), {name for name, file in file_names.items() if file == path.name}
     if missing := sorted(named - stored):
         yield f"{path.name} lacks tensors that {INDEX} names: {_some(missing)}."
     if extra := sorted(stored - named):
@@ -117,7 +127,8 @@ def _tensors(folder: Path) -> Iterator[str]:
     """Compare what is stored with what the configuration's model wants."""
     if not _is_ours(folder) or "quantization_config" in read_json(folder / "config.json"):
         return
-    stored = {name: shape for path in folder.glob("model*.safetensors") for name, shape in _shapes(path).items()}
+    files = set(weight_map(folder).values()) or {SINGLE}
+    stored = {name: shape for file in files for name, shape in _shapes(folder / file).items()}
     with torch.device("meta"):
         model = InternVLXForConditionalGeneration(InternVLXConfig.from_pretrained(folder))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -145,7 +156,7 @@ def _processor_files(folder: Path) -> Iterator[str]:
 def _processor(folder: Path) -> Iterator[str]:
     if not _is_ours(folder):
         return
-    config, processor = InternVLXConfig.from_pretrained(folder), InternVLXProcessor.from_pretrained(folder)
+    config, processor = InternVLXConfig.from_pretrained(folder), _load_processor(folder)
     size = processor.image_processor.size
     for what, ours, models in (
         ("tokens a tile", processor.image_seq_length, config.image_seq_length),
@@ -156,6 +167,13 @@ def _processor(folder: Path) -> Iterator[str]:
             yield f"Processor and model do not fit: {what} is {ours} of the processor and {models} of config.json."
 
 
+def _load_processor(folder: Path) -> InternVLXProcessor:
+    try:
+        return InternVLXProcessor.from_pretrained(folder)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # of files that transformers does not check
+        raise ValueError(f"The processor of {folder} does not load: {type(error).__name__}: {error}") from error
+
+
 # -- remote code
 
 
@@ -163,45 +181,37 @@ def _code(folder: Path) -> Iterator[str]:
     """Follow every `auto_map` to the files that it names, and those to the files that they import."""
     if not _is_ours(folder):
         return
-    maps = {name: _auto_map(read_json(folder / name)) for name in ("config.json", *PROCESSOR_FILES)}
+    maps = {name: auto_map(folder / name) for name in CODE_MAPS}
     for file, wanted in (("config.json", MODEL_CLASSES), (PROCESSOR_FILES[0], ("AutoProcessor",))):
         if (folder / file).is_file() and (missing := [name for name in wanted if name not in maps[file]]):
             yield f"{file} has no auto_map for {', '.join(missing)}: without the package the model would not load."
     modules, seen = {}, set()
-    for file, auto_map in maps.items():
-        for reference in auto_map.values():
+    for file, references in maps.items():
+        for reference in references.values():
             module, _, name = reference.rpartition(".")
             if "--" in module:
                 yield f"{file} takes {name} from another repository ({reference}), expected code in the folder."
+            elif not module.isidentifier():
+                yield f"{file} has {reference!r} in its auto_map, expected 'module.Class' of a module in the folder."
             else:
                 modules.setdefault(module, set()).add(name)
     while modules.keys() - seen:
         module = min(modules.keys() - seen)
         seen.add(module)
         path = folder / f"{module}.py"
-        if not path.is_file():
+        if not (module.isidentifier() and path.is_file()):
             yield f"{path.name} is missing: a part of the code that travels with the checkpoint."
             continue
         try:
             tree = ast.parse(path.read_bytes())
-        except SyntaxError as error:
+        except (SyntaxError, ValueError) as error:
             yield f"{path.name} is no valid Python: {error}"
             continue
         defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
         if missing := sorted(modules[module] - defined):
             yield f"{path.name} does not define {', '.join(missing)}."
-        for sibling in get_relative_imports(path):
+        for sibling in relative_imports(path):
             modules.setdefault(sibling, set())
-
-
-def _auto_map(saved: dict) -> dict[str, str]:
-    """The auto_map of a saved configuration, that of the image processor in it included."""
-    found = {}
-    for part in (saved, saved.get("image_processor")):
-        for name, reference in ((part or {}).get("auto_map") or {}).items():
-            references = reference if isinstance(reference, list | tuple) else [reference]
-            found |= {name: next(filter(None, references), "")}
-    return found
 
 
 # -- card

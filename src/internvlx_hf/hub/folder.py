@@ -1,41 +1,76 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A folder that is to be pushed: which of its files travel, and whether they make a whole checkpoint."""
+"""A folder that is to be pushed: which of its files travel, which stay, and what its card will be."""
 
+import posixpath
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import unquote
 
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import is_jinja_available
 
+from ..links import LinkError, resolve_inside
 from .card_text import CardError, is_generated, validate_card, writing
+from .checkpoint_names import checkpoint_file_names, linked_folders, walk_files
 from .model_card import CARD, model_card, read_card
 
-# What a training leaves beside the model: states to resume from, logs, and settings that name the machine. A pattern is
-# matched with a file's path in the folder and with each folder that it is in.
-LEFT_BEHIND = (
-    "checkpoint-*",
-    "runs",
-    "wandb",
-    "*.tfevents.*",
-    "optimizer*",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*.pth",
-    "training_args.bin",
-    "trainer_state.json",
-    "global_step*",
-    "zero_to_fp32.py",
-    "latest",
-    "pytorch_model_fsdp_*",
-    "__pycache__",
-    "*.log",
-    "*.tmp",
-    "*.incomplete",
-    ".*",
-)
-TRAVELS_ANYWAY = (".gitattributes",)
+# Why a file stays that is not on the list of those that travel: the first reason with a pattern that the file's path, one
+# of its folders or its name matches. The patterns explain, they do not protect: without them it stays all the same.
+SECRET, HIDDEN, UNKNOWN = "may hold a secret", "is hidden", "is not part of a checkpoint"
+REASONS = {
+    SECRET: (
+        "id_rsa*",
+        "id_dsa*",
+        "id_ecdsa*",
+        "id_ed25519*",
+        "*.pem",
+        "*.key",
+        "*.p12",
+        "*.env",
+        ".env*",
+        "*secret*",
+        "*credential*",
+        "*password*",
+        "*_token",
+        "*token.*",
+        "token",
+        ".netrc",
+        # pickled with the token of the Hub
+        "training_args.bin",
+    ),
+    HIDDEN: (".*",),
+    "is a state of the training": (
+        "checkpoint-*",
+        "tmp-checkpoint-*",
+        "optimizer*",
+        "scheduler.pt",
+        "scaler.pt",
+        "rng_state*.pth",
+        "random_states_*.pkl",
+        "trainer_state.json",
+        "global_step*",
+        "zero_to_fp32.py",
+        "latest",
+        "pytorch_model_fsdp_*",
+    ),
+    "is a log": ("runs", "wandb", "mlruns", "*.tfevents.*", "*.log", "slurm-*"),
+    "is a memory dump": ("core.[0-9]*",),
+    "is a cache": ("__pycache__",),
+    "is half written": ("*.tmp", "*.incomplete"),
+    "says what a conversion wrote, for the next one": ("internvlx_manifest.json",),
+    "holds weights that the index does not name": ("*.safetensors", "*.bin"),
+    "is code that no auto_map leads to": ("*.py",),
+}
+# these travel only if `include` has their whole path
+GUARDED = (SECRET, HIDDEN)
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
+# the target of a Markdown link or image, or the source of an HTML one
+SHOWN = re.compile(r"""\]\(\s*(?:<([^>\n]+)>|([^)\s]+))|<img\b[^>]*?\bsrc\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
+# smaller files are read when they are checked, and sent as they were then
+READ_AT_ONCE = 2**24
 
 # as `transformers.utils.hub.create_and_tag_model_card` has it
 TEMPLATE_DESCRIPTION = (
@@ -54,43 +89,165 @@ class PushedFile:
 
     Args:
         name: path in the repository.
-        content: where it is, or what it holds.
+        content: where it is, links followed, or what it holds.
+        stamp: what tells whether the file at `content` was changed since it was listed.
     """
 
     name: str
     content: Path | bytes
+    stamp: tuple | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
         """Bytes."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file is still the one that was listed."""
+        return isinstance(self.content, bytes) or self.stamp == file_stamp(self.content)
 
-def files_to_push(folder: Path, include: Sequence[str] = ()) -> list[PushedFile]:
-    """The files of a checkpoint folder that travel, by name; the model card is not among them.
+
+@dataclass(frozen=True)
+class LeftFile:
+    """A file, or a folder of such files, that stays where it is.
 
     Args:
-        include: patterns of files or folders that would be left behind, `checkpoint-*` or `*.tfevents.*`.
+        name: path in the folder; that of a folder ends with a slash.
+        reason: why, as a sentence about it: "is hidden".
+        num_files: how many it stands for.
+    """
+
+    name: str
+    reason: str
+    num_files: int = 1
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether only its whole path includes it, and no pattern."""
+        return self.reason in GUARDED
+
+
+def file_stamp(path: Path) -> tuple | None:
+    """What changes when a file does: its identity, size and time of writing; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def folder_stamps(folder: Path) -> dict[str, tuple | None]:
+    """The stamps of all files of a folder, by path in it."""
+    return {name: file_stamp(folder / name) for name in walk_files(folder)}
+
+
+def files_to_push(folder: Path, card: str, include: Sequence[str] = ()) -> list[PushedFile]:
+    """The files of a checkpoint folder that travel, by name; the model card is not among them.
+
+    These are the files of the checkpoint, the images in the folder that the card shows, and what `include` asks for.
+
+    Args:
+        card: text of the model card.
+        include: patterns of other files or folders: `checkpoint-*`, `*.tfevents.*`. A file that may hold a secret, or that
+            is hidden, is sent only if its whole path stands there.
 
     Raises:
-        FolderError: a pattern of `include` matches nothing.
+        FolderError: a pattern of `include` matches nothing that may be sent; a file is a link out of the folder.
+        ValueError: an index or a configuration is damaged.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = names_to_push(folder, card) - {CARD}
     for pattern in include:
-        if not any(_matches(name, [pattern]) for name in names):
-            raise FolderError(f"--include {pattern!r} matches no file in {folder}.")
-    asked = (*TRAVELS_ANYWAY, *include)
-    return [
-        PushedFile(name, folder / name)
-        for name in names
-        if name != CARD and (_matches(name, asked) or not _matches(name, LEFT_BEHIND))
-    ]
+        names |= _included(folder, pattern)
+    targets, problems = real_files(folder, names)
+    if problems:
+        raise FolderError("\n  ".join([f"{folder} cannot be pushed:", *problems]))
+    return [PushedFile(name, _content(target), file_stamp(target)) for name, target in targets.items()]
+
+
+def names_to_push(folder: Path, card: str) -> set[str]:
+    """Paths in the folder of what travels unasked: the files of the checkpoint, and the images that the card shows.
+
+    Raises:
+        ValueError: an index or a configuration is damaged.
+    """
+    return checkpoint_file_names(folder) | _shown(card) & set(walk_files(folder))
+
+
+def real_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
+    """Files by their path in the folder, links followed; and what is wrong with those that lead out of it."""
+    found, problems = {}, []
+    for name in sorted(names):
+        try:
+            found[name] = resolve_inside(folder, name)
+        except LinkError as error:
+            problems.append(str(error))
+    irregular = [name for name, target in found.items() if not target.is_file()]
+    return found, problems + [f"{folder / name} is no regular file. Remove it." for name in irregular]
+
+
+def _content(path: Path) -> Path | bytes:
+    is_large = path.suffix == ".safetensors" or path.stat().st_size > READ_AT_ONCE
+    return path if is_large else path.read_bytes()
+
+
+def _included(folder: Path, pattern: str) -> set[str]:
+    """What a pattern of `include` matches and may be sent."""
+    if links := [name for name in linked_folders(folder) if _matches(name, [pattern])]:
+        raise FolderError(
+            f"--include {pattern!r}: {folder / links[0]} is a link to a folder, which is not followed. Put a copy there."
+        )
+    found = {name for name in walk_files(folder) if _matches(name, [pattern])}
+    if not found:
+        raise FolderError(f"--include {pattern!r} matches no file in {folder}.")
+    if allowed := {name for name in found if name == pattern or _reason(name) not in GUARDED}:
+        return allowed
+    name = min(found)
+    raise FolderError(f"--include {pattern!r}: {name} {_reason(name)}. To send it, write its whole path: {name}")
+
+
+def _shown(card: str) -> set[str]:
+    """The images that a card shows, by path; those elsewhere have an address instead."""
+    links = (unquote(re.split("[?#]", next(filter(None, groups)))[0]) for groups in SHOWN.findall(card))
+    return {posixpath.normpath(link) for link in links if link.lower().endswith(IMAGES)}
+
+
+def files_left(folder: Path, sent: Iterable[str]) -> list[LeftFile]:
+    """What of a folder stays behind, and why; a folder from which nothing is sent is one entry."""
+    sent = {*sent, CARD}
+    open_folders = {parent for name in sent for parent in _folders(name)}
+    grouped: dict[str, int] = {}
+    for name in (*walk_files(folder), *linked_folders(folder)):
+        if name not in sent:
+            closed = [parent for parent in _folders(name) if parent not in open_folders]
+            place = f"{closed[0]}/" if closed else name
+            grouped[place] = grouped.get(place, 0) + 1
+    return [LeftFile(name, _reason_here(folder, name), count) for name, count in sorted(grouped.items())]
+
+
+def _folders(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _reason_here(folder: Path, name: str) -> str:
+    if (folder / name).is_dir() and (folder / name).is_symlink():
+        return "is a link to a folder"
+    try:
+        resolve_inside(folder, name)
+    except LinkError:
+        return "is a link out of the folder, or to nothing"
+    return _reason(name)
+
+
+def _reason(name: str) -> str:
+    name = name.rstrip("/")
+    return next((reason for reason, patterns in REASONS.items() if _matches(name.lower(), patterns)), UNKNOWN)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
-    parts = name.split("/")
-    places = {"/".join(parts[:depth]) for depth in range(1, len(parts) + 1)} | set(parts)
-    return any(fnmatchcase(place, pattern) for pattern in patterns for place in places)
+    places = {name, *_folders(name), *name.split("/")}
+    return any(fnmatchcase(place, pattern.rstrip("/")) for pattern in patterns for place in places)
 
 
 def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None = None) -> PushedFile:

@@ -1,20 +1,21 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Pushing a checkpoint folder to the Hub: checked before, in one commit, resumed where it broke off."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.utils import logging
 
 from .checks import check_folder
-from .folder import PushedFile, card_to_push, files_to_push
-from .model_card import CARD
+from .folder import FolderError, LeftFile, PushedFile, card_to_push, files_left, files_to_push, folder_stamps
+from .model_card import CARD, CardFacts
 
 # of these a repository keeps only what is pushed: `from_pretrained` would take an old model.safetensors before new shards
 WEIGHTS = (
@@ -26,6 +27,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 CARDS = ("hub", "folder")
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,46 @@ class Pushed:
         commit: its hash, which `from_pretrained(..., revision=...)` takes.
         is_new: whether anything was to be changed.
         deleted: weights of another checkpoint that the repository held, and does not hold any more.
+        left: what stayed in the folder, and why.
     """
 
     url: str
     commit: str
     is_new: bool
     deleted: list[str]
+    left: list[LeftFile]
 
 
-def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> list[PushedFile]:
-    """Check a folder, and list what a push of it uploads. Asks no network.
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push will do.
+
+    Args:
+        files: what it uploads, the model card last.
+        left: what stays in the folder, and why.
+        warnings: what whoever pushes should know before.
+    """
+
+    files: list[PushedFile]
+    left: list[LeftFile]
+    warnings: list[str]
+
+
+def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> PushPlan:
+    """Check a folder, and list what a push of it uploads and what it leaves. Asks no network, runs none of its code.
+
+    Uploaded are the files of the checkpoint (weights that the index names, configurations, processor, templates, the code
+    that an `auto_map` leads to, reports, licences), the model card, and the images in the folder that it shows.
 
     Args:
         folder: a whole checkpoint.
         repo_id: "owner/name", or "name" for the token's owner.
-        include: patterns of files that would be left behind: states of the optimizer, logs, `checkpoint-*` folders.
+        include: patterns of files or folders that would be left behind: `checkpoint-*`, `*.tfevents.*`. A file that is
+            hidden or may hold a secret is sent only if its whole path stands there.
 
     Raises:
-        FolderError: the folder is not a whole checkpoint, naming everything that is wrong with it.
+        FolderError: the folder is not a whole checkpoint, naming everything that is wrong with it; a file that would be
+            sent is a link out of the folder; a pattern of `include` matches nothing; a file is being changed.
         ValueError: `repo_id` is not possible.
     """
     try:
@@ -62,8 +86,41 @@ def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> 
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no id of a repository, expected 'owner/name': {error}") from error
     folder = Path(folder)
+    before = folder_stamps(folder)
     check_folder(folder)
-    return [*files_to_push(folder, include), card_to_push(folder, repo_id)]
+    card = card_to_push(folder, repo_id)
+    files = files_to_push(folder, card.content.decode(), include)
+    _refuse_changed(file.name for file in files if file.stamp != before.get(file.name))
+    left = files_left(folder, {file.name for file in files})
+    return PushPlan([*files, card], left, push_warnings(folder, card))
+
+
+def _refuse_changed(names: Iterable[str]) -> None:
+    """Raises: FolderError: there are names."""
+    if changed := sorted(names):
+        raise FolderError(
+            f"{', '.join(changed)} changed while the folder was being checked. Nothing was committed. Push again when "
+            "nothing writes there any more."
+        )
+
+
+def push_warnings(folder: Path, card: PushedFile) -> list[str]:
+    """What whoever pushes a model should know before: that it is not trained, that nobody may know its licence.
+
+    Args:
+        card: as it will be in the repository.
+    """
+    found = []
+    if untrained := CardFacts(folder).untrained_modules:
+        found.append(f"{folder} has modules that no training has seen: {', '.join(untrained)}. Its card says so.")
+    metadata = ModelCard(card.content.decode()).data.to_dict()
+    if metadata.get("license") in (None, "unknown") or not (
+        metadata["license"] != "other" or metadata.get("license_name") or metadata.get("license_link")
+    ):
+        found.append(
+            f"The licence of {folder} is not known. Name it in the metadata of {CARD}: `license: apache-2.0`."
+        )
+    return found
 
 
 def push_folder(
@@ -104,7 +161,7 @@ def push_folder(
     if create_pr and revision is not None:
         raise ValueError(f"create_pr and revision={revision!r} exclude one another: a pull request is against main.")
     folder = Path(folder)
-    plan_push(folder, repo_id, include)
+    plan = plan_push(folder, repo_id, include)
     from .. import __version__
 
     api = HfApi(token=token, library_name="internvlx_hf", library_version=__version__)
@@ -112,15 +169,17 @@ def push_folder(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         info = _open(api, repo_id, private, revision)
         there = {file.rfilename for file in info.siblings or ()}
-        files = [
-            *files_to_push(folder, include),
-            card_to_push(folder, repo_id, _card_there(api, repo_id, info) if CARD in there else "", card),
-        ]
+        new_card = card_to_push(folder, repo_id, _card_there(api, repo_id, info) if CARD in there else "", card)
+        for warning in push_warnings(folder, new_card):
+            logger.warning(warning)
+        files = [*plan.files[:-1], new_card]
+        additions = [CommitOperationAdd(file.name, file.content) for file in files]
+        _refuse_changed(file.name for file in files if not file.is_unchanged)
         stale = sorted(name for name in there - {file.name for file in files} if _is_weights(name))
         done = api.create_commit(
             repo_id,
             [
-                *(CommitOperationAdd(file.name, file.content) for file in files),
+                *additions,
                 *(CommitOperationDelete(name, is_folder=False) for name in stale),
             ],
             commit_message=message or f"Upload {folder.resolve().name} with internvlx-hf",
@@ -129,7 +188,7 @@ def push_folder(
             # what is deleted, and the card, were decided by this commit
             parent_commit=info.sha,
         )
-    return Pushed(done.pr_url or done.commit_url, done.oid, done.oid != info.sha, stale)
+    return Pushed(done.pr_url or done.commit_url, done.oid, done.oid != info.sha, stale, plan.left)
 
 
 def _open(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> ModelInfo:

@@ -1,17 +1,27 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What `TrainingArguments(push_to_hub=True)` needs to push a model that loads, with our card."""
+"""What `TrainingArguments(push_to_hub=True)` needs to push a model that loads, with our card, and nothing else."""
 
+import glob
 import shutil
 from pathlib import Path
 
-from .model_card import write_card
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress, hf_api
+
+from .checkpoint_names import checkpoint_file_names
+from .folder import names_to_push, real_files
+from .model_card import CARD, read_card, write_card
+
+logger = logging.get_logger(__name__)
 
 
 class PushesCheckpoint:
     """For a `Trainer` that pushes: `class MyTrainer(PushesCheckpoint, Trainer)`.
 
-    A plain `Trainer` replaces the model card by transformers' own whenever it pushes, with all that was written into it,
-    and leaves the model's code out of what it pushes while it trains, which then does not load.
+    A plain `Trainer` replaces the model card by transformers' own whenever it pushes, with all that was written into it;
+    leaves the model's code out of what it pushes while it trains, which then does not load; and pushes whatever else lies in
+    the folder, a `training_args.bin` with the Hub's token among it.
     """
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -22,8 +32,70 @@ class PushesCheckpoint:
         elif self.is_world_process_zero():
             write_card(out, name=self.hub_model_id)
 
+    def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
+        """As the `Trainer`'s, but of the folder only what `internvlx push` would send goes."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        private = {"private": kwargs.pop("private")} if "private" in kwargs else {}
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, **private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(
+            **{"model_name": self.hub_model_id.split("/")[-1], "tags": getattr(self.model, "model_tags", None)}
+            | kwargs
+        )
+        self._finish_current_push()
+        return self._upload_checkpoint(commit_message, token=token, revision=revision, run_as_future=not blocking)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():
-            for module in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(module, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_pushing and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        checkpoint, out = Path(checkpoint_folder), Path(self.args.output_dir)
+        # the checkpoint may be deleted while it is uploaded
+        for name in checkpoint_file_names(checkpoint) - {CARD}:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(checkpoint / name, out / name)
+        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        progress = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch)}"
+        message = f"Training in progress, {progress}"
+        jobs = [self._upload_checkpoint(message, run_as_future=True)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            jobs.append(self._upload_state(checkpoint, f"{message}, checkpoint"))
+        if is_pushing:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _upload_checkpoint(self, message: str, *, token=None, revision=None, run_as_future: bool):
+        out = Path(self.args.output_dir)
+        files, problems = real_files(out, names_to_push(out, read_card(out)))
+        for problem in problems:
+            logger.warning(f"Not pushed: {problem}")
+        return hf_api().upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=out,
+            commit_message=message,
+            token=self.args.hub_token if token is None else token,
+            revision=self.args.hub_revision if revision is None else revision,
+            run_as_future=run_as_future,
+            allow_patterns=[glob.escape(name) for name, target in files.items() if target.is_file()],
+        )
+
+    def _upload_state(self, checkpoint: Path, message: str):
+        """Upload what a training resumes from. Its saved arguments hold the token."""
+        is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+        return hf_api().upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=checkpoint,
+            path_in_repo="last-checkpoint" if is_last else checkpoint.name,
+            commit_message=message,
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            run_as_future=True,
+            ignore_patterns=["training_args.bin"],
+        )
