@@ -277,7 +277,8 @@ def _parse(body: str, first_line: int) -> list[str | Section]:
 
 def _renew_sections(parts: list[str | Section], sections: dict[str, str]) -> tuple[list[str | Section], list[str]]:
     """The parts with new sections in the place of old ones, and the names of those that a person changed."""
-    fresh = {name: Section(name, text.strip("\n"), _digest(text)) for name, text in sections.items() if text}
+    texts = {name: _without_marks(text).strip("\n") for name, text in sections.items() if text}
+    fresh = {name: Section(name, text, _digest(text)) for name, text in texts.items()}
     if any(isinstance(part, str) and re.search(r"^# ", part, re.MULTILINE) for part in parts):
         fresh.pop(TITLE, None)
     renewed: list[str | Section] = []
@@ -291,6 +292,11 @@ def _renew_sections(parts: list[str | Section], sections: dict[str, str]) -> tup
         if name not in places:
             renewed.insert(_place(name, list(fresh), places, len(renewed)), section)
     return renewed, [part.name for part in renewed if isinstance(part, Section) and part.is_edited]
+
+
+def _without_marks(text: str) -> str:
+    """A generated text in which a name that holds a mark shows it, and is none."""
+    return MARK.sub(lambda match: match[0].replace("internvlx:", "internvlx&#58;"), text)
 
 
 def _place(name: str, order: list[str], places: dict[str, int], end: int) -> int:

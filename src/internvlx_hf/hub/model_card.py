@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -15,11 +16,35 @@ from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import TilingRule
 from .card_text import TITLE, Card, CardError, renew_card
-from .training_facts import RECIPE, TrainingFacts
+from .json_fields import check_fields
+from .training_facts import RECIPE, RECIPE_FIELDS, TEXT, TrainingFacts, code, one_line
 
 CARD = "README.md"
 REPORT = "conversion_report.json"
 NATIVE, OURS = "internvl", "internvl_x"
+# what a report keeps of the source's card
+SOURCE_CARD = ("language?", "license?", "license_name?", "license_link?")
+# how new modules start, as the card says it
+STARTS = {
+    "warm": f"Each starts near what the original knows; `{REPORT}` says tensor by tensor how.",
+    "paper": "They start at random: before training the model's answers mean nothing.",
+}
+REPORT_FIELDS = {
+    "source": str,
+    "base_model?": TEXT,
+    "revision?": TEXT,
+    "source_card?": {name: (str, [str], NoneType) for name in SOURCE_CARD},
+    "language_model": {"source": str, "model_type": str},
+    "options?": {"init?": str},
+    "parameters": int,
+    "dtype": str,
+    "tokens?": {"tile_size": int, "per_tile": int, "max_tiles": int},
+    "dropped_tensors": {str: str},
+    "untrained_modules?": [str],
+    "exact": bool,
+    "notes": [str],
+    "versions": {"internvlx_hf": str},
+}
 # (W, H) of the pictures whose costs a card tells
 PICTURE_SIZES = ((336, 280), (640, 480), (800, 600), (1024, 768), (1280, 720), (1920, 1080))
 USAGE = {
@@ -127,6 +152,18 @@ def _umask() -> int:
     return mask
 
 
+def _check_report(path: Path, report: dict) -> None:
+    """Raises: ValueError: something is missing that a card needs, or it is of another kind."""
+    check_fields(report, REPORT_FIELDS, path)
+    if report.get("untrained_modules"):
+        init = report.get("options", {}).get("init")
+        if init not in STARTS:
+            raise ValueError(f"{path}: options.init is {init!r}, expected one of {', '.join(map(repr, STARTS))}.")
+    for name, number in report.get("tokens", {}).items():
+        if type(number) is int and number < 1:
+            raise ValueError(f"{path}: tokens.{name} is {number}, expected at least 1.")
+
+
 @dataclass
 class CardFacts:
     """What a checkpoint folder tells about itself.
@@ -150,7 +187,10 @@ class CardFacts:
             found = f"model_type={self.kind!r}" if config else "no config.json"
             raise ValueError(f"{self.folder} has {found}, expected a checkpoint of model type {OURS!r} or {NATIVE!r}.")
         self.report = read_json(self.folder / REPORT)
+        if self.report:
+            _check_report(self.folder / REPORT, self.report)
         recipe = read_json(self.folder / RECIPE)
+        check_fields(recipe, RECIPE_FIELDS, self.folder / RECIPE)
         self.training = TrainingFacts(recipe) if recipe else None
 
     @cached_property
@@ -171,7 +211,8 @@ class CardFacts:
 
     def metadata(self) -> dict:
         """What the Hub reads, by `huggingface_hub`'s names."""
-        source = self.report.get("source_card", {})
+        known = {name.rstrip("?") for name in SOURCE_CARD}
+        source = {name: value for name, value in self.report.get("source_card", {}).items() if name in known}
         is_ours = self.kind == OURS
         training = self.training
         data = ModelCardData(
@@ -189,7 +230,7 @@ class CardFacts:
 
     @property
     def title(self) -> str:
-        base = (self.base_model or self.report.get("source") or "").rpartition("/")[-1]
+        base = one_line((self.base_model or self.report.get("source") or "").rpartition("/")[-1])
         kind = "transformers' native InternVL" if self.kind == NATIVE else "InternVL-X for Transformers"
         if self.training:
             return f"{base}, trained as {kind}" if base else f"{kind}, trained"
@@ -223,12 +264,12 @@ class CardFacts:
         report = self.report
         if not report:
             return ""
-        revision = f" at revision `{report['revision']}`" if report["revision"] else ""
+        revision = f" at revision {code(report['revision'])}" if report.get("revision") else ""
         lines = [
-            f"Converted from `{report['base_model'] or report['source']}`{revision} by internvlx-hf "
-            f"{report['versions']['internvlx_hf']}: {_millions(report['parameters'])} parameters in "
-            f"{report['dtype']}, language model `{report['language_model']['source']}` as "
-            f"`{report['language_model']['model_type']}`."
+            f"Converted from {code(report.get('base_model') or report['source'])}{revision} by internvlx-hf "
+            f"{one_line(report['versions']['internvlx_hf'])}: {_millions(report['parameters'])} parameters in "
+            f"{one_line(report['dtype'])}, language model {code(report['language_model']['source'])} as "
+            f"{code(report['language_model']['model_type'])}."
         ]
         if report["exact"] and not self.training:
             lines.append("The weights are those of the original, and so are the answers to the same tiles.")
@@ -238,7 +279,9 @@ class CardFacts:
                     "Pillow; `do_exif_transpose=False, resize_backend='pillow'` give the original's very pixels."
                 )
         if dropped := report["dropped_tensors"]:
-            lines.append("Tensors left out: " + "; ".join(f"`{k}` ({v})" for k, v in dropped.items()) + ".")
+            lines.append(
+                "Tensors left out: " + "; ".join(f"{code(k)} ({one_line(v)})" for k, v in dropped.items()) + "."
+            )
         return "\n\n".join([*lines, *report["notes"]])
 
     def _architecture(self) -> str:
@@ -259,13 +302,9 @@ class CardFacts:
     def _untrained(self) -> str:
         if not self.untrained_modules:
             return ""
-        modules = "\n".join(f"- `{module}`" for module in self.untrained_modules)
-        start = {
-            "warm": f"Each starts near what the original knows; `{REPORT}` says tensor by tensor how.",
-            "paper": "They start at random: before training the model's answers mean nothing.",
-        }
+        modules = "\n".join(f"- {code(module)}" for module in self.untrained_modules)
         init = self.report["options"]["init"]
-        text = start[init]
+        text = STARTS[init]
         if init == "warm" and any(name.startswith("model.lvtc.") for name in self.untrained_modules):
             text += (
                 " With LVTC that is not enough: the last layers see other tokens than they know, and before training the "
@@ -319,8 +358,9 @@ class CardFacts:
         of_base = f" The terms of [{base}](https://huggingface.co/{base}) hold for what comes from it." if base else ""
         code = " The code in this repository is Apache-2.0." if self.kind == OURS else ""
         if licence:
+            names = one_line(", ".join(map(str, licence)) if isinstance(licence, list) else licence)
             link = metadata.get("license_link")
-            weights = f"Weights: {f'[{licence}]({link})' if link else f'`{licence}`'}."
+            weights = f"Weights: {f'[{names}]({one_line(link)})' if link else f'`{names}`'}."
         else:
             weights = "Which licence the weights have is not known: name it in this card's metadata (`license: ...`)."
         return f"## Licence\n\n{weights}{of_base}{code}"

@@ -1,12 +1,29 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """What a model card says of a training run, from its `training_recipe.json`."""
 
+import html
 from dataclasses import dataclass
+from types import NoneType
 
 from huggingface_hub import EvalResult
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 RECIPE = "training_recipe.json"
+TEXT, NUMBER = (str, NoneType), (int, float, NoneType)
+DATA = [{"name": str, "samples?": (int, str, NoneType), "repeat_time?": (int, float), "hub_id?": TEXT}]
+RECIPE_FIELDS = {
+    "base_model?": TEXT,
+    "revision?": TEXT,
+    "data?": DATA,
+    "evaluation_data?": DATA,
+    "trained_modules?": {str: int},
+    "settings?": {},
+    "metrics?": {},
+    "steps?": NUMBER,
+    "epochs?": NUMBER,
+    "tokens?": NUMBER,
+    "versions?": {"internvlx_hf?": str},
+}
 EVALUATION = "eval_"
 # of Trainer's metrics, those about speed
 SPEED = ("_runtime", "_per_second", "_flos")
@@ -41,7 +58,8 @@ class TrainingFacts:
     @property
     def hub_datasets(self) -> list[str]:
         """Ids of those data sets that are on the Hub."""
-        return [entry["hub_id"] for entry in self.recipe.get("data", []) if _is_repo_id(entry.get("hub_id"))]
+        data = self.recipe.get("data", [])
+        return list(dict.fromkeys(entry["hub_id"] for entry in data if _is_repo_id(entry.get("hub_id"))))
 
     @property
     def quality(self) -> dict[str, float]:
@@ -50,7 +68,7 @@ class TrainingFacts:
         return {
             name: value
             for name, value in metrics.items()
-            if isinstance(value, int | float) and not name.endswith(SPEED) and name not in ("epoch", "total_flos")
+            if type(value) in (int, float) and not name.endswith(SPEED) and name not in ("epoch", "total_flos")
         }
 
     @property
@@ -59,23 +77,23 @@ class TrainingFacts:
         data = self.recipe.get("evaluation_data") or []
         if not data:
             return []
-        name = ", ".join(entry["name"] for entry in data)
+        name, hub_id = ", ".join(entry["name"] for entry in data), data[0].get("hub_id")
         return [
             EvalResult(
                 task_type="image-text-to-text",
-                dataset_type=data[0].get("hub_id") or "custom",
+                dataset_type=hub_id if _is_repo_id(hub_id) else "custom",
                 dataset_name=name,
                 metric_type=metric.removeprefix(EVALUATION),
                 metric_value=value,
             )
             for metric, value in self.quality.items()
-            if metric.startswith(EVALUATION)
+            if metric.startswith(EVALUATION) and metric != EVALUATION
         ]
 
     def summary(self) -> str:
         recipe = self.recipe
-        base = f" from `{self.base_model}`" if self.base_model else ""
-        base += f" at revision `{recipe['revision']}`" if recipe.get("revision") else ""
+        base = f" from {code(self.base_model)}" if self.base_model else ""
+        base += f" at revision {code(recipe['revision'])}" if recipe.get("revision") else ""
         spans = [
             f"{_number(recipe[name])} {name.removesuffix('s') if recipe[name] == 1 else name}"
             for name in ("steps", "epochs", "tokens")
@@ -83,7 +101,7 @@ class TrainingFacts:
         ]
         length = f" for {', '.join(spans)}" if spans else ""
         versions = recipe.get("versions", {})
-        by = f" by internvlx-hf {versions['internvlx_hf']}" if "internvlx_hf" in versions else ""
+        by = f" by internvlx-hf {one_line(versions['internvlx_hf'])}" if "internvlx_hf" in versions else ""
         return f"Trained{base}{by}{length}."
 
     def data_section(self) -> str:
@@ -93,14 +111,16 @@ class TrainingFacts:
         rows = ["| data set | samples | times |", "| --- | --- | --- |"]
         for entry in data:
             hub_id, times = entry.get("hub_id"), entry.get("repeat_time", 1)
-            name = f"[{entry['name']}](https://huggingface.co/datasets/{hub_id})" if hub_id else entry["name"]
-            rows.append(f"| {_cell(name)} | {_number(entry.get('samples', ''))} | {_number(times)} |")
+            name = one_line(entry["name"])
+            if _is_repo_id(hub_id):
+                name = f"[{name}](https://huggingface.co/datasets/{hub_id})"
+            rows.append(f"| {name} | {_number(entry.get('samples', ''))} | {_number(times)} |")
         return "## Data\n\n" + "\n".join(rows)
 
     def recipe_section(self) -> str:
-        trained = [f"- `{name}`: {_number(count)} parameters" for name, count in self.trained_modules.items()]
+        trained = [f"- {code(name)}: {_number(count)} parameters" for name, count in self.trained_modules.items()]
         settings = [
-            f"| `{name}` | {_cell(value)} |"
+            f"| {code(name)} | {one_line(value)} |"
             for name, value in (self.recipe.get("settings") or {}).items()
             if value != ""
         ]
@@ -114,9 +134,9 @@ class TrainingFacts:
     def metrics_section(self) -> str:
         if not self.quality:
             return ""
-        data = ", ".join(entry["name"] for entry in self.recipe.get("evaluation_data") or [])
+        data = ", ".join(one_line(entry["name"]) for entry in self.recipe.get("evaluation_data") or [])
         about = f"`{EVALUATION}` was measured on {data}.\n\n" if data else ""
-        rows = [f"| `{name}` | {_number(value)} |" for name, value in self.quality.items()]
+        rows = [f"| {code(name)} | {_number(value)} |" for name, value in self.quality.items()]
         return "## Metrics\n\n" + about + "\n".join(["| metric | value |", "| --- | --- |", *rows])
 
 
@@ -131,9 +151,14 @@ def _is_repo_id(name: str | None) -> bool:
 def _number(value) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else _cell(value)
+    return f"{value:,}" if isinstance(value, int) else one_line(value)
 
 
-def _cell(value) -> str:
-    """A value for a table's cell, in which a bar or a line's end would be the cell's end."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def one_line(value) -> str:
+    """A value in a card's text or in a cell of a table, which a bar, a tag or a line's end would break."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
+
+
+def code(value) -> str:
+    """A value as code in a card's text. HTML means nothing there; a backtick would end it."""
+    return f"`{' '.join(str(value).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
