@@ -327,9 +327,13 @@ def test_card_that_was_edited_on_the_hub_survives_the_next_push(hub, folders, wr
 
 
 def test_trainer_that_pushes_keeps_the_card_and_sends_the_code(hub, folders, writer):
-    """Also in what it pushes while it trains."""
+    """Also in what it pushes while it trains. What else lies in the folder stays there."""
     out = folders / "trainer"
     shutil.copytree(folders / "v2", out)
+    for name in ("id_rsa", "data.jsonl", "train.py", "other.safetensors", "runs/events.out.tfevents.1"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("private")
+    (out / "NOTICE").symlink_to(out / ".." / "batch.safetensors")
     (out / "README.md").write_text("# Mine\n")
     writer.result(
         """
@@ -346,7 +350,7 @@ batch = load_file({batch!r})
 sample = dict(batch, labels=batch["input_ids"])
 arguments = TrainingArguments(
     {out!r}, max_steps=1, save_steps=1, per_device_train_batch_size=1, report_to="none", remove_unused_columns=False,
-    push_to_hub=True, hub_model_id="you/trained", use_cpu=True, disable_tqdm=True,
+    push_to_hub=True, hub_model_id="you/trained", use_cpu=True, disable_tqdm=True, hub_strategy="checkpoint",
 )
 trainer = PushingTrainer(
     InternVLXForConditionalGeneration.from_pretrained({out!r}), arguments, data_collator=lambda samples: samples[0],
@@ -364,10 +368,68 @@ trainer.push_to_hub()
     for sha in (messages["Training in progress, step 1"], hub.head("you/trained")):
         files = repository.commits[sha]
         assert {"modeling_internvlx.py", "lvtc.py", "processing_internvlx.py", "model.safetensors"} <= files.keys()
+        names = {name for name in files if not name.startswith("last-checkpoint/")}
+        assert names == {*(path.name for path in (folders / "v2").iterdir()), ".gitattributes", "README.md"}
+    state = {name.removeprefix("last-checkpoint/") for name in hub.files("you/trained") if "last-checkpoint/" in name}
+    assert {"optimizer.pt", "trainer_state.json", "model.safetensors"} <= state
+    assert "training_args.bin" not in state, "the Hub's token is pickled in it"
+    assert (out / "checkpoint-1" / "training_args.bin").exists()
     card = hub.files("you/trained")["README.md"].decode()
     assert "# Mine" in card
     assert "## What a picture costs" in card
     assert 'from_pretrained("you/trained"' in card
+
+
+def test_push_sends_the_checkpoint_only_and_warns_before(hub, folders, writer):
+    folder = shutil.copytree(folders / "v2", folders / "strays")
+    for name in ("id_rsa", "runs/a", "runs/b"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("private")
+    answer = writer.run(PUSH, arguments=[str(folder), "you/strays"])
+    assert answer["error"] is None
+    assert hub.files("you/strays").keys() == {path.name for path in (folders / "v2").iterdir()} | {
+        "README.md",
+        ".gitattributes",
+    }
+    assert "stayed behind: 3 files (--dry-run says which, and why)" in answer["out"]
+    assert f"The licence of {folder} is not known" in writer.result(
+        """
+import logging
+from internvlx_hf.hub import push_folder
+told = []
+class Handler(logging.Handler):
+    def emit(self, record):
+        told.append(record.getMessage())
+logging.getLogger("internvlx_hf.hub.push").addHandler(Handler())
+push_folder({folder!r}, "you/strays")
+result = " ".join(told)
+""",
+        folder=str(folder),
+    )
+
+
+def test_weights_that_change_after_the_check_are_not_committed(hub, folders, writer):
+    folder = shutil.copytree(folders / "v2", folders / "changing")
+    answer = writer.run(
+        """
+from pathlib import Path
+from internvlx_hf.hub import push, push_folder
+original = push.CommitOperationAdd
+def add(name, content):
+    added = original(name, content)
+    if name == "model.safetensors":
+        Path(content).write_bytes(b"other weights")
+    return added
+push.CommitOperationAdd = add
+try:
+    push_folder({folder!r}, "you/changing")
+finally:
+    push.CommitOperationAdd = original
+""",
+        folder=str(folder),
+    )
+    assert "FolderError: model.safetensors changed while the folder was being checked" in answer["error"]
+    assert list(hub.files("you/changing")) == [".gitattributes"]
 
 
 def test_documentation_s_blocks_run(hub, folders, writer):

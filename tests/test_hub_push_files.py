@@ -392,7 +392,7 @@ def test_dry_run_says_what_stays_why_and_how_to_send_it(folder, capsys):
     heading = lines.index("These stay behind; `--include PATTERN` sends them too:")
     assert lines[heading + 1 :] == [
         "  data.jsonl is not part of a checkpoint",
-        "  id_rsa may hold a secret: only its whole path includes it",
+        "  id_rsa may hold a secret: only the whole path of a file includes it",
         "  runs/ (2 files) is a log",
     ]
 

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
         print(f"removed from the repository, weights of another checkpoint: {name}")
     if pushed.left:
         count = sum(file.num_files for file in pushed.left)
-        print(f"stayed behind: {count} file{'s' if count > 1 else ''} (--dry-run says which, and why)")
+        print(f"stayed behind: {_files(count)} (--dry-run says which, and why)")
     print(pushed.url if pushed.is_new else f"{pushed.url}: nothing was to be changed")
 
 
@@ -49,10 +49,14 @@ def _show(plan: PushPlan) -> None:
 def _left_lines(left: list[LeftFile]) -> Iterator[str]:
     """A line for each of the files that stay for one reason, the first of many."""
     for file in left[:MOST_LINES]:
-        count = f" ({file.num_files} files)" if file.name.endswith("/") else ""
-        yield f"{file.name}{count} {file.reason}{': only its whole path includes it' if file.is_guarded else ''}"
+        count = f" ({_files(file.num_files)})" if file.name.endswith("/") else ""
+        yield f"{file.name}{count} {file.reason}{': only the whole path of a file includes it' if file.is_guarded else ''}"
     if len(left) > MOST_LINES:
         yield f"and {len(left) - MOST_LINES} more; each {left[0].reason}"
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"
 
 
 def _parser() -> argparse.ArgumentParser:
