@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from card_reports import REPORT
 from internvlx_hf.cli import main
 from internvlx_hf.hub import FolderError, check_folder, plan_push
 from internvlx_hf.hub import push as push_module
@@ -409,7 +410,7 @@ def test_dry_run_of_hundreds_of_files_stays_short(folder, capsys):
 
 
 def test_untrained_modules_and_an_unknown_licence_are_told_before_the_push(folder, capsys):
-    report = {"untrained_modules": ["model.lvtc", "model.multi_modal_projector"]}
+    report = REPORT | {"untrained_modules": ["model.lvtc", "model.multi_modal_projector"]}
     write(folder / "README.md", "# Mine\n")
     write(folder / "conversion_report.json", json.dumps(report))
     untrained, licence = plan_push(folder, "you/model").warnings
