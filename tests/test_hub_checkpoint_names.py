@@ -140,8 +140,8 @@ def test_damaged_file_is_named(tmp_path, file, content, message):
 
 
 def test_auto_map_does_not_lead_out_of_the_folder(tmp_path):
-    folder = fill(tmp_path / "model", ["config.json"])
-    (tmp_path / "secret.py").write_text("")
+    folder = fill(tmp_path / "model", ["config.json", "inner.py"])
+    (tmp_path / "secret.py").write_text("from .inner import x\n")
     write_json(folder / "config.json", {"auto_map": {"AutoModel": "../secret.Class", "AutoConfig": "..secret.Class"}})
     assert checkpoint_file_names(folder) == {"config.json"}
 
