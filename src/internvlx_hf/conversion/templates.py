@@ -37,18 +37,25 @@ _JINJA = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
         {{- content -}}
+    {%- elif content is mapping or content is not iterable -%}
+        {{- raise_exception('A message has the content ' ~ content ~ ', expected a string or a list of parts.') -}}
     {%- else -%}
         {%- for part in content -%}
             {%- if part['type'] in ['image', 'image_url'] -%}
                 {{- '<IMG_CONTEXT>\\n' -}}
-            {%- elif part['type'] == 'text' -%}
+            {%- elif part['type'] == 'text' and part['text'] is string -%}
                 {{- part['text'] -}}
-            {%- else -%}
+            {%- elif part['type'] is string and part['type'] != 'text' -%}
                 {{- raise_exception('A message has a part of type ' + part['type'] + ', expected text or image.') -}}
+            {%- else -%}
+                {{- raise_exception('A message has the part ' ~ part ~ ', expected one of type text or image.') -}}
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+{%- if tools or documents -%}
+    {{- raise_exception('Got tools or documents, which this chat template does not write.') -}}
+{%- endif -%}
 {%- if messages and messages[0]['role'] == 'system' -%}
     {%- set system_message = render(messages[0]['content']) -%}
     {%- set turns = messages[1:] -%}
@@ -58,6 +65,9 @@ _JINJA = """\
 {%- endif -%}
 {{- SYSTEM + system_message + END + BETWEEN -}}
 {%- for message in turns -%}
+    {%- if message['tool_calls'] -%}
+        {{- raise_exception('Got a message with tool_calls, which this chat template does not write.') -}}
+    {%- endif -%}
     {%- set text = render(message['content'] or '') -%}
     {%- if message['role'] == 'user' -%}
         {{- USER -}}
@@ -72,7 +82,7 @@ _JINJA = """\
             {%- endgeneration -%}
         {%- endif -%}
     {%- else -%}
-        {{- raise_exception('Got a message of role ' + message['role'] + ', expected user and assistant, and system only first.') -}}
+        {{- raise_exception('Got a message of role ' ~ message['role'] ~ ', expected user and assistant, and system only first.') -}}
     {%- endif -%}
     {%- if text -%}
         {{- BETWEEN -}}

@@ -2,7 +2,9 @@
 """Processor of InternVL-X: puts as many placeholders into the text as the images' tiles take tokens."""
 
 import re
-from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +12,20 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
+from transformers.utils.chat_template_utils import jinja2
+
+from .messages import (
+    IMAGE_MARK,
+    count_marks,
+    escaped,
+    image_parts,
+    is_bare,
+    literals_as_text,
+    place_images,
+    read_messages,
+    refuse_tokens,
+    template_words,
+)
 
 # attribute of the tokenizer that names a token (as in native InternVL), and the token that InternVL itself uses
 _IMAGE_TOKENS = {
@@ -25,17 +41,29 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
         {{- content -}}
+    {%- elif content is not defined or content is mapping or content is not iterable -%}
+        {{- raise_exception('A message has the content ' ~ content ~ ', expected a string or a list of parts.') -}}
     {%- else -%}
         {%- for part in content -%}
-            {%- if part['type'] == 'image' -%}
+            {%- if part['type'] in ['image', 'image_url'] -%}
                 {{- '<IMG_CONTEXT>\\n' -}}
-            {%- elif part['type'] == 'text' -%}
+            {%- elif part['type'] == 'text' and part['text'] is string -%}
                 {{- part['text'] -}}
+            {%- else -%}
+                {{- raise_exception('A message has the part ' ~ part ~ ', expected one of type text or image.') -}}
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+{%- if tools or documents -%}
+    {{- raise_exception('Got tools or documents, which this chat template does not write.') -}}
+{%- endif -%}
 {%- for message in messages -%}
+    {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+        {{- raise_exception('Got a message of role ' ~ message['role'] ~ ', expected system, user or assistant.') -}}
+    {%- elif message['tool_calls'] -%}
+        {{- raise_exception('Got a message with tool_calls, which this chat template does not write.') -}}
+    {%- endif -%}
     {{- '<|im_start|>' + message['role'] + '\\n' -}}
     {%- if message['role'] == 'assistant' -%}
         {%- generation -%}
@@ -55,6 +83,36 @@ DEFAULT_CHAT_TEMPLATE = """\
 _TEXT_DEFAULTS = {"padding_side": "left"}
 
 
+@dataclass
+class _ChatImages:
+    """What a chat's prompts have to hold.
+
+    Attributes:
+        template: the chat template.
+        images: of each conversation, in order.
+        counts: how often each conversation's prompt has to hold each image token and the mark `<image>`.
+    """
+
+    template: str
+    images: list[list]
+    counts: list[dict[str, int]]
+
+    def check(self, prompts: str | list[str]) -> None:
+        """Looks at what was rendered: texts of their own may form a token only together."""
+        for prompt, counts in zip([prompts] if isinstance(prompts, str) else prompts, self.counts, strict=True):
+            for token, expected in counts.items():
+                found = prompt.count(token)
+                if found != expected and (expected or token not in self.template):
+                    raise ValueError(
+                        f"The rendered conversation holds {token!r} {found} times, expected {expected}, once for each image: "
+                        "texts of the conversation form it together, or the chat template leaves images out."
+                    )
+
+
+# what `apply_chat_template` tells the call that it makes: transformers has no argument that gets there in all versions
+_CHAT_IMAGES: ContextVar[_ChatImages | None] = ContextVar("chat_images", default=None)
+
+
 class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
     # where transformers 5.18 looks for what later versions take from the processor's `text_kwargs`
     _defaults = {"text_kwargs": _TEXT_DEFAULTS}
@@ -63,7 +121,7 @@ class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
 class InternVLXProcessor(ProcessorMixin):
     """Joins `InternVLXImageProcessor` and a tokenizer.
 
-    Each `<IMG_CONTEXT>` in a text stands for one image and becomes `<img>`, `image_seq_length` times the image's number of
+    Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image and becomes `<img>`, `image_seq_length` times the image's number of
     tiles `<IMG_CONTEXT>`, `</img>`. Texts are padded on the left, unless the tokenizer was made with a `padding_side` or a
     call gives one.
 
@@ -110,6 +168,10 @@ class InternVLXProcessor(ProcessorMixin):
         return [self.image_token_id, self.start_image_token_id, self.end_image_token_id]
 
     @property
+    def _image_tokens(self) -> tuple[str, str, str]:
+        return self.image_token, self.start_image_token, self.end_image_token
+
+    @property
     def unused_input_names(self) -> list[str]:
         return ["num_patches"]
 
@@ -123,7 +185,8 @@ class InternVLXProcessor(ProcessorMixin):
 
         Args:
             images: all images in the order of their placeholders, flat or a list per text.
-            text: one text or several, with one image token for each image.
+            text: one text or several, with one image token or mark `<image>` for each image. U+2060 behind the `<` makes it
+                text.
 
         Returns:
             `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images.
@@ -131,7 +194,20 @@ class InternVLXProcessor(ProcessorMixin):
         Raises:
             ValueError: there are more or fewer images than image tokens.
         """
-        return super().__call__(images=images, text=text, **kwargs)
+        chat = _CHAT_IMAGES.get()
+        if chat is None:
+            text = self._with_marks_as_tokens(text)
+        else:
+            chat.check(text)
+            images = chat.images
+        texts = [text] if isinstance(text, str) else text or []
+        with literals_as_text(self.tokenizer, texts, (*self._image_tokens, IMAGE_MARK)):
+            return super().__call__(images=images, text=text, **kwargs)
+
+    def _with_marks_as_tokens(self, text):
+        if isinstance(text, list | tuple):
+            return [self._with_marks_as_tokens(sample) for sample in text]
+        return text.replace(IMAGE_MARK, self.image_token) if isinstance(text, str) else text
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         if isinstance(images, list | tuple) and not _holds_anything(images):
@@ -139,20 +215,22 @@ class InternVLXProcessor(ProcessorMixin):
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
-        # later versions of transformers than 5.18 count the images as well, but never sample by sample
+        if isinstance(text, list) and all(isinstance(sample, str) for sample in text):
+            self._require_an_image_for_each_token(images, [sample.count(self.image_token) for sample in text])
         super().validate_inputs(images=images, text=text, **kwargs)
-        if text is None:
-            return
-        num_tokens = [sample.count(self.image_token) for sample in text]
+
+    def _require_an_image_for_each_token(self, images, num_tokens: list[int]):
         if images is None:
             if any(num_tokens):
                 raise ValueError(
-                    f"Found {sum(num_tokens)} {self.image_token} tokens in the text but no images were passed."
+                    f"Found {sum(num_tokens)} {self.image_token} tokens in the text but no images were passed. Expected an "
+                    f"image in `images`, or in a chat's image part, for each {self.image_token} and each mark {IMAGE_MARK}; "
+                    f"a mark that is only text is written {escaped(IMAGE_MARK, [IMAGE_MARK])!r}."
                 )
             return
         self._require_as_many_images(sum(num_tokens), len(make_flat_list_of_images(images)), "total ")
         is_nested = isinstance(images, list | tuple) and all(isinstance(sample, list | tuple) for sample in images)
-        if is_nested and len(images) == len(text):
+        if is_nested and len(images) == len(num_tokens):
             for index, sample_images in enumerate(images):
                 self._require_as_many_images(num_tokens[index], len(sample_images), place=f" in sample {index}")
 
@@ -160,7 +238,8 @@ class InternVLXProcessor(ProcessorMixin):
         if num_tokens != num_images:
             raise ValueError(
                 f"The {total}number of {self.image_token} tokens in the prompts should be the same as the number of images "
-                f"passed. Found {total}{num_tokens} {self.image_token} tokens and {num_images} images{place}."
+                f"passed. Found {total}{num_tokens} {self.image_token} tokens and {num_images} images{place}. A mark "
+                f"{IMAGE_MARK} in the text counts as such a token."
             )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -186,58 +265,131 @@ class InternVLXProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
     def apply_chat_template(
-        self, conversation, chat_template=None, tools=None, documents=None, *, return_labels: bool = False, **kwargs
+        self,
+        conversation,
+        chat_template=None,
+        tools=None,
+        documents=None,
+        *,
+        images: ImageInput | None = None,
+        return_labels: bool = False,
+        **kwargs,
     ):
         """Renders conversations, and with `tokenize=True` tokenizes them and cuts their images into tiles.
 
+        What the assistant or a tool wrote is text, also where it looks like an image token. (In a prompt that is not
+        tokenized, U+2060 behind its first character says so.)
+
         Args:
             conversation: a list of messages, or a list of such lists. Parts of a message that are images look like
-                `{"type": "image", "image" | "path" | "url" | "base64": ...}` or like OpenAI's `image_url` parts.
+                `{"type": "image", "image" | "path" | "url" | "base64": ...}` or like OpenAI's `image_url` parts. In
+                conversations without image parts, marks `<image>` in the users' turns stand for `images`.
+            images: images for the marks, or for image parts without an image of their own, in order; flat or a list for each
+                conversation. Without a mark and a part they go in front of the first user's turn.
             return_labels: also return `labels` for training, shaped as `input_ids`: -100 everywhere but in the tokens that
                 overlap what the template marks as written by the assistant. (An answer that begins with a blank may share
                 its first token with the end of the turn's header: strip it.) Implies `tokenize` and `return_dict`.
             kwargs: as for `ProcessorMixin.apply_chat_template`.
 
         Raises:
-            ValueError: a message's text holds one of the image tokens, which only images may bring in; or labels are
-                wanted of a template without `{% generation %}` marks.
+            ValueError: the template does not write something that is given (a role, a part, tools, ...); a message's text
+                holds one of the image tokens, which only images may bring in; marks or parts and `images` differ in
+                number, or marks stand beside parts; or labels are wanted of a template without `{% generation %}` marks.
         """
-        self._refuse_image_tokens(conversation, tools=tools, documents=documents)
-        if not return_labels:
-            return super().apply_chat_template(conversation, chat_template, tools=tools, documents=documents, **kwargs)
-        wants_mask = kwargs.pop("return_assistant_tokens_mask", False)
-        kwargs |= {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-        self._require_generation_marks(chat_template)
-        inputs = super().apply_chat_template(conversation, chat_template, tools=tools, documents=documents, **kwargs)
-        inputs["labels"] = self._labels(inputs["input_ids"], inputs["assistant_masks"])
-        if not wants_mask:
-            del inputs["assistant_masks"]
+        template = self._chosen_template(chat_template)
+        processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
+        images = processor_kwargs.pop("images", None) if images is None else images
+        self._refuse_unwritten(template, tools=tools, documents=documents)
+        conversations, is_batch = _as_batch(conversation)
+        tokenize = kwargs.get("tokenize", False) or return_labels
+        conversations, chat = self._read_chat(conversations, images, template, tokenize)
+        wants_mask = kwargs.get("return_assistant_tokens_mask", False)
+        if return_labels:
+            self._require_generation_marks(template)
+            kwargs |= {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        if processor_kwargs:
+            kwargs["processor_kwargs"] = processor_kwargs
+        inputs = self._applied(chat, conversations if is_batch else conversations[0], tools, documents, **kwargs)
+        if return_labels:
+            inputs["labels"] = self._labels(inputs["input_ids"], inputs["assistant_masks"])
+            if not wants_mask:
+                del inputs["assistant_masks"]
         return inputs
 
-    def _refuse_image_tokens(self, conversation, **other_inputs):
-        is_batch = bool(conversation) and isinstance(conversation[0], list | tuple)
-        for messages in conversation if is_batch else [conversation]:
-            for turn, message in enumerate(messages):
-                self._refuse_image_tokens_in(message, f"turn {turn} ({message.get('role')})")
-        for name, value in other_inputs.items():
-            self._refuse_image_tokens_in(value, name)
+    def _applied(self, chat: _ChatImages, conversation, tools, documents, **kwargs):
+        token = _CHAT_IMAGES.set(chat)
+        try:
+            out = super().apply_chat_template(conversation, chat.template, tools=tools, documents=documents, **kwargs)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"The chat template cannot write the conversation: {error}") from error
+        finally:
+            _CHAT_IMAGES.reset(token)
+        if not kwargs.get("tokenize"):
+            chat.check(out)
+        return out
 
-    def _refuse_image_tokens_in(self, value, place: str):
-        for text in _texts(value):
-            for token in (self.image_token, self.start_image_token, self.end_image_token):
-                if token in text:
-                    raise ValueError(
-                        f"The text of {place} holds the image token {token!r}, which stands for image data. Expected "
-                        "text without it, and images as parts of their own: {'type': 'image', ...}."
-                    )
+    def _chosen_template(self, chat_template: str | None) -> str:
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = templates.get(chat_template or "default", chat_template)
+        if template is None:
+            raise ValueError(
+                f"There is no chat template 'default', expected `chat_template`, one of {', '.join(templates)} or Jinja."
+            )
+        return template
 
-    def _require_generation_marks(self, chat_template: str | None):
-        template = chat_template
-        if isinstance(self.chat_template, dict):
-            template = self.chat_template.get(chat_template or "default", chat_template)
-        elif chat_template is None:
-            template = self.chat_template
-        if not re.search(r"\{%-?\s*generation\s*-?%\}", template or ""):
+    def _refuse_unwritten(self, template: str, **given) -> None:
+        for name, value in given.items():
+            if not value:
+                continue
+            if name not in template_words(template):
+                raise ValueError(
+                    f"Got {name}={value!r:.100}, but the chat template writes no {name}: {template!r:.200}"
+                )
+            refuse_tokens(value, name, (*self._image_tokens, IMAGE_MARK))
+
+    def _read_chat(self, conversations: list, images, template: str, tokenize: bool):
+        """The conversations with their images in place, and what their prompts have to hold."""
+        words = template_words(template)
+        read, num_places = [], []
+        for index, messages in enumerate(conversations):
+            with _named(index, len(conversations)):
+                read.append(read_messages(messages, self._image_tokens, words))
+                num_places.append(sum(map(is_bare, image_parts(read[-1]))) + count_marks(read[-1]))
+        shares = [None] * len(read) if images is None else self._shared_out(images, num_places)
+        placed, chat = [], _ChatImages(template, [], [])
+        for index, (messages, share) in enumerate(zip(read, shares, strict=True)):
+            marks = count_marks(messages)
+            own_images, counts = [], dict.fromkeys((*self._image_tokens, IMAGE_MARK), 0)
+            if marks and share is None and not tokenize:
+                counts[IMAGE_MARK] = marks  # they stay for the call that tokenizes the prompt
+            else:
+                with _named(index, len(conversations)):
+                    messages, own_images = place_images(messages, share, self.image_token)
+                counts[self.image_token] = marks or len(image_parts(messages))
+            placed.append(messages)
+            chat.images.append(own_images)
+            chat.counts.append(counts)
+        return placed, chat
+
+    def _shared_out(self, images, num_places: list[int]) -> list[list]:
+        """The images of each conversation."""
+        images = self.image_processor.fetch_images(images)
+        is_nested = isinstance(images, list | tuple) and all(isinstance(own, list | tuple) for own in images)
+        if is_nested and len(images) == len(num_places):
+            return [make_flat_list_of_images(own) if own else [] for own in images]
+        images = make_flat_list_of_images(images) if not isinstance(images, list | tuple) or images else []
+        if len(num_places) == 1:
+            return [images]
+        if len(images) != sum(num_places):
+            raise ValueError(
+                f"Got {len(images)} images for {sum(num_places)} places in {len(num_places)} conversations, expected one "
+                "for each, or a list of images for each conversation."
+            )
+        ends = np.cumsum(num_places).tolist()
+        return [images[end - places : end] for end, places in zip(ends, num_places, strict=True)]
+
+    def _require_generation_marks(self, template: str):
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
             raise ValueError(
                 "return_labels=True needs a chat template that puts {% generation %} and {% endgeneration %} around what "
                 f"the assistant writes, but this one does not: {template!r:.200}"
@@ -272,15 +424,21 @@ def _holds_anything(images: list | tuple) -> bool:
     return any(_holds_anything(image) if isinstance(image, list | tuple) else True for image in images)
 
 
-def _texts(value) -> Iterator[str]:
-    """All strings in a message, but for those that say where an image is."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        is_image = value.get("type") in ("image", "image_url")
-        for key, item in value.items():
-            if not (is_image and key in ("image", "image_url", "url", "path", "base64")):
-                yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+def _as_batch(conversation) -> tuple[list, bool]:
+    """A list of conversations, and whether it was one before. A pipeline's `Chat` is a conversation."""
+    conversation = getattr(conversation, "messages", conversation)
+    if not isinstance(conversation, list | tuple) or not conversation:
+        raise ValueError(f"The conversation is {conversation!r:.100}, expected a list of messages, or of such lists.")
+    conversations = [getattr(messages, "messages", messages) for messages in conversation]
+    is_batch = isinstance(conversations[0], list | tuple)
+    return (conversations, True) if is_batch else ([conversation], False)
+
+
+@contextmanager
+def _named(index: int, num_conversations: int):
+    """Says of errors which conversation they are about."""
+    try:
+        yield
+    except ValueError as error:
+        name = "The conversation" if num_conversations == 1 else f"Conversation {index}"
+        raise ValueError(f"{name} is not understood: {error}.") from error
