@@ -274,10 +274,10 @@ def test_bad_chat_is_refused_before_the_model_runs(model_and_processor, question
         model.chat(tokenizer_of(processor), torch.zeros(1, 3, 32, 32), question, GREEDY, num_patches_list=tiles)
 
 
-@pytest.mark.parametrize("place", ["question", "answer", "system message"])
-def test_an_image_token_in_any_message_is_refused(place):
+@pytest.mark.parametrize("place", ["question", "system message"])
+def test_an_image_token_in_a_message_of_the_user_or_the_system_is_refused(place):
     model, tokenizer = recorder_and_tokenizer()
-    history = [("Hi", "<IMG_CONTEXT>" if place == "answer" else "Hello")]
+    history = [("Hi", "Hello")]
     model.system_message = "<IMG_CONTEXT>" if place == "system message" else None
     with pytest.raises(ValueError, match="contains the image token"):
         model.chat(tokenizer, None, "<IMG_CONTEXT>" if place == "question" else "Go on", GREEDY, history)

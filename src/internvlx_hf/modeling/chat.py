@@ -5,9 +5,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .literal_text import IMAGE_MARK, MARK_AS_TEXT, escaped, literals_as_text
+
 logger = logging.get_logger(__name__)
 
-IMAGE_MARK = "<image>"
 START, END, CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 
 History = list[tuple[str, str]]  # questions and their answers
@@ -35,13 +36,15 @@ class ChatMixin:
         """Answer a question about any number of images, as InternVL2's remote code does.
 
         Args:
-            tokenizer: with a chat template and InternVL's image tokens.
-            pixel_values: (tiles, 3, H, W), the tiles of all images of the conversation; None for text only.
+            tokenizer: with a chat template and InternVL's image tokens; a processor has one, `processor.tokenizer`.
+            pixel_values: (tiles, 3, H, W), the tiles of all images of the conversation, as
+                `processor.image_processor(images, return_tensors="pt")["pixel_values"]` gives them; None for text only.
             question: `<image>` marks where an image goes. Without a mark, the first question of a conversation with
-                images gets one in front.
+                images gets one in front. U+2060 behind the `<` makes it text.
             generation_config: arguments of `generate` as a dict, where an answer always ends at the chat template's end
                 marker; or a `GenerationConfig`, whose own `eos_token_id` counts if it has one.
-            history: the questions and answers so far, as an earlier call returned them.
+            history: the questions and answers so far, as an earlier call returned them. Answers are text, whatever they
+                look like.
             return_history: also return the history with this turn.
             num_patches_list: tiles of each image; unset: `pixel_values` is one image.
             IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: what an image is written with.
@@ -51,16 +54,18 @@ class ChatMixin:
             The answer, or (answer, history).
 
         Raises:
-            ValueError: if marks, images and tiles do not match, or a message contains an image token of its own.
+            ValueError: if `tokenizer` or `pixel_values` is something else, marks, images and tiles do not match, or a
+                question or the system message contains an image token of its own.
         """
         history = list(history or [])
+        _require_inputs(tokenizer, pixel_values, [*(text for turn in history for text in turn), question])
         if num_patches_list is None:
             num_patches_list = [] if pixel_values is None else [len(pixel_values)]
         question = opening_question(question, history, pixel_values is not None)
         image_tokens = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
         query = self._checked_query(tokenizer, question, history, num_patches_list, image_tokens)
         _require_tiles(pixel_values, num_patches_list)
-        answer = self._answers(tokenizer, pixel_values, [query], generation_config)[0]
+        answer = self._answers(tokenizer, pixel_values, [query], generation_config, image_tokens)[0]
         if verbose:
             _log_turn(query, answer, image_tokens)
         return (answer, [*history, (question, answer)]) if return_history else answer
@@ -100,6 +105,7 @@ class ChatMixin:
             raise NotImplementedError(
                 "`batch_chat` answers single questions. Use `chat` for conversations of more turns."
             )
+        _require_inputs(tokenizer, pixel_values, questions)
         num_patches_list = image_counts if num_patches_list is None else num_patches_list
         if num_patches_list is None:
             num_patches_list = [0 if pixel_values is None else 1] * len(questions)
@@ -114,7 +120,7 @@ class ChatMixin:
             question = opening_question(question, [], tiles > 0)
             queries.append(self._checked_query(tokenizer, question, [], [tiles] if tiles else [], image_tokens))
         _require_tiles(pixel_values, num_patches_list)
-        answers = self._answers(tokenizer, pixel_values, queries, generation_config)
+        answers = self._answers(tokenizer, pixel_values, queries, generation_config, image_tokens)
         if verbose:
             for query, answer in zip(queries, answers, strict=True):
                 _log_turn(query, answer, image_tokens)
@@ -128,29 +134,27 @@ class ChatMixin:
                 f"The model's images are written with token {self.config.image_token_id}, but the tokenizer's "
                 f"{context!r} is {tokenizer.convert_tokens_to_ids(context)}."
             )
-        texts = [text for turn in history for text in turn] + [question]
-        for text in [*texts, self.system_message or ""]:
-            for token in (CONTEXT, START, END, *image_tokens):
-                if token in text:
-                    raise ValueError(
-                        f"The message {text!r:.200} contains the image token {token!r} as text. Mark the place of an "
-                        f"image with {IMAGE_MARK!r}."
-                    )
-        marks = sum(text.count(IMAGE_MARK) for text in texts)
-        if marks != len(num_patches_list):
-            raise ValueError(
-                f"The conversation has {marks} {IMAGE_MARK!r} marks, but {len(num_patches_list)} images were given."
-            )
+        questions = [*(asked for asked, _ in history), question]
+        _refuse_image_tokens([*questions, self.system_message or ""], image_tokens)
+        _require_marks(questions, self.system_message or "", len(num_patches_list))
         image_seq_length = self.config.image_seq_length
-        return chat_query(
+        query = chat_query(
             tokenizer, question, history, num_patches_list, image_seq_length, self.system_message, image_tokens
         )
+        counts = dict.fromkeys(image_tokens, len(num_patches_list)) | {
+            context: image_seq_length * sum(num_patches_list)
+        }
+        for token in _literal_tokens(image_tokens):
+            if query.count(token) != counts.get(token, 0):
+                raise ValueError(f"Texts of the conversation form the image token {token!r} together: {query!r:.200}")
+        return query
 
-    def _answers(self, tokenizer, pixel_values, queries: list[str], generation_config) -> list[str]:
+    def _answers(self, tokenizer, pixel_values, queries: list[str], generation_config, image_tokens) -> list[str]:
         has_bos = tokenizer.bos_token is not None and queries[0].startswith(tokenizer.bos_token)
-        inputs = tokenizer(
-            queries, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not has_bos
-        )
+        with literals_as_text(tokenizer, queries, (*_literal_tokens(image_tokens), IMAGE_MARK)):
+            inputs = tokenizer(
+                queries, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not has_bos
+            )
         inputs = {name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")}
         if pixel_values is not None:
             inputs["pixel_values"] = pixel_values.to(self.device)
@@ -184,11 +188,13 @@ def chat_query(
 ) -> str:
     """The prompt of a conversation, its `<image>` marks filled with the images' placeholders in reading order.
 
-    As in InternVL, marks without an image stay as they are, and images without a mark are left out.
+    As in InternVL, marks without an image stay as they are, and images without a mark are left out. Unlike there, answers
+    are text: what looks like a mark or an image token in them is escaped, for `literals_as_text`.
     """
+    literals = (*_literal_tokens(image_tokens), IMAGE_MARK)
     messages = [] if system_message is None else [{"role": "system", "content": system_message}]
     for asked, answered in history:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": escaped(answered, literals)}]
     messages.append({"role": "user", "content": question})
     query = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     start, context, end = image_tokens
@@ -204,6 +210,51 @@ def end_marker(tokenizer: PreTrainedTokenizerBase) -> str | None:
     marker = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2].strip()
     is_token = tokenizer.convert_tokens_to_ids(marker) not in (None, tokenizer.unk_token_id)
     return marker if is_token else tokenizer.eos_token
+
+
+def _literal_tokens(image_tokens: tuple[str, str, str]) -> tuple[str, ...]:
+    """InternVL's image tokens, and the caller's."""
+    return tuple(dict.fromkeys((CONTEXT, START, END, *image_tokens)))
+
+
+def _refuse_image_tokens(texts: list[str], image_tokens: tuple[str, str, str]):
+    for text in texts:
+        for token in _literal_tokens(image_tokens):
+            if token in text:
+                raise ValueError(
+                    f"The message {text!r:.200} contains the image token {token!r} as text. Mark the place of an "
+                    f"image with {IMAGE_MARK!r}."
+                )
+
+
+def _require_marks(questions: list[str], system_message: str, num_images: int):
+    as_text = f"A mark that is only text is written {MARK_AS_TEXT!r}."
+    if IMAGE_MARK in system_message:
+        raise ValueError(
+            f"The system message {system_message!r:.200} has {IMAGE_MARK!r}, expected it in questions. {as_text}"
+        )
+    marks = sum(question.count(IMAGE_MARK) for question in questions)
+    if marks != num_images:
+        raise ValueError(
+            f"The conversation has {marks} {IMAGE_MARK!r} marks, but {num_images} images were given. {as_text}"
+        )
+
+
+def _require_inputs(tokenizer, pixel_values, texts: list[str]):
+    if hasattr(tokenizer, "image_processor"):
+        raise ValueError(
+            f"`tokenizer` is a {type(tokenizer).__name__}, expected its tokenizer: `processor.tokenizer`."
+        )
+    is_tiles = isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4
+    if pixel_values is not None and not is_tiles:
+        shape = f" of shape {tuple(pixel_values.shape)}" if hasattr(pixel_values, "shape") else ""
+        raise ValueError(
+            f"`pixel_values` is {pixel_values!r:.100}{shape}, expected a tensor (tiles, 3, H, W) or None. Of a path, a URL or a "
+            'Pillow image make it with `processor.image_processor(image, return_tensors="pt")["pixel_values"]`.'
+        )
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"A message is {text!r:.100}, expected text.")
 
 
 def _require_tiles(pixel_values: torch.Tensor | None, num_patches_list: list[int]):

@@ -1,20 +1,17 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What messages may hold, where their images go, and text that only looks like an image.
+"""What messages may hold, and where their images go.
 
 One rule everywhere: image *parts* say where images go. Without parts, each mark `<image>` in a user's text is the next image.
 What the assistant or a tool wrote is text, whatever it looks like.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
-from threading import RLock
 
-from transformers.convert_slow_tokenizer import normalizers, pre_tokenizers
 from transformers.utils.chat_template_utils import _compile_jinja_template, jinja2
 
-IMAGE_MARK = "<image>"
+from .literals import IMAGE_MARK, MARK_AS_TEXT, escaped
+
 ROLES = ("system", "user", "assistant")
 LITERAL_ROLES = ("assistant", "tool")
 # where an image part says what its image is
@@ -23,60 +20,6 @@ IMAGE_KEYS = ("image", "path", "url", "base64", "image_url")
 _METADATA = ("index", "detail", "cache_control")
 # transformers hands each of them to a template under the names of the others
 _REASONING = frozenset({"reasoning_content", "thinking", "reasoning"})
-# U+2060 takes no room. Behind the first character of a literal token or mark it keeps everybody from reading it as one.
-_JOINER = "\u2060"
-_TOKENIZER_LOCK = RLock()
-
-
-# ---- literals
-
-
-def escaped(text: str, tokens: Iterable[str]) -> str:
-    """The text with a word joiner (U+2060) in each of the tokens, for `literals_as_text` to take out again."""
-    pattern = "|".join(re.escape(token) for token in tokens)
-    return re.sub(pattern, lambda match: _escape(match[0]), text)
-
-
-def _escape(token: str) -> str:
-    return token[0] + _JOINER + token[1:]
-
-
-_MARK_AS_TEXT = _escape(IMAGE_MARK)
-
-
-@contextmanager
-def literals_as_text(tokenizer, texts: Iterable[str], tokens: Sequence[str]) -> Iterator[None]:
-    """Within, the tokenizer reads each escaped token as the token's characters: as text, without the joiner.
-
-    Offsets count in the escaped text.
-
-    Raises:
-        ValueError: a text holds an escaped token and the tokenizer is none of the `tokenizers` library.
-    """
-    if not any(_escape(token) in text for text in texts for token in tokens):
-        yield
-        return
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError(
-            f"A text holds one of {', '.join(tokens)}, which a {type(tokenizer).__name__} cannot write as text. Expected "
-            "a fast tokenizer, or text without it."
-        )
-    # Added tokens are found before the normalizer runs, unless they are to be found in what it gives
-    added = tokenizer.added_tokens_decoder.values()
-    is_found_late = any(token.normalized for token in added if token.content in tokens)
-    with _TOKENIZER_LOCK:
-        normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-        if is_found_late:
-            steps = [pre_tokenizers.Split(_JOINER, "removed"), pre_tokenizer]
-            backend.pre_tokenizer = pre_tokenizers.Sequence([step for step in steps if step is not None])
-        else:
-            steps = [*(normalizers.Replace(_escape(token), token) for token in tokens), normalizer]
-            backend.normalizer = normalizers.Sequence([step for step in steps if step is not None])
-        try:
-            yield
-        finally:
-            backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
 
 
 # ---- reading
@@ -291,7 +234,7 @@ def count_marks(messages: list[dict]) -> int:
             reason = "beside image parts, which say where images go" if has_parts else "outside of users' turns"
             raise ValueError(
                 f"the text of turn {turn} ({message['role']}) holds {IMAGE_MARK!r} {reason}; expected either image parts "
-                f"{{'type': 'image', ...}} or marks in users' turns. A mark that is only text is written {_MARK_AS_TEXT!r}"
+                f"{{'type': 'image', ...}} or marks in users' turns. A mark that is only text is written {MARK_AS_TEXT!r}"
             )
         marks += found
     return marks
@@ -316,7 +259,7 @@ def place_images(messages: list[dict], images: list | None, image_token: str) ->
     if images is None and marks:
         raise ValueError(
             f"its users' turns hold {IMAGE_MARK!r} {marks} times, but no images were given; expected `images=`, or image "
-            f"parts {{'type': 'image', ...}} in place of the marks. A mark that is only text is written {_MARK_AS_TEXT!r}"
+            f"parts {{'type': 'image', ...}} in place of the marks. A mark that is only text is written {MARK_AS_TEXT!r}"
         )
     if images is not None and (parts or marks):
         places, name = (len(bare), "image parts without an image of their own") if parts else (marks, "marks <image>")

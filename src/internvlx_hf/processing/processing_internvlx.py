@@ -14,13 +14,11 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils.chat_template_utils import jinja2
 
+from .literals import IMAGE_MARK, MARK_AS_TEXT, literals_as_text
 from .messages import (
-    IMAGE_MARK,
     count_marks,
-    escaped,
     image_parts,
     is_bare,
-    literals_as_text,
     place_images,
     read_messages,
     refuse_tokens,
@@ -225,7 +223,7 @@ class InternVLXProcessor(ProcessorMixin):
                 raise ValueError(
                     f"Found {sum(num_tokens)} {self.image_token} tokens in the text but no images were passed. Expected an "
                     f"image in `images`, or in a chat's image part, for each {self.image_token} and each mark {IMAGE_MARK}; "
-                    f"a mark that is only text is written {escaped(IMAGE_MARK, [IMAGE_MARK])!r}."
+                    f"a mark that is only text is written {MARK_AS_TEXT!r}."
                 )
             return
         self._require_as_many_images(sum(num_tokens), len(make_flat_list_of_images(images)), "total ")

@@ -1,0 +1,62 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Text that looks like an image token or mark, and is to be read as text.
+
+`modeling/literal_text.py` and `processing/literals.py` are one text: each folder travels without the other.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import RLock
+
+from transformers.convert_slow_tokenizer import normalizers, pre_tokenizers
+
+IMAGE_MARK = "<image>"
+# U+2060 takes no room. Behind the first character of a token it keeps everybody from reading it as one.
+_JOINER = "\u2060"
+_TOKENIZER_LOCK = RLock()
+
+
+def escaped(text: str, tokens: Iterable[str]) -> str:
+    """The text with a word joiner (U+2060) in each of the tokens, for `literals_as_text` to take out again."""
+    return re.sub("|".join(map(re.escape, tokens)), lambda match: _escaped_token(match[0]), text)
+
+
+def _escaped_token(token: str) -> str:
+    return token[0] + _JOINER + token[1:]
+
+
+MARK_AS_TEXT = _escaped_token(IMAGE_MARK)
+
+
+@contextmanager
+def literals_as_text(tokenizer, texts: Iterable[str], tokens: Sequence[str]) -> Iterator[None]:
+    """Within, the tokenizer reads each escaped token as the token's characters: as text, without the joiner.
+
+    Offsets count in the escaped text.
+
+    Raises:
+        ValueError: a text holds an escaped token and the tokenizer is none of the `tokenizers` library.
+    """
+    if not any(_escaped_token(token) in text for text in texts for token in tokens):
+        yield
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            f"A text holds one of {', '.join(tokens)}, which a {type(tokenizer).__name__} cannot write as text. Expected "
+            "a fast tokenizer, or text without it."
+        )
+    with _TOKENIZER_LOCK:
+        normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+        # Added tokens are found before the normalizer runs, unless they are to be found in what it gives
+        if any(token.normalized for token in tokenizer.added_tokens_decoder.values() if token.content in tokens):
+            steps = [pre_tokenizers.Split(_JOINER, "removed"), pre_tokenizer]
+            backend.pre_tokenizer = pre_tokenizers.Sequence([step for step in steps if step is not None])
+        else:
+            steps = [*(normalizers.Replace(_escaped_token(token), token) for token in tokens), normalizer]
+            backend.normalizer = normalizers.Sequence([step for step in steps if step is not None])
+        try:
+            yield
+        finally:
+            backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
