@@ -4,10 +4,10 @@
 import os
 from collections.abc import Mapping
 
+from .samples import refuse_media
+
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _REMOTE = ("http://", "https://", "data:image/")
-# other kinds of media, which a sample must not lose silently
-_MEDIA = ("video", "videos", "audio", "audios")
 
 
 def sample_from_record(record: Mapping, image_root: str | None = None, images_kwargs: Mapping | None = None) -> dict:
@@ -25,9 +25,7 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
-    media = [name for name in _MEDIA if record.get(name)]
-    if media:
-        raise ValueError(f"it has {media[0]}={record[media[0]]!r:.100}, expected images only")
+    refuse_media(record)
     if record.get("messages") is not None:
         messages = _located_parts(record["messages"], image_root)
     elif record.get("conversations") is not None:

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing import InternVLXProcessor
+from ..processing.literals import IMAGE_MARK, literals_as_text
 from .image_headers import upright_size
 from .reporting import SampleCounts
 from .samples import BrokenSampleError, Conversation, TooLongError, read_conversation
@@ -148,19 +149,15 @@ class SampleEncoder:
 
     def measure(self, sample: Mapping) -> TrainingSample:
         """As a call, but the images are left undecoded: their sizes are read from the files' headers."""
-        conversation = read_conversation(sample)
+        conversation = read_conversation(sample, self._image_tokens)
         images_kwargs = dict(sample.get("images_kwargs") or {})
-        self._refuse_image_tokens(conversation)
         num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
         ids, has_loss = self._tokenize(conversation)
         return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
 
-    def _refuse_image_tokens(self, conversation: Conversation) -> None:
-        processor = self.processor
-        for place, text in conversation.texts:
-            for token in (processor.image_token, processor.start_image_token, processor.end_image_token):
-                if token in text:
-                    raise ValueError(f"the text of {place} holds the image token {token!r}, expected text without it")
+    @property
+    def _image_tokens(self) -> tuple[str, str, str]:
+        return self.processor.image_token, self.processor.start_image_token, self.processor.end_image_token
 
     def _count_tiles(self, image, images_kwargs: dict) -> int:
         image_processor = self.processor.image_processor
@@ -197,13 +194,14 @@ class SampleEncoder:
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template cannot write it: {error}") from error
         has_bos = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
-        tokens = tokenizer(
-            prompts[0],
-            add_special_tokens=not has_bos,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        with literals_as_text(tokenizer, prompts, (*self._image_tokens, IMAGE_MARK)):
+            tokens = tokenizer(
+                prompts[0],
+                add_special_tokens=not has_bos,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
         ids = np.array(tokens["input_ids"], dtype=np.int64)
         begins, ends = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
         has_loss = np.zeros(len(ids), dtype=bool)
@@ -215,6 +213,12 @@ class SampleEncoder:
         """Put in as many placeholders as the images take: ids, labels, and the images' (start, end) in them."""
         processor = self.processor
         (places,) = np.nonzero(ids == processor.image_token_id)
+        forged = np.isin(ids, [processor.start_image_token_id, processor.end_image_token_id])
+        if forged.any():
+            raise ValueError(
+                f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected text "
+                "without it"
+            )
         if len(places) != len(num_tiles):
             raise ValueError(
                 f"the chat template writes {len(places)} of its {len(num_tiles)} images, expected each once"

@@ -2,7 +2,7 @@
 """What a training sample is: messages, and the images that their image parts or marks stand for."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -10,11 +10,11 @@ import PIL.Image
 from transformers.image_utils import is_valid_image
 
 from ..processing.image_sources import open_image
+from ..processing.literals import IMAGE_MARK, MARK_AS_TEXT
+from ..processing.messages import IMAGE_KEYS, count_marks, read_messages
 
-ROLES = ("system", "user", "assistant")
-IMAGE_MARK = "<image>"
-# where an image part of a message, or an entry of `images`, says what its image is
-_IMAGE_KEYS = ("image", "path", "url", "base64", "image_url")
+# other kinds of media, which a sample must not lose silently
+MEDIA = ("video", "videos", "audio", "audios")
 
 
 class BrokenSampleError(ValueError):
@@ -32,42 +32,36 @@ class Conversation:
     messages: list[dict]
     images: list
 
-    @property
-    def texts(self) -> list[tuple[str, str]]:
-        """(where, text) of every text."""
-        return [
-            (f"turn {turn} ({message['role']})", part["text"])
-            for turn, message in enumerate(self.messages)
-            for part in message["content"]
-            if part["type"] == "text"
-        ]
 
-
-def read_conversation(sample: Mapping) -> Conversation:
+def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conversation:
     """The conversation of a sample `{"messages": [...], "images": [...]}`.
 
     A message's content is a string or a list of parts, as for `apply_chat_template`. Image parts carry their image, or take
     the sample's `images` in order. Where no message has an image part, the marks `<image>` in the users' texts stand for
     the images, as in InternVL's and LLaVA's data; they become parts `{"type": "mark"}`. Without a mark the images go in
-    front of the first user turn.
+    front of the first user turn. What the assistant says is text, also where it looks like a mark or an image token, and is
+    escaped (see `literals_as_text`).
 
     Args:
         sample: `images` (or `image`, for a single one) may be absent. An image is whatever the image processor takes, or
             `{"bytes": ..., "path": ...}` as `datasets` stores it.
+        image_tokens: what images are written with.
 
     Raises:
-        ValueError: the sample has another shape, an unknown role or an empty answer, or its images and the places for
-            them differ in number.
+        ValueError: the sample has another shape, other media than images, an unknown role or part, an image token in a text
+            or an empty answer, or its images and the places for them differ in number.
     """
+    refuse_media(sample)
     messages = sample.get("messages")
     if not isinstance(messages, list | tuple) or not messages:
         raise ValueError(f"it has messages={messages!r:.100}, expected a list of messages")
-    messages = [_message(message, turn) for turn, message in enumerate(messages)]
+    messages = [_in_parts(message) for message in read_messages(messages, image_tokens)]
     _check_turns(messages)
     images = _images_of(sample)
     parts = [part for message in messages for part in message["content"]]
+    marks = count_marks(messages)
     if not any(part["type"] == "image" for part in parts):
-        _place(messages, len(images))
+        _place(messages, marks, len(images))
         return Conversation(messages, [_opened(image) for image in images])
     places = [part for part in parts if part["type"] == "image"]
     bare = [part for part in places if "source" not in part]
@@ -78,31 +72,29 @@ def read_conversation(sample: Mapping) -> Conversation:
     return Conversation(messages, [_opened(part.pop("source")) for part in places])
 
 
-def _message(message: Mapping, turn: int) -> dict:
-    if not isinstance(message, Mapping) or "content" not in message:
-        raise ValueError(f"turn {turn} is {message!r:.100}, expected {{'role': ..., 'content': ...}}")
-    role, content = message.get("role"), message["content"]
-    if role not in ROLES:
-        raise ValueError(f"turn {turn} has the role {role!r}, expected one of {', '.join(ROLES)}")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list | tuple):
-        raise ValueError(
-            f"turn {turn} ({role}) has the content {content!r:.100}, expected a string or a list of parts"
-        )
-    return {"role": role, "content": [_part(part, f"turn {turn} ({role})") for part in content]}
+def refuse_media(sample: Mapping) -> None:
+    """Raises `ValueError` if a sample or a record has other media than images."""
+    for name in MEDIA:
+        value = sample.get(name)
+        if value is not None and (not hasattr(value, "__len__") or len(value)):
+            raise ValueError(f"it has {name}={value!r:.100}, expected images only")
 
 
-def _part(part: Mapping, place: str) -> dict:
-    """`{"type": "text", "text": ...}` or `{"type": "image"}`, the latter with its `source` if it carries one."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
+def _in_parts(message: dict) -> dict:
+    """The message with its content as a list of `{"type": "text", "text": ...}` and `{"type": "image"}`.
+
+    The latter have their `source` if they carry one.
+    """
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {"role": message["role"], "content": [_with_source(part) for part in parts]}
+
+
+def _with_source(part: dict) -> dict:
+    if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
-    if kind in ("image", "image_url"):
-        # a part that comes from Arrow has the keys of all parts, most of them None
-        sources = [part[key] for key in _IMAGE_KEYS if part.get(key) is not None]
-        return {"type": "image"} | ({"source": sources[0]} if sources else {})
-    raise ValueError(f"{place} has the part {part!r:.100}, expected one of type text or image")
+    sources = [part[key] for key in IMAGE_KEYS if key in part]
+    return {"type": "image"} | ({"source": sources[0]} if sources else {})
 
 
 def _check_turns(messages: list[dict]) -> None:
@@ -129,7 +121,7 @@ def _opened(image):
     if isinstance(image, Mapping):
         if image.get("bytes") is not None:
             return _from_bytes(image["bytes"], image.get("path"))
-        sources = [image[key] for key in _IMAGE_KEYS if image.get(key) is not None]
+        sources = [image[key] for key in IMAGE_KEYS if image.get(key) is not None]
         if not sources:
             raise ValueError(f"an image is {image!r:.100}, expected an image, its path or {{'bytes': ...}}")
         return _opened(sources[0])
@@ -148,20 +140,18 @@ def _from_bytes(data: bytes, path: str | None) -> PIL.Image.Image:
         raise ValueError(f"{name} is not an image that Pillow can read ({error})") from error
 
 
-def _place(messages: list[dict], num_images: int) -> None:
+def _place(messages: list[dict], marks: int, num_images: int) -> None:
     """Makes parts of the marks in the users' texts, or puts the images in front where there are none."""
-    marks = {"user": 0, "system": 0, "assistant": 0}
-    for message in messages:
-        marks[message["role"]] += sum(part["text"].count(IMAGE_MARK) for part in message["content"])
-    if not any(marks.values()):
-        if num_images:
-            _first_user(messages)["content"][:0] = [{"type": "image"} for _ in range(num_images)]
-        return
-    if marks["user"] != num_images or marks["system"] or marks["assistant"]:
+    if marks and marks != num_images:
         raise ValueError(
-            f"it has {num_images} images and the marks {IMAGE_MARK} {marks['user']} times in the users' turns, "
-            f"{marks['system'] + marks['assistant']} times elsewhere; expected one in a user's turn for each image"
+            f"it has {num_images} images and the marks {IMAGE_MARK} {marks} times in the users' turns, expected one for each "
+            f"image; a mark that is only text is written {MARK_AS_TEXT!r}"
         )
+    if not marks:
+        front = [{"type": "image"} for _ in range(num_images)]
+        if front:
+            _first_user(messages)["content"][:0] = front
+        return
     for message in messages:
         message["content"] = [piece for part in message["content"] for piece in _split_at_marks(part["text"])]
 
