@@ -7,6 +7,7 @@ What the assistant or a tool wrote is text, whatever it looks like.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 from transformers.utils.chat_template_utils import _compile_jinja_template, jinja2
 
@@ -101,7 +102,8 @@ def _refuse_unwritten(message: dict, turn: int, words: frozenset[str]) -> None:
 
 
 def _with_literals_escaped(message: dict, literals: Sequence[str]) -> dict:
-    keys = {"assistant": message.keys() - {"role"}, "tool": {"content"}}.get(message.get("role"), ())
+    role = message.get("role")
+    keys = message.keys() - {"role"} if role == "assistant" else {"content"} if role in LITERAL_ROLES else ()
     return {key: _escaped_strings(value, literals) if key in keys else value for key, value in message.items()}
 
 
@@ -164,17 +166,20 @@ def _read_image(part: dict, place: str) -> dict:
 
 
 def _joined_where_needed(parts: list[dict], literals: Sequence[str]) -> list[dict]:
-    """Parts whose neighbours form no literal: text parts that do become one."""
+    """The parts, but one for each run of text parts that form a literal only together."""
     joined = []
-    for part in parts:
-        if part["type"] == "text" and joined and joined[-1]["type"] == "text":
-            together = joined[-1]["text"] + part["text"]
-            apart = sum(text.count(literal) for text in (joined[-1]["text"], part["text"]) for literal in literals)
-            if sum(together.count(literal) for literal in literals) > apart:
-                joined[-1] = {**joined[-1], "text": together}
-                continue
-        joined.append(part)
+    for is_text, run in groupby(parts, key=lambda part: part["type"] == "text"):
+        run = list(run)
+        if is_text:
+            text = "".join(part["text"] for part in run)
+            apart = sum(_count(part["text"], literals) for part in run)
+            run = run if _count(text, literals) == apart else [{"type": "text", "text": text}]
+        joined += run
     return joined
+
+
+def _count(text: str, literals: Sequence[str]) -> int:
+    return sum(text.count(literal) for literal in literals)
 
 
 def _with_texts(content: str | list[dict], change) -> str | list[dict]:
