@@ -13,6 +13,7 @@ from transformers import pipeline
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 from internvlx_hf.conversion.templates import chat_template
 from internvlx_hf.conversion.tokenizers import convert_tokenizer
+from internvlx_hf.evaluation import marks_as_text
 from internvlx_hf.processing.literals import MARK_AS_TEXT, escaped
 from internvlx_hf.processing.processing_internvlx import DEFAULT_CHAT_TEMPLATE
 from internvlx_hf.training import InternVLXDataCollator, load_training_data
@@ -728,3 +729,15 @@ def test_the_first_token_of_a_sample_carries_no_loss():
     sample = SampleEncoder(processor)({"messages": [assistant("A cat.")]})
     assert sample.labels[0] == -100
     np.testing.assert_array_equal(sample.labels[1:], sample.input_ids[1:])
+
+
+# ---- harnesses
+
+
+def test_a_mark_in_a_harness_s_question_is_text_beside_its_images():
+    question = "<image> Which of <image>?"
+    asked = [{"role": "system", "content": "See <image>."}, user([image_part(image=picture()), text(question)])]
+    prompt = written(encode(marks_as_text(asked)))
+    assert prompt.endswith(expected_of(f"{CONTEXT}\n{question}"))
+    assert "See <image>." in prompt
+    assert asked[1]["content"][1]["text"] == question

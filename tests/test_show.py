@@ -342,6 +342,7 @@ def test_what_attention_needs_is_said(photo, checkpoint, tmp_path, capsys):
     assert "is a preset" in refused(capsys, photo, "--out", out, *ask)
     assert "needs a --question" in refused(capsys, photo, "--out", out, "--model", checkpoint, "--attention")
     assert "image token" in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], "<img>")
+    assert "beside image parts" in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], "<image>")
     wrong = [*ask, "--max-new-tokens", "0"]
     assert "--max-new-tokens=0" in refused(capsys, photo, "--out", out, "--model", checkpoint, *wrong)
     bare = tmp_path / "bare"

@@ -8,7 +8,7 @@ import torch
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 from vlmeval.vlm.base import BaseModel
 
-from internvlx_hf.evaluation import Answerer
+from internvlx_hf.evaluation import Answerer, marks_as_text
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -126,7 +126,7 @@ def as_conversation(turns: list[dict], images: int) -> list[dict]:
             else:
                 raise ValueError(f"A message has a part of type {part['type']!r}, expected 'text' or 'image'.")
         conversation.append({"role": turn["role"], "content": content})
-    return conversation
+    return marks_as_text(conversation)
 
 
 def choice_prompt(line, dataset: str) -> str:

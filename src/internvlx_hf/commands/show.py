@@ -56,7 +56,8 @@ def _attention(options: argparse.Namespace, setting: Setting):
         raise ValueError(f"{folder} is of the type {layout!r}. Convert it first: internvlx convert {folder} OUT")
     processor = InternVLXProcessor.from_pretrained(folder)
     # a question that may not be asked is refused before the weights are read
-    processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": options.question}]}])
+    content = [{"type": "image"}, {"type": "text", "text": options.question}]
+    processor.apply_chat_template([{"role": "user", "content": content}])
     processor.image_processor.slicing = setting.tiling.slicing
     processor.image_processor.max_patches = setting.tiling.max_tiles
     device = "cuda" if torch.cuda.is_available() else "cpu"

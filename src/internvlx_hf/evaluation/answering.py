@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig,
 from transformers.utils import logging
 
 from ..modeling import InternVLXConfig
+from ..processing.literals import IMAGE_MARK, escaped
 
 logger = logging.get_logger(__name__)
 
@@ -133,6 +134,20 @@ class Answerer:
             **kwargs,
         )
         return inputs.to(self.model.device)
+
+
+def marks_as_text(conversation: Conversation) -> Conversation:
+    """The conversation of a harness, which gives images as parts: a mark `<image>` that its questions hold is text."""
+
+    def as_text(part: dict) -> dict:
+        return {**part, "text": escaped(part["text"], [IMAGE_MARK])} if part.get("type") == "text" else part
+
+    return [
+        {**message, "content": [as_text(part) for part in message["content"]]}
+        if isinstance(message["content"], list)
+        else {**message, "content": escaped(message["content"], [IMAGE_MARK])}
+        for message in conversation
+    ]
 
 
 class StopAtText(StoppingCriteria):

@@ -19,7 +19,7 @@ from lmms_eval.utils import Collator
 from PIL.Image import Image
 from tqdm import tqdm
 
-from .answering import IMAGE_SETTINGS, Answerer, Conversation
+from .answering import IMAGE_SETTINGS, Answerer, Conversation, marks_as_text
 
 # The last arguments of every request, whatever its type; what comes before depends on it.
 Document = tuple[int, str, str]  # its number, its task, its split
@@ -151,7 +151,7 @@ class InternVLXSimple(lmms):
         return self.task_dict[task][split][number]
 
     def _prepared(self, conversation: Conversation) -> Conversation:
-        return self._apply_system_prompt(conversation, self.system_prompt)
+        return self._apply_system_prompt(marks_as_text(conversation), self.system_prompt)
 
     def _progress(self, requests: list) -> tqdm:
         return tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
