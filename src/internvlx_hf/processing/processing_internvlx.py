@@ -190,8 +190,9 @@ class InternVLXProcessor(ProcessorMixin):
             `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images.
 
         Raises:
-            ValueError: there are more or fewer images than image tokens.
+            ValueError: there are more or fewer images than image tokens, or videos or sounds.
         """
+        _refuse_other_media(kwargs)
         chat = _CHAT_IMAGES.get()
         if chat is None:
             text = self._with_marks_as_tokens(text)
@@ -296,6 +297,7 @@ class InternVLXProcessor(ProcessorMixin):
         """
         template = self._chosen_template(chat_template)
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
+        _refuse_other_media({**kwargs, **processor_kwargs})
         images = processor_kwargs.pop("images", None) if images is None else images
         self._refuse_unwritten(template, tools=tools, documents=documents)
         conversations, is_batch = _as_batch(conversation)
@@ -420,6 +422,12 @@ def _image_token(tokenizer, attribute: str) -> str:
 
 def _holds_anything(images: list | tuple) -> bool:
     return any(_holds_anything(image) if isinstance(image, list | tuple) else True for image in images)
+
+
+def _refuse_other_media(kwargs: dict) -> None:
+    for name in ("videos", "audio"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"Got {name}={kwargs[name]!r:.100}, expected images and text only.")
 
 
 def _as_batch(conversation) -> tuple[list, bool]:
