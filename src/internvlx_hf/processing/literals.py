@@ -4,7 +4,6 @@
 `modeling/literal_text.py` and `processing/literals.py` are one text: each folder travels without the other.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock
@@ -19,7 +18,9 @@ _TOKENIZER_LOCK = RLock()
 
 def escaped(text: str, tokens: Iterable[str]) -> str:
     """The text with a word joiner (U+2060) in each of the tokens, for `literals_as_text` to take out again."""
-    return re.sub("|".join(map(re.escape, tokens)), lambda match: _escaped_token(match[0]), text)
+    for token in tokens:
+        text = text.replace(token, _escaped_token(token))
+    return text
 
 
 def _escaped_token(token: str) -> str:
