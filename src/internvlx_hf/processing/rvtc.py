@@ -11,6 +11,8 @@ from functools import lru_cache
 from numbers import Integral
 
 SLICING_STRATEGIES = ("edge", "area", "ratio")
+# Of 448 x 448 pixels they are 45 times what Pillow opens, and their tokens exceed every language model's positions.
+MAX_TILES = 10_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class TilingRule:
         for name, value in (("min_patches", self.min_tiles), ("max_patches", self.max_tiles)):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}, expected a positive number of tiles.")
+            if value > MAX_TILES:
+                raise ValueError(f"{name}={value}, expected at most {MAX_TILES} tiles.")
         if self.min_tiles > self.max_tiles:
             raise ValueError(
                 f"min_patches={self.min_tiles} is larger than max_patches={self.max_tiles}, "
@@ -101,13 +105,18 @@ class TilingRule:
         return TilePlan(columns, rows, has_thumbnail=self.use_thumbnail and columns * rows > 1)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All (columns, rows) of `min_tiles` to `max_tiles` tiles, those of fewer tiles first."""
+    """All (columns, rows) of `min_tiles` to `max_tiles` tiles, those of fewer tiles first.
+
+    InternVL collects them in a set, for n = `min_tiles` ... `max_tiles` those of at most n columns and n rows, and sorts it
+    by tiles alone. So the set's order settles which of two grids of equally many tiles comes first, and with `min_tiles`
+    above 1 that decides between equally near ones: the set is filled in the same order here.
+    """
     grids = [
-        (columns, tiles // columns)
-        for tiles in range(min_tiles, max_tiles + 1)
-        for columns in range(1, tiles + 1)
-        if tiles % columns == 0
+        (columns, rows)
+        for columns in range(1, max_tiles + 1)
+        for rows in range(-(-min_tiles // columns), max_tiles // columns + 1)
     ]
-    return tuple(grids)
+    grids.sort(key=lambda grid: max(min_tiles, *grid))
+    return tuple(sorted(set(grids), key=lambda grid: grid[0] * grid[1]))
