@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvlx_hf.processing.rvtc import MAX_TILES, TilingRule
+from internvlx_hf.processing.rvtc import MAX_TILES, TilingRule, _grids
 
 
 def reference_grids(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
@@ -67,6 +67,12 @@ def test_the_reference_s_order_decides_between_two_grids_of_four_tiles():
     small, large = (grid(TilingRule(448, 448, 4, 4, "ratio"), 10 * scale, 4 * scale) for scale in (1, 300))
     assert (small, large) == (reference_grid(10, 4, 448, 4, 4), reference_grid(3000, 1200, 448, 4, 4))
     assert {small, large} == {(2, 2), (4, 1)}
+
+
+def test_grids_stand_in_the_reference_s_order():
+    for max_tiles in range(1, 33):
+        for min_tiles in range(1, max_tiles + 1):
+            assert list(_grids(min_tiles, max_tiles)) == reference_grids(min_tiles, max_tiles)
 
 
 @settings(deadline=None, max_examples=200)

@@ -3,7 +3,10 @@
 
 import os
 import sys
+import traceback
 from importlib import import_module
+
+from huggingface_hub.errors import StrictDataclassError
 
 from . import __version__
 
@@ -21,9 +24,10 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a sub-command; the exit status is 0, 1 if it failed, 2 if there is none such, 130 if it was interrupted.
 
-    Where nobody reads its output to the end (`| head`), it ends without a word, with 141.
+    What fails is told in one line, and with `--debug` by a traceback too. Where nobody reads its output to the end
+    (`| head`), it ends without a word, with 141.
     """
-    name, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    debug, (name, *arguments) = _take_debug(sys.argv[1:] if arguments is None else arguments)
     if name in ("-h", "--help"):
         print(_help())
         return 0
@@ -36,15 +40,34 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import_module(f".commands.{name}", __package__).main(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt as interrupt:
-        print(", ".join(("internvlx: interrupted", *map(str, interrupt.args))), file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # what Rust code panics with is no Exception
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return 128 + 13  # as a shell says of SIGPIPE
-        print(f"internvlx: {error}", file=sys.stderr)
-        return 1
+        if debug:
+            traceback.print_exception(error)
+        print(f"internvlx: {_message(error)}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
+
+
+def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether `--debug` is there, and the command with its other arguments. The trainer has a `--debug` of its own."""
+    others = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    if others[0] == "train":
+        before = arguments.index("train")
+        return before > 0, arguments[before:]
+    return "--debug" in arguments, others
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return ", ".join(("interrupted", *map(str, error.args)))
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return text if isinstance(error, StrictDataclassError) else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def _stdout_is_closed() -> bool:
@@ -63,7 +86,10 @@ def _help() -> str:
     lines = (f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
     return "\n".join(
         ("usage: internvlx COMMAND ...", "", "InternVL-X for Hugging Face Transformers.", "", *lines, "")
-    ) + ("\n`internvlx COMMAND --help` explains a command; `internvlx --version` says which version this is.")
+    ) + (
+        "\n`internvlx COMMAND --help` explains a command; `internvlx --version` says which version this is; `--debug` "
+        "shows where an error comes from."
+    )
 
 
 if __name__ == "__main__":

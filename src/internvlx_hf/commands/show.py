@@ -2,13 +2,13 @@
 """`internvlx show`."""
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
 from ..cost import CostModel, Setting
 from ..cost.images import picture_size
+from ..json_files import read_json
 from ..modeling import InternVLXForConditionalGeneration
 from ..pictures import attend
 from ..processing import InternVLXProcessor
@@ -51,7 +51,7 @@ def _attention(options: argparse.Namespace, setting: Setting):
         raise ValueError(f"--max-new-tokens={options.max_new_tokens}, expected at least 1.")
     if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
         raise ValueError(f"{folder} has no weights (model.safetensors), which --attention needs.")
-    layout = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    layout = read_json(folder / "config.json").get("model_type")
     if layout != setting.config.model_type:
         raise ValueError(f"{folder} is of the type {layout!r}. Convert it first: internvlx convert {folder} OUT")
     processor = InternVLXProcessor.from_pretrained(folder)

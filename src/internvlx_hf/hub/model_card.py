@@ -1,7 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The model card of a checkpoint folder, from what a conversion and a training run left in it."""
 
-import json
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from types import NoneType
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..json_files import read_json
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import TilingRule
@@ -111,23 +111,6 @@ def read_card(folder: str | Path) -> str:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     except UnicodeDecodeError as error:
         raise CardError(f"{path} is not UTF-8 text: {error}") from error
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object; empty where there is no such file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, expected an object.")
-    return found
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -1,0 +1,33 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""JSON objects in files that somebody else wrote."""
+
+import json
+import os
+from pathlib import Path
+
+
+def read_json(path: str | Path) -> dict:
+    """The JSON object in a file; empty where there is no such file.
+
+    Raises:
+        ValueError: the file is not UTF-8 or no JSON, gives a name two values, or holds something else than an object.
+        OSError: it cannot be opened: a folder, a link to nothing, not permitted.
+    """
+    if not os.path.lexists(path):
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, expected an object.")
+    return found
+
+
+def _unambiguous(pairs: list[tuple[str, object]]) -> dict:
+    found = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise ValueError(f"{name!r} stands there twice, as {found[name]!r:.80} and as {value!r:.80}")
+        found[name] = value
+    return found
