@@ -134,11 +134,11 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         cost.load_setting(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
         cost.load_setting(tmp_path)
     for text, complaint in (
         ('{"model_type": "bert"}', "bert"),
-        ('{"model_type": "internvl_chat", "ps_version": "v2"}', r"config\.json lacks 'vision_config'"),
+        ('{"model_type": "internvl_chat", "ps_version": "v2"}', r"config\.json: lacks 'vision_config'"),
         ("[]", "holds a list"),
     ):
         (tmp_path / "config.json").write_text(text)

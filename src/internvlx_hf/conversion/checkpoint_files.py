@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The weight files of a checkpoint: which tensors they hold, and one tensor at a time out of them."""
 
-import json
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+
+from ..json_files import read_json
+from ..links import resolve_inside
 
 # the first pair that is there wins: an index of shards, or one file that holds everything
 WEIGHT_FILES = (
@@ -25,10 +29,51 @@ SAFETENSORS_DTYPES = {
     "I32": torch.int32,
     "BOOL": torch.bool,
 }
+FLOATING = tuple(name for name, dtype in SAFETENSORS_DTYPES.items() if dtype.is_floating_point)
+# what a conversion reads beside the weights
+SIDECAR_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "README.md",
+)
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be converted; the message names what is wrong with it and what would be right."""
+
+
+@contextmanager
+def blaming(path: str | Path) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a `CheckpointError` that names `path`; an `OSError` that does so stays."""
+    try:
+        yield
+    except Exception as error:  # transformers and tokenizers raise anything for what they did not expect in a file
+        text = " ".join(str(error).split())
+        if str(path) in text and isinstance(error, ValueError | OSError):
+            raise
+        text = text if isinstance(error, ValueError | StrictDataclassError) else f"{type(error).__name__}: {text}"
+        raise CheckpointError(f"{path}: {text}") from error
+
+
+def check_links(folder: Path) -> None:
+    """Check that nothing which a conversion reads beside the weights is a link out of the checkpoint's folder.
+
+    Raises:
+        LinkError: naming the link and where it leads.
+    """
+    for name in SIDECAR_FILES:
+        if os.path.lexists(folder / name):
+            resolve_inside(folder, name)
 
 
 @dataclass(frozen=True)
@@ -54,6 +99,7 @@ class CheckpointFiles:
 
     Raises:
         CheckpointError: if there are no weights, a shard is missing or damaged, or index and shards disagree.
+        LinkError: if a shard is a link out of the folder.
     """
 
     def __init__(self, folder: Path):
@@ -70,11 +116,13 @@ class CheckpointFiles:
     def _read_index(self) -> dict[str, str] | None:
         """File names by tensor, or None for a checkpoint of one file."""
         for index_name, single_name in WEIGHT_FILES:
-            if (self.folder / single_name).is_file():
+            if os.path.lexists(self.folder / single_name):
                 self.single = self.folder / single_name
+                resolve_inside(self.folder, single_name)
                 return None
-            if (self.folder / index_name).is_file():
-                return json.loads((self.folder / index_name).read_text())["weight_map"]
+            if os.path.lexists(self.folder / index_name):
+                resolve_inside(self.folder, index_name)
+                return _weight_map(self.folder / index_name)
         names = [name for pair in WEIGHT_FILES for name in pair]
         raise CheckpointError(f"{self.folder} holds no weights, expected one of {', '.join(names)}.")
 
@@ -82,11 +130,13 @@ class CheckpointFiles:
         if index is None:
             return [self.single]
         paths = [self.folder / name for name in sorted(set(index.values()))]
-        if missing := [path.name for path in paths if not path.is_file()]:
+        if missing := [path.name for path in paths if not os.path.lexists(path)]:
             raise CheckpointError(
                 f"{self.folder} lacks {listed(missing)}, which its index names. Download them again; the checkpoint has "
                 f"{len(paths)} shards."
             )
+        for path in paths:
+            resolve_inside(self.folder, path)
         return paths
 
     def _contents(self, path: Path) -> dict[str, TensorInfo]:
@@ -99,6 +149,8 @@ class CheckpointFiles:
                 return {name: _info(name, part) for name, part in slices.items()}
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged or cut short ({error}). Download it again.") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
     def _compare_with(self, index: dict[str, str] | None) -> None:
         if index is None:
@@ -126,17 +178,53 @@ class CheckpointFiles:
         return _load_bin(path)[name]
 
 
+def _weight_map(path: Path) -> dict[str, str]:
+    """File names by tensor, out of an index: bare names of files of the index's own kind."""
+    index = read_json(path)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path} has weight_map={weight_map!r:.80}, expected an object of file names by tensor; it holds "
+            f"{listed(index) or 'nothing'}."
+        )
+    suffix = ".safetensors" if ".safetensors." in path.name else ".bin"
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or set(name) & {"/", "\\", "\0"} or not name.endswith(suffix):
+            raise CheckpointError(
+                f"{path} has the tensor {tensor} in {name!r:.200}, expected the bare name of a {suffix} file beside it."
+            )
+    return weight_map
+
+
 def _info(name: str, part) -> TensorInfo:
     dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
     if dtype is None:
         raise CheckpointError(
-            f"Tensor {name} is stored as {part.get_dtype()}, expected one of {', '.join(SAFETENSORS_DTYPES)}. Convert the "
+            f"Tensor {name} is stored as {part.get_dtype()}, expected one of {', '.join(FLOATING)}. Convert the "
             "checkpoint that has not been quantised."
         )
     return TensorInfo(tuple(part.get_shape()), dtype)
 
 
 def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+    found = _unpickle(path)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected tensors by name.")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"{path} holds a {type(tensor).__name__} as {name!r:.200}, expected tensors by name alone. Save those that "
+                "are the model's."
+            )
+        if tensor.layout != torch.strided or tensor.dtype not in SAFETENSORS_DTYPES.values():
+            raise CheckpointError(
+                f"{path} has the tensor {name} as {tensor.dtype}, {tensor.layout}, expected a dense one of "
+                f"{', '.join(FLOATING)}. Convert the checkpoint that has not been quantised."
+            )
+    return found
+
+
+def _unpickle(path: Path):
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -147,8 +235,11 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than tensors, and running what it holds is refused.") from error
-    except (RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}). Download it again.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is damaged or cut short ({text}). Download it again.") from error
 
 
 def listed(names, limit: int = 12) -> str:

@@ -2,6 +2,7 @@
 """Converting a checkpoint: plan, then one pass over its tensors, then everything that goes beside the weights."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,26 @@ from transformers.utils import logging
 
 from ..companions import LICENCES, copy_companions, find_companions
 from ..hub.card_text import writing
-from ..hub.model_card import read_card, write_card
+from ..hub.model_card import is_hub_id, read_card, write_card
+from ..json_files import read_json
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor
+from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
 from ..whole_folder import require_room, resolve_out, whole_folder
-from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
+from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming
+from .field_rules import (
+    FLAG,
+    GENERATION_RULES,
+    OBJECT,
+    TEXT,
+    FieldRule,
+    check_fields,
+    check_token_ids,
+    choice,
+    either,
+    number,
+    whole,
+)
 from .native import native_names, save_native_sidecar
 from .plan import EMBEDDING, HEAD, Plan, make_plan
 from .report import ConversionReport, derived_tensors, make_report
@@ -27,16 +43,33 @@ from .sources import Source, read_source
 from .streaming import ShardWriter, plan_shards, shard_names, write_index
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
-from .upgrades import Upgrade, build_upgrade, initial_value
+from .upgrades import INITS, Upgrade, build_upgrade, initial_value
 from .verify import verify as check
 
 logger = logging.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SLICINGS = ("edge", "area", "ratio")
+SLICINGS = SLICING_STRATEGIES
 # what a checkpoint consists of; the rest of a repository stays where it is
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "README.md", *LICENCES]
 GIGABYTE = 10**9
+OPTION_RULES = {
+    "to": choice(("internvl_x", "internvl")),
+    "projector": choice(("keep", "pvtc")),
+    "init": choice(INITS),
+    "slicing": choice(SLICINGS).or_null(),
+    "dtype": choice(DTYPES).or_null(),
+    "lvtc": either(FLAG, OBJECT),
+    "downsample_ratio": number(1e-3, 1).or_null(),
+    "max_patches": whole(1, MAX_TILES).or_null(),
+    "revision": TEXT.or_null(),
+    "base_model": FieldRule(
+        "a Hub id like 'owner/name'", lambda name: isinstance(name, str) and is_hub_id(name)
+    ).or_null(),
+    "seed": whole(-(2**62), 2**62),
+    "verify": FLAG,
+    "overwrite": FLAG,
+}
 
 
 @dataclass
@@ -137,8 +170,9 @@ def convert_checkpoint(
         OSError: the disk is full, or another process is writing `out`.
         ValueError: an argument is unknown or does not fit the checkpoint.
     """
-    _require_choice("to", to, ("internvl_x", "internvl"))
-    _require_choice("slicing", slicing, (None, *SLICINGS))
+    for name, path in (("source", source), ("out", out)):
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise ValueError(f"{name}={path!r}, expected a path.")
     options = {
         "source": _source_name(source),
         "revision": revision,
@@ -153,6 +187,7 @@ def convert_checkpoint(
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "seed": seed,
     }
+    check_options(options | {"verify": verify, "overwrite": overwrite})
     max_shard_bytes = _shard_bytes(max_shard_gigabytes)
     out = resolve_out(out)
     require_apart(out, source)
@@ -191,6 +226,18 @@ def _shard_bytes(gigabytes: float) -> int:
     return int(gigabytes * GIGABYTE)
 
 
+def check_options(options: dict) -> None:
+    """Check the options of a conversion that can be judged without its source.
+
+    Raises:
+        ValueError: naming the option, its value and what would be right.
+    """
+    for name, rule in OPTION_RULES.items():
+        value = options[name]
+        if not (rule.holds(value) or (value is None and rule.optional)):
+            raise ValueError(f"{name}={value!r:.200}, expected {rule.expected}.")
+
+
 def find_source(source: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint; what is not a folder is taken for a Hub id and downloaded.
 
@@ -223,7 +270,7 @@ def prepare(folder: Path, options: dict) -> Conversion:
     tokenizer = convert_tokenizer(folder)
     _settle_image_token(source, tokenizer)
     table = _settle_tying(source, files)
-    dtype = _dtype(options["dtype"])
+    dtype = DTYPES.get(options["dtype"])
     config, upgrade = build_upgrade(
         source.config, **{name: options[name] for name in ("projector", "lvtc", "downsample_ratio", "init")}
     )
@@ -236,6 +283,7 @@ def prepare(folder: Path, options: dict) -> Conversion:
     _settle_tiling(source, options)
     conversion = Conversion(source, files, config, upgrade, plan, tokenizer, options, rename)
     conversion.image_processor()  # raises where the tiling contradicts itself
+    generation_config(source, tokenizer)
     return conversion
 
 
@@ -258,15 +306,16 @@ def _settle_tying(source: Source, files: CheckpointFiles) -> list[Rule]:
     """Find out whether output and input embeddings are one tensor: by what is stored, since configs contradict it."""
     table, config = source_table(source), source.config
     names = {target: name for name in files.tensors for rule in table for target in rule.match(name) or ()}
-    if not config.tie_word_embeddings or HEAD not in names or EMBEDDING not in names:
-        return table
-    head, embedding = names[HEAD], names[EMBEDDING]
-    if torch.equal(files.read(head), files.read(embedding)):
-        return [Rule(head, reason=f"equal to {embedding}, to which the config ties it"), *table]
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-    source.notes.append(
-        "The config ties the output to the input embeddings, but the stored ones differ: both are kept."
-    )
+    if config.tie_word_embeddings and HEAD in names and EMBEDDING in names:
+        head, embedding = names[HEAD], names[EMBEDDING]
+        config.tie_word_embeddings = torch.equal(files.read(head), files.read(embedding))
+        if config.tie_word_embeddings:
+            table = [Rule(head, reason=f"equal to {embedding}, to which the config ties it"), *table]
+        else:
+            source.notes.append(
+                "The config ties the output to the input embeddings, but the stored ones differ: both are kept."
+            )
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings
     return table
 
 
@@ -274,13 +323,6 @@ def _settle_tiling(source: Source, options: dict) -> None:
     for name in ("slicing", "max_patches"):
         if options[name] is not None:
             setattr(source.tiling, name, options[name])
-
-
-def _dtype(dtype: str | None) -> torch.dtype | None:
-    if dtype is None:
-        return None
-    _require_choice("dtype", dtype, tuple(DTYPES))
-    return DTYPES[dtype]
 
 
 def _groups(conversion: Conversion) -> list[dict[str, TensorInfo]]:
@@ -354,9 +396,18 @@ def save_sidecar(conversion: Conversion, folder: Path) -> None:
 
 
 def generation_config(source: Source, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """The source's generation settings; the chat template's end marker always stops."""
-    if (source.folder / "generation_config.json").is_file():
-        config = GenerationConfig.from_pretrained(source.folder)
+    """The source's generation settings; the chat template's end marker always stops.
+
+    Raises:
+        CheckpointError: a setting is impossible.
+    """
+    path = source.folder / "generation_config.json"
+    if raw := read_json(path):
+        with blaming(path):
+            check_fields(raw, GENERATION_RULES)
+            check_token_ids(raw, source.config.text_config.vocab_size)
+            config = GenerationConfig.from_dict(raw)
+            config.validate(strict=True)
     else:
         config = GenerationConfig.from_model_config(source.config)
     config._from_model_config = False
@@ -374,11 +425,6 @@ def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
     special = set(tokenizer.added_tokens_decoder)
     ids = [token for token in tokenizer(turn, add_special_tokens=False)["input_ids"] if token in special]
     return ids[-1] if ids else None
-
-
-def _require_choice(name: str, value, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
 
 
 def _source_name(source: str | Path) -> str:

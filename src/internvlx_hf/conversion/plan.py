@@ -5,13 +5,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PretrainedConfig
 
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
-from .checkpoint_files import CheckpointError, TensorInfo, listed
+from .checkpoint_files import CheckpointError, TensorInfo, blaming, listed
 from .tensor_tables import Rule, apply
 from .upgrades import Upgrade
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+TEXT, VISION = "model.language_model.", "model.vision_tower."
+# of a configuration: what settles the tensors' shapes
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "image_size", "patch_size", "num_channels"),
+    *("attention_bias", "use_qk_norm", "norm_type"),
+    *("projector_type", "num_layers", "use_local", "use_global", "use_cls_scale", "query_mlp", "mlp_ratio"),
+    *("downsample_ratio", "hr_projector_type", "num_lr_projectors", "lr_projector_type"),
+)
+
+
+# what the layout internvl_chat calls them
+ALIASES = {"attention_bias": " (qkv_bias)", "use_qk_norm": " (qk_normalization)"}
 
 
 @dataclass
@@ -42,7 +56,7 @@ class Plan:
 
 def target_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
     """Name and shape of every tensor that a saved model of this configuration has."""
-    with torch.device("meta"):
+    with blaming("config.json"), torch.device("meta"):
         model = InternVLXForConditionalGeneration(config)
     tensors = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
@@ -70,12 +84,14 @@ def make_plan(
         dtype: of what is written; None: as it was stored.
 
     Raises:
-        CheckpointError: naming every tensor that is missing, unexpected or of the wrong shape.
+        CheckpointError: naming every tensor that is missing, unexpected, of the wrong shape or not floating-point.
     """
     upgrade, after = upgrade or Upgrade(), after or before
     plan = Plan()
     unexpected = [name for name in tensors if not _place(plan, table, name)]
-    _check_source(plan, table, target_tensors(before), tensors, unexpected)
+    _check_dtypes(plan, tensors)
+    _check_depth(plan, before)
+    _check_source(plan, table, before, tensors, unexpected)
     _place_upgrades(plan, upgrade)
     for name in plan.steps:
         converted = plan.convert(name, tensors[name].meta())
@@ -98,15 +114,39 @@ def _place(plan: Plan, table: list[Rule], name: str) -> bool:
     return False
 
 
+def _check_dtypes(plan: Plan, tensors: dict[str, TensorInfo]) -> None:
+    """All that a model of ours reads from a file is floating-point."""
+    wrong = [f"{name} ({tensors[name].dtype})" for name in plan.steps if not tensors[name].dtype.is_floating_point]
+    if wrong:
+        raise CheckpointError(
+            f"The weights are not all floating-point numbers: {listed(wrong)}. Convert the checkpoint that has not been "
+            "quantised."
+        )
+
+
+def _check_depth(plan: Plan, config: InternVLXConfig) -> None:
+    """Refuse more layers than there are tensors: to build such a model would take its time."""
+    targets = [target for name, (rule, _) in plan.steps.items() for target in rule.match(name)]
+    for part, prefix in (("text_config", TEXT), ("vision_config", VISION)):
+        layers = getattr(config, part).num_hidden_layers
+        stored = sum(target.startswith(prefix) for target in targets)
+        if layers > stored:
+            name = prefix.split(".")[1]
+            raise CheckpointError(
+                f"config.json says num_hidden_layers={layers} of the {name} ({part}), but the checkpoint holds only {stored} "
+                "tensors of it."
+            )
+
+
 def _check_source(
     plan: Plan,
     table: list[Rule],
-    targets: dict[str, TensorInfo],
+    config: InternVLXConfig,
     tensors: dict[str, TensorInfo],
     unexpected: list[str],
 ) -> None:
     """Check that a source's tensors, once renamed and split, are those of the model that its config.json describes."""
-    misshapen, filled = [], set()
+    targets, misshapen, filled = target_tensors(config), [], set()
     for name in plan.steps:
         for target, meta in plan.convert(name, tensors[name].meta()):
             shape = tuple(meta.shape)
@@ -122,7 +162,17 @@ def _check_source(
     problems |= {"unexpected": list(dict.fromkeys(unexpected)), "misshapen": misshapen}
     if any(problems.values()):
         found = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"The checkpoint's tensors do not fit its config.json. {found}.")
+        raise CheckpointError(
+            f"The checkpoint's tensors do not fit its config.json. {found}. It says of the language model "
+            f"{_sizes(config.text_config)}; of the vision tower {_sizes(config.vision_config)}; of the projector "
+            f"{_sizes(config.projector_config)}; lvtc_config: {_sizes(config.lvtc_config) or 'none'}."
+        )
+
+
+def _sizes(config: PretrainedConfig | None) -> str:
+    return ", ".join(
+        f"{name}{ALIASES.get(name, '')}={getattr(config, name)}" for name in SIZES if hasattr(config, name)
+    )
 
 
 def _source_name(table: list[Rule], target: str) -> str:

@@ -8,15 +8,17 @@ Three layouts are known:
 - `internvl_x`: ours.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, InternVLConfig, PretrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..json_files import read_json
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
-from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo
+from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming, check_links
+from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_fields, check_token_ids
+from .templates import chat_template
 
 LAYOUTS = ("internvl_chat", "internvl", "internvl_x")
 
@@ -30,6 +32,22 @@ TEXT_ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 VISION_ARCHITECTURES = ("InternVisionModel",)
+# what a kind of rope scaling cannot do without, and what else it reads
+ROPE_NEEDS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+ROPE_OPTIONS = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "longrope": ("attention_factor", "factor"),
+}
+ROPE_FIELDS = ("type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+# Position embeddings that are resized to more than so many times their side are made up rather than kept.
+MAX_GRID_GROWTH = 8
 
 # what a config must say itself: a default would be another model's
 REQUIRED_TEXT_FIELDS = (
@@ -40,6 +58,7 @@ REQUIRED_TEXT_FIELDS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+REQUIRED_VISION_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 # our name -> InternViT's
 VISION_FIELDS = {
     "hidden_size": "hidden_size",
@@ -111,19 +130,80 @@ def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> S
 
     Raises:
         CheckpointError: for a layout, an architecture or a setting that is not supported, by name.
+        LinkError: one of the files that describe the checkpoint is a link out of the folder.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    check_links(folder)
+    raw = read_json(path)
+    if not raw:
         raise CheckpointError(f"{folder} has no config.json, expected the folder of a checkpoint.")
-    raw = json.loads(path.read_text())
     readers = {"internvl_chat": _read_chat, "internvl": _read_native, "internvl_x": _read_ours}
-    layout = raw.get("model_type")
-    if layout not in readers:
+    with blaming(path):
+        check_fields(raw, CONFIG_RULES)
+        layout = raw.get("model_type")
+        if layout not in readers:
+            raise CheckpointError(
+                f"model_type={layout!r}, architectures={raw.get('architectures')}. Supported are the model types "
+                f"{', '.join(LAYOUTS)}."
+            )
+        if tensors is None:
+            tensors = CheckpointFiles(folder).tensors
+        source = readers[layout](folder, raw, tensors)
+        check_parts(source.config)
+    return source
+
+
+def check_parts(config: InternVLXConfig) -> None:
+    """Check what the settings of a language model or a vision tower say together.
+
+    Raises:
+        CheckpointError: naming the settings and what would be right.
+    """
+    text, vision = config.text_config, config.vision_config
+    heads, kv_heads, width = text.num_attention_heads, text.num_key_value_heads, text.hidden_size
+    size = getattr(text, "head_dim", None) or width // heads
+    _require(heads % kv_heads == 0, f"num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}.")
+    _require(
+        size > 0 and size % 2 == 0, f"num_attention_heads={heads} of hidden_size={width} are of {size}, expected even."
+    )
+    rope = text.rope_parameters or {}
+    check_rope(rope, int(size * rope.get("partial_rotary_factor", 1)))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        check_token_ids({name: getattr(text, name, None)}, text.vocab_size, "of the language model, ")
+    heads, width = getattr(vision, "num_attention_heads", 1), vision.hidden_size
+    _require(
+        width % heads == 0, f"num_attention_heads={heads} of the vision tower does not divide its hidden_size={width}."
+    )
+
+
+def check_rope(rope: dict, size: int) -> None:
+    """Check that rotary embedding settings for `size` rotated dimensions a head are complete, and none unknown.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of the wrong length.
+    """
+    kind = rope.get("rope_type", "default")
+    _require(kind in ROPE_NEEDS, f"rope_type={kind!r}, expected one of {', '.join(ROPE_NEEDS)}.")
+    needed, known = ROPE_NEEDS[kind], {*ROPE_FIELDS, *ROPE_NEEDS[kind], *ROPE_OPTIONS.get(kind, ())}
+    if missing := [name for name in needed if rope.get(name) is None]:
         raise CheckpointError(
-            f"{path} says model_type={layout!r}, architectures={raw.get('architectures')}. Supported are the model types "
-            f"{', '.join(LAYOUTS)}."
+            f"rope_scaling (rope_parameters) of the type {kind!r} lacks {', '.join(missing)}: {rope}."
         )
-    return readers[layout](folder, raw, CheckpointFiles(folder).tensors if tensors is None else tensors)
+    if unknown := sorted(name for name in rope.keys() - known if rope[name] is not None):
+        raise CheckpointError(
+            f"rope_scaling (rope_parameters) of the type {kind!r} does not know {', '.join(unknown)}: {rope}."
+        )
+    for name in ("short_factor", "long_factor"):
+        found = rope.get(name)
+        _require(
+            found is None or len(found) == size // 2,
+            f"{name} has {len(found or ())} values, expected {size // 2}, half of the size of a head: {found}.",
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckpointError(message)
 
 
 def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
@@ -133,14 +213,28 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
             f"ps_version={raw.get('ps_version', 'v1')!r} (InternVL 1.x): its pixel shuffle swaps the axes of the token grid. "
             "Supported is 'v2', that of InternVL2 and later."
         )
-    vision = raw["vision_config"]
+    for name in ("vision_config", "llm_config", "template"):
+        _require(raw.get(name) is not None, f"lacks {name!r}, which the layout internvl_chat has.")
+    chat_template(raw["template"])
+    vision = _chat_vision(raw["vision_config"])
+    select, layers = raw.get("select_layer", -1), vision["num_hidden_layers"]
+    _require(
+        -layers - 1 <= select <= layers,
+        f"select_layer={select} (vision_feature_layer), expected {-layers - 1}...{layers} for a tower of {layers} layers.",
+    )
     tile_size = raw.get("force_image_size") or vision["image_size"]
+    position_grid = _position_grid(vision, tensors)
+    _require(
+        tile_size <= MAX_GRID_GROWTH * position_grid * vision["patch_size"],
+        f"force_image_size={tile_size}, expected at most {MAX_GRID_GROWTH} times vision_config.image_size="
+        f"{vision['image_size']}, for which position embeddings are stored.",
+    )
     config = InternVLXConfig(
         vision_config=chat_vision_config(vision, tile_size),
         text_config=chat_text_config(raw["llm_config"]),
         image_token_id=0,
         downsample_ratio=raw.get("downsample_ratio", 0.5),
-        vision_feature_layer=raw.get("select_layer", -1),
+        vision_feature_layer=select,
         projector_config=InternVLXProjectorConfig(projector_type="pvtc" if released else "pixel_shuffle"),
         dtype=raw.get("torch_dtype") or raw.get("dtype") or raw["llm_config"].get("torch_dtype"),
     )
@@ -159,7 +253,7 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
         ),
         architecture=text_architecture(raw["llm_config"]),
         template=raw.get("template"),
-        position_grid=vision["image_size"] // vision["patch_size"],
+        position_grid=position_grid,
     )
     if raw.get("pad2square"):
         source.notes.append("pad2square is set; the image processor stretches pictures to the tile grid instead.")
@@ -171,13 +265,39 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
     return source
 
 
+def _chat_vision(raw: dict) -> dict:
+    """The `vision_config` with what is required, and with sizes as one number."""
+    names = raw.get("architectures") or []
+    if not set(names) & set(VISION_ARCHITECTURES):
+        raise CheckpointError(
+            f"The vision tower {names[0] if names else raw.get('model_type')!r} (vision_config.architectures) is not "
+            f"supported, expected {', '.join(VISION_ARCHITECTURES)}."
+        )
+    if missing := [theirs for theirs in (*VISION_FIELDS.values(), "image_size") if theirs not in raw]:
+        raise CheckpointError(f"vision_config of {names[0]} lacks {', '.join(missing)}.")
+    sizes = {name: raw[name] for name in ("image_size", "patch_size")}
+    return raw | {name: size[0] if isinstance(size, list) else size for name, size in sizes.items()}
+
+
+def _position_grid(vision: dict, tensors: dict[str, TensorInfo]) -> int:
+    """Side of the grid of position embeddings, which is that of the stored ones where they are known."""
+    grid = vision["image_size"] // vision["patch_size"]
+    stored = tensors.get("vision_model.embeddings.position_embedding")
+    if stored is not None and len(stored.shape) == 3 and stored.shape[1] != 1 + grid**2:
+        raise CheckpointError(
+            f"vision_config.image_size={vision['image_size']} and patch_size={vision['patch_size']} make {grid}x{grid} "
+            f"patches, but vision_model.embeddings.position_embedding is {stored.shape}, expected (1, {1 + grid**2}, C)."
+        )
+    return grid
+
+
 def text_architecture(raw: dict) -> str:
     """Class name of a language model from its config."""
     names = raw.get("architectures") or []
     name = names[0] if names else None
     if name not in TEXT_ARCHITECTURES:
         raise CheckpointError(
-            f"The language model {name or raw.get('model_type')!r} is not supported, expected one of "
+            f"The language model {name or raw.get('model_type')!r} (llm_config.architectures) is not supported, expected one of "
             f"{', '.join(TEXT_ARCHITECTURES)}."
         )
     return name
@@ -214,21 +334,22 @@ def rope_parameters(raw: dict) -> dict:
 
 def chat_vision_config(raw: dict, tile_size: int) -> PretrainedConfig:
     """Native configuration of InternViT (`vision_config`) for tiles of `tile_size` pixels a side."""
-    names = raw.get("architectures") or []
-    if not set(names) & set(VISION_ARCHITECTURES):
-        raise CheckpointError(
-            f"The vision tower {names[0] if names else raw.get('model_type')!r} is not supported, expected "
-            f"{', '.join(VISION_ARCHITECTURES)}."
-        )
-    if missing := [theirs for theirs in VISION_FIELDS.values() if theirs not in raw]:
-        raise CheckpointError(f"vision_config of {names[0]} lacks {', '.join(missing)}.")
+    raw = _chat_vision(raw)
     kwargs = {ours: raw[theirs] for ours, theirs in VISION_FIELDS.items()}
     kwargs |= {ours: raw[theirs] for ours, theirs in OPTIONAL_VISION_FIELDS.items() if theirs in raw}
     return CONFIG_MAPPING["internvl_vision"](image_size=tile_size, **kwargs)
 
 
+def _require_sizes(raw: dict) -> None:
+    """What a native configuration leaves out would be its class's default, and another model's."""
+    for section, names in (("text_config", REQUIRED_TEXT_FIELDS), ("vision_config", REQUIRED_VISION_FIELDS)):
+        if missing := [name for name in names if (raw.get(section) or {}).get(name) is None]:
+            raise CheckpointError(f"{section} lacks {', '.join(missing)}.")
+
+
 def _read_native(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
-    native = AutoConfig.from_pretrained(folder)
+    _require_sizes(raw)
+    native = InternVLConfig.from_dict(raw)
     if native.vision_feature_select_strategy != "default" or not isinstance(native.vision_feature_layer, int):
         raise CheckpointError(
             f"vision_feature_select_strategy={native.vision_feature_select_strategy!r} and "
@@ -250,7 +371,8 @@ def _read_native(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sou
 
 
 def _read_ours(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
-    return _native_source(folder, "internvl_x", raw, InternVLXConfig.from_pretrained(folder), tensors)
+    _require_sizes(raw)
+    return _native_source(folder, "internvl_x", raw, InternVLXConfig.from_dict(raw), tensors)
 
 
 def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig, tensors) -> Source:
@@ -267,10 +389,17 @@ def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig
 
 
 def _saved_tiling(folder: Path, tile_size: int) -> Tiling:
-    saved = {}
+    saved, tile = {}, {"height": tile_size, "width": tile_size}
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            found = json.loads((folder / name).read_text())
-            saved |= found.get("image_processor", found)
+        found = read_json(folder / name)
+        with blaming(folder / name):
+            settings = found.get("image_processor", found)
+            _require(isinstance(settings, dict), f"image_processor={settings!r:.200}, expected an object.")
+            check_fields(settings, PROCESSOR_RULES)
+            size = settings.get("size", tile)
+            _require(
+                size == tile, f"size={size}, but vision_config.image_size makes tiles of {tile_size}x{tile_size}."
+            )
+        saved |= settings
     names = ("min_patches", "max_patches", "use_thumbnail", "slicing", "image_mean", "image_std")
     return Tiling(tile_size=tile_size, **{name: saved[name] for name in names if name in saved})

@@ -1,12 +1,14 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """An InternVL checkpoint's tokenizer as a fast tokenizer that transformers loads without remote code."""
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from ..json_files import read_json
+from .checkpoint_files import blaming, check_links
+from .field_rules import TOKEN_ID, TOKENIZER_RULES, check_fields
 from .sentencepiece_bpe import SentencePieceModel, sentencepiece_tokenizer
 from .templates import chat_template
 
@@ -39,7 +41,18 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
             has no image tokens; or the config names an unknown template.
     """
     source = Path(source)
-    config = _read_json(source / "special_tokens_map.json") | _read_json(source / "tokenizer_config.json")
+    check_links(source)
+    config = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        found = read_json(source / name)
+        with blaming(source / name):
+            check_fields(found, TOKENIZER_RULES)
+        config |= found
+    with blaming(source):
+        return _convert(source, config)
+
+
+def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
     named = {role: _content(config[role]) for role in _NAMED_TOKENS if config.get(role) is not None}
     added_tokens = _added_tokens(source, config)
     core = _core(source, config, added_tokens, named)
@@ -105,8 +118,9 @@ def _sentencepiece_core(
     source: Path, config: dict, added_tokens: dict[int, AddedToken], named: dict[str, str]
 ) -> Tokenizer:
     model = SentencePieceModel.read(source / "tokenizer.model")
-    special = {*named.values(), *map(_content, config.get("additional_special_tokens", []))}
-    core = sentencepiece_tokenizer(model, added_tokens, legacy=config.get("legacy", True), unprefixed=sorted(special))
+    special = {*named.values(), *map(_content, config.get("additional_special_tokens") or [])}
+    legacy = config.get("legacy") is not False  # transformers' own default, for null too
+    core = sentencepiece_tokenizer(model, added_tokens, legacy=legacy, unprefixed=sorted(special))
     bos = named.get("bos_token")
     if bos is not None and config.get("add_bos_token", True):
         core.post_processor = processors.TemplateProcessing(
@@ -118,15 +132,19 @@ def _sentencepiece_core(
 def _added_tokens(source: Path, config: dict) -> dict[int, AddedToken]:
     """By id: those that `tokenizer_config.json` describes, and others that only `added_tokens.json` has."""
     tokens = {int(index): AddedToken(**fields) for index, fields in config.get("added_tokens_decoder", {}).items()}
-    special = {*map(_content, config.get("additional_special_tokens", []))}
-    for content, index in _read_json(source / "added_tokens.json").items():
+    special = {*map(_content, config.get("additional_special_tokens") or [])}
+    for content, index in read_json(source / "added_tokens.json").items():
+        if not TOKEN_ID.holds(index):
+            raise ValueError(
+                f"{source / 'added_tokens.json'} has {content!r}: {index!r}, expected {TOKEN_ID.expected}."
+            )
         tokens.setdefault(index, AddedToken(content, normalized=False, special=content in special))
     return tokens
 
 
 def _template(source: Path, config: dict) -> str | None:
     """The conversation template that the checkpoint's config names; native checkpoints bring a chat template instead."""
-    name = _read_json(source / "config.json").get("template")
+    name = read_json(source / "config.json").get("template")
     if name is not None:
         return chat_template(name)
     file = source / "chat_template.jinja"
@@ -135,16 +153,3 @@ def _template(source: Path, config: dict) -> str | None:
 
 def _content(token: str | dict) -> str:
     return token["content"] if isinstance(token, dict) else token
-
-
-def _read_json(file: Path) -> dict:
-    """Empty if there is no such file."""
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected a JSON object.")
-    return content

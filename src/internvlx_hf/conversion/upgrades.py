@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 import torch
 
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
-from .checkpoint_files import TensorInfo
+from .checkpoint_files import TensorInfo, blaming
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"
@@ -95,7 +95,8 @@ def build_upgrade(
     if lvtc:
         if config.lvtc_config is not None:
             raise ValueError("The checkpoint has LVTC already; convert it without `lvtc`.")
-        after.lvtc_config = InternVLXLVTCConfig(**({} if lvtc is True else lvtc))
+        with blaming(f"lvtc={lvtc!r}"):
+            after.lvtc_config = InternVLXLVTCConfig(**({} if lvtc is True else lvtc))
     if projector == "pvtc" and before.projector_config.projector_type != "pvtc":
         after.projector_config = InternVLXProjectorConfig(
             projector_type="pvtc",

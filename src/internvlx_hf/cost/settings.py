@@ -2,12 +2,12 @@
 """What decides a picture's cost: a model and how it cuts pictures. Read from a checkpoint or a preset, and varied."""
 
 import copy
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..conversion.checkpoint_files import WEIGHT_FILES
 from ..conversion.sources import Tiling, read_source
+from ..json_files import read_json
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
@@ -72,19 +72,11 @@ def load_setting(model: str | Path) -> Setting:
 def _read_folder(folder: Path) -> Setting:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    raw = read_json(folder / "config.json")
     has_weights = any((folder / name).is_file() for names in WEIGHT_FILES for name in names)
-    if not isinstance(raw, dict):
-        raise ValueError(f"{folder / 'config.json'} holds a {type(raw).__name__}, expected a model's configuration.")
     # whether a released checkpoint has PVTC shows in the names of its tensors alone
     needs_names = has_weights and raw.get("model_type") == "internvl_chat"
-    try:
-        source = read_source(folder, None if needs_names else {})
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} lacks {error}, which this type of model needs.") from error
+    source = read_source(folder, None if needs_names else {})
     processor = None
     if source.layout == "internvl_x":
         has_processor = any((folder / name).is_file() for name in PROCESSOR_FILES)

@@ -1,0 +1,236 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Which values the settings in a checkpoint's JSON files may have, by name, in every layout.
+
+A setting that is not listed is not read here. The bounds are far beyond every published model: they keep a made-up number
+from costing minutes or gigabytes before the tensors contradict it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.activations import ACT2FN
+
+from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
+from .checkpoint_files import CheckpointError
+
+SECTIONS = (
+    "llm_config",
+    "text_config",
+    "vision_config",
+    "projector_config",
+    "lvtc_config",
+    "rope_scaling",
+    "rope_parameters",
+)
+MAX_SIZE, MAX_LAYERS, MAX_PIXELS = 10**8, 1000, 10**5
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+ROPE_TYPES = ("default", "linear", "dynamic", "longrope", "su", "yarn", "llama3")
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """Args: expected: what is right, in words; holds: whether a value is; optional: whether null is."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+    optional: bool = False
+
+    def or_null(self) -> "FieldRule":
+        return FieldRule(f"{self.expected}, or null", self.holds, optional=True)
+
+
+def whole(low: int, high: int) -> FieldRule:
+    return FieldRule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+
+
+def number(low: float, high: float, *, above: bool = False) -> FieldRule:
+    """A number from `low` to `high`; `above`: not `low` itself."""
+    return FieldRule(
+        f"a number {'above' if above else 'from'} {low} {'and up ' if above else ''}to {high}",
+        lambda value: _is_number(value) and (low < value if above else low <= value) and value <= high,
+    )
+
+
+def choice(names: Iterable[str]) -> FieldRule:
+    names = tuple(names)
+    return FieldRule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def list_of(rule: FieldRule, length: int | None = None) -> FieldRule:
+    """A list, of so many values if a length is given, none of them null."""
+    size = "" if length is None else f"{length} "
+    return FieldRule(
+        f"a list of {size}values, each {rule.expected}",
+        lambda value: isinstance(value, list) and length in (None, len(value)) and all(map(rule.holds, value)),
+    )
+
+
+def either(first: FieldRule, second: FieldRule) -> FieldRule:
+    return FieldRule(
+        f"{first.expected}, or {second.expected}", lambda value: first.holds(value) or second.holds(value)
+    )
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+FLAG = FieldRule("true or false", lambda value: isinstance(value, bool))
+TEXT = FieldRule("text", lambda value: isinstance(value, str))
+OBJECT = FieldRule("an object", lambda value: isinstance(value, dict))
+SIZE, LAYERS = whole(1, MAX_SIZE), whole(1, MAX_LAYERS)
+FRACTION = FieldRule("a number from 0 to less than 1", lambda value: _is_number(value) and 0 <= value < 1)
+EPSILON = number(0, 0.1, above=True)
+PIXELS = either(
+    whole(1, MAX_PIXELS),
+    FieldRule(
+        "a list of two equal ones",
+        lambda value: isinstance(value, list) and len(value) == 2 and value[0] == value[1] and _is_pixels(value[0]),
+    ),
+)
+TOKEN_ID = whole(0, MAX_SIZE)
+NAMES = list_of(TEXT)
+FACTORS = list_of(number(0, 1e6, above=True))
+ACTIVATION = choice(sorted(ACT2FN))
+
+
+def _is_pixels(value) -> bool:
+    return type(value) is int and 1 <= value <= MAX_PIXELS
+
+
+CONFIG_RULES = {
+    **dict.fromkeys(("architectures", "layer_types"), NAMES.or_null()),
+    **dict.fromkeys(("llm_config", "text_config", "vision_config"), OBJECT),
+    **dict.fromkeys(("projector_config", "lvtc_config", "rope_scaling", "rope_parameters"), OBJECT.or_null()),
+    **dict.fromkeys(("dtype", "torch_dtype"), choice(DTYPES).or_null()),
+    **dict.fromkeys(
+        (
+            *("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads"),
+            *("max_position_embeddings", "num_channels", "image_seq_length", "num_heads"),
+        ),
+        SIZE,
+    ),
+    **dict.fromkeys(("head_dim", "original_max_position_embeddings", "sliding_window"), SIZE.or_null()),
+    **dict.fromkeys(("num_hidden_layers", "num_layers"), LAYERS),
+    **dict.fromkeys(("expand_layer", "num_lr_projectors", "insert_interval"), LAYERS.or_null()),
+    **dict.fromkeys(("insert_start",), whole(0, MAX_LAYERS).or_null()),
+    **dict.fromkeys(("max_window_layers",), whole(0, MAX_SIZE)),
+    **dict.fromkeys(("select_layer", "vision_feature_layer"), whole(-MAX_LAYERS, MAX_LAYERS)),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), EPSILON),
+    **dict.fromkeys(("attention_dropout", "dropout", "projection_dropout", "hidden_dropout_prob"), FRACTION),
+    **dict.fromkeys(("resid_pdrop", "embd_pdrop", "drop_path_rate"), FRACTION),
+    **dict.fromkeys(("initializer_range", "layer_scale_init_value", "initializer_factor"), number(0, 10)),
+    **dict.fromkeys(
+        (
+            *("use_thumbnail", "dynamic_image_size", "pad2square", "tie_word_embeddings", "use_sliding_window"),
+            *("qkv_bias", "qk_normalization", "attention_bias", "mlp_bias", "bias", "use_qk_norm"),
+            *("use_local", "use_global", "use_cls_scale", "use_mask_token", "use_mean_pooling"),
+            *("use_absolute_position_embeddings", "use_cache"),
+        ),
+        FLAG,
+    ),
+    **dict.fromkeys(("hidden_act", "projector_hidden_act"), ACTIVATION),
+    **dict.fromkeys(("image_size", "patch_size"), PIXELS),
+    **dict.fromkeys(("min_dynamic_patch", "max_dynamic_patch"), whole(1, MAX_TILES)),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), TOKEN_ID.or_null()),
+    **dict.fromkeys(("eos_token_id",), either(TOKEN_ID, list_of(TOKEN_ID)).or_null()),
+    **dict.fromkeys(("model_type", "template", "ps_version", "vision_feature_select_strategy"), TEXT),
+    **dict.fromkeys(("projector_type", "lr_projector_type", "query_mlp", "upsample_mode"), TEXT),
+    "hr_projector_type": TEXT.or_null(),
+    "force_image_size": whole(1, MAX_PIXELS).or_null(),
+    "image_token_id": TOKEN_ID,
+    "downsample_ratio": number(1e-3, 1),
+    "mlp_ratio": number(0, 1000, above=True),
+    "norm_type": choice(("layer_norm", "rms_norm")),
+    "rope_theta": number(1, 1e15),
+    "partial_rotary_factor": number(0, 1, above=True),
+    "pretraining_tp": whole(1, MAX_SIZE),
+    # of rope_scaling
+    **dict.fromkeys(("type", "rope_type"), choice(ROPE_TYPES)),
+    **dict.fromkeys(("short_factor", "long_factor"), FACTORS),
+    **dict.fromkeys(("factor",), number(1, 1e6)),
+    **dict.fromkeys(
+        ("beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "attention_factor"),
+        number(0, 1e6, above=True),
+    ),
+}
+PROCESSOR_RULES = {
+    **dict.fromkeys(("min_patches", "max_patches"), whole(1, MAX_TILES)),
+    **dict.fromkeys(("use_thumbnail", "crop_to_patches"), FLAG),
+    "slicing": choice(SLICING_STRATEGIES),
+    "image_mean": list_of(number(-1e3, 1e3), 3),
+    "image_std": list_of(number(1e-6, 1e3), 3),
+    "size": FieldRule(
+        "an object of height and width",
+        lambda value: (
+            isinstance(value, dict) and value.keys() == {"height", "width"} and all(map(_is_pixels, value.values()))
+        ),
+    ),
+}
+TOKEN = FieldRule(
+    "text, or an object with content",
+    lambda value: isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str)),
+)
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+TOKENIZER_RULES = {
+    **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), TOKEN.or_null()),
+    **dict.fromkeys(("add_bos_token", "add_eos_token"), FLAG),
+    "legacy": FLAG.or_null(),
+    "tokenizer_class": TEXT.or_null(),
+    "chat_template": TEXT.or_null(),
+    "model_max_length": FieldRule("a positive number", lambda value: _is_number(value) and value >= 1).or_null(),
+    "additional_special_tokens": list_of(TOKEN).or_null(),
+    "added_tokens_decoder": FieldRule(
+        "an object of tokens by id",
+        lambda value: (
+            isinstance(value, dict)
+            and all(re.fullmatch(r"\d{1,9}", index) and _is_added(token) for index, token in value.items())
+        ),
+    ),
+}
+GENERATION_RULES = {
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), TOKEN_ID.or_null()),
+    "eos_token_id": either(TOKEN_ID, list_of(TOKEN_ID)).or_null(),
+    **dict.fromkeys(("do_sample", "use_cache"), FLAG.or_null()),
+    **dict.fromkeys(("max_new_tokens", "max_length", "num_beams"), whole(1, MAX_SIZE).or_null()),
+    "top_k": whole(0, MAX_SIZE).or_null(),
+    "top_p": number(0, 1, above=True).or_null(),
+    **dict.fromkeys(("temperature", "repetition_penalty"), number(0, 1e3, above=True).or_null()),
+}
+
+
+def _is_added(token) -> bool:
+    return (
+        isinstance(token, dict)
+        and isinstance(token.get("content"), str)
+        and token["content"] != ""
+        and all(isinstance(token.get(flag, False), bool) for flag in _TOKEN_FLAGS)
+    )
+
+
+def check_fields(raw: dict, rules: dict[str, FieldRule], section: str = "") -> None:
+    """Check the settings of a JSON object, and of the sections in it, against `rules`.
+
+    Raises:
+        CheckpointError: naming the setting, its value and what would be right.
+    """
+    for name, value in raw.items():
+        rule = rules.get(name)
+        if rule is None or (value is None and rule.optional):
+            continue
+        if not rule.holds(value):
+            raise CheckpointError(f"{section}{name}={value!r:.200}, expected {rule.expected}.")
+        if name in SECTIONS and value:
+            check_fields(value, rules, f"{section}{name}.")
+
+
+def check_token_ids(raw: dict, vocab_size: int, section: str = "") -> None:
+    """Check that the ids of special tokens are in the vocabulary."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = raw.get(name)
+        for index in ids if isinstance(ids, list) else [ids]:
+            if index is not None and index >= vocab_size:
+                raise CheckpointError(f"{section}{name}={ids} is outside the model's vocabulary of {vocab_size}.")
