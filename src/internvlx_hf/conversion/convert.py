@@ -113,6 +113,7 @@ class Conversion:
             slicing=tiling.slicing,
             image_mean=tiling.image_mean,
             image_std=tiling.image_std,
+            **tiling.others,
         )
 
 

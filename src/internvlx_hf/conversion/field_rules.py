@@ -159,7 +159,14 @@ CONFIG_RULES = {
 }
 PROCESSOR_RULES = {
     **dict.fromkeys(("min_patches", "max_patches"), whole(1, MAX_TILES)),
-    **dict.fromkeys(("use_thumbnail", "crop_to_patches"), FLAG),
+    "use_thumbnail": FLAG,
+    "crop_to_patches": FLAG.or_null(),
+    **dict.fromkeys(
+        ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_exif_transpose"), FLAG.or_null()
+    ),
+    "resample": whole(0, 5).or_null(),
+    "rescale_factor": number(0, 1e3, above=True).or_null(),
+    "resize_backend": choice(("torch", "pillow")).or_null(),
     "slicing": choice(SLICING_STRATEGIES),
     "image_mean": list_of(number(-1e3, 1e3), 3),
     "image_std": list_of(number(1e-6, 1e3), 3),

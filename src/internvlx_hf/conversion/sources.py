@@ -16,6 +16,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..json_files import read_json
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
+from ..processing import InternVLXImageProcessor
 from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming, check_links
 from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_fields, check_token_ids
 from .templates import chat_template
@@ -80,6 +81,12 @@ OPTIONAL_VISION_FIELDS = {
 }
 
 
+OTHER_SETTINGS = (
+    *("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_exif_transpose"),
+    *("resample", "rescale_factor", "resize_backend", "alpha"),
+)
+
+
 @dataclass
 class Tiling:
     """How a checkpoint wants pictures to be cut and normalised."""
@@ -92,6 +99,8 @@ class Tiling:
     slicing: str = "ratio"
     image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
     image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
+    # further settings of `InternVLXImageProcessor` that a processor was saved with
+    others: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -381,14 +390,14 @@ def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig
         layout=layout,
         raw=raw,
         config=config,
-        tiling=_saved_tiling(folder, config.tile_size),
+        tiling=_saved_tiling(folder, layout, config.tile_size),
         architecture=f"{config.text_config.model_type} of transformers",
         template=None,
         position_grid=config.patch_grid,
     )
 
 
-def _saved_tiling(folder: Path, tile_size: int) -> Tiling:
+def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
     saved, tile = {}, {"height": tile_size, "width": tile_size}
     for name in ("preprocessor_config.json", "processor_config.json"):
         found = read_json(folder / name)
@@ -401,5 +410,11 @@ def _saved_tiling(folder: Path, tile_size: int) -> Tiling:
                 size == tile, f"size={size}, but vision_config.image_size makes tiles of {tile_size}x{tile_size}."
             )
         saved |= settings
-    names = ("min_patches", "max_patches", "use_thumbnail", "slicing", "image_mean", "image_std")
-    return Tiling(tile_size=tile_size, **{name: saved[name] for name in names if name in saved})
+    names = ["min_patches", "max_patches", "use_thumbnail", "slicing", "image_mean", "image_std"]
+    known = {}
+    if layout == "internvl_x":  # of a native one, InternVLProcessor sets it
+        names.append("crop_to_patches")
+        known = {name: getattr(InternVLXImageProcessor, name) for name in names}
+    known |= {name: saved[name] for name in names if saved.get(name) is not None}
+    others = {name: saved[name] for name in OTHER_SETTINGS if saved.get(name) is not None}
+    return Tiling(tile_size=tile_size, **known, others=others)

@@ -62,7 +62,12 @@ def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
         if core.token_to_id(token.content) != index:
             raise ValueError(
                 f"The token {token.content!r} of {source} has id {core.token_to_id(token.content)} in the vocabulary, "
-                f"expected {index} as among the added tokens."
+                f"expected {index} as among the added tokens (tokenizer_config.json, added_tokens.json)."
+            )
+    for role, token in named.items():
+        if core.token_to_id(token) is None:
+            raise ValueError(
+                f"{source / 'tokenizer_config.json'} has {role}={token!r}, which is not in the vocabulary."
             )
     for token in _IMAGE_TOKENS.values():
         if core.token_to_id(token) is None:
@@ -102,7 +107,9 @@ def _core(source: Path, config: dict, added_tokens: dict[int, AddedToken], named
             raise ValueError(f"{source / 'tokenizer.json'} is damaged: {error}") from error
     if {"vocab.json", "merges.txt"} <= has:
         if kind not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
-            raise ValueError(f"{source} has vocab.json and merges.txt of a {kind}, expected a Qwen2Tokenizer.")
+            raise ValueError(
+                f"{source / 'tokenizer_config.json'} has tokenizer_class={kind!r} beside vocab.json and merges.txt, expected a Qwen2Tokenizer."
+            )
         vocabulary, merges = str(source / "vocab.json"), str(source / "merges.txt")
         try:
             # no special tokens: it would append them to the vocabulary
@@ -122,7 +129,7 @@ def _sentencepiece_core(
     legacy = config.get("legacy") is not False  # transformers' own default, for null too
     core = sentencepiece_tokenizer(model, added_tokens, legacy=legacy, unprefixed=sorted(special))
     bos = named.get("bos_token")
-    if bos is not None and config.get("add_bos_token", True):
+    if bos is not None and core.token_to_id(bos) is not None and config.get("add_bos_token", True):
         core.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, core.token_to_id(bos))]
         )
