@@ -188,8 +188,8 @@ def test_what_is_not_supported_is_named_before_anything_is_written(tmp_path, edi
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"max_patches": 0}, "max_patches=0, expected a positive number"),
-        ({"slicing": "free"}, "slicing='free', expected one of None, 'edge', 'area', 'ratio'"),
+        ({"max_patches": 0}, "max_patches=0, expected a whole number from 1"),
+        ({"slicing": "free"}, "slicing='free', expected one of 'edge', 'area', 'ratio'"),
         ({"dtype": "int8"}, "dtype='int8', expected one of 'float32', 'float16', 'bfloat16'"),
         ({"to": "onnx"}, "to='onnx', expected one of 'internvl_x', 'internvl'"),
     ],

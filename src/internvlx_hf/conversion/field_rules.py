@@ -39,7 +39,7 @@ class FieldRule:
     optional: bool = False
 
     def or_null(self) -> "FieldRule":
-        return FieldRule(f"{self.expected}, or null", self.holds, optional=True)
+        return FieldRule(f"{self.expected}, or null (None)", self.holds, optional=True)
 
 
 def whole(low: int, high: int) -> FieldRule:
@@ -56,7 +56,7 @@ def number(low: float, high: float, *, above: bool = False) -> FieldRule:
 
 def choice(names: Iterable[str]) -> FieldRule:
     names = tuple(names)
-    return FieldRule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+    return FieldRule(f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names)
 
 
 def list_of(rule: FieldRule, length: int | None = None) -> FieldRule:

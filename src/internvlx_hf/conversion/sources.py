@@ -306,7 +306,7 @@ def text_architecture(raw: dict) -> str:
     name = names[0] if names else None
     if name not in TEXT_ARCHITECTURES:
         raise CheckpointError(
-            f"The language model {name or raw.get('model_type')!r} (llm_config.architectures) is not supported, expected one of "
+            f"The language model {name or raw.get('model_type')!r} is not supported, expected llm_config.architectures one of "
             f"{', '.join(TEXT_ARCHITECTURES)}."
         )
     return name
