@@ -246,6 +246,54 @@ def test_mutated_configurations_are_right_or_refused_by_name(layouts):
     assert not slow
 
 
+SIDECARS = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
+
+
+def all_places(raw: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, value in raw.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from all_places(value, (*path, name))
+
+
+def sidecar_outcome(folder: Path, file: str, path: tuple[str, ...], kind: str) -> str:
+    """What is read of these files has a rule each; what is accepted must leave tokens that the model has."""
+    text = (folder / file).read_text()
+    (folder / file).write_text(json.dumps(mutated(json.loads(text), path, MUTATIONS[kind])))
+    try:
+        conversion = prepare(folder, OPTIONS)
+    except (ValueError, OSError) as error:
+        return "clear" if file in str(error) else f"unclear: {error}"
+    except Exception as error:
+        return f"unclear: {error!r}"
+    finally:
+        (folder / file).write_text(text)
+    ids = {
+        token: conversion.tokenizer.convert_tokens_to_ids(token) for token in conversion.tokenizer.all_special_tokens
+    }
+    if max(ids.values()) >= conversion.config.text_config.vocab_size:
+        return f"silently wrong: {ids} are beyond the vocabulary"
+    return "ok"
+
+
+def test_mutated_files_beside_the_configuration_are_right_or_refused_by_name(layouts):
+    every = [
+        (layout, file, path, kind)
+        for layout, folder in layouts.items()
+        for file in SIDECARS
+        if (folder / file).exists()
+        for path in all_places(json.loads((folder / file).read_text()))
+        for kind in MUTATIONS
+    ]
+    outcomes = {}
+    for layout, file, path, kind in random.Random(SEED).sample(every, 120):
+        outcomes[f"{layout} {file} {'.'.join(path)} {kind}"] = sidecar_outcome(layouts[layout], file, path, kind)
+    report("files beside the configuration", outcomes)
+
+
 @dataclass
 class Case:
     """Args: edit: changes a checkpoint's folder; names: what a message must name; same: whether it may convert, to the same

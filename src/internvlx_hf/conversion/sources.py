@@ -399,9 +399,12 @@ def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig
 
 def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
     saved, tile = {}, {"height": tile_size, "width": tile_size}
+    file = folder / "config.json"
     for name in ("preprocessor_config.json", "processor_config.json"):
-        found = read_json(folder / name)
-        with blaming(folder / name):
+        if not (found := read_json(folder / name)):
+            continue
+        file = folder / name
+        with blaming(file):
             settings = found.get("image_processor", found)
             _require(isinstance(settings, dict), f"image_processor={settings!r:.200}, expected an object.")
             check_fields(settings, PROCESSOR_RULES)
@@ -417,4 +420,6 @@ def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
         known = {name: getattr(InternVLXImageProcessor, name) for name in names}
     known |= {name: saved[name] for name in names if saved.get(name) is not None}
     others = {name: saved[name] for name in OTHER_SETTINGS if saved.get(name) is not None}
+    with blaming(file):
+        InternVLXImageProcessor(size=tile, **others)
     return Tiling(tile_size=tile_size, **known, others=others)

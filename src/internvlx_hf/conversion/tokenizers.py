@@ -72,7 +72,8 @@ def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
     for token in _IMAGE_TOKENS.values():
         if core.token_to_id(token) is None:
             raise ValueError(
-                f"The tokenizer in {source} has no token {token!r}, expected the image tokens of InternVL."
+                f"The tokenizer in {source} has no token {token!r}, expected the image tokens of InternVL among the added "
+                "tokens (tokenizer_config.json, added_tokens.json)."
             )
 
     taken = {*named.values(), *_IMAGE_TOKENS.values()}
