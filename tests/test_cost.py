@@ -12,7 +12,8 @@ from PIL import Image
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.report import bar, table, unit
-from internvlx_hf.processing.image_sources import PillowSource, open_image
+from internvlx_hf.processing.image_files import open_image
+from internvlx_hf.processing.image_sources import PillowSource
 from tiny import LVTC, tiny_config
 
 

@@ -113,7 +113,7 @@ class Conversion:
             slicing=tiling.slicing,
             image_mean=tiling.image_mean,
             image_std=tiling.image_std,
-            **tiling.others,
+            **({"alpha": "drop"} | tiling.others),  # InternVL takes no notice of transparency
         )
 
 

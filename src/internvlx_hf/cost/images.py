@@ -10,7 +10,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..processing.image_sources import open_image
+from ..processing.image_files import open_image
 from ..training.image_headers import upright_size
 
 Size = tuple[int, int]

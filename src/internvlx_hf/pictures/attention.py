@@ -16,7 +16,8 @@ from ..cost.settings import tiling_rule
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..modeling.pvtc import PVTCAttention, PVTCProjector
 from ..processing import InternVLXProcessor
-from ..processing.image_sources import PillowSource, open_image
+from ..processing.image_files import open_image
+from ..processing.image_sources import PillowSource
 from ..processing.rvtc import TilePlan
 
 
@@ -65,7 +66,7 @@ def attend(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
-    image = open_upright(image)
+    image = open_upright(image, processor.image_processor.alpha)
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -91,7 +92,7 @@ def attend(
     )
 
 
-def open_upright(image: str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
+def open_upright(image: str | os.PathLike | PIL.Image.Image, alpha: str = "white") -> PIL.Image.Image:
     """The picture as the image processor sees it: upright and in RGB.
 
     Raises:
@@ -99,7 +100,7 @@ def open_upright(image: str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
     """
     if not isinstance(image, PIL.Image.Image):
         image = open_image(image)
-    source = PillowSource(image, upright=True, convert_rgb=True)
+    source = PillowSource(image, upright=True, convert_rgb=True, alpha=alpha)
     pixels = source.read(0, 0, source.width, source.height)
     return PIL.Image.fromarray(pixels.movedim(0, -1).numpy())
 

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import torch
 from einops import rearrange
+from huggingface_hub.errors import StrictDataclassError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -20,7 +21,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_sources import ArraySource, PillowSource, open_image
+from .image_files import ImageAccess, open_image
+from .image_sources import ALPHA, ArraySource, PillowSource
 from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer
 from .rvtc import TilePlan, TilingRule
 
@@ -48,6 +50,9 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     do_exif_transpose (`bool`, *optional*, defaults to `True`):
         Turn images upright as their EXIF orientation says. `False` is InternVL2's behaviour. An image that
         somebody turned upright before (as `transformers.image_utils.load_image` does) stays as it is.
+    alpha (`str`, *optional*, defaults to `"white"`):
+        What becomes of transparency in images that are turned into RGB. `"white"` puts them on white. `"drop"` takes the
+        colours below it, which may be any, as InternVL2 does; a saved processor without this key is loaded with it.
     """
 
     crop_to_patches: bool | None
@@ -57,6 +62,7 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     use_thumbnail: bool | None
     resize_backend: str | None
     do_exif_transpose: bool | None
+    alpha: str | None
 
 
 class InternVLXImageProcessor(PilBackend):
@@ -68,9 +74,14 @@ class InternVLXImageProcessor(PilBackend):
     - `num_patches`, (images,): how many of the tiles belong to each image.
 
     An image is a Pillow image of any mode, a numpy array or torch tensor ((H, W, C), (C, H, W) or (H, W); see
-    `image_sources.ArraySource` for their values), a path, an http(s) URL, or a base64 string. Alpha is dropped.
+    `image_sources.ArraySource` for their values), a path, an http(s) URL, or a base64 string. Images that are not decoded yet
+    are decoded one at a time, and Pillow images left as they were.
     `do_rescale` multiplies levels of 0 to 255 by `rescale_factor`; without it images of 0 to 1 keep that range.
     With `do_resize=False` images must already measure a whole grid of tiles. `device="cuda"` resizes on the GPU.
+
+    Attributes:
+        access: `ImageAccess`, what strings may name and how much that may cost. It belongs to the running program: it is
+            never saved, nor read from a checkpoint.
 
     Raises:
         ValueError: an image is corrupt, empty, too large, or of unknown shape or range, or an argument is unknown or
@@ -97,16 +108,35 @@ class InternVLXImageProcessor(PilBackend):
     use_thumbnail = True
     resize_backend = "torch"
     do_exif_transpose = True
+    alpha = "white"
+    access = ImageAccess()
 
     def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
         super().__init__(**kwargs)
+        if not isinstance(self.access, ImageAccess):
+            raise ValueError(f"access={self.access!r}, expected an ImageAccess.")
         only_resizes = kwargs.get("do_resize") and "size" in kwargs and not _is_about_tiles(kwargs)
         if kwargs.get("crop_to_patches", not only_resizes or None) is None:
             self.crop_to_patches = None  # nobody has said: see `crop_to_patches` above
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        saved = {"alpha": "drop"} | {name: value for name, value in image_processor_dict.items() if name != "access"}
+        if "access" in kwargs:
+            saved["access"] = kwargs.pop("access")
+        return super().from_dict(saved, **kwargs)
+
+    def to_dict(self) -> dict:
+        settings = super().to_dict()
+        settings.pop("access", None)
+        return settings
+
     def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[InternVLXImageProcessorKwargs]) -> BatchFeature:
-        return super().preprocess(images, *args, **self._decide_cropping(kwargs))
+        try:
+            return super().preprocess(images, *args, **self._decide_cropping(kwargs))
+        except StrictDataclassError as error:  # transformers' check of the arguments' types
+            raise ValueError(str(error)) from error
 
     def _decide_cropping(self, kwargs: dict) -> dict:
         if self.crop_to_patches is None and kwargs.get("crop_to_patches") is None:
@@ -126,14 +156,14 @@ class InternVLXImageProcessor(PilBackend):
         return self._tiling_rule(**kwargs).plan(width, height).num_tiles
 
     def fetch_images(self, image_url_or_urls):
-        """Opens what is a path, URL or base64 string; other images stay as they are. Keeps the nesting.
+        """Opens what is a path, URL or base64 string, as `access` allows; other images stay as they are. Keeps the nesting.
 
-        Unlike the inherited method it leaves the EXIF orientation and 16-bit values for `preprocess` to deal with.
+        Unlike the inherited method it decodes nothing, and leaves the EXIF orientation for `preprocess` to deal with.
         """
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(image) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, str | os.PathLike):
-            return open_image(image_url_or_urls)
+            return open_image(image_url_or_urls, self.access)
         if not is_valid_image(image_url_or_urls):
             raise ValueError(
                 f"An image is a {type(image_url_or_urls).__name__}, expected a Pillow image, numpy array, torch "
@@ -148,12 +178,14 @@ class InternVLXImageProcessor(PilBackend):
         do_convert_rgb: bool | None = None,
         do_exif_transpose: bool | None = None,
         input_data_format=None,
+        alpha: str | None = None,
         **kwargs,
     ) -> ImageSource:
-        """Wraps one image so that parts of it can be read, upright and as 8-bit levels."""
+        """Wraps one image so that parts of it can be read, upright and as 8-bit levels. It is not decoded before that."""
+        alpha = alpha or self.alpha
         if is_pil_image(image):
-            return PillowSource(image, upright=do_exif_transpose, convert_rgb=do_convert_rgb)
-        return ArraySource(image, convert_rgb=do_convert_rgb, input_data_format=input_data_format)
+            return PillowSource(image, upright=do_exif_transpose, convert_rgb=do_convert_rgb, alpha=alpha)
+        return ArraySource(image, convert_rgb=do_convert_rgb, input_data_format=input_data_format, alpha=alpha)
 
     def _standardize_kwargs(self, **kwargs) -> dict:
         """None stands for the processor's own value in the arguments that this class adds."""
@@ -173,6 +205,14 @@ class InternVLXImageProcessor(PilBackend):
                 f"resample={resample!r} is unknown to resize_backend='torch', expected BICUBIC or BILINEAR; "
                 "resize_backend='pillow' knows all filters."
             )
+        if kwargs["alpha"] not in ALPHA:
+            raise ValueError(f"alpha={kwargs['alpha']!r} is unknown, expected one of {', '.join(ALPHA)}.")
+        if kwargs["do_rescale"]:
+            _require_numbers("rescale_factor", kwargs["rescale_factor"], are_positive=True, counts=())
+        if kwargs["do_normalize"]:
+            counts = (1, 3) if kwargs["do_convert_rgb"] else (1, 3, 4)
+            _require_numbers("image_mean", kwargs["image_mean"], are_positive=False, counts=counts)
+            _require_numbers("image_std", kwargs["image_std"], are_positive=True, counts=counts)
 
     def _tiling_rule(self, size: SizeDict, crop_to_patches: bool, min_patches: int, max_patches: int, **kwargs):
         if not (size and size.height and size.width):
@@ -217,13 +257,42 @@ class InternVLXImageProcessor(PilBackend):
     def _scale_and_shift(self, source: ImageSource, do_rescale, rescale_factor, do_normalize, **kwargs):
         """Rescaling and normalising in one step: levels * scale + shift, each (C, 1, 1)."""
         factor = rescale_factor if do_rescale else 1 / 255 if source.is_unit_float else 1
-        mean = np.broadcast_to(kwargs["image_mean"] if do_normalize else 0.0, source.channels)
-        std = np.broadcast_to(kwargs["image_std"] if do_normalize else 1.0, source.channels)
-        return np.stack([factor / std, -mean / std]).astype(np.float32)[..., None, None]
+        mean = _for_channels("image_mean", kwargs["image_mean"] if do_normalize else 0.0, source.channels)
+        std = _for_channels("image_std", kwargs["image_std"] if do_normalize else 1.0, source.channels)
+        with np.errstate(over="ignore"):
+            scale, shift = np.stack([factor / std, -mean / std]).astype(np.float32)[..., None, None]
+            is_finite = np.isfinite(255 * scale + shift).all()
+        if not is_finite:
+            raise ValueError(
+                f"rescale_factor={factor:g}, image_mean={mean.tolist()} and image_std={std.tolist()} give pixels that are not "
+                "finite."
+            )
+        return scale, shift
 
 
 def _is_about_tiles(kwargs: dict) -> bool:
     return any(kwargs.get(name) is not None for name in ("min_patches", "max_patches", "slicing", "use_thumbnail"))
+
+
+def _require_numbers(name: str, value, are_positive: bool, counts: tuple[int, ...]):
+    """One number, or as many as `counts` allows, finite in float32, where the pixels are computed."""
+    try:
+        numbers = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.full((), np.nan)
+    if isinstance(value, str) or not np.isfinite(numbers).all() or (are_positive and not (numbers > 0).all()):
+        raise ValueError(f"{name}={value!r}, expected finite{' positive' * are_positive} numbers.")
+    if numbers.ndim and (numbers.ndim != 1 or numbers.size not in counts):
+        expected = f"{', '.join(map(str, counts))} numbers" if counts else "a single number"
+        raise ValueError(f"{name}={value!r} has the shape {numbers.shape}, expected {expected}.")
+
+
+def _for_channels(name: str, value, channels: int) -> np.ndarray:
+    if np.size(value) not in (1, channels):
+        raise ValueError(
+            f"{name}={value!r} has {np.size(value)} numbers, expected one for each of {channels} channels."
+        )
+    return np.broadcast_to(value, channels)
 
 
 def _the_one(values: list, name: str):

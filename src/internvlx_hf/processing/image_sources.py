@@ -1,23 +1,25 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Opening images, and reading any kind of image as 8-bit levels.
+"""Reading any kind of image as 8-bit levels.
 
-A source hides where an image comes from (Pillow, numpy, torch), its layout, bit depth and EXIF orientation. It can be
-read part by part, so that an image of many megapixels is never held a second time.
+A source hides where an image comes from (Pillow, numpy, torch), its layout, bit depth, transparency and EXIF orientation.
+It can be read part by part, so that an image of many megapixels is never held a second time.
 """
 
-import base64
-import math
 import os
-from io import BytesIO
+import struct
+from copy import copy
 
 import numpy as np
 import PIL.Image
 import torch
-from huggingface_hub.utils import httpx  # the client that transformers downloads images with
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
+from .image_files import is_undecoded, name_of, refuse_bomb
+
+ALPHA = ("white", "drop")
 EXIF_ORIENTATION_TAG = 0x0112
-_TIFF_WIDTH, _TIFF_LENGTH = 0x0100, 0x0101
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 # What makes an image with this EXIF orientation upright; and whether that swaps the axes of the stored image, and
 # whether it mirrors the stored x and y.
 _UPRIGHT = {
@@ -32,117 +34,72 @@ _UPRIGHT = {
 }
 
 
-def open_image(source: str | os.PathLike) -> PIL.Image.Image:
-    """Opens an image without decoding its pixels and without applying its EXIF orientation.
-
-    Args:
-        source: an http(s) URL, a path, a base64 string or a `data:image/...;base64,` URI.
-
-    Raises:
-        ValueError: nothing there can be opened, or it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
-    name = _abbreviated(source)
-    file = _image_file(source)
-    try:
-        image = PIL.Image.open(file)
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name} is too large to decode safely: {error} {_HOW_TO_RAISE_THE_LIMIT}") from error
-    except Exception as error:  # each plugin of Pillow raises what it likes
-        raise ValueError(
-            f"{name} is not an image that Pillow can read. Expected an http(s) URL, the path of an image file, or a "
-            f"base64 string. ({error})"
-        ) from error
-    _refuse_bomb(image, name)
-    return image
-
-
-def _image_file(source: str | os.PathLike):
-    if not isinstance(source, str) or os.path.isfile(source):
-        return source
-    if source.startswith(("http://", "https://")):
-        return BytesIO(_download(source))
-    encoded = source.split(",", 1)[-1] if source.startswith("data:image/") else source
-    try:
-        return BytesIO(base64.b64decode(encoded))
-    except ValueError:
-        return source  # the path of no file, as Pillow will say
-
-
-def _download(url: str) -> bytes:
-    try:
-        return httpx.get(url, timeout=60, follow_redirects=True).raise_for_status().content
-    except httpx.HTTPError as error:
-        raise ValueError(f"{_abbreviated(url)} cannot be downloaded: {error}") from error
-
-
-def _abbreviated(source) -> str:
-    text = repr(os.fspath(source))
-    return text if len(text) <= 200 else f"{text[:100]}...({len(text)} characters)"
-
-
-_HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or pass a smaller image."
-
-
-def _refuse_bomb(image: PIL.Image.Image, name: str):
-    """Pillow itself only warns up to twice its limit."""
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    # the list of tiles still to be decoded is empty once the pixels are in memory
-    is_decoded = not getattr(image, "tile", None)
-    if not is_decoded and limit is not None and math.prod(image.size) > limit:
-        raise ValueError(
-            f"{name} of {image.width}x{image.height} pixels is larger than Pillow's limit of {limit} pixels "
-            f"against decompression bombs. {_HOW_TO_RAISE_THE_LIMIT}"
-        )
-
-
 class PillowSource:
-    """A Pillow image of any mode.
+    """A Pillow image of any mode. One that is not decoded yet is decoded when it is read, and left as it was.
 
     Args:
-        image: decoded now if it was not yet.
         upright: apply the EXIF orientation.
         convert_rgb: give 3 channels; otherwise L, RGB and RGBA keep theirs.
+        alpha: `"white"` puts what is transparent on white, `"drop"` takes the colours as if all were opaque. Four channels
+            that are kept are left alone.
 
     Raises:
-        ValueError: the image is empty, corrupt, truncated or a decompression bomb.
+        ValueError: the image is empty or a decompression bomb; when it is read, also: it is corrupt or truncated, or its
+            values are out of range.
     """
 
     device = torch.device("cpu")
+    is_unit_float = False
 
-    def __init__(self, image: PIL.Image.Image, upright: bool, convert_rgb: bool):
-        file_name = getattr(image, "filename", "")
-        name = f"The {image.format or image.mode} image{' ' + _abbreviated(file_name) if file_name else ''}"
-        _refuse_bomb(image, name)
+    def __init__(self, image: PIL.Image.Image, upright: bool, convert_rgb: bool, alpha: str = "white"):
+        self.name = name_of(image)
+        refuse_bomb(image, self.name)
         if not all(image.size):
-            raise ValueError(f"{name} measures {image.width}x{image.height} pixels, expected at least 1x1.")
-        try:
-            image.load()
-        except Exception as error:  # each decoder of Pillow raises what it likes
-            raise ValueError(f"{name} is corrupt or truncated, expected a whole image: {error}") from error
-        # read after loading, for Pillow turns TIFF images upright itself when it loads them
+            raise ValueError(f"{self.name} measures {image.width}x{image.height} pixels, expected at least 1x1.")
+        if is_undecoded(image) and _header_may_mislead(image):
+            image = _decoded(image, self.name)
+        self.image = image
         orientation = _orientation(image) if upright else 1
         self.transposition, self.swaps_axes, *self.mirrors = _UPRIGHT.get(orientation, _UPRIGHT[1])
-        self.image = image
         self.width, self.height = image.size[::-1] if self.swaps_axes else image.size
         self.mode = image.mode if not convert_rgb and image.mode in ("L", "RGBA") else "RGB"
         self.channels = len(self.mode)
-        self.levels = _LEVELS_OF_MODE.get(image.mode) or (
-            _float_levels(*image.getextrema()) if image.mode == "F" else 1
-        )
-        self.is_unit_float = False
+        self.alpha = alpha
+
+    def decoded(self) -> "PillowSource":
+        """This source with its pixels in memory, for as long as what is returned is held."""
+        if not is_undecoded(self.image):
+            return self
+        source = copy(self)
+        source.image = _decoded(self.image, self.name)
+        return source
 
     def read(self, left: int, top: int, right: int, bottom: int) -> torch.Tensor:
         """The pixels of a box of the upright image, (channels, bottom - top, right - left) uint8."""
-        part = self.image
+        image = part = self.decoded().image
         if (left, top, right, bottom) != (0, 0, self.width, self.height):
             part = part.crop(self._stored_box((left, right), (top, bottom)))
         if self.transposition is not None:
             part = part.transpose(self.transposition)
-        if part.mode in _LEVELS_OF_MODE or part.mode == "F":
-            grey = _to_uint8(torch.from_numpy(np.array(part).astype(np.float32)), self.levels)
-            return grey.expand(self.channels, *grey.shape)
-        pixels = _tensor(np.asarray(part if part.mode == self.mode else part.convert(self.mode)))
-        return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
+        try:
+            return self._grey(part, _values_per_level(image)) if _is_numeric(image) else self._colours(part)
+        except Exception as error:  # Pillow's conversions raise what they like
+            raise ValueError(f"{self.name} of mode {image.mode} cannot be read as {self.mode}: {error}") from error
+
+    def _grey(self, part: PIL.Image.Image, values_per_level: float) -> torch.Tensor:
+        values = np.array(part)
+        grey = _to_uint8(torch.from_numpy(values.astype(np.float32)), values_per_level)
+        transparent = part.info.get("transparency")
+        if self.alpha == "white" and transparent is not None:
+            grey[torch.from_numpy(values == transparent)] = 255
+        return grey.expand(self.channels, *grey.shape)
+
+    def _colours(self, part: PIL.Image.Image) -> torch.Tensor:
+        if self.alpha == "white" and self.mode != "RGBA" and _has_transparency(part):
+            return _on_white(_pixels(part, "RGBA"))[: self.channels]
+        if part.mode == "RGBa":  # which Pillow turns into RGBA only
+            part = part.convert("RGBA")
+        return _pixels(part, self.mode)
 
     def _stored_box(self, *ranges: tuple[int, int]) -> tuple[int, int, int, int]:
         """Where a box of the upright image, given as its ranges of x and y, lies in the stored one."""
@@ -156,21 +113,95 @@ class PillowSource:
 
 def upright_size(image: PIL.Image.Image) -> tuple[int, int]:
     """(width, height) once the EXIF orientation is applied, told from the header of an image that is not decoded yet."""
-    swaps_axes = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])[1]
-    return image.size[::-1] if swaps_axes and not _opened_upright(image) else image.size
+    source = PillowSource(image, upright=True, convert_rgb=True)
+    return source.width, source.height
 
 
-def _opened_upright(image: PIL.Image.Image) -> bool:
-    """Whether the header's size is the upright one already: some versions of Pillow open a TIFF so."""
-    tags = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and image.size != (tags.get(_TIFF_WIDTH), tags.get(_TIFF_LENGTH))
+def _decoded(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """The image with its pixels, read from its file a second time: so the images of a batch are in memory one by one."""
+    file = getattr(image, "fp", None)
+    position = None
+    try:
+        position = file.tell() if file is not None else None
+        decoded = image if position is None else _opened_again(image, file)
+        decoded.load()
+    except Exception as error:  # each decoder of Pillow raises what it likes
+        raise ValueError(f"{name} is corrupt or truncated, expected a whole image: {error}") from error
+    finally:
+        if position is not None and not file.closed:
+            file.seek(position)
+    if decoded.size != image.size and not _header_may_mislead(image):
+        raise ValueError(f"{name} of {image.size} pixels by its header turns out to have {decoded.size}.")
+    return decoded
+
+
+def _opened_again(image: PIL.Image.Image, file) -> PIL.Image.Image:
+    if image.tell():
+        return image  # another frame than the first
+    again = PIL.Image.open(file)
+    is_same = type(again) is type(image) and (again.size, again.mode) == (image.size, image.mode)
+    return again if is_same else image  # as after `draft`
+
+
+def _header_may_mislead(image: PIL.Image.Image) -> bool:
+    """Whether only decoding tells how large the upright image is, or how it is turned."""
+    if image.format == "TIFF":
+        return (
+            _orientation(image) != 1
+        )  # Pillow turns it when it decodes it, and some versions tell the size before that
+    if image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info:
+        return False
+    file = getattr(image, "fp", None)
+    return file is not None and _has_metadata_after_pixels(file)
+
+
+def _has_metadata_after_pixels(file) -> bool:
+    position = file.tell()
+    try:
+        file.seek(0)
+        if file.read(8) != _PNG_SIGNATURE:
+            return True
+        after_pixels = False
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            after_pixels |= kind == b"IDAT"
+            if after_pixels and kind in _PNG_METADATA:
+                return True
+            file.seek(length + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(position)
 
 
 def _orientation(image: PIL.Image.Image) -> int:
     try:
-        return image.getexif().get(EXIF_ORIENTATION_TAG, 1)
+        # not a PNG's own method, which decodes the image to see whether there is more behind the pixels
+        return PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block says nothing, and Pillow raises what it likes
         return 1
+
+
+def _has_transparency(image: PIL.Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
+        return True
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def _pixels(image: PIL.Image.Image, mode: str) -> torch.Tensor:
+    """(channels of `mode`, H, W) uint8."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    pixels = _tensor(np.asarray(image if image.mode == mode else image.convert(mode)))
+    return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
+
+
+def _on_white(rgba: torch.Tensor) -> torch.Tensor:
+    """What (4, H, W) levels look like on white, (3, H, W)."""
+    rgb, alpha = rgba[:3], rgba[3:]
+    if alpha.min() == 255:
+        return rgb
+    darkness = (255 - rgb).to(torch.int32) * alpha
+    return (255 - (darkness + 127) // 255).to(torch.uint8)
 
 
 class ArraySource:
@@ -178,13 +209,15 @@ class ArraySource:
 
     uint8 holds levels of 0 to 255 and uint16 of 0 to 65535. Floats whose largest value is at most 1 are taken for
     0 to 1, other floats and integers for levels of 0 to 255. They are rounded to 8 bits, so that an image gives
-    the same tiles by every route.
+    the same tiles by every route. `alpha` is as for `PillowSource`.
 
     Raises:
         ValueError: the array is empty, has another shape, or values outside these ranges.
     """
 
-    def __init__(self, array, convert_rgb: bool, input_data_format: str | ChannelDimension | None):
+    def __init__(
+        self, array, convert_rgb: bool, input_data_format: str | ChannelDimension | None, alpha: str = "white"
+    ):
         if isinstance(array, np.ndarray):
             array = _tensor(array)
         shape = tuple(array.shape)
@@ -195,21 +228,47 @@ class ArraySource:
         self.channels, self.height, self.width = array.shape
         if self.channels not in (1, 3, 4):
             raise ValueError(f"The image array of shape {shape} has {self.channels} channels, expected 1, 3 or 4.")
+        self.blends_alpha = convert_rgb and self.channels == 4 and alpha == "white"
         if convert_rgb:
-            array = array[:3].expand(3, self.height, self.width)
+            array = array if self.blends_alpha else array[:3].expand(3, self.height, self.width)
             self.channels = 3
         self.array = array
         self.device = array.device
         self.levels = _levels(array)
         self.is_unit_float = array.is_floating_point() and self.levels == 1 / 255
 
+    def decoded(self) -> "ArraySource":
+        return self
+
     def read(self, left: int, top: int, right: int, bottom: int) -> torch.Tensor:
         """The pixels of a box of the image, (channels, bottom - top, right - left) uint8."""
-        return _to_uint8(self.array[:, top:bottom, left:right], self.levels)
+        pixels = _to_uint8(self.array[:, top:bottom, left:right], self.levels)
+        return _on_white(pixels) if self.blends_alpha else pixels
 
 
-# values per 8-bit level, of the modes of Pillow that hold 16 bits (it gives some 16-bit files as 32-bit integers)
-_LEVELS_OF_MODE = dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N", "I"), 257.0)
+# formats whose images of 32-bit integers are 16-bit ones, which Pillow has scaled to 0..65535 (an older one those of PNG)
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")
+
+
+def _is_numeric(image: PIL.Image.Image) -> bool:
+    """Whether the mode's values are not 8-bit levels."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _values_per_level(image: PIL.Image.Image) -> float:
+    """How many units of a numeric image's values make one 8-bit level.
+
+    32-bit integers have no range of their own: where the file does not tell, up to 255 they are 8-bit levels.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS):
+        return 257.0
+    values = np.asarray(image)  # Pillow's own extrema pass over NaN
+    smallest, largest = float(values.min()), float(values.max())
+    if image.mode == "F":
+        return _float_levels(smallest, largest)
+    if smallest < 0 or largest > 65535:
+        raise ValueError(_out_of_range(smallest, largest, "0..255 or 0..65535"))
+    return 1.0 if largest <= 255 else 257.0
 
 
 def _levels(array: torch.Tensor) -> float:

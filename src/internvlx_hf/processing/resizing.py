@@ -28,8 +28,9 @@ class Resizer:
     """
 
     def __init__(self, source: PillowSource | ArraySource, backend: str, resample, device: torch.device):
+        source = source.decoded()
         if source.width * source.height <= LARGE:
-            # decoded, converted and turned upright once for all sizes
+            # converted and turned upright once for all sizes
             whole = source.read(0, 0, source.width, source.height).to(device)
             source = ArraySource(whole, convert_rgb=False, input_data_format="channels_first")
         self.source = source

@@ -172,7 +172,7 @@ class SampleEncoder:
         image_processor = self.processor.image_processor
         settings = {
             name: images_kwargs.get(name, getattr(image_processor, name, None))
-            for name in ("do_convert_rgb", "do_exif_transpose", "input_data_format")
+            for name in ("do_convert_rgb", "do_exif_transpose", "input_data_format", "alpha")
         }
         return image_processor.process_image(image, **settings)
 

@@ -4,12 +4,11 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import PIL.Image
 from transformers.image_utils import is_valid_image
 
-from ..processing.image_sources import open_image
+from ..processing.image_files import open_file, open_image
 from ..processing.literals import IMAGE_MARK, MARK_AS_TEXT
 from ..processing.messages import IMAGE_KEYS, count_marks, read_messages
 
@@ -133,11 +132,9 @@ def _opened(image):
 
 
 def _from_bytes(data: bytes, path: str | None) -> PIL.Image.Image:
-    try:
-        return PIL.Image.open(BytesIO(data))
-    except Exception as error:  # each plugin of Pillow raises what it likes
-        name = path or f"an image of {len(data)} bytes"
-        raise ValueError(f"{name} is not an image that Pillow can read ({error})") from error
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError(f"an image's bytes are {data!r:.100}, expected bytes")
+    return open_file(bytes(data), str(path or f"an image of {len(data)} bytes"))
 
 
 def _place(messages: list[dict], marks: int, num_images: int) -> None:

@@ -1,0 +1,258 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Opening the image that a string names (a file, a URL or base64), and what strings may name."""
+
+import asyncio
+import base64
+import binascii
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import PIL.Image
+from huggingface_hub.utils import httpx  # the client that transformers downloads images with
+
+MOST_REDIRECTS = 5
+_HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or pass a smaller image."
+
+
+@dataclass(frozen=True)
+class ImageAccess:
+    """What a string that names an image may reach, and how much it may cost.
+
+    The defaults are for a program that serves nobody but its user; `for_server` is for one that takes strangers' messages.
+    Base64 and `data:` URIs are always allowed: they carry their image.
+
+    Args:
+        folders: files must lie below one of them, after links are resolved. None: any file; empty: none at all.
+        hosts: host names that images may be downloaded from, those that redirect included. None: any; empty: none. Names are
+            compared, not addresses: list only hosts whose names you trust.
+        max_bytes: largest download.
+        max_seconds: longest download, all redirects together.
+        max_pixels: most pixels of an image, in addition to `PIL.Image.MAX_IMAGE_PIXELS`. None: only that.
+
+    Raises:
+        ValueError: an argument is of another kind or not positive.
+    """
+
+    folders: Sequence[str | os.PathLike] | None = None
+    hosts: Sequence[str] | None = None
+    max_bytes: int = 100 * 2**20
+    max_seconds: float = 60.0
+    max_pixels: int | None = None
+
+    def __post_init__(self):
+        for name in ("folders", "hosts"):
+            value = getattr(self, name)
+            if isinstance(value, str | os.PathLike) or not (value is None or isinstance(value, Sequence)):
+                raise ValueError(f"{name}={value!r}, expected a list, or None for all.")
+        for name in ("max_bytes", "max_seconds", "max_pixels"):
+            value = getattr(self, name)
+            if not ((value is None and name == "max_pixels") or (isinstance(value, int | float) and value > 0)):
+                raise ValueError(f"{name}={value!r}, expected a positive number.")
+
+    @classmethod
+    def for_server(
+        cls, folders: Sequence[str | os.PathLike] = (), hosts: Sequence[str] = (), **limits
+    ) -> "ImageAccess":
+        """Nothing of the disk and no host, but for what is listed."""
+        return cls(folders, hosts, **limits)
+
+    def require_host(self, host: str) -> None:
+        if self.hosts is not None and host.lower() not in {known.lower() for known in self.hosts}:
+            raise ValueError(f"the host {host!r} is not allowed, expected one of {_listed(self.hosts)}")
+
+    def allows_file(self, path: str) -> bool:
+        """Whether the file, which need not exist, lies in one of the folders."""
+        if self.folders is None:
+            return True
+        try:
+            resolved = Path(path).resolve()
+            return any(resolved.is_relative_to(Path(folder).resolve()) for folder in self.folders)
+        except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+            return False
+
+
+def _listed(names: Sequence) -> str:
+    return ", ".join(map(str, names)) or "none"
+
+
+_ANYTHING = ImageAccess()
+
+
+def open_image(source: str | os.PathLike, access: ImageAccess = _ANYTHING) -> PIL.Image.Image:
+    """Opens an image without decoding its pixels and without applying its EXIF orientation.
+
+    Args:
+        source: an http(s) URL, a path, a `file://` URL, a base64 string or a `data:image/...;base64,` URI.
+        access: what the source may name.
+
+    Raises:
+        ValueError: nothing there can be opened, `access` does not allow it, or it has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`; the message names the source.
+    """
+    name = abbreviated(source)
+    image = open_file(_file_of(source, name, access), name)
+    if access.max_pixels is not None and math.prod(image.size) > access.max_pixels:
+        raise ValueError(
+            f"{name} of {image.width}x{image.height} pixels is larger than max_pixels={access.max_pixels}."
+        )
+    return image
+
+
+def open_file(file, name: str) -> PIL.Image.Image:
+    """Opens a path or the bytes of a file as an image, undecoded; `name` is what messages call it.
+
+    Raises:
+        ValueError: it is no image, or a decompression bomb.
+    """
+    try:
+        image = PIL.Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name} is too large to decode safely: {error} {_HOW_TO_RAISE_THE_LIMIT}") from error
+    except Exception as error:  # each plugin of Pillow raises what it likes
+        if isinstance(error, OSError) and error.errno:
+            raise ValueError(f"{name} cannot be read: {error.strerror}.") from error
+        reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({type(error).__name__}: {error})"
+        raise ValueError(
+            f"{name} is not an image that Pillow can read{reason}. Expected an http(s) URL, the path of an image file, "
+            "or a base64 string."
+        ) from error
+    image.source_name = name  # an image from memory has no file name
+    refuse_bomb(image, name)
+    return image
+
+
+def name_of(image: PIL.Image.Image) -> str:
+    """What messages call an image, with its source where that is known."""
+    file_name = getattr(image, "filename", "")
+    source = getattr(image, "source_name", None) or (abbreviated(file_name) if file_name else "")
+    return f"The {image.format or image.mode} image {source}".rstrip()
+
+
+def abbreviated(source) -> str:
+    text = repr(os.fspath(source))
+    return text if len(text) <= 200 else f"{text[:100]}...({len(text)} characters)"
+
+
+def is_undecoded(image: PIL.Image.Image) -> bool:
+    """Whether the pixels are still to be read from the image's file."""
+    # the attribute has an underscore since Pillow 11
+    return bool(getattr(image, "tile", None)) or vars(image).get("_im", vars(image).get("im")) is None
+
+
+def refuse_bomb(image: PIL.Image.Image, name: str) -> None:
+    """Pillow itself only warns up to twice its limit."""
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and math.prod(image.size) > limit and is_undecoded(image):
+        raise ValueError(
+            f"{name} of {image.width}x{image.height} pixels is larger than Pillow's limit of {limit} pixels "
+            f"against decompression bombs. {_HOW_TO_RAISE_THE_LIMIT}"
+        )
+
+
+def _file_of(source: str | os.PathLike, name: str, access: ImageAccess) -> str | bytes:
+    """The path of a file that exists and may be read, or an image file's bytes."""
+    if not isinstance(source, str):
+        return _local_file(os.fsdecode(source), name, access)
+    scheme = source[:8].lower()
+    if scheme.startswith(("http://", "https://")):
+        return _download(source, name, access)
+    if scheme.startswith("file://"):
+        return _local_file(_path_of(source, name), name, access)
+    if scheme.startswith("data:"):
+        return _data_of(source, name)
+    data = None if access.allows_file(source) and os.path.exists(source) else _from_base64(source)
+    return _local_file(source, name, access) if data is None else data
+
+
+def _local_file(path: str, name: str, access: ImageAccess) -> str:
+    if not access.allows_file(path):  # nor is it told whether the file exists
+        raise ValueError(
+            f"{name} is not in a folder that images may be read from ({_listed(access.folders)}), nor is it an http(s) URL "
+            "or a base64 string."
+        )
+    if not os.path.exists(path):
+        raise ValueError(
+            f"{name} does not exist. Expected the path of an image file, an http(s) URL, or a base64 string."
+        )
+    if not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise ValueError(f"{name} is {kind}, expected the path of an image file.")
+    return path if access.folders is None else str(Path(path).resolve())
+
+
+def _path_of(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"{name} is on the host {parts.netloc!r}, expected file:///path/of/an/image.")
+    return url2pathname(parts.path)
+
+
+def _data_of(uri: str, name: str) -> bytes:
+    header, _, encoded = uri.partition(",")
+    data = _from_base64(encoded) if header.endswith(";base64") else None
+    if data is None:
+        raise ValueError(f"{name} is not a data URI of an image, expected 'data:image/...;base64,' and base64.")
+    return data
+
+
+# shorter than the base64 of any image file, and so a path
+_SHORTEST_BASE64 = 40
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes; None for what is no base64. Line breaks are allowed, the padding may lack."""
+    text = "".join(text.split())
+    if len(text) < _SHORTEST_BASE64:
+        return None
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _download(url: str, name: str, access: ImageAccess) -> bytes:
+    # In an event loop, for only there can a server that sends a byte now and then be cut off in time; and in a thread of
+    # its own, for the caller's may have a loop already.
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, asyncio.wait_for(_received(url, access), access.max_seconds)).result()
+    except asyncio.TimeoutError as error:
+        raise ValueError(
+            f"{name} cannot be downloaded: it takes longer than max_seconds={access.max_seconds:g}."
+        ) from error
+    except Exception as error:  # the client raises much else than its own errors
+        raise ValueError(f"{name} cannot be downloaded: {error or type(error).__name__}.") from error
+
+
+async def _received(url: str, access: ImageAccess) -> bytes:
+    async with httpx.AsyncClient(timeout=access.max_seconds) as client:
+        request = client.build_request("GET", url, headers={"Accept-Encoding": "identity"})
+        for _ in range(1 + MOST_REDIRECTS):
+            access.require_host(request.url.host)
+            response = await client.send(request, stream=True)
+            try:
+                if response.next_request is None:
+                    return await _body(response.raise_for_status(), access.max_bytes)
+                request = response.next_request
+            finally:
+                await response.aclose()
+    raise ValueError(f"it redirects more than {MOST_REDIRECTS} times")
+
+
+async def _body(response, max_bytes: int) -> bytes:
+    stated = response.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > max_bytes:
+        raise ValueError(f"it has {stated} bytes, more than max_bytes={max_bytes}")
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > max_bytes:
+            raise ValueError(f"it has more than max_bytes={max_bytes} bytes")
+    return bytes(body)
