@@ -1,0 +1,320 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What strings that name images may reach: files, hosts, bytes and seconds; and the errors that say so."""
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from internvlx_hf.processing import ImageAccess, InternVLXImageProcessor
+from internvlx_hf.processing.image_files import MOST_REDIRECTS, open_image
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def response(body: bytes, *headers: str, status: str = "200 OK", has_length: bool = True) -> bytes:
+    length = [f"Content-Length: {len(body)}"] if has_length else []
+    return "\r\n".join([f"HTTP/1.1 {status}", *length, "Connection: close", *headers, "", ""]).encode() + body
+
+
+@contextmanager
+def server(answer):
+    """A server on loopback: `answer(path)` gives what is sent, bytes or pieces of them with pauses. Gives port and paths."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    paths = []
+
+    def serve(connection):
+        with connection, connection.makefile("rb") as request:
+            paths.append(request.readline().split()[1].decode())
+            while request.readline().strip():
+                pass
+            answered = answer(paths[-1])
+            try:
+                for piece in [answered] if isinstance(answered, bytes) else answered:
+                    connection.sendall(piece)
+            except OSError:
+                pass  # the client has had enough
+
+    def accept():
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listening.getsockname()[1], paths
+    finally:
+        listening.close()
+
+
+def drip(content: bytes):
+    for byte in content:
+        yield bytes([byte])
+        time.sleep(0.05)
+
+
+# ---- downloads
+
+
+def test_a_url_is_downloaded_also_from_within_an_event_loop():
+    async def in_a_loop(url):
+        return open_image(url)
+
+    with server(lambda path: response(png())) as (port, _):
+        url = f"http://127.0.0.1:{port}/x.png"
+        for image in (open_image(url), asyncio.run(in_a_loop(url))):
+            assert image.tobytes() == Image.linear_gradient("L").tobytes()
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_download_of_too_many_bytes_is_cut_off(has_length):
+    sent = []
+
+    def endless(path):
+        yield response(b"", f"Content-Length: {10**12}" if has_length else "X: y", has_length=False)
+        while len(sent) < 10_000:
+            yield b"x" * 10_000
+            sent.append(1)
+
+    with server(endless) as (port, _), pytest.raises(ValueError, match=r"/x.png' cannot.*more than max_bytes=50000"):
+        open_image(f"http://127.0.0.1:{port}/x.png", ImageAccess(max_bytes=50_000))
+    assert len(sent) < 10_000  # 100 MB were there to be had
+
+
+@pytest.mark.parametrize("part", ["body", "header"])
+def test_a_server_that_drips_is_left_after_the_time(part):
+    content = response(b"", "X-Long: " + "x" * 5000) if part == "header" else response(png() + bytes(5000))
+    with (
+        server(lambda path: drip(content)) as (port, _),
+        pytest.raises(ValueError, match=r"/x.png' cannot be downloaded: it takes longer than max_seconds=0.5"),
+    ):
+        open_image(f"http://127.0.0.1:{port}/x.png", ImageAccess(max_seconds=0.5))  # else it is 250 s
+
+
+def test_redirects_are_followed_but_not_for_ever():
+    def answer(path):
+        number = int(path.strip("/"))
+        return response(b"", f"Location: /{number - 1}", status="302 Found") if number else response(png())
+
+    with server(answer) as (port, paths):
+        assert open_image(f"http://127.0.0.1:{port}/{MOST_REDIRECTS}").size == (256, 256)
+        assert len(paths) == MOST_REDIRECTS + 1
+        with pytest.raises(ValueError, match=f"redirects more than {MOST_REDIRECTS} times"):
+            open_image(f"http://127.0.0.1:{port}/{MOST_REDIRECTS + 1}")
+
+
+def test_only_listed_hosts_are_asked_and_each_redirect_is_looked_at():
+    with server(lambda path: response(png())) as (port, paths):
+        for access in (ImageAccess.for_server(), ImageAccess(hosts=["example.org"])):
+            with pytest.raises(
+                ValueError, match=r"the host '127.0.0.1' is not allowed, expected one of (none|example)"
+            ):
+                open_image(f"http://127.0.0.1:{port}/x.png", access)
+            with pytest.raises(ValueError, match=r"the host '127\.0\.0\.1' is not allowed"):
+                open_image(f"http://example.org@127.0.0.1:{port}/x.png", access)
+        assert not paths
+        open_image(f"http://LocalHost:{port}/x.png", ImageAccess.for_server(hosts=["localhost"]))
+        assert paths == ["/x.png"]
+
+        def redirect(path):
+            return response(b"", f"Location: http://127.0.0.1:{port}/secret", status="302 Found")
+
+        with (
+            server(redirect) as (other, _),
+            pytest.raises(ValueError, match=r"the host '127\.0\.0\.1' is not allowed"),
+        ):
+            open_image(f"http://localhost:{other}/x.png", ImageAccess.for_server(hosts=["localhost"]))
+        assert paths == ["/x.png"]
+
+
+def test_a_redirect_leads_to_no_file(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(png())
+    for target in (f"file://{path}", str(path), "ftp://127.0.0.1/x"):
+        with (
+            server(lambda path, target=target: response(b"", f"Location: {target}", status="302 Found")) as (port, _),
+            pytest.raises(ValueError, match="cannot be downloaded"),
+        ):
+            open_image(f"http://127.0.0.1:{port}/x.png")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://[::1", "port"),
+        ("http://host:port/", "port"),
+        ("http://\udc80.org/", "IDNA"),
+        ("http:///x.png", "protocol|host"),
+        ("http://127.0.0.1:1/x.png", "connect"),
+    ],
+)
+def test_an_impossible_url_is_named(url, reason):
+    with pytest.raises(ValueError, match=f"cannot be downloaded: .*({reason})") as error:
+        open_image(url)
+    assert repr(url) in str(error.value)
+
+
+def test_an_answer_that_is_no_image_names_its_url():
+    for answer, message in [
+        (response(b"gone", status="404 Not Found"), r"/x.png' cannot be downloaded: .*404"),
+        (response(b"<html>"), r"/x.png' is not an image"),
+        (response(png()[:-100]), r"The PNG image 'http.*/x.png' is corrupt or truncated"),
+    ]:
+        with (
+            server(lambda path, answer=answer: answer) as (port, _),
+            pytest.raises(ValueError, match=message),
+        ):
+            InternVLXImageProcessor()(f"http://127.0.0.1:{port}/x.png")
+
+
+# ---- files
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """A folder that may be read, and one that may not; an image in each."""
+    for name in ("shared", "secret"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "x.png").write_bytes(png())
+    return tmp_path / "shared", tmp_path / "secret"
+
+
+def test_a_server_reads_only_what_lies_in_its_folders(folders, monkeypatch):
+    shared, secret = folders
+    (shared / "link.png").symlink_to(secret / "deep" / "x.png")
+    (shared / "folder").symlink_to(secret)
+    (secret / "link.png").symlink_to(shared / "deep" / "x.png")
+    monkeypatch.chdir(shared)
+    access = ImageAccess.for_server(folders=[shared])
+    inside = (shared / "deep" / "x.png", shared / ".." / "shared" / "deep" / "x.png", secret / "link.png")
+    for path in [*inside, "deep/x.png"]:
+        for source in {path, str(path), f"file://{Path(path).absolute()}"}:
+            assert open_image(source, access).size == (256, 256)
+    outside = [secret / "deep" / "x.png", shared / ".." / "secret" / "deep" / "x.png", shared / "link.png"]
+    outside += [shared / "folder" / "deep" / "x.png", secret / "none.png", "../secret/deep/x.png"]
+    for path in outside:
+        for source in (Path(path), str(path), f"file://{Path(path).absolute()}"):
+            with pytest.raises(ValueError, match=r"is not in a folder that images may be read from .*shared"):
+                open_image(source, access)
+    with pytest.raises(ValueError, match=r"none\.png' does not exist"):
+        open_image(shared / "none.png", access)
+
+
+def test_a_folder_whose_name_begins_alike_is_another(tmp_path):
+    for name in ("images", "images-secret"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(png())
+    access = ImageAccess(folders=[tmp_path / "images"])
+    assert open_image(tmp_path / "images" / "x.png", access)
+    with pytest.raises(ValueError, match="not in a folder"):
+        open_image(tmp_path / "images-secret" / "x.png", access)
+
+
+def test_a_server_reads_nothing_of_the_disk_unless_told_and_takes_base64(folders):
+    access = ImageAccess.for_server()
+    encoded = base64.b64encode(png()).decode()
+    unpadded, lines = encoded.rstrip("="), "\n".join(encoded[i : i + 70] for i in range(0, len(encoded), 70))
+    for source in (encoded, unpadded, lines, f"data:image/png;base64,{encoded}"):
+        assert open_image(source, access).size == (256, 256)
+    messages = set()
+    for path in (folders[1] / "deep" / "x.png", folders[1] / "deep" / "y.png"):
+        for source in (path, str(path), f"file://{path}"):
+            with pytest.raises(ValueError, match=r"may be read from \(none\)") as error:
+                open_image(source, access)
+            messages.add(str(error.value).partition("' ")[2])
+    assert len(messages) == 1  # nor does the message tell whether there is such a file
+
+
+def test_more_pixels_than_allowed_are_refused():
+    encoded = base64.b64encode(png()).decode()
+    assert open_image(encoded, ImageAccess(max_pixels=256 * 256))
+    with pytest.raises(ValueError, match="of 256x256 pixels is larger than max_pixels=65535"):
+        open_image(encoded, ImageAccess(max_pixels=65535))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"folders": "images"},
+        {"hosts": "example.org"},
+        {"folders": 3},
+        {"max_bytes": 0},
+        {"max_seconds": -1},
+        {"max_seconds": None},
+        {"max_seconds": float("nan")},
+        {"max_pixels": "9"},
+    ],
+)
+def test_impossible_limits_are_refused(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"{name}="):
+        ImageAccess(**arguments)
+
+
+# ---- the image processor
+
+
+def test_the_image_processor_asks_its_access_and_never_saves_it(folders, tmp_path):
+    shared, secret = folders
+    processor = InternVLXImageProcessor()
+    processor.access = ImageAccess.for_server(folders=[shared])
+    assert len(processor(str(shared / "deep" / "x.png")).pixel_values) == 1
+    for nested in (str(secret / "deep" / "x.png"), [[secret / "deep" / "x.png"]]):
+        with pytest.raises(ValueError, match="not in a folder"):
+            processor(nested)
+    processor.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
+    assert "access" not in config
+    loaded = InternVLXImageProcessor.from_pretrained(tmp_path / "saved")
+    assert loaded.access == ImageAccess()
+    served = InternVLXImageProcessor.from_pretrained(tmp_path / "saved", access=ImageAccess.for_server())
+    assert served.access == ImageAccess.for_server()
+    assert InternVLXImageProcessor(access=ImageAccess.for_server()).access == ImageAccess.for_server()
+    # a checkpoint does not say what may be read
+    assert InternVLXImageProcessor.from_dict(config | {"access": None}).access == ImageAccess()
+    with pytest.raises(ValueError, match="access=None, expected an ImageAccess"):
+        InternVLXImageProcessor(access=None)
+
+
+@pytest.mark.parametrize("path", ["/no/such.png", "no/such", "none.png", "https.png"])
+def test_a_file_that_does_not_exist_is_said_not_to_exist(path):
+    sources = [path, Path(path), [path]]
+    if path.startswith("/"):
+        sources.append(f"file://{path}")
+    for source in sources:
+        with pytest.raises(ValueError, match=f"{path}' does not exist"):
+            InternVLXImageProcessor()(source)
+
+
+def test_what_is_no_file_says_what_it_is(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, expected the path of an image file"):
+        open_image(tmp_path)
+    with pytest.raises(ValueError, match="'/dev/null' is not a regular file"):
+        open_image("/dev/null")
+    with pytest.raises(ValueError, match="on the host 'elsewhere', expected file:///"):
+        open_image("file://elsewhere/x.png")
+    with pytest.raises(ValueError, match=r"is not a data URI of an image, expected 'data:image/...;base64,'"):
+        open_image("data:image/png,%89PNG")
+
+
+def test_a_file_url_with_escapes_is_its_path(tmp_path):
+    path = tmp_path / "a b ü.png"
+    path.write_bytes(png())
+    expected = InternVLXImageProcessor()(path, return_tensors="pt").pixel_values
+    assert torch.equal(InternVLXImageProcessor()(path.as_uri(), return_tensors="pt").pixel_values, expected)
