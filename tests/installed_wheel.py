@@ -92,8 +92,8 @@ def main() -> None:
         assert name in internvlx("--help").stdout
         assert "usage" in internvlx(name, "--help").stdout
     assert "13" in internvlx("cost", "--size", "640x480", "--model", "internvl2-2b", "--slicing", "ratio").stdout
-    assert "pip install 'internvlx-hf[train]'" in internvlx("train", "settings.yaml", status=1).stderr
-    assert "internvlx-hf[pictures]" in internvlx("show", "photo.jpg", "--out", "tiles.png", status=1).stderr
+    assert ": pip install " in internvlx("train", "settings.yaml", status=1).stderr
+    assert "pip install matplotlib" in internvlx("show", "photo.jpg", "--out", "tiles.png", status=1).stderr
     print(f"internvlx-hf {internvlx_hf.__version__}: the wheel works")
 
 

@@ -194,7 +194,7 @@ def test_without_matplotlib_it_is_said_how_to_get_it(photo, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr.strip().endswith('is not installed: pip install "internvlx-hf[pictures]"')
+    assert result.stderr.strip().endswith("is not installed: pip install matplotlib")
     assert "Traceback" not in result.stderr
 
 

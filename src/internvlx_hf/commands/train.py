@@ -21,6 +21,6 @@ def main(arguments: list[str]) -> None:
 
 
 def require_packages(command: str) -> None:
-    """Raise `ValueError` where the extra `train` is not installed."""
+    """Raise `ValueError` where packages of the extra `train` are not installed."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ValueError(f"{command} needs {', '.join(missing)}: pip install 'internvlx-hf[train]'")
+        raise ValueError(f"{command} needs {', '.join(missing)}: pip install {' '.join(missing)}")

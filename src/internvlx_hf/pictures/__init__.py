@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of what a model is given and of where it looks. Drawing needs matplotlib: `pip install "internvlx-hf[pictures]"`.
+"""Pictures of what a model is given and of where it looks. Drawing needs matplotlib: `pip install matplotlib`.
 
 figure = draw_tiles("photo.jpg", load_setting("internvl-x-2b"))
 figure.savefig("tiles.png")

@@ -14,9 +14,7 @@ try:
     from matplotlib.patches import Rectangle
     from matplotlib.textpath import TextPath
 except ImportError as error:
-    raise ImportError(
-        'Drawing pictures needs matplotlib, which is not installed: pip install "internvlx-hf[pictures]"'
-    ) from error
+    raise ImportError("Drawing pictures needs matplotlib, which is not installed: pip install matplotlib") from error
 
 WIDTH, HEIGHT, DPI = 13.33, 7.5, 150  # a 16:9 slide, 2000 pixels wide
 INK, GREY, PALE = "#1d2430", "#6b7480", "#e3e7ea"

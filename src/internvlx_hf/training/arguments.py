@@ -177,6 +177,7 @@ class InternVLXTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("`output_dir` is missing: expected the folder where checkpoints and the model go.")
+        self.learning_rates = _rates(self.learning_rates)
         with warnings.catch_warnings():
             # its new name is not known to the oldest transformers that we support
             warnings.filterwarnings(
@@ -193,13 +194,17 @@ class InternVLXTrainingArguments(TrainingArguments):
         if self.accelerator_config.dispatch_batches is None:
             # accelerate's way with streams cuts every tensor of a batch to the number of rows, the tiles too
             self.accelerator_config.dispatch_batches = False
-        self.learning_rates = _rates(self.learning_rates)
 
 
 def _rates(rates: dict | str | None) -> dict[str, float]:
     """Numbers by pattern. (YAML takes 2e-4 for a string: it wants a dot, 2.0e-4.)"""
     if isinstance(rates, str):
-        rates = json.loads(rates)
+        try:
+            rates = json.loads(rates)
+        except ValueError as error:
+            raise ValueError(
+                f"`learning_rates` is {rates!r}, expected JSON of numbers by module name: {error}"
+            ) from error
     if not isinstance(rates or {}, dict):
         raise ValueError(f"`learning_rates` is {rates!r}, expected numbers by module name.")
     try:
@@ -269,7 +274,7 @@ def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "
 def _read(path: Path) -> dict:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {type(settings).__name__}, expected settings by name.")
@@ -301,8 +306,42 @@ def _default(action: argparse.Action, value):
     return value
 
 
+# what other trainers and InternVL's scripts call some settings, too unlike their names here to be found by likeness
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "bs": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "scheduler": "lr_scheduler_type",
+    "model": "model_name_or_path",
+    "data": "train_data",
+    "dataset": "train_data",
+    "meta_path": "train_data",
+    "out": "output_dir",
+    "lora": "lora_rank",
+    "lora_r": "lora_rank",
+    "use_llm_lora": "lora_rank",
+    "use_backbone_lora": "lora_vision",
+    "max_seq_length": "max_length",
+    "max_dynamic_patch": "max_patches",
+    "min_dynamic_patch": "min_patches",
+    "resume": "resume_from_checkpoint",
+    "workers": "dataloader_num_workers",
+}
+
+
 def _unknown(name: str, parser: argparse.ArgumentParser, source: str) -> str:
-    known = [action.dest for action in parser._actions]
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
+    nearest = _nearest(name.replace("-", "_").lower(), {action.dest for action in parser._actions})
+    hint = f" Did you mean `{nearest}`?" if nearest else ""
     return f"There is no setting `{name}`, which {source} gives.{hint}"
+
+
+def _nearest(name: str, known: set[str]) -> str | None:
+    names = {dest: dest for dest in sorted(known)} | {
+        other: dest for other, dest in _ELSEWHERE.items() if dest in known
+    }
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return names[near[0]] if near else None

@@ -159,7 +159,8 @@ class RecordStream:
             yield self.encoder.encode_or_skip(partial(sample_from_record, record, self.image_root), place), place
 
     def _place(self, record: Mapping, number: str) -> str:
-        return f"{self.name}, record {record.get('id', number)}"
+        name = record.get("id", number) if isinstance(record, Mapping) else number
+        return f"{self.name}, record {name}"
 
 
 class StreamingTrainingData(IterableDataset):

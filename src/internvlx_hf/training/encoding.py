@@ -135,8 +135,8 @@ class SampleEncoder:
             encoded = self(sample) if decode else self.measure(sample)
         except TooLongError as error:
             self._skip("too_long", self.on_too_long != "error", f"{place()}: {error}", error)
-        except (ValueError, TypeError, LookupError, OSError) as error:
-            self._skip("broken", self.on_broken == "skip", f"{place()}: {error}", error)
+        except Exception as error:  # whatever a sample brings about is its own fault
+            self._skip("broken", self.on_broken == "skip", f"{place()}: {_described(error)}", error)
         else:
             self.counts.add("cut", encoded.was_cut)
             return encoded
@@ -257,6 +257,10 @@ class SampleEncoder:
         return TrainingSample(
             ids[:limit], labels[:limit], images[:kept], num_tiles[:kept], images_kwargs, was_cut=True
         )
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _template(processor: InternVLXProcessor) -> str:

@@ -8,11 +8,27 @@ for all records, where `image` may be a path here and a list there, and one brok
 
 import json
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 _CHUNK = 2**24  # bytes read at a time while a file is indexed
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')  # and strings, in which there may be some
+
+
+def parse_json(data: bytes):
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: {error}") from error
 
 
 class JsonLines(Sequence):
@@ -34,7 +50,7 @@ class JsonLines(Sequence):
         return len(self._numbers)
 
     def __getitem__(self, index: int):
-        return json.loads(self._bytes(self._numbers[index]))
+        return parse_json(self._bytes(self._numbers[index]))
 
     def _bytes(self, line: int) -> bytes:
         return _read(self.path, self._starts[line], self._stops[line])
@@ -62,7 +78,7 @@ class JsonArray(Sequence):
         return len(self._bounds)
 
     def __getitem__(self, index: int):
-        return json.loads(_read(self.path, *self._bounds[index]))
+        return parse_json(_read(self.path, *self._bounds[index]))
 
     def place(self, index: int) -> str:
         line = 1 + _read(self.path, 0, self._bounds[index][0]).count(b"\n")
@@ -142,12 +158,26 @@ def _elements(path: str) -> np.ndarray:
         while text[position : position + 1] != "]":
             if bounds:
                 position = _skip_blanks(text, _expect(text, position, ","))
-            _, stop = decoder.raw_decode(text, position)
+            stop = _element_stop(text, position, decoder)
             bounds.append((position, stop))
             position = _skip_blanks(text, stop)
+        if (rest := _skip_blanks(text, position + 1)) < len(text):
+            raise json.JSONDecodeError("More data behind the end of the list", text, rest)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}, expected a JSON list of records.") from error
     return np.array(bounds, dtype=np.int64).reshape(-1, 2)
+
+
+def _element_stop(text: str, position: int, decoder: json.JSONDecoder) -> int:
+    try:
+        return decoder.raw_decode(text, position)[1]
+    except RecursionError:  # one record is nested too deeply: that will be said when it is read
+        depth = 0
+        for match in _BRACKETS.finditer(text, position):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+            if not depth:
+                return match.end()
+        raise json.JSONDecodeError("Unfinished record", text, position) from None
 
 
 def _skip_blanks(text: str, position: int) -> int:

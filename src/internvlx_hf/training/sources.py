@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -96,7 +97,7 @@ def _annotations(path: Path) -> JsonLines | JsonArray:
 
 
 def _first_character(path: Path) -> str:
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:  # what is no UTF-8 is for the reader to refuse
         while character := file.read(1):
             if not character.isspace():
                 return character
@@ -106,16 +107,27 @@ def _first_character(path: Path) -> str:
 def _read_meta(path: Path, root: str | None) -> list[Part]:
     """InternVL's meta file; or, for its first record looks the same, a JSONL file that is called .json."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8-sig"))
+        meta = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_without_repeats, path))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return [Part(JsonLines(path), root or str(path.parent))]
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}, expected InternVL's meta file.") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not InternVL's meta file: {error}.") from error
     if root is not None:
         raise ValueError(
             f"image_root={root} with the meta file {path}, expected none: the file says where images are."
         )
     return [_meta_part(f"{path}, {name!r}", entry, path.parent) for name, entry in meta.items()]
+
+
+def _without_repeats(path: Path, pairs: list[tuple]) -> dict:
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path} sets {repeated!r} twice, expected each name once.")
+    return settings
 
 
 def _meta_part(place: str, entry, folder: Path) -> Part:
