@@ -221,7 +221,7 @@ def test_marks_are_written_where_they_stand_and_images_without_marks_in_front(pr
         (asked("<image> or <image>?", images=1), "1 images and the marks <image> 2 times"),
         (asked("<image>"), "0 images and the marks <image> 1 times"),
         (asked("Look: <IMG_CONTEXT>"), r"turn 0 \(user\) holds the image token '<IMG_CONTEXT>'"),
-        (asked() | {"images": ["/nowhere.png"]}, "/nowhere.png' is not an image"),
+        (asked() | {"images": ["/nowhere.png"]}, "/nowhere.png' does not exist"),
         (asked() | {"images": [{"bytes": b"GIF89a"}]}, "an image of 6 bytes is not an image that Pillow can read"),
         (asked() | {"images": [{"bytes": None}]}, "expected an image, its path or"),
         (asked() | {"images": [7]}, "an image is a int, expected a path"),

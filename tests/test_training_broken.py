@@ -1,14 +1,16 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Whatever one sample brings about is that sample's fault: named with its file and line, and skipped if that is wanted."""
 
+import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny import tiny_config, tiny_processor
 
-from internvlx_hf.training import load_training_data
+from internvlx_hf.training import InternVLXDataCollator, encoding, load_training_data
 from internvlx_hf.training.records import JsonArray
 from internvlx_hf.training.samples import BrokenSampleError
 
@@ -142,3 +144,23 @@ def test_transparent_images_are_trained_on_as_the_processor_blends_them(folder, 
         seen[alpha] = {float(image.min()), float(image.max())}
     assert seen == {"white": {255.0}, "drop": {0.0}}
     assert torch.is_tensor(image)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"max_patches": 3}, {"do_exif_transpose": False}])
+def test_large_images_are_cut_at_once_into_the_same_tiles(kwargs, processor, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((90, 60)).convert("RGBA").save(stream, "PNG", exif=exif)
+    turns = [{"role": "user", "content": "<image>What? <image>"}, {"role": "assistant", "content": "Images."}]
+    sample = {"messages": turns, "images": [{"bytes": stream.getvalue()}, np.full((50, 40, 3), 7, np.uint8)]}
+    sample["images_kwargs"] = kwargs
+    whole = InternVLXDataCollator(processor)([sample])
+    monkeypatch.setattr(encoding, "MOST_WHOLE_PIXELS", 90 * 60 + 50 * 40 - 1)
+    encoded = InternVLXDataCollator(processor).encoder(sample)
+    assert [len(image) for image in encoded.images] == encoded.num_tiles
+    assert all(image.dtype == torch.uint8 for image in encoded.images)
+    cut = InternVLXDataCollator(processor)([encoded])
+    assert torch.equal(cut["pixel_values"], whole["pixel_values"])
+    monkeypatch.setattr(encoding, "MOST_WHOLE_PIXELS", 90 * 60 + 50 * 40)
+    assert encoded.images[0].ndim - InternVLXDataCollator(processor).encoder(sample).images[0].ndim == 1

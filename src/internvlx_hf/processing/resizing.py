@@ -41,6 +41,8 @@ class Resizer:
     def __call__(self, size: tuple[int, int]) -> torch.Tensor:
         """The whole image resized to `size` (height, width), as (C, height, width) 8-bit levels."""
         source = self.source
+        if size == (source.height, source.width):
+            return source.read(0, 0, source.width, source.height).to(self.device)
         columns_first = self._resamples_columns_first(size)
         is_large = source.width * source.height > LARGE
         if not is_large and not columns_first and self.device.type == "cpu":

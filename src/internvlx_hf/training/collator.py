@@ -120,8 +120,8 @@ class InternVLXDataCollator:
             images = [image for sample in group for image in sample.images]
             if images:
                 features = self.processor.image_processor(images, return_tensors="pt", **images_kwargs)
-                expected = [tiles for sample in group for tiles in sample.num_tiles]
-                if features.num_patches.tolist() != expected:
-                    raise ValueError(f"Images have {features.num_patches.tolist()} tiles, their samples {expected}.")
+                expected = sum(sum(sample.num_tiles) for sample in group)
+                if len(features.pixel_values) != expected:
+                    raise ValueError(f"Images have {len(features.pixel_values)} tiles, their samples {expected}.")
                 parts.append(features.pixel_values)
         return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import jinja2
 import numpy as np
+import torch
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -21,6 +22,8 @@ logger = logging.get_logger(__name__)
 IGNORE_INDEX = -100
 TOO_LONG_POLICIES = ("truncate", "skip", "error")
 BROKEN_POLICIES = ("skip", "error")
+# a sample's images of more pixels in all are cut into tiles at once
+MOST_WHOLE_PIXELS = 2**24
 
 
 @dataclass
@@ -30,7 +33,8 @@ class TrainingSample:
     Attributes:
         input_ids, labels: (L,) int64; labels are -100 wherever there is no loss.
         images: what `input_ids` have room for: (C, H, W) 8-bit levels, upright. (An image of 12
-            megapixels is cut into tiles a fifth faster from these than from Pillow's memory, and the same.)
+            megapixels is cut into tiles a fifth faster from these than from Pillow's memory, and the same.) Of larger
+            images the tiles, (tiles, C, H, W): the whole images of a batch would take gigabytes.
         num_tiles: of each image.
         images_kwargs: what the image processor is called with for this sample.
         was_cut: whether `max_length` took something away.
@@ -104,14 +108,24 @@ class SampleEncoder:
         encoded = self.measure(sample)
         if not encoded.images or not self.processor.image_processor.do_rescale:
             return encoded  # without rescaling it matters what range an array came in
-        sources = [self._decode(image, encoded.images_kwargs) for image in encoded.images]
+        sources = [self._source(image, encoded.images_kwargs) for image in encoded.images]
         tiles = [self._num_tiles(source.width, source.height, encoded.images_kwargs) for source in sources]
         if tiles != encoded.num_tiles:
             raise ValueError(
                 f"its images take {tiles} tiles when they are decoded, their headers say {encoded.num_tiles}"
             )
+        if sum(source.width * source.height for source in sources) > MOST_WHOLE_PIXELS:
+            return self._cut(encoded)
         encoded.images = [source.read(0, 0, source.width, source.height) for source in sources]
         encoded.images_kwargs |= {"input_data_format": "channels_first"}
+        return encoded
+
+    def _cut(self, encoded: TrainingSample) -> TrainingSample:
+        """With the tiles of its images, one of which is decoded at a time."""
+        levels = {"do_normalize": False, "rescale_factor": 1.0, "return_tensors": "pt"}
+        features = self.processor.image_processor(encoded.images, **encoded.images_kwargs | levels)
+        encoded.images = list(features.pixel_values.to(torch.uint8).split(encoded.num_tiles))
+        encoded.images_kwargs |= {"input_data_format": "channels_first", "crop_to_patches": False, "do_resize": False}
         return encoded
 
     def encode_or_skip(
@@ -167,8 +181,7 @@ class SampleEncoder:
     def _num_tiles(self, width: int, height: int, images_kwargs: dict) -> int:
         return self.processor.image_processor.get_number_of_image_patches(height, width, images_kwargs)
 
-    def _decode(self, image, images_kwargs: dict):
-        """An image's pixels, with the image processor's checks of them."""
+    def _source(self, image, images_kwargs: dict):
         image_processor = self.processor.image_processor
         settings = {
             name: images_kwargs.get(name, getattr(image_processor, name, None))
