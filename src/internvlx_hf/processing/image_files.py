@@ -188,7 +188,10 @@ def _local_file(path: str, name: str, access: ImageAccess) -> str:
 
 
 def _path_of(url: str, name: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"{name} is not a URL ({error}), expected file:///path/of/an/image.") from error
     if parts.netloc not in ("", "localhost"):
         raise ValueError(f"{name} is on the host {parts.netloc!r}, expected file:///path/of/an/image.")
     return url2pathname(parts.path)

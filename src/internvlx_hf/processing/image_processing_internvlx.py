@@ -22,7 +22,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .image_files import ImageAccess, open_image
-from .image_sources import ALPHA, ArraySource, PillowSource
+from .image_sources import ALPHA, ArraySource, PillowSource, as_real_tensor
 from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer
 from .rvtc import TilePlan, TilingRule
 
@@ -169,8 +169,10 @@ class InternVLXImageProcessor(PilBackend):
                 f"An image is a {type(image_url_or_urls).__name__}, expected a Pillow image, numpy array, torch "
                 "tensor, path, URL or base64 string."
             )
-        is_grey_array = not is_pil_image(image_url_or_urls) and image_url_or_urls.ndim == 2
-        return image_url_or_urls[None] if is_grey_array else image_url_or_urls
+        if is_pil_image(image_url_or_urls):
+            return image_url_or_urls
+        array = as_real_tensor(image_url_or_urls)
+        return array[None] if array.ndim == 2 else array
 
     def process_image(
         self,

@@ -91,6 +91,8 @@ class PillowSource:
         grey = _to_uint8(torch.from_numpy(values.astype(np.float32)), values_per_level)
         transparent = part.info.get("transparency")
         if self.alpha == "white" and transparent is not None:
+            if not isinstance(transparent, int):
+                raise ValueError(f"its transparent value is {transparent!r}, expected an integer")
             grey[torch.from_numpy(values == transparent)] = 255
         return grey.expand(self.channels, *grey.shape)
 
@@ -218,8 +220,7 @@ class ArraySource:
     def __init__(
         self, array, convert_rgb: bool, input_data_format: str | ChannelDimension | None, alpha: str = "white"
     ):
-        if isinstance(array, np.ndarray):
-            array = _tensor(array)
+        array = as_real_tensor(array)
         shape = tuple(array.shape)
         if not _is_channels_first(array, input_data_format):
             array = array.movedim(-1, 0)
@@ -311,6 +312,32 @@ class _Lent:
     def __init__(self, array: np.ndarray):
         self.array = array  # kept alive by whoever holds this
         self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def as_real_tensor(array) -> torch.Tensor:
+    """A numpy array or torch tensor as a tensor of a type that torch computes with, of its own memory where that is possible.
+
+    Raises:
+        ValueError: it holds no real numbers, or has not 2 to 4 axes.
+    """
+    shape, dtype = tuple(array.shape), array.dtype
+    if isinstance(array, np.ndarray):
+        if dtype.kind not in "buif":
+            raise ValueError(f"The image array of shape {shape} is of type {dtype}, expected integers or floats.")
+        if dtype in (np.uint32, np.uint64):
+            array = array.astype(np.int64)
+        elif dtype == np.longdouble:
+            array = array.astype(np.float64)
+        array = _tensor(array)
+    elif array.is_complex() or array.is_quantized:
+        raise ValueError(f"The image array of shape {shape} is of type {dtype}, expected integers or floats.")
+    elif dtype in (torch.uint32, torch.uint64):
+        array = array.to(torch.int64)
+    if array.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"The image array has shape {shape}, expected (H, W), (H, W, C) or (C, H, W), or a batch of these."
+        )
+    return array
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
