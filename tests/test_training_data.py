@@ -112,7 +112,9 @@ def test_samples_with_settings_of_their_own_can_share_a_batch(processor, tmp_pat
         ({"repeat_time": -1}, "sets repeat_time=-1, expected a number from 0 on"),
         ({"max_dynamic_patch": 0}, "asks for max_patches=0, expected a positive number"),
         ({"media_type": "video"}, "sets media_type='video'"),
-        ({"annotation": "a.csv"}, r"a\.csv is no file of annotations"),
+        ({"annotation": "a.csv"}, r"has the annotation 'a\.csv', which does not exist"),
+        ({"annotation": __file__}, r"test_training_data\.py is no file of annotations"),
+        ({"root": 3}, r"has the root 3, expected a folder"),
     ],
 )
 def test_a_wrong_meta_file_is_refused_by_the_dataset_s_name(processor, tmp_path, annotations, settings, error):

@@ -118,6 +118,8 @@ def _read_meta(path: Path, root: str | None) -> list[Part]:
         raise ValueError(
             f"image_root={root} with the meta file {path}, expected none: the file says where images are."
         )
+    if not meta:
+        raise ValueError(f"{path} is empty, expected InternVL's meta file or annotations.")
     return [_meta_part(f"{path}, {name!r}", entry, path.parent) for name, entry in meta.items()]
 
 
@@ -147,13 +149,17 @@ def _meta_part(place: str, entry, folder: Path) -> Part:
     for key, value in images_kwargs.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{place} asks for {key}={value!r}, expected a positive number of tiles.")
-    records = _annotations(_found(entry["annotation"], folder))
-    root = str(_found(entry["root"], folder)) if entry.get("root") else str(folder)
-    return Part(records, root, repeat, images_kwargs)
+    root, annotation = entry.get("root") or "", _found(entry["annotation"], folder)
+    if not isinstance(root, str):
+        raise ValueError(f"{place} has the root {root!r:.100}, expected a folder.")
+    if not os.path.exists(annotation):
+        raise ValueError(f"{place} has the annotation {entry['annotation']!r:.200}, which does not exist.")
+    return Part(_annotations(annotation), str(_found(root, folder)) if root else str(folder), repeat, images_kwargs)
 
 
 def _found(path: str, folder: Path) -> Path:
-    return Path(path) if Path(path).exists() else folder / path
+    # unlike pathlib's, `os.path.exists` also takes a path that cannot be
+    return Path(path) if os.path.exists(path) else folder / path
 
 
 def _load_with_datasets(name: str, split: str, streaming: bool):
