@@ -104,9 +104,7 @@ def test_damaged_files_are_read_right_or_refused_by_name(format, tmp_path):
         content = damaged(saved(format, seed), generator)
         path = tmp_path / f"damaged-{seed}.img"
         path.write_bytes(content)
-        outcomes[f"{seed}: {content!r:.300}"] = outcome(
-            path, lambda content=content: pillow_blend(content), path.name
-        )
+        outcomes[f"{seed}: {content!r:.300}"] = outcome(path, lambda content=content: pillow_blend(content), path.name)
     assert_only_ok_and_clear(outcomes)
     assert "clear" in outcomes.values()  # else nothing was damaged
 
@@ -126,7 +124,9 @@ def blended(image: Image.Image) -> np.ndarray | None:
         if not isinstance(key, int | None):
             return None
         values = np.asarray(image).astype(np.float64)
-        per_level = 257 if image.format in ("PNG", "PPM") or "16" in image.mode else 1 / 255 if image.mode == "F" else 1
+        per_level = (
+            257 if image.format in ("PNG", "PPM") or "16" in image.mode else 1 / 255 if image.mode == "F" else 1
+        )
         levels = np.where(values == key, 255, np.round(values / per_level).clip(0, 255)).astype(np.uint8)
         return np.stack([levels] * 3, axis=-1)
     try:
@@ -198,7 +198,25 @@ def test_arrays_of_any_shape_type_and_range_are_read_right_or_refused(seed):
     assert {"ok", "clear"} <= set(outcomes.values())
 
 
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16")
+MODES = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBX",
+    "RGBA",
+    "RGBa",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+    "I;16",
+)
 MODES += ("I;16L", "I;16B", "I;16N")
 KEYS = (None, 0, 3, -1, 2**40, b"", b"\0\x80", bytes(256), (0, 0, 0), (1, 2), "red", 1.5)
 
@@ -225,8 +243,41 @@ def test_every_mode_with_any_colour_key_is_read_or_refused(mode):
     assert outcomes["None"] == "ok"
 
 
-PIECES = ("http://", "https://", "file://", "data:", "image/png", ";base64", ",", "[::1", "]", ":", "/", "..", "\0", "ü", "%", "%00")
-PIECES += ("iVBORw0KGgo", "/9j/", "=", "\n", " ", "~", "\udc80", "x.png", "localhost", "127.0.0.1:1", "@", "#", "?", "\\", "A" * 300)
+PIECES = (
+    "http://",
+    "https://",
+    "file://",
+    "data:",
+    "image/png",
+    ";base64",
+    ",",
+    "[::1",
+    "]",
+    ":",
+    "/",
+    "..",
+    "\0",
+    "ü",
+    "%",
+    "%00",
+)
+PIECES += (
+    "iVBORw0KGgo",
+    "/9j/",
+    "=",
+    "\n",
+    " ",
+    "~",
+    "\udc80",
+    "x.png",
+    "localhost",
+    "127.0.0.1:1",
+    "@",
+    "#",
+    "?",
+    "\\",
+    "A" * 300,
+)
 
 
 def test_strings_of_any_kind_are_refused_by_name(tmp_path, monkeypatch):
@@ -268,5 +319,5 @@ def test_damaged_base64_is_read_right_or_refused():
 
 @pytest.mark.parametrize("source", [None, 3, 1.5, b"\x89PNG", {}, {"url": "x"}, object(), [None], [[3]], "", " ", {1}])
 def test_what_is_no_image_is_refused_by_its_type(source):
-    with pytest.raises(ValueError, match="image|''|' '"):
+    with pytest.raises(ValueError, match=r"image|''|' '"):
         PROCESSOR(source)

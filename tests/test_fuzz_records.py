@@ -11,10 +11,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config, tiny_processor
 
 from internvlx_hf.training import load_training_data
 from internvlx_hf.training.samples import BrokenSampleError
+from tiny import tiny_config, tiny_processor
 
 CONFIG = tiny_config("llama")
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A red square."}]
@@ -25,7 +25,18 @@ MESSAGES = [
 RECORDS = ({"image": "whole.png", "conversations": TURNS}, {"messages": MESSAGES})
 META = {"root": ".", "annotation": "good.jsonl", "repeat_time": 1, "max_dynamic_patch": 2, "data_augment": False}
 VALUES = (None, True, 0, -1, 2.5, float("nan"), float("inf"), 10**30, "", "x", "whole.png", "cut.png", "none.png", ".")
-VALUES += ("<image>", "<image><image>", "http://[::1", "file://x]", "a\0b", "\ud800", "gpt", "video", "assistant", "tool")
+VALUES += (
+    "<image>",
+    "<image><image>",
+    "http://[::1",
+    "file://x]",
+    "a\0b",
+    "\ud800",
+    "gpt",
+    "video",
+    "assistant",
+    "tool",
+)
 VALUES += ([], {}, [[]], [None], ["whole.png"], ["whole.png"] * 2, [1], {"a": 1}, {"type": "image"}, {"type": "video"})
 VALUES += ({"bytes": "x"}, {"bytes": None, "path": "whole.png"}, {"from": "human"}, [{"from": "gpt", "value": ""}])
 
@@ -67,7 +78,17 @@ def changed(record, generator: np.random.Generator):
             del parent[last]
         case 3:
             if isinstance(parent, dict):
-                names = ("image", "images", "video", "videos", "audio", "messages", "conversations", "content", "tools")
+                names = (
+                    "image",
+                    "images",
+                    "video",
+                    "videos",
+                    "audio",
+                    "messages",
+                    "conversations",
+                    "content",
+                    "tools",
+                )
                 parent[names[generator.integers(len(names))]] = VALUES[generator.integers(len(VALUES))]
             else:
                 parent.insert(generator.integers(len(parent) + 1), VALUES[generator.integers(len(VALUES))])
@@ -83,7 +104,9 @@ def damaged(text: str, generator: np.random.Generator) -> bytes:
         case 1:
             content[start] = generator.choice([0, 10, 0x80, 0xFF, ord('"'), ord("["), ord("}")])
         case 2:
-            content[start:start] = [b"[" * 50_000, b'{"a":' * 50_000, b"9" * 5000, b"\xef\xbb\xbf"][generator.integers(4)]
+            content[start:start] = [b"[" * 50_000, b'{"a":' * 50_000, b"9" * 5000, b"\xef\xbb\xbf"][
+                generator.integers(4)
+            ]
         case 3:
             content[start:start] = content[start : start + generator.integers(1, 30)]
     return bytes(content)
@@ -100,7 +123,9 @@ def num_images(record: dict) -> int:
         for part in message["content"]
         if part.get("type") in ("image", "image_url")
     ]
-    carried = sum(any(part.get(k) is not None for k in ("image", "path", "url", "base64", "image_url")) for part in parts)
+    carried = sum(
+        any(part.get(k) is not None for k in ("image", "path", "url", "base64", "image_url")) for part in parts
+    )
     return given + carried
 
 

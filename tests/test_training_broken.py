@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_config, tiny_processor
 
 from internvlx_hf.training import InternVLXDataCollator, encoding, load_training_data
 from internvlx_hf.training.records import JsonArray
 from internvlx_hf.training.samples import BrokenSampleError
+from tiny import tiny_config, tiny_processor
 
 GOOD = {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "World"}]}
 DEEP = "[" * 200_000 + "]" * 200_000
