@@ -107,6 +107,22 @@ def test_a_server_that_drips_is_left_after_the_time(part):
         open_image(f"http://127.0.0.1:{port}/x.png", ImageAccess(max_seconds=0.5))  # else it is 250 s
 
 
+def test_a_scheme_may_be_written_large(folders):
+    with server(lambda path: response(png())) as (port, _):
+        assert open_image(f"HTTP://127.0.0.1:{port}/x.png").size == (256, 256)
+    assert open_image(f"DATA:image/png;base64,{base64.b64encode(png()).decode()}").size == (256, 256)
+    assert open_image(f"FILE://{folders[0]}/deep/x.png").size == (256, 256)
+
+
+def test_a_file_is_opened_by_the_path_that_was_allowed(folders, monkeypatch):
+    shared, _ = folders
+    (shared / "link.png").symlink_to(shared / "deep" / "x.png")
+    opened = []
+    monkeypatch.setattr("internvlx_hf.processing.image_files.open_file", lambda path, name: opened.append(path))
+    open_image(shared / "link.png", ImageAccess(folders=[shared]))
+    assert opened == [str((shared / "deep" / "x.png").resolve())]  # a link could lead elsewhere by now
+
+
 def test_redirects_are_followed_but_not_for_ever():
     def answer(path):
         number = int(path.strip("/"))

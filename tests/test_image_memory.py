@@ -50,6 +50,28 @@ def test_a_pillow_image_is_left_undecoded_and_can_be_used_again(format, from_pat
     assert torch.equal(tiles_of(image), first[: len(first) // 2])
 
 
+def test_the_frame_that_was_sought_is_the_one_that_is_read():
+    frames = [Image.new("L", (40, 40), level) for level in (10, 250)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "TIFF", save_all=True, append_images=frames[1:])
+    second = Image.open(stream)
+    second.seek(1)
+    assert torch.equal(tiles_of(second), tiles_of(frames[1]))
+
+
+def test_a_file_stays_where_it_was_read_to():
+    file = io.BytesIO(content("PNG"))
+    image = Image.open(file)
+    position = file.tell()
+    tiles_of(image)
+    assert file.tell() == position
+
+
+def test_an_image_of_exactly_pillows_limit_is_read(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 70 * 40)
+    assert len(tiles_of(Image.open(io.BytesIO(content("PNG")))))
+
+
 def test_what_was_done_to_an_image_before_it_was_decoded_counts():
     frames = [Image.new("L", (40, 40), level) for level in (10, 250)]
     stream = io.BytesIO()
