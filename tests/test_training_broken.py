@@ -164,3 +164,14 @@ def test_large_images_are_cut_at_once_into_the_same_tiles(kwargs, processor, mon
     assert torch.equal(cut["pixel_values"], whole["pixel_values"])
     monkeypatch.setattr(encoding, "MOST_WHOLE_PIXELS", 90 * 60 + 50 * 40)
     assert encoded.images[0].ndim - InternVLXDataCollator(processor).encoder(sample).images[0].ndim == 1
+
+
+def test_a_meta_file_says_the_least_and_the_most_tiles(folder, processor):
+    (folder / "data.jsonl").write_text(with_image("whole.png"))
+    for setting, tiles in (({"min_dynamic_patch": 2, "max_dynamic_patch": 2}, 3), ({"max_dynamic_patch": 1}, 1)):
+        entry = {"annotation": str(folder / "data.jsonl"), "root": str(folder)} | setting
+        (folder / "meta.json").write_text(json.dumps({"one": entry}))
+        data = load_training_data(folder / "meta.json", processor)
+        assert data[0].num_tiles == [tiles]
+        names = {"min_dynamic_patch": "min_patches", "max_dynamic_patch": "max_patches"}
+        assert data.parts[0].images_kwargs == {names[name]: value for name, value in setting.items()}
