@@ -16,9 +16,10 @@ from .modeling import (
     InternVLXModel,
     InternVLXProjectorConfig,
 )
+from .modeling.configuration_internvlx import VERSION
 from .processing import InternVLXImageProcessor, InternVLXProcessor
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 AutoConfig.register(InternVLXConfig.model_type, InternVLXConfig, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM):

@@ -2,12 +2,29 @@
 """Configuration of InternVL-X (arXiv 2503.21307): vision tower, projector, layer-wise compression, language model."""
 
 import os
+import re
 import shutil
+from math import inf
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
+
+from .setting_names import (
+    misspelt_names,
+    refuse_misspelt_names,
+    refuse_unknown_names,
+    unknown_names,
+    with_value_errors,
+)
+
+logger = logging.get_logger(__name__)
+
+# The package's version. It is here because a checkpoint's own code, which saves configurations too, has no package.
+VERSION = "0.1.0"
 
 # What every saved checkpoint says about the code that it carries.
 AUTO_MAP = {
@@ -54,8 +71,27 @@ def window_size(downsample_ratio: float, grid: int, name: str) -> int:
     return side
 
 
+def _is_newer(version: str | None) -> bool:
+    numbers = ([int(number) for number in re.findall(r"\d+", text)[:3]] for text in (version or "0", VERSION))
+    return next(numbers) > next(numbers)
+
+
+class _PartConfig(PretrainedConfig):
+    """A part of an InternVL-X configuration, which takes only the names that it knows."""
+
+    def __post_init__(self, **kwargs):
+        refuse_unknown_names(type(self), kwargs)
+        super().__post_init__(**kwargs)
+
+    def update(self, config_dict: dict) -> None:
+        """As transformers'; raises a `ValueError` for names that are not known."""
+        refuse_unknown_names(type(self), config_dict)
+        super().update(config_dict)
+
+
+@with_value_errors
 @strict
-class InternVLXProjectorConfig(PretrainedConfig):
+class InternVLXProjectorConfig(_PartConfig):
     r"""
     The projector between vision tower and language model.
 
@@ -111,12 +147,14 @@ class InternVLXProjectorConfig(PretrainedConfig):
             "`projector_type='pixel_shuffle'`.",
         )
         _require(self.num_heads >= 1, f"`num_heads` must be at least 1, got {self.num_heads}.")
-        _require(self.mlp_ratio > 0, f"`mlp_ratio` must be positive, got {self.mlp_ratio}.")
+        _require(0 < self.mlp_ratio < inf, f"`mlp_ratio` must be positive, got {self.mlp_ratio}.")
+        _require(0 < self.rms_norm_eps < inf, f"`rms_norm_eps` must be positive, got {self.rms_norm_eps}.")
         _require(0 <= self.drop_path_rate < 1, f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
 
 
+@with_value_errors
 @strict
-class InternVLXLVTCConfig(PretrainedConfig):
+class InternVLXLVTCConfig(_PartConfig):
     r"""
     Layer-wise visual token compression, LVTC (paper, section 3.2 and Algorithm 1): the layers before `expand_layer` see
     N₁² tokens a tile, the others N₂².
@@ -192,6 +230,7 @@ class InternVLXLVTCConfig(PretrainedConfig):
         return [self.insert_start + self.insert_interval * j for j in range(self.num_lr_projectors - 1)]
 
 
+@with_value_errors
 @strict
 class InternVLXConfig(PretrainedConfig):
     r"""
@@ -209,9 +248,14 @@ class InternVLXConfig(PretrainedConfig):
         projector_config (`dict` or [`InternVLXProjectorConfig`], *optional*): the projector.
         lvtc_config (`dict` or [`InternVLXLVTCConfig`], *optional*): layer-wise compression; `None` for none.
         tie_word_embeddings (`bool`, *optional*): share input and output embeddings; unset: as `text_config` says.
+        internvlx_version (`str`, *optional*): the version of this package that saved the configuration.
+
+    Other names are kept, with a warning: tools add their own. Names of a newer version that would
+    raise are left out, with a warning.
 
     Raises:
-        ValueError: for every combination that cannot work, with the values and what would be right.
+        ValueError: for every combination that cannot work, with the values and what would be right; for a name that is
+            nearly one of these; for an unknown one in `projector_config` or `lvtc_config`.
     """
 
     model_type = "internvl_x"
@@ -232,27 +276,66 @@ class InternVLXConfig(PretrainedConfig):
     projector_config: dict | PretrainedConfig | None = None
     lvtc_config: dict | PretrainedConfig | None = None
     tie_word_embeddings: bool | None = None
+    internvlx_version: str | None = None
 
     def __post_init__(self, **kwargs):
-        self.vision_config = _auto_sub_config(self.vision_config, "internvl_vision")
-        self.text_config = _auto_sub_config(self.text_config, "qwen2")
-        if not isinstance(self.projector_config, PretrainedConfig):
-            self.projector_config = InternVLXProjectorConfig(**(self.projector_config or {}))
-        if isinstance(self.lvtc_config, dict):
-            self.lvtc_config = InternVLXLVTCConfig(**self.lvtc_config)
+        unknown = unknown_names(type(self), kwargs)
+        if _is_newer(self.internvlx_version):
+            kwargs = {name: kwargs[name] for name in kwargs.keys() - misspelt_names(type(self), kwargs)}
+        refuse_misspelt_names(type(self), kwargs)
+        self._warn_of_unused(unknown, "the configuration")
+        self._build_parts()
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         super().__post_init__(**kwargs)
         self.check_geometry()
 
+    def _build_parts(self) -> None:
+        """Make configurations of the parts that are given as dictionaries."""
+        self.vision_config = _auto_sub_config("vision_config", self.vision_config, "internvl_vision")
+        self.text_config = _auto_sub_config("text_config", self.text_config, "qwen2")
+        self.projector_config = self._own_part(InternVLXProjectorConfig, self.projector_config or {})
+        if self.lvtc_config is not None:
+            self.lvtc_config = self._own_part(InternVLXLVTCConfig, self.lvtc_config)
+
+    def _own_part(self, part_class: type[PretrainedConfig], values: dict | PretrainedConfig) -> PretrainedConfig:
+        if isinstance(values, PretrainedConfig):
+            _require(
+                values.model_type == part_class.model_type,
+                f"`{part_class.base_config_key}` must be a dict or {part_class.__name__}, got {type(values).__name__}.",
+            )
+            return values
+        if _is_newer(self.internvlx_version):
+            unknown = unknown_names(part_class, values)
+            self._warn_of_unused(unknown, f"`{part_class.base_config_key}`")
+            values = {name: value for name, value in values.items() if name not in unknown}
+        return part_class(**values)
+
+    def _warn_of_unused(self, names: list[str], place: str) -> None:
+        if not names:
+            return
+        text = f"InternVL-X {VERSION} does not use {', '.join(map(repr, names))} of {place}."
+        if _is_newer(self.internvlx_version):
+            text += f" Version {self.internvlx_version} saved it."
+        logger.warning_once(text)
+
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As transformers', which sets `kwargs` on the finished configuration: what they change is checked here."""
-        if isinstance(kwargs.get("lvtc_config"), dict) and config_dict.get("lvtc_config") is None:
-            kwargs["lvtc_config"] = InternVLXLVTCConfig(**kwargs["lvtc_config"])
+        refuse_misspelt_names(cls, kwargs)
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).check_geometry()
         return loaded
+
+    def update(self, config_dict: dict) -> None:
+        """As transformers'; raises a `ValueError` for misspelt names."""
+        refuse_misspelt_names(type(self), config_dict)
+        super().update(config_dict)
+        self._build_parts()
+
+    def to_dict(self) -> dict:
+        """As transformers', with the version that saves it."""
+        return {**super().to_dict(), "internvlx_version": VERSION}
 
     def check_geometry(self) -> None:
         """Check that the parts fit each other. Models call it again, since a configuration may have been edited.
@@ -260,6 +343,7 @@ class InternVLXConfig(PretrainedConfig):
         Raises:
             ValueError: naming the value that does not fit and what would.
         """
+        self._build_parts()
         text = self.text_config
         _require_choice("text_config.model_type", text.model_type, SUPPORTED_TEXT_MODELS)
         _require(
@@ -356,14 +440,19 @@ def _copy_code(folder: Path) -> None:
                     shutil.copy(file, folder)
 
 
-def _auto_sub_config(config: dict | PretrainedConfig | None, default_type: str) -> PretrainedConfig:
+def _auto_sub_config(name: str, config: dict | PretrainedConfig | None, default_type: str) -> PretrainedConfig:
     if isinstance(config, PretrainedConfig):
         return config
     config = dict(config or {})
     model_type = config.pop("model_type", default_type)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"Unknown model type {model_type!r}: this transformers has no configuration for it.")
-    return CONFIG_MAPPING[model_type](**config)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"Unknown model type {model_type!r} of `{name}`: this transformers has no configuration for it."
+        )
+    try:
+        return CONFIG_MAPPING[model_type](**config)
+    except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"`{name}` is no {model_type} configuration. {error}") from error
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
