@@ -419,6 +419,19 @@ class InternVLXConfig(PretrainedConfig):
         """N₂², the tokens that a tile takes in the layers after LVTC's expansion."""
         return self.expanded_token_grid**2
 
+    @property
+    def position_limit(self) -> int:
+        """Positions that the language model's rotary embedding is made for.
+
+        `max_position_embeddings`; times the factor for linear and dynamic NTK scaling, which extend it; for YaRN, of which
+        both are seen, whichever is more of `max_position_embeddings` and what the factor makes of the original number.
+        """
+        limit, rope = self.text_config.max_position_embeddings, self.text_config.rope_parameters or {}
+        kind, factor = rope.get("rope_type"), rope.get("factor") or 1
+        if kind in ("linear", "dynamic"):
+            return int(factor * limit)
+        return max(limit, int(factor * rope["original_max_position_embeddings"])) if kind == "yarn" else limit
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """Save the configuration together with the code and the `auto_map` that `trust_remote_code=True` loads.
 

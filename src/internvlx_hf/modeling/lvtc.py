@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import is_tracing, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -28,6 +29,8 @@ from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import ExpansionMemory, make_room, recall_expansion, remember_expansion, seen_length
 from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
 from .projectors import build_projector
+
+logger = logging.get_logger(__name__)
 
 MASK_FUNCTIONS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
@@ -131,7 +134,7 @@ def decoding_masks(
     """Masks of both stages for a step on text, made ahead of a compiled forward; stage two's are `expanded_...`."""
     text, k = config.text_config, config.lvtc_config.expand_layer
     mask_kwargs |= {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
-    memory = recall_expansion(past_key_values)
+    memory = recall_expansion(past_key_values, k)
     expanded = attention_mask
     if memory is not None:
         expanded = memory.extend_mask(attention_mask, seen_length(past_key_values, inputs_embeds.shape[1]))
@@ -237,7 +240,7 @@ def layerwise_forward(
     stage = partial(_stage, language_model, like=inputs_embeds, past_key_values=past_key_values)
     if use_cache and past_key_values is None:
         past_key_values = DynamicCache(config=text)
-    memory = recall_expansion(past_key_values)
+    memory = recall_expansion(past_key_values, k)
     if placeholders is not None or memory is not None:
         _check_mask(attention_mask)
     position_ids = _positions(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
@@ -249,11 +252,15 @@ def layerwise_forward(
         make_room(past_key_values, text, k, length, expansion.position_ids.shape[1])
         memory = _expanded_memory(expansion, memory, attention_mask, length, past_key_values, k)
         position_ids, attention_mask = expansion.position_ids, memory.mask
+        _check_positions(memory.last_position, lvtc.config)
         kwargs = kwargs | expanded_sequence_lengths(expansion, lvtc.config, kwargs)
     elif memory is not None:
         position_ids = position_ids + memory.growth.to(position_ids.device)
         if not isinstance(attention_mask, dict):
             attention_mask = memory.extend_mask(attention_mask, seen_length(past_key_values, length))
+        seen = past_key_values.get_seq_length()
+        if isinstance(seen, int):  # a static cache's is on the device
+            _check_positions(memory.last_position + seen + length - memory.length, lvtc.config)
     stage_two = stage(range(k, text.num_hidden_layers), lvtc.rotary_emb, position_ids, attention_mask, kwargs)
 
     outputs = _run_stages(
@@ -273,6 +280,15 @@ def layerwise_forward(
         if past_key_values is not None and past_key_values.layers:  # gradient checkpointing leaves a cache empty
             remember_expansion(past_key_values, memory)
     return outputs
+
+
+def _check_positions(last_position: int, config: InternVLXConfig) -> None:
+    limit = config.position_limit
+    if last_position >= limit and not is_tracing():
+        logger.warning_once(
+            f"Positions after LVTC's expansion pass {limit}, which is what the language model is made for (its "
+            "`max_position_embeddings`), so answers may be poor. Use fewer tiles per prompt (`max_patches`) or less text."
+        )
 
 
 def _check_mask(attention_mask: torch.Tensor | dict | None) -> None:
@@ -384,4 +400,5 @@ def _expanded_memory(
         expanded_length=expanded_seen + expanded_length,
         growth=expansion.growth,
         tail=expansion.tail,
+        last_position=expansion.last_position,
     )

@@ -22,6 +22,7 @@ class ExpansionMemory:
         expanded_length: columns of stage two that it covers.
         growth: (B, 1), by how many tokens each sample has grown; what its positions are ahead in stage two.
         tail: how many of the last columns are text in every sample, padding excluded, and can be cropped away.
+        last_position: the highest of stage two.
     """
 
     mask: torch.Tensor | None
@@ -29,6 +30,7 @@ class ExpansionMemory:
     expanded_length: int
     growth: torch.Tensor
     tail: int
+    last_position: int
 
     def select(self, indices: torch.Tensor) -> "ExpansionMemory":
         indices = indices.to(self.growth.device)
@@ -47,6 +49,7 @@ class ExpansionMemory:
             length=self.length - surplus,
             expanded_length=self.expanded_length - surplus,
             tail=self.tail - surplus,
+            last_position=self.last_position - surplus,
         )
 
     def extend_mask(self, attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
@@ -96,10 +99,12 @@ def _remembering(layer_class: type) -> type:
 
         def crop(self, tokens_to_remove: int) -> None:
             expansion, length = self.expansion, self.get_seq_length()
-            if tokens_to_remove > 0:  # the length to keep, in older versions of transformers
-                left = min(tokens_to_remove, length)
-            else:
-                left = length + tokens_to_remove
+            if expansion is not None and tokens_to_remove > 0:
+                raise ValueError(
+                    f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}: "
+                    "as a length to keep it would be another one in each of LVTC's stages."
+                )
+            left = length + tokens_to_remove
             if expansion is not None and left < expansion.length:
                 expansion = expansion.crop(expansion.length - left)
             super().crop(tokens_to_remove)
@@ -133,8 +138,25 @@ def remember_expansion(cache: Cache, memory: ExpansionMemory) -> None:
     layer.expansion = memory
 
 
-def recall_expansion(cache: Cache | None) -> ExpansionMemory | None:
-    return getattr(cache.layers[0], "expansion", None) if cache is not None and cache.layers else None
+def recall_expansion(cache: Cache | None, expand_layer: int) -> ExpansionMemory | None:
+    """The memory of a cache; None if it has seen no images.
+
+    Raises:
+        ValueError: if the stages' lengths say that it has, but the memory is lost.
+    """
+    if cache is None or not cache.layers:
+        return None
+    memory = getattr(cache.layers[0], "expansion", None)
+    if memory is None and len(cache.layers) > expand_layer:
+        lengths = cache.get_seq_length(0), cache.get_seq_length(expand_layer)
+        # a static cache's are on the device
+        if all(isinstance(length, int) for length in lengths) and lengths[0] != lengths[1]:
+            raise ValueError(
+                f"The cache holds {lengths[0]} tokens before LVTC's expansion and {lengths[1]} after it, but not where its "
+                "images are: it was made of another one's keys and values. Hand on the cache object itself (it can be "
+                "copied, pickled and reordered), or run the prompt again."
+            )
+    return memory
 
 
 def seen_length(cache: Cache, new: int) -> int:

@@ -29,6 +29,7 @@ class Expansion:
     growth: torch.Tensor  # (B, 1) tokens that each sample gains
     tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, masked-out ones excluded
     tail: int  # columns at the end that are text in every sample, padding excluded
+    last_position: int  # the highest of `position_ids`
 
     def take_tiles(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, L, D) of stage one -> (tiles·N₁², D), the rows that hold tiles."""
@@ -79,7 +80,16 @@ def plan_expansion(
     lengths = ends[:, -1:]
     sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
     torn = placeholders & ~first & ~F.pad(placeholders[:, :-1], (1, 0))
-    shortest, longest, tail, packed = _read_sizes(lengths, is_text, sample_starts, torn, before)
+    tiles_before = F.pad(is_tile.cumsum(1), (1, 0))
+    # Tiles of other samples packed into the same row do not count.
+    earlier = _since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
+    positions = (
+        position_ids + (after - before) * earlier + past_growth
+    )  # of what becomes text, or a tile's first token
+    last_positions = torch.where(width > 0, positions + width - 1, 0)
+    shortest, longest, tail, last_position, packed = _read_sizes(
+        lengths, is_text, last_positions, sample_starts, torn, before
+    )
 
     nowhere = batch * longest
     starts = torch.arange(1, batch + 1, device=device)[:, None] * longest - lengths + ends - width
@@ -92,10 +102,7 @@ def plan_expansion(
     last_child = _last_children(config, device)[order % before] - after * ~first
     read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1).flatten()
 
-    tiles_before = F.pad(is_tile.cumsum(1), (1, 0))
-    # Tiles of other samples packed into the same row do not count.
-    earlier = _since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
-    positions = (position_ids + (after - before) * earlier + past_growth).flatten()
+    positions = positions.flatten()
     # Padding stays at 0: each is a sample of its own where samples are told apart by positions.
     expanded_positions = positions.new_zeros(nowhere + 1).index_copy(0, text_to, positions)
     expanded_positions.index_copy_(0, tiles_to, (positions[tile_starts][:, None] + children).flatten())
@@ -113,16 +120,22 @@ def plan_expansion(
         growth=(after - before) * tiles_before[:, -1:] + past_growth,
         tiles_before=tiles_before,
         tail=tail,
+        last_position=last_position,
     )
 
 
 def _read_sizes(
-    lengths: torch.Tensor, is_text: torch.Tensor, sample_starts: torch.Tensor, torn: torch.Tensor, before: int
-) -> tuple[int, int, int, bool]:
-    """Shortest and longest row of stage two, columns of text at the end of all rows, and whether samples are packed: all
-    that the host has to know of the input, read from the device at once."""
+    lengths: torch.Tensor,
+    is_text: torch.Tensor,
+    last_positions: torch.Tensor,
+    sample_starts: torch.Tensor,
+    torn: torch.Tensor,
+    before: int,
+) -> tuple[int, int, int, int, bool]:
+    """Shortest and longest row of stage two, columns of text at the end of all rows, stage two's last position, and
+    whether samples are packed: all that the host has to know of the input, read from the device at once."""
     tail = is_text.flip(1).long().cumprod(1).sum(1)
-    sizes = [lengths.min(), lengths.max(), tail.min(), sample_starts[:, 1:].any(), torn.any()]
+    sizes = [lengths.min(), lengths.max(), tail.min(), last_positions.max(), sample_starts[:, 1:].any(), torn.any()]
     *sizes, torn = torch.stack([size.long() for size in sizes]).tolist()
     if torn:
         raise ValueError(

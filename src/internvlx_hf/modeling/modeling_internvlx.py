@@ -16,7 +16,13 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLPreTrainedModel,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, is_flash_attn_2_available, output_capturing
+from transformers.utils import (
+    TransformersKwargs,
+    is_flash_attn_2_available,
+    is_tracing,
+    logging,
+    output_capturing,
+)
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
@@ -26,6 +32,8 @@ from .lvtc import LVTC, decoding_masks, layerwise_forward
 from .lvtc_cache import let_grow
 from .projectors import build_projector
 from .pvtc import PVTCAttention, PVTCProjector
+
+logger = logging.get_logger(__name__)
 
 # Earlier versions of transformers count the layers of such a list in another way.
 CAPTURES_SINGLE_HIDDEN_STATES = hasattr(output_capturing, "select_hidden_states")
@@ -170,6 +178,22 @@ class InternVLXModel(InternVLXPreTrainedModel):
             ),
         )
 
+    def _warn_of_placeholders(self, input_ids: torch.Tensor | None, past_key_values: Cache | None) -> None:
+        """Say once that a prompt without tiles has placeholders. Later inputs on a cache may continue an image's prompt.
+
+        Looking waits for the device, so a training on a GPU is left alone.
+        """
+        seen = past_key_values is not None and any(layer.is_initialized for layer in past_key_values.layers)
+        if input_ids is None or seen or input_ids.is_meta or is_tracing(input_ids):
+            return
+        if self.training and input_ids.device.type != "cpu":
+            return
+        if (input_ids == self.config.image_token_id).any():
+            logger.warning_once(
+                f"The prompt has image placeholders (token {self.config.image_token_id}), but no `pixel_values` came with "
+                "it: they are read as text. Give the model all that the processor returns."
+            )
+
     def _touch_vision(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Run the vision side on an empty tile, without effect on the result.
 
@@ -230,6 +254,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             self._check_placeholders(placeholders, image_tokens, chunked=pixel_values is None)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
         else:
+            self._warn_of_placeholders(input_ids, past_key_values)
             trains = self.training and torch.is_grad_enabled()
             in_step = _world_size() > 1 and (past_key_values is None or trains)
             if in_step or (trains and not inputs_embeds.requires_grad):
