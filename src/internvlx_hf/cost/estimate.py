@@ -30,6 +30,7 @@ class Cost:
         tiles: of all pictures of the prompt, thumbnails included.
         stage_one_tokens, stage_two_tokens: visual tokens before and after LVTC's expansion; the same without LVTC.
         prompt_tokens, expanded_prompt_tokens: the same with the text around them.
+        positions: that the longer of the two and the answer take; the answer's last token is not read again.
         flops: of the prefill by module, as `FlopCounterMode` counts; stage two is empty without LVTC.
         answer_flops: of all tokens of the answer but the first, which the prefill gives.
         cache_bytes: keys and values of all layers at the end of the answer.
@@ -42,6 +43,7 @@ class Cost:
     stage_two_tokens: int
     prompt_tokens: int
     expanded_prompt_tokens: int
+    positions: int
     flops: dict[str, int]
     answer_flops: int
     cache_bytes: int
@@ -137,6 +139,7 @@ class CostModel:
             stage_two_tokens=visual[1],
             prompt_tokens=lengths[0],
             expanded_prompt_tokens=lengths[1],
+            positions=max(lengths) + steps,
             flops=flops,
             answer_flops=decode_flops(config, lengths, steps),
             cache_bytes=cache_bytes(config, tuple(length + steps for length in lengths), element_size),

@@ -151,7 +151,8 @@ class Report:
         return f"Where the prefill's FLOPs go in this model{mean}\n{table(['module', name, 'share'], rows, left=(0,))}"
 
     def _remarks(self) -> list[str]:
-        pictures, lines = self.pictures, [f"Left out: {note}" for note in self.notes]
+        pictures, lines = self.pictures, self._past_limits()
+        lines += [f"Left out: {note}" for note in self.notes]
         lines += [f"Skipped: {why}" for why in pictures.broken.values()]
         if pictures.ignored:
             endings = sorted({name.rpartition(".")[2] for name in pictures.ignored})
@@ -159,6 +160,20 @@ class Report:
             count = len(pictures.ignored)
             lines.append(f"Not looked at: {count} file{'s' * (count > 1)} of other kinds in the folders ({kinds}).")
         return ["\n".join(lines)] if lines else []
+
+    def _past_limits(self) -> list[str]:
+        """A line for each setting under which prompts do not fit the language model's positions."""
+        lines = []
+        for model, costs in zip(self.models, self.costs, strict=True):
+            limit, count = model.setting.config.position_limit, _past_limit(model, costs)
+            if count:
+                tiling, lvtc = model.setting.tiling, "with" if model.setting.has_lvtc else "without"
+                lines.append(
+                    f"Past the limit: {count:,} of {len(costs):,} prompts with their answer, under {tiling.slicing!r} with at "
+                    f"most {tiling.max_tiles} tiles, {model.setting.projector} and {lvtc} LVTC, take up to "
+                    f"{max(cost.positions for cost in costs):,} positions; the language model is made for {limit:,}."
+                )
+        return lines
 
     def to_json(self) -> str:
         """All numbers, those of every picture under every setting; bytes and FLOPs are whole numbers."""
@@ -175,6 +190,8 @@ class Report:
                     "projector": m.setting.projector,
                     "lvtc": None if not m.setting.has_lvtc else _lvtc(m.setting.config),
                     "parameters": m.parameters,
+                    "position_limit": m.setting.config.position_limit,
+                    "prompts_past_limit": _past_limit(m, costs),
                     "average_tiles": mean.tiles,
                     "average_tokens": mean.stage_one_tokens,
                     "average_prefill_flops": mean.prefill_flops,
@@ -219,6 +236,10 @@ class Report:
         writer.writeheader()
         writer.writerows(rows)
         return out.getvalue().rstrip("\n")
+
+
+def _past_limit(model: CostModel, costs: list[Cost]) -> int:
+    return sum(cost.positions > model.setting.config.position_limit for cost in costs)
 
 
 def _lvtc(config) -> dict:

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 from ..modeling import InternVLXConfig
 
 GIGABYTE = 10**9
-COUNTS = ("text_tokens", "stage_one_tokens", "stage_two_tokens", "tiles", "padding", "places")
+COUNTS = ("text_tokens", "stage_one_tokens", "stage_two_tokens", "tiles", "padding", "places", "samples_past_limit")
 
 
 class ThroughputCallback(TrainerCallback, ExportableState):
@@ -29,6 +29,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
     - `memory_gb`: the most that torch has held on a GPU so far, without GPUs what a process holds; the fullest counts.
     - `text_tokens_seen`, `stage_one_tokens_seen`, `stage_two_tokens_seen`, `tiles_seen`: since the start of the training,
       resumed or not.
+    - `samples_past_limit_seen`: samples with more tokens, in either stage, than the language model has positions for.
     - `learning_rate/NAME` of each group of parameters that has a name and a rate of its own.
 
     Rates are over the wall-clock time since the last log, but for evaluating and saving. Counting costs a sum over the
@@ -86,8 +87,11 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         tiles = 0 if pixels is None else len(pixels)
         stage_one, stage_two = tiles * config.image_seq_length, tiles * config.expanded_image_seq_length
         places = inputs.numel()
-        known = [-stage_one, stage_one, stage_two, tiles, places, places]
+        known = [-stage_one, stage_one, stage_two, tiles, places, places, 0]
         counts = torch.tensor(known, dtype=torch.int64, device=inputs.device)
+        counts[COUNTS.index("samples_past_limit")] = _samples_past_limit(
+            config, inputs, mask, kwargs.get("position_ids")
+        )
         filled = places if mask is None else mask.sum(dtype=torch.int64)
         counts[COUNTS.index("text_tokens")] += filled
         counts[COUNTS.index("padding")] -= filled
@@ -128,7 +132,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         if logs is None or not ("loss" in logs or "train_runtime" in logs):
             return
         self._settle()
-        metrics = {f"{name}_seen": self.seen[name] for name in COUNTS[:4]}
+        metrics = {f"{name}_seen": self.seen[name] for name in (*COUNTS[:4], "samples_past_limit")}
         fresh = {name: self.seen[name] - self._logged[name] for name in COUNTS}
         if "loss" in logs and fresh["places"]:
             now = self.clock()
@@ -141,6 +145,27 @@ class ThroughputCallback(TrainerCallback, ExportableState):
             self._paused = 0.0
         logs.update(metrics)
         state.log_history[-1].update(metrics)
+
+
+def _samples_past_limit(
+    config: InternVLXConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> torch.Tensor:
+    """How many samples of (B, L) rows, packed ones among them, are longer than the limit in one of the stages."""
+    starts = torch.zeros_like(input_ids, dtype=torch.bool)
+    starts[:, 0] = True
+    if attention_mask is None and position_ids is not None:
+        starts[:, 1:] = position_ids.diff(dim=-1) != 1
+    sample = starts.flatten().cumsum(0) - 1
+    is_mask = attention_mask is not None and attention_mask.shape == input_ids.shape
+    filled = attention_mask.to(input_ids.dtype) if is_mask else torch.ones_like(input_ids)
+    places = [filled, filled * (input_ids == config.image_token_id)]
+    tokens, placeholders = (torch.zeros_like(sample).index_add(0, sample, place.flatten()) for place in places)
+    gain = config.expanded_image_seq_length - config.image_seq_length
+    expanded = tokens + placeholders // config.image_seq_length * gain
+    return (torch.maximum(tokens, expanded) > config.position_limit).sum()
 
 
 def _core(model: nn.Module) -> nn.Module:

@@ -107,6 +107,12 @@ def load_run_data(
             raise ValueError(f"None of the {len(sizes)} samples can be trained on; the warnings above say why.")
         if (left_out := int((sizes.tokens == 0).sum())) and arguments.process_index == 0:
             logger.warning(f"{left_out} of {len(sizes)} samples are left out: they are broken or too long.")
+        past = int((np.maximum(sizes.tokens, sizes.stage_two_tokens(config)) > config.position_limit).sum())
+        if past and arguments.process_index == 0:
+            logger.warning(
+                f"{past} of {len(sizes)} samples take more positions than the {config.position_limit} that the language model "
+                "is made for, before or after LVTC's expansion. Lower `max_length` or the tiles per image."
+            )
         if budget:
             run.train = PackedData(data, sizes.tokens, budget, seed)
         else:
