@@ -1,0 +1,109 @@
+"""Faults that the other tests once let pass, each planted to see that its test here fails."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+from internvlx_hf.cost import CostModel
+from internvlx_hf.cost.flops import decode_flops
+from internvlx_hf.cost.settings import Setting
+from internvlx_hf.modeling.projectors import build_projector
+from internvlx_hf.processing.rvtc import TilingRule
+from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training.train import find_checkpoint
+from tiny import LVTC, tiny_config, tiny_model, tiny_processor
+from training_helpers import changed, run, saved_weights, write_data
+
+
+class SoftmaxTypes(TorchDispatchMode):
+    """The dtypes that softmax gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._softmax.default:
+            self.seen.append(result.dtype)
+        return result
+
+
+def test_pvtc_attends_in_float32_under_bfloat16():
+    """By dtype: a CPU's bfloat16 softmax adds up in float32 too, and its numbers are the same."""
+    config = tiny_config()
+    projector = build_projector(config, "pvtc", 0.5).bfloat16()
+    with torch.no_grad(), SoftmaxTypes() as types:
+        projector(torch.randn(1, 65, config.vision_config.hidden_size, dtype=torch.bfloat16))
+    assert types.seen == [torch.float32] * 2  # local and global
+
+
+def test_two_lora_runs_with_one_seed_give_the_same_weights(tmp_path):
+    settings = {"lora_rank": 2, "lora_dropout": 0.3, "max_steps": 2, "save_strategy": "no"}
+    for name, seed in (("one", 7), ("same", 7), ("other", 8)):
+        torch.manual_seed(len(name))  # where a process happens to stand
+        run(tmp_path, **settings, seed=seed, output_dir=str(tmp_path / name))
+    weights = {name: saved_weights(tmp_path / name) for name in ("one", "same", "other")}
+    assert changed(weights["one"], weights["same"]) == set()
+    # lora_A starts at random, and two steps do not bring it together
+    started = {name for name in weights["one"] if "lora_A" in name}
+    assert started
+    assert started <= changed(weights["one"], weights["other"])
+
+
+@pytest.mark.parametrize("steps", [(500, 1000), (1000, 500), (9, 10, 100), (99, 100, 1000, 998)])
+def test_the_last_checkpoint_is_the_one_of_the_most_steps(steps, tmp_path):
+    for step in steps:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+    arguments = SimpleNamespace(resume_from_checkpoint="last", output_dir=str(tmp_path))
+    assert find_checkpoint(arguments) == str(tmp_path / f"checkpoint-{max(steps)}")
+    arguments.resume_from_checkpoint = None
+    with pytest.raises(ValueError, match=f"holds checkpoint-{max(steps)} already"):
+        find_checkpoint(arguments)
+
+
+@pytest.mark.parametrize("multiple", [None, 64])
+def test_bounds_of_packed_keys_are_those_of_the_queries_by_value(multiple, tmp_path):
+    processor = tiny_processor(tiny_config(**LVTC), max_patches=3, slicing="edge")
+    samples = [json.loads(line) for line in write_data(tmp_path, 3).read_text().splitlines()]
+    collate = InternVLXDataCollator(processor, packing=True, pad_to_multiple_of=multiple)
+    batch = collate(samples)
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    bounds = [*starts, batch["input_ids"].shape[1]]
+    assert len(starts) == 3 + bool(multiple)
+    for side in ("q", "k"):
+        assert batch[f"cu_seq_lens_{side}"].tolist() == bounds
+        assert batch[f"max_length_{side}"] == max(np.diff(bounds))
+
+
+@pytest.mark.parametrize("answer", [1, 2, 7])
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["plain", "lvtc"])
+def test_the_answer_s_cost_is_that_of_generating_it(lvtc, answer):
+    """The prefill gives the first token, and the last one is not read again."""
+    config = tiny_config("llama", **lvtc)
+    setting = Setting("tiny", config, TilingRule(config.tile_size, config.tile_size, max_tiles=1))
+    model = CostModel(setting, text_tokens=5, answer_tokens=answer, dtype=torch.float32)
+    cost = model.of_tiles(1)
+    ids = torch.tensor([[10] * 5 + [config.image_token_id] * config.image_seq_length])
+    pixels = torch.zeros(1, 3, config.tile_size, config.tile_size)
+    cache = DynamicCache(config=config.text_config)
+    tiny_model("llama", **lvtc).generate(
+        input_ids=ids,
+        pixel_values=pixels,
+        past_key_values=cache,
+        max_new_tokens=answer,
+        min_new_tokens=answer,
+        do_sample=False,
+    )
+    assert cost.cache_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    lengths = cost.prompt_tokens, cost.expanded_prompt_tokens
+    assert cost.answer_flops == decode_flops(config, lengths, answer - 1)
+    assert (cost.answer_flops == 0) == (answer == 1)
+    assert cost.positions == cost.expanded_prompt_tokens + answer - 1
