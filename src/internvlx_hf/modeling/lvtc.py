@@ -283,8 +283,7 @@ def layerwise_forward(
 
 
 def _check_positions(last_position: int, config: InternVLXConfig) -> None:
-    limit = config.position_limit
-    if last_position >= limit and not is_tracing():
+    if not is_tracing() and last_position >= (limit := config.position_limit):
         logger.warning_once(
             f"Positions after LVTC's expansion pass {limit}, which is what the language model is made for (its "
             "`max_position_embeddings`), so answers may be poor. Use fewer tiles per prompt (`max_patches`) or less text."
