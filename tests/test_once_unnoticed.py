@@ -15,6 +15,8 @@ from internvlx_hf.cost.settings import Setting
 from internvlx_hf.modeling.projectors import build_projector
 from internvlx_hf.processing.rvtc import TilingRule
 from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training.packing import PackedData, pack_rows, pack_stream
+from internvlx_hf.training.sampler import CostGroupedSampler
 from internvlx_hf.training.train import find_checkpoint
 from tiny import LVTC, tiny_config, tiny_model, tiny_processor
 from training_helpers import changed, run, saved_weights, write_data
@@ -107,3 +109,33 @@ def test_the_answer_s_cost_is_that_of_generating_it(lvtc, answer):
     assert cost.answer_flops == decode_flops(config, lengths, answer - 1)
     assert (cost.answer_flops == 0) == (answer == 1)
     assert cost.positions == cost.expanded_prompt_tokens + answer - 1
+
+
+def test_a_sample_goes_where_it_fits_exactly():
+    lengths = [6, 4, 7, 3, 9, 1]
+    for seed in range(3):
+        rows = pack_rows(lengths, 10, seed)
+        assert sorted(sorted(lengths[i] for i in row) for row in rows) == [[1, 9], [3, 7], [4, 6]]
+    streamed = list(pack_stream([[0] * length for length in lengths], 10))
+    assert [sum(map(len, row)) for row in streamed] == [10, 10, 10]
+
+
+def test_a_stream_gives_out_the_fullest_of_its_rows_first():
+    """Eight are open; of the ninth on, the fullest goes. The others may still be filled."""
+    lengths = [60, 61, 69, 62, 63, 64, 65, 66, 67]
+    first = next(iter(pack_stream([[0] * length for length in lengths], 100)))
+    assert [len(sample) for sample in first] == [69]
+
+
+def test_rows_of_packed_data_follow_their_seed():
+    lengths = np.full(40, 5)
+    rows = [PackedData(lengths, lengths, 10, seed).rows for seed in (1, 1, 2)]
+    assert rows[0] == rows[1]
+    assert rows[0] != rows[2]
+
+
+def test_what_fills_no_batch_is_the_cheapest_of_its_group():
+    """So the dearest samples always share a batch."""
+    order = list(CostGroupedSampler(np.arange(10), 4, seed=3))
+    assert order[-2:] == [1, 0]
+    assert [sorted(order[:4]), sorted(order[4:8])] in ([[2, 3, 4, 5], [6, 7, 8, 9]], [[6, 7, 8, 9], [2, 3, 4, 5]])
