@@ -7,6 +7,7 @@ import shutil
 from math import inf
 from pathlib import Path
 
+import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -47,6 +48,11 @@ def _require_choice(name: str, value, choices) -> None:
     _require(value in choices, f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
+def _require_dtype(place: str, dtype) -> None:
+    known = dtype is None or isinstance(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype)
+    _require(known, f"`dtype` of {place} must be a torch dtype or the name of one ('bfloat16'), got {dtype!r}.")
+
+
 def window_size(downsample_ratio: float, grid: int, name: str) -> int:
     """Side M of the window that one token stands for, M = 1 / ratio (paper, section 3.1: N = S / M).
 
@@ -81,6 +87,10 @@ class _PartConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs):
         refuse_unknown_names(type(self), kwargs)
+        _require_choice(
+            f"{self.base_config_key}.model_type", kwargs.pop("model_type", self.model_type), [self.model_type]
+        )
+        _require_dtype(self.base_config_key, self.dtype)
         super().__post_init__(**kwargs)
 
     def update(self, config_dict: dict) -> None:
@@ -283,6 +293,7 @@ class InternVLXConfig(PretrainedConfig):
         if _is_newer(self.internvlx_version):
             kwargs = {name: kwargs[name] for name in kwargs.keys() - misspelt_names(type(self), kwargs)}
         refuse_misspelt_names(type(self), kwargs)
+        _require_dtype("the configuration", kwargs.get("torch_dtype") if self.dtype is None else self.dtype)
         self._warn_of_unused(unknown, "the configuration")
         self._build_parts()
         if self.tie_word_embeddings is None:
@@ -383,7 +394,9 @@ class InternVLXConfig(PretrainedConfig):
     def tile_size(self) -> int:
         """Side of a tile in pixels."""
         height, width = _pair(self.vision_config.image_size)
-        _require(height == width, f"Tiles must be square, got `vision_config.image_size`={(height, width)}.")
+        _require(
+            height == width and height > 0, f"Tiles must be square, got `vision_config.image_size`={(height, width)}."
+        )
         return height
 
     @property
@@ -391,7 +404,7 @@ class InternVLXConfig(PretrainedConfig):
         """S, the side of a tile's grid of patches."""
         height, width = _pair(self.vision_config.patch_size)
         _require(
-            height == width and self.tile_size % height == 0,
+            height == width and height > 0 and self.tile_size % height == 0,
             f"`vision_config.patch_size`={(height, width)} must be square and divide the tile size {self.tile_size}.",
         )
         return self.tile_size // height
@@ -462,6 +475,7 @@ def _auto_sub_config(name: str, config: dict | PretrainedConfig | None, default_
         raise ValueError(
             f"Unknown model type {model_type!r} of `{name}`: this transformers has no configuration for it."
         )
+    _require_dtype(name, config.get("dtype", config.get("torch_dtype")))
     try:
         return CONFIG_MAPPING[model_type](**config)
     except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
