@@ -11,6 +11,8 @@ from transformers import DynamicCache
 
 from internvlx_hf.cost import CostModel
 from internvlx_hf.cost.flops import decode_flops
+from internvlx_hf.cost.images import Pictures
+from internvlx_hf.cost.report import BYTE_UNITS, Report, unit
 from internvlx_hf.cost.settings import Setting
 from internvlx_hf.modeling.projectors import build_projector
 from internvlx_hf.processing.rvtc import TilingRule
@@ -186,3 +188,14 @@ def test_token_packer_asks_with_the_middle_of_each_window(side):
             seen = torch.einsum("bhk,bkhd->bhd", scores.softmax(-1), value).flatten(1)
             tokens.append(projector.mlp(projector.output(seen)))
         torch.testing.assert_close(projector(features), torch.stack(tokens, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_the_table_has_the_largest_peak_of_the_pictures():
+    setting = Setting("tiny", tiny_config(**LVTC), TilingRule(32, 32, max_tiles=9))
+    sizes = [(32, 32), (96, 96)]
+    report = Report(Pictures(["small", "large"], sizes), [CostModel(setting)])
+    (row,) = [line for line in report.to_text().splitlines() if line.startswith("-> this model")]
+    peaks = [cost.peak_bytes for cost in report.costs[0]]
+    name, size = unit([report.costs[0][0].weight_bytes], BYTE_UNITS)
+    assert f"peak {name}*" in report.to_text()
+    assert row.split()[-1] == f"{max(peaks) / size:,.2f}" != f"{min(peaks) / size:,.2f}"
