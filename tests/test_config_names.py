@@ -281,3 +281,9 @@ def test_value_of_a_wrong_kind_set_later_is_a_value_error_too():
         config.downsample_ratio = "half"
     with pytest.raises(ValueError, match="`upsample_mode` must be str, got 3"):
         config.lvtc_config.update({"upsample_mode": 3})
+
+
+@pytest.mark.parametrize(("layers", "insertions"), [(24, [4, 8, 12]), (32, [5, 10, 15]), (4, [1])])
+def test_insertions_that_are_not_set_are_spread_evenly_before_the_expansion(layers, insertions):
+    config = tiny_config("llama", text_config={"num_hidden_layers": layers}, lvtc_config={})
+    assert config.lvtc_config.insertion_layers == insertions

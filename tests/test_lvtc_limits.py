@@ -234,3 +234,17 @@ def test_a_length_to_keep_is_no_way_to_crop_two_stages():
     with pytest.raises(ValueError, match="by a negative number, the tokens to remove, got 10"):
         cache.crop(10)
     assert lengths(cache) == before
+
+
+@pytest.mark.parametrize(("room", "fits"), [(24, True), (23, False)])
+def test_a_static_cache_of_exactly_stage_two_s_length_fits(room, fits):
+    model = tiny_model("llama", **LVTC)
+    batch = tiny_batch(model.config, [[3, "tile", 5]])  # 24 tokens after the expansion
+    cache = StaticCache(model.config.text_config, max_cache_len=room)
+    with torch.no_grad():
+        if fits:
+            expected = model(**batch, use_cache=False).logits
+            torch.testing.assert_close(model(**batch, past_key_values=cache).logits, expected, **CLOSE)
+        else:
+            with pytest.raises(ValueError, match=r"room for 23 tokens.* need 24"):
+                model(**batch, past_key_values=cache)
