@@ -24,6 +24,29 @@ def read_json(path: str | Path) -> dict:
     return found
 
 
+def read_weight_map(path: str | Path) -> dict[str, str]:
+    """File names by tensor, out of an index of shards: bare names of files of the index's own kind.
+
+    Raises:
+        ValueError: the index is damaged, or names a file elsewhere.
+        OSError: it cannot be opened.
+    """
+    index = read_json(path)
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            f"{path} has weight_map={found!r:.80}, expected an object of file names by tensor; it holds "
+            f"{', '.join(list(index)[:12]) or 'nothing'}."
+        )
+    suffix = ".safetensors" if ".safetensors." in Path(path).name else ".bin"
+    for tensor, name in found.items():
+        if not isinstance(name, str) or set(name) & {"/", "\\", "\0"} or not name.endswith(suffix):
+            raise ValueError(
+                f"{path} has the tensor {tensor} in {name!r:.200}, expected the bare name of a {suffix} file beside it."
+            )
+    return found
+
+
 def _unambiguous(pairs: list[tuple[str, object]]) -> dict:
     found = {}
     for name, value in pairs:

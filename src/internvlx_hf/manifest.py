@@ -8,8 +8,9 @@ from pathlib import Path
 
 from . import __version__
 from .hub.checkpoint_names import checkpoint_file_names
-from .hub.model_card import CARD, NATIVE, OURS, REPORT, read_json
+from .hub.model_card import CARD, NATIVE, OURS, REPORT
 from .hub.training_facts import RECIPE
+from .json_files import read_json
 
 MANIFEST = "internvlx_manifest.json"
 FORMAT = 1

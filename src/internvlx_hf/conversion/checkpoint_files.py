@@ -12,13 +12,15 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from ..json_files import read_json
+from ..json_files import read_weight_map
 from ..links import resolve_inside
 
-# the first pair that is there wins: an index of shards, or one file that holds everything
+# the first that is there is read: one file that holds everything, or an index of shards
 WEIGHT_FILES = (
-    ("model.safetensors.index.json", "model.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -76,6 +78,34 @@ def check_links(folder: Path) -> None:
             resolve_inside(folder, name)
 
 
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files that hold a checkpoint's weights; and the index that names them by tensor, None where there is one file.
+
+    Raises:
+        CheckpointError: there are none, one is missing, or the index is damaged or names a file elsewhere.
+        LinkError: one is a link out of the folder.
+    """
+    name = next((name for name in WEIGHT_FILES if os.path.lexists(folder / name)), None)
+    if name is None:
+        raise CheckpointError(f"{folder} holds no weights, expected one of {', '.join(WEIGHT_FILES)}.")
+    resolve_inside(folder, name)
+    if not name.endswith(".json"):
+        return [folder / name], None
+    try:
+        index = read_weight_map(folder / name)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    paths = [folder / name for name in sorted(set(index.values()))]
+    if missing := [path.name for path in paths if not os.path.lexists(path)]:
+        raise CheckpointError(
+            f"{folder} lacks {listed(missing)}, which its index names. Download them again; the checkpoint has "
+            f"{len(paths)} shards."
+        )
+    for path in paths:
+        resolve_inside(folder, path)
+    return paths, index
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """What a tensor is, without its values."""
@@ -104,40 +134,14 @@ class CheckpointFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        index = self._read_index()
-        self.shards = {path: self._contents(path) for path in self._paths(index)}
+        paths, index = weight_files(folder)
+        self.shards = {path: self._contents(path) for path in paths}
         self.tensors: dict[str, TensorInfo] = {}
         for path, contents in self.shards.items():
             if twice := sorted(contents.keys() & self.tensors.keys()):
                 raise CheckpointError(f"{path} holds tensors that an earlier shard holds too: {listed(twice)}.")
             self.tensors |= contents
         self._compare_with(index)
-
-    def _read_index(self) -> dict[str, str] | None:
-        """File names by tensor, or None for a checkpoint of one file."""
-        for index_name, single_name in WEIGHT_FILES:
-            if os.path.lexists(self.folder / single_name):
-                self.single = self.folder / single_name
-                resolve_inside(self.folder, single_name)
-                return None
-            if os.path.lexists(self.folder / index_name):
-                resolve_inside(self.folder, index_name)
-                return _weight_map(self.folder / index_name)
-        names = [name for pair in WEIGHT_FILES for name in pair]
-        raise CheckpointError(f"{self.folder} holds no weights, expected one of {', '.join(names)}.")
-
-    def _paths(self, index: dict[str, str] | None) -> list[Path]:
-        if index is None:
-            return [self.single]
-        paths = [self.folder / name for name in sorted(set(index.values()))]
-        if missing := [path.name for path in paths if not os.path.lexists(path)]:
-            raise CheckpointError(
-                f"{self.folder} lacks {listed(missing)}, which its index names. Download them again; the checkpoint has "
-                f"{len(paths)} shards."
-            )
-        for path in paths:
-            resolve_inside(self.folder, path)
-        return paths
 
     def _contents(self, path: Path) -> dict[str, TensorInfo]:
         if path.suffix != ".safetensors":
@@ -176,24 +180,6 @@ class CheckpointFiles:
             with safe_open(path, framework="pt") as shard:
                 return shard.get_tensor(name)
         return _load_bin(path)[name]
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    """File names by tensor, out of an index: bare names of files of the index's own kind."""
-    index = read_json(path)
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"{path} has weight_map={weight_map!r:.80}, expected an object of file names by tensor; it holds "
-            f"{listed(index) or 'nothing'}."
-        )
-    suffix = ".safetensors" if ".safetensors." in path.name else ".bin"
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or set(name) & {"/", "\\", "\0"} or not name.endswith(suffix):
-            raise CheckpointError(
-                f"{path} has the tensor {tensor} in {name!r:.200}, expected the bare name of a {suffix} file beside it."
-            )
-    return weight_map
 
 
 def _info(name: str, part) -> TensorInfo:

@@ -73,7 +73,7 @@ def _read_folder(folder: Path) -> Setting:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
     raw = read_json(folder / "config.json")
-    has_weights = any((folder / name).is_file() for names in WEIGHT_FILES for name in names)
+    has_weights = any((folder / name).is_file() for name in WEIGHT_FILES)
     # whether a released checkpoint has PVTC shows in the names of its tensors alone
     needs_names = has_weights and raw.get("model_type") == "internvl_chat"
     source = read_source(folder, None if needs_names else {})

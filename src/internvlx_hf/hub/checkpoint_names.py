@@ -4,11 +4,13 @@
 import os
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
 
-from .model_card import CARD, REPORT, read_json
+from ..companions import LICENCES
+from ..json_files import read_json, read_weight_map
+from .model_card import CARD, REPORT
 from .training_facts import RECIPE
 
 SINGLE = "model.safetensors"
@@ -40,9 +42,7 @@ KNOWN = (
     REPORT,
     RECIPE,
     CARD,
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
+    *LICENCES,
     "LICENSES/*",
     ".gitattributes",
 )
@@ -86,22 +86,7 @@ def weight_map(folder: Path) -> dict[str, str]:
     Raises:
         ValueError: the index is damaged, or leads out of the folder.
     """
-    path = folder / INDEX
-    if not path.is_file():
-        return {}
-    found = read_json(path).get("weight_map")
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: weight_map={found!r}, expected the names of files by tensor.")
-    for tensor, name in found.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors") or not _is_bare(name):
-            raise ValueError(
-                f"{path}: weight_map names {name!r} for {tensor}, expected a safetensors file beside the index."
-            )
-    return found
-
-
-def _is_bare(name: str) -> bool:
-    return PurePosixPath(name).name == name and not {"\\", "\0"} & set(name)
+    return read_weight_map(folder / INDEX) if (folder / INDEX).is_file() else {}
 
 
 def code_names(folder: Path) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..json_files import read_json
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
 from .checkpoint_names import (
@@ -20,7 +21,7 @@ from .checkpoint_names import (
     weight_map,
 )
 from .folder import FolderError, card_to_push, real_files
-from .model_card import CardFacts, read_json
+from .model_card import CardFacts
 
 SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")

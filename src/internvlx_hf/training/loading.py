@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from ..conversion.checkpoint_files import check_links, weight_files
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
 from .arguments import ModelArguments
@@ -14,7 +15,7 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None) -> d
     """The configuration of an InternVL-X checkpoint, before anything large is read.
 
     Raises:
-        ValueError: it is a model of another type.
+        ValueError: it is a model of another type, lacks weights, or leads out of its folder.
         OSError: there is no such checkpoint.
     """
     try:
@@ -29,6 +30,9 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None) -> d
             f"{name_or_path} is a model of type {config.get('model_type')!r}, expected {InternVLXConfig.model_type!r}. "
             f"Convert it first: internvlx convert {name_or_path} OUT"
         )
+    if (folder := Path(name_or_path)).is_dir():
+        check_links(folder)
+        weight_files(folder)
     return config
 
 

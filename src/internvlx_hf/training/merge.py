@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """A full checkpoint made of an adapter and the model that it was trained on."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -8,16 +9,20 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_pef
 from torch import nn
 
 from ..companions import copy_companions, find_companions
-from ..conversion.checkpoint_files import listed
+from ..conversion.checkpoint_files import blaming, check_links, listed
 from ..conversion.convert import DTYPES, find_source, require_apart
 from ..hub import write_card
 from ..hub.card_text import writing
 from ..hub.model_card import read_card
+from ..hub.training_facts import RECIPE
+from ..links import resolve_inside
 from ..processing import InternVLXProcessor
 from ..whole_folder import require_room, resolve_out, whole_folder
 from .arguments import ModelArguments
 from .loading import check_model_type, load_model
-from .recipe import COMPANIONS, RECIPE_NAME
+from .recipe import COMPANIONS
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def merge_adapter(
@@ -58,10 +63,11 @@ def merge_adapter(
             raise ValueError(f"{folder} does not say which model it was trained on. Name it with --base.")
         require_apart(out, base)
         base_folder = find_source(base, config.revision)
-        companions = find_companions(base_folder, COMPANIONS) | find_companions(folder, (RECIPE_NAME,))
+        companions = find_companions(base_folder, COMPANIONS) | find_companions(folder, (RECIPE,))
         stored = check_model_type(base_folder).get("dtype") or "float32"
+        weights = _adapter_weights(folder)
         model = load_model(ModelArguments(str(base_folder), dtype="float32"))
-        merged = _merge(model, config, load_peft_weights(str(folder), device="cpu"), f"{adapter} on {base}")
+        merged = _merge(model, config, weights, f"{adapter} on {base}")
         merged.to(DTYPES[dtype or stored])
         processor = InternVLXProcessor.from_pretrained(
             folder if (folder / "processor_config.json").is_file() else base_folder
@@ -74,10 +80,27 @@ def merge_adapter(
 
 
 def _adapter_config(folder: Path) -> PeftConfig:
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         what = "is a full checkpoint already" if (folder / "config.json").is_file() else "is no adapter"
         raise ValueError(f"{folder} {what}: it has no adapter_config.json. Expected what training with LoRA left.")
-    return PeftConfig.from_pretrained(str(folder))
+    check_links(folder)
+    resolve_inside(folder, ADAPTER_CONFIG)
+    with blaming(folder / ADAPTER_CONFIG):
+        config = PeftConfig.from_pretrained(str(folder))
+        if not isinstance(config.base_model_name_or_path, str | None):
+            raise ValueError(
+                f"base_model_name_or_path={config.base_model_name_or_path!r}, expected a folder or a Hub id."
+            )
+    return config
+
+
+def _adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    name = next((name for name in ADAPTER_WEIGHTS if os.path.lexists(folder / name)), None)
+    if name is None:
+        raise ValueError(f"{folder} holds no weights of an adapter, expected {' or '.join(ADAPTER_WEIGHTS)}.")
+    resolve_inside(folder, name)
+    with blaming(folder / name):
+        return load_peft_weights(str(folder), device="cpu")
 
 
 def _merge(model: nn.Module, config: PeftConfig, weights: dict[str, torch.Tensor], what: str) -> nn.Module:

@@ -15,7 +15,6 @@ from .metrics import ThroughputCallback
 from .parameters import part_sizes
 from .run_data import RunData
 
-RECIPE_NAME = "training_recipe.json"
 # of the training arguments, what makes one training another; the rest is where and how often things are written
 SETTINGS = (
     "stage",

@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..companions import copy_companions, find_companions
 from ..hub import write_card
+from ..hub.training_facts import RECIPE
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from .arguments import (
     DataArguments,
@@ -23,7 +24,7 @@ from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, require_matches, trainable_table
-from .recipe import COMPANIONS, RECIPE_NAME, training_recipe
+from .recipe import COMPANIONS, training_recipe
 from .run_data import RunData, load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
@@ -167,7 +168,7 @@ def save(
     if trainer.is_world_process_zero():
         out = Path(trainer.args.output_dir)
         recipe = training_recipe(trainer, model_arguments, lora_arguments, data, throughput, metrics)
-        (out / RECIPE_NAME).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        (out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         copy_companions(find_companions(model_arguments.model_name_or_path, COMPANIONS), out)
         if not lora_arguments.lora_rank:  # peft writes an adapter's card
             write_card(out)
