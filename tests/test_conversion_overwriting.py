@@ -67,6 +67,11 @@ def add_to_card(out, text=PERSONS):
     card.write_text(card.read_text() + text)
 
 
+def link_card(out):
+    card = out / "README.md"
+    card.symlink_to(card.rename(out.parent / "elsewhere.md"))
+
+
 def test_of_two_conversions_into_one_folder_one_succeeds_and_the_folder_is_its(tmp_path):
     command = [sys.executable, "-c", GATED, GOLDEN / QWEN, tmp_path / "out", "--max-patches"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -156,6 +161,23 @@ def test_what_a_person_writes_into_the_card_during_the_conversion_stays(out, mon
     monkeypatch.setattr(convert, "write_weights", edit_and_write)
     convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
     assert PERSONS in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("damage", [lambda out: add_to_card(out, "<!-- internvlx:begin -->\n"), link_card])
+def test_card_that_is_damaged_during_the_conversion_costs_no_work(damage, out, monkeypatch):
+    write_weights = convert.write_weights
+
+    def write_and_damage(*arguments):
+        write_weights(*arguments)
+        damage(out)
+
+    monkeypatch.setattr(convert, "write_weights", write_and_damage)
+    with pytest.raises(ValueError, match=r"README\.md.* What was written is in .*out\.finished-") as error:
+        convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
+    (kept,) = out.parent.glob("out.finished-*")
+    assert str(kept) in str(error.value)
+    assert load_file(kept / "model.safetensors").keys() == load_file(out / "model.safetensors").keys()
+    assert (kept / "conversion_report.json").is_file()
 
 
 @pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), "5"])

@@ -6,12 +6,13 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from conversion_helpers import GOLDEN
+from conversion_helpers import GOLDEN, copy_of
 from internvlx_hf import InternVLXConfig, InternVLXImageProcessor
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import CardError, model_card, write_card
 from internvlx_hf.hub.card_text import renew_card, validate_card, writing
+from internvlx_hf.links import LinkError
 from tiny import LVTC, tiny_model, tiny_processor
 
 METADATA = {"library_name": "transformers", "tags": ["one", "two"], "base_model": "owner/base"}
@@ -51,9 +52,7 @@ def checkpoint(tmp_path_factory):
 def trained(tmp_path_factory):
     """A conversion with new modules, of which one has been trained since."""
     folder = tmp_path_factory.mktemp("card") / "trained"
-    source = tmp_path_factory.mktemp("source")
-    for file in (GOLDEN / "internvl2_qwen2").iterdir():
-        (source / file.name).symlink_to(file)
+    source = copy_of("internvl2_qwen2", tmp_path_factory.mktemp("source") / "source")
     (source / "README.md").write_text("---\nlicense: other\nlicense_name: qwen\nlicense_link: LICENSE\n---\n# Base\n")
     convert_checkpoint(source, folder, projector="pvtc", lvtc=True, base_model="OpenGVLab/InternVL2-1B")
     converted = (folder / "README.md").read_text()
@@ -295,3 +294,14 @@ def test_card_command_writes_and_says_what_it_left(checkpoint, capsys):
     path.unlink()
     assert main(["card", str(checkpoint.parent)]) == 1
     assert "no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["../secret.md", "gone.md"])
+def test_card_that_is_a_link_out_of_the_folder_or_to_nothing_is_left_as_it_is(checkpoint, target):
+    (checkpoint.parent / "secret.md").write_text("secret")
+    (checkpoint / "README.md").unlink(missing_ok=True)
+    (checkpoint / "README.md").symlink_to(target)
+    with pytest.raises(LinkError, match=r"README\.md (leads to .*secret|is a link to nothing)"):
+        write_card(checkpoint)
+    assert (checkpoint / "README.md").is_symlink()
+    (checkpoint / "README.md").unlink()

@@ -16,13 +16,15 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from transformers.utils import logging
 
+from .hub.card_text import writing
+from .hub.model_card import read_card, write_card
 from .manifest import files_in_the_way, is_ours, write_manifest, written_by
 
 logger = logging.get_logger(__name__)
@@ -45,7 +47,27 @@ else:
 
 
 @contextmanager
-def whole_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def checkpoint_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A [`whole_folder`] that gets a model card at the end, with what a person wrote into that of `out` by then.
+
+    Raises:
+        CardError: what a person wrote into the card of `out` cannot be told from what was generated. Where a mark was
+            damaged only meanwhile, what was written is kept beside `out`, and the message names it.
+    """
+    out = resolve_out(out)
+
+    def add_card(folder: Path) -> None:
+        write_card(folder, name=out.name, previous=read_card(out))
+
+    with whole_folder(out, overwrite=overwrite, complete=add_card) as folder:
+        writing(read_card(out))
+        yield folder
+
+
+@contextmanager
+def whole_folder(
+    out: str | Path, *, overwrite: bool = False, complete: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
     """Yield an empty folder that becomes `out` if all goes well, and is removed if anything does not.
 
     Enter it before heavy work: what forbids to write `out` is found first. What runs left that were killed is put in order:
@@ -54,6 +76,8 @@ def whole_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     Args:
         out: the folder to make; parents are made too. It may be there if it is empty.
         overwrite: replace a folder that was written this way. All of its files go, so carry over what shall stay.
+        complete: called with the folder at the end. If it raises a `ValueError` or an `OSError`, the folder is kept beside
+            `out`, and the message names it.
 
     Raises:
         BlockingIOError: another process is writing `out`.
@@ -69,7 +93,7 @@ def whole_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             refuse_existing(out, overwrite)  # a folder may have been put back
             identity = run.start()
             yield run.writing
-            run.finish(overwrite)
+            run.finish(overwrite, complete)
             if _identity(out) != identity:
                 raise OSError(f"{out} is not the folder that this run wrote: another process has replaced it.")
         finally:
@@ -141,14 +165,17 @@ class _Run:
             self.writing.chmod(stat.S_IMODE(self.out.stat().st_mode) | stat.S_IRWXU)
         return _identity(self.writing)
 
-    def finish(self, overwrite: bool) -> None:
-        write_manifest(self.writing, self.run_id)
+    def finish(self, overwrite: bool, complete: Callable[[Path], object] | None) -> None:
         try:
+            if complete:
+                complete(self.writing)
+            write_manifest(self.writing, self.run_id)
             self._move_to_its_place(overwrite)
-        except OSError as error:
+        except (ValueError, OSError) as error:
             kept = self._show(self.writing, "finished")
-            kind = FileExistsError if isinstance(error, FileExistsError) or os.path.lexists(self.out) else OSError
-            raise kind(f"{error} What was written is whole, in {kept}.") from error
+            is_taken = isinstance(error, FileExistsError) or os.path.lexists(self.out)
+            kind = ValueError if isinstance(error, ValueError) else FileExistsError if is_taken else OSError
+            raise kind(f"{error} What was written is in {kept}.") from error
 
     def _move_to_its_place(self, overwrite: bool) -> None:
         refuse_existing(self.out, overwrite)

@@ -15,13 +15,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..companions import LICENCES, copy_companions, find_companions
-from ..hub.card_text import writing
-from ..hub.model_card import is_hub_id, read_card, write_card
+from ..hub.model_card import is_hub_id
 from ..json_files import read_json
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor
 from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
-from ..whole_folder import require_room, resolve_out, whole_folder
+from ..whole_folder import checkpoint_folder, require_room, resolve_out
 from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming
 from .field_rules import (
     FLAG,
@@ -192,8 +191,7 @@ def convert_checkpoint(
     max_shard_bytes = _shard_bytes(max_shard_gigabytes)
     out = resolve_out(out)
     require_apart(out, source)
-    with whole_folder(out, overwrite=overwrite) as partial:
-        writing(read_card(out))  # raises where what a person wrote cannot be told from what was generated
+    with checkpoint_folder(out, overwrite=overwrite) as partial:
         folder = find_source(source, revision)
         licences = find_companions(folder)
         conversion = prepare(folder, options)
@@ -210,7 +208,6 @@ def convert_checkpoint(
             report.checks = check(conversion, partial)
         (partial / "conversion_report.json").write_text(report.to_json())
         copy_companions(licences, partial)
-        write_card(partial, name=out.name, previous=read_card(out))  # as it is now: a person may have edited it
     return report
 
 

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..json_files import read_json
+from ..links import resolve_inside
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import TilingRule
@@ -105,10 +106,17 @@ def model_card(folder: str | Path, name: str | None = None, previous: str = "") 
 
 
 def read_card(folder: str | Path) -> str:
-    """A folder's README.md; empty where there is none."""
+    """A folder's README.md; empty where there is none.
+
+    Raises:
+        CardError: it is not UTF-8 text.
+        LinkError: it is a link out of the folder or to nothing. A `ValueError`.
+    """
     path = Path(folder) / CARD
+    if not os.path.lexists(path):
+        return ""
     try:
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        return resolve_inside(folder, CARD).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CardError(f"{path} is not UTF-8 text: {error}") from error
 

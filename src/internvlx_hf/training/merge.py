@@ -11,13 +11,10 @@ from torch import nn
 from ..companions import copy_companions, find_companions
 from ..conversion.checkpoint_files import blaming, check_links, listed
 from ..conversion.convert import DTYPES, find_source, require_apart
-from ..hub import write_card
-from ..hub.card_text import writing
-from ..hub.model_card import read_card
 from ..hub.training_facts import RECIPE
 from ..links import resolve_inside
 from ..processing import InternVLXProcessor
-from ..whole_folder import require_room, resolve_out, whole_folder
+from ..whole_folder import checkpoint_folder, require_room, resolve_out
 from .arguments import ModelArguments
 from .loading import check_model_type, load_model
 from .recipe import COMPANIONS
@@ -54,8 +51,7 @@ def merge_adapter(
         raise ValueError(f"dtype={dtype!r}, expected one of {', '.join(map(repr, DTYPES))}.")
     out = resolve_out(out)
     require_apart(out, adapter)
-    with whole_folder(out, overwrite=overwrite) as partial:
-        writing(read_card(out))  # raises where what a person wrote cannot be told from what was generated
+    with checkpoint_folder(out, overwrite=overwrite) as partial:
         folder = find_source(adapter)
         config = _adapter_config(folder)
         base = base or config.base_model_name_or_path
@@ -76,7 +72,6 @@ def merge_adapter(
         merged.save_pretrained(partial)
         processor.save_pretrained(partial)
         copy_companions(companions, partial)
-        write_card(partial, out.name, previous=read_card(out))  # as it is now: a person may have edited it
 
 
 def _adapter_config(folder: Path) -> PeftConfig:
