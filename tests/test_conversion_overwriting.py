@@ -1,6 +1,7 @@
 """Real conversions and merges into a folder that is there, that another process writes, or that a killed one left."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -184,6 +185,11 @@ def test_card_that_is_damaged_during_the_conversion_costs_no_work(damage, out, m
 def test_shard_size_that_is_none_is_named_before_any_work(size, tmp_path):
     with pytest.raises(ValueError, match=f"max_shard_gigabytes={size!r}, expected a positive number"):
         convert_checkpoint(tmp_path / "nowhere", tmp_path / "out", max_shard_gigabytes=size)
+
+
+def test_out_that_is_not_utf_8_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match=r"latin-\\udce9/out' is not UTF-8"):
+        convert_checkpoint(tmp_path / "nowhere", tmp_path / os.fsdecode(b"latin-\xe9") / "out")
 
 
 def forbid_weights(monkeypatch):

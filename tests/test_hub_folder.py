@@ -113,6 +113,13 @@ def other_vocabulary(folder):
     edit_json(folder / "config.json", text_config=config["text_config"])
 
 
+def a_million_layers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 10**6
+    del config["text_config"]["layer_types"]
+    edit_json(folder / "config.json", text_config=config["text_config"])
+
+
 def other_tokens(folder):
     edit_json(folder / "processor_config.json", image_seq_length=16)
 
@@ -165,6 +172,7 @@ def damaged_card(folder):
             "There are no weights, expected model.safetensors, or model.safetensors.index.json and its shards. pytor",
         ),
         (other_vocabulary, "has the shape (320, 64), but config.json makes it (321, 64)"),
+        (a_million_layers, "config.json has text_config.num_hidden_layers=1000000, but the weights are only"),
         (other_tokens, "Processor and model do not fit: tokens a tile is 16 of the processor and 4 of config.json."),
         (no_auto_map, "config.json has no auto_map for AutoModel:"),
         (

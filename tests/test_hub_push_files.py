@@ -40,6 +40,7 @@ STAYS = (
     (".env.local", ".env.local", SECRET),
     (".netrc", ".netrc", SECRET),
     ("training_args.bin", "training_args.bin", SECRET),
+    ("LICENSE.key", "LICENSE.key", SECRET),
     (".bash_history", ".bash_history", HIDDEN),
     (".cache/huggingface/state", ".cache/", HIDDEN),
     ("data.jsonl", "data.jsonl", UNKNOWN),
@@ -396,6 +397,22 @@ def test_dry_run_says_what_stays_why_and_how_to_send_it(folder, capsys):
         "  id_rsa may hold a secret: only the whole path of a file includes it",
         "  runs/ (2 files) is a log",
     ]
+
+
+def test_names_that_a_terminal_would_obey_or_not_encode_are_escaped(folder, capsys):
+    for name in (b"evil\x1b[2K\nmodel", b"latin-\xe9.txt"):
+        write(folder / os.fsdecode(name), "")
+    lines, _ = dry_run(folder, capsys)
+    assert lines[-2:] == [
+        r"  'evil\x1b[2K\nmodel' is not part of a checkpoint",
+        r"  'latin-\udce9.txt' is not part of a checkpoint",
+    ]
+
+
+def test_file_to_send_whose_name_is_not_utf_8_is_refused(folder):
+    write(folder / os.fsdecode(b"LICENSE-\xe9"), "")
+    with pytest.raises(FolderError, match=r"'LICENSE-\\udce9' in .* is not UTF-8"):
+        plan_push(folder, "you/model")
 
 
 def test_dry_run_of_hundreds_of_files_stays_short(folder, capsys):

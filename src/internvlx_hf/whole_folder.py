@@ -101,8 +101,15 @@ def whole_folder(
 
 
 def resolve_out(out: str | Path) -> Path:
-    """The absolute path of a folder to make, links followed: where one leads is replaced, not the link."""
-    return Path(os.path.realpath(os.path.expanduser(out)))
+    """The absolute path of a folder to make, links followed: where one leads is replaced, not the link.
+
+    Raises:
+        ValueError: the path is not UTF-8, which safetensors and the model card want.
+    """
+    path = os.path.realpath(os.path.expanduser(out))
+    if path.encode(errors="replace").decode() != path:
+        raise ValueError(f"{path!a} is not UTF-8. Choose another folder.")
+    return Path(path)
 
 
 def require_room(folder: Path, num_bytes: int) -> None:

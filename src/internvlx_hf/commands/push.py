@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
             "nothing was committed; push again, and what has arrived is not uploaded twice"
         ) from None
     for name in pushed.deleted:
-        print(f"removed from the repository, weights of another checkpoint: {name}")
+        print(f"removed from the repository, weights of another checkpoint: {_legible(name)}")
     if pushed.left:
         count = sum(file.num_files for file in pushed.left)
         print(f"stayed behind: {_files(count)} (--dry-run says which, and why)")
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
 
 def _show(plan: PushPlan) -> None:
     for file in plan.files:
-        print(f"{_size(file.size):>10}  {file.name}")
+        print(f"{_size(file.size):>10}  {_legible(file.name)}")
     print(f"{_size(sum(file.size for file in plan.files)):>10}  in {len(plan.files)} files, nothing was sent")
     if plan.left:
         print("\nThese stay behind; `--include PATTERN` sends them too:")
@@ -50,9 +50,14 @@ def _left_lines(left: list[LeftFile]) -> Iterator[str]:
     """A line for each of the files that stay for one reason, the first of many."""
     for file in left[:MOST_LINES]:
         count = f" ({_files(file.num_files)})" if file.name.endswith("/") else ""
-        yield f"{file.name}{count} {file.reason}{': only the whole path of a file includes it' if file.is_guarded else ''}"
+        yield f"{_legible(file.name)}{count} {file.reason}{': only the whole path of a file includes it' if file.is_guarded else ''}"
     if len(left) > MOST_LINES:
         yield f"and {len(left) - MOST_LINES} more; each {left[0].reason}"
+
+
+def _legible(name: str) -> str:
+    """A file's name as the line of a terminal; one with control characters or not in UTF-8 as Python would write it."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _files(count: int) -> str:

@@ -426,6 +426,6 @@ def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
 
 
 def _source_name(source: str | Path) -> str:
-    """A Hub id, or a folder's name: where it lay is nobody else's business."""
+    """A Hub id, or a folder's name without the path, which is internal."""
     folder = Path(source).expanduser()
     return folder.absolute().name if folder.is_dir() else str(source)

@@ -21,12 +21,14 @@ from .checkpoint_names import (
     weight_map,
 )
 from .folder import FolderError, card_to_push, real_files
+from .json_fields import check_fields
 from .model_card import CardFacts
 
 SHARDS = "model-*-of-*.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+LAYERS = {"num_hidden_layers?": int}
 MODEL_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 
 
@@ -45,7 +47,13 @@ def check_folder(folder: str | Path) -> None:
             f"first: internvlx merge {folder} OUT"
         )
     # what is inside files is looked at when they are all there: it would only tell again what is missing
-    for checks in ((_model_type,), (_links,), (_weight_files, _processor_files, _code), (_tensors, _processor, _card)):
+    for checks in (
+        (_model_type,),
+        (_links,),
+        (_weight_files, _processor_files, _code),
+        (_depth,),
+        (_tensors, _processor, _card),
+    ):
         if problems := [problem for check in checks for problem in _problems(check, folder)]:
             raise FolderError("\n  ".join([f"{folder} cannot be pushed:", *problems]))
 
@@ -124,12 +132,25 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
 
 
+def _stored(folder: Path) -> dict[str, tuple[int, ...]]:
+    files = set(weight_map(folder).values()) or {SINGLE}
+    return {name: shape for file in files for name, shape in _shapes(folder / file).items()}
+
+
+def _depth(folder: Path) -> Iterator[str]:
+    """Refuse more layers than there are tensors: the configuration of such a model alone would take minutes."""
+    config, num_tensors = read_json(folder / "config.json"), len(_stored(folder))
+    check_fields(config, dict.fromkeys(("text_config?", "vision_config?"), LAYERS), folder / "config.json")
+    for part in ("text_config", "vision_config"):
+        if (layers := config.get(part, {}).get("num_hidden_layers", 0)) > num_tensors:
+            yield f"config.json has {part}.num_hidden_layers={layers}, but the weights are only {num_tensors} tensors."
+
+
 def _tensors(folder: Path) -> Iterator[str]:
     """Compare what is stored with what the configuration's model wants."""
     if not _is_ours(folder) or "quantization_config" in read_json(folder / "config.json"):
         return
-    files = set(weight_map(folder).values()) or {SINGLE}
-    stored = {name: shape for file in files for name, shape in _shapes(folder / file).items()}
+    stored = _stored(folder)
     with torch.device("meta"):
         model = InternVLXForConditionalGeneration(InternVLXConfig.from_pretrained(folder))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

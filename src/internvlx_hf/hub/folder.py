@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import is_jinja_available
 
+from ..companions import LICENCES
 from ..links import LinkError, resolve_inside
 from .card_text import CardError, is_generated, validate_card, writing
 from .checkpoint_names import checkpoint_file_names, linked_folders, walk_files
@@ -168,16 +169,23 @@ def files_to_push(folder: Path, card: str, include: Sequence[str] = ()) -> list[
 def names_to_push(folder: Path, card: str) -> set[str]:
     """Paths in the folder of what travels unasked: the files of the checkpoint, and the images that the card shows.
 
+    `LICENSE.key` may be a key, and stays.
+
     Raises:
         ValueError: an index or a configuration is damaged.
     """
-    return checkpoint_file_names(folder) | _shown(card) & set(walk_files(folder))
+    names = checkpoint_file_names(folder)
+    keys = {name for name in names if _matches(name, LICENCES) and _reason(name) in GUARDED}
+    return names - keys | _shown(card) & set(walk_files(folder))
 
 
 def real_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
     """Files by their path in the folder, links followed; and what is wrong with those that lead out of it."""
     found, problems = {}, []
     for name in sorted(names):
+        if name.encode(errors="replace").decode() != name:
+            problems.append(f"{name!a} in {folder} is not UTF-8, which the Hub wants of names. Rename it.")
+            continue
         try:
             found[name] = resolve_inside(folder, name)
         except LinkError as error:
