@@ -73,7 +73,7 @@ def test_lvtc_s_settings_that_are_none_are_named(settings, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["convert", "source", "out", "--lvtc", settings])
     assert stop.value.code == 2
-    assert f"{settings!r} is no JSON object of settings" in " ".join(capsys.readouterr().err.split())
+    assert f"{settings!r} is not a JSON object of settings" in " ".join(capsys.readouterr().err.split())
 
 
 def test_failure_is_one_line_and_a_status(tmp_path, capsys):

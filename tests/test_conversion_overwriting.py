@@ -206,7 +206,7 @@ def forbid_weights(monkeypatch):
         ("LICENSE-x", "../secret", "LICENSE-x leads to .*secret, outside"),
         ("LICENSES/MIT.txt", "../../secret", "MIT.txt leads to .*secret, outside"),
         ("LICENSES", "..", "LICENSES leads to .*, outside"),
-        ("LICENSES", "other", "LICENSES is no file"),
+        ("LICENSES", "other", "LICENSES is not a file"),
     ],
 )
 def test_licence_that_cannot_be_copied_is_named_before_the_weights(name, target, match, tmp_path, monkeypatch):

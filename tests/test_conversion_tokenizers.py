@@ -294,7 +294,7 @@ def test_a_sentencepiece_model_that_would_be_split_otherwise_is_refused(tmp_path
 @pytest.mark.parametrize(
     ("checkpoint", "file", "message"),
     [
-        ("internvl2_internlm2", "tokenizer_config.json", "tokenizer_config.json is no JSON"),
+        ("internvl2_internlm2", "tokenizer_config.json", "tokenizer_config.json is not valid JSON"),
         ("internvl2_llama3", "tokenizer.json", "tokenizer.json is damaged"),
         ("internvl2_qwen2", "vocab.json", "vocab.json and merges.txt .* are damaged"),
     ],

@@ -134,7 +134,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         cost.load_setting(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         cost.load_setting(tmp_path)
     for text, complaint in (
         ('{"model_type": "bert"}', "bert"),

@@ -276,7 +276,7 @@ def test_private_repositories_and_tokens(hub, folders, writer, reader):
     assert "does not accept the token" in refusal("you/private", "--token", "hf_wrong")
     writer.result("from huggingface_hub import create_repo; create_repo('you/open')")
     assert "exists and is public: --private would not change that" in refusal("you/open", "--private")
-    assert "is no id of a repository" in refusal("you/versions/too/deep")
+    assert "is not a repository id" in refusal("you/versions/too/deep")
     writer.result("import os; token = os.environ.pop('HF_TOKEN')")
     assert "the Hub wants a token. Run `hf auth login`, set HF_TOKEN, or pass --token." in refusal("you/private")
     writer.result("os.environ['HF_TOKEN'] = token")

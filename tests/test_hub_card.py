@@ -174,7 +174,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_edits():
         (lambda text: text.replace("end cost -->", "end cost ->"), r"end cost ->.*damaged"),
         (lambda text: text + text[text.index("<!-- internvlx:begin use") :], "'use' stands there twice"),
         (lambda text: text.replace("metadata:", "metadata"), r"line \d+: the mark '<!-- internvlx:card"),
-        (lambda text: text.replace("tags:\n", "tags: [\n"), "no valid YAML"),
+        (lambda text: text.replace("tags:\n", "tags: [\n"), "not valid YAML"),
         (lambda text: re.sub("---\n.*?---\n", "---\n- a\n- b\n---\n", text, count=1, flags=re.DOTALL), "is a list"),
     ],
     ids=["no end", "no last end", "no begin", "begin", "end", "twice", "card", "yaml", "list"],

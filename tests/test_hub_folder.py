@@ -179,9 +179,9 @@ def damaged_card(folder):
             foreign_code,
             "config.json takes InternVLXForConditionalGeneration from another repository (owner/name--model",
         ),
-        (broken_code, "lvtc.py is no valid Python"),
+        (broken_code, "lvtc.py is not valid Python"),
         (other_class, "modeling_internvlx.py does not define InternVLXForConditionalGeneration."),
-        (damaged_card, "README.md: its metadata is no valid YAML"),
+        (damaged_card, "README.md: its metadata is not valid YAML"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -349,7 +349,7 @@ def test_what_is_no_regular_file_is_refused(folder, monkeypatch):
     monkeypatch.chdir(folder)  # a socket's address is short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("NOTICE")
-        with pytest.raises(FolderError, match="NOTICE is no regular file"):
+        with pytest.raises(FolderError, match="NOTICE is not a regular file"):
             plan_push(folder, "you/model")
 
 

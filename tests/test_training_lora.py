@@ -162,7 +162,7 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_written(trained, tmp_path
             ValueError,
             r"base is a full checkpoint already: it has no adapter_config.json",
         ),
-        ({"adapter": folder / "data"}, ValueError, r"data is no adapter"),
+        ({"adapter": folder / "data"}, ValueError, r"data is not an adapter"),
         ({"adapter": tmp_path / "none"}, OSError, r"none is not a folder"),
         ({"base": str(tmp_path / "none")}, OSError, r"none is not a folder"),
         ({"base": str(other)}, ValueError, r"does not fit .*other\): \d+ of its tensors are missing"),

@@ -44,5 +44,5 @@ def _files(path: Path) -> Iterator[Path]:
 def _regular(folder: Path, path: Path) -> Path:
     target = resolve_inside(folder, path)
     if not target.is_file():
-        raise LinkError(f"{path} is no file. Put the file itself there, or remove it.")
+        raise LinkError(f"{path} is not a file. Put the file itself there, or remove it.")
     return target

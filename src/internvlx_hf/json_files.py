@@ -18,7 +18,7 @@ def read_json(path: str | Path) -> dict:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}, expected an object.")
     return found

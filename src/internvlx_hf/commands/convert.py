@@ -36,19 +36,21 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         default=False,
         metavar="JSON",
-        help="add LVTC, needs training; optionally with fields of its configuration, '{\"expand_layer\": 17}'",
+        help="add LVTC, needs training; optionally with fields of its configuration: '{\"expand_layer\": 17}'",
     )
     parser.add_argument("--downsample-ratio", type=float, help="another 1/M for the input's tokens, needs training")
     parser.add_argument(
         "--init", choices=INITS, default="warm", help="how new modules start: near what is known, or random"
     )
-    parser.add_argument("--slicing", choices=SLICINGS, help="how a picture's size bounds its tiles (the source's own)")
-    parser.add_argument("--max-patches", type=int, help="most tiles of a picture (the source's own)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (as they are stored)")
+    parser.add_argument(
+        "--slicing", choices=SLICINGS, help="how an image's size limits its tiles (default: the source's)"
+    )
+    parser.add_argument("--max-patches", type=int, help="most tiles per image (default: the source's)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="dtype to save in (default: the source's)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--base-model", help="Hub id for the model card where SRC is a folder")
-    parser.add_argument("--max-shard-gigabytes", type=float, default=5, help="size of an output shard (5)")
-    parser.add_argument("--seed", type=int, default=0, help="of random values (0)")
+    parser.add_argument("--max-shard-gigabytes", type=float, default=5, help="size of an output shard (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of new random values (default: 0)")
     parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser
@@ -62,5 +64,5 @@ def _lvtc_settings(text: str) -> dict | bool | None:
     if settings is None or isinstance(settings, dict | bool):
         return settings
     raise argparse.ArgumentTypeError(
-        f"{text!r} is no JSON object of settings, as '{{\"expand_layer\": 17}}'; a plain --lvtc goes behind SRC and OUT."
+        f"{text!r} is not a JSON object of settings, as '{{\"expand_layer\": 17}}'; a plain --lvtc goes behind SRC and OUT."
     )

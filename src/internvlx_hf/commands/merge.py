@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("adapter", metavar="ADAPTER", help="the folder of the adapter, or its id on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument("--base", help="the model that it was trained on (the one that the adapter names)")
-    parser.add_argument("--dtype", help="of the written weights: float32, bfloat16, float16 (the base's)")
+    parser.add_argument("--base", help="the model that it was trained on (default: the one that the adapter names)")
+    parser.add_argument("--dtype", help="dtype to save in: float32, bfloat16, float16 (default: the base's)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser

@@ -149,9 +149,9 @@ def convert_checkpoint(
         downsample_ratio: another 1 / M for the tokens of the input than the checkpoint's; the projector needs training.
         init: how new modules start: "warm", close to what the checkpoint knows, or "paper", at random.
         slicing: "ratio", "edge" or "area"; unset: as the checkpoint was made for, "ratio" for InternVL, "edge" for the
-            InternVL-X release. "edge" costs fewer tokens for small pictures and needs no training.
-        max_patches: most tiles of a picture; unset: the checkpoint's.
-        dtype: of the weights, "bfloat16", "float16" or "float32"; unset: as they are stored.
+            InternVL-X release. "edge" costs fewer tokens for small images and needs no training.
+        max_patches: most tiles per image; unset: the checkpoint's.
+        dtype: to save in, "bfloat16", "float16" or "float32"; unset: the source's.
         revision: branch, tag or commit on the Hub.
         base_model: Hub id for the model card where `source` is a folder.
         max_shard_gigabytes: size of an output shard.
@@ -174,7 +174,7 @@ def convert_checkpoint(
         if not isinstance(path, str | os.PathLike) or not str(path):
             raise ValueError(f"{name}={path!r}, expected a path.")
     options = {
-        "source": _source_name(source),
+        "source": source_name(source),
         "revision": revision,
         "base_model": base_model,
         "to": to,
@@ -425,7 +425,7 @@ def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
     return ids[-1] if ids else None
 
 
-def _source_name(source: str | Path) -> str:
-    """A Hub id, or a folder's name without the path, which is internal."""
+def source_name(source: str | Path) -> str:
+    """A Hub id, or a folder's name without its path, which is private."""
     folder = Path(source).expanduser()
     return folder.absolute().name if folder.is_dir() else str(source)

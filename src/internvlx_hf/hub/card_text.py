@@ -158,7 +158,7 @@ def validate_card(text: str) -> None:
             try:
                 validate_repo_id(repo)
             except HFValidationError as error:
-                raise CardError(f"README.md: {name}={repo!r} in its metadata is no id of the Hub: {error}") from error
+                raise CardError(f"README.md: {name}={repo!r} in its metadata is not a Hub id: {error}") from error
 
 
 def _normalised(text: str) -> str:
@@ -213,7 +213,7 @@ def _load_yaml(block: str) -> dict:
     try:
         current = yaml.safe_load(block) or {}
     except yaml.YAMLError as error:
-        raise CardError(f"README.md: its metadata is no valid YAML: {' '.join(str(error).split())}") from error
+        raise CardError(f"README.md: its metadata is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(current, dict):
         raise CardError(f"README.md: its metadata is a {type(current).__name__}, expected names with values.")
     return current

@@ -227,7 +227,7 @@ def _code(folder: Path) -> Iterator[str]:
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError) as error:
-            yield f"{path.name} is no valid Python: {error}"
+            yield f"{path.name} is not valid Python: {error}"
             continue
         defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
         if missing := sorted(modules[module] - defined):

@@ -84,7 +84,7 @@ def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> 
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no id of a repository, expected 'owner/name': {error}") from error
+        raise ValueError(f"{repo_id!r} is not a repository id, expected 'owner/name': {error}") from error
     folder = Path(folder)
     before = folder_stamps(folder)
     check_folder(folder)

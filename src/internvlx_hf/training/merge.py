@@ -43,7 +43,7 @@ def merge_adapter(
             stays.
 
     Raises:
-        ValueError: `adapter` is none, or does not fit its base, or holds values that are not finite.
+        ValueError: `adapter` is not an adapter, or does not fit its base, or holds values that are not finite.
         FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
         OSError: something cannot be read, the disk is full, or another process is writing `out`.
     """
@@ -76,7 +76,7 @@ def merge_adapter(
 
 def _adapter_config(folder: Path) -> PeftConfig:
     if not (folder / ADAPTER_CONFIG).is_file():
-        what = "is a full checkpoint already" if (folder / "config.json").is_file() else "is no adapter"
+        what = "is a full checkpoint already" if (folder / "config.json").is_file() else "is not an adapter"
         raise ValueError(f"{folder} {what}: it has no adapter_config.json. Expected what training with LoRA left.")
     check_links(folder)
     resolve_inside(folder, ADAPTER_CONFIG)

@@ -3,12 +3,12 @@
 
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 
 from transformers import Trainer
 
 from .. import __version__
 from ..companions import LICENCES
+from ..conversion.convert import source_name
 from ..hub.model_card import REPORT
 from .arguments import LoraArguments, ModelArguments
 from .metrics import ThroughputCallback
@@ -71,7 +71,7 @@ def training_recipe(
     if lora_arguments.lora_rank:
         settings |= asdict(lora_arguments)
     return {
-        "base_model": base_name(model_arguments.model_name_or_path),
+        "base_model": source_name(model_arguments.model_name_or_path),
         "revision": model_arguments.model_revision,
         "data": data.sources,
         "evaluation_data": data.evaluation_sources,
@@ -85,12 +85,6 @@ def training_recipe(
         "metrics": {name: value for name, value in metrics.items() if not name.endswith("_seen")},
         "versions": {"internvlx_hf": __version__} | {name: version(name) for name in PACKAGES},
     }
-
-
-def base_name(name_or_path: str) -> str:
-    """A Hub id, or a folder's name: where it lies is nobody else's business."""
-    path = Path(name_or_path).expanduser()
-    return path.absolute().name if path.is_dir() else name_or_path
 
 
 def _plain(value):
