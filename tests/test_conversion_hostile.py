@@ -198,6 +198,15 @@ def test_every_file_that_is_read_is_named_where_it_is_broken(source, capsys, fil
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer_config.json"])
+def test_pipe_in_a_file_s_place_is_named_and_not_waited_for(source, file):
+    (source / file).unlink()
+    os.mkfifo(source / file)
+    refused(source, f"{file} is not a regular file", LinkError)
+    with pytest.raises(OSError, match=f"{file} is a pipe"):
+        read_json(source / file)
+
+
 def test_folder_in_a_file_s_place_is_named(source):
     (source / "config.json").unlink()
     (source / "config.json").mkdir()

@@ -425,6 +425,18 @@ def test_folder_with_a_manifest_that_is_none_is_not_overwritten(text, tmp_path):
     assert content(out) == whole("old")
 
 
+def test_manifest_that_records_no_digest_covers_nothing(tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+    manifest = json.loads((out / MANIFEST).read_text())
+    manifest["files"] |= {"thesis.txt": None, "../out/notes.txt": None, str(out / "more.txt"): {}}
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    for name in ("thesis.txt", "notes.txt", "more.txt"):
+        (out / name).write_text("years of work")
+    with pytest.raises(FileExistsError, match=r": more\.txt, notes\.txt, thesis\.txt \(changed since\)\."):
+        write(out, "new", overwrite=True)
+
+
 def test_missing_file_and_edited_card_do_not_forbid_to_overwrite(tmp_path):
     out = tmp_path / "out"
     write(out, "old")

@@ -3,6 +3,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 
 
@@ -11,10 +12,12 @@ def read_json(path: str | Path) -> dict:
 
     Raises:
         ValueError: the file is not UTF-8 or no JSON, gives a name two values, or holds something else than an object.
-        OSError: it cannot be opened: a folder, a link to nothing, not permitted.
+        OSError: it cannot be opened: a folder, a pipe, a link to nothing, not permitted.
     """
     if not os.path.lexists(path):
         return {}
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        raise OSError(f"{path} is a pipe, expected a file.")  # to open it would wait for ever
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:

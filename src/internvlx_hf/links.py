@@ -7,7 +7,7 @@ from huggingface_hub import constants
 
 
 class LinkError(ValueError):
-    """A file of a folder that is a link to nothing, or to a file outside the folder."""
+    """A file of a folder that is a link to nothing or out of the folder, or a pipe, a socket or a device."""
 
 
 def resolve_inside(folder: str | Path, path: str | Path) -> Path:
@@ -21,7 +21,7 @@ def resolve_inside(folder: str | Path, path: str | Path) -> Path:
         path: absolute, or relative to `folder`.
 
     Raises:
-        LinkError: the path leads out of the folder, or to nothing.
+        LinkError: the path leads out of the folder, or to nothing, or to what is neither a file nor a folder (a pipe).
     """
     root, path = Path(folder).resolve(), Path(folder, path)
     try:
@@ -33,6 +33,8 @@ def resolve_inside(folder: str | Path, path: str | Path) -> Path:
         raise LinkError(
             f"{path} leads to {target}, outside of {root}. Replace it by a copy of the file, or remove it."
         )
+    if not (target.is_file() or target.is_dir()):
+        raise LinkError(f"{path} is not a regular file. Remove it.")
     return target
 
 

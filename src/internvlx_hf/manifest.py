@@ -16,6 +16,8 @@ MANIFEST = "internvlx_manifest.json"
 FORMAT = 1
 # Reading all of the weights would take minutes. Training changes values everywhere, so that samples show it.
 SAMPLES, SAMPLE_BYTES = 64, 4096
+# in the place of a fingerprint, for a folder without a manifest
+NOT_RECORDED = object()
 
 
 def write_manifest(folder: Path, run_id: str) -> None:
@@ -45,7 +47,7 @@ def files_in_the_way(folder: Path) -> list[str]:
     The model card may be changed: whoever replaces the folder carries over what a person wrote into it.
     """
     manifest = _read(folder)
-    written = manifest.get("files", {}) if manifest else dict.fromkeys(_names_of_conversion(folder))
+    written = manifest.get("files", {}) if manifest else dict.fromkeys(_names_of_conversion(folder), NOT_RECORDED)
     found = [name for name in _leaves(folder) if name != MANIFEST]
     return [_label(name, written) for name in found if not _is_as_written(folder / name, name, written)]
 
@@ -61,7 +63,7 @@ def _label(name: str, written: dict) -> str:
 def _is_as_written(path: Path, name: str, written: dict) -> bool:
     if name not in written or not stat.S_ISREG(path.lstat().st_mode):
         return False
-    return name == CARD or written[name] is None or _fingerprint(path) == written[name]
+    return name == CARD or written[name] is NOT_RECORDED or _fingerprint(path) == written[name]
 
 
 def _leaves(folder: Path) -> list[str]:

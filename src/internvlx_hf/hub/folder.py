@@ -190,8 +190,7 @@ def real_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], lis
             found[name] = resolve_inside(folder, name)
         except LinkError as error:
             problems.append(str(error))
-    irregular = [name for name, target in found.items() if not target.is_file()]
-    return found, problems + [f"{folder / name} is not a regular file. Remove it." for name in irregular]
+    return found, problems
 
 
 def _content(path: Path) -> Path | bytes:
