@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conversion_helpers import GOLDEN, copy_of, golden_logits, load
+from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert, convert_checkpoint
 from internvlx_hf.hub import CardError
 from internvlx_hf.links import LinkError
@@ -66,6 +68,21 @@ def names(folder):
 def add_to_card(out, text=PERSONS):
     card = out / "README.md"
     card.write_text(card.read_text() + text)
+
+
+def test_interrupt_says_that_the_new_folder_is_in_its_place(out, monkeypatch, capsys):
+    rmtree = shutil.rmtree
+
+    def interrupted(folder, **options):
+        if ".removed-" in folder.name:
+            raise KeyboardInterrupt
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    old = json.loads((out / MANIFEST).read_text())["run"]
+    assert main(["convert", str(GOLDEN / QWEN), str(out), "--overwrite"]) == 130
+    assert f"internvlx: interrupted, {out} was written before\n" in capsys.readouterr().err
+    assert json.loads((out / MANIFEST).read_text())["run"] != old
 
 
 def link_card(out):

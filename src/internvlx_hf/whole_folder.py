@@ -53,15 +53,21 @@ def checkpoint_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[P
     Raises:
         CardError: what a person wrote into the card of `out` cannot be told from what was generated. Where a mark was
             damaged only meanwhile, what was written is kept beside `out`, and the message names it.
+        KeyboardInterrupt: saying whether `out` was written.
     """
     out = resolve_out(out)
 
     def add_card(folder: Path) -> None:
         write_card(folder, name=out.name, previous=read_card(out))
 
-    with whole_folder(out, overwrite=overwrite, complete=add_card) as folder:
-        writing(read_card(out))
-        yield folder
+    before = written_by(out)
+    try:
+        with whole_folder(out, overwrite=overwrite, complete=add_card) as folder:
+            writing(read_card(out))
+            yield folder
+    except KeyboardInterrupt:
+        outcome = "nothing was written" if written_by(out) == before else f"{out} was written before"
+        raise KeyboardInterrupt(outcome) from None
 
 
 @contextmanager

@@ -12,11 +12,7 @@ from ..conversion.upgrades import INITS
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`convert_checkpoint`]."""
     options = vars(_parser().parse_args(arguments))
-    try:
-        report = convert_checkpoint(**options)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("nothing was written") from None
-    print(report.summary())
+    print(convert_checkpoint(**options).summary())
 
 
 def _parser() -> argparse.ArgumentParser:

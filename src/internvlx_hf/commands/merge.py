@@ -12,10 +12,7 @@ def main(arguments: list[str]) -> None:
     require_packages("merge")
     from ..training.merge import merge_adapter  # peft takes its time
 
-    try:
-        merge_adapter(**options)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("nothing was written") from None
+    merge_adapter(**options)
     print(f"{options['out']} holds the merged model. It loads without peft.")
 
 
