@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -305,3 +306,12 @@ def test_card_that_is_a_link_out_of_the_folder_or_to_nothing_is_left_as_it_is(ch
         write_card(checkpoint)
     assert (checkpoint / "README.md").is_symlink()
     (checkpoint / "README.md").unlink()
+
+
+def test_impossible_image_processor_is_named_with_its_folder(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    saved = json.loads((folder / "processor_config.json").read_text())
+    saved["image_processor"]["max_patches"] = 10**5
+    (folder / "processor_config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=f"The image processor of {folder}: max_patches=100000, expected at most"):
+        write_card(folder)

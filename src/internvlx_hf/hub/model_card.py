@@ -323,10 +323,16 @@ class CardFacts:
             f"{table}"
         )
 
+    def _image_processor(self) -> InternVLXImageProcessor:
+        try:
+            return InternVLXImageProcessor.from_pretrained(self.folder)
+        except ValueError as error:
+            raise ValueError(f"The image processor of {self.folder}: {error}") from error
+
     def _tiling(self) -> tuple | None:
         """Tile side, most tiles, slicing, a function that counts tiles, and tokens a tile in the two stages."""
         if self.kind == OURS:
-            processor = InternVLXImageProcessor.from_pretrained(self.folder)
+            processor = self._image_processor()
             tokens = (self.config.image_seq_length, self.config.expanded_image_seq_length)
             count = processor.get_number_of_image_patches
             return processor.size["height"], processor.max_patches, processor.slicing, count, *tokens
