@@ -2,6 +2,8 @@
 """Image processor of InternVL-X: cuts images into tiles by RVTC (paper, section 3.3) and normalises them."""
 
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer
 from .rvtc import TilePlan, TilingRule
 
 ImageSource = PillowSource | ArraySource
+# difflib's ratio from which a name is taken for a setting misspelt: `slicng` is at 0.92 of `slicing`
+MISSPELT = 0.881
 
 
 class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
@@ -112,6 +116,7 @@ class InternVLXImageProcessor(PilBackend):
     access = ImageAccess()
 
     def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
+        self._refuse_misspelt(kwargs)
         super().__init__(**kwargs)
         if not isinstance(self.access, ImageAccess):
             raise ValueError(f"access={self.access!r}, expected an ImageAccess.")
@@ -119,6 +124,15 @@ class InternVLXImageProcessor(PilBackend):
         if kwargs.get("crop_to_patches", not only_resizes or None) is None:
             self.crop_to_patches = None  # nobody has said: see `crop_to_patches` above
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @classmethod
+    def _refuse_misspelt(cls, names: Iterable[str]):
+        """Raises for what is nearly a setting. transformers keeps any name, as other processors' files have more."""
+        known = [*cls.valid_kwargs.__annotations__, "access"]
+        for name in names:
+            nearest = get_close_matches(name, known, 1, MISSPELT)
+            if nearest and name not in known and not hasattr(cls, name):
+                raise ValueError(f"Unknown setting {name!r} of the image processor. Did you mean `{nearest[0]}`?")
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
@@ -148,7 +162,11 @@ class InternVLXImageProcessor(PilBackend):
 
         Args:
             images_kwargs: arguments of a call that replace the processor's own.
+
+        Raises:
+            ValueError: one of them is misspelt or out of range.
         """
+        self._refuse_misspelt(images_kwargs or {})
         kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names}
         kwargs |= self._decide_cropping(images_kwargs or {})
         kwargs = self._standardize_kwargs(**kwargs)

@@ -4,10 +4,10 @@
 import os
 from collections.abc import Mapping
 
-from .samples import refuse_media
+from .samples import images_of, refuse_media
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-_REMOTE = ("http://", "https://", "data:image/")
+_ABSOLUTE = ("http://", "https://", "file://", "data:")
 
 
 def sample_from_record(record: Mapping, image_root: str | None = None, images_kwargs: Mapping | None = None) -> dict:
@@ -16,7 +16,7 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
     Args:
         record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as InternVL
             and LLaVA write them; blanks around a value are dropped, as InternVL drops them. `image` or `images` is one
-            image or a list; an empty one is none.
+            image or a list; an empty one is none, and not both may be given.
         image_root: folder that relative paths of images count from, those in parts of messages too.
         images_kwargs: arguments of the image processor for this record.
 
@@ -32,7 +32,7 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
         messages = _messages(record["conversations"])
     else:
         raise ValueError(f"it has the keys {', '.join(map(str, record))}, expected `messages` or `conversations`")
-    sample = {"messages": messages, "images": _images(record, image_root)}
+    sample = {"messages": messages, "images": [_located(image, image_root) for image in images_of(record)]}
     return sample | ({"images_kwargs": dict(images_kwargs)} if images_kwargs else {})
 
 
@@ -48,14 +48,6 @@ def _messages(conversations) -> list[dict]:
             raise ValueError(f"turn {turn} ({speaker}) has the value {value!r:.100}, expected text")
         messages.append({"role": _ROLES[speaker], "content": value.strip()})
     return messages
-
-
-def _images(record: Mapping, root: str | None) -> list:
-    images = record.get("images") if record.get("images") is not None else record.get("image")
-    if images is None or (isinstance(images, str) and not images):
-        return []
-    images = images if isinstance(images, list | tuple) else [images]
-    return [_located(image, root) for image in images]
 
 
 def _located_parts(messages, root: str | None):
@@ -81,6 +73,6 @@ def _located_part(part, root: str):
 def _located(image, root: str | None):
     if isinstance(image, Mapping) and image.get("bytes") is None and isinstance(image.get("path"), str):
         return _located(image["path"], root)
-    if not isinstance(image, str) or root is None or image.startswith(_REMOTE):
+    if not isinstance(image, str) or root is None or image.lower().startswith(_ABSOLUTE):
         return image
     return os.path.join(root, image)

@@ -56,7 +56,7 @@ def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conv
         raise ValueError(f"it has messages={messages!r:.100}, expected a list of messages")
     messages = [_in_parts(message) for message in read_messages(messages, image_tokens)]
     _check_turns(messages)
-    images = _images_of(sample)
+    images = images_of(sample)
     parts = [part for message in messages for part in message["content"]]
     marks = count_marks(messages)
     if not any(part["type"] == "image" for part in parts):
@@ -106,11 +106,20 @@ def _check_turns(messages: list[dict]) -> None:
             raise ValueError(f"turn {turn} (assistant) is empty, expected an answer")
 
 
-def _images_of(sample: Mapping) -> list:
-    images = sample.get("images")
-    if images is None:
-        images = sample.get("image")
-    if images is None:
+def images_of(sample: Mapping) -> list:
+    """What a sample or a record has in `images` or `image`, one image or a list; none where it is empty.
+
+    Raises:
+        ValueError: it has both.
+    """
+    found = {name: _as_list(sample.get(name)) for name in ("images", "image")}
+    if all(found.values()):
+        raise ValueError("it has both `images` and `image`, expected one of them")
+    return found["images"] or found["image"]
+
+
+def _as_list(images) -> list:
+    if images is None or (isinstance(images, str) and not images):
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
 
