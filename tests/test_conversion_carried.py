@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, load
+from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion.sentencepiece_bpe import SentencePieceModel, _fields
 from internvlx_hf.conversion.tokenizers import convert_tokenizer
@@ -131,3 +132,14 @@ def test_a_language_model_s_stale_tying_is_put_right(tmp_path, layout):
     edit_config(tmp_path / "first", lambda raw: raw["text_config"].update(tie_word_embeddings=True))
     convert_checkpoint(tmp_path / "first", tmp_path / "second", to=layout)
     assert tyings(tmp_path / "second") == [False, False]
+
+
+def test_transparency_is_dropped_as_the_source_does_unless_its_processor_says_otherwise(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "first")
+    assert InternVLXImageProcessor.from_pretrained(tmp_path / "first").alpha == "drop"
+    assert json.loads((tmp_path / "first/processor_config.json").read_text())["image_processor"]["alpha"] == "drop"
+    processor = InternVLXProcessor.from_pretrained(tmp_path / "first")
+    processor.image_processor.alpha = "white"
+    processor.save_pretrained(tmp_path / "first")
+    convert_checkpoint(tmp_path / "first", tmp_path / "second")
+    assert InternVLXImageProcessor.from_pretrained(tmp_path / "second").alpha == "white"

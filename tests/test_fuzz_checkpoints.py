@@ -437,7 +437,7 @@ OPTION_CASES = {
         "to": ("native", None, 3, ["internvl"]),
         "projector": ("linear", None, True),
         "init": ("random", None),
-        "lvtc": ("yes", 17, [1], {"expand_layer": "x"}, {"expand_layer": 99}),
+        "lvtc": ("yes", 17, [1], {"expand_layer": "x"}, {"expand_layer": 99}, {"nope": 1}),
         "downsample_ratio": ("0.5", 0, -1, 2, float("nan"), True, 1e-300, 0.3),
         "slicing": ("edges", 3),
         "max_patches": (0, -1, 2.5, "6", True, 10**12),
@@ -457,6 +457,7 @@ CASES = {
     **{f"option {name}": case for name, case in OPTION_CASES.items()},
 }
 CASES["option lvtc={'expand_layer': 99}"].names = ("expand_layer", "99")
+CASES["option lvtc={'nope': 1}"].names = ("nope", "lvtc_config")
 for _case in INDEX_CASES.values():
     _case.source = SHARDED
 
