@@ -20,7 +20,7 @@ from internvlx_hf.pictures import attend, draw_attention, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
-from tiny import LVTC, TEXT_MODELS, tiny_model, tiny_processor
+from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
 
 SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3000, 100), (2000, 2000)]
 
@@ -347,7 +347,7 @@ def test_what_attention_needs_is_said(photo, checkpoint, tmp_path, capsys):
     assert "--max-new-tokens=0" in refused(capsys, photo, "--out", out, "--model", checkpoint, *wrong)
     bare = tmp_path / "bare"
     tiny_model().config.save_pretrained(bare)
-    InternVLXImageProcessor().save_pretrained(bare)
+    InternVLXImageProcessor(size={"height": TILE, "width": TILE}).save_pretrained(bare)
     assert "has no weights" in refused(capsys, photo, "--out", out, "--model", bare, *ask)
     raw = raw_config((64, 2, 4, 128, False), "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
     source = write_checkpoint(tmp_path / "source", raw)
