@@ -686,8 +686,8 @@ def test_chat_says_that_it_takes_a_tokenizer_and_text():
 def test_what_a_message_names_is_opened_by_the_image_processor(route, monkeypatch):
     opened = []
 
-    def open_image(source):
-        opened.append(source)
+    def open_image(source, access):
+        opened.append((source, access))
         return picture()
 
     monkeypatch.setattr("internvlx_hf.processing.image_processing_internvlx.open_image", open_image)
@@ -703,7 +703,7 @@ def test_what_a_message_names_is_opened_by_the_image_processor(route, monkeypatc
             "image_url": {"type": "image_url", "image_url": {"url": name}},
         }[route]
         encode([user([part])])
-    assert opened == [name]
+    assert opened == [(name, processor_of().image_processor.access)]
 
 
 # ---- the first label
