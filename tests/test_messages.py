@@ -222,7 +222,7 @@ def test_the_default_template_raises_of_a_message_without_content():
             tiny_tokenizer().apply_chat_template([message], chat_template=DEFAULT_CHAT_TEMPLATE, tokenize=False)
 
 
-@pytest.mark.parametrize("conversation", [[], "What?", None, {"role": "user", "content": "x"}])
+@pytest.mark.parametrize("conversation", [[], [[]], "What?", None, {"role": "user", "content": "x"}])
 def test_what_is_no_conversation_is_refused(conversation):
     with pytest.raises(ValueError, match=r"The conversation is .*expected a list of messages"):
         encode(conversation)
@@ -305,6 +305,13 @@ def test_marks_of_raw_text_are_images():
         np.testing.assert_array_equal(inputs["pixel_values"], expected["pixel_values"])
     inputs = processor_of()(images=[[picture()], [picture(1)]], text=["<image>a", "<IMG_CONTEXT>b"])
     assert [processor_of().decode(ids) for ids in inputs["input_ids"]] == [f"{CONTEXT}a", f"{CONTEXT}b"]
+
+
+@pytest.mark.parametrize("given", [7, [None], [["<image>"]], b"<image>", np.array(["<image>"])], ids=str)
+def test_raw_text_of_another_kind_is_refused(given):
+    """What is not searched for marks would be answered without its images."""
+    with pytest.raises(ValueError, match=r"^text=.*, expected a string or a list of strings"):
+        processor_of()(text=given)
 
 
 def test_a_rendered_prompt_is_tokenized_as_its_conversation():
@@ -411,6 +418,27 @@ def test_other_media_of_a_sample_are_its_own_fault(key, value, tmp_path):
         InternVLXDataCollator(processor_of())([sample])
     with pytest.raises(ValueError, match=f"it has {key}="):
         load_training_data([sample], processor_of())[0]
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"tools": [{"type": "function"}]}, "messages only: training writes no tools"),
+        ({"system": "Be brief."}, "it as the first message, of role system"),
+        ({"imges": ["x.png"]}, "`images`"),
+        ({"Image": "x.png"}, "`image`"),
+        ({"image2": "x.png"}, "`image`"),
+    ],
+)
+def test_what_training_would_drop_of_a_sample_is_refused(beside, expected):
+    (key,) = beside
+    sample = {"messages": [user("What?"), assistant("A cat.")]}
+    harmless = dict.fromkeys(beside) | {"image_id": "7", "imageId": 7, "width": 3, "source": "x"}
+    assert len(load_training_data([sample | harmless], processor_of())[0])
+    with pytest.raises(ValueError, match=f"a sample of the batch: it has {key}=.*, expected {expected}"):
+        InternVLXDataCollator(processor_of())([sample | beside])
+    with pytest.raises(ValueError, match=f"it has {key}=.*, expected {expected}"):
+        load_training_data([sample | beside], processor_of())[0]
 
 
 def test_videos_in_a_file_are_named_with_their_line(tmp_path):

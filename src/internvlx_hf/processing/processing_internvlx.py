@@ -190,23 +190,18 @@ class InternVLXProcessor(ProcessorMixin):
             `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images.
 
         Raises:
-            ValueError: there are more or fewer images than image tokens, or videos or sounds.
+            ValueError: `text` is something else, there are more or fewer images than image tokens, or videos or sounds.
         """
         _refuse_other_media(kwargs)
+        texts = _as_texts(text)
         chat = _CHAT_IMAGES.get()
         if chat is None:
-            text = self._with_marks_as_tokens(text)
+            texts = texts and [sample.replace(IMAGE_MARK, self.image_token) for sample in texts]
         else:
-            chat.check(text)
+            chat.check(texts)
             images = chat.images
-        texts = [text] if isinstance(text, str) else text or []
-        with literals_as_text(self.tokenizer, texts, (*self._image_tokens, IMAGE_MARK)):
-            return super().__call__(images=images, text=text, **kwargs)
-
-    def _with_marks_as_tokens(self, text):
-        if isinstance(text, list | tuple):
-            return [self._with_marks_as_tokens(sample) for sample in text]
-        return text.replace(IMAGE_MARK, self.image_token) if isinstance(text, str) else text
+        with literals_as_text(self.tokenizer, texts or [], (*self._image_tokens, IMAGE_MARK)):
+            return super().__call__(images=images, text=texts, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         if isinstance(images, list | tuple) and not _holds_anything(images):
@@ -418,6 +413,14 @@ def _image_token(tokenizer, attribute: str) -> str:
             f"tokenizer.add_special_tokens({{'{attribute}': '{token}'}}) and resize the model's embeddings."
         )
     return token
+
+
+def _as_texts(text) -> list[str] | None:
+    if text is None or isinstance(text, str):
+        return None if text is None else [text]
+    if not isinstance(text, list | tuple) or not all(isinstance(sample, str) for sample in text):
+        raise ValueError(f"text={text!r:.100}, expected a string or a list of strings.")
+    return list(text)
 
 
 def _holds_anything(images: list | tuple) -> bool:

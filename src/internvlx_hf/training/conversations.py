@@ -4,7 +4,7 @@
 import os
 from collections.abc import Mapping
 
-from .samples import images_of, refuse_media
+from .samples import images_of, refuse_unread
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _ABSOLUTE = ("http://", "https://", "file://", "data:")
@@ -25,7 +25,7 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
-    refuse_media(record)
+    refuse_unread(record)
     if record.get("messages") is not None:
         messages = _located_parts(record["messages"], image_root)
     elif record.get("conversations") is not None:

@@ -4,6 +4,8 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
 
 import PIL.Image
 from transformers.image_utils import is_valid_image
@@ -12,8 +14,11 @@ from ..processing.image_files import open_file, open_image
 from ..processing.literals import IMAGE_MARK, MARK_AS_TEXT
 from ..processing.messages import IMAGE_KEYS, count_marks, read_messages
 
-# other kinds of media, which a sample must not lose silently
-MEDIA = ("video", "videos", "audio", "audios")
+# what other trainers read beside the messages, and what to do instead: a sample must not lose it silently
+_UNREAD = dict.fromkeys(("video", "videos", "audio", "audios"), "images only") | {
+    "tools": "messages only: training writes no tools",
+    "system": "it as the first message, of role system",
+}
 
 
 class BrokenSampleError(ValueError):
@@ -50,7 +55,7 @@ def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conv
         ValueError: the sample has another shape, other media than images, an unknown role or part, an image token in a text
             or an empty answer, or its images and the places for them differ in number.
     """
-    refuse_media(sample)
+    refuse_unread(sample)
     messages = sample.get("messages")
     if not isinstance(messages, list | tuple) or not messages:
         raise ValueError(f"it has messages={messages!r:.100}, expected a list of messages")
@@ -71,12 +76,24 @@ def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conv
     return Conversation(messages, [_opened(part.pop("source")) for part in places])
 
 
-def refuse_media(sample: Mapping) -> None:
-    """Raises `ValueError` if a sample or a record has other media than images."""
-    for name in MEDIA:
-        value = sample.get(name)
-        if value is not None and (not hasattr(value, "__len__") or len(value)):
-            raise ValueError(f"it has {name}={value!r:.100}, expected images only")
+def refuse_unread(sample: Mapping) -> None:
+    """Raises `ValueError` if a sample or a record has what training would drop, as other media than images.
+
+    That is also tools, a system message beside the messages, and a misspelt `images`. Other keys are left alone, since data
+    have columns for other purposes.
+    """
+    for name, value in sample.items():
+        expected = _expected_instead(name)
+        if expected and value is not None and (not hasattr(value, "__len__") or len(value)):
+            raise ValueError(f"it has {name}={value!r:.100}, expected {expected}")
+
+
+@lru_cache
+def _expected_instead(name: str) -> str | None:
+    if name in ("image", "images") or name in _UNREAD:
+        return _UNREAD.get(name)
+    nearest = get_close_matches(str(name).lower(), ("images", "image"), 1, cutoff=0.88)
+    return f"`{nearest[0]}`" if nearest else None
 
 
 def _in_parts(message: dict) -> dict:
