@@ -11,7 +11,7 @@ from live_bytes import LiveBytes
 TOLERANCE = 0.1
 
 
-def medium_config(kind="llama", *, width=512, inner=1536, vision=64, projector="pixel_shuffle", **kwargs):
+def medium_config(kind="llama", *, width=512, inner=1536, vision=64, projector="pixel_shuffle", pvtc=(), **kwargs):
     """Real tiles, and widths in which activations matter more than what the estimate leaves out."""
     return InternVLXConfig(
         vision_config={
@@ -34,7 +34,7 @@ def medium_config(kind="llama", *, width=512, inner=1536, vision=64, projector="
             "bos_token_id": 1,
             "eos_token_id": 2,
         },
-        projector_config={"num_heads": 4, "projector_type": projector},
+        projector_config={"num_heads": 4, "projector_type": projector, **dict(pvtc)},
         image_token_id=5,
         **kwargs,
     )
@@ -59,6 +59,8 @@ def test_every_backbone(kind):
 CASES = {
     "a wide vision tower": ({"vision": 256, "width": 128, "inner": 256}, 2, 64),
     "PVTC": ({"projector": "pvtc"}, 2, 64),
+    # its attention is wider than its MLP, and looks with some of the heads at a time
+    "PVTC of many heads": ({"projector": "pvtc", "pvtc": {"num_heads": 16, "mlp_ratio": 1.0}}, 2, 64),
     "PVTC that merges 4x4": ({"projector": "pvtc", "downsample_ratio": 0.25}, 2, 64),
     "LVTC": ({"lvtc_config": {}}, 1, 64),
     "PVTC and LVTC": ({"projector": "pvtc", "lvtc_config": {}}, 1, 64),

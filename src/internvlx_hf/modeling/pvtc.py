@@ -67,13 +67,15 @@ class PVTCAttention(nn.Module):
         heads = []
         for first in range(0, self.num_heads, HEADS_AT_ONCE):
             group = slice(first, first + HEADS_AT_ONCE)
-            query_on_patches = torch.bmm(query[group], key[group]).transpose(0, 1)  # [n, h, D]
-            weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(
-                -1, dtype=torch.float32
-            )  # [n, h, M²]
-            seen = torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1)  # [h, n, D]
-            heads.append(torch.bmm(seen, value[group]))  # [h, n, d]
+            heads.append(torch.bmm(self._look(query[group], key[group], patches), value[group]))  # [h, n, d]
         return self.output(torch.cat(heads).transpose(0, 1).flatten(1))
+
+    @staticmethod
+    def _look(query: torch.Tensor, key: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """What some heads see, [h, n, D]. A function of its own, so that what one call holds is free in the next."""
+        query_on_patches = torch.bmm(query, key).transpose(0, 1)  # [n, h, D]
+        weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(-1, dtype=torch.float32)  # [n, h, M²]
+        return torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1)
 
 
 class PVTCMLP(nn.Module):
