@@ -317,6 +317,7 @@ TURNS = {
         [[3, "tile", 2], [4], ["tile", "tile", 1]],
         [[2, "tile", 1], [1, "tile", "tile", 3], [5]],
     ),
+    "a batch, text second": ([[3, "tile", 2], [4], ["tile", "tile", 1]], [[6], [2], [4]]),
     "a batch, text first": ([[6], [2], [4]], [[2, "tile", 1], [3], [1, "tile", "tile", 3]]),
 }
 

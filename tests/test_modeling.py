@@ -192,7 +192,7 @@ def test_pixels_and_encoded_images_together_raise():
 
 
 @pytest.mark.parametrize("tower", ["internvl_vision", "clip_vision_model", "dinov2", "vit"])
-@pytest.mark.parametrize("layer", [-1, -2, 0, 1, 2])
+@pytest.mark.parametrize("layer", [-1, -2, -3, 0, 1, 2])
 def test_projector_sees_the_features_of_the_layer_asked_for(layer, tower):
     model = tiny_model(vision_config={"model_type": tower}, vision_feature_layer=layer)
     batch = tiny_batch(model.config, [[2, "tile", 3]])
