@@ -17,6 +17,7 @@ from internvlx_hf.training import (
     load_training_data,
     measure_sizes,
 )
+from internvlx_hf.training import datasets as datasets_module
 from internvlx_hf.training.costs import SampleSizes, fingerprint, tile_cost
 from internvlx_hf.training.records import JsonArray, JsonLines
 from tiny import LVTC, TILE, tiny_config, tiny_model, tiny_processor
@@ -392,6 +393,27 @@ def test_an_endless_stream_goes_on_with_the_next_epoch(processor, annotations, r
     once = stream_of(processor, annotations, rows, kind)
     once.set_epoch(1)
     assert seen[10:20] == numbers(processor, once)
+
+
+@pytest.mark.parametrize("kind", ["file", "datasets"])
+def test_shards_of_shards_share_out_every_sample(processor, annotations, rows, kind):
+    stream = stream_of(processor, annotations, rows, kind)
+    shards = [stream.shard(2, outer).shard(2, inner) for outer in range(2) for inner in range(2)]
+    assert sorted(number for shard in shards for number in numbers(processor, shard)) == list(range(10))
+
+
+def test_a_stream_ends_for_broken_samples_in_a_row_only(processor, annotations, monkeypatch):
+    stream = load_training_data(annotations, processor, streaming=True)
+    monkeypatch.setattr(datasets_module, "MOST_BROKEN_IN_A_ROW", 3)
+    good = next(iter(stream))
+    for pattern, ends in (("x..x..x..x", False), ("x..x...x", True)):
+        samples = [(good if sign == "x" else None, lambda: "here") for sign in pattern]
+        monkeypatch.setattr(stream.source, "epoch", lambda *_, samples=samples: iter(samples))
+        if ends:
+            with pytest.raises(ValueError, match="None of the samples from here on"):
+                list(stream)
+        else:
+            assert len(list(stream)) == pattern.count("x")
 
 
 def test_a_stream_has_no_shard_beyond_its_last(processor, annotations):
