@@ -20,6 +20,7 @@ from internvlx_hf.modeling.projectors import build_projector
 from internvlx_hf.processing.rvtc import TilingRule
 from internvlx_hf.training import InternVLXDataCollator, run_data
 from internvlx_hf.training.arguments import DataArguments, InternVLXTrainingArguments
+from internvlx_hf.training.datasets import Part
 from internvlx_hf.training.packing import PackedData, pack_rows, pack_stream
 from internvlx_hf.training.sampler import CostGroupedSampler
 from internvlx_hf.training.train import find_checkpoint
@@ -150,6 +151,14 @@ def test_rows_of_a_run_are_padded_to_the_multiple_that_is_asked_for(tmp_path):
     config = tiny_config()
     loaded = run_data.load_run_data(data, trainer_of(tmp_path).args, tiny_processor(config), config)
     assert loaded.collator([loaded.train[0]])["input_ids"].shape[1] % 64 == 0
+
+
+@pytest.mark.parametrize(("repeat", "expected"), [(0.3, 3), (0.25, 2), (1.3, 12), (2.0, 18)])
+def test_a_part_that_counts_a_fraction_is_rounded_to_the_nearest_record(repeat, expected):
+    chosen = Part(range(9), repeat=repeat).chosen(np.random.default_rng(0))
+    assert len(chosen) == expected
+    counts = np.bincount(chosen, minlength=9)
+    assert set(counts) <= {int(repeat), int(repeat) + 1}
 
 
 def test_a_sample_goes_where_it_fits_exactly():

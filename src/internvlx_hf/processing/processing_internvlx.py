@@ -119,9 +119,9 @@ class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
 class InternVLXProcessor(ProcessorMixin):
     """Joins `InternVLXImageProcessor` and a tokenizer.
 
-    Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image and becomes `<img>`, `image_seq_length` times the image's number of
-    tiles `<IMG_CONTEXT>`, `</img>`. Texts are padded on the left, unless the tokenizer was made with a `padding_side` or a
-    call gives one.
+    Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image. It becomes `<img>`, then `image_seq_length`
+    `<IMG_CONTEXT>` per tile of the image, then `</img>`. Texts are padded on the left, unless the tokenizer was made with a
+    `padding_side` or a call gives one.
 
     Args:
         image_processor: an `InternVLXImageProcessor`.
