@@ -287,3 +287,15 @@ def test_value_of_a_wrong_kind_set_later_is_a_value_error_too():
 def test_insertions_that_are_not_set_are_spread_evenly_before_the_expansion(layers, insertions):
     config = tiny_config("llama", text_config={"num_hidden_layers": layers}, lvtc_config={})
     assert config.lvtc_config.insertion_layers == insertions
+
+
+def test_an_update_that_raises_changes_nothing():
+    config = tiny_config(**LVTC)
+    before = config.to_dict()
+    for change in (
+        {"downsample_ratio": 0.5, "lvtc_config": {"expand_layers": 1}},
+        {"image_token_id": 7, "lvtc_config": 3},
+    ):
+        with pytest.raises(ValueError, match="lvtc_config"):
+            config.update(change)
+        assert config.to_dict() == before

@@ -339,10 +339,15 @@ class InternVLXConfig(PretrainedConfig):
         return loaded
 
     def update(self, config_dict: dict) -> None:
-        """As transformers'; raises a `ValueError` for misspelt names."""
+        """As transformers'; raises a `ValueError` for misspelt names and changes nothing then."""
         refuse_misspelt_names(type(self), config_dict)
-        super().update(config_dict)
-        self._build_parts()
+        before = dict(self.__dict__)
+        try:
+            super().update(config_dict)
+            self._build_parts()
+        except ValueError:
+            self.__dict__ = before
+            raise
 
     def to_dict(self) -> dict:
         """As transformers', with the version that saves it."""
