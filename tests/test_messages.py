@@ -293,6 +293,15 @@ def test_images_go_where_parts_or_marks_are(route, message, count, expected):
     assert len(inputs["pixel_values"]) in (count, 2 * count)
 
 
+def test_a_flat_list_is_shared_out_in_order():
+    conversations = [[user("<image> or <image>")], [user([text("That is all?"), image_part()])]]
+    images = [picture(seed) for seed in range(3)]
+    inputs = encode(conversations, images=images, processor_kwargs={"padding": True})
+    assert torch.equal(
+        inputs["pixel_values"], processor_of().image_processor(images, return_tensors="pt")["pixel_values"]
+    )
+
+
 def count_of_places(message):
     return str(message).count("<image>") + str(message).count("'image'")
 

@@ -146,6 +146,14 @@ def test_transparent_images_are_trained_on_as_the_processor_blends_them(folder, 
     assert torch.is_tensor(image)
 
 
+def test_a_sample_may_say_what_becomes_of_its_transparency(processor):
+    image = Image.new("RGBA", (32, 32), (9, 9, 9, 0))
+    sample = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], "images": [image]}
+    for alpha, level in (("white", 255), ("drop", 9)):
+        encoded = encoding.SampleEncoder(processor)(sample | {"images_kwargs": {"alpha": alpha}})
+        assert (encoded.images[0] == level).all()
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"max_patches": 3}, {"do_exif_transpose": False}])
 def test_large_images_are_cut_at_once_into_the_same_tiles(kwargs, processor, monkeypatch):
     exif = Image.Exif()
