@@ -58,7 +58,7 @@ def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = froze
         ValueError: there is a role, a key, a part or a value that is unknown, or one of `tokens` in other texts; the message
             begins with the turn, in lower case.
     """
-    if not isinstance(messages, list | tuple) or not messages:
+    if not isinstance(messages, list | tuple):
         raise ValueError(f"it is {messages!r:.100}, expected a list of messages")
     return [_read_message(message, turn, tokens, words) for turn, message in enumerate(messages)]
 

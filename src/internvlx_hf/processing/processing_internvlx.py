@@ -105,6 +105,10 @@ class _ChatImages:
                         f"The rendered conversation holds {token!r} {found} times, expected {expected}, once for each image: "
                         "texts of the conversation form it together, or the chat template leaves images out."
                     )
+            if not prompt:
+                raise ValueError(
+                    "The conversation is empty, expected a list of messages that the chat template writes."
+                )
 
 
 # what `apply_chat_template` tells the call that it makes: transformers has no argument that gets there in all versions
