@@ -228,11 +228,11 @@ class InternVLXImageProcessor(PilBackend):
         if kwargs["alpha"] not in ALPHA:
             raise ValueError(f"alpha={kwargs['alpha']!r} is unknown, expected one of {', '.join(ALPHA)}.")
         if kwargs["do_rescale"]:
-            _require_numbers("rescale_factor", kwargs["rescale_factor"], are_positive=True, counts=())
+            _require_numbers("rescale_factor", kwargs["rescale_factor"], "finite numbers other than 0", counts=())
         if kwargs["do_normalize"]:
             counts = (1, 3) if kwargs["do_convert_rgb"] else (1, 3, 4)
-            _require_numbers("image_mean", kwargs["image_mean"], are_positive=False, counts=counts)
-            _require_numbers("image_std", kwargs["image_std"], are_positive=True, counts=counts)
+            _require_numbers("image_mean", kwargs["image_mean"], "finite numbers", counts=counts)
+            _require_numbers("image_std", kwargs["image_std"], "finite positive numbers", counts=counts)
 
     def _tiling_rule(self, size: SizeDict, crop_to_patches: bool, min_patches: int, max_patches: int, **kwargs):
         if not (size and size.height and size.width):
@@ -294,14 +294,21 @@ def _is_about_tiles(kwargs: dict) -> bool:
     return any(kwargs.get(name) is not None for name in ("min_patches", "max_patches", "slicing", "use_thumbnail"))
 
 
-def _require_numbers(name: str, value, are_positive: bool, counts: tuple[int, ...]):
-    """One number, or as many as `counts` allows, finite in float32, where the pixels are computed."""
+_NUMBERS = {
+    "finite numbers": np.isfinite,
+    "finite numbers other than 0": lambda numbers: np.isfinite(numbers) & (numbers != 0),
+    "finite positive numbers": lambda numbers: np.isfinite(numbers) & (numbers > 0),
+}
+
+
+def _require_numbers(name: str, value, kind: str, counts: tuple[int, ...]):
+    """One number, or as many as `counts` allows, of a kind of `_NUMBERS` in float32, where the pixels are computed."""
     try:
         numbers = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
         numbers = np.full((), np.nan)
-    if isinstance(value, str) or not np.isfinite(numbers).all() or (are_positive and not (numbers > 0).all()):
-        raise ValueError(f"{name}={value!r}, expected finite{' positive' * are_positive} numbers.")
+    if isinstance(value, str) or not _NUMBERS[kind](numbers).all():
+        raise ValueError(f"{name}={value!r}, expected {kind}.")
     if numbers.ndim and (numbers.ndim != 1 or numbers.size not in counts):
         expected = f"{', '.join(map(str, counts))} numbers" if counts else "a single number"
         raise ValueError(f"{name}={value!r} has the shape {numbers.shape}, expected {expected}.")
