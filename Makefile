@@ -54,7 +54,7 @@ demo-short: .venv/.for-demo
 # Programs that the tests start with our models, each in a folder of its own: they bring what must not be needed.
 OTHERS := build/lmms_eval/.installed build/torchao/.installed
 
-build/%/.installed: tests/%.txt | .venv/.for-test
+build/%/.installed: tests/overlays/%.txt | .venv/.for-test
 	rm -rf $(@D)
 	$(PY) -m pip install -q --progress-bar off --no-deps --target $(@D) -r $<
 	@touch $@
@@ -64,15 +64,16 @@ test: lint $(OTHERS)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # Left out with the oldest transformers: what hardly calls it, and takes its time.
-NOT_WITH_OLDEST := ablation conversion_overwriting docs evaluation_lmms fuzz_images fuzz_records hub_push_files image_access \
-	links readme whole_folder
+NOT_WITH_OLDEST := test_ablation test_docs test_readme checkpoints/test_links checkpoints/test_whole_folder \
+	conversion/test_overwriting data/test_fuzz_records evaluation/test_lmms hub/test_push_files processing/test_fuzz_images \
+	processing/test_image_access
 
 # The oldest transformers that is supported, laid over the pinned one.
 test-oldest: .venv/.for-test $(OTHERS)
 	@echo "left out with the oldest transformers: $(NOT_WITH_OLDEST)"
 	$(PY) -m pip install -q --progress-bar off --no-deps --upgrade --target build/oldest transformers==5.18.0
 	PYTHONPATH=build/oldest HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 \
-		$(NOT_WITH_OLDEST:%=--ignore=tests/test_%.py)
+		$(NOT_WITH_OLDEST:%=--ignore=tests/%.py)
 
 # Run from another folder and isolated, with only what pip brings.
 wheel: .venv/.for-test
@@ -81,7 +82,7 @@ wheel: .venv/.for-test
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt "$(TORCH)"
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
-	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/installed_wheel.py
+	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/helpers/installed_wheel.py
 
 docs: .venv/.for-test
 	$(PY) docs/build_reference.py build/docs

@@ -16,8 +16,8 @@ from internvlx_hf import (
     InternVLXImageProcessor,
     InternVLXProcessor,
 )
+from internvlx_hf.checkpoints.whole_folder import refuse_existing, whole_folder
 from internvlx_hf.training import InternVLXDataCollator
-from internvlx_hf.whole_folder import refuse_existing, whole_folder
 
 QUESTION = "Transcribe this page."
 TILE = 64  # pixels; 8x8 patches of 8x8 pixels, of which PVTC makes 4x4 tokens

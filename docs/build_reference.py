@@ -15,7 +15,7 @@ MODULES = [
     "internvlx_hf.pictures",
     "internvlx_hf.hub",
     "internvlx_hf.evaluation",
-    "internvlx_hf.quantisation",
+    "internvlx_hf.quantization",
 ]
 
 

@@ -3,12 +3,13 @@
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent.parent / "benchmarks/ablation"
+from paths import ROOT
+
+FOLDER = ROOT / "benchmarks/ablation"
 MODULES = ("settings", "task", "records", "report", "orderings", "plots", "training", "run")
 
 

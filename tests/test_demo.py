@@ -5,15 +5,15 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from internvlx_hf import InternVLXImageProcessor
+from paths import ROOT
 
-DEMO = Path(__file__).parent.parent / "demo"
+DEMO = ROOT / "demo"
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from internvlx_hf.cli import COMMANDS
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 

@@ -2,13 +2,13 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 
 from internvlx_hf import InternVLXImageProcessor
+from paths import ROOT
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -37,7 +37,6 @@ def test_table_of_costs_is_what_the_image_processor_answers():
 
 
 def test_every_file_that_it_names_exists():
-    root = Path(__file__).parent.parent
     named = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
     assert named
-    assert [name for name in named if not (root / name).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []

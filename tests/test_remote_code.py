@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import internvlx_hf
 from internvlx_hf.modeling.configuration_internvlx import AUTO_MAP
+from paths import HELPERS
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
 
 SOURCE = Path(internvlx_hf.__file__).parent
@@ -76,7 +77,7 @@ def elsewhere(tmp_path_factory):
         expected[name]["prompt"] = prompt["input_ids"]
         expected[name]["pixels"] = prompt["pixel_values"]
         expected[name]["answer"] = model.generate(**prompt, max_new_tokens=8, do_sample=False)
-    run_bare(Path(__file__).with_name("bare_process.py"), *(str(folder / name) for name in CASES), home=home)
+    run_bare(HELPERS / "bare_process.py", *(str(folder / name) for name in CASES), home=home)
     report = json.loads((home / "report.json").read_text())
     return report, {name: load_file(home / f"{name}.safetensors") for name in CASES}, expected
 
@@ -132,7 +133,7 @@ def test_bare_process_does_refuse(tmp_path):
     """The instrument of the tests above works: what it should refuse, it refuses."""
     script = f"""
 import os, runpy, socket, tempfile
-bare = runpy.run_path({str(Path(__file__).with_name("bare_process.py"))!r})
+bare = runpy.run_path({str(HELPERS / "bare_process.py")!r})
 for name in bare["HIDDEN"]:
     try:
         __import__(name)
@@ -166,7 +167,7 @@ class Hide:
         return None if name.split(".")[0] in {HIDDEN} else self.finder.find_spec(name, path, target)
     def __getattr__(self, name): return getattr(self.finder, name)
 sys.meta_path[:] = map(Hide, sys.meta_path)
-sys.path.append({str(Path(__file__).parent)!r})
+sys.path.append({str(HELPERS)!r})
 from tiny import tiny_batch, tiny_model, tiny_processor
 model = tiny_model()
 tiny_processor(model.config)

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +17,11 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, pipeline
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from internvlx_hf.quantisation import COMPRESSION_MODULES, UNQUANTISED_MODULES
+from internvlx_hf.quantization import COMPRESSION_MODULES, UNQUANTISED_MODULES
+from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
 
-HERE = Path(__file__).parent
-TORCHAO = HERE.parent / "build/torchao"
+TORCHAO = ROOT / "build/torchao"
 PROJECTORS = ("pvtc", "pixel_shuffle", "linear", "token_packer", "ldpv2")
 LAYOUTS = [[3, "tile", 5], [9], [2, "tile", "tile", 4]]
 NEW = 6
@@ -76,9 +75,9 @@ def test_pvtc_s_keys_and_values_are_no_linear_layers_so_that_nobody_quantises_th
 def torchao_report():
     if not TORCHAO.exists():
         pytest.skip("torchao is not in build/torchao, where `make test` puts it")
-    paths = [TORCHAO, HERE, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [TORCHAO, HELPERS, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, str(HERE / "torchao_process.py")],
+        [sys.executable, str(HELPERS / "torchao_process.py")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},

@@ -19,8 +19,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 import internvlx_hf
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
+from internvlx_hf.checkpoints.whole_folder import whole_folder
 from internvlx_hf.modeling.pixel_shuffle import patch_windows
-from internvlx_hf.whole_folder import whole_folder
 
 VISION_WIDTH, WIDTH = 64, 96
 LONGEST_ANSWER = 21  # tokens

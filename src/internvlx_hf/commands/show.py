@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.json_files import read_json
 from ..cost import CostModel, Setting
 from ..cost.images import picture_size
-from ..json_files import read_json
 from ..modeling import InternVLXForConditionalGeneration
 from ..pictures import attend
 from ..processing import InternVLXProcessor

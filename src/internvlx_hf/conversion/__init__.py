@@ -1,6 +1,6 @@
 """InternVL checkpoints, original, native or InternVL-X's own, become checkpoints of this package, and back."""
 
-from .checkpoint_files import CheckpointError
+from ..checkpoints.checkpoint_files import CheckpointError
 from .convert import convert_checkpoint
 from .report import ConversionReport
 from .templates import chat_template

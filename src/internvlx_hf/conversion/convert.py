@@ -14,14 +14,16 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..companions import LICENCES, copy_companions, find_companions
+from ..checkpoints.checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming
+from ..checkpoints.companions import LICENCES, copy_companions, find_companions
+from ..checkpoints.json_files import read_json
+from ..checkpoints.streaming import ShardWriter, plan_shards, shard_names, write_index
+from ..checkpoints.whole_folder import require_room, resolve_out
+from ..hub.checkpoint_folder import checkpoint_folder
 from ..hub.model_card import is_hub_id
-from ..json_files import read_json
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor
 from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
-from ..whole_folder import checkpoint_folder, require_room, resolve_out
-from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming
 from .field_rules import (
     FLAG,
     GENERATION_RULES,
@@ -39,7 +41,6 @@ from .native import native_names, save_native_sidecar
 from .plan import EMBEDDING, HEAD, Plan, make_plan
 from .report import ConversionReport, derived_tensors, make_report
 from .sources import Source, read_source
-from .streaming import ShardWriter, plan_shards, shard_names, write_index
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
 from .upgrades import INITS, Upgrade, build_upgrade, initial_value

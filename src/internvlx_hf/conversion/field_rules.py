@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
+from ..checkpoints.checkpoint_files import CheckpointError
 from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
-from .checkpoint_files import CheckpointError
 
 SECTIONS = (
     "llm_config",

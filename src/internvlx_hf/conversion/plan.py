@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PretrainedConfig
 
+from ..checkpoints.checkpoint_files import CheckpointError, TensorInfo, blaming, listed
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
-from .checkpoint_files import CheckpointError, TensorInfo, blaming, listed
 from .tensor_tables import Rule, apply
 from .upgrades import Upgrade
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, InternVLConfig, PretrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..json_files import read_json
+from ..checkpoints.checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming, check_links
+from ..checkpoints.json_files import read_json
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor
-from .checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming, check_links
 from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_fields, check_token_ids
 from .templates import chat_template
 

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
-from .checkpoint_files import CheckpointError
+from ..checkpoints.checkpoint_files import CheckpointError
 from .sources import Source
 
 Operation = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]

@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from ..json_files import read_json
-from .checkpoint_files import blaming, check_links
+from ..checkpoints.checkpoint_files import blaming, check_links
+from ..checkpoints.json_files import read_json
 from .field_rules import TOKEN_ID, TOKENIZER_RULES, check_fields
 from .sentencepiece_bpe import SentencePieceModel, sentencepiece_tokenizer
 from .templates import chat_template

@@ -17,8 +17,8 @@ from fnmatch import fnmatch
 
 import torch
 
+from ..checkpoints.checkpoint_files import TensorInfo, blaming
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
-from .checkpoint_files import TensorInfo, blaming
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
 
+from ..checkpoints.checkpoint_files import CheckpointError, CheckpointFiles
 from ..modeling import InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
-from .checkpoint_files import CheckpointError, CheckpointFiles
 from .plan import HEAD, target_tensors
 from .slow_reference import SlowReference
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 
 from ..processing.image_files import open_image
-from ..training.image_headers import upright_size
+from ..processing.image_headers import upright_size
 
 Size = tuple[int, int]
 

@@ -5,9 +5,9 @@ import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..conversion.checkpoint_files import WEIGHT_FILES
+from ..checkpoints.checkpoint_files import WEIGHT_FILES
+from ..checkpoints.json_files import read_json
 from ..conversion.sources import Tiling, read_source
-from ..json_files import read_json
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule

@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..json_files import read_json
-from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
-from ..processing import InternVLXProcessor
-from .checkpoint_names import (
+from ..checkpoints.checkpoint_names import (
     CODE_MAPS,
     INDEX,
     SINGLE,
@@ -20,8 +17,11 @@ from .checkpoint_names import (
     relative_imports,
     weight_map,
 )
+from ..checkpoints.json_fields import check_fields
+from ..checkpoints.json_files import read_json
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from ..processing import InternVLXProcessor
 from .folder import FolderError, card_to_push, real_files
-from .json_fields import check_fields
 from .model_card import CardFacts
 
 SHARDS = "model-*-of-*.safetensors"

@@ -12,11 +12,11 @@ from urllib.parse import unquote
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import is_jinja_available
 
-from ..companions import LICENCES
-from ..links import LinkError, resolve_inside
+from ..checkpoints.checkpoint_names import CARD, checkpoint_file_names, linked_folders, walk_files
+from ..checkpoints.companions import LICENCES
+from ..checkpoints.links import LinkError, resolve_inside
 from .card_text import CardError, is_generated, validate_card, writing
-from .checkpoint_names import checkpoint_file_names, linked_folders, walk_files
-from .model_card import CARD, model_card, read_card
+from .model_card import model_card, read_card
 
 # Why a file stays that is not on the list of those that travel: the first reason with a pattern that the file's path, one
 # of its folders or its name matches. The patterns explain, they do not protect: without them it stays all the same.

@@ -11,18 +11,16 @@ from types import NoneType
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..json_files import read_json
-from ..links import resolve_inside
+from ..checkpoints.checkpoint_names import CARD, NATIVE, OURS, RECIPE, REPORT
+from ..checkpoints.json_fields import check_fields
+from ..checkpoints.json_files import read_json
+from ..checkpoints.links import resolve_inside
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import TilingRule
 from .card_text import TITLE, Card, CardError, renew_card
-from .json_fields import check_fields
-from .training_facts import RECIPE, RECIPE_FIELDS, TEXT, TrainingFacts, code, one_line
+from .training_facts import RECIPE_FIELDS, TEXT, TrainingFacts, code, one_line
 
-CARD = "README.md"
-REPORT = "conversion_report.json"
-NATIVE, OURS = "internvl", "internvl_x"
 # what a report keeps of the source's card
 SOURCE_CARD = ("language?", "license?", "license_name?", "license_link?")
 # how new modules start, as the card says it

@@ -13,9 +13,10 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging
 
+from ..checkpoints.checkpoint_names import CARD
 from .checks import check_folder
 from .folder import FolderError, LeftFile, PushedFile, card_to_push, files_left, files_to_push, folder_stamps
-from .model_card import CARD, CardFacts
+from .model_card import CardFacts
 
 # of these a repository keeps only what is pushed: `from_pretrained` would take an old model.safetensors before new shards
 WEIGHTS = (

@@ -9,9 +9,9 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
-from .checkpoint_names import checkpoint_file_names
+from ..checkpoints.checkpoint_names import CARD, checkpoint_file_names
 from .folder import names_to_push, real_files
-from .model_card import CARD, read_card, write_card
+from .model_card import read_card, write_card
 
 logger = logging.get_logger(__name__)
 

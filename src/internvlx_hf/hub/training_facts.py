@@ -8,7 +8,6 @@ from types import NoneType
 from huggingface_hub import EvalResult
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-RECIPE = "training_recipe.json"
 TEXT, NUMBER = (str, NoneType), (int, float, NoneType)
 DATA = [{"name": str, "samples?": (int, str, NoneType), "repeat_time?": (int, float), "hub_id?": TEXT}]
 RECIPE_FIELDS = {

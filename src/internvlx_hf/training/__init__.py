@@ -3,19 +3,19 @@
 
 from importlib import import_module
 
-from .collator import InternVLXDataCollator
+from ..data.collator import InternVLXDataCollator
 
 # imported when they are asked for: some need what only the extra `train` installs
 _LAZY = {
-    "CostGroupedSampler": "sampler",
-    "PackedData": "packing",
-    "PackedStream": "packing",
-    "StreamingTrainingData": "datasets",
-    "ThroughputCallback": "metrics",
-    "TrainingData": "datasets",
-    "load_training_data": "sources",
-    "measure_sizes": "costs",
-    "merge_adapter": "merge",
+    "CostGroupedSampler": "..data.sampler",
+    "PackedData": "..data.packing",
+    "PackedStream": "..data.packing",
+    "StreamingTrainingData": "..data.datasets",
+    "ThroughputCallback": ".metrics",
+    "TrainingData": "..data.datasets",
+    "load_training_data": "..data.sources",
+    "measure_sizes": "..data.costs",
+    "merge_adapter": ".merge",
 }
 
 __all__ = ["InternVLXDataCollator", *_LAZY]
@@ -23,5 +23,5 @@ __all__ = ["InternVLXDataCollator", *_LAZY]
 
 def __getattr__(name: str):
     if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

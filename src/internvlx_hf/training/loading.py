@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ..conversion.checkpoint_files import check_links, weight_files
+from ..checkpoints.checkpoint_files import check_links, weight_files
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
 from .arguments import ModelArguments

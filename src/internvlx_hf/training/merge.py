@@ -8,13 +8,14 @@ import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
-from ..companions import copy_companions, find_companions
-from ..conversion.checkpoint_files import blaming, check_links, listed
+from ..checkpoints.checkpoint_files import blaming, check_links, listed
+from ..checkpoints.checkpoint_names import RECIPE
+from ..checkpoints.companions import copy_companions, find_companions
+from ..checkpoints.links import resolve_inside
+from ..checkpoints.whole_folder import require_room, resolve_out
 from ..conversion.convert import DTYPES, find_source, require_apart
-from ..hub.training_facts import RECIPE
-from ..links import resolve_inside
+from ..hub.checkpoint_folder import checkpoint_folder
 from ..processing import InternVLXProcessor
-from ..whole_folder import checkpoint_folder, require_room, resolve_out
 from .arguments import ModelArguments
 from .loading import check_model_type, load_model
 from .recipe import COMPANIONS

@@ -7,13 +7,13 @@ from importlib.metadata import version
 from transformers import Trainer
 
 from .. import __version__
-from ..companions import LICENCES
+from ..checkpoints.checkpoint_names import REPORT
+from ..checkpoints.companions import LICENCES
 from ..conversion.convert import source_name
-from ..hub.model_card import REPORT
+from ..data.run_data import RunData
 from .arguments import LoraArguments, ModelArguments
 from .metrics import ThroughputCallback
 from .parameters import part_sizes
-from .run_data import RunData
 
 # of the training arguments, what makes one training another; the rest is where and how often things are written
 SETTINGS = (

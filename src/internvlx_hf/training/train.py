@@ -9,9 +9,10 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..companions import copy_companions, find_companions
+from ..checkpoints.checkpoint_names import RECIPE
+from ..checkpoints.companions import copy_companions, find_companions
+from ..data.run_data import RunData, load_run_data
 from ..hub import write_card
-from ..hub.training_facts import RECIPE
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from .arguments import (
     DataArguments,
@@ -25,7 +26,6 @@ from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
-from .run_data import RunData, load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
 

@@ -9,12 +9,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from ..data.datasets import StreamingTrainingData
+from ..data.packing import PackedStream
+from ..data.sampler import CostGroupedSampler
 from ..hub import PushesCheckpoint
-from .datasets import StreamingTrainingData
 from .epochs import TellSamplerEpoch
-from .packing import PackedStream
 from .parameters import set_learning_rates
-from .sampler import CostGroupedSampler
 
 
 class InternVLXTrainer(PushesCheckpoint, Trainer):

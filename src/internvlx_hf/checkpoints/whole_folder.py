@@ -1,0 +1,276 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""A folder that appears whole: written beside its place under a lock, and moved there at the end.
+
+Beside a folder OUT a run uses hidden names with an id of its own, and notes the id in the lock file before it makes any:
+
+    .OUT.internvlx.lock     locked while the run lives; the ids of this run and of killed ones
+    .OUT.writing-ID         the new folder, until it is whole
+    .OUT.replaced-ID        the old folder, from when it makes room until the new one is in its place
+    .OUT.removed-ID         the old folder, while it is deleted
+
+What a killed run left says how far it came, so that the next one puts it in order. All names are gone after a run.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from transformers.utils import logging
+
+from .manifest import files_in_the_way, is_ours, write_manifest, written_by
+
+logger = logging.get_logger(__name__)
+
+RUN_ID = re.compile(r"[0-9a-f]{8}")
+# a parent folder, or the lock file, may vanish while another run ends
+LOCK_ATTEMPTS = 100
+MOST_LISTED = 12
+
+if os.name == "nt":
+    import msvcrt
+
+    def _try_lock(file: BinaryIO) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _try_lock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def whole_folder(
+    out: str | Path, *, overwrite: bool = False, complete: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
+    """Yield an empty folder that becomes `out` if all goes well, and is removed if anything does not.
+
+    Enter it before heavy work: what forbids to write `out` is found first. What runs left that were killed is put in order:
+    a folder that one was about to replace is put back.
+
+    Args:
+        out: the folder to make; parents are made too. It may be there if it is empty.
+        overwrite: replace a folder that was written this way. All of its files go, so carry over what shall stay.
+        complete: called with the folder at the end. If it raises a `ValueError` or an `OSError`, the folder is kept beside
+            `out`, and the message names it.
+
+    Raises:
+        BlockingIOError: another process is writing `out`.
+        FileExistsError: `out` may not be replaced, see [`refuse_existing`]. Where that is so only at the end, what was
+            written is kept beside `out`, and the message names it.
+        OSError: `out` cannot be written.
+    """
+    out = resolve_out(out)
+    refuse_existing(out, overwrite)
+    with _parents_only_if_used(out), _locked(out) as runs:
+        run = runs[-1]
+        try:
+            refuse_existing(out, overwrite)  # a folder may have been put back
+            identity = run.start()
+            yield run.writing
+            run.finish(overwrite, complete)
+            if _identity(out) != identity:
+                raise OSError(f"{out} is not the folder that this run wrote: another process has replaced it.")
+        finally:
+            run.settle()
+
+
+def resolve_out(out: str | Path) -> Path:
+    """The absolute path of a folder to make, links followed: where one leads is replaced, not the link.
+
+    Raises:
+        ValueError: the path is not UTF-8, which safetensors and the model card want.
+    """
+    path = os.path.realpath(os.path.expanduser(out))
+    if path.encode(errors="replace").decode() != path:
+        raise ValueError(f"{path!a} is not UTF-8. Choose another folder.")
+    return Path(path)
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Raise `OSError` if the disk that a folder is on has less room than will be written."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, but {num_bytes / 1e9:.1f} GB will be written.")
+
+
+def refuse_existing(out: Path, overwrite: bool, shown: Path | None = None) -> None:
+    """Raise `FileExistsError` if something is at `out` that may not be replaced.
+
+    An empty folder may be. With `overwrite`, so may one that was written by [`whole_folder`] and holds nothing else.
+
+    Args:
+        shown: how messages call `out`.
+    """
+    shown = shown or out
+    if os.path.ismount(out):
+        raise FileExistsError(f"{shown} is where a disk is mounted and cannot be replaced. Choose a folder in it.")
+    if not _is_filled(out):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{shown} exists already. Choose another folder, or replace it with overwrite=True (--overwrite)."
+        )
+    if not out.is_dir():
+        raise FileExistsError(f"{shown} is not the folder of a checkpoint and is not overwritten.")
+    in_the_way = list(dict.fromkeys(files_in_the_way(out)))
+    more = f" and {len(in_the_way) - MOST_LISTED} more" if len(in_the_way) > MOST_LISTED else ""
+    names = ", ".join(in_the_way[:MOST_LISTED]) + more
+    if not is_ours(out):
+        raise FileExistsError(
+            f"{shown} is not the folder of a checkpoint that internvlx wrote, and is not overwritten. It holds {names}."
+        )
+    if in_the_way:
+        raise FileExistsError(
+            f"{shown} holds what internvlx did not write, and is not overwritten: {names}. Move these files away, or choose "
+            "another folder."
+        )
+
+
+class _Run:
+    """One write of `out`, this process's or one that was killed."""
+
+    def __init__(self, out: Path, run_id: str):
+        self.out, self.run_id = out, run_id
+        self.writing, self.replaced, self.removed = (
+            out.with_name(f".{out.name}.{state}-{run_id}") for state in ("writing", "replaced", "removed")
+        )
+
+    @property
+    def has_left_something(self) -> bool:
+        return any(map(os.path.lexists, (self.writing, self.replaced, self.removed)))
+
+    def start(self) -> tuple[int, int]:
+        """Make the folder to write into, as private as the one that it replaces; by its identity it is known again."""
+        self.writing.mkdir()
+        if self.out.is_dir():
+            self.writing.chmod(stat.S_IMODE(self.out.stat().st_mode) | stat.S_IRWXU)
+        return _identity(self.writing)
+
+    def finish(self, overwrite: bool, complete: Callable[[Path], object] | None) -> None:
+        try:
+            if complete:
+                complete(self.writing)
+            write_manifest(self.writing, self.run_id)
+            self._move_to_its_place(overwrite)
+        except (ValueError, OSError) as error:
+            kept = self._show(self.writing, "finished")
+            is_taken = isinstance(error, FileExistsError) or os.path.lexists(self.out)
+            kind = ValueError if isinstance(error, ValueError) else FileExistsError if is_taken else OSError
+            raise kind(f"{error} What was written is in {kept}.") from error
+
+    def _move_to_its_place(self, overwrite: bool) -> None:
+        refuse_existing(self.out, overwrite)
+        if _is_filled(self.out):
+            os.rename(self.out, self.replaced)
+            refuse_existing(self.replaced, overwrite, shown=self.out)  # no file can come any more
+        os.rename(self.writing, self.out)  # fails if anything has come to be there
+
+    def settle(self) -> None:
+        """Leave `out` as it was, or as the run wrote it, and none of the hidden folders; wherever the run ended."""
+        if os.path.lexists(self.replaced):
+            self._settle_replaced()
+        for folder in (self.removed, self.writing):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _settle_replaced(self) -> None:
+        if written_by(self.out) == self.run_id:
+            os.rename(self.replaced, self.removed)
+        elif not os.path.lexists(self.out):
+            os.rename(self.replaced, self.out)
+            logger.warning(f"{self.out} was about to be replaced when that was interrupted. It has been put back.")
+        else:
+            kept = self._show(self.replaced, "replaced")
+            logger.warning(f"{self.out} was put there while it was being replaced. What it was before is in {kept}.")
+
+    def _show(self, folder: Path, state: str) -> Path:
+        shown = self.out.with_name(f"{self.out.name}.{state}-{self.run_id}")
+        os.rename(folder, shown)
+        return shown
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[list[_Run]]:
+    """Lock `out`, put in order what killed runs left, and yield them, a new one last."""
+    path = out.with_name(f".{out.name}.internvlx.lock")
+    with _open_locked(path, out) as file:
+        runs = [_Run(out, run_id) for run_id in _read_ids(file, path)]
+        try:
+            for run in runs:
+                run.settle()
+            runs.append(_Run(out, secrets.token_hex(4)))
+            file.write(f"\n{runs[-1].run_id}\n".encode())
+            yield runs
+        finally:
+            if not any(run.has_left_something for run in runs):
+                with suppress(OSError):  # Windows keeps a file that is open
+                    path.unlink()
+
+
+def _open_locked(path: Path, out: Path) -> BinaryIO:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    for attempts_left in reversed(range(LOCK_ATTEMPTS)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempts_left:
+                continue
+            raise OSError(error.errno, f"{out} cannot be written: {error.strerror}", str(error.filename)) from error
+        if _has_locked(file, path, out):
+            return file
+    raise BlockingIOError(f"Other processes are writing {out}.")
+
+
+def _has_locked(file: BinaryIO, path: Path, out: Path) -> bool:
+    """Lock a file; False, and it is closed, if another run has ended and removed it meanwhile."""
+    try:
+        _try_lock(file)
+        if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+            return True
+        file.close()
+    except FileNotFoundError:
+        file.close()
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise BlockingIOError(f"Another process is writing {out}. Wait for it, or choose another folder.") from error
+    except OSError as error:
+        file.close()
+        raise OSError(
+            error.errno, f"{out} cannot be locked ({error.strerror}). Choose a folder on another disk", str(path)
+        ) from error
+    return False
+
+
+def _read_ids(file: BinaryIO, path: Path) -> list[str]:
+    file.seek(0)
+    lines = file.read().decode(errors="replace").split()
+    if foreign := [line for line in lines if not re.fullmatch(r"[0-9a-f]{1,8}", line)]:
+        raise OSError(f"{path} is not a lock file of internvlx, it holds {foreign[0][:40]!r}. Move it away.")
+    return [line for line in lines if RUN_ID.fullmatch(line)]
+
+
+@contextmanager
+def _parents_only_if_used(out: Path) -> Iterator[None]:
+    made = [folder for folder in out.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _is_filled(path: Path) -> bool:
+    """Whether anything but an empty folder is at a path."""
+    return os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,281 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""From a sample to its token ids, its labels, and the images that are still to be cut into tiles."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import jinja2
+import numpy as np
+import torch
+from transformers.utils import logging
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..processing import InternVLXProcessor
+from ..processing.image_headers import upright_size
+from ..processing.literals import IMAGE_MARK, literals_as_text
+from .reporting import SampleCounts
+from .samples import BrokenSampleError, Conversation, TooLongError, read_conversation
+
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = -100
+TOO_LONG_POLICIES = ("truncate", "skip", "error")
+BROKEN_POLICIES = ("skip", "error")
+# a sample's images of more pixels in all are cut into tiles at once
+MOST_WHOLE_PIXELS = 2**24
+
+
+@dataclass
+class TrainingSample:
+    """One sample, ready to be collated. (No dict: the `Trainer` leaves other objects' contents alone.)
+
+    Attributes:
+        input_ids, labels: (L,) int64; labels are -100 wherever there is no loss.
+        images: what `input_ids` have room for: (C, H, W) 8-bit levels, upright. (An image of 12
+            megapixels is cut into tiles a fifth faster from these than from Pillow's memory, and the same.) Of larger
+            images the tiles, (tiles, C, H, W): the whole images of a batch would take gigabytes.
+        num_tiles: of each image.
+        images_kwargs: what the image processor is called with for this sample.
+        was_cut: whether `max_length` took something away.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    images: list
+    num_tiles: list[int]
+    images_kwargs: dict = field(default_factory=dict)
+    was_cut: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class SampleEncoder:
+    """Encodes samples `{"messages": [...], "images": [...]}` (see `read_conversation`) for training.
+
+    The ids are those of `processor.apply_chat_template(..., return_labels=True)`, at a fraction of the time: a placeholder
+    is tokenized once and then repeated. Image parts are written as the chat template writes them, marks `<image>` exactly
+    where they stand, as InternVL does. A token carries loss if it begins within what the template marks as written by the
+    assistant: the answer and its end marker. (There one does that merely reaches into it, from the header's newline into an
+    answer that begins with a blank.)
+
+    Args:
+        processor: its image processor and chat template are used as they are at each call.
+        max_length: most tokens of a sample, as `input_ids` counts them.
+        on_too_long: what happens to a longer sample. `"truncate"` cuts it behind its first `max_length` tokens, never
+            within an image but in front of it, and then back to the last token that carries loss; images that are cut off
+            are not read. If that leaves no answer, as where the images alone are too long, the sample is skipped.
+            `"skip"` skips every longer sample, `"error"` raises.
+        on_broken: whether a sample that cannot be read raises (`"error"`) or is skipped (`"skip"`). Whatever is skipped is
+            warned of, and counted in `counts`.
+
+    Raises:
+        ValueError: an argument is out of range, or the chat template does not mark what the assistant writes.
+    """
+
+    def __init__(
+        self,
+        processor: InternVLXProcessor,
+        max_length: int | None = None,
+        on_too_long: str = "truncate",
+        on_broken: str = "error",
+    ):
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length={max_length}, expected a positive number of tokens.")
+        if on_too_long not in TOO_LONG_POLICIES:
+            raise ValueError(f"on_too_long={on_too_long!r}, expected one of {', '.join(TOO_LONG_POLICIES)}.")
+        if on_broken not in BROKEN_POLICIES:
+            raise ValueError(f"on_broken={on_broken!r}, expected one of {', '.join(BROKEN_POLICIES)}.")
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", _template(processor)):
+            raise ValueError(
+                "Training needs a chat template that puts {% generation %} and {% endgeneration %} around what the "
+                f"assistant writes, but this one does not: {_template(processor)!r:.200}"
+            )
+        self.processor = processor
+        self.max_length = max_length
+        self.on_too_long = on_too_long
+        self.on_broken = on_broken
+        self.counts = SampleCounts()
+
+    def __call__(self, sample: Mapping) -> TrainingSample:
+        """Encode a sample and decode its images.
+
+        Raises:
+            TooLongError: see `on_too_long`.
+            ValueError: the sample is broken: one of its images cannot be read, a text holds an image token, ...
+        """
+        encoded = self.measure(sample)
+        if not encoded.images or not self.processor.image_processor.do_rescale:
+            return encoded  # without rescaling it matters what range an array came in
+        sources = [self._source(image, encoded.images_kwargs) for image in encoded.images]
+        tiles = [self._num_tiles(source.width, source.height, encoded.images_kwargs) for source in sources]
+        if tiles != encoded.num_tiles:
+            raise ValueError(
+                f"its images take {tiles} tiles when they are decoded, their headers say {encoded.num_tiles}"
+            )
+        if sum(source.width * source.height for source in sources) > MOST_WHOLE_PIXELS:
+            return self._cut(encoded)
+        encoded.images = [source.read(0, 0, source.width, source.height) for source in sources]
+        encoded.images_kwargs |= {"input_data_format": "channels_first"}
+        return encoded
+
+    def _cut(self, encoded: TrainingSample) -> TrainingSample:
+        """With the tiles of its images, one of which is decoded at a time."""
+        levels = {"do_normalize": False, "rescale_factor": 1.0, "return_tensors": "pt"}
+        features = self.processor.image_processor(encoded.images, **encoded.images_kwargs | levels)
+        encoded.images = list(features.pixel_values.to(torch.uint8).split(encoded.num_tiles))
+        encoded.images_kwargs |= {"input_data_format": "channels_first", "crop_to_patches": False, "do_resize": False}
+        return encoded
+
+    def encode_or_skip(
+        self, read_sample: Callable[[], Mapping], place: Callable[[], str], decode: bool = True
+    ) -> TrainingSample | None:
+        """Encode a sample as `on_broken` and `on_too_long` say.
+
+        Args:
+            read_sample: gives the sample; what it raises counts as the sample's.
+            place: says where the sample is, for messages.
+            decode: False measures it only.
+
+        Returns:
+            None for a sample that is to be skipped.
+
+        Raises:
+            BrokenSampleError: it is not to be skipped. The message begins with its place.
+        """
+        try:
+            sample = read_sample()
+            encoded = self(sample) if decode else self.measure(sample)
+        except TooLongError as error:
+            self._skip("too_long", self.on_too_long != "error", f"{place()}: {error}", error)
+        except Exception as error:  # whatever a sample brings about is its own fault
+            self._skip("broken", self.on_broken == "skip", f"{place()}: {_described(error)}", error)
+        else:
+            self.counts.add("cut", encoded.was_cut)
+            return encoded
+
+    def _skip(self, kind: str, may_skip: bool, message: str, error: Exception) -> None:
+        if not may_skip:
+            raise BrokenSampleError(message) from error
+        logger.warning(f"{message}. Skipped.")
+        self.counts.add(kind, 1)
+
+    def measure(self, sample: Mapping) -> TrainingSample:
+        """As a call, but the images are left undecoded: their sizes are read from the files' headers."""
+        conversation = read_conversation(sample, self._image_tokens)
+        images_kwargs = dict(sample.get("images_kwargs") or {})
+        num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
+        ids, has_loss = self._tokenize(conversation)
+        return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
+
+    @property
+    def _image_tokens(self) -> tuple[str, str, str]:
+        return self.processor.image_token, self.processor.start_image_token, self.processor.end_image_token
+
+    def _count_tiles(self, image, images_kwargs: dict) -> int:
+        image_processor = self.processor.image_processor
+        upright = images_kwargs.get("do_exif_transpose", image_processor.do_exif_transpose)
+        return self._num_tiles(*upright_size(image, upright, images_kwargs.get("input_data_format")), images_kwargs)
+
+    def _num_tiles(self, width: int, height: int, images_kwargs: dict) -> int:
+        return self.processor.image_processor.get_number_of_image_patches(height, width, images_kwargs)
+
+    def _source(self, image, images_kwargs: dict):
+        image_processor = self.processor.image_processor
+        settings = {
+            name: images_kwargs.get(name, getattr(image_processor, name, None))
+            for name in ("do_convert_rgb", "do_exif_transpose", "input_data_format", "alpha")
+        }
+        return image_processor.process_image(image, **settings)
+
+    def _tokenize(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
+        """Ids with one placeholder an image, and whether each carries loss."""
+        tokenizer = self.processor.tokenizer
+        mark = {"type": "text", "text": self.processor.image_token}
+        messages = [
+            message | {"content": [mark if part["type"] == "mark" else part for part in message["content"]]}
+            for message in conversation.messages
+        ]
+        try:
+            prompts, spans = render_jinja_template(
+                conversations=[messages],
+                chat_template=_template(self.processor),
+                return_assistant_tokens_mask=True,
+                **tokenizer.special_tokens_map,
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template cannot write it: {error}") from error
+        has_bos = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
+        with literals_as_text(tokenizer, prompts, (*self._image_tokens, IMAGE_MARK)):
+            tokens = tokenizer(
+                prompts[0],
+                add_special_tokens=not has_bos,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+        ids = np.array(tokens["input_ids"], dtype=np.int64)
+        begins, ends = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+        has_loss = np.zeros(len(ids), dtype=bool)
+        for start, end in spans[0]:
+            has_loss |= (begins >= start) & (begins < end) & (ends > begins)
+        return ids, has_loss
+
+    def _expand(self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]):
+        """Put in as many placeholders as the images take: ids, labels, and the images' (start, end) in them."""
+        processor = self.processor
+        (places,) = np.nonzero(ids == processor.image_token_id)
+        forged = np.isin(ids, [processor.start_image_token_id, processor.end_image_token_id])
+        if forged.any():
+            raise ValueError(
+                f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected text "
+                "without it"
+            )
+        if len(places) != len(num_tiles):
+            raise ValueError(
+                f"the chat template writes {len(places)} of its {len(num_tiles)} images, expected each once"
+            )
+        lengths = np.array([2 + processor.image_seq_length * tiles for tiles in num_tiles], dtype=np.int64)
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[places] = lengths
+        ends = repeats.cumsum()[places]
+        starts = ends - lengths
+        has_loss = has_loss & ~np.isin(ids, processor.image_token_ids)
+        ids, has_loss = np.repeat(ids, repeats), np.repeat(has_loss, repeats)
+        ids[starts], ids[ends - 1] = processor.start_image_token_id, processor.end_image_token_id
+        labels = np.where(has_loss, ids, IGNORE_INDEX)
+        labels[:1] = IGNORE_INDEX  # nothing comes before it that could predict it
+        return ids, labels, list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+    def _fit(self, ids, labels, spans, images: list, num_tiles: list[int], images_kwargs: dict) -> TrainingSample:
+        if not (labels != IGNORE_INDEX).any():
+            raise ValueError("none of its tokens carries loss, expected an answer")
+        limit = self.max_length
+        if limit is None or len(ids) <= limit:
+            return TrainingSample(ids, labels, images, num_tiles, images_kwargs)
+        if self.on_too_long != "truncate":
+            raise TooLongError(f"it has {len(ids)} tokens, expected at most max_length={limit}")
+        for start, end in spans:
+            if start < limit < end:
+                limit = start
+        (supervised,) = np.nonzero(labels[:limit] != IGNORE_INDEX)
+        if not len(supervised):
+            raise TooLongError(
+                f"it has {len(ids)} tokens, {sum(end - start for start, end in spans)} of them of images, and no answer "
+                f"within max_length={self.max_length}"
+            )
+        limit = int(supervised[-1]) + 1
+        kept = sum(end <= limit for _, end in spans)
+        return TrainingSample(
+            ids[:limit], labels[:limit], images[:kept], num_tiles[:kept], images_kwargs, was_cut=True
+        )
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def _template(processor: InternVLXProcessor) -> str:
+    template = processor.chat_template
+    return template.get("default", "") if isinstance(template, dict) else template

@@ -1,0 +1,520 @@
+"""A folder appears whole or not at all, whatever kills the process that writes it, and whoever else writes there."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from internvlx_hf.checkpoints import whole_folder as module
+from internvlx_hf.checkpoints.manifest import MANIFEST
+from internvlx_hf.checkpoints.whole_folder import whole_folder
+
+# What changes the disk, and the lock: the process is killed once before each of these, and before each file that it opens
+# to write.
+STEPS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "fcntl.flock")
+PERSONS = "Written by a person.\n"
+
+
+def write(out, text: str, overwrite: bool = False) -> None:
+    """A writer of a checkpoint in small: some files, a folder, and a card that a person may have written into."""
+    out = Path(out)
+    with whole_folder(out, overwrite=overwrite) as partial:
+        for name in ("config.json", "model.safetensors", "LICENSES/MIT.txt"):
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_text(text)
+        card = out / "README.md"
+        (partial / "README.md").write_text(card.read_text() if card.exists() else "Generated.\n")
+
+
+def content(folder: Path) -> dict[str, str]:
+    names = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in names}
+
+
+def whole(text: str, card: str = "Generated.\n") -> dict[str, str]:
+    files = ("config.json", "model.safetensors", "LICENSES/MIT.txt")
+    return {**dict.fromkeys(files, text), "README.md": card}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def in_a_process(act) -> int:
+    """Do something in a process of its own; its exit status as `os.waitpid` gives it. Nothing of ours cleans up there."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(process, 0)[1]
+
+
+def signalled_at_each_step(number: signal.Signals, act, prepare):
+    """Run `act` again and again, each time with the signal sent before its next step; yields what step that was."""
+    for step in count():
+        prepare()
+        read, tell = os.pipe()
+
+        def run(step=step, tell=tell):
+            seen = count()
+
+            def watch(event, arguments):
+                writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+                if (event in STEPS or writes) and next(seen) == step:
+                    os.write(tell, f"{step}: {event} {arguments}".encode())
+                    os.kill(os.getpid(), number)
+
+            sys.addaudithook(watch)
+            act()
+
+        status = in_a_process(run)
+        os.close(tell)
+        with os.fdopen(read) as told:
+            place = told.read()
+        if not place:
+            assert status == 0
+            assert step > 10
+            return
+        yield place, status
+
+
+SIGNALS = pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name
+)
+
+
+@SIGNALS
+def test_first_write_killed_at_any_step_can_be_repeated(number, tmp_path):
+    parent = tmp_path / "new"
+    out = parent / "out"
+    for place, _ in signalled_at_each_step(
+        number, lambda: write(out, "new"), lambda: shutil.rmtree(parent, ignore_errors=True)
+    ):
+        if out.exists():
+            assert content(out) == whole("new"), place
+            with pytest.raises(FileExistsError, match="exists already"):
+                write(out, "again")
+            write(out, "again", overwrite=True)
+        else:
+            write(out, "again")
+        assert (content(out), names(parent)) == (whole("again"), ["out"]), place
+
+
+@SIGNALS
+def test_overwrite_killed_at_any_step_loses_neither_checkpoint_nor_card(number, tmp_path):
+    parent = tmp_path / "parent"
+    out = parent / "out"
+
+    def prepare():
+        shutil.rmtree(parent, ignore_errors=True)
+        write(out, "old")
+        (out / "README.md").write_text(PERSONS)
+
+    is_there = set()
+    for place, _ in signalled_at_each_step(number, lambda: write(out, "new", overwrite=True), prepare):
+        is_there.add(out.exists())
+        if number == signal.SIGINT and content(out) == whole("old", PERSONS):
+            assert set(names(parent)) <= {".out.internvlx.lock", "out"}, place
+        with pytest.raises(FileExistsError, match="exists already"):
+            write(out, "not asked for")
+        assert content(out) in (whole("old", PERSONS), whole("new", PERSONS)), place
+        write(out, "newest", overwrite=True)
+        assert (content(out), names(parent)) == (whole("newest", PERSONS), ["out"]), place
+    # the matrix has met the moment at which no folder is in its place, unless the signal lets the process put it back
+    assert is_there == ({True} if number == signal.SIGINT else {True, False})
+
+
+def test_run_that_puts_a_folder_back_may_be_killed_too(tmp_path):
+    parent, seed = tmp_path / "parent", tmp_path / "seed"
+    out = parent / "out"
+
+    def prepare():
+        shutil.rmtree(parent, ignore_errors=True)
+        write(out, "old")
+        (out / "README.md").write_text(PERSONS)
+
+    for _ in signalled_at_each_step(signal.SIGKILL, lambda: write(out, "new", overwrite=True), prepare):
+        if not out.exists():
+            shutil.copytree(parent, seed)
+            break
+    assert any(name.startswith(".out.replaced-") for name in names(seed))
+
+    def restart():
+        shutil.rmtree(parent)
+        shutil.copytree(seed, parent)
+
+    for place, _ in signalled_at_each_step(signal.SIGKILL, lambda: write(out, "newer", overwrite=True), restart):
+        with pytest.raises(FileExistsError, match="exists already"):
+            write(out, "not asked for")
+        assert content(out) in (whole("old", PERSONS), whole("newer", PERSONS)), place
+        write(out, "newest", overwrite=True)
+        assert (content(out), names(parent)) == (whole("newest", PERSONS), ["out"]), place
+
+
+def test_folder_that_was_half_deleted_is_never_put_back(tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+
+    def kill_while_it_is_deleted():
+        sys.addaudithook(
+            lambda event, arguments: (
+                os.kill(os.getpid(), signal.SIGKILL)
+                if event == "os.remove" and arguments[0] == "config.json"
+                else None
+            )
+        )
+        write(out, "new", overwrite=True)
+
+    assert in_a_process(kill_while_it_is_deleted) == signal.SIGKILL
+    assert content(out) == whole("new")
+    out.rename(tmp_path / "elsewhere")
+    write(out, "newest")
+    assert content(out) == whole("newest")
+    assert names(tmp_path) == ["elsewhere", "out"]
+
+
+def test_folder_that_came_after_a_kill_is_not_taken_for_the_new_one(tmp_path, caplog):
+    out = tmp_path / "out"
+    write(out, "old")
+
+    def kill_between_the_renames():
+        sys.addaudithook(
+            lambda event, arguments: (
+                os.kill(os.getpid(), signal.SIGKILL)
+                if event == "os.rename" and str(arguments[1]) == str(out)
+                else None
+            )
+        )
+        write(out, "new", overwrite=True)
+
+    assert in_a_process(kill_between_the_renames) == signal.SIGKILL
+    assert not out.exists()
+    write(tmp_path / "other", "other")
+    (tmp_path / "other").rename(out)
+    write(out, "newest", overwrite=True)
+    assert content(out) == whole("newest")
+    (kept,) = tmp_path.glob("out.replaced-*")
+    assert content(kept) == whole("old")
+    assert names(tmp_path) == ["out", kept.name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_processes_that_write_one_folder_at_once_one_does_and_the_others_fail_at_once(overwrite, tmp_path):
+    out, go = tmp_path / "out", tmp_path / "go"
+    if overwrite:
+        write(out, "old")
+
+    def compete(number: int) -> None:
+        while not go.exists():
+            time.sleep(0.001)
+        start = time.monotonic()
+        try:
+            with whole_folder(out, overwrite=overwrite) as partial:
+                (partial / "config.json").write_text(str(number))
+                time.sleep(1)
+        except BlockingIOError as error:
+            os._exit(10 if "Another process is writing" in str(error) and time.monotonic() - start < 0.5 else 11)
+
+    processes = []
+    for number in range(6):
+        process = os.fork()
+        if process == 0:
+            try:
+                compete(number)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        processes.append(process)
+    go.touch()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    assert sorted(codes) == [0, 10, 10, 10, 10, 10]
+    assert content(out) == {"config.json": str(codes.index(0))}
+    assert names(tmp_path) == ["go", "out"]
+
+
+def test_lock_of_a_file_that_the_run_before_removed_is_taken_again(tmp_path, monkeypatch):
+    """The run before ends after the file was opened and before it was locked."""
+    lock, try_lock, calls = tmp_path / ".out.internvlx.lock", module._try_lock, []
+
+    def remove_and_lock(file):
+        calls.append(file)
+        if len(calls) < 3:
+            lock.unlink()
+        if len(calls) == 2:
+            lock.touch()  # by a run that follows, and that has ended
+        try_lock(file)
+
+    monkeypatch.setattr(module, "_try_lock", remove_and_lock)
+    with whole_folder(tmp_path / "out"):
+        assert len(calls) == 3
+        with pytest.raises(BlockingIOError), whole_folder(tmp_path / "out"):
+            pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_lock_holds_for_other_paths_to_the_same_folder(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    with (
+        whole_folder("real/out"),
+        pytest.raises(BlockingIOError, match="Another process is writing"),
+        whole_folder("link/out"),
+    ):
+        pass
+
+
+def test_file_that_appears_in_out_is_kept_and_so_is_the_finished_work(tmp_path):
+    out = tmp_path / "out"
+
+    def write_while_another_does():
+        with whole_folder(out) as partial:
+            (partial / "config.json").write_text("new")
+            out.mkdir()
+            (out / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(FileExistsError, match=r"exists already.*What was written is in .*out\.finished-") as error:
+        write_while_another_does()
+    assert content(out) == {"thesis.txt": "years of work"}
+    (kept,) = tmp_path.glob("out.finished-*")
+    assert str(kept) in str(error.value)
+    assert content(kept) == {"config.json": "new"}
+    assert names(tmp_path) == ["out", kept.name]
+
+
+@pytest.mark.parametrize("moment", ["while it is written", "at the last moment"])
+def test_file_that_appears_in_a_folder_to_overwrite_stays_there(moment, tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+
+    def appear():
+        (out / "thesis.txt").write_text("years of work")
+
+    def run():
+        if moment == "at the last moment":
+            sys.addaudithook(
+                lambda event, arguments: appear() if event == "os.rename" and str(arguments[0]) == str(out) else None
+            )
+        try:
+            with whole_folder(out, overwrite=True) as partial:
+                (partial / "config.json").write_text("new")
+                if moment == "while it is written":
+                    appear()
+        except FileExistsError as error:
+            (tmp_path / "error").write_text(str(error))
+
+    assert in_a_process(run) == 0
+    assert "did not write, and is not overwritten: thesis.txt." in (tmp_path / "error").read_text()
+    assert content(out) == whole("old") | {"thesis.txt": "years of work"}
+    (kept,) = tmp_path.glob("out.finished-*")
+    assert content(kept) == {"config.json": "new"}
+    assert names(tmp_path) == ["error", "out", kept.name]
+
+
+def test_folder_that_somebody_puts_in_place_of_ours_is_noticed(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", os.rename
+    write(out, "old")
+    write(tmp_path / "other", "other")
+
+    def rename_and_replace(source, target):
+        rename(source, target)
+        if ".writing-" in str(source):
+            rename(out, tmp_path / "stolen")
+            rename(tmp_path / "other", out)
+
+    monkeypatch.setattr(os, "rename", rename_and_replace)
+    with pytest.raises(OSError, match="out is not the folder that this run wrote"):
+        write(out, "new", overwrite=True)
+    (kept,) = tmp_path.glob("out.replaced-*")
+    assert content(out) == whole("other")
+    assert content(kept) == whole("old")
+
+
+@pytest.mark.parametrize("kind", ["source tree", "training output", "foreign checkpoint", "file"])
+def test_what_was_not_written_this_way_is_not_overwritten_and_is_listed(kind, tmp_path):
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("a file")
+    else:
+        out.mkdir()
+        (out / "config.json").write_text(json.dumps({"model_type": "internvl_x"}))
+    if kind == "source tree":
+        (out / "src").mkdir()
+        (out / "src" / "main.py").write_text("")
+    if kind == "training output":
+        (out / "checkpoint-500").mkdir()
+        (out / "checkpoint-500" / "optimizer.pt").write_text("")
+        (out / "conversion_report.json").write_text("{}")
+    expected = {
+        "source tree": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json, src/\.",
+        "training output": r"did not write, and is not overwritten: checkpoint-500/\.",
+        "foreign checkpoint": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json\.",
+        "file": r"is not the folder of a checkpoint",
+    }
+    before = content(out) if out.is_dir() else out.read_text()
+    with pytest.raises(FileExistsError, match=expected[kind]):
+        write(out, "new", overwrite=True)
+    assert (content(out) if out.is_dir() else out.read_text()) == before
+    assert names(tmp_path) == ["out"]
+
+
+def link(path: Path, target: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("change", "listed"),
+    [
+        (lambda out: (out / "notes.txt").write_text(""), "notes.txt"),
+        (lambda out: (out / "checkpoint-500").mkdir(), "checkpoint-500"),
+        (lambda out: (out / "LICENSES" / "mine").write_text(""), "LICENSES/"),
+        (lambda out: (out / "model.safetensors").write_text("OLD"), "model.safetensors (changed since)"),
+        (lambda out: (out / "config.json").write_text("older"), "config.json (changed since)"),
+        (lambda out: link(out / "model.safetensors", "config.json"), "model.safetensors (changed since)"),
+        (lambda out: link(out / "README.md", "config.json"), "README.md (changed since)"),
+        (lambda out: link(out / "data", ".."), "data"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_came_into_a_folder_of_ours_later_is_listed_before_the_work(change, listed, tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+    change(out)
+    with pytest.raises(FileExistsError) as error, whole_folder(out, overwrite=True):
+        raise AssertionError("the work began")
+    assert f"did not write, and is not overwritten: {listed}. Move" in str(error.value)
+    assert names(tmp_path) == ["out"]
+
+
+def test_weights_that_were_trained_in_place_are_not_what_was_written(tmp_path):
+    """Of a large file only parts are compared; training changes values everywhere."""
+    out = tmp_path / "out"
+    with whole_folder(out) as partial:
+        (partial / "model.safetensors").write_bytes(bytes(5_000_000))
+    (out / "model.safetensors").write_bytes(bytes(2_000_000) + b"\1" * 3_000_000)
+    with (
+        pytest.raises(FileExistsError, match=r"model\.safetensors \(changed since\)"),
+        whole_folder(out, overwrite=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "{", '{"format": 2, "files": {}}', '{"format": 1, "files": []}', "\xff"]
+)
+def test_folder_with_a_manifest_that_is_none_is_not_overwritten(text, tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+    (out / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(FileExistsError, match="not the folder of a checkpoint that internvlx wrote"):
+        write(out, "new", overwrite=True)
+    assert content(out) == whole("old")
+
+
+def test_manifest_that_records_no_digest_covers_nothing(tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+    manifest = json.loads((out / MANIFEST).read_text())
+    manifest["files"] |= {"thesis.txt": None, "../out/notes.txt": None, str(out / "more.txt"): {}}
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    for name in ("thesis.txt", "notes.txt", "more.txt"):
+        (out / name).write_text("years of work")
+    with pytest.raises(FileExistsError, match=r": more\.txt, notes\.txt, thesis\.txt \(changed since\)\."):
+        write(out, "new", overwrite=True)
+
+
+def test_missing_file_and_edited_card_do_not_forbid_to_overwrite(tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+    (out / "model.safetensors").unlink()
+    (out / "README.md").write_text(PERSONS)
+    write(out, "new", overwrite=True)
+    assert content(out) == whole("new", PERSONS)
+
+
+def test_hidden_folders_that_no_run_noted_are_left_alone(tmp_path):
+    theirs = tmp_path / ".out.writing-0123abcd"
+    theirs.mkdir()
+    write(tmp_path / "out", "new")
+    assert names(tmp_path) == [theirs.name, "out"]
+
+
+def test_lock_file_that_is_somebody_else_s_is_left_alone(tmp_path):
+    lock = tmp_path / ".out.internvlx.lock"
+    lock.write_text("mine")
+    with pytest.raises(OSError, match=r"is not a lock file of internvlx, it holds 'mine'"):
+        write(tmp_path / "out", "new")
+    lock.unlink()
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="cannot be written"):
+        write(tmp_path / "out", "new")
+    assert names(tmp_path) == [lock.name]
+
+
+def test_empty_folder_may_be_there(tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", "new")
+    assert content(tmp_path / "out") == whole("new")
+
+
+def test_link_stays_a_link_and_what_it_leads_to_is_replaced(tmp_path):
+    write(tmp_path / "real" / "out", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "out")
+    write(tmp_path / "link", "new", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "real" / "out") == whole("new")
+    (tmp_path / "dangling").symlink_to(tmp_path / "real" / "later")
+    write(tmp_path / "dangling", "new")
+    assert content(tmp_path / "real" / "later") == whole("new")
+    assert names(tmp_path / "real") == ["later", "out"]
+
+
+def test_relative_path_and_new_parents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("a/b/out", "new")
+    assert content(tmp_path / "a" / "b" / "out") == whole("new")
+
+
+def test_failure_leaves_no_parents_behind(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "a" / "b" / "out"):
+        raise RuntimeError
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("parent", ["file", "/proc"])
+def test_place_that_cannot_be_written_is_named(parent, tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / parent / "out"
+    with pytest.raises(OSError, match=f"{out} cannot be written: "), whole_folder(out):
+        pass
+
+
+def test_private_folder_stays_private_and_others_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "out", "old")
+        assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+        (tmp_path / "out").chmod(0o700)
+        write(tmp_path / "out", "new", overwrite=True)
+        assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_disk_that_is_mounted_at_out_is_named_before_the_work():
+    with pytest.raises(FileExistsError, match="where a disk is mounted"), whole_folder("/proc", overwrite=True):
+        raise AssertionError("the work began")

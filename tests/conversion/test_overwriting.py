@@ -1,0 +1,311 @@
+"""Real conversions and merges into a folder that is there, that another process writes, or that a killed one left."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from conversion_helpers import GOLDEN, copy_of, golden_logits, load
+from internvlx_hf.checkpoints.links import LinkError
+from internvlx_hf.checkpoints.manifest import MANIFEST
+from internvlx_hf.cli import main
+from internvlx_hf.conversion import convert, convert_checkpoint
+from internvlx_hf.hub import CardError
+from internvlx_hf.training.arguments import LoraArguments
+from internvlx_hf.training.lora import add_lora
+from internvlx_hf.training.merge import merge_adapter
+from tiny import LVTC, tiny_model
+from training_helpers import run, save_checkpoint
+
+QWEN = "internvl2_qwen2"
+PERSONS = "\nWritten by a person.\n"
+
+GATED = """
+import sys
+import internvlx_hf.conversion
+from internvlx_hf.cli import main
+print("ready", flush=True)
+sys.stdin.readline()
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+KILLED = """
+import os, signal, sys
+from internvlx_hf.cli import main
+
+def kill_before_the_new_folder_is_moved(event, arguments):
+    if event == "os.rename" and str(arguments[1]) == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill_before_the_new_folder_is_moved)
+main(["convert", *sys.argv[1:]])
+"""
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "out"
+    convert_checkpoint(GOLDEN / QWEN, out)
+    return out
+
+
+@pytest.fixture
+def out(converted, tmp_path):
+    """A conversion's result beside nothing else."""
+    copied = subprocess.run(["cp", "-r", converted, tmp_path / "out"])
+    assert copied.returncode == 0
+    return tmp_path / "out"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def add_to_card(out, text=PERSONS):
+    card = out / "README.md"
+    card.write_text(card.read_text() + text)
+
+
+def test_interrupt_says_that_the_new_folder_is_in_its_place(out, monkeypatch, capsys):
+    rmtree = shutil.rmtree
+
+    def interrupted(folder, **options):
+        if ".removed-" in folder.name:
+            raise KeyboardInterrupt
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    old = json.loads((out / MANIFEST).read_text())["run"]
+    assert main(["convert", str(GOLDEN / QWEN), str(out), "--overwrite"]) == 130
+    assert f"internvlx: interrupted, {out} was written before\n" in capsys.readouterr().err
+    assert json.loads((out / MANIFEST).read_text())["run"] != old
+
+
+def link_card(out):
+    card = out / "README.md"
+    card.symlink_to(card.rename(out.parent / "elsewhere.md"))
+
+
+def test_of_two_conversions_into_one_folder_one_succeeds_and_the_folder_is_its(tmp_path):
+    command = [sys.executable, "-c", GATED, GOLDEN / QWEN, tmp_path / "out", "--max-patches"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(number)], **pipes) for number in (3, 5)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 1], errors
+    error = errors[codes.index(1)]
+    assert "Another process is writing" in error or "exists already" in error
+    assert names(tmp_path) == ["out"]
+    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert report["options"]["max_patches"] == (3, 5)[codes.index(0)]
+    assert golden_logits(load(tmp_path / "out"), QWEN).isfinite().all()
+
+
+def test_conversion_killed_between_its_renames_is_repeated_with_the_person_s_card(out, tmp_path):
+    add_to_card(out)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    command = [sys.executable, "-c", KILLED, GOLDEN / QWEN, out, "--max-patches", "3", "--overwrite"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not out.exists()
+    with pytest.raises(FileExistsError, match="exists already"):
+        convert_checkpoint(GOLDEN / QWEN, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    convert_checkpoint(GOLDEN / QWEN, out, max_patches=4, overwrite=True)
+    assert json.loads((out / "conversion_report.json").read_text())["options"]["max_patches"] == 4
+    assert PERSONS in (out / "README.md").read_text()
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("to", ["internvl_x", "internvl"])
+def test_conversion_from_before_manifests_is_overwritten_unless_something_else_is_there(to, tmp_path):
+    out = tmp_path / "out"
+    convert_checkpoint(GOLDEN / QWEN, out, to=to, max_shard_gigabytes=1e-4)
+    (out / MANIFEST).unlink()
+    (out / "checkpoint-500").mkdir()
+    (out / "checkpoint-500" / "model.safetensors").write_text("trained")
+    (out / "trainer_state.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"did not write.*: checkpoint-500/, trainer_state\.json\."):
+        convert_checkpoint(GOLDEN / QWEN, out, to=to, overwrite=True)
+    (out / "checkpoint-500" / "model.safetensors").unlink()
+    (out / "checkpoint-500").rmdir()
+    (out / "trainer_state.json").unlink()
+    convert_checkpoint(GOLDEN / QWEN, out, to=to, overwrite=True)
+    assert (out / MANIFEST).is_file()
+    assert not (out / "model.safetensors.index.json").exists()
+
+
+def test_what_training_left_is_not_overwritten_not_even_without_its_states(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "converted", projector="pvtc")
+    out, again = tmp_path / "out", [GOLDEN / QWEN, tmp_path / "out"]
+    base = save_checkpoint(tmp_path / "base")
+    (base / "conversion_report.json").write_bytes((tmp_path / "converted" / "conversion_report.json").read_bytes())
+    run(tmp_path)
+    trained = (out / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"did not write.*checkpoint-.*training_recipe\.json"):
+        convert_checkpoint(*again, overwrite=True)
+    left = [
+        path for path in out.iterdir() if path.is_dir() or path.name in ("trainer_state.json", "training_args.bin")
+    ]
+    subprocess.run(["rm", "-r", *left, out / "all_results.json"], check=True)
+    with pytest.raises(FileExistsError, match=r"did not write, and is not overwritten: training_recipe\.json\."):
+        convert_checkpoint(*again, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == trained
+
+
+def test_folder_that_may_not_be_replaced_is_refused_before_the_source_is_looked_for(tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="not the folder of a checkpoint"):
+        convert_checkpoint(tmp_path / "nowhere", tmp_path / "src", overwrite=True)
+
+
+def test_what_a_person_writes_into_the_card_during_the_conversion_stays(out, monkeypatch):
+    write_weights = convert.write_weights
+
+    def edit_and_write(*arguments):
+        add_to_card(out)
+        write_weights(*arguments)
+
+    monkeypatch.setattr(convert, "write_weights", edit_and_write)
+    convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
+    assert PERSONS in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("damage", [lambda out: add_to_card(out, "<!-- internvlx:begin -->\n"), link_card])
+def test_card_that_is_damaged_during_the_conversion_costs_no_work(damage, out, monkeypatch):
+    write_weights = convert.write_weights
+
+    def write_and_damage(*arguments):
+        write_weights(*arguments)
+        damage(out)
+
+    monkeypatch.setattr(convert, "write_weights", write_and_damage)
+    with pytest.raises(ValueError, match=r"README\.md.* What was written is in .*out\.finished-") as error:
+        convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
+    (kept,) = out.parent.glob("out.finished-*")
+    assert str(kept) in str(error.value)
+    assert load_file(kept / "model.safetensors").keys() == load_file(out / "model.safetensors").keys()
+    assert (kept / "conversion_report.json").is_file()
+
+
+@pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), "5"])
+def test_shard_size_that_is_none_is_named_before_any_work(size, tmp_path):
+    with pytest.raises(ValueError, match=f"max_shard_gigabytes={size!r}, expected a positive number"):
+        convert_checkpoint(tmp_path / "nowhere", tmp_path / "out", max_shard_gigabytes=size)
+
+
+def test_out_that_is_not_utf_8_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match=r"latin-\\udce9/out' is not UTF-8"):
+        convert_checkpoint(tmp_path / "nowhere", tmp_path / os.fsdecode(b"latin-\xe9") / "out")
+
+
+def forbid_weights(monkeypatch):
+    def forbidden(*arguments):
+        raise AssertionError("the weights were written")
+
+    monkeypatch.setattr(convert, "write_weights", forbidden)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "match"),
+    [
+        ("NOTICE", "gone", "NOTICE is a link to nothing"),
+        ("LICENSE-x", "../secret", "LICENSE-x leads to .*secret, outside"),
+        ("LICENSES/MIT.txt", "../../secret", "MIT.txt leads to .*secret, outside"),
+        ("LICENSES", "..", "LICENSES leads to .*, outside"),
+        ("LICENSES", "other", "LICENSES is not a file"),
+    ],
+)
+def test_licence_that_cannot_be_copied_is_named_before_the_weights(name, target, match, tmp_path, monkeypatch):
+    source = copy_of(QWEN, tmp_path / "source")
+    (source / "other").mkdir()
+    (tmp_path / "secret").write_text("key")
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).symlink_to(target)
+    forbid_weights(monkeypatch)
+    with pytest.raises(LinkError, match=match):
+        convert_checkpoint(source, tmp_path / "out")
+    assert names(tmp_path) == ["secret", "source"]
+
+
+def test_licences_come_along_those_of_a_folder_too(tmp_path):
+    source = copy_of(QWEN, tmp_path / "source")
+    texts = {
+        "LICENSE": "MIT",
+        "LICENCE-data": "CC",
+        "NOTICE.txt": "By us",
+        "LICENSES/MIT.txt": "MIT",
+        "LICENSES/a/b": "x",
+    }
+    for name, text in texts.items():
+        (source / name).parent.mkdir(exist_ok=True, parents=True)
+        (source / name).write_text(text)
+    (source / "LICENSE-link").symlink_to("LICENSE")
+    convert_checkpoint(source, tmp_path / "out")
+    for name, text in {**texts, "LICENSE-link": "MIT"}.items():
+        assert (tmp_path / "out" / name).read_text() == text
+        assert not (tmp_path / "out" / name).is_symlink()
+
+
+def test_training_names_a_licence_that_cannot_be_copied_before_it_trains(tmp_path):
+    base = save_checkpoint(tmp_path / "base")
+    (base / "NOTICE").symlink_to("gone")
+    with pytest.raises(LinkError, match="NOTICE is a link to nothing"):
+        run(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    save_checkpoint(tmp_path / "base")
+    model = add_lora(tiny_model(**LVTC), LoraArguments(lora_rank=2))
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_merge_replaces_its_own_folder_keeps_the_person_s_card_and_takes_licences_along(adapter, tmp_path):
+    out = tmp_path / "merged"
+    (tmp_path / "base" / "LICENSES").mkdir()
+    (tmp_path / "base" / "LICENSES" / "MIT.txt").write_text("MIT")
+    merge_adapter(adapter, out)
+    add_to_card(out)
+    merge_adapter(adapter, out, overwrite=True, dtype="bfloat16")
+    assert {str(tensor.dtype) for tensor in load_file(out / "model.safetensors").values()} == {"torch.bfloat16"}
+    assert PERSONS in (out / "README.md").read_text()
+    assert (out / "LICENSES" / "MIT.txt").read_text() == "MIT"
+    add_to_card(out, "<!-- internvlx:begin -->\n")
+    with pytest.raises(CardError, match="damaged or out of place"):
+        merge_adapter(adapter, out, overwrite=True)
+    assert names(tmp_path) == ["adapter", "base", "merged"]
+
+
+def test_merge_refuses_what_it_did_not_write_and_its_own_base(adapter, tmp_path):
+    out = tmp_path / "merged"
+    merge_adapter(adapter, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"did not write.*: notes\.txt\."):
+        merge_adapter(adapter, out, overwrite=True)
+    with pytest.raises(FileExistsError, match="is not the folder of a checkpoint that internvlx wrote"):
+        merge_adapter(adapter, tmp_path / "base", overwrite=True)
+    (out / "notes.txt").unlink()
+    with pytest.raises(FileExistsError, match="merged holds the source"):
+        merge_adapter(adapter, out, base=str(out), overwrite=True)
+
+
+def test_merge_names_a_licence_that_cannot_be_copied_before_it_loads_the_model(adapter, tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("key")
+    (tmp_path / "base" / "LICENSE").symlink_to("../secret")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(LinkError, match="LICENSE leads to"):
+        merge_adapter(adapter, tmp_path / "merged")

@@ -1,0 +1,186 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Whatever one sample brings about is that sample's fault: named with its file and line, and skipped if that is wanted."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from internvlx_hf.data import encoding
+from internvlx_hf.data.records import JsonArray
+from internvlx_hf.data.samples import BrokenSampleError
+from internvlx_hf.training import InternVLXDataCollator, load_training_data
+from tiny import tiny_config, tiny_processor
+
+GOOD = {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "World"}]}
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+def with_image(image) -> str:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "An image."}]
+    return json.dumps({"image": image, "conversations": turns})
+
+
+BROKEN = {
+    "deeply nested": '{"conversations": ' + DEEP + "}",
+    "half a URL": with_image("http://[::1"),
+    "a URL without a host": with_image("http:///x.png"),
+    "a URL that cannot be encoded": with_image("http://\udc80/x.png"),
+    "a port that is no number": with_image("http://host:port/x.png"),
+    "no such file": with_image("none.png"),
+    "a null byte": with_image("no\0ne.png"),
+    "a folder": with_image("."),
+    "a truncated image": with_image("cut.png"),
+    "bytes that are none": with_image({"bytes": "text"}),
+    "a huge number": '{"conversations": ' + "9" * 10_000 + "}",
+    "infinity": with_image({"bytes": float("inf")}),
+    "no JSON": "{",
+    "no object": "[1]",
+    "half a character": '{"conversations": "\\ud800"}',
+}
+
+
+@pytest.fixture
+def processor():
+    return tiny_processor(tiny_config("llama"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.linear_gradient("L").save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_line_is_named_and_skipped_if_wanted(case, folder, processor):
+    path = folder / "data.jsonl"
+    path.write_text("\n".join([json.dumps(GOOD), BROKEN[case], json.dumps(GOOD)]))
+    with pytest.raises(BrokenSampleError, match=r"data\.jsonl, line 2: "):
+        load_training_data(path, processor)[1]
+    data = load_training_data(path, processor, on_broken="skip")
+    assert data[1].input_ids.tolist() == data[2].input_ids.tolist()
+    assert data.counts["broken"] == 1
+
+
+def test_a_line_that_is_no_utf8_is_named_and_skipped_if_wanted(folder, processor):
+    for name in ("data.jsonl", "data.json"):
+        path = folder / name
+        path.write_bytes(b"\xff{}\n" + json.dumps(GOOD).encode())
+        with pytest.raises(ValueError, match=r"data\.jsonl?, line 1: .*UTF-8"):
+            load_training_data(path, processor)[0]
+        assert len(load_training_data(path, processor, on_broken="skip")[0])
+
+
+def test_running_out_of_memory_over_an_image_is_that_samples_fault(folder, processor, monkeypatch):
+    path = folder / "data.jsonl"
+    path.write_text("\n".join([with_image("whole.png"), json.dumps(GOOD)]))
+
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(BrokenSampleError, match=r"data\.jsonl, line 1: "):
+        load_training_data(path, processor)[0]
+    assert load_training_data(path, processor, on_broken="skip")[0] is not None
+
+
+def test_a_list_with_a_deeply_nested_record_loses_only_that(folder, processor):
+    path = folder / "data.json"
+    tricky = json.dumps(GOOD | {"note": 'a " quote, a ] and a \\'})
+    path.write_text("[" + ",\n".join([tricky, BROKEN["deeply nested"], tricky]) + "]")
+    with pytest.raises(BrokenSampleError, match=r"data\.json, record 1 \(line 2\): .*nested too deeply"):
+        load_training_data(path, processor)[1]
+    data = load_training_data(path, processor, on_broken="skip")
+    assert len(data) == 3
+    assert data[0].input_ids.tolist() == data[1].input_ids.tolist()
+
+
+def test_the_end_of_a_deeply_nested_record_is_found_past_brackets_in_texts(folder):
+    path = folder / "data.json"
+    nested = '{"text": "]} \\" \\\\", "deep": ' + DEEP + "}"
+    path.write_text(f'[{nested}, {{"a": 1}}]')
+    records = JsonArray(path)
+    assert len(records) == 2
+    assert records[1] == {"a": 1}
+    path.write_text(f"[{nested[:-10]}")
+    with pytest.raises(ValueError, match=r"data\.json, line 1: Unfinished record"):
+        JsonArray(path)
+
+
+@pytest.mark.parametrize("rest", ["\n[{}]", " {}", "\n]", ",", "x"])
+def test_what_follows_a_list_is_not_lost(rest, folder, processor):
+    path = folder / "data.json"
+    path.write_text(json.dumps([GOOD]) + rest)
+    line = 1 + rest.count("\n")
+    with pytest.raises(ValueError, match=rf"data\.json, line {line}: More data behind the end of the list"):
+        load_training_data(path, processor)
+    path.write_text(json.dumps([GOOD]) + "\n \t\r\n")
+    assert len(load_training_data(path, processor)) == 1
+
+
+def test_a_meta_file_that_names_a_data_set_twice_is_refused(folder, processor):
+    path = folder / "meta.json"
+    entry = '{"root": ".", "annotation": "data.jsonl"}'
+    path.write_text(f'{{"a": {entry}, "a": {entry}}}')
+    with pytest.raises(ValueError, match=r"meta\.json sets 'a' twice"):
+        load_training_data(path, processor)
+    path.write_text('{"a": ' + DEEP + "}")
+    with pytest.raises(ValueError, match=r"meta\.json is not InternVL's meta file"):
+        load_training_data(path, processor)
+
+
+def test_transparent_images_are_trained_on_as_the_processor_blends_them(folder, processor):
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(folder / "clear.png")
+    path = folder / "data.jsonl"
+    path.write_text(with_image("clear.png"))
+    seen = {}
+    for alpha in ("white", "drop"):
+        processor.image_processor.alpha = alpha
+        (image,) = load_training_data(path, processor)[0].images
+        seen[alpha] = {float(image.min()), float(image.max())}
+    assert seen == {"white": {255.0}, "drop": {0.0}}
+    assert torch.is_tensor(image)
+
+
+def test_a_sample_may_say_what_becomes_of_its_transparency(processor):
+    image = Image.new("RGBA", (32, 32), (9, 9, 9, 0))
+    sample = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], "images": [image]}
+    for alpha, level in (("white", 255), ("drop", 9)):
+        encoded = encoding.SampleEncoder(processor)(sample | {"images_kwargs": {"alpha": alpha}})
+        assert (encoded.images[0] == level).all()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"max_patches": 3}, {"do_exif_transpose": False}])
+def test_large_images_are_cut_at_once_into_the_same_tiles(kwargs, processor, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((90, 60)).convert("RGBA").save(stream, "PNG", exif=exif)
+    turns = [{"role": "user", "content": "<image>What? <image>"}, {"role": "assistant", "content": "Images."}]
+    sample = {"messages": turns, "images": [{"bytes": stream.getvalue()}, np.full((50, 40, 3), 7, np.uint8)]}
+    sample["images_kwargs"] = kwargs
+    whole = InternVLXDataCollator(processor)([sample])
+    monkeypatch.setattr(encoding, "MOST_WHOLE_PIXELS", 90 * 60 + 50 * 40 - 1)
+    encoded = InternVLXDataCollator(processor).encoder(sample)
+    assert [len(image) for image in encoded.images] == encoded.num_tiles
+    assert all(image.dtype == torch.uint8 for image in encoded.images)
+    cut = InternVLXDataCollator(processor)([encoded])
+    assert torch.equal(cut["pixel_values"], whole["pixel_values"])
+    monkeypatch.setattr(encoding, "MOST_WHOLE_PIXELS", 90 * 60 + 50 * 40)
+    assert encoded.images[0].ndim - InternVLXDataCollator(processor).encoder(sample).images[0].ndim == 1
+
+
+def test_a_meta_file_says_the_least_and_the_most_tiles(folder, processor):
+    (folder / "data.jsonl").write_text(with_image("whole.png"))
+    for setting, tiles in (({"min_dynamic_patch": 2, "max_dynamic_patch": 2}, 3), ({"max_dynamic_patch": 1}, 1)):
+        entry = {"annotation": str(folder / "data.jsonl"), "root": str(folder)} | setting
+        (folder / "meta.json").write_text(json.dumps({"one": entry}))
+        data = load_training_data(folder / "meta.json", processor)
+        assert data[0].num_tiles == [tiles]
+        names = {"min_dynamic_patch": "min_patches", "max_dynamic_patch": "max_patches"}
+        assert data.parts[0].images_kwargs == {names[name]: value for name, value in setting.items()}

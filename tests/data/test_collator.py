@@ -1,0 +1,360 @@
+"""The data collator: what carries loss, where `max_length` cuts, what is refused, and that a plain `Trainer` trains with it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Trainer, TrainingArguments
+
+from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
+from internvlx_hf.conversion.templates import chat_template
+from internvlx_hf.conversion.tokenizers import convert_tokenizer
+from internvlx_hf.data.encoding import SampleEncoder
+from internvlx_hf.training import InternVLXDataCollator
+from paths import GOLDEN as GOLDEN_ROOT
+from tiny import LVTC, TILE, tiny_config, tiny_model, tiny_processor
+
+GOLDEN = GOLDEN_ROOT / "checkpoints"
+# a tokenizer of each family, with each template that its models have; None is the processor's own ChatML
+TEMPLATES = [
+    ("internvl2_internlm2", "internlm2-chat", "<|im_end|>"),
+    ("internvl2_internlm2", "internvl2_5", "<|im_end|>"),
+    ("internvl2_qwen2", "Hermes-2", "<|im_end|>"),
+    ("internvl2_qwen2", "internvl2_5", "<|im_end|>"),
+    ("internvl2_qwen2", None, "<|im_end|>"),
+    ("internvl2_llama_yi", "Hermes-2", "<|im_end|>"),
+    ("internvl2_phi3", "phi3-chat", "<|end|>"),
+    ("internvl2_llama3", "Hermes-2", "<|im_end|>"),
+    ("internvl2_llama3", "internvl2_5", "<|im_end|>"),
+]
+ANSWERS = ["A red bicycle, by a wall.", "Red: 红色", "No."]
+
+
+def picture(width=TILE, height=TILE, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def golden_processor(checkpoint, template):
+    tokenizer = convert_tokenizer(GOLDEN / checkpoint)
+    tokenizer.chat_template = None if template is None else chat_template(template)
+    image_processor = InternVLXImageProcessor(size={"height": TILE, "width": TILE})
+    return InternVLXProcessor(image_processor, tokenizer, image_seq_length=4)
+
+
+def dialogue(**kwargs):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": ANSWERS[0]},
+        {"role": "user", "content": "Which colour?"},
+        {"role": "assistant", "content": [{"type": "text", "text": ANSWERS[1]}]},
+        {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "image"}]},
+        {"role": "assistant", "content": ANSWERS[2]},
+    ]
+    return {"messages": messages, "images": [picture(3 * TILE), picture()], **kwargs}
+
+
+def asked(question="What?", answer="A cat.", images=0, size=(TILE, TILE)):
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "images": [picture(*size, seed=i) for i in range(images)]}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor(tiny_config(downsample_ratio=0.25))
+
+
+@pytest.mark.parametrize(("checkpoint", "template", "end"), TEMPLATES)
+def test_exactly_the_answers_and_their_end_markers_carry_loss(checkpoint, template, end):
+    """The position after the header of each answer, where generation would begin, up to the end marker: no mask is used."""
+    processor = golden_processor(checkpoint, template)
+    tokenizer, sample = processor.tokenizer, dialogue()
+    batch = InternVLXDataCollator(processor)([sample])
+    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+    expected, images = [-100] * len(ids), iter(sample["images"])
+    for message in sample["messages"]:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            part |= {"image": next(images)} if part["type"] == "image" else {}
+    for turn, answer in zip((2, 4, 6), ANSWERS, strict=True):
+        prompt = processor.apply_chat_template(
+            sample["messages"][:turn], add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        start = len(prompt["input_ids"][0])
+        assert ids[:start] == prompt["input_ids"][0]
+        stop = ids.index(tokenizer.convert_tokens_to_ids(end), start) + 1
+        assert tokenizer.decode(ids[start:stop]) == answer + end
+        expected[start:stop] = ids[start:stop]
+    assert labels == expected
+
+
+@pytest.mark.parametrize(("checkpoint", "template", "end"), TEMPLATES)
+def test_ids_labels_and_tiles_are_those_of_the_processor(checkpoint, template, end):
+    """The encoder repeats placeholders itself, for speed: this ties it to the processor's own way."""
+    processor = golden_processor(checkpoint, template)
+    sample = dialogue()
+    batch = InternVLXDataCollator(processor)([sample])
+    images = iter(sample["images"])
+    messages = [
+        message
+        | {
+            "content": [
+                part | ({"image": next(images)} if part["type"] == "image" else {}) for part in message["content"]
+            ]
+            if isinstance(message["content"], list)
+            else message["content"]
+        }
+        for message in sample["messages"]
+    ]
+    expected = processor.apply_chat_template([messages], return_labels=True, return_tensors="pt")
+    for name in ("input_ids", "labels", "attention_mask", "pixel_values"):
+        assert torch.equal(batch[name], expected[name]), name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16", "F", "sideways", "array", "unit floats"])
+@pytest.mark.parametrize("settings", [{}, {"do_rescale": False}, {"do_exif_transpose": False}])
+def test_tiles_are_those_of_the_image_processor_for_any_kind_of_picture(mode, settings):
+    """The encoder decodes pictures before the image processor sees them."""
+    processor = tiny_processor(tiny_config(), **settings)
+    image = picture(3 * TILE, TILE + 7)
+    if mode in ("I;16", "F"):
+        image = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16 if mode == "I;16" else np.float32) * 257)
+    elif mode == "sideways":
+        image.getexif()[0x0112] = 6
+    elif mode == "array":
+        image = np.asarray(image)
+    elif mode == "unit floats":
+        image = torch.rand(3, TILE + 7, 3 * TILE)
+    else:
+        image = image.convert(mode)
+    batch = InternVLXDataCollator(processor)([asked() | {"images": [image]}])
+    expected = processor.image_processor([image], return_tensors="pt").pixel_values
+    assert torch.equal(batch["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("answer", ["\nYes", "\n\nYes\n", " Yes ", "\tYes", "，好"])
+@pytest.mark.parametrize(("checkpoint", "template", "end"), TEMPLATES)
+def test_nothing_before_the_answer_carries_loss_whatever_it_begins_with(checkpoint, template, end, answer):
+    """Blanks may make one token with the header's newline, which no prompt ends with: it is not learned."""
+    processor = golden_processor(checkpoint, template)
+    batch = InternVLXDataCollator(processor)([asked(answer=answer)])
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    (supervised,) = torch.nonzero(labels != -100, as_tuple=True)
+    assert supervised.tolist() == list(range(int(supervised[0]), int(supervised[-1]) + 1))
+    learned = processor.tokenizer.decode(ids[supervised])
+    assert (answer + end).endswith(learned)
+    assert learned.lstrip().startswith(answer.strip())
+    prompt = processor.apply_chat_template(
+        asked()["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    assert len(prompt["input_ids"][0]) <= int(supervised[0])
+
+
+def test_rows_are_padded_on_the_right_and_padding_carries_no_loss(processor):
+    collator = InternVLXDataCollator(processor, pad_to_multiple_of=8)
+    samples = [asked(images=1), asked("Why? " * 9), asked(answer="x")]
+    batch = collator(samples)
+    assert batch["input_ids"].shape[1] % 8 == 0
+    for row, sample in enumerate(samples):
+        alone = InternVLXDataCollator(processor)([sample])
+        length = alone["input_ids"].shape[1]
+        for name in ("input_ids", "labels"):
+            assert torch.equal(batch[name][row, :length], alone[name][0])
+        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
+        assert (batch["labels"][row, length:] == -100).all()
+
+
+def test_a_batch_without_images_has_no_pixel_values(processor):
+    assert "pixel_values" not in InternVLXDataCollator(processor)([asked(), asked()])
+
+
+def test_images_may_come_as_objects_paths_bytes_or_inside_the_messages(processor, tmp_path):
+    path = tmp_path / "a.png"
+    picture(2 * TILE).save(path)
+    part = {"type": "text", "text": "What?", "image": None}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
+
+    def sample(*images, **source):
+        content = [{"type": "image", "text": None, **source}, part]
+        return {"messages": [{"role": "user", "content": content}, answer], "images": list(images)}
+
+    samples = [
+        sample(picture(2 * TILE)),
+        sample(str(path)),
+        sample(path),
+        sample({"bytes": path.read_bytes(), "path": None}),
+        sample({"bytes": None, "path": str(path)}),
+        sample(image=picture(2 * TILE)),
+        sample(path=str(path)),
+        sample(np.asarray(picture(2 * TILE))),
+    ]
+    batches = [InternVLXDataCollator(processor)([sample]) for sample in samples]
+    for batch in batches[1:]:
+        assert batch.keys() == batches[0].keys()
+        for name in batch:
+            assert torch.equal(batch[name], batches[0][name])
+
+
+def test_marks_are_written_where_they_stand_and_images_without_marks_in_front(processor):
+    """As in InternVL: a part is followed by the template's newline, a mark only by what the text has there."""
+    context = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+
+    def prompt(question, images):
+        ids = InternVLXDataCollator(processor)([asked(question, images=images)])["input_ids"][0]
+        return processor.tokenizer.decode(ids).split("user\n")[1].split("<|im_end|>")[0]
+
+    assert prompt("<image>\nWhat?", 1) == f"{context}\nWhat?"
+    assert prompt("Is <image> like <image>?", 2) == f"Is {context} like {context}?"
+    assert prompt("What?", 1) == f"{context}\nWhat?"
+    assert prompt("What?", 2) == f"{context}\n{context}\nWhat?"
+
+
+@pytest.mark.parametrize(
+    ("sample", "error"),
+    [
+        ({"messages": []}, r"messages=\[\], expected a list"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no turn of the assistant"),
+        ({"messages": [{"role": "gpt", "content": "Hi"}]}, "role 'gpt', expected one of system, user, assistant"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "expected one of type text or image"),
+        ({"messages": [{"role": "user"}]}, "turn 0 is .*expected {'role'"),
+        (asked(answer=" \n"), r"turn 1 \(assistant\) is empty"),
+        (asked("<image> or <image>?", images=1), "1 images and the marks <image> 2 times"),
+        (asked("<image>"), "0 images and the marks <image> 1 times"),
+        (asked("Look: <IMG_CONTEXT>"), r"turn 0 \(user\) holds the image token '<IMG_CONTEXT>'"),
+        (asked() | {"images": ["/nowhere.png"]}, "/nowhere.png' does not exist"),
+        (asked() | {"images": [{"bytes": b"GIF89a"}]}, "an image of 6 bytes is not an image that Pillow can read"),
+        (asked() | {"images": [{"bytes": None}]}, "expected an image, its path or"),
+        (asked() | {"images": [7]}, "an image is a int, expected a path"),
+        (dialogue(images=[picture()]), "1 images for 2 image parts"),
+    ],
+)
+def test_a_broken_sample_is_refused_and_says_what_would_be_right(processor, sample, error):
+    with pytest.raises(ValueError, match=error):
+        InternVLXDataCollator(processor)([sample])
+
+
+def test_a_truncated_image_is_refused_by_its_name(processor, tmp_path):
+    path = tmp_path / "half.jpg"
+    picture(90, 60).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(ValueError, match=r"half\.jpg.* is corrupt or truncated"):
+        InternVLXDataCollator(processor)([asked() | {"images": [str(path)]}])
+
+
+def test_a_collator_that_skips_leaves_the_sample_out_and_counts_it(processor, caplog):
+    collator = InternVLXDataCollator(processor, on_broken="skip")
+    batch = collator([asked(), asked(answer=""), asked(images=1)])
+    assert len(batch["input_ids"]) == 2
+    assert collator.encoder.counts.as_dict() == {"broken": 1, "too_long": 0, "cut": 0}
+    with pytest.raises(ValueError, match="None of the batch's 1 samples"):
+        collator([asked(answer="")])
+
+
+# ---- max_length
+
+
+def encoded(processor, sample, max_length=None, **kwargs):
+    return SampleEncoder(processor, max_length, **kwargs)(sample)
+
+
+def test_max_length_cuts_text_behind_the_last_token_that_carries_loss(processor):
+    sample = asked(answer="word " * 40, images=1)
+    whole = encoded(processor, sample)
+    cut = encoded(processor, sample, len(whole) - 30)
+    assert cut.was_cut
+    assert len(cut) == len(whole) - 30
+    np.testing.assert_array_equal(cut.input_ids, whole.input_ids[: len(cut)])
+    np.testing.assert_array_equal(cut.labels, whole.labels[: len(cut)])
+
+
+def test_max_length_never_cuts_through_an_image(processor):
+    """Every possible length: an image is there with all its placeholders and pixels, or not at all."""
+    sample = dialogue()
+    whole = encoded(processor, sample)
+    kept = set()
+    for length in range(1, len(whole) + 1):
+        try:
+            cut = encoded(processor, sample, length)
+        except ValueError as error:
+            assert f"no answer within max_length={length}" in str(error)  # noqa: PT017
+            continue
+        assert len(cut) <= length
+        placeholders = (cut.input_ids == processor.image_token_id).sum()
+        assert placeholders == processor.image_seq_length * sum(cut.num_tiles)
+        assert len(cut.images) == len(cut.num_tiles) == (cut.input_ids == processor.end_image_token_id).sum()
+        assert (cut.input_ids == processor.start_image_token_id).sum() == len(cut.images)
+        assert cut.labels[-1] != -100 or not cut.was_cut
+        kept.add(len(cut.images))
+    assert kept == {1, 2}
+
+
+def test_images_that_are_cut_off_are_not_read(processor, tmp_path):
+    sample = dialogue()
+    path = tmp_path / "later.png"
+    picture(200, 200).save(path)
+    path.write_bytes(path.read_bytes()[:-3000])
+    sample["images"][1] = str(path)
+    with pytest.raises(ValueError, match="corrupt"):
+        encoded(processor, sample)
+    assert len(encoded(processor, sample, len(encoded(processor, dialogue())) - 20).images) == 1
+
+
+@pytest.mark.parametrize("policy", ["truncate", "skip"])
+def test_a_sample_whose_images_are_too_long_is_skipped_and_counted(processor, policy):
+    collator = InternVLXDataCollator(processor, max_length=20, on_too_long=policy)
+    batch = collator([asked(images=1, size=(TILE, 6 * TILE)), asked("a", "b")])
+    assert len(batch["input_ids"]) == 1
+    assert collator.encoder.counts.as_dict() == {"broken": 0, "too_long": 1, "cut": 0}
+
+
+def test_a_sample_that_is_too_long_is_fatal_by_choice(processor):
+    collator = InternVLXDataCollator(processor, max_length=20, on_too_long="error")
+    with pytest.raises(ValueError, match=r"it has \d+ tokens, expected at most max_length=20"):
+        collator([asked(answer="word " * 30)])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error"),
+    [
+        ({"max_length": 0}, "max_length=0"),
+        ({"on_too_long": "cut"}, "on_too_long='cut', expected one of truncate, skip, error"),
+        ({"on_broken": "ignore"}, "on_broken='ignore', expected one of skip, error"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0"),
+    ],
+)
+def test_wrong_arguments_are_refused(processor, kwargs, error):
+    with pytest.raises(ValueError, match=error):
+        InternVLXDataCollator(processor, **kwargs)
+
+
+def test_a_template_without_generation_marks_is_refused():
+    processor = tiny_processor(tiny_config())
+    processor.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(ValueError, match=r"Training needs a chat template that puts {% generation %}"):
+        InternVLXDataCollator(processor)
+
+
+# ---- The Trainer
+
+
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["plain", "lvtc"])
+def test_a_plain_trainer_needs_nothing_but_the_collator(tmp_path, settings):
+    model = tiny_model(**settings).train()
+    processor = tiny_processor(model.config)
+    samples = [asked(images=i % 3, answer=f"{i} cats") for i in range(6)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(model, arguments, train_dataset=samples, data_collator=InternVLXDataCollator(processor))
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()

@@ -1,0 +1,45 @@
+"""Prompts and models on which LVTC is tested."""
+
+from tiny import LVTC, tiny_model
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+MIXED = [[5], [2, "tile", 3], ["tile", "tile", 1, "tile", 4], [9, "tile"]]  # no, one and many images
+STEEP = {"downsample_ratio": 0.25, "lvtc_config": {**LVTC["lvtc_config"], "downsample_ratio": 1.0}}
+SLIDING = {
+    "mistral": {"sliding_window": 7},
+    "phi3": {"sliding_window": 7},
+    "qwen2": {
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+    },
+    "qwen3": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+}
+ROPES = {
+    "dynamic": {
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+        "max_position_embeddings": 24,
+    },
+    "longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
+            "original_max_position_embeddings": 24,
+        },
+        "original_max_position_embeddings": 24,
+        "max_position_embeddings": 96,
+    },
+}
+
+
+def lvtc(n1=2, n2=4, **kwargs):
+    """Arguments for N₁ and N₂ tokens a side out of the tiny models' 8 patches."""
+    settings = {"expand_layer": 2, "num_lr_projectors": 2, "insert_start": 1, "insert_interval": 1, **kwargs}
+    return {"downsample_ratio": n1 / 8, "lvtc_config": {"downsample_ratio": n2 / 8, **settings}}
+
+
+def rope_model(rope, text="llama"):
+    return tiny_model("phi3" if rope == "longrope" else text, text_config=ROPES[rope], **LVTC)

@@ -1,0 +1,317 @@
+"""Model cards: what they say, that the Hub can read it, and that nothing a person wrote into one is lost."""
+
+import json
+import re
+import shutil
+
+import pytest
+from huggingface_hub import ModelCard
+
+from conversion_helpers import GOLDEN, copy_of
+from internvlx_hf import InternVLXConfig, InternVLXImageProcessor
+from internvlx_hf.checkpoints.links import LinkError
+from internvlx_hf.cli import main
+from internvlx_hf.conversion import convert_checkpoint
+from internvlx_hf.hub import CardError, model_card, write_card
+from internvlx_hf.hub.card_text import renew_card, validate_card, writing
+from tiny import LVTC, tiny_model, tiny_processor
+
+METADATA = {"library_name": "transformers", "tags": ["one", "two"], "base_model": "owner/base"}
+SECTIONS = {"title": "# Title", "cost": "## Cost\n\nA tile is dear.", "use": "## Use\n\n```python\nload()\n```"}
+RECIPE = {
+    "base_model": "internvl2-1b-x",
+    "revision": None,
+    "data": [
+        {"name": "pages|small", "samples": 1200, "repeat_time": 2},
+        {"name": "docs", "samples": 10, "repeat_time": 1, "hub_id": "owner/docs"},
+    ],
+    "evaluation_data": [{"name": "held out", "samples": 100}],
+    "trained_modules": {"model.multi_modal_projector": 123456},
+    "settings": {"learning_rate": 4e-5, "stage": 1},
+    "steps": 100,
+    "epochs": 1.0,
+    "tokens": 54321,
+    "metrics": {"train_loss": 1.25, "eval_loss": 0.5, "eval_runtime": 3.0},
+    "versions": {"internvlx_hf": "0.1.0"},
+}
+
+
+def renew(previous="", metadata=METADATA, sections=SECTIONS):
+    return renew_card(previous, metadata, lambda _: sections)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("card") / "tiny"
+    model = tiny_model(**LVTC)
+    model.save_pretrained(folder)
+    tiny_processor(model.config, slicing="area", max_patches=9).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A conversion with new modules, of which one has been trained since."""
+    folder = tmp_path_factory.mktemp("card") / "trained"
+    source = copy_of("internvl2_qwen2", tmp_path_factory.mktemp("source") / "source")
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: qwen\nlicense_link: LICENSE\n---\n# Base\n")
+    convert_checkpoint(source, folder, projector="pvtc", lvtc=True, base_model="OpenGVLab/InternVL2-1B")
+    converted = (folder / "README.md").read_text()
+    (folder / "training_recipe.json").write_text(json.dumps(RECIPE))
+    write_card(folder)
+    return converted, (folder / "README.md").read_text()
+
+
+# -- a card's text
+
+
+def test_renewing_a_card_with_the_same_changes_nothing():
+    card = renew()
+    again = renew(card.text)
+    assert again == card
+    assert again.edited == []
+    assert not writing(card.text)
+
+
+def test_generated_sections_are_replaced_in_their_places_and_all_else_stays():
+    text = renew().text
+    text = text.replace("<!-- internvlx:begin cost", "Before the cost.\n\n<!-- internvlx:begin cost")
+    text += "\n## Mine\n\n- a list\n\n      and  code\n"
+    later = renew(text, sections={**SECTIONS, "cost": "## Cost\n\nA tile is cheap."})
+    assert "dear" not in later.text
+    assert later.text == text.replace("dear", "cheap").replace(*digests_of("cost", text, later.text))
+    assert writing(later.text).parts == ("Before the cost.", "## Mine\n\n- a list\n\n      and  code")
+
+
+def digests_of(name: str, *texts: str) -> list[str]:
+    return [re.search(f"internvlx:begin {name} .*", text)[0] for text in texts]
+
+
+def test_section_that_was_edited_is_the_person_s_from_then_on():
+    text = renew().text.replace("A tile is dear.", "A tile is a bargain.")
+    later = renew(text, sections={**SECTIONS, "cost": "## Cost\n\nA tile is cheap."})
+    assert later.edited == ["cost"]
+    assert "bargain" in later.text
+    assert "cheap" not in later.text
+    assert renew(later.text).edited == ["cost"]
+
+
+def test_section_that_was_emptied_stays_empty_and_one_that_was_deleted_comes_back_in_its_place():
+    text = renew().text
+    emptied = text.replace("## Cost\n\nA tile is dear.\n", "")
+    assert "dear" not in renew(emptied).text
+    deleted = re.sub("<!-- internvlx:begin cost.*internvlx:end cost -->\n", "", text, flags=re.DOTALL)
+    assert "internvlx:begin cost" not in deleted
+    assert renew(deleted).text == text
+
+
+def test_section_that_has_nothing_to_say_any_more_goes_unless_it_was_edited():
+    text = renew().text
+    assert "dear" not in renew(text, sections={**SECTIONS, "cost": ""}).text
+    edited = text.replace("dear", "a bargain")
+    assert "bargain" in renew(edited, sections={**SECTIONS, "cost": ""}).text
+
+
+def test_new_section_goes_where_it_belongs():
+    sections = {"title": "# Title", "cost": SECTIONS["cost"], "data": "## Data\n\nPages.", "use": SECTIONS["use"]}
+    text = renew(renew().text, sections=sections).text
+    assert text.index("is dear") < text.index("Pages.") < text.index("load()")
+
+
+def test_metadata_that_a_person_changed_added_or_deleted_stays_so():
+    text = (
+        renew().text.replace("base_model: owner/base", "base_model: owner/other  # as I know").replace("- two\n", "")
+    )
+    text = text.replace("library_name: transformers\n", "").replace("---\n\n", "license: mit # surely\n---\n\n", 1)
+    card = renew(text, metadata={**METADATA, "tags": ["three"], "pipeline_tag": "image-text-to-text"})
+    data = ModelCard(card.text).data.to_dict()
+    assert data == {
+        "base_model": "owner/other",
+        "tags": ["one"],
+        "license": "mit",
+        "pipeline_tag": "image-text-to-text",
+    }
+    assert sorted(card.edited) == ["base_model", "library_name", "tags"]
+    assert "base_model: owner/other  # as I know" in card.text
+    assert "license: mit # surely" in card.text
+    assert renew(card.text, metadata={**METADATA, "tags": ["three"]}).text.count("library_name") == 1, (
+        "only its digest"
+    )
+
+
+def test_metadata_that_nobody_touched_are_renewed_or_go():
+    text = renew().text
+    data = ModelCard(renew(text, metadata={"tags": ["three"]}).text).data.to_dict()
+    assert data == {"tags": ["three"]}
+
+
+def test_card_of_a_person_s_own_keeps_all_of_it_and_gains_sections():
+    own = "---\nlicense: mit\ntags:\n- mine\n---\n# My model\n\nIt reads.\n"
+    card = renew(own)
+    assert "# Title" not in card.text
+    assert card.text.index("It reads.") < card.text.index("A tile is dear.")
+    data = ModelCard(card.text).data
+    assert (data.license, data.tags, data.base_model) == ("mit", ["mine"], "owner/base")
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_no_edits():
+    text = renew().text
+    assert renew("\ufeff" + text.replace("\n", "\r\n")).text == text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda text: text.replace("<!-- internvlx:end cost -->", ""),
+            r"line \d+.*begin use.*inside the section 'cost'",
+        ),
+        (lambda text: text.replace("<!-- internvlx:end use -->", ""), "'use' begins and does not end"),
+        (
+            lambda text: re.sub("<!-- internvlx:begin cost.*", "", text),
+            r"line \d+.*internvlx:end cost.*damaged or out",
+        ),
+        (lambda text: text.replace("internvlx:begin cost ", "internvlx:begin cost #"), "begin cost #"),
+        (lambda text: text.replace("end cost -->", "end cost ->"), r"end cost ->.*damaged"),
+        (lambda text: text + text[text.index("<!-- internvlx:begin use") :], "'use' stands there twice"),
+        (lambda text: text.replace("metadata:", "metadata"), r"line \d+: the mark '<!-- internvlx:card"),
+        (lambda text: text.replace("tags:\n", "tags: [\n"), "not valid YAML"),
+        (lambda text: re.sub("---\n.*?---\n", "---\n- a\n- b\n---\n", text, count=1, flags=re.DOTALL), "is a list"),
+    ],
+    ids=["no end", "no last end", "no begin", "begin", "end", "twice", "card", "yaml", "list"],
+)
+def test_damaged_card_is_named_and_left_alone(checkpoint, damage, message):
+    path = checkpoint / "README.md"
+    damaged = damage(renew().text)
+    path.write_text(damaged)
+    with pytest.raises(CardError, match=message):
+        write_card(checkpoint)
+    assert path.read_text() == damaged
+    path.unlink()
+
+
+def test_line_of_a_damaged_mark_is_right():
+    text = renew().text.replace("end cost -->", "end cost ->")
+    number = next(n for n, line in enumerate(text.split("\n"), 1) if "end cost" in line)
+    with pytest.raises(CardError, match=f"line {number}:"):
+        renew(text)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"base_model": "owner/base/deep"}, "base_model='owner/base/deep'"),
+        ({"datasets": ["a b"]}, "datasets='a b'"),
+        ({"model-index": [{"results": []}]}, "not valid"),
+    ],
+)
+def test_metadata_that_the_hub_cannot_read_are_refused(metadata, message):
+    with pytest.raises(CardError, match=message):
+        renew(metadata=metadata)
+
+
+# -- a checkpoint's card
+
+
+def test_card_tells_what_pictures_cost_by_the_image_processor_s_own_count(checkpoint):
+    text = model_card(checkpoint).text
+    config, processor = (
+        InternVLXConfig.from_pretrained(checkpoint),
+        InternVLXImageProcessor.from_pretrained(checkpoint),
+    )
+    rows = re.findall(r"^\| (\d+)x(\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for width, height, tiles, tokens, expanded in (map(int, row) for row in rows):
+        assert tiles == processor.get_number_of_image_patches(height, width)
+        assert tokens == tiles * config.image_seq_length
+        assert expanded == tiles * config.expanded_image_seq_length
+    assert "at most 9 tiles (slicing `area`)" in text
+
+
+def test_trained_conversion_s_card_is_complete(trained):
+    _, text = trained
+    card = ModelCard(text)
+    data = card.data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
+    assert (data.base_model, data.license, data.license_name) == ("OpenGVLab/InternVL2-1B", "other", "qwen")
+    assert data.datasets == ["owner/docs"]
+    [result] = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("loss", 0.5, "held out")
+    for said in (
+        "Converted from `OpenGVLab/InternVL2-1B`",
+        "Trained from `internvl2-1b-x` by internvlx-hf 0.1.0 for 100 steps, 1 epoch, 54,321 tokens.",
+        "| pages\\|small | 1,200 | 2 |",
+        "[docs](https://huggingface.co/datasets/owner/docs)",
+        "- `model.multi_modal_projector`: 123,456 parameters",
+        "| `learning_rate` | 4e-05 |",
+        "| `eval_loss` | 0.5 |",
+        'AutoModel.from_pretrained("trained", trust_remote_code=True',
+        "Weights: [qwen](LICENSE).",
+    ):
+        assert said in card.text, said
+    assert "eval_runtime" not in card.text
+    validate_card(text)
+
+
+def test_modules_count_as_untrained_until_a_training_has_seen_them(trained):
+    converted, text = trained
+    assert "- `model.multi_modal_projector`" in converted.split("Not trained yet")[1]
+    untrained = text.split("Not trained yet")[1].split("internvlx:end")[0]
+    assert "`model.lvtc.hr_projector`" in untrained
+    assert "multi_modal_projector" not in untrained
+
+
+@pytest.mark.parametrize("options", [{"projector": "pvtc"}, {"lvtc": True}], ids=["pvtc", "lvtc"])
+def test_card_of_an_upgrade_promises_no_more_than_its_start_keeps(options, tmp_path):
+    convert_checkpoint(GOLDEN / "internvl2_qwen2", tmp_path / "out", **options)
+    untrained = (tmp_path / "out" / "README.md").read_text().split("Not trained yet")[1].split("internvlx:end")[0]
+    assert "starts near what the original knows" in untrained
+    assert ("before training the answers say little" in untrained) == ("lvtc" in options)
+
+
+def test_converting_again_keeps_what_was_written_into_the_card(tmp_path):
+    source, out = GOLDEN / "internvl2_qwen2", tmp_path / "out"
+    convert_checkpoint(source, out)
+    card = (out / "README.md").read_text()
+    (out / "README.md").write_text(card + "\nWritten by hand.\n")
+    convert_checkpoint(source, out, slicing="edge", overwrite=True)
+    renewed = (out / "README.md").read_text()
+    assert "Written by hand." in renewed
+    assert "slicing `edge`" in renewed
+    (out / "README.md").write_text(card.replace("internvlx:end cost", "internvlx:end"))
+    with pytest.raises(CardError, match="damaged or out of place"):
+        convert_checkpoint(source, out, overwrite=True)
+
+
+def test_card_command_writes_and_says_what_it_left(checkpoint, capsys):
+    assert main(["card", str(checkpoint), "--name", "you/tiny"]) == 0
+    path = checkpoint / "README.md"
+    assert 'from_pretrained("you/tiny"' in path.read_text()
+    path.write_text(path.read_text().replace("## Use", "## How to use it"))
+    capsys.readouterr()
+    assert main(["card", str(checkpoint)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "left as it was edited: use"
+    assert "## How to use it" in path.read_text()
+    path.unlink()
+    assert main(["card", str(checkpoint.parent)]) == 1
+    assert "no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["../secret.md", "gone.md"])
+def test_card_that_is_a_link_out_of_the_folder_or_to_nothing_is_left_as_it_is(checkpoint, target):
+    (checkpoint.parent / "secret.md").write_text("secret")
+    (checkpoint / "README.md").unlink(missing_ok=True)
+    (checkpoint / "README.md").symlink_to(target)
+    with pytest.raises(LinkError, match=r"README\.md (leads to .*secret|is a link to nothing)"):
+        write_card(checkpoint)
+    assert (checkpoint / "README.md").is_symlink()
+    (checkpoint / "README.md").unlink()
+
+
+def test_impossible_image_processor_is_named_with_its_folder(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    saved = json.loads((folder / "processor_config.json").read_text())
+    saved["image_processor"]["max_patches"] = 10**5
+    (folder / "processor_config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=f"The image processor of {folder}: max_patches=100000, expected at most"):
+        write_card(folder)

@@ -1,0 +1,334 @@
+"""LVTC in training: checkpointed, packed, compiled, with the Trainer, peft and FSDP2.
+
+Tolerances: as in test_lvtc.py; gradients are sums over all rows and layers, compared relative to the largest of each tensor:
+1e-3. Resuming and gradient checkpointing do the same operations in the same order: 1e-6.
+"""
+
+import copy
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, init_device_mesh
+from transformers import Trainer, TrainingArguments
+
+import lvtc_reference  # noqa: F401  registers the "varlen" attention
+from lvtc_cases import MIXED, SLIDING, lvtc
+from tiny import LVTC, TEXT_MODELS, tiny_batch, tiny_model
+
+EXACT = {"atol": 1e-6, "rtol": 1e-5}
+NO_DROPS = {"projector_config": {"drop_path_rate": 0.0}}
+
+
+def training_model(text="llama", **kwargs):
+    return tiny_model(text, **NO_DROPS, **{**LVTC, **kwargs}).train()
+
+
+def labelled(model, layouts, **kwargs):
+    """A batch whose loss is on all text but the first token of each sample, which nothing predicts."""
+    batch = tiny_batch(model.config, layouts, **kwargs)
+    mask = batch["attention_mask"]
+    begins = mask * (mask.cumsum(-1) == 1)
+    ignored = (mask == 0) | (begins == 1) | (batch["input_ids"] == model.config.image_token_id)
+    return batch | {"labels": batch["input_ids"].masked_fill(ignored, -100)}
+
+
+def loss_and_gradients(model, batch, **kwargs):
+    model.zero_grad()
+    loss = model(**batch, **kwargs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(got, want, relative=1e-3):
+    torch.testing.assert_close(got[0], want[0], atol=1e-5, rtol=1e-5)
+    assert got[1].keys() == want[1].keys()
+    for name, gradient in want[1].items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        error = (got[1][name] - gradient).abs().max() / scale
+        assert error <= relative, f"{name}: {error}"
+
+
+def pack(batches, **bounds):
+    """One row of a padded batch's samples, without padding, for each batch given; shorter rows are filled up."""
+    rows = []
+    for batch in batches:
+        masks = batch["attention_mask"].bool()
+        row = {
+            key: torch.cat([batch[key][i][mask] for i, mask in enumerate(masks)]) for key in ("input_ids", "labels")
+        }
+        row["position_ids"] = torch.cat([torch.arange(int(mask.sum())) for mask in masks])
+        rows.append(row)
+    length = max(len(row["labels"]) for row in rows)
+    fill = {"input_ids": 0, "labels": -100}
+    packed = {
+        key: torch.stack([torch.cat([row[key], torch.full((length - len(row[key]),), value)]) for row in rows])
+        for key, value in fill.items()
+    }
+    # what fills a row up is one more sample, which nobody reads
+    packed["position_ids"] = torch.stack(
+        [torch.cat([row["position_ids"], torch.arange(length - len(row["position_ids"]))]) for row in rows]
+    )
+    return packed | {"pixel_values": torch.cat([b["pixel_values"] for b in batches if "pixel_values" in b])}
+
+
+def bounds_of(batch):
+    lengths = batch["attention_mask"].sum(-1)
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    longest = int(lengths.max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+# ---- A training step
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("use_cache", [None, False])
+def test_gradient_checkpointing_gives_the_same_loss_and_gradients(reentrant, use_cache):
+    model = training_model()
+    batch = labelled(model, MIXED)
+    expected = loss_and_gradients(model, batch)
+    assert sum(".lvtc." in name for name in expected[1]) > 4
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    runs = []
+    for layer in model.model.language_model.layers:
+        layer.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    assert_same_step(loss_and_gradients(model, batch, use_cache=use_cache), expected, relative=1e-6)
+    assert len(runs) == 8  # each of the four layers once more in the backward pass
+
+
+@pytest.mark.parametrize("text", TEXT_MODELS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
+def test_padding_free_packing_equals_the_padded_batch_in_loss_and_gradients(text, attention):
+    model = training_model(text)
+    batch = labelled(model, MIXED)
+    expected = loss_and_gradients(model, batch)
+    model.set_attn_implementation({"text_config": attention})
+    packed, bounds = pack([batch]), bounds_of(batch)
+    with_bounds_only = {key: value for key, value in packed.items() if key != "position_ids"} | bounds
+    for inputs in (packed, packed | bounds, with_bounds_only):
+        assert_same_step(loss_and_gradients(model, inputs), expected)
+        assert_same_step(loss_and_gradients(model, inputs, use_cache=False), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [lvtc(4, 2), lvtc(4, 4), lvtc(num_lr_projectors=1, hr_projector_type=None)],
+    ids=["N2<N1", "N2=N1", "plain"],
+)
+def test_packing_with_other_settings_equals_the_padded_batch(settings):
+    model = training_model(**settings)
+    batch = labelled(model, MIXED)
+    expected = loss_and_gradients(model, batch)
+    for attention in ("sdpa", "varlen"):
+        model.set_attn_implementation({"text_config": attention})
+        assert_same_step(loss_and_gradients(model, pack([batch]) | bounds_of(batch)), expected)
+
+
+@pytest.mark.parametrize("text", SLIDING)
+def test_packing_with_sliding_windows_equals_the_padded_batch(text):
+    model = training_model(text, text_config=SLIDING[text])
+    batch = labelled(model, MIXED)
+    assert_same_step(loss_and_gradients(model, pack([batch])), loss_and_gradients(model, batch))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packing_into_two_rows_that_grow_unequally_equals_the_padded_batch(attention):
+    """Four tiles in one row, none or one in the other: stage two pads, and must not mix the padding up with samples."""
+    model = training_model()
+    model.set_attn_implementation({"text_config": attention})
+    for second in ([[6], [4]], [[11, "tile"], [1]]):
+        layouts = [[2, "tile", 3], ["tile", "tile", 1, "tile", 4]]
+        batch = labelled(model, layouts + second)
+        parts, tiles = [], sum(row.count("tile") for row in layouts)
+        for rows, pixels in ((slice(0, 2), slice(0, tiles)), (slice(2, 4), slice(tiles, None))):
+            part = {key: batch[key][rows] for key in ("input_ids", "attention_mask", "labels")}
+            parts.append(part | {"pixel_values": batch["pixel_values"][pixels]})
+        assert_same_step(loss_and_gradients(model, pack(parts)), loss_and_gradients(model, batch))
+
+
+def test_packed_samples_do_not_see_each_other():
+    """What the comparisons above rest on: with positions that go on, they would, and the loss would be another."""
+    model = training_model()
+    batch = labelled(model, MIXED)
+    packed = pack([batch])
+    packed["position_ids"] = torch.arange(packed["input_ids"].shape[1])[None]
+    assert (loss_and_gradients(model, packed)[0] - loss_and_gradients(model, batch)[0]).abs() > 1e-2
+
+
+def test_bounds_of_packed_samples_in_a_batch_of_two_rows_raise():
+    model = training_model()
+    batch = labelled(model, [[3, "tile", 2], [4, "tile", 1]])
+    with pytest.raises(ValueError, match="`cu_seq_lens_q` bounds the samples of one row, got 2 rows"):
+        model(**batch, **bounds_of(batch))
+
+
+def test_a_batch_of_text_only_trains_the_language_model():
+    model = training_model()
+    batch = labelled(model, [[9], [5]])
+    loss, gradients = loss_and_gradients(model, batch)
+    plain = training_model(lvtc_config=None)
+    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if ".lvtc." not in name})
+    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    assert_same_step((loss, gradients), loss_and_gradients(plain, batch, position_ids=positions))
+
+
+def test_a_row_of_nothing_but_padding_and_a_masked_tile_have_finite_gradients():
+    model = training_model()
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation({"text_config": attention})
+        batch = labelled(model, [[3, "tile", 2, "tile", 1], [4], [6, "tile"]])
+        batch["attention_mask"][1] = 0
+        batch["attention_mask"][0, 3:8] = 0
+        batch["labels"][batch["attention_mask"] == 0] = -100
+        loss, gradients = loss_and_gradients(model, batch)
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_equals_an_eager_one():
+    """With graph breaks: how many rows stage two has depends on the input's values."""
+    model = training_model()
+    batch = labelled(model, MIXED)
+    expected = loss_and_gradients(model, batch)
+    compiled = torch.compile(model, backend="eager")
+    loss = compiled(**batch, use_cache=False).loss
+    model.zero_grad()
+    loss.backward()
+    assert_same_step((loss.detach(), {name: p.grad for name, p in model.named_parameters()}), expected)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_bfloat16_step_comes_close(autocast):
+    """bfloat16 has 8 bits: the loss is off by a percent, the gradients point the same way."""
+    model = training_model()
+    batch = labelled(model, MIXED)
+    loss, gradients = loss_and_gradients(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        got, low = loss_and_gradients(model if autocast else copy.deepcopy(model).to(torch.bfloat16), batch)
+    assert abs(got - loss) < 0.03 * loss
+    flat, low = (torch.cat([g.flatten().float() for g in grads.values()]) for grads in (gradients, low))
+    assert torch.nn.functional.cosine_similarity(flat, low, dim=0) > 0.95
+
+
+# ---- Trainer and peft
+
+
+def collate(model):
+    def collator(samples):
+        batch = {"pixel_values": torch.cat([s["pixel_values"] for s in samples if "pixel_values" in s])}
+        length = max(s["input_ids"].shape[1] for s in samples)
+        fill = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+        for key, value in fill.items():
+            rows = [torch.nn.functional.pad(s[key], (length - s[key].shape[1], 0), value=value) for s in samples]
+            batch[key] = torch.cat(rows)
+        return batch if len(batch["pixel_values"]) else {key: batch[key] for key in fill}
+
+    return collator
+
+
+def trainer(model, folder, **kwargs):
+    generator_layouts = [[3, "tile", 2], [7], ["tile", "tile", 4], [2, "tile", 6], [5], ["tile", 1, "tile", 2]]
+    dataset = []
+    for i, layout in enumerate(generator_layouts):
+        sample = labelled(model, [layout], seed=i)
+        dataset.append(sample if "pixel_values" in sample else sample | {"pixel_values": torch.empty(0, 3, 32, 32)})
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "save_steps": 3,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        **kwargs,
+    }
+    return Trainer(model, TrainingArguments(**settings), train_dataset=dataset, data_collator=collate(model))
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_trainer_runs_and_resumes_where_it_stopped(tmp_path, checkpointing):
+    whole = trainer(training_model(), tmp_path, gradient_checkpointing=checkpointing)
+    whole.train()
+    losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
+    assert len(losses) == 6
+    assert sum(losses[-3:]) < sum(losses[:3])
+    resumed = trainer(training_model(seed=3), tmp_path, gradient_checkpointing=checkpointing)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, **EXACT, msg=lambda m, name=name: f"{name}: {m}")
+    before = dict(training_model().named_parameters())
+    assert all(not torch.equal(p, before[name]) for name, p in whole.model.named_parameters() if ".lvtc." in name)
+
+
+def test_lora_trains_only_its_own_weights_and_merges(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = training_model()
+    frozen = {name: p.clone() for name, p in base.named_parameters()}
+    settings = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=["hr_projector"])
+    model = get_peft_model(copy.deepcopy(base), settings)
+    batch = labelled(base, MIXED)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    model.save_pretrained(tmp_path)
+    model.eval()
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    expected = model(**inputs).logits
+    merged = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval().merge_and_unload()
+    torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-3, rtol=1e-3)
+    changed = {name for name, p in merged.named_parameters() if not torch.equal(p, frozen[name])}
+    assert {name.split(".")[-2] for name in changed if "language_model" in name} == {"q_proj", "v_proj"}
+    assert {name for name in changed if "language_model" not in name} == {n for n in frozen if "hr_projector" in n}
+
+
+# ---- FSDP2
+
+RANKS = [[[3, "tile", 2, "tile", 1], [4]], [[7], [5]]]  # the second rank has text only
+
+
+def sharded_step(rank, folder):
+    """One process of two: gradients of the mean of both losses, gathered."""
+    torch.set_num_threads(1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    model = training_model()
+    model.gradient_checkpointing_enable()
+    for layer in model.model.language_model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    loss, gradients = loss_and_gradients(model, labelled(model, RANKS[rank], seed=rank))
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    gradients = {name: gradient.full_tensor() for name, gradient in gradients.items()}
+    torch.save((loss, gradients), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_fsdp2_processes_equal_one_also_where_one_has_text_only(tmp_path):
+    multiprocessing.spawn(sharded_step, args=(str(tmp_path),), nprocs=2)
+    sharded = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    model = training_model()
+    single = [loss_and_gradients(copy.deepcopy(model), labelled(model, RANKS[i], seed=i)) for i in (0, 1)]
+    for name, parameter in model.named_parameters():
+        mean = sum(gradients.get(name, torch.zeros_like(parameter)) for _, gradients in single) / 2
+        for _, gradients in sharded:
+            scale = mean.abs().max().clamp(min=1e-3)
+            torch.testing.assert_close(gradients[name] / scale, mean / scale, atol=1e-3, rtol=0)
+    for (got, _), (want, _) in zip(sharded, single, strict=True):
+        torch.testing.assert_close(got, want, **EXACT)

@@ -1,0 +1,376 @@
+"""`internvlx show`: slides of a picture's tiles and of a model's gaze, whole or not at all, nothing on top of another."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conversion_geometry import raw_config, write_checkpoint
+from internvlx_hf import InternVLXImageProcessor, cost
+from internvlx_hf.cli import main
+from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
+from internvlx_hf.pictures import attend, draw_attention, draw_tiles
+from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
+from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
+from internvlx_hf.pictures.canvas import save, shorten, text_width
+from paths import ROOT
+from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
+
+SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3000, 100), (2000, 2000)]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
+    model = tiny_model("qwen3", **LVTC)
+    model.save_pretrained(folder)
+    tiny_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+def refused(capsys, *arguments) -> str:
+    assert main(["show", *map(str, arguments)]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.startswith("internvlx: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def boxes_of_texts(figure) -> dict[str, tuple]:
+    """What each text covers of the slide, in pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    return {(i, t.get_text()): t.get_window_extent(renderer) for i, t in enumerate(figure.axes[0].texts)}
+
+
+def assert_readable(figure) -> None:
+    """No text leaves the slide or lies on another one."""
+    boxes = list(boxes_of_texts(figure).items())
+    width, height = figure.canvas.get_width_height()
+    for i, (text, box) in enumerate(boxes):
+        assert min(box.x0, box.y0) >= 0, text
+        assert max(box.x1 - width, box.y1 - height) <= 0, text
+        for other, other_box in boxes[i + 1 :]:
+            assert not box.overlaps(other_box), (text, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [*(("internvl-x-2b", size) for size in SIZES), ("internvl2-llama3-76b", (2000, 1500))], ids=str
+)
+def test_a_slide_is_readable_whatever_the_picture(name, size):
+    figure = draw_tiles(Image.new("RGB", size), cost.load_setting(name), title="a picture " * 30)
+    assert_readable(figure)
+    assert tuple(figure.get_size_inches()) == (13.33, 7.5)
+
+
+def test_a_slide_of_many_tiles_is_readable():
+    setting = cost.load_setting("internvl-x-2b")
+    setting = replace(setting, tiling=replace(setting.tiling, max_tiles=40))
+    figure = draw_tiles(Image.new("RGB", (3600, 2300)), setting)
+    assert "10,496 → 41,984 tokens" in texts(figure)
+    assert_readable(figure)
+
+
+def test_many_tiles_and_few(capsys, tmp_path):
+    Image.new("RGB", (3600, 2300)).save(tmp_path / "large.png")
+    for most in (1, 40):
+        out = tmp_path / f"{most}.png"
+        assert main(["show", str(tmp_path / "large.png"), "--out", str(out), "--max-patches", str(most)]) == 0
+        assert Image.open(out).size == (1999, 1125)
+    assert "41 tiles, 10,496 tokens under internvl-x-2b" in capsys.readouterr().out
+
+
+def test_the_slide_says_what_the_command_for_costs_says():
+    setting = cost.load_setting("internvl-x-2b")
+    found = texts(draw_tiles(Image.new("RGB", (640, 480)), setting))
+    assert {"7 tiles", "1 tile", "1,792 → 7,168 tokens", "256 → 1,024 tokens"} <= set(found)
+    own = cost.CostModel(setting).of_size(640, 480)
+    assert any(f"prefill {own.prefill_flops / 1e12:.2f} TFLOP" in text for text in found)
+    assert "internvl-x-2b: 256 tokens a tile, 1024 from layer 17 on; at most 6 tiles of 448 × 448 pixels" in found
+
+
+def test_lines_are_drawn_between_the_tiles():
+    figure = draw_tiles(Image.new("RGB", (640, 480)), cost.load_setting("internvl-x-2b"))
+    # of ratio's 3x2 tiles and twice one tile: a line at each edge, on a white one
+    assert len(figure.axes[0].lines) == 2 * ((4 + 3) + (2 + 2) + (2 + 2))
+    # the picture three times, ratio's six tiles and thumbnail, and twice one tile
+    assert len(figure.axes[0].images) == 3 + 7 + 2
+
+
+def test_a_turned_photo_is_drawn_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 50)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_upright(tmp_path / "turned.jpg").size == (50, 100)
+    found = texts(draw_tiles(tmp_path / "turned.jpg", cost.load_setting("internvl-x-2b")))
+    assert "turned.jpg, 50 × 100 pixels" in found
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg", "jpg"])
+def test_every_format_is_written(photo, tmp_path, ending, capsys):
+    out = tmp_path / f"tiles.{ending}"
+    assert main(["show", str(photo), "--out", str(out)]) == 0
+    assert out.stat().st_size > 10_000
+    assert f"{out}: {photo}, 128x96 pixels; 1 tile, 256 tokens" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", f"tiles.{ending}"]
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    figure = draw_tiles(Image.new("RGB", (9, 9)), cost.load_setting("internvl-x-2b"), title="costs $5_$6^{")
+    save(figure, tmp_path / "dollar.png")
+    assert "costs $5_$6^{, 9 × 9 pixels" in texts(figure)
+
+
+def test_long_text_loses_its_middle():
+    assert shorten("short", 5, 10) == "short"
+    shorter = shorten("a" * 50 + "b" * 50, 2, 10)
+    assert shorter.startswith("a")
+    assert "…" in shorter
+    assert shorter.endswith("b")
+    assert text_width(shorter, 10) <= 2 < text_width("a" * 50, 10)
+
+
+def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(photo, tmp_path, capsys):
+    (tmp_path / "broken.png").write_text("no")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(photo.read_bytes()[:3000])
+    out = tmp_path / "tiles.png"
+    before = sorted(tmp_path.iterdir())
+    assert "broken.png" in refused(capsys, tmp_path / "broken.png", "--out", out)
+    assert "truncated" in refused(capsys, cut, "--out", out)
+    assert "none.png" in refused(capsys, tmp_path / "none.png", "--out", out)
+    assert "should end in one of .png, .pdf, .svg, .jpg" in refused(capsys, photo, "--out", tmp_path / "tiles.gif")
+    assert "does not exist" in refused(capsys, photo, "--out", tmp_path / "nowhere" / "tiles.png")
+    (tmp_path / "folder.png").mkdir()
+    assert "is a folder" in refused(capsys, photo, "--out", tmp_path / "folder.png")
+    (tmp_path / "folder.png").rmdir()
+    assert "nearest is" in refused(capsys, photo, "--out", out, "--model", "internvl9-2b")
+    assert "max_patches=0" in refused(capsys, photo, "--out", out, "--max-patches", "0")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupted_write_leaves_the_old_file(photo, tmp_path, monkeypatch):
+    out = tmp_path / "tiles.png"
+    out.write_text("old")
+    figure = draw_tiles(photo, cost.load_setting("internvl-x-2b"))
+
+    def fail(path, **kwargs):
+        path.write_text("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        save(figure, out)
+    assert out.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "tiles.png"]
+
+
+def test_without_matplotlib_it_is_said_how_to_get_it(photo, tmp_path):
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from internvlx_hf.cli import main\n"
+        "assert main(['cost', '--size', '9x9']) == 0\n"
+        f"sys.exit(main(['show', {str(photo)!r}, '--out', {str(tmp_path / 'tiles.png')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith("is not installed: pip install matplotlib")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["plain", "lvtc"])
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_the_gaze_is_the_model_s_own_attention(text, lvtc, photo):
+    model = tiny_model(text, **lvtc)
+    processor = tiny_processor(model.config)
+    found = attend(model, processor, photo, "What is this?", max_new_tokens=3)
+    ids, answer, pixels = replayed(model, processor, photo, found)
+    # the same, computed in one run over the prompt and the answer
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = model(input_ids=answer, pixel_values=pixels, output_attentions=True)
+    tiles, config = len(pixels), model.config
+    first = (ids[0] == config.image_token_id).nonzero()[0].item()
+    for stage, maps in found.stages.items():
+        count = config.image_seq_length if stage == STAGE_ONE else config.expanded_image_seq_length
+        grown = tiles * (count - config.image_seq_length)
+        rows = slice(ids.shape[1] + grown - 1, ids.shape[1] + grown - 1 + len(found.tokens))
+        columns = slice(first, first + tiles * count)
+        layers = [outputs.attentions[i][0, :, rows, columns].mean(0) for i in found.layers[stage]]
+        expected = torch.stack(layers).mean(0).view(maps.shape)
+        # one token at a time against all at once: the products are summed in another order
+        torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-3)
+    assert (STAGE_TWO in found.stages) == bool(lvtc)
+
+
+def replayed(model, processor, photo, found):
+    content = [{"type": "image", "image": Image.open(photo)}, {"type": "text", "text": found.question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    # images stand together, so that the tiles' tokens are one run
+    model.set_attn_implementation("sdpa")
+    answer = model.generate(**inputs, max_new_tokens=len(found.tokens), do_sample=False, eos_token_id=None)
+    written = [processor.tokenizer.decode([token]) for token in answer[0, inputs["input_ids"].shape[1] :]]
+    assert written == found.tokens
+    return inputs["input_ids"], answer[:, :-1], inputs["pixel_values"]
+
+
+def test_looking_leaves_the_model_as_it_was(photo):
+    model = tiny_model("qwen3", **LVTC)
+    processor = tiny_processor(model.config)
+    attend(model, processor, photo, "What?", max_new_tokens=2)
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.25])
+def test_pvtc_s_gaze_is_what_its_attention_weighs_by(ratio):
+    model = tiny_model("qwen2", downsample_ratio=ratio)
+    pixels = torch.randn(2, 3, 32, 32)
+    seen = {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            seen[name] = (module, *inputs, output)
+
+        return hook
+
+    projector = model.model.multi_modal_projector
+    projector.local_layers[-1].attention.register_forward_hook(keep("local"))
+    projector.global_layers[-1].attention.register_forward_hook(keep("global"))
+    with torch.no_grad(), record_queries(model) as weights:
+        model.get_image_features(pixels)
+    for name, (module, query, patches, output) in seen.items():
+        heads = module.num_heads
+        # keys and values formed for every patch, as the paper writes it
+        q = module.query(query).unflatten(-1, (heads, -1))
+        k = (patches @ module.key.T).unflatten(-1, (heads, -1))
+        v = (patches @ module.value.T).unflatten(-1, (heads, -1))
+        each = ((q[:, None] * k).sum(-1) * module.scaling).softmax(1)  # [n, M², H]
+        torch.testing.assert_close(
+            module.output((each[..., None] * v).sum(1).flatten(1)), output, atol=1e-5, rtol=1e-4
+        )
+        torch.testing.assert_close(weights[name], each.mean(-1), atol=1e-6, rtol=1e-4)
+        assert window_weights(module, query, patches).sum(-1).allclose(torch.ones(len(query)))
+
+
+def test_pvtc_s_map_has_each_window_in_its_place(photo):
+    model = tiny_model("qwen2", downsample_ratio=0.25)
+    found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=1)
+    for maps in found.queries.values():
+        assert maps.shape == (7, 8, 8)
+        windows = maps.unfold(1, 4, 4).unfold(2, 4, 4)
+        torch.testing.assert_close(windows.sum(dim=(-1, -2)), torch.full((7, 2, 2), 16.0))
+
+
+def test_without_pvtc_there_are_no_queries_to_show(photo):
+    model = tiny_model("llama", projector_config={"projector_type": "pixel_shuffle"})
+    found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=2)
+    assert found.queries == {}
+    figure = draw_attention(found, "mine")
+    assert_readable(figure)
+    assert not any("PVTC" in text for text in texts(figure))
+
+
+def test_a_sliding_window_does_not_look_at_what_it_has_left(photo):
+    model = tiny_model("mistral", text_config={"sliding_window": 12}, **LVTC)
+    found = attend(model, tiny_processor(model.config), photo, "Is it a picture?" * 4, max_new_tokens=3)
+    assert all(maps.sum() == 0 for maps in found.stages.values())
+    assert_readable(draw_attention(found, "mine"))
+
+
+@pytest.mark.parametrize("size", [(128, 96), (20, 20), (32, 192), (192, 32)], ids=str)
+def test_an_attention_slide_is_readable_whatever_the_picture(size):
+    model = tiny_model("qwen3", **LVTC)
+    processor = tiny_processor(model.config, max_patches=6)
+    found = attend(model, processor, Image.new("RGB", size), "What is it? " * 20, max_new_tokens=24)
+    figure = draw_attention(found, "a model of a long name " * 9)
+    assert_readable(figure)
+    assert any(text.startswith("Language layers 2–3") for text in texts(figure))
+
+
+def test_overlays_are_strong_where_much_is_seen():
+    maps = torch.ones(1, 4, 4)
+    assert share_overlay(maps)[..., 3].max() == 0
+    assert even_share_overlay(maps)[..., 3].max() == 0
+    maps[0, 1, 2] = 3.0
+    strongest = share_overlay(maps)[..., 3]
+    assert np.unravel_index(strongest.argmax(), strongest.shape) == (0, 1, 2)
+    shares = even_share_overlay(torch.tensor([[[2.0, 0.5, 1.0, 0.0]]]))[0, 0]
+    assert shares[0, 0] > shares[0, 2]
+    assert shares[1, 2] > shares[1, 0]
+    assert shares[2, 3] == 0
+    assert shares[0, 3] == shares[3, 3] == pytest.approx(0.7)
+
+
+def test_attention_of_a_checkpoint_is_drawn(photo, checkpoint, tmp_path, capsys):
+    out = tmp_path / "gaze.png"
+    arguments = ["--model", checkpoint, "--attention", "--question", "What is it?", "--max-new-tokens", "4"]
+    assert main(["show", *map(str, [photo, "--out", out, *arguments])]) == 0
+    assert Image.open(out).size == (1999, 1125)
+    assert "answer: " in capsys.readouterr().out
+
+
+def test_what_attention_needs_is_said(photo, checkpoint, tmp_path, capsys):
+    out = tmp_path / "gaze.png"
+    ask = ["--attention", "--question", "What is it?"]
+    assert "is a preset" in refused(capsys, photo, "--out", out, *ask)
+    assert "needs a --question" in refused(capsys, photo, "--out", out, "--model", checkpoint, "--attention")
+    assert "image token" in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], "<img>")
+    assert "beside image parts" in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], "<image>")
+    wrong = [*ask, "--max-new-tokens", "0"]
+    assert "--max-new-tokens=0" in refused(capsys, photo, "--out", out, "--model", checkpoint, *wrong)
+    bare = tmp_path / "bare"
+    tiny_model().config.save_pretrained(bare)
+    InternVLXImageProcessor(size={"height": TILE, "width": TILE}).save_pretrained(bare)
+    assert "has no weights" in refused(capsys, photo, "--out", out, "--model", bare, *ask)
+    raw = raw_config((64, 2, 4, 128, False), "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
+    source = write_checkpoint(tmp_path / "source", raw)
+    assert "internvlx convert" in refused(capsys, photo, "--out", out, "--model", source, *ask)
+    assert not out.exists()
+
+
+def test_every_command_of_the_docs_runs(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.png", "scans/below/c.png", "page.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40), "white").save(tmp_path / name)
+    for name in ("path/to", "out/demo"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "path/to/checkpoint").symlink_to(checkpoint)
+    (tmp_path / "out/demo/model").symlink_to(checkpoint)
+    text = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        words = shlex.split(line.partition(" > ")[0], comments=True)
+        assert words[0] == "internvlx"
+        assert main(words[1:]) == 0, (line, capsys.readouterr().err)
+    assert (tmp_path / "tiles.png").exists()
+    assert (tmp_path / "gaze.png").exists()

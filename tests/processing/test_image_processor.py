@@ -1,0 +1,546 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The image processor: pixels against the reference's, every kind of input, bad input, and memory."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from safetensors import safe_open
+
+from internvlx_hf.processing import InternVLXImageProcessor, resizing
+from internvlx_hf.processing.image_sources import ArraySource
+from paths import GOLDEN as GOLDEN_ROOT
+
+GOLDEN = GOLDEN_ROOT / "rvtc"
+ORIENTATION = 0x0112
+
+
+def random_image(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode if mode == "L" else None)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth, with edges: neighbouring pixels are alike, as in a photograph."""
+    return random_image(width // 8 + 1, height // 8 + 1).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def levels(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Undoes the normalisation: levels of 0 to 255."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (pixel_values * std + mean) * 255
+
+
+def tiles_of(images, **kwargs) -> torch.Tensor:
+    kwargs = {"size": {"height": 28, "width": 28}, "return_tensors": "pt"} | kwargs
+    return InternVLXImageProcessor()(images, **kwargs).pixel_values
+
+
+def saved(image: Image.Image, format: str = "PNG", **kwargs) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **kwargs)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def path_of(tmp_path):
+    def write(content: bytes) -> str:
+        path = tmp_path / "bad.img"
+        path.write_bytes(content)
+        return str(path)
+
+    return write
+
+
+# ---- pixels against the reference
+
+
+def golden_cases():
+    cases = []
+    for path in sorted(GOLDEN.glob("pixels_*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name, case in json.loads(file.metadata()["cases"]).items():
+                cases.append(pytest.param(path, name, case, id=f"{path.stem}-{name}"))
+    return cases
+
+
+def golden_tiles_and_ours(path, name, case, **kwargs):
+    with safe_open(path, "pt") as file:
+        expected = file.get_tensor(case["tensor"])
+    slicing, maximum, _ = name.split(".")
+    size = {"height": expected.shape[-2], "width": expected.shape[-1]}
+    image = Image.open(GOLDEN / path.name.replace("pixels", "image").replace("safetensors", "png"))
+    kwargs = {
+        "slicing": slicing,
+        "max_patches": int(maximum.removeprefix("max")),
+        "size": size,
+        "alpha": "drop",
+    } | kwargs
+    return expected, tiles_of(image, **kwargs)
+
+
+@pytest.mark.parametrize(("path", "name", "case"), golden_cases())
+def test_pillow_backend_gives_the_golden_pixels(path, name, case):
+    expected, tiles = golden_tiles_and_ours(path, name, case, resize_backend="pillow")
+    # scaling and shifting in one step rounds once less than the reference: 5e-7 seen, one level is 0.017
+    torch.testing.assert_close(tiles, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("path", "name", "case"), golden_cases())
+def test_torch_backend_is_within_one_level_of_the_golden_pixels_but_for_two_in_ten_thousand(path, name, case):
+    expected, tiles = golden_tiles_and_ours(path, name, case)
+    difference = (levels(tiles) - levels(expected)).abs().round()
+    # These pictures are noise, the worst case: a level in 0.5 % of the pixels. A rounding of the first axis may come
+    # out of the second one as two levels, which happens to one pixel in ten thousand, and not in photographs.
+    assert (difference > 0).float().mean() < 0.01
+    assert (difference > 1).float().mean() < 2e-4
+    assert difference.max() <= 2
+
+
+def test_without_thumbnail_the_last_golden_tile_is_missing():
+    path, name, case = golden_cases()[0].values
+    expected, tiles = golden_tiles_and_ours(path, name, case, resize_backend="pillow", use_thumbnail=False)
+    torch.testing.assert_close(tiles, expected[:-1], atol=1e-5, rtol=0)  # as with a thumbnail
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (1920, 1080), (300, 2000)])
+def test_backends_differ_by_at_most_one_level_on_a_photo(size):
+    image = photo(*size)
+    kwargs = {"slicing": "ratio", "size": {"height": 112, "width": 112}}
+    difference = levels(tiles_of(image, **kwargs)) - levels(tiles_of(image, resize_backend="pillow", **kwargs))
+    # torch holds its weights in 16 bits, Pillow in 22: a rounding may fall the other way
+    assert difference.abs().round().max() <= 1
+    assert (difference.abs().round() > 0).float().mean() < 0.01
+
+
+@pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="older versions of Pillow resample rows first")
+@settings(deadline=None, max_examples=40)
+@given(st.tuples(*[st.integers(5, 150)] * 4))
+def test_pillow_backend_is_pillows_own_resize(sizes):
+    width, height, new_width, new_height = sizes
+    image = random_image(width, height)
+    source = ArraySource(np.array(image), convert_rgb=True, input_data_format="channels_last")
+    resizer = resizing.Resizer(source, "pillow", Image.Resampling.BICUBIC, torch.device("cpu"))
+    expected = np.array(image.resize((new_width, new_height), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(resizer((new_height, new_width)).movedim(0, -1), expected)  # the same 8-bit levels
+
+
+@pytest.mark.parametrize("backend", ["torch", "pillow"])
+@pytest.mark.parametrize("size", [(130, 95), (95, 130), (60, 300)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_resizing_in_bands_changes_no_value(backend, size, orientation, monkeypatch):
+    image = random_image(*size)
+    image.getexif()[ORIENTATION] = orientation
+    kwargs = {"resize_backend": backend, "slicing": "ratio"}
+    whole = tiles_of(image, **kwargs)
+    monkeypatch.setattr(resizing, "LARGE", 5000)
+    monkeypatch.setattr(resizing, "PIXELS_PER_BAND", 1000)
+    assert torch.equal(tiles_of(image, **kwargs), whole)
+
+
+def test_rescaling_and_normalising_follow_their_switches():
+    image = random_image(28, 28)
+    level = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float()
+    for kwargs, expected in [
+        ({}, (level / 255 - 0.5) / 0.25),
+        ({"do_normalize": False}, level / 255),
+        ({"do_normalize": False, "rescale_factor": 2.0}, level * 2),
+        ({"do_normalize": False, "do_rescale": False}, level),
+        ({"do_rescale": False}, (level - 0.5) / 0.25),
+    ]:
+        tiles = tiles_of(image, image_mean=[0.5] * 3, image_std=[0.25] * 3, **kwargs)
+        torch.testing.assert_close(tiles, expected, atol=1e-6, rtol=1e-6)  # float32 rounding of one multiply-add
+
+
+# ---- every kind of input
+
+
+def routes(image: Image.Image, folder: Path):
+    """The same RGB picture by every route that carries all of its pixels."""
+    rgb = np.array(image)
+    png = saved(image)
+    path = folder / "picture.png"
+    path.write_bytes(png)
+    flipped = rgb[:, ::-1].copy()[:, ::-1]  # negative strides
+    read_only = rgb.copy()
+    read_only.flags.writeable = False
+    with_alpha = np.concatenate([rgb, 255 - rgb[..., :1]], axis=-1)
+    yield from {
+        "path": str(path),
+        "Path": path,
+        "base64": base64.b64encode(png).decode(),
+        "data uri": "data:image/png;base64," + base64.b64encode(png).decode(),
+        "numpy hwc": rgb,
+        "numpy chw": np.moveaxis(rgb, -1, 0),
+        "numpy contiguous chw": np.moveaxis(rgb, -1, 0).copy(),
+        "numpy flipped": flipped,
+        "numpy read-only": read_only,
+        "numpy float": (rgb / 255).astype(np.float32),
+        "numpy double levels": rgb.astype(np.float64),
+        "numpy uint16": rgb.astype(np.uint16) * 257,
+        "numpy big-endian uint16": (rgb.astype(np.uint16) * 257).astype(">u2"),
+        "torch hwc": torch.from_numpy(rgb),
+        "torch chw": torch.from_numpy(rgb).movedim(-1, 0),
+        "torch float": torch.from_numpy(rgb).movedim(-1, 0) / 255,
+        "torch half": (torch.from_numpy(rgb) / 255).half(),
+        "torch int64": torch.from_numpy(rgb).long(),
+        "torch uint16": torch.from_numpy(rgb.astype(np.uint16) * 257),
+        "numpy rgba": with_alpha,
+        "pil rgba": Image.fromarray(with_alpha),
+    }.items()
+
+
+def test_a_picture_gives_the_same_tiles_by_every_route(tmp_path):
+    image = random_image(70, 41)
+    expected = tiles_of(image)
+    for name, route in routes(image, tmp_path):
+        assert torch.equal(tiles_of(route, alpha="drop"), expected), name
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I", "F"]
+)
+def test_every_mode_of_pillow_becomes_rgb(mode):
+    grey = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    if mode in ("I", "I;16"):
+        image = Image.fromarray(grey.astype(np.int32 if mode == "I" else np.uint16) * 257)
+    elif mode == "I;16B":
+        image = Image.frombytes(mode, grey.shape, (grey.astype(">u2") * 257).tobytes())
+    elif mode == "F":
+        image = Image.fromarray(grey.astype(np.float32) / 255)
+    else:
+        image = random_image(28, 28).convert(mode)
+    assert image.mode == mode
+    is_16_bit = mode in ("I", "I;16", "I;16B", "F")
+    expected = np.stack([grey] * 3) if is_16_bit else np.moveaxis(np.array(image.convert("RGB")), -1, 0)
+    # the plain levels, no resizing at 28x28
+    tiles = tiles_of(image, do_normalize=False, rescale_factor=1.0, alpha="drop")
+    np.testing.assert_array_equal(tiles[0], expected)
+
+
+def test_sixteen_bits_are_rounded_to_eight():
+    values = np.arange(0, 65536, 17, dtype=np.uint16)[: 28 * 137].reshape(137, 28)[:28]
+    expected = np.round(values / 257)
+    for image in (Image.fromarray(values), values[None], torch.from_numpy(values)):
+        tiles = tiles_of(image, do_normalize=False, rescale_factor=1.0)
+        np.testing.assert_array_equal(tiles[0, 0], expected)
+
+
+def test_grey_arrays_become_rgb():
+    grey = random_image(33, 28, "L")
+    expected = tiles_of(grey)
+    for channel in range(
+        3
+    ):  # all three hold the grey levels, which each channel's mean and standard deviation set apart
+        torch.testing.assert_close(levels(expected)[:, channel], levels(expected)[:, 0], atol=1e-4, rtol=0)
+    assert not torch.equal(expected[:, 0], expected[:, 1])
+    for array in (np.array(grey), np.array(grey)[None], np.array(grey)[..., None], torch.from_numpy(np.array(grey))):
+        assert torch.equal(tiles_of(array), expected)
+
+
+def test_floats_of_zero_to_one_keep_their_range_without_rescaling():
+    image = torch.from_numpy(np.array(random_image(28, 28))).movedim(-1, 0) / 255
+    tiles = tiles_of(image, do_rescale=False, do_normalize=False)
+    torch.testing.assert_close(tiles[0], image, atol=1e-6, rtol=0)  # these floats are whole levels
+
+
+def test_without_rgb_conversion_four_channels_stay_and_alpha_weighs_nothing():
+    rgba = np.array(random_image(50, 40, "RGBA"))
+    kwargs = {"image_mean": [0.0] * 4, "image_std": [1.0] * 4, "resize_backend": "pillow"}
+    for image in (rgba, np.moveaxis(rgba, -1, 0), Image.fromarray(rgba)):
+        tiles = tiles_of(image, do_convert_rgb=False, **kwargs)
+        assert tiles.shape[1] == 4
+        rgb_tiles = tiles_of(rgba[..., :3], image_mean=[0.0] * 3, image_std=[1.0] * 3, resize_backend="pillow")
+        assert torch.equal(tiles[:, :3], rgb_tiles)
+
+
+def test_a_batch_is_its_images_one_after_another():
+    images = [random_image(70, 41), np.array(random_image(30, 90, seed=1)), random_image(20, 20, seed=2)]
+    expected = [tiles_of(image) for image in images]
+    processor = InternVLXImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=True)
+    for batch in (images, [images[:1], [], images[1:]], tuple(images)):
+        features = processor(batch, return_tensors="pt")
+        assert torch.equal(features.pixel_values, torch.cat(expected))
+        assert features.num_patches.tolist() == [len(tiles) for tiles in expected]
+
+
+def test_an_image_processor_that_was_told_to_resize_and_nothing_of_tiles_only_resizes(tmp_path):
+    size = {"height": 28, "width": 28}
+    processor = InternVLXImageProcessor(do_resize=True, size=size)
+    processor.save_pretrained(tmp_path)
+    for resizer in (processor, InternVLXImageProcessor.from_pretrained(tmp_path)):
+        assert resizer.get_number_of_image_patches(90, 90) == len(resizer(random_image(90, 90)).pixel_values) == 1
+        # a word about tiles, at a call or before, and it cuts
+        assert resizer.get_number_of_image_patches(90, 90, {"slicing": "edge"}) == 5
+        assert len(resizer(random_image(90, 90), max_patches=6).pixel_values) == 5
+    for kwargs in ({"do_resize": True, "slicing": "edge"}, {"do_resize": True, "crop_to_patches": True}, {}):
+        assert InternVLXImageProcessor(size=size, **kwargs).get_number_of_image_patches(90, 90) == 5
+    assert InternVLXImageProcessor().crop_to_patches is True
+
+
+def test_a_four_dimensional_array_is_a_batch():
+    images = np.stack([np.array(random_image(70, 41, seed=seed)) for seed in range(3)])
+    assert torch.equal(tiles_of(images), torch.cat([tiles_of(image) for image in images]))
+
+
+@pytest.mark.parametrize(("return_tensors", "kind"), [("pt", torch.Tensor), ("np", np.ndarray), (None, list)])
+def test_tensors_are_of_the_wanted_kind(return_tensors, kind):
+    features = InternVLXImageProcessor(size=28)(random_image(70, 41), return_tensors=return_tensors)
+    assert isinstance(features["pixel_values"], kind)
+    assert isinstance(features["num_patches"], kind)
+    assert features["pixel_values"][0].shape == (3, 28, 28)
+
+
+def test_a_picture_of_a_whole_grid_needs_no_resizing():
+    image = random_image(56, 28)
+    tiles = tiles_of(image, do_resize=False, use_thumbnail=False, do_normalize=False, rescale_factor=1.0)
+    np.testing.assert_array_equal(torch.cat(tuple(tiles), dim=-1).movedim(0, -1), np.array(image))
+    with pytest.raises(ValueError, match=r"57x28 pixels and do_resize is False, expected 56x28 for its 2x1 tiles"):
+        tiles_of(random_image(57, 28), do_resize=False)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"]),
+    st.integers(1, 8),
+    st.sampled_from(["edge", "area", "ratio"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_tiles_made_are_the_tiles_predicted(width, height, mode, maximum, slicing, use_thumbnail, crop):
+    kwargs = {"max_patches": maximum, "slicing": slicing, "use_thumbnail": use_thumbnail, "crop_to_patches": crop}
+    processor = InternVLXImageProcessor(size={"height": 28, "width": 28})
+    features = processor(random_image(width, height).convert(mode), return_tensors="pt", **kwargs)
+    predicted = processor.get_number_of_image_patches(height, width, kwargs)
+    assert predicted == len(features.pixel_values) == features.num_patches.item()
+    assert features.pixel_values.isfinite().all()
+
+
+# ---- EXIF orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photo_gives_the_same_tiles_by_every_route(orientation, tmp_path):
+    stored = random_image(70, 41)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / "photo.png"
+    path.write_bytes(saved(stored, exif=exif))
+    upright = tiles_of(ImageOps.exif_transpose(Image.open(path)))
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    for image in (str(path), encoded, Image.open(path), ImageOps.exif_transpose(Image.open(path))):
+        assert torch.equal(tiles_of(image), upright)
+    for image in (str(path), encoded, Image.open(path)):
+        assert torch.equal(tiles_of(image, do_exif_transpose=False), tiles_of(stored))
+
+
+@pytest.mark.parametrize("exif", [b"no exif", b"II*\0"])
+def test_a_broken_exif_block_is_passed_over(exif, path_of):
+    image = random_image(70, 41)
+    assert torch.equal(tiles_of(path_of(saved(image, exif=exif))), tiles_of(image))
+
+
+def test_a_turned_tiff_is_not_turned_twice(tmp_path):
+    # Pillow turns TIFF files itself when it decodes them
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = random_image(70, 41)
+    path = tmp_path / "photo.tiff"
+    path.write_bytes(saved(stored, "TIFF", exif=exif))
+    assert torch.equal(tiles_of(str(path)), tiles_of(stored.transpose(Image.Transpose.ROTATE_270)))
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_a_truncated_image_is_refused(format, path_of):
+    content = saved(photo(300, 200), format)
+    path = path_of(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"bad.img"):
+        tiles_of(path)
+
+
+def test_what_is_no_image_is_refused(path_of):
+    with pytest.raises(ValueError, match=r"bad\.img.* is not an image that Pillow can read"):
+        tiles_of(path_of(b"no image"))
+    with pytest.raises(ValueError, match=r"'no/such/file.png' does not exist. Expected the path of an image file"):
+        tiles_of("no/such/file.png")
+    with pytest.raises(ValueError, match="An image is a int"):
+        tiles_of([3])
+
+
+def test_a_long_source_is_abbreviated_in_the_message():
+    with pytest.raises(ValueError, match="characters") as error:
+        tiles_of("A" * 100_000)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (3, 0, 0)])
+def test_an_empty_image_is_refused(shape):
+    with pytest.raises(ValueError, match=rf"shape \({shape[0]}, {shape[1]}, {shape[2]}\) is empty"):
+        tiles_of(np.zeros(shape, np.uint8))
+
+
+def test_an_empty_pillow_image_is_refused():
+    with pytest.raises(ValueError, match="0x5 pixels, expected at least 1x1"):
+        tiles_of(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("excess", [1.5, 3])  # Pillow itself warns of the first, and raises for the second
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(excess, path_of, monkeypatch):
+    path = path_of(saved(Image.new("RGB", (100, 90))))
+    opened = Image.open(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(9000 / excess))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: pytest.fail("was decoded"))
+    with (
+        pytest.warns(Image.DecompressionBombWarning) if excess < 2 else pytest.raises(ValueError, match="9000 pixels")
+    ):
+        try:
+            tiles_of(path)
+        except ValueError as error:
+            if excess > 2:
+                raise
+            assert "100x90 pixels is larger than Pillow's limit of 6000" in str(error)  # noqa: PT017
+        else:
+            pytest.fail("a bomb was accepted")
+    with pytest.raises(ValueError, match="100x90 pixels is larger than Pillow's limit"):
+        tiles_of(opened)
+
+
+def test_a_large_image_that_is_decoded_already_is_no_bomb(monkeypatch):
+    image = random_image(100, 90)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert len(tiles_of(image)) > 1
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((30, 30, 5), np.uint8), r"shape \(30, 30, 5\) has no channel axis"),
+        (np.full((30, 30, 3), 300), r"values of 300..300, expected 0..255 for torch.int64"),
+        (np.full((30, 30, 3), -1.0), r"values of -1..-1, expected floats of 0..1 or of 0..255"),
+        (np.full((30, 30, 3), np.nan), "values of nan"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(array, message):
+    with pytest.raises(ValueError, match=message):
+        tiles_of(array)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"slicing": "edges"}, "slicing='edges' is unknown"),
+        ({"resize_backend": "opencv"}, "resize_backend='opencv' is unknown, expected one of torch, pillow"),
+        ({"resample": Image.Resampling.LANCZOS}, "unknown to resize_backend='torch', expected BICUBIC or BILINEAR"),
+        ({"min_patches": 4, "max_patches": 2}, "min_patches=4 is larger than max_patches=2"),
+        ({"max_patches": 0}, "max_patches=0, expected a positive"),
+        ({"size": {"shortest_edge": 448}}, "size={'shortest_edge': 448}, expected a tile's height and width"),
+        ({"size": {"height": 448, "width": -1}}, "size has width=-1, expected a positive"),
+    ],
+)
+def test_impossible_arguments_are_refused_when_made_and_when_called(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        InternVLXImageProcessor(**kwargs)
+    with pytest.raises(ValueError, match=message):
+        InternVLXImageProcessor()(random_image(30, 30), **kwargs)
+    with pytest.raises(ValueError, match=message):
+        InternVLXImageProcessor().get_number_of_image_patches(30, 30, kwargs)
+
+
+# ---- saving, memory, devices
+
+
+def test_a_saved_processor_comes_back_with_its_code(tmp_path):
+    processor = InternVLXImageProcessor(
+        slicing="area", max_patches=9, resize_backend="pillow", do_exif_transpose=False
+    )
+    processor.save_pretrained(tmp_path)
+    assert InternVLXImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert config["auto_map"] == {"AutoImageProcessor": "image_processing_internvlx.InternVLXImageProcessor"}
+    copied = {path.name for path in tmp_path.glob("*.py")}
+    assert copied == {
+        "image_files.py",
+        "image_processing_internvlx.py",
+        "image_sources.py",
+        "resizing.py",
+        "rvtc.py",
+    }
+
+
+MEMORY_SCRIPT = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+
+    import numpy as np
+    from PIL import Image
+    from internvlx_hf.processing import InternVLXImageProcessor
+
+    def memory(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    processor = InternVLXImageProcessor()
+    processor(Image.new("RGB", (900, 900)), return_tensors="pt")  # whatever is made once
+    upright, turned = sys.argv[1:]
+    for make, decoded_bytes in [
+        (lambda: upright, 3 * 12000 * 6000),
+        (lambda: turned, 3 * 12000 * 6000),
+        (lambda: Image.new("RGB", (12000, 6000), 1), 3 * 12000 * 6000),
+        (lambda: Image.new("L", (16000, 5000), 1), 16000 * 5000),
+        (lambda: np.ones((24000, 3000, 3), np.uint8), 3 * 3000 * 24000),
+        (lambda: np.ones((3, 3000, 12000), np.float32), 12 * 3000 * 12000),
+    ]:
+        image = make()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = memory("VmRSS")
+        tiles = processor(image, return_tensors="pt").pixel_values
+        excess = memory("VmHWM") - before - tiles.nbytes - 2 * decoded_bytes
+        assert excess <= 64 * 2**20, (type(image), getattr(image, "size", image), excess / 2**20)
+        del image, tiles
+    """
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")
+def test_a_large_image_takes_at_most_twice_its_size_and_64_mebibytes(tmp_path):
+    paths = []
+    for orientation in (1, 6):
+        paths.append(str(tmp_path / f"{orientation}.jpg"))
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        Image.new("RGB", (12000, 6000), (10, 200, 90)).save(paths[-1], exif=exif)
+    result = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT, *paths], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("size", [(640, 480), (300, 2000)])
+def test_tiles_on_a_gpu_are_within_one_level_of_those_on_the_cpu(size):
+    image = photo(*size)
+    tiles = tiles_of(image, device="cuda", slicing="ratio")
+    assert tiles.device.type == "cuda"
+    on_cpu = tiles_of(image, slicing="ratio")
+    from_tensor = tiles_of(torch.from_numpy(np.array(image)).cuda(), slicing="ratio")
+    assert torch.equal(from_tensor, tiles)
+    # a GPU holds the weights in float32, a CPU in 16 bits
+    assert (levels(tiles.cpu()) - levels(on_cpu)).abs().round().max() <= 1
