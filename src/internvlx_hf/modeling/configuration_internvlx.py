@@ -6,6 +6,7 @@ import re
 import shutil
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -99,6 +100,17 @@ class _PartConfig(PretrainedConfig):
         super().update(config_dict)
 
 
+# What is given may be a dictionary or None; what is read is a configuration or a number. `Any` lets a type checker accept both.
+if TYPE_CHECKING:
+    ModelConfig = PretrainedConfig | Any
+    ProjectorConfig: TypeAlias = "InternVLXProjectorConfig | Any"
+    LVTCConfig: TypeAlias = "InternVLXLVTCConfig | Any"
+    Layers = int | Any
+else:
+    ModelConfig = ProjectorConfig = LVTCConfig = dict | PretrainedConfig | None
+    Layers = int | None
+
+
 @with_value_errors
 @strict
 class InternVLXProjectorConfig(_PartConfig):
@@ -189,13 +201,13 @@ class InternVLXLVTCConfig(_PartConfig):
     model_type = "internvl_x_lvtc"
     base_config_key = "lvtc_config"
 
-    expand_layer: int | None = None
+    expand_layer: Layers = None
     downsample_ratio: float | int = 1.0
     hr_projector_type: str | None = "pixel_shuffle"
-    num_lr_projectors: int | None = None
+    num_lr_projectors: Layers = None
     lr_projector_type: str = "pixel_shuffle"
-    insert_start: int | None = None
-    insert_interval: int | None = None
+    insert_start: Layers = None
+    insert_interval: Layers = None
     upsample_mode: str = "nearest"
 
     def __post_init__(self, **kwargs):
@@ -278,13 +290,13 @@ class InternVLXConfig(PretrainedConfig):
         "lvtc_config": InternVLXLVTCConfig,
     }
 
-    vision_config: dict | PretrainedConfig | None = None
-    text_config: dict | PretrainedConfig | None = None
+    vision_config: ModelConfig = None
+    text_config: ModelConfig = None
     image_token_id: int = 151667
     downsample_ratio: float | int = 0.5
     vision_feature_layer: int = -1
-    projector_config: dict | PretrainedConfig | None = None
-    lvtc_config: dict | PretrainedConfig | None = None
+    projector_config: ProjectorConfig = None
+    lvtc_config: LVTCConfig = None
     tie_word_embeddings: bool | None = None
     internvlx_version: str | None = None
 
@@ -488,7 +500,8 @@ def _auto_sub_config(name: str, config: dict | PretrainedConfig | None, default_
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 __all__ = ["InternVLXConfig", "InternVLXLVTCConfig", "InternVLXProjectorConfig"]

@@ -4,9 +4,12 @@
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache, wraps
+from typing import TypeVar
 
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import GenerationConfig, PretrainedConfig
+
+Config = TypeVar("Config", bound=PretrainedConfig)
 
 # difflib's ratio from which a name is taken for another one misspelt: `downsampling_ratio` is at 0.882 of `downsample_ratio`,
 # but other models' `image_token` at 0.880 and `image_end_token_id` at 0.875 of `image_token_id`.
@@ -89,9 +92,9 @@ def _refuse_property(config_class: type[PretrainedConfig], name: str) -> None:
         raise ValueError(f"{name!r} cannot be set: it follows from other settings.")
 
 
-def with_value_errors(config_class: type[PretrainedConfig]) -> type[PretrainedConfig]:
+def with_value_errors(config_class: type[Config]) -> type[Config]:
     """Make what a strict dataclass raises a `ValueError` that names the field, the value and what would be right."""
-    strict_setattr, strict_validate = config_class.__setattr__, config_class.validate
+    strict_setattr, strict_validate = config_class.__setattr__, config_class.validate  # type: ignore[attr-defined]
     types = {field.name: field.type for field in fields(config_class)}
 
     def __setattr__(self, name, value):
@@ -108,5 +111,6 @@ def with_value_errors(config_class: type[PretrainedConfig]) -> type[PretrainedCo
         except StrictDataclassClassValidationError as error:
             raise ValueError(f"{config_class.__name__}: {error.__cause__}") from error
 
-    config_class.__setattr__, config_class.validate = __setattr__, validate
+    config_class.__setattr__ = __setattr__  # type: ignore[method-assign]
+    config_class.validate = validate  # type: ignore[attr-defined]
     return config_class
