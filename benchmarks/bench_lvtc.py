@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
-from internvlx_hf.modeling.lvtc import ImageTokens, stage_masks
 from internvlx_hf.modeling.lvtc_expansion import plan_expansion
+from internvlx_hf.modeling.lvtc_stages import stage_masks
 
 LAYERS, EXPAND, TEXT = 24, 17, 64
 WAYS = {
@@ -160,7 +160,7 @@ def bench_expansion(models, tiles, args) -> list:
     @torch.no_grad()
     def expand():
         plan = plan_expansion(config, placeholders, inputs["attention_mask"].bool(), positions)
-        expanded = lvtc.expand(hidden, plan, ImageTokens([], hr))
+        expanded = plan.place(hidden, lvtc.upsample(plan.take_tiles(hidden)) + hr)
         kwargs = {"attention_mask": plan.mask, "past_key_values": None, "position_ids": plan.position_ids}
         stage_masks(text, range(EXPAND, LAYERS), inputs_embeds=expanded, **kwargs)
         plan.undo(expanded)

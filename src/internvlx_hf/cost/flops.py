@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
 
 from ..modeling import InternVLXConfig
 from ..modeling.configuration_internvlx import window_size
-from ..modeling.lvtc import attention_types
+from ..modeling.lvtc_stages import attention_types
 
 STAGE_ONE, STAGE_TWO = "language_model.stage_one", "language_model.stage_two"
 

@@ -15,7 +15,7 @@ import torch
 
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..modeling.configuration_internvlx import window_size
-from ..modeling.lvtc import attention_types
+from ..modeling.lvtc_stages import attention_types
 from ..modeling.pvtc import HEADS_AT_ONCE
 from .flops import STAGE_ONE, STAGE_TWO, cached_tokens, head_dim, stages
 

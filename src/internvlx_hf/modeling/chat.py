@@ -1,6 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """InternVL's own way to ask about images: `model.chat(tokenizer, pixel_values, question, generation_config)`."""
 
+from typing import Any
+
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -15,6 +17,12 @@ History = list[tuple[str, str]]  # questions and their answers
 
 
 class ChatMixin:
+    """`chat` and `batch_chat` for a model that has these:"""
+
+    config: Any
+    device: Any
+    generate: Any
+
     # what the user wants to be the system message of `chat` and `batch_chat`; unset: the chat template's own
     system_message: str | None = None
 
@@ -196,7 +204,7 @@ def chat_query(
     for asked, answered in history:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": escaped(answered, literals)}]
     messages.append({"role": "user", "content": question})
-    query = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    query = _rendered(tokenizer, messages, add_generation_prompt=True)
     start, context, end = image_tokens
     for tiles in num_patches_list:
         query = query.replace(IMAGE_MARK, start + context * image_seq_length * tiles + end, 1)
@@ -207,9 +215,13 @@ def end_marker(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """What the chat template writes after an answer, or the EOS token if that is not one token."""
     answer = "answer"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    marker = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2].strip()
+    marker = _rendered(tokenizer, messages).rpartition(answer)[2].strip()
     is_token = tokenizer.convert_tokens_to_ids(marker) not in (None, tokenizer.unk_token_id)
     return marker if is_token else tokenizer.eos_token
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)  # type: ignore[return-value]
 
 
 def _literal_tokens(image_tokens: tuple[str, str, str]) -> tuple[str, ...]:

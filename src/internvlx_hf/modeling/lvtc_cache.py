@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from transformers.cache_utils import Cache, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
+
+from .lvtc_expansion import Expansion
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class ExpansionMemory:
         length: columns of stage one that the expansion covers.
         expanded_length: columns of stage two that it covers.
         growth: (B, 1), by how many tokens each sample has grown; what its positions are ahead in stage two.
-        tail: how many of the last columns are text in every sample, padding excluded, and can be cropped away.
+        trailing_text: how many of the last columns are text in every sample, padding excluded, and can be cropped away.
         last_position: the highest of stage two.
     """
 
@@ -29,7 +31,7 @@ class ExpansionMemory:
     length: int
     expanded_length: int
     growth: torch.Tensor
-    tail: int
+    trailing_text: int
     last_position: int
 
     def select(self, indices: torch.Tensor) -> "ExpansionMemory":
@@ -37,9 +39,9 @@ class ExpansionMemory:
         return replace(self, growth=self.growth[indices], mask=None if self.mask is None else self.mask[indices])
 
     def crop(self, surplus: int) -> "ExpansionMemory":
-        if surplus > self.tail:
+        if surplus > self.trailing_text:
             raise ValueError(
-                f"The cache can be cropped by {self.tail} tokens into the prompt, back to its last image or padding, got "
+                f"The cache can be cropped by {self.trailing_text} tokens into the prompt, back to its last image or padding, got "
                 f"{surplus}. Run the prompt again to go back further."
             )
         mask = None if self.mask is None else self.mask[:, : self.expanded_length - surplus]
@@ -48,7 +50,7 @@ class ExpansionMemory:
             mask=mask,
             length=self.length - surplus,
             expanded_length=self.expanded_length - surplus,
-            tail=self.tail - surplus,
+            trailing_text=self.trailing_text - surplus,
             last_position=self.last_position - surplus,
         )
 
@@ -73,68 +75,110 @@ class ExpansionMemory:
         return torch.cat([mask, later], dim=-1)
 
 
+def memory_after(
+    expansion: Expansion,
+    memory: ExpansionMemory | None,
+    attention_mask: torch.Tensor | None,
+    length: int,
+    cache: Cache | None,
+    expand_layer: int,
+) -> ExpansionMemory:
+    """What a cache is to remember after an expansion.
+
+    Args:
+        memory: of earlier expansions on the cache.
+        attention_mask: (B, seen + `length`), the caller's.
+        length: columns of stage one that this forward brings.
+    """
+    batch, expanded_length = expansion.position_ids.shape
+    seen = expanded_seen = 0
+    if cache is not None:
+        seen, expanded_seen = int(cache.get_seq_length()), int(cache.get_seq_length(expand_layer))
+    past_mask = attention_mask[:, :seen] if attention_mask is not None and seen else None
+    if memory is not None:
+        past_mask = memory.extend_mask(past_mask, seen)
+    mask = expansion.mask
+    if mask is not None or past_mask is not None:
+        device = expansion.position_ids.device
+        past_mask = torch.ones(batch, expanded_seen) if past_mask is None else past_mask
+        mask = torch.ones(batch, expanded_length) if mask is None else mask
+        mask = torch.cat([past_mask.to(device, torch.bool), mask.to(device, torch.bool)], dim=-1)
+    return ExpansionMemory(
+        mask=mask,
+        length=seen + length,
+        expanded_length=expanded_seen + expanded_length,
+        growth=expansion.growth,
+        trailing_text=expansion.trailing_text,
+        last_position=expansion.last_position,
+    )
+
+
+class RemembersExpansion(CacheLayerMixin):
+    """Mixed into the class of a cache's first layer, so that the memory follows all that happens to the cache.
+
+    A cache hands every change of its batch and length to its layers, one after another, and to nobody else. The memory is
+    with the first of them because what a cache with images cannot do, to crop one in the middle, must be refused before any
+    layer is changed. The layer's own class stays a base: it may be of any kind (dynamic, static, quantized).
+    """
+
+    layer_class: type[CacheLayerMixin]
+    expansion: ExpansionMemory | None
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        self.select_samples(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self.select_samples(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.expansion is not None:
+            self.select_samples(torch.arange(len(self.expansion.growth)).repeat_interleave(repeats))
+
+    def select_samples(self, indices: torch.Tensor) -> None:
+        if self.expansion is not None:
+            self.expansion = self.expansion.select(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        expansion, length = self.expansion, self.get_seq_length()
+        if expansion is not None and tokens_to_remove > 0:
+            raise ValueError(
+                f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}: "
+                "as a length to keep it would be another one in each of LVTC's stages."
+            )
+        left = length + tokens_to_remove
+        if expansion is not None and left < expansion.length:
+            expansion = expansion.crop(expansion.length - left)
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        self.expansion = expansion
+
+    def reset(self) -> None:
+        super().reset()
+        self.expansion = None
+
+    def __reduce__(self):
+        return _restore_layer, (self.layer_class, self.__dict__)
+
+
 @lru_cache
-def _remembering(layer_class: type) -> type:
-    """A cache layer class whose `expansion` memory follows all that happens to the layer's batch and length."""
-
-    class RememberingLayer(layer_class):
-        remembers_expansion = True
-
-        def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-            super().reorder_cache(beam_idx)
-            self.select_samples(beam_idx)
-
-        def batch_select_indices(self, indices: torch.Tensor) -> None:
-            super().batch_select_indices(indices)
-            self.select_samples(indices)
-
-        def batch_repeat_interleave(self, repeats: int) -> None:
-            super().batch_repeat_interleave(repeats)
-            if self.expansion is not None:
-                self.select_samples(torch.arange(len(self.expansion.growth)).repeat_interleave(repeats))
-
-        def select_samples(self, indices: torch.Tensor) -> None:
-            if self.expansion is not None:
-                self.expansion = self.expansion.select(indices)
-
-        def crop(self, tokens_to_remove: int) -> None:
-            expansion, length = self.expansion, self.get_seq_length()
-            if expansion is not None and tokens_to_remove > 0:
-                raise ValueError(
-                    f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}: "
-                    "as a length to keep it would be another one in each of LVTC's stages."
-                )
-            left = length + tokens_to_remove
-            if expansion is not None and left < expansion.length:
-                expansion = expansion.crop(expansion.length - left)
-            super().crop(tokens_to_remove)
-            self.expansion = expansion
-
-        def reset(self) -> None:
-            super().reset()
-            self.expansion = None
-
-        def __reduce__(self):
-            return _restore, (layer_class, self.__dict__)
-
-    RememberingLayer.__name__ = RememberingLayer.__qualname__ = layer_class.__name__
-    return RememberingLayer
+def _with_memory(layer_class: type) -> type[RemembersExpansion]:
+    return type(layer_class.__name__, (RemembersExpansion, layer_class), {"layer_class": layer_class})
 
 
-def _restore(layer_class: type, state: dict):
-    layer = object.__new__(_remembering(layer_class))
-    layer.__dict__.update(state)
+def _restore_layer(layer_class: type, state: dict) -> RemembersExpansion:
+    layer = object.__new__(_with_memory(layer_class))
+    layer.__dict__ = state
     return layer
 
 
-def remember_expansion(cache: Cache, memory: ExpansionMemory) -> None:
-    """Attach the memory to the cache's first layer, so that it goes wherever the cache goes.
-
-    The first one, because what a cache cannot do with the memory (crop an image) must fail before any layer is changed.
-    """
+def remember_expansion(cache: Cache, memory: ExpansionMemory | None) -> None:
+    """Put the memory into the cache's first layer, so that it goes wherever the cache goes."""
     layer = cache.layers[0]
-    if not getattr(layer, "remembers_expansion", False):
-        layer.__class__ = _remembering(type(layer))
+    if not isinstance(layer, RemembersExpansion):
+        layer_class: type = type(layer)
+        layer = cache.layers[0] = _restore_layer(layer_class, vars(layer))
     layer.expansion = memory
 
 
@@ -165,10 +209,10 @@ def seen_length(cache: Cache, new: int) -> int:
     return cache.get_max_length(0) if isinstance(seen, torch.Tensor) else seen + new
 
 
-def let_grow(cache: Cache, expand_layer: int) -> None:
+def allow_growth(cache: Cache, expand_layer: int) -> None:
     """Let a static cache's layers from `expand_layer` on be allocated longer, by what the prompt's expansion adds."""
     for layer in cache.layers[expand_layer:]:
-        layer.grows_with_expansion = True
+        layer.grows_with_expansion = True  # type: ignore[union-attr]
 
 
 def make_room(cache: Cache | None, text_config, expand_layer: int, length: int, expanded_length: int) -> None:

@@ -20,6 +20,7 @@ class Expansion:
     at the right of its row, without what was padding, so that L₂ is the longest sample's length.
     """
 
+    tile_length: int  # N₁²
     tile_rows: torch.Tensor  # (tiles·N₁²,) rows of stage one that hold tiles
     text_to: torch.Tensor  # (B·L,) rows of stage two; nowhere for placeholders and padding
     tiles_to: torch.Tensor  # (tiles·N₂²,) rows of stage two
@@ -28,19 +29,26 @@ class Expansion:
     mask: torch.Tensor | None  # (B, L₂) bool
     growth: torch.Tensor  # (B, 1) tokens that each sample gains
     tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, masked-out ones excluded
-    tail: int  # columns at the end that are text in every sample, padding excluded
+    trailing_text: int  # columns at the end that are text in every sample, padding excluded
     last_position: int  # the highest of `position_ids`
 
+    def add_to_tiles(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) of stage one plus (tiles, N₁², D) -> (B, L, D)."""
+        rows = hidden_states.flatten(0, 1)
+        added = rows.index_add(0, self.tile_rows.to(rows.device), tokens.flatten(0, 1).to(rows.device, rows.dtype))
+        return added.view_as(hidden_states)
+
     def take_tiles(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) of stage one -> (tiles·N₁², D), the rows that hold tiles."""
-        return hidden_states.flatten(0, 1)[self.tile_rows.to(hidden_states.device)]
+        """(B, L, D) of stage one -> (tiles, N₁², D)."""
+        rows = hidden_states.flatten(0, 1)[self.tile_rows.to(hidden_states.device)]
+        return rows.unflatten(0, (-1, self.tile_length))
 
     def place(self, hidden_states: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) of stage one and (tiles·N₂², D) -> (B, L₂, D) of stage two: text rows and tiles in their places."""
+        """(B, L, D) of stage one and (tiles, N₂², D) -> (B, L₂, D) of stage two: text rows and tiles in their places."""
         rows, (batch, length) = hidden_states.flatten(0, 1), self.position_ids.shape
         text_to, tiles_to = self.text_to.to(rows.device), self.tiles_to.to(rows.device)
         expanded = rows.new_zeros(batch * length + 1, rows.shape[-1])
-        expanded = expanded.index_copy(0, text_to, rows).index_copy(0, tiles_to, tiles)
+        expanded = expanded.index_copy(0, text_to, rows).index_copy(0, tiles_to, tiles.flatten(0, 1))
         return expanded[:-1].unflatten(0, (batch, length))
 
     def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -71,7 +79,7 @@ def plan_expansion(
     before, after = config.image_seq_length, config.expanded_image_seq_length
     batch, device = len(placeholders), placeholders.device
     order = placeholders.cumsum(1) - 1
-    first = placeholders & (order % before == 0)
+    first = placeholders & (order % before == 0)  # of its tile
     is_text, is_tile = ~placeholders, first  # what becomes 1 and N₂² rows of stage two
     if visible is not None:
         is_text, is_tile = is_text & visible, is_tile & visible
@@ -79,17 +87,26 @@ def plan_expansion(
     ends = width.cumsum(1)
     lengths = ends[:, -1:]
     sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
-    torn = placeholders & ~first & ~F.pad(placeholders[:, :-1], (1, 0))
     tiles_before = F.pad(is_tile.cumsum(1), (1, 0))
     # Tiles of other samples packed into the same row do not count.
-    earlier = _since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
-    positions = (
-        position_ids + (after - before) * earlier + past_growth
-    )  # of what becomes text, or a tile's first token
+    earlier = _count_since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
+    # of what becomes text, or a tile's first token
+    positions = position_ids + (after - before) * earlier + past_growth
     last_positions = torch.where(width > 0, positions + width - 1, 0)
-    shortest, longest, tail, last_position, packed = _read_sizes(
-        lengths, is_text, last_positions, sample_starts, torn, before
+    continues_tile = F.pad(placeholders[:, :-1], (1, 0))
+    # All that the host has to know of the input, read from the device at once.
+    shortest, longest, trailing_text, last_position, is_packed, is_interrupted = _to_host(
+        lengths.min(),
+        lengths.max(),
+        is_text.flip(1).long().cumprod(1).sum(1).min(),
+        last_positions.max(),
+        sample_starts[:, 1:].any(),
+        (placeholders & ~first & ~continues_tile).any(),
     )
+    if is_interrupted:
+        raise ValueError(
+            f"The {before} image placeholders of a tile must stand together, but text comes between them."
+        )
 
     nowhere = batch * longest
     starts = torch.arange(1, batch + 1, device=device)[:, None] * longest - lengths + ends - width
@@ -108,9 +125,10 @@ def plan_expansion(
     expanded_positions.index_copy_(0, tiles_to, (positions[tile_starts][:, None] + children).flatten())
 
     mask = None
-    if visible is not None or (shortest < longest and not packed):
+    if visible is not None or (shortest < longest and not is_packed):
         mask = torch.arange(longest, device=device) >= longest - lengths
     return Expansion(
+        tile_length=before,
         tile_rows=tile_rows,
         text_to=text_to,
         tiles_to=tiles_to,
@@ -119,32 +137,16 @@ def plan_expansion(
         mask=mask,
         growth=(after - before) * tiles_before[:, -1:] + past_growth,
         tiles_before=tiles_before,
-        tail=tail,
+        trailing_text=trailing_text,
         last_position=last_position,
     )
 
 
-def _read_sizes(
-    lengths: torch.Tensor,
-    is_text: torch.Tensor,
-    last_positions: torch.Tensor,
-    sample_starts: torch.Tensor,
-    torn: torch.Tensor,
-    before: int,
-) -> tuple[int, int, int, int, bool]:
-    """Shortest and longest row of stage two, columns of text at the end of all rows, stage two's last position, and
-    whether samples are packed: all that the host has to know of the input, read from the device at once."""
-    tail = is_text.flip(1).long().cumprod(1).sum(1)
-    sizes = [lengths.min(), lengths.max(), tail.min(), last_positions.max(), sample_starts[:, 1:].any(), torn.any()]
-    *sizes, torn = torch.stack([size.long() for size in sizes]).tolist()
-    if torn:
-        raise ValueError(
-            f"The {before} image placeholders of a tile must stand together, but text comes between them."
-        )
-    return tuple(sizes)
+def _to_host(*numbers: torch.Tensor) -> list[int]:
+    return torch.stack([number.long() for number in numbers]).tolist()
 
 
-def _since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def _count_since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """(B, L) running counts, from the last of (B, L) bool `starts` on."""
     column = torch.arange(starts.shape[1], device=starts.device)
     return counts - counts.gather(1, torch.where(starts, column, 0).cummax(1).values)

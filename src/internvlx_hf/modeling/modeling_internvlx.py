@@ -28,8 +28,9 @@ from transformers.utils.import_utils import torch_compilable_check
 
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
-from .lvtc import LVTC, decoding_masks, layerwise_forward
-from .lvtc_cache import let_grow
+from .lvtc import LVTC, layerwise_forward
+from .lvtc_cache import allow_growth
+from .lvtc_stages import Masks, decoding_masks
 from .projectors import build_projector
 from .pvtc import PVTCAttention, PVTCProjector
 
@@ -53,9 +54,9 @@ class InternVLXImageFeatures(BaseModelOutputWithPooling):
 
 
 class InternVLXPreTrainedModel(InternVLPreTrainedModel):
-    config: InternVLXConfig
+    config: InternVLXConfig  # type: ignore[assignment]
     config_class = InternVLXConfig
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     _no_split_modules = []
 
     @classmethod
@@ -127,7 +128,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         self._check_tiles(pixel_values)
         layer = self.config.vision_feature_layer
         if layer != -1 and not kwargs.get("output_hidden_states"):
-            kwargs["output_hidden_states"] = [layer] if CAPTURES_SINGLE_HIDDEN_STATES else True
+            kwargs["output_hidden_states"] = [layer] if CAPTURES_SINGLE_HIDDEN_STATES else True  # type: ignore[typeddict-item]
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = vision_outputs.last_hidden_state if layer == -1 else vision_outputs.hidden_states[layer]
         self._check_features(features)
@@ -183,7 +184,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
         Looking waits for the device, so a training on a GPU is left alone.
         """
-        seen = past_key_values is not None and any(layer.is_initialized for layer in past_key_values.layers)
+        layers = [] if past_key_values is None else past_key_values.layers
+        seen = any(layer.is_initialized for layer in layers)  # type: ignore[union-attr]
         if input_ids is None or seen or input_ids.is_meta or is_tracing(input_ids):
             return
         if self.training and input_ids.device.type != "cpu":
@@ -210,7 +212,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         return inputs_embeds
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -245,11 +247,17 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_tokens = placeholders = None
+        image_tokens = placeholders = later = None
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, return_dict=True)
         if images is not None:
+            if images.pooler_output is None:
+                raise ValueError(
+                    "`mm_encoder_outputs['image']` has no `pooler_output`. Give what `get_image_features` returns."
+                )
             image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # [tiles, N₁², D]
+            if self.lvtc is not None:
+                later = self.lvtc.split(image_tokens, images.deepstack_features)
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
             self._check_placeholders(placeholders, image_tokens, chunked=pixel_values is None)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
@@ -269,7 +277,6 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if self.lvtc is None:
             outputs = self.language_model(**inputs, **kwargs)
         else:
-            later = None if images is None else self.lvtc.split(image_tokens, images.deepstack_features)
             outputs = layerwise_forward(
                 self.language_model, self.lvtc, placeholders=placeholders, image_tokens=later, **inputs, **kwargs
             )
@@ -311,7 +318,7 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Gen
         past_key_values: Cache,
         is_first_iteration: bool = False,
         **kwargs,
-    ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
+    ) -> torch.Tensor | Masks | None:
         """Masks that `generate` makes ahead of a compiled step. With LVTC the prompt's forward, which is not compiled,
         makes its own: those of stage two follow from where the images are."""
         if self.model.lvtc is None:
@@ -320,23 +327,23 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Gen
             return attention_mask
         return decoding_masks(config, inputs_embeds, attention_mask, past_key_values)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs):  # type: ignore[override]
         has_images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
         if self.model.lvtc is not None and has_images and generation_config.prefill_chunk_size is not None:
             raise ValueError(
                 f"`prefill_chunk_size`={generation_config.prefill_chunk_size} would cut tiles up, which LVTC cannot "
                 "expand then. Leave it unset for prompts with images."
             )
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
 
     def _prepare_static_cache(self, *args, **kwargs) -> Cache:
-        cache = super()._prepare_static_cache(*args, **kwargs)
+        cache = super()._prepare_static_cache(*args, **kwargs)  # type: ignore[misc]
         if self.model.lvtc is not None:
-            let_grow(cache, self.config.lvtc_config.expand_layer)
+            allow_growth(cache, self.config.lvtc_config.expand_layer)
         return cache
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
