@@ -134,7 +134,7 @@ def test_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
         convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out")
 
 
-def test_card_says_what_a_picture_costs_and_nothing_about_this_machine(tmp_path):
+def test_card_says_what_an_image_costs_and_nothing_about_this_machine(tmp_path):
     convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", base_model="OpenGVLab/InternVL2-1B")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "A tile of 56x56 pixels takes 4 tokens." in card
@@ -154,7 +154,7 @@ def test_card_s_example_runs(tmp_path, monkeypatch):
     from PIL import Image
 
     convert_checkpoint(GOLDEN / QWEN, tmp_path / "internvl2_qwen2", slicing="edge")
-    Image.linear_gradient("L").save(tmp_path / "picture.jpg")
+    Image.linear_gradient("L").save(tmp_path / "image.jpg")
     card = (tmp_path / "internvl2_qwen2" / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)

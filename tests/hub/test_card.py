@@ -36,6 +36,40 @@ RECIPE = {
 }
 
 
+# a card of version 0.1.0 as it was first written
+EARLIER = """\
+---
+library_name: transformers
+tags:
+- one
+- two
+base_model: owner/base
+---
+
+<!-- internvlx:card What stands between the marks `begin` and `end` is generated. Write anywhere else. What you edit there \
+stays as you leave it; delete a part with its marks to have it generated again. metadata: library_name=ad9b0702 \
+tags=298a9912 base_model=d7ef8c71 -->
+
+<!-- internvlx:begin title 79aeaf7b -->
+# Title
+<!-- internvlx:end title -->
+
+<!-- internvlx:begin cost 7e614d79 -->
+## Cost
+
+A tile is dear.
+<!-- internvlx:end cost -->
+
+<!-- internvlx:begin use 963299e4 -->
+## Use
+
+```python
+load()
+```
+<!-- internvlx:end use -->
+"""
+
+
 def renew(previous="", metadata=METADATA, sections=SECTIONS):
     return renew_card(previous, metadata, lambda _: sections)
 
@@ -80,7 +114,7 @@ def test_generated_sections_are_replaced_in_their_places_and_all_else_stays():
     later = renew(text, sections={**SECTIONS, "cost": "## Cost\n\nA tile is cheap."})
     assert "dear" not in later.text
     assert later.text == text.replace("dear", "cheap").replace(*digests_of("cost", text, later.text))
-    assert writing(later.text).parts == ("Before the cost.", "## Mine\n\n- a list\n\n      and  code")
+    assert writing(later.text) == {"Before the cost.", "## Mine", "- a list", "      and  code"}
 
 
 def digests_of(name: str, *texts: str) -> list[str]:
@@ -139,6 +173,37 @@ def test_metadata_that_a_person_changed_added_or_deleted_stays_so():
     )
 
 
+def test_metadata_keep_their_order_and_a_person_s_comments():
+    text = (
+        renew()
+        .text.replace("tags:\n", "# for the search\ntags:\n")
+        .replace("owner/base\n---", "owner/base\nlicense: mit\n---")
+    )
+    assert renew(text).text == text
+    later = renew(text, metadata=METADATA | {"library_name": "ours"}).text
+    assert later.startswith(
+        "---\n# for the search\ntags:\n- one\n- two\nbase_model: owner/base\nlicense: mit\nlibrary_name: ours\n---\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "{license: mit, tags: [mine]}",
+        "'license': mit\n\ntags: [\n  mine]",
+        "license: ''\nlicense: mit\ntags:\n# mine\n- mine",
+    ],
+    ids=["flow", "quoted", "twice"],
+)
+def test_metadata_of_any_style_are_kept(block):
+    expected = {"license": "mit", "tags": ["mine"], "library_name": "transformers", "base_model": "owner/base"}
+    card = renew(f"---\n{block}\n---\n# Mine\n")
+    assert ModelCard(card.text).data.to_dict() == expected
+    reformatted = card.text.replace("base_model: owner/base", "'base_model':\n  owner/base")
+    later = ModelCard(renew(reformatted, metadata=METADATA | {"base_model": "owner/other"}).text)
+    assert later.data.to_dict() == expected | {"base_model": "owner/other"}
+
+
 def test_metadata_that_nobody_touched_are_renewed_or_go():
     text = renew().text
     data = ModelCard(renew(text, metadata={"tags": ["three"]}).text).data.to_dict()
@@ -162,17 +227,14 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_edits():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            lambda text: text.replace("<!-- internvlx:end cost -->", ""),
-            r"line \d+.*begin use.*inside the section 'cost'",
-        ),
-        (lambda text: text.replace("<!-- internvlx:end use -->", ""), "'use' begins and does not end"),
+        (lambda text: text.replace("<!-- internvlx:end cost -->", ""), r"line \d+.*begin cost .*its other half"),
+        (lambda text: text.replace("<!-- internvlx:end use -->", ""), r"line \d+.*begin use .*its other half"),
         (
             lambda text: re.sub("<!-- internvlx:begin cost.*", "", text),
-            r"line \d+.*internvlx:end cost.*damaged or out",
+            r"line \d+.*internvlx:end cost.*damaged or out of place",
         ),
         (lambda text: text.replace("internvlx:begin cost ", "internvlx:begin cost #"), "begin cost #"),
-        (lambda text: text.replace("end cost -->", "end cost ->"), r"end cost ->.*damaged"),
+        (lambda text: text.replace("end cost -->", "end cost ->"), r"line \d+.*begin cost .*its other half"),
         (lambda text: text + text[text.index("<!-- internvlx:begin use") :], "'use' stands there twice"),
         (lambda text: text.replace("metadata:", "metadata"), r"line \d+: the mark '<!-- internvlx:card"),
         (lambda text: text.replace("tags:\n", "tags: [\n"), "not valid YAML"),
@@ -191,8 +253,8 @@ def test_damaged_card_is_named_and_left_alone(checkpoint, damage, message):
 
 
 def test_line_of_a_damaged_mark_is_right():
-    text = renew().text.replace("end cost -->", "end cost ->")
-    number = next(n for n, line in enumerate(text.split("\n"), 1) if "end cost" in line)
+    text = renew().text.replace("begin cost ", "begin cost #")
+    number = next(n for n, line in enumerate(text.split("\n"), 1) if "begin cost" in line)
     with pytest.raises(CardError, match=f"line {number}:"):
         renew(text)
 
@@ -208,6 +270,16 @@ def test_line_of_a_damaged_mark_is_right():
 def test_metadata_that_the_hub_cannot_read_are_refused(metadata, message):
     with pytest.raises(CardError, match=message):
         renew(metadata=metadata)
+
+
+def test_card_of_an_earlier_version_is_renewed():
+    assert renew().text == EARLIER, "the format is still that"
+    text = EARLIER.replace("load()", "load_mine()").replace("- one\n", "") + "\nMine.\n"
+    card = renew(text, METADATA | {"base_model": "owner/other"}, SECTIONS | {"cost": "## Cost\n\nA tile is cheap."})
+    assert sorted(card.edited) == ["tags", "use"]
+    assert writing(card.text) == writing(text)
+    assert "A tile is cheap." in card.text
+    assert ModelCard(card.text).data.to_dict() == METADATA | {"tags": ["two"], "base_model": "owner/other"}
 
 
 # -- a checkpoint's card

@@ -120,8 +120,7 @@ def test_malformed_recipe_is_named_with_the_field(folder, change, message):
     ("change", "message"),
     [
         ({"untrained_modules": "model.lvtc"}, "untrained_modules is 'model.lvtc', expected a list"),
-        ({"options": {}}, "options.init is None, expected one of 'warm', 'paper'"),
-        ({"options": {"init": "cold"}}, "options.init is 'cold'"),
+        ({"options": {"init": 3}}, "options.init is 3, expected a text"),
         ({"notes": "a"}, "notes is 'a'"),
         ({"dropped_tensors": []}, r"dropped_tensors is \[\], expected an object"),
         ({"exact": "yes"}, "exact is 'yes', expected true or false"),
@@ -131,7 +130,6 @@ def test_malformed_recipe_is_named_with_the_field(folder, change, message):
         ({"language_model": {}}, "language_model.source is missing"),
         ({"source_card": {"license": 3}}, "source_card.license is 3"),
         ({"tokens": {"tile_size": 448, "per_tile": 256}}, "tokens.max_tiles is missing"),
-        ({"tokens": {"tile_size": 0, "per_tile": 256, "max_tiles": 7}}, "tokens.tile_size is 0, expected at least 1"),
         ({"source": "x" * 200, "exact": ["x" * 200]}, r"exact is \['x{75}\.\.\., expected"),
     ],
 )
@@ -267,3 +265,16 @@ def test_native_card_counts_tiles_up_to_max_tiles(native, max_tiles, wide, narro
     assert f"at most {max_tiles} tiles (slicing `ratio`)" in text
     assert f"| 1280x720 | {wide} | {wide * 256} |" in text
     assert f"| 336x280 | {narrow} | {narrow * 256} |" in text
+
+
+@pytest.mark.parametrize(("field", "message"), [("tile_size", "size={'height': 0"), ("max_tiles", "max_patches=0")])
+def test_impossible_tiles_of_a_native_checkpoint_are_named(native, field, message):
+    report = REPORT | {"tokens": REPORT["tokens"] | {field: 0}}
+    with pytest.raises(ValueError, match=f"The image processor of {native}: {message}"):
+        card_of(native, report)
+
+
+@pytest.mark.parametrize(("init", "start"), [("warm", "near what the original knows"), ("paper", "at random")])
+def test_card_says_how_untrained_modules_start(native, init, start):
+    assert f"start{'s' * (init == 'warm')} {start}" in card_of(native, REPORT | {"options": {"init": init}})
+    assert start not in card_of(native, REPORT | {"options": {"init": "of a later version"}})

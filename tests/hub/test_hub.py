@@ -377,7 +377,7 @@ trainer.push_to_hub()
     assert (out / "checkpoint-1" / "training_args.bin").exists()
     card = hub.files("you/trained")["README.md"].decode()
     assert "# Mine" in card
-    assert "## What a picture costs" in card
+    assert "## What an image costs" in card
     assert 'from_pretrained("you/trained"' in card
 
 

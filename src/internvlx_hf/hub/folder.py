@@ -276,7 +276,7 @@ def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None 
         written_there, written_here = writing(on_hub), writing(here)
         if keep == "hub" or (written_there and not written_here):
             here = on_hub
-        elif not written_there.is_in(written_here):
+        elif not written_there <= written_here:
             raise CardError(
                 f"The model card of {repo_id} says something that {folder / CARD} does not, and the other way round. Choose "
                 "whose writing stays, by --card hub or --card folder; or put both into the folder's and pass --card folder."

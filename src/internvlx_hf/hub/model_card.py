@@ -1,15 +1,15 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The model card of a checkpoint folder, from what a conversion and a training run left in it."""
 
+import html
 import os
-import tempfile
-from dataclasses import dataclass, field
-from functools import cached_property
+import re
+import shutil
 from pathlib import Path
 from types import NoneType
 
-from huggingface_hub import ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import ChainableUndefined, Environment
 
 from ..checkpoints.checkpoint_names import CARD, NATIVE, OURS, RECIPE, REPORT
 from ..checkpoints.json_fields import check_fields
@@ -17,17 +17,12 @@ from ..checkpoints.json_files import read_json
 from ..checkpoints.links import resolve_inside
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
-from ..processing.rvtc import TilingRule
-from .card_text import TITLE, Card, CardError, renew_card
-from .training_facts import RECIPE_FIELDS, TEXT, TrainingFacts, code, one_line
+from .card_text import Card, CardError, is_hub_id, renew_card
 
+TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
+TEXT, NUMBER = (str, NoneType), (int, float, NoneType)
 # what a report keeps of the source's card
 SOURCE_CARD = ("language?", "license?", "license_name?", "license_link?")
-# how new modules start, as the card says it
-STARTS = {
-    "warm": f"Each starts near what the original knows; `{REPORT}` says tensor by tensor how.",
-    "paper": "They start at random: before training the model's answers mean nothing.",
-}
 REPORT_FIELDS = {
     "source": str,
     "base_model?": TEXT,
@@ -44,34 +39,22 @@ REPORT_FIELDS = {
     "notes": [str],
     "versions": {"internvlx_hf": str},
 }
-# (W, H) of the pictures whose costs a card tells
-PICTURE_SIZES = ((336, 280), (640, 480), (800, 600), (1024, 768), (1280, 720), (1920, 1080))
-USAGE = {
-    OURS: """\
-```python
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True, dtype="auto")
-processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
-content = [{{"type": "image", "path": "picture.jpg"}}, {{"type": "text", "text": "What is in the picture?"}}]
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": content}}],
-    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-).to(model.device)
-output = model.generate(**inputs, max_new_tokens=100)
-print(processor.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-
-InternVL's own `model.chat(tokenizer, pixel_values, question, generation_config)` works too. `trust_remote_code=True` runs
-the code in this repository; `revision="<commit>"` pins it together with the weights. Where `internvlx-hf` is installed,
-`import internvlx_hf` does instead.""",
-    NATIVE: """\
-```python
-from transformers import AutoModelForImageTextToText
-
-model = AutoModelForImageTextToText.from_pretrained("{name}", dtype="auto")
-```""",
+DATA = [{"name": str, "samples?": (int, str, NoneType), "repeat_time?": (int, float), "hub_id?": TEXT}]
+RECIPE_FIELDS = {
+    "base_model?": TEXT,
+    "revision?": TEXT,
+    "data?": DATA,
+    "evaluation_data?": DATA,
+    "trained_modules?": {str: int},
+    "settings?": {},
+    "metrics?": {},
+    "steps?": NUMBER,
+    "epochs?": NUMBER,
+    "tokens?": NUMBER,
+    "versions?": {"internvlx_hf?": str},
 }
+# of the Trainer's metrics, those about the machine and the length of the run
+NOT_QUALITY = re.compile(".*(_runtime|_per_second|_flos)|epoch")
 
 
 def write_card(folder: str | Path, name: str | None = None, previous: str | None = None) -> Card:
@@ -91,16 +74,21 @@ def write_card(folder: str | Path, name: str | None = None, previous: str | None
     """
     folder = Path(folder)
     card = model_card(folder, name, read_card(folder) if previous is None else previous)
-    _write_whole(folder / CARD, card.text)
+    path, part = folder / CARD, folder / f".{CARD}.{os.getpid()}"
+    try:
+        part.write_text(card.text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
     return card
 
 
 def model_card(folder: str | Path, name: str | None = None, previous: str = "") -> Card:
     """The card that [`write_card`] writes."""
-    facts = CardFacts(Path(folder))
-    return renew_card(
-        previous, facts.metadata(), lambda metadata: facts.sections(name or facts.folder.resolve().name, metadata)
-    )
+    facts, name = CardFacts(folder), name or Path(folder).resolve().name
+    return renew_card(previous, facts.metadata(), lambda metadata: facts.sections(name, metadata))
 
 
 def read_card(folder: str | Path) -> str:
@@ -119,256 +107,142 @@ def read_card(folder: str | Path) -> str:
         raise CardError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.close()
-            # a temporary file is its owner's alone
-            os.chmod(file.name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _check_report(path: Path, report: dict) -> None:
-    """Raises: ValueError: something is missing that a card needs, or it is of another kind."""
-    check_fields(report, REPORT_FIELDS, path)
-    if report.get("untrained_modules"):
-        init = report.get("options", {}).get("init")
-        if init not in STARTS:
-            raise ValueError(f"{path}: options.init is {init!r}, expected one of {', '.join(map(repr, STARTS))}.")
-    for name, number in report.get("tokens", {}).items():
-        if type(number) is int and number < 1:
-            raise ValueError(f"{path}: tokens.{name} is {number}, expected at least 1.")
-
-
-@dataclass
 class CardFacts:
     """What a checkpoint folder tells about itself.
-
-    Args:
-        folder: the checkpoint.
 
     Raises:
         ValueError: config.json is missing or of another kind of model, or a report is damaged.
     """
 
-    folder: Path
-    kind: str = field(init=False)
-    report: dict = field(init=False)
-    training: TrainingFacts | None = field(init=False)
-
-    def __post_init__(self):
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
         config = read_json(self.folder / "config.json")
         self.kind = config.get("model_type")
-        if self.kind not in USAGE:
+        if self.kind not in (OURS, NATIVE):
             found = f"model_type={self.kind!r}" if config else "no config.json"
-            raise ValueError(f"{self.folder} has {found}, expected a checkpoint of model type {OURS!r} or {NATIVE!r}.")
+            raise ValueError(f"{folder} has {found}, expected a checkpoint of model type {OURS!r} or {NATIVE!r}.")
         self.report = read_json(self.folder / REPORT)
         if self.report:
-            _check_report(self.folder / REPORT, self.report)
-        recipe = read_json(self.folder / RECIPE)
-        check_fields(recipe, RECIPE_FIELDS, self.folder / RECIPE)
-        self.training = TrainingFacts(recipe) if recipe else None
-
-    @cached_property
-    def config(self) -> InternVLXConfig:
-        return InternVLXConfig.from_pretrained(self.folder)
+            check_fields(self.report, REPORT_FIELDS, self.folder / REPORT)
+        self.recipe = read_json(self.folder / RECIPE)
+        check_fields(self.recipe, RECIPE_FIELDS, self.folder / RECIPE)
 
     @property
     def base_model(self) -> str | None:
         """Hub id of what this model comes from."""
-        candidates = [self.training.base_model if self.training else None, self.report.get("base_model")]
-        return next((name for name in candidates if is_hub_id(name)), None)
+        return next(filter(is_hub_id, (self.recipe.get("base_model"), self.report.get("base_model"))), None)
 
     @property
     def untrained_modules(self) -> list[str]:
-        """Modules that a conversion made anew and that no training has seen since."""
-        modules = self.report.get("untrained_modules", [])
-        return [name for name in modules if not (self.training and self.training.has_trained(name))]
+        """Modules that a conversion made anew and that no training has seen since, by themselves or in another one."""
+        trained = tuple(f"{name}." for name in self.recipe.get("trained_modules", {}))
+        return [name for name in self.report.get("untrained_modules", []) if not f"{name}.".startswith(trained)]
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """Metrics of the training that say something of the model, and not of the machine."""
+        metrics = self.recipe.get("metrics", {}).items()
+        return {name: x for name, x in metrics if type(x) in (int, float) and not NOT_QUALITY.fullmatch(name)}
+
+    @property
+    def title(self) -> str:
+        base = one_line((self.base_model or self.report.get("source", "")).rpartition("/")[-1])
+        kind = "InternVL-X for Transformers" if self.kind == OURS else "transformers' native InternVL"
+        if self.recipe:
+            return f"{base}, trained as {kind}" if base else f"{kind}, trained"
+        return f"{base}, converted to {kind}" if base else kind
 
     def metadata(self) -> dict:
         """What the Hub reads, by `huggingface_hub`'s names."""
-        known = {name.rstrip("?") for name in SOURCE_CARD}
-        source = {name: value for name, value in self.report.get("source_card", {}).items() if name in known}
-        is_ours = self.kind == OURS
-        training = self.training
-        data = ModelCardData(
+        hub_ids = [entry.get("hub_id") for entry in self.recipe.get("data", [])]
+        datasets = [name for name in dict.fromkeys(hub_ids) if is_hub_id(name, needs_owner=False)]
+        results = self._eval_results()
+        source = self.report.get("source_card", {})
+        return ModelCardData(
             library_name="transformers",
             pipeline_tag="image-text-to-text",
             base_model=self.base_model,
             base_model_relation="finetune" if self.base_model else None,
-            datasets=training.hub_datasets or None if training else None,
-            tags=["internvl", "vision-language", *(["internvl_x", "custom_code"] if is_ours else [])],
-            eval_results=training.eval_results or None if training else None,
-            model_name=self.title if training and training.eval_results else None,
-            **source,
-        )
-        return data.to_dict()
+            datasets=datasets or None,
+            tags=["internvl", "vision-language", *(["internvl_x", "custom_code"] if self.kind == OURS else [])],
+            eval_results=results or None,
+            model_name=self.title if results else None,
+            **{name: value for name, value in source.items() if f"{name}?" in SOURCE_CARD},
+        ).to_dict()
 
-    @property
-    def title(self) -> str:
-        base = one_line((self.base_model or self.report.get("source") or "").rpartition("/")[-1])
-        kind = "transformers' native InternVL" if self.kind == NATIVE else "InternVL-X for Transformers"
-        if self.training:
-            return f"{base}, trained as {kind}" if base else f"{kind}, trained"
-        return f"{base}, converted to {kind}" if base else kind
+    def _eval_results(self) -> list[EvalResult]:
+        """Metrics of the evaluation data, as the Hub lists them."""
+        data = self.recipe.get("evaluation_data", [])
+        hub_id = data[0].get("hub_id") if data else None
+        return [
+            EvalResult(
+                task_type="image-text-to-text",
+                dataset_type=hub_id if is_hub_id(hub_id, needs_owner=False) else "custom",
+                dataset_name=", ".join(entry["name"] for entry in data),
+                metric_type=metric.removeprefix("eval_"),
+                metric_value=value,
+            )
+            for metric, value in self.quality.items()
+            if data and re.match("eval_.", metric)
+        ]
 
     def sections(self, name: str, metadata: dict) -> dict[str, str]:
-        """Markdown by section, in order; a section that has nothing to say is empty.
+        """Markdown by section, in the template's order; a section that has nothing to say is empty.
 
         Args:
             name: what the example loads.
             metadata: of the card, a person's included.
         """
-        training = self.training
+        config = InternVLXConfig.from_pretrained(self.folder) if self.kind == OURS else None
+        licence = metadata.get("license_name") or metadata.get("license")
+        per_tile = config.image_seq_length if config else self.report.get("tokens", {}).get("per_tile")
+        environment = Environment(undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters |= {"code": code, "line": one_line, "number": number}
+        environment.tests["hub_id"] = is_hub_id
+        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+        context = template.new_context(
+            vars(self)
+            | {
+                "facts": self,
+                "name": name,
+                "config": config,
+                "processor": self._image_processor(),
+                "per_tile": per_tile,
+                "expanded": config.expanded_image_seq_length if config else per_tile,
+                "licence": ", ".join(map(str, licence)) if isinstance(licence, list) else licence,
+                "licence_link": metadata.get("license_link"),
+            }
+        )
         return {
-            TITLE: f"# {self.title}",
-            "summary": self._summary(),
-            "untrained": self._untrained(),
-            "data": training.data_section() if training else "",
-            "recipe": training.recipe_section() if training else "",
-            "metrics": training.metrics_section() if training else "",
-            "cost": self._cost(),
-            "use": "## Use\n\n" + USAGE[self.kind].format(name=name),
-            "licence": self._licence(metadata),
+            section: re.sub("\n{3,}", "\n\n", "".join(render(context)).strip())
+            for section, render in template.blocks.items()
         }
 
-    def _summary(self) -> str:
-        paragraphs = [self._conversion(), self.training.summary() if self.training else "", self._architecture()]
-        return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-
-    def _conversion(self) -> str:
-        report = self.report
-        if not report:
-            return ""
-        revision = f" at revision {code(report['revision'])}" if report.get("revision") else ""
-        lines = [
-            f"Converted from {code(report.get('base_model') or report['source'])}{revision} by internvlx-hf "
-            f"{one_line(report['versions']['internvlx_hf'])}: {_millions(report['parameters'])} parameters in "
-            f"{one_line(report['dtype'])}, language model {code(report['language_model']['source'])} as "
-            f"{code(report['language_model']['model_type'])}."
-        ]
-        if report["exact"] and not self.training:
-            lines.append("The weights are those of the original, and so are the answers to the same tiles.")
-            if self.kind == OURS:
-                lines[-1] += (
-                    " The image processor turns pictures upright and resizes them by torch, at most one level of 255 from "
-                    "Pillow; `do_exif_transpose=False, resize_backend='pillow'` give the original's very pixels."
-                )
-        if dropped := report["dropped_tensors"]:
-            lines.append(
-                "Tensors left out: " + "; ".join(f"{code(k)} ({one_line(v)})" for k, v in dropped.items()) + "."
-            )
-        return "\n\n".join([*lines, *report["notes"]])
-
-    def _architecture(self) -> str:
-        if self.kind != OURS:
-            return ""
-        config, lvtc = self.config, self.config.lvtc_config
-        text = (
-            f"Vision tower `{config.vision_config.model_type}`, projector `{config.projector_config.projector_type}`, "
-            f"language model `{config.text_config.model_type}` of {config.text_config.num_hidden_layers} layers"
-        )
-        if lvtc is not None:
-            text += (
-                f"; LVTC expands each tile from {config.image_seq_length} to {config.expanded_image_seq_length} tokens "
-                f"before layer {lvtc.expand_layer}"
-            )
-        return f"{text}. The model is described in [InternVL-X](https://arxiv.org/abs/2503.21307)."
-
-    def _untrained(self) -> str:
-        if not self.untrained_modules:
-            return ""
-        modules = "\n".join(f"- {code(module)}" for module in self.untrained_modules)
-        init = self.report["options"]["init"]
-        text = STARTS[init]
-        if init == "warm" and any(name.startswith("model.lvtc.") for name in self.untrained_modules):
-            text += (
-                " With LVTC that is not enough: the last layers see other tokens than they know, and before training the "
-                "answers say little of the model."
-            )
-        return f"## Not trained yet\n\nThese modules need training:\n\n{modules}\n\n{text}"
-
-    def _cost(self) -> str:
-        tiling = self._tiling()
-        if tiling is None:
-            return ""
-        tile_size, max_tiles, slicing, num_tiles, per_tile, expanded = tiling
-        grows = expanded != per_tile
-        after = f", and {expanded} in the layers after LVTC's expansion" if grows else ""
-        header = ["picture", "tiles", "tokens", *(["after the expansion"] if grows else [])]
-        rows = [header, ["---"] * len(header)]
-        for width, height in PICTURE_SIZES:
-            tiles = num_tiles(height, width)
-            cells = [f"{width}x{height}", tiles, tiles * per_tile, *([tiles * expanded] if grows else [])]
-            rows.append([str(cell) for cell in cells])
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return (
-            f"## What a picture costs\n\nA tile of {tile_size}x{tile_size} pixels takes {per_tile} tokens{after}. A picture "
-            f"is cut into at most {max_tiles} tiles (slicing `{slicing}`), and a thumbnail if there is more than one.\n\n"
-            f"{table}"
-        )
-
-    def _image_processor(self) -> InternVLXImageProcessor:
+    def _image_processor(self) -> InternVLXImageProcessor | None:
+        """That of the folder, or one that cuts as transformers' own; None where that is not known."""
         try:
-            return InternVLXImageProcessor.from_pretrained(self.folder)
+            if self.kind == OURS:
+                return InternVLXImageProcessor.from_pretrained(self.folder)
+            if tokens := self.report.get("tokens"):
+                size = {"height": tokens["tile_size"], "width": tokens["tile_size"]}
+                return InternVLXImageProcessor(size=size, max_patches=tokens["max_tiles"], slicing="ratio")
         except ValueError as error:
             raise ValueError(f"The image processor of {self.folder}: {error}") from error
-
-    def _tiling(self) -> tuple | None:
-        """Tile side, most tiles, slicing, a function that counts tiles, and tokens a tile in the two stages."""
-        if self.kind == OURS:
-            processor = self._image_processor()
-            tokens = (self.config.image_seq_length, self.config.expanded_image_seq_length)
-            count = processor.get_number_of_image_patches
-            return processor.size["height"], processor.max_patches, processor.slicing, count, *tokens
-        if tokens := self.report.get("tokens"):
-            # transformers' own processor cuts as InternVL did
-            rule = TilingRule(tokens["tile_size"], tokens["tile_size"], max_tiles=tokens["max_tiles"], slicing="ratio")
-            per_tile = tokens["per_tile"]
-            return (
-                tokens["tile_size"],
-                tokens["max_tiles"],
-                "ratio",
-                lambda height, width: rule.plan(width, height).num_tiles,
-                per_tile,
-                per_tile,
-            )
         return None
 
-    def _licence(self, metadata: dict) -> str:
-        licence, base = metadata.get("license_name") or metadata.get("license"), self.base_model
-        of_base = f" The terms of [{base}](https://huggingface.co/{base}) hold for what comes from it." if base else ""
-        code = " The code in this repository is Apache-2.0." if self.kind == OURS else ""
-        if licence:
-            names = one_line(", ".join(map(str, licence)) if isinstance(licence, list) else licence)
-            link = metadata.get("license_link")
-            weights = f"Weights: {f'[{names}]({one_line(link)})' if link else f'`{names}`'}."
-        else:
-            weights = "Which licence the weights have is not known: name it in this card's metadata (`license: ...`)."
-        return f"## Licence\n\n{weights}{of_base}{code}"
+
+def number(value) -> str:
+    """A number as a card's text shows it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else one_line(value)
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
+def one_line(value) -> str:
+    """A value in a card's text or in a cell of a table, which a bar, a tag or a line's end would break."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
 
 
-def is_hub_id(name: str | None) -> bool:
-    """Whether a name can be a repository's on the Hub, owner and all."""
-    try:
-        validate_repo_id(name or "")
-    except HFValidationError:
-        return False
-    return name is not None and name.count("/") == 1
+def code(value) -> str:
+    """A value as code in a card's text. HTML means nothing there; a backtick would end it."""
+    return f"`{' '.join(str(value).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
