@@ -1,7 +1,6 @@
 """What of a folder is pushed, and what is found wrong with it before anything is sent."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,21 +10,7 @@ from conversion_helpers import GOLDEN
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import FolderError, check_folder, plan_push
-from tiny import LVTC, tiny_model, tiny_processor
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folder") / "whole"
-    model = tiny_model(**LVTC)
-    model.save_pretrained(folder, max_shard_size="250KB")
-    tiny_processor(model.config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "model")
+from tiny import tiny_model, tiny_processor
 
 
 def problems(folder) -> list[str]:

@@ -14,7 +14,6 @@ from card_reports import REPORT
 from internvlx_hf.cli import main
 from internvlx_hf.hub import FolderError, check_folder, plan_push
 from internvlx_hf.hub import push as push_module
-from tiny import LVTC, tiny_model, tiny_processor
 
 SECRET, HIDDEN, UNKNOWN = "may hold a secret", "is hidden", "is not part of a checkpoint"
 STATE, LOG, HALF = "is a state of the training", "is a log", "is half written"
@@ -103,15 +102,6 @@ TRAVELS = (
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folder") / "whole"
-    model = tiny_model(**LVTC)
-    model.save_pretrained(folder, max_shard_size="250KB")
-    tiny_processor(model.config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def left(whole, tmp_path_factory):
     """What stays of a folder that has all that stays."""
     folder = shutil.copytree(whole, tmp_path_factory.mktemp("left") / "model")
@@ -134,11 +124,6 @@ def travelling(whole, tmp_path_factory):
     for name in TRAVELS:
         write(folder / name, contents.get(name, "{}"))
     return sent(folder)
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "model")
 
 
 def write(path: Path, text: str) -> Path:
