@@ -207,7 +207,8 @@ def _code(folder: Path) -> Iterator[str]:
     for file, wanted in (("config.json", MODEL_CLASSES), (PROCESSOR_FILES[0], ("AutoProcessor",))):
         if (folder / file).is_file() and (missing := [name for name in wanted if name not in maps[file]]):
             yield f"{file} has no auto_map for {', '.join(missing)}: without the package the model would not load."
-    modules, seen = {}, set()
+    modules: dict[str, set[str]] = {}
+    seen: set[str] = set()
     for file, references in maps.items():
         for reference in references.values():
             module, _, name = reference.rpartition(".")

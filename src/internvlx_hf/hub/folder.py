@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import is_jinja_available
 
 from ..checkpoints.checkpoint_names import CARD, checkpoint_file_names, linked_folders, walk_files
 from ..checkpoints.companions import LICENCES
@@ -257,8 +256,8 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(place, pattern.rstrip("/")) for pattern in patterns for place in places)
 
 
-def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None = None) -> PushedFile:
-    """The model card as it will be in the repository, with what a person wrote into it here or there.
+def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None = None) -> str:
+    """The text of the model card as it will be in the repository, with what a person wrote into it here or there.
 
     A card without generated parts is a person's own and goes as it is; else the generated parts are renewed.
 
@@ -283,14 +282,11 @@ def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None 
             )
     if here and not is_generated(here):
         validate_card(here)
-    else:
-        here = model_card(folder, repo_id, here).text
-    return PushedFile(CARD, here.encode())
+        return here
+    return model_card(folder, repo_id, here).text
 
 
 def _is_template(text: str) -> bool:
     """Whether it is the card full of gaps that transformers' own `push_to_hub` puts into a new repository."""
-    if not is_jinja_available():
-        return False
     template = ModelCard.from_template(ModelCardData(), model_description=TEMPLATE_DESCRIPTION)
     return ModelCard(text).text.split() == template.text.split()

@@ -90,10 +90,10 @@ def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> 
     before = folder_stamps(folder)
     check_folder(folder)
     card = card_to_push(folder, repo_id)
-    files = files_to_push(folder, card.content.decode(), include)
+    files = files_to_push(folder, card, include)
     _refuse_changed(file.name for file in files if file.stamp != before.get(file.name))
     left = files_left(folder, {file.name for file in files})
-    return PushPlan([*files, card], left, push_warnings(folder, card))
+    return PushPlan([*files, PushedFile(CARD, card.encode())], left, push_warnings(folder, card))
 
 
 def _refuse_changed(names: Iterable[str]) -> None:
@@ -105,16 +105,16 @@ def _refuse_changed(names: Iterable[str]) -> None:
         )
 
 
-def push_warnings(folder: Path, card: PushedFile) -> list[str]:
+def push_warnings(folder: Path, card: str) -> list[str]:
     """What whoever pushes a model should know before: that it is not trained, that nobody may know its licence.
 
     Args:
-        card: as it will be in the repository.
+        card: its text as it will be in the repository.
     """
     found = []
     if untrained := CardFacts(folder).untrained_modules:
         found.append(f"{folder} has modules that no training has seen: {', '.join(untrained)}. Its card says so.")
-    metadata = ModelCard(card.content.decode()).data.to_dict()
+    metadata = ModelCard(card).data.to_dict()
     if metadata.get("license") in (None, "unknown") or not (
         metadata["license"] != "other" or metadata.get("license_name") or metadata.get("license_link")
     ):
@@ -173,7 +173,7 @@ def push_folder(
         new_card = card_to_push(folder, repo_id, _card_there(api, repo_id, info) if CARD in there else "", card)
         for warning in push_warnings(folder, new_card):
             logger.warning(warning)
-        files = [*plan.files[:-1], new_card]
+        files = [*plan.files[:-1], PushedFile(CARD, new_card.encode())]
         additions = [CommitOperationAdd(file.name, file.content) for file in files]
         _refuse_changed(file.name for file in files if not file.is_unchanged)
         stale = sorted(name for name in there - {file.name for file in files} if _is_weights(name))

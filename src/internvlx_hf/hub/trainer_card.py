@@ -4,6 +4,7 @@
 import glob
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
@@ -13,10 +14,15 @@ from ..checkpoints.checkpoint_names import CARD, checkpoint_file_names
 from .folder import names_to_push, real_files
 from .model_card import read_card, write_card
 
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
 logger = logging.get_logger(__name__)
 
 
-class PushesCheckpoint:
+class PushesCheckpoint(Base):
     """For a `Trainer` that pushes: `class MyTrainer(PushesCheckpoint, Trainer)`.
 
     A plain `Trainer` replaces the model card by transformers' own whenever it pushes, with all that was written into it;
@@ -26,11 +32,10 @@ class PushesCheckpoint:
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Renew our card; of an adapter, write transformers' and peft's."""
-        out = Path(self.args.output_dir)
-        if (out / "adapter_config.json").is_file():
+        if (self._out / "adapter_config.json").is_file():
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
-            write_card(out, name=self.hub_model_id)
+            write_card(self._out, name=self.hub_model_id)
 
     def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
         """As the `Trainer`'s, but of the folder only what `internvlx push` would send goes."""
@@ -55,7 +60,7 @@ class PushesCheckpoint:
         if is_pushing and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        checkpoint, out = Path(checkpoint_folder), Path(self.args.output_dir)
+        checkpoint, out = Path(checkpoint_folder), self._out
         # the checkpoint may be deleted while it is uploaded
         for name in checkpoint_file_names(checkpoint) - {CARD}:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,35 +72,38 @@ class PushesCheckpoint:
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             jobs.append(self._upload_state(checkpoint, f"{message}, checkpoint"))
         if is_pushing:
-            self.push_in_progress.jobs.extend(jobs)
+            self.push_in_progress.jobs.extend(jobs)  # type: ignore[attr-defined]
         else:
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type, assignment]
 
-    def _upload_checkpoint(self, message: str, *, token=None, revision=None, run_as_future: bool):
-        out = Path(self.args.output_dir)
-        files, problems = real_files(out, names_to_push(out, read_card(out)))
+    @property
+    def _out(self) -> Path:
+        return Path(self.args.output_dir)  # type: ignore[arg-type]
+
+    def _upload_checkpoint(self, message: str, **options):
+        files, problems = real_files(self._out, names_to_push(self._out, read_card(self._out)))
         for problem in problems:
             logger.warning(f"Not pushed: {problem}")
-        return hf_api().upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=out,
-            commit_message=message,
-            token=self.args.hub_token if token is None else token,
-            revision=self.args.hub_revision if revision is None else revision,
-            run_as_future=run_as_future,
-            allow_patterns=[glob.escape(name) for name, target in files.items() if target.is_file()],
-        )
+        names = [glob.escape(name) for name, target in files.items() if target.is_file()]
+        return self._upload(self._out, message, allow_patterns=names, **options)
 
     def _upload_state(self, checkpoint: Path, message: str):
         """Upload what a training resumes from. Its saved arguments hold the token."""
         is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-        return hf_api().upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=checkpoint,
+        return self._upload(
+            checkpoint,
+            message,
             path_in_repo="last-checkpoint" if is_last else checkpoint.name,
-            commit_message=message,
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-            run_as_future=True,
             ignore_patterns=["training_args.bin"],
+            run_as_future=True,
+        )
+
+    def _upload(self, folder: Path, message: str, token=None, revision=None, **options):
+        return hf_api().upload_folder(  # type: ignore[call-overload]
+            repo_id=self.hub_model_id,
+            folder_path=folder,
+            commit_message=message,
+            token=self.args.hub_token if token is None else token,
+            revision=self.args.hub_revision if revision is None else revision,
+            **options,
         )
