@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 import internvlx_hf
 from conversion_helpers import GOLDEN, copy_of, edit_tensors
+from internvlx_hf.checkpoints import folders
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert as module
 from internvlx_hf.conversion import convert_checkpoint
@@ -109,7 +110,7 @@ def test_hub_id_is_downloaded_and_recorded(tmp_path, monkeypatch):
             (snapshot / "LICENSE").write_text("MIT")
         return str(snapshot)
 
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr(folders, "snapshot_download", download)
     report = convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out", revision="main")
     assert calls == [("OpenGVLab/InternVL2-1B", "main")]
     assert (report.source, report.base_model, report.revision) == ("OpenGVLab/InternVL2-1B",) * 2 + ("0123abc",)
@@ -127,7 +128,7 @@ def test_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(module, "snapshot_download", fail)
+    monkeypatch.setattr(folders, "snapshot_download", fail)
     with pytest.raises(
         FileNotFoundError, match=r"OpenGVLab/InternVL2-1B.*downloading it from the Hub failed: offline"
     ):

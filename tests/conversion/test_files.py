@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, golden_logits, load
-from internvlx_hf.checkpoints.streaming import ShardWriter
+from internvlx_hf.checkpoints.shards import ShardWriter
 from internvlx_hf.conversion import CheckpointError, convert_checkpoint
 
 QWEN = "internvl2_qwen2"
@@ -105,7 +105,7 @@ def test_shard_that_was_cut_short_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("edit", "match"), [("pop", "hold tensors that the index lacks"), ("add", "lack tensors that")]
+    ("edit", "match"), [("pop", "holds tensors that the index lacks"), ("add", "lacks tensors that")]
 )
 def test_index_that_contradicts_its_shards_is_refused(tmp_path, edit, match):
     source = copy_of(SHARDED, tmp_path / "source")
@@ -275,7 +275,7 @@ def test_interrupted_process_leaves_nothing_behind(tmp_path):
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit that it is ignored
         "from internvlx_hf.cli import main\n"
-        "from internvlx_hf.checkpoints.streaming import ShardWriter\n"
+        "from internvlx_hf.checkpoints.shards import ShardWriter\n"
         "close = ShardWriter.close\n"
         "ShardWriter.close = lambda self: (os.kill(os.getpid(), signal.SIGINT), close(self))\n"
         "sys.exit(main(['convert', sys.argv[1], sys.argv[2]]))\n"

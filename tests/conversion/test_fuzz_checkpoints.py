@@ -24,17 +24,13 @@ import torch
 from safetensors.torch import load_file
 
 from conversion_helpers import GOLDEN, edit_tensors
-from internvlx_hf.conversion import convert_checkpoint
-from internvlx_hf.conversion.convert import Conversion, prepare
+from internvlx_hf.conversion import ConversionOptions, convert_checkpoint
+from internvlx_hf.conversion.prepare import Conversion, prepare
 
 QWEN, PHI3, SHARDED = "internvl2_qwen2", "internvl2_phi3_long", "internvl2_internlm2"
 SEED, NUM_CONFIGS = 0, 280
 # a mutation that takes longer has found a way to keep the machine busy
 SECONDS = 20
-OPTIONS = {
-    "source": "source", "revision": None, "base_model": None, "to": "internvl_x", "projector": "keep", "lvtc": False,
-    "downsample_ratio": None, "init": "warm", "slicing": None, "max_patches": None, "dtype": None, "seed": 0,
-}  # fmt: skip
 MISSING = object()
 MUTATIONS = {
     "null": None,
@@ -207,7 +203,7 @@ def config_outcome(folder: Path, raw: dict, path: tuple[str, ...], kind: str) ->
     value = MUTATIONS[kind]
     (folder / "config.json").write_text(json.dumps(mutated(raw, path, value)))
     try:
-        conversion = prepare(folder, OPTIONS)
+        conversion = prepare(folder, ConversionOptions())
     except (ValueError, OSError) as error:
         said = str(error)
         names = path[-1] in said or (isinstance(value, str) and value in said)
@@ -264,7 +260,7 @@ def sidecar_outcome(folder: Path, file: str, path: tuple[str, ...], kind: str) -
     text = (folder / file).read_text()
     (folder / file).write_text(json.dumps(mutated(json.loads(text), path, MUTATIONS[kind])))
     try:
-        conversion = prepare(folder, OPTIONS)
+        conversion = prepare(folder, ConversionOptions())
     except (ValueError, OSError) as error:
         return "clear" if file in str(error) else f"unclear: {error}"
     except Exception as error:
@@ -381,7 +377,7 @@ INDEX_CASES = {
         for name in (None, 3, ["x"], "../x.safetensors", "/etc/passwd", "a/b.safetensors", "..\\x.safetensors", "", "..", "x.bin", "\0.safetensors")
     },
     "a shard that is not there": Case(shard_name("x.safetensors"), ("x.safetensors",)),
-    "a tensor in another shard": Case(shard_name("model-00001-of-00003.safetensors"), (), same=True),
+    "a tensor in another shard": Case(shard_name("model-00001-of-00003.safetensors"), ("model-00001-of-00003.safetensors", NORM)),
     "broken": Case(written(INDEX, b'{"weight_map": '), (INDEX,)),
     "not UTF-8": Case(written(INDEX, b'{"weight_map": "\xff"}'), (INDEX,)),
     "deep": Case(written(INDEX, b"[" * 10**5), (INDEX,)),
@@ -396,8 +392,8 @@ TENSOR_CASES = {
     "int64": Case(tensor(NORM, lambda x: x.long()), (NORM, "int64")),
     "bool": Case(tensor(MATRIX, lambda x: x > 0), (MATRIX, "bool")),
     "int32": Case(tensor(MATRIX, lambda x: x.int()), (MATRIX, "int32")),
-    "uint8": Case(tensor(MATRIX, lambda x: x.byte()), (MATRIX, "U8")),
-    "float8": Case(tensor(MATRIX, lambda x: x.to(torch.float8_e4m3fn)), (MATRIX, "F8")),
+    "uint8": Case(tensor(MATRIX, lambda x: x.byte()), (MATRIX, "uint8")),
+    "float8": Case(tensor(MATRIX, lambda x: x.to(torch.float8_e4m3fn)), (MATRIX, "float8")),
     "NaN": Case(tensor(NORM, lambda x: x * float("nan")), (NORM, "NaN")),
     "infinite": Case(tensor(MATRIX, lambda x: x / 0), (MATRIX, "infinite")),
     "transposed": Case(tensor(MATRIX, lambda x: x.T.contiguous()), (MATRIX, "(128, 40)")),
@@ -420,7 +416,7 @@ BIN_CASES = {
     "numbered": Case(bin_of(lambda tensors: dict(enumerate(tensors.values()))), (BIN, "as 0")),
     "sparse": Case(bin_of(lambda tensors: tensors | {NORM: tensors[NORM].to_sparse()}), (BIN, NORM)),
     "complex": Case(bin_of(lambda tensors: tensors | {NORM: tensors[NORM] * 1j}), (BIN, NORM)),
-    "float8": Case(bin_of(lambda tensors: tensors | {NORM: tensors[NORM].to(torch.float8_e5m2)}), (BIN, NORM)),
+    "float8": Case(bin_of(lambda tensors: tensors | {NORM: tensors[NORM].to(torch.float8_e5m2)}), (NORM, "float8")),
     "text": Case(bin_written(b"version https://git-lfs.github.com/spec/v1\n"), (BIN,)),
     "nothing": Case(bin_written(b""), (BIN,)),
     "a torn zip": Case(bin_written(b"PK\3\4" + bytes(500)), (BIN,)),
@@ -498,7 +494,7 @@ def test_mutated_weights_and_options_convert_to_the_same_or_are_refused_by_name(
 
 def test_a_hidden_fault_of_a_reader_would_be_noticed(layouts, monkeypatch):
     """The tally counts what it claims to: with no rules there are unclear and silently wrong outcomes."""
-    monkeypatch.setattr("internvlx_hf.conversion.sources.check_fields", lambda *args: None)
+    monkeypatch.setattr("internvlx_hf.conversion.sources.check_values", lambda *args: None)
     folder = layouts[QWEN]
     raw = json.loads((folder / "config.json").read_text())
     silent = config_outcome(folder, raw, ("llm_config", "rms_norm_eps"), "fraction")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from conversion_geometry import PUBLISHED, VISION, raw_config, shapes, tensors_of
+from internvlx_hf.conversion import ConversionOptions
 from internvlx_hf.conversion.plan import make_plan, target_tensors
 from internvlx_hf.conversion.sources import read_source
 from internvlx_hf.conversion.tensor_tables import source_table
@@ -48,7 +49,7 @@ def test_every_tensor_of_a_published_geometry_maps_and_every_target_is_filled(tm
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_geometry_can_be_upgraded_at_full_size(tmp_path, name):
     raw, source = dry_source(tmp_path, name)
-    after, upgrade = build_upgrade(source.config, projector="pvtc", lvtc=True)
+    after, upgrade = build_upgrade(source.config, ConversionOptions(projector="pvtc", lvtc=True))
     plan = make_plan(source_table(source), source.config, tensors_of(raw), upgrade=upgrade, after=after)
     filled = {target for group in plan.groups.values() for target in group}
     assert filled | plan.new.keys() == target_tensors(after).keys()

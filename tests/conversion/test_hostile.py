@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from conversion_helpers import GOLDEN, copy_of, edit_config
 from internvlx_hf import cost
-from internvlx_hf.checkpoints.checkpoint_files import SIDECAR_FILES
+from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.checkpoints.json_files import read_json
-from internvlx_hf.checkpoints.links import LinkError
+from internvlx_hf.checkpoints.names import FILES
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import CheckpointError, convert_checkpoint
 
@@ -72,7 +72,7 @@ def test_shard_or_index_that_is_a_link_out_of_the_folder_is_refused(tmp_path, fi
     refused(source, f"{file} leads to .*elsewhere", LinkError)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", *SIDECAR_FILES])
+@pytest.mark.parametrize("file", ["model.safetensors", *FILES])
 def test_file_that_is_a_link_out_of_the_folder_is_refused(source, file):
     if not (source / file).exists():
         (source / file).write_text("{}")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conversion_helpers import GOLDEN, copy_of, golden_logits, load
-from internvlx_hf.checkpoints.links import LinkError
+from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.checkpoints.manifest import MANIFEST
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert, convert_checkpoint

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from conversion_geometry import VISION, raw_config, write_checkpoint
-from internvlx_hf.checkpoints import streaming
+from internvlx_hf.checkpoints import shards as module
 from internvlx_hf.conversion import convert_checkpoint
 
 GIGABYTE = 2**30
@@ -64,9 +64,9 @@ def test_output_is_written_once_and_in_the_order_of_the_source(tmp_path, monkeyp
     raw = raw_config((64, 2, 4, 128, False), "InternLM2ForCausalLM", 64, 3, 4, 2, 96, 2009, tile=56)
     source = write_checkpoint(tmp_path / "source", raw, shards=4)
     written = []
-    write = streaming.ShardWriter.write
+    write = module.ShardWriter.write
     monkeypatch.setattr(
-        streaming.ShardWriter, "write", lambda self, name, *tensor: (written.append(name), write(self, name, *tensor))
+        module.ShardWriter, "write", lambda self, name, *tensor: (written.append(name), write(self, name, *tensor))
     )
     convert_checkpoint(source, tmp_path / "out", max_shard_gigabytes=2e-4)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())

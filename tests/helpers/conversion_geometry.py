@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from conversion_helpers import GOLDEN
-from internvlx_hf.checkpoints.checkpoint_files import TensorInfo
+from internvlx_hf.checkpoints.weights import TensorInfo
 
 # width, layers, heads, MLP width, RMS norm and norms of query and key in the place of LayerNorm and biases
 VISION = {

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from conversion_helpers import GOLDEN, copy_of
 from internvlx_hf import InternVLXConfig, InternVLXImageProcessor
-from internvlx_hf.checkpoints.links import LinkError
+from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import CardError, model_card, write_card

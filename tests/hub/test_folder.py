@@ -40,11 +40,13 @@ def test_everything_that_is_missing_is_named_at_once(folder):
     for name in (shards[1], shards[2], "pvtc.py", "tokenizer.json", "processor_config.json"):
         (folder / name).unlink()
     found = problems(folder)
-    assert found[:2] == [f"{name} is missing, which model.safetensors.index.json names." for name in shards[1:3]]
-    assert found[2].startswith("tokenizer.json is missing")
-    assert found[3].startswith("processor_config.json is missing")
-    assert found[4] == "pvtc.py is missing: a part of the code that travels with the checkpoint."
-    assert len(found) == 5
+    assert found[0] == (
+        f"{folder} lacks {shards[1]}, {shards[2]} of the {len(shards)} shards that model.safetensors.index.json names."
+    )
+    assert found[1].startswith("tokenizer.json is missing")
+    assert found[2].startswith("processor_config.json is missing")
+    assert found[3] == "pvtc.py is missing: a part of the code that travels with the checkpoint."
+    assert len(found) == 4
 
 
 def edit_json(path, **changes):
@@ -142,11 +144,11 @@ def damaged_card(folder):
         (left_over_shard, "model-00001-of-00002.safetensors is not named by model.safetensors.index.json"),
         (
             index_too_long,
-            "model-00001-of-00008.safetensors lacks tensors that model.safetensors.index.json names: made.up",
+            "model-00001-of-00008.safetensors lacks tensors that the index names: made.up",
         ),
         (
             index_too_short,
-            "holds: model.language_model.norm.weight.",
+            "holds tensors that the index lacks: model.language_model.norm.weight.",
         ),
         (
             tensors_missing,
@@ -154,7 +156,7 @@ def damaged_card(folder):
         ),
         (
             pickled,
-            "There are no weights, expected model.safetensors, or model.safetensors.index.json and its shards. pytor",
+            "holds no weights, expected one of model.safetensors, model.safetensors.index.json.",
         ),
         (other_vocabulary, "has the shape (320, 64), but config.json makes it (321, 64)"),
         (a_million_layers, "config.json has text_config.num_hidden_layers=1000000, but the weights are only"),

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from internvlx_hf.checkpoints.links import LinkError
+from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.training.arguments import LoraArguments
 from internvlx_hf.training.lora import add_lora
 from internvlx_hf.training.merge import merge_adapter

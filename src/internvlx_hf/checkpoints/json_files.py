@@ -1,17 +1,29 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""JSON objects in files that somebody else wrote."""
+"""JSON files that somebody else wrote: reading them, and checking what they hold before anything is made of it.
+
+A kind is a type or a tuple of them; `[kind]`, a list; `{str: kind}`, an object of any names; or an object of known names,
+`{"name": kind, "other?": kind}`, where a question mark says that the name may be missing. Other names are let be.
+"""
 
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from .errors import CheckpointError, listed
+from .names import SAFE_WEIGHTS
+
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
 
 def read_json(path: str | Path) -> dict:
     """The JSON object in a file; empty where there is no such file.
 
     Raises:
-        ValueError: the file is not UTF-8 or no JSON, gives a name two values, or holds something else than an object.
+        CheckpointError: the file is not UTF-8 or no JSON, gives a name two values, or holds something else than an object.
         OSError: it cannot be opened: a folder, a pipe, a link to nothing, not permitted.
     """
     if not os.path.lexists(path):
@@ -21,9 +33,9 @@ def read_json(path: str | Path) -> dict:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, expected an object.")
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object.")
     return found
 
 
@@ -31,29 +43,87 @@ def read_weight_map(path: str | Path) -> dict[str, str]:
     """File names by tensor, out of an index of shards: bare names of files of the index's own kind.
 
     Raises:
-        ValueError: the index is damaged, or names a file elsewhere.
+        CheckpointError: the index is damaged, or names a file elsewhere.
         OSError: it cannot be opened.
     """
     index = read_json(path)
     found = index.get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} has weight_map={found!r:.80}, expected an object of file names by tensor; it holds "
-            f"{', '.join(list(index)[:12]) or 'nothing'}."
+            f"{listed(index) or 'nothing'}."
         )
-    suffix = ".safetensors" if ".safetensors." in Path(path).name else ".bin"
+    suffix = ".safetensors" if Path(path).name in SAFE_WEIGHTS else ".bin"
     for tensor, name in found.items():
         if not isinstance(name, str) or set(name) & {"/", "\\", "\0"} or not name.endswith(suffix):
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} has the tensor {tensor} in {name!r:.200}, expected the bare name of a {suffix} file beside it."
             )
     return found
 
 
 def _unambiguous(pairs: list[tuple[str, object]]) -> dict:
-    found = {}
+    found: dict[str, object] = {}
     for name, value in pairs:
         if name in found and found[name] != value:
             raise ValueError(f"{name!r} stands there twice, as {found[name]!r:.80} and as {value!r:.80}")
         found[name] = value
     return found
+
+
+def check_fields(value: Any, kind: Any, file: str | Path, field: str = "") -> None:
+    """Check a value read from JSON.
+
+    Args:
+        kind: see the module.
+        file: where it was read, for the message.
+        field: what it is called there.
+
+    Raises:
+        CheckpointError: naming the file, the field, what it is, and what would be right.
+    """
+    problem = f"{file}: {field or 'its content'} is {_shown(value)}, expected {_in_words(kind)}."
+    if isinstance(kind, list | dict):
+        if not isinstance(value, type(kind)):
+            raise CheckpointError(problem)
+        for name, part, part_kind in _parts(value, kind, file, field):
+            check_fields(part, part_kind, file, name)
+    elif not any(_is(value, one) for one in (kind if isinstance(kind, tuple) else (kind,))):
+        raise CheckpointError(problem)
+
+
+def _parts(value: Any, kind: Any, file: str | Path, field: str) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and kind of each part that is to be checked."""
+    if isinstance(kind, list):
+        yield from ((f"{field}[{number}]", part, kind[0]) for number, part in enumerate(value))
+    elif str in kind:
+        yield from ((f"{field}[{name!r}]", part, kind[str]) for name, part in value.items())
+    else:
+        for name, part_kind in kind.items():
+            known = name.rstrip("?")
+            path = f"{field}.{known}" if field else known
+            if known in value:
+                yield path, value[known], part_kind
+            elif known == name:
+                raise CheckpointError(f"{file}: {path} is missing, expected {_in_words(part_kind)}.")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(part, kind[0]) for part in value)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, tuple):
+        return " or ".join(map(_in_words, kind))
+    if isinstance(kind, list):
+        return f"a list, each {_in_words(kind[0])}"
+    if isinstance(kind, dict):
+        return f"an object, each value {_in_words(kind[str])}" if str in kind else "an object"
+    return WORDS[kind]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 
 from .. import __version__
-from ..checkpoints.checkpoint_names import CARD, NATIVE, OURS, RECIPE, REPORT
-from .checkpoint_names import checkpoint_file_names
+from .folders import checkpoint_files
 from .json_files import read_json
+from .names import CARD, NATIVE, OURS, RECIPE, REPORT
 
 MANIFEST = "internvlx_manifest.json"
 FORMAT = 1
@@ -99,7 +99,7 @@ def _names_of_conversion(folder: Path) -> set[str]:
     A recipe is not among them: it stands beside weights that were trained.
     """
     try:
-        return checkpoint_file_names(folder) - {RECIPE} if _is_conversion(folder) else set()
+        return checkpoint_files(folder) - {RECIPE} if _is_conversion(folder) else set()
     except (ValueError, OSError):
         return set()
 

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import BinaryIO
 
 from transformers.utils import logging
 
+from .errors import listed
 from .manifest import files_in_the_way, is_ours, write_manifest, written_by
 
 logger = logging.get_logger(__name__)
@@ -30,9 +32,8 @@ logger = logging.get_logger(__name__)
 RUN_ID = re.compile(r"[0-9a-f]{8}")
 # a parent folder, or the lock file, may vanish while another run ends
 LOCK_ATTEMPTS = 100
-MOST_LISTED = 12
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 
     def _try_lock(file: BinaryIO) -> None:
@@ -118,16 +119,14 @@ def refuse_existing(out: Path, overwrite: bool, shown: Path | None = None) -> No
         )
     if not out.is_dir():
         raise FileExistsError(f"{shown} is not the folder of a checkpoint and is not overwritten.")
-    in_the_way = list(dict.fromkeys(files_in_the_way(out)))
-    more = f" and {len(in_the_way) - MOST_LISTED} more" if len(in_the_way) > MOST_LISTED else ""
-    names = ", ".join(in_the_way[:MOST_LISTED]) + more
+    in_the_way = listed(dict.fromkeys(files_in_the_way(out)))
     if not is_ours(out):
         raise FileExistsError(
-            f"{shown} is not the folder of a checkpoint that internvlx wrote, and is not overwritten. It holds {names}."
+            f"{shown} is not the folder of a checkpoint that internvlx wrote, and is not overwritten. It holds {in_the_way}."
         )
     if in_the_way:
         raise FileExistsError(
-            f"{shown} holds what internvlx did not write, and is not overwritten: {names}. Move these files away, or choose "
+            f"{shown} holds what internvlx did not write, and is not overwritten: {in_the_way}. Move these files away, or choose "
             "another folder."
         )
 

@@ -5,8 +5,7 @@ import argparse
 import json
 
 from ..conversion import convert_checkpoint
-from ..conversion.convert import DTYPES, SLICINGS
-from ..conversion.upgrades import INITS
+from ..conversion.options import DTYPES, INITS, PROJECTORS, SLICING_STRATEGIES, TARGETS
 
 
 def main(arguments: list[str]) -> None:
@@ -20,33 +19,31 @@ def _parser() -> argparse.ArgumentParser:
         prog="internvlx convert",
         description="Convert an InternVL 2, 2.5, 3, 3.5 (dense), InternVL-X or native -hf checkpoint to one that today's "
         "transformers loads. By default the converted model answers as the original does.",
+        argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument("--to", choices=("internvl_x", "internvl"), default="internvl_x", help="layout to write")
-    parser.add_argument("--projector", choices=("keep", "pvtc"), default="keep", help="pvtc: upgrade, needs training")
+    parser.add_argument("--to", choices=TARGETS, help="layout to write")
+    parser.add_argument("--projector", choices=PROJECTORS, help="pvtc: upgrade, needs training")
     parser.add_argument(
         "--lvtc",
         nargs="?",
         type=_lvtc_settings,
         const=True,
-        default=False,
         metavar="JSON",
         help="add LVTC, needs training; optionally with fields of its configuration: '{\"expand_layer\": 17}'",
     )
     parser.add_argument("--downsample-ratio", type=float, help="another 1/M for the input's tokens, needs training")
+    parser.add_argument("--init", choices=INITS, help="how new modules start: near what is known, or random")
     parser.add_argument(
-        "--init", choices=INITS, default="warm", help="how new modules start: near what is known, or random"
-    )
-    parser.add_argument(
-        "--slicing", choices=SLICINGS, help="how an image's size limits its tiles (default: the source's)"
+        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the source's)"
     )
     parser.add_argument("--max-patches", type=int, help="most tiles per image (default: the source's)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="dtype to save in (default: the source's)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype to save in (default: the source's)")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--base-model", help="Hub id for the model card where SRC is a folder")
-    parser.add_argument("--max-shard-gigabytes", type=float, default=5, help="size of an output shard (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of new random values (default: 0)")
+    parser.add_argument("--max-shard-gigabytes", type=float, help="size of an output shard (default: 5)")
+    parser.add_argument("--seed", type=int, help="seed of new random values (default: 0)")
     parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser

@@ -5,15 +5,13 @@ A setting that is not listed is not read here. The bounds are far beyond every p
 from costing minutes or gigabytes before the tensors contradict it.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from transformers.activations import ACT2FN
 
-from ..checkpoints.checkpoint_files import CheckpointError
+from ..checkpoints.errors import CheckpointError
+from ..checkpoints.names import DTYPES
+from ..checkpoints.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, list_of, number, whole
 from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
 
 SECTIONS = (
@@ -26,63 +24,11 @@ SECTIONS = (
     "rope_parameters",
 )
 MAX_SIZE, MAX_LAYERS, MAX_PIXELS = 10**8, 1000, 10**5
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 ROPE_TYPES = ("default", "linear", "dynamic", "longrope", "su", "yarn", "llama3")
 
 
-@dataclass(frozen=True)
-class FieldRule:
-    """Args: expected: what is right, in words; holds: whether a value is; optional: whether null is."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-    optional: bool = False
-
-    def or_null(self) -> "FieldRule":
-        return FieldRule(f"{self.expected}, or null (None)", self.holds, optional=True)
-
-
-def whole(low: int, high: int) -> FieldRule:
-    return FieldRule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
-
-
-def number(low: float, high: float, *, above: bool = False) -> FieldRule:
-    """A number from `low` to `high`; `above`: not `low` itself."""
-    return FieldRule(
-        f"a number {'above' if above else 'from'} {low} {'and up ' if above else ''}to {high}",
-        lambda value: _is_number(value) and (low < value if above else low <= value) and value <= high,
-    )
-
-
-def choice(names: Iterable[str]) -> FieldRule:
-    names = tuple(names)
-    return FieldRule(f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names)
-
-
-def list_of(rule: FieldRule, length: int | None = None) -> FieldRule:
-    """A list, of so many values if a length is given, none of them null."""
-    size = "" if length is None else f"{length} "
-    return FieldRule(
-        f"a list of {size}values, each {rule.expected}",
-        lambda value: isinstance(value, list) and length in (None, len(value)) and all(map(rule.holds, value)),
-    )
-
-
-def either(first: FieldRule, second: FieldRule) -> FieldRule:
-    return FieldRule(
-        f"{first.expected}, or {second.expected}", lambda value: first.holds(value) or second.holds(value)
-    )
-
-
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-FLAG = FieldRule("true or false", lambda value: isinstance(value, bool))
-TEXT = FieldRule("text", lambda value: isinstance(value, str))
-OBJECT = FieldRule("an object", lambda value: isinstance(value, dict))
 SIZE, LAYERS = whole(1, MAX_SIZE), whole(1, MAX_LAYERS)
-FRACTION = FieldRule("a number from 0 to less than 1", lambda value: _is_number(value) and 0 <= value < 1)
+FRACTION = FieldRule("a number from 0 to less than 1", lambda value: is_number(value) and 0 <= value < 1)
 EPSILON = number(0, 0.1, above=True)
 PIXELS = either(
     whole(1, MAX_PIXELS),
@@ -105,7 +51,7 @@ CONFIG_RULES = {
     **dict.fromkeys(("architectures", "layer_types"), NAMES.or_null()),
     **dict.fromkeys(("llm_config", "text_config", "vision_config"), OBJECT),
     **dict.fromkeys(("projector_config", "lvtc_config", "rope_scaling", "rope_parameters"), OBJECT.or_null()),
-    **dict.fromkeys(("dtype", "torch_dtype"), choice(DTYPES).or_null()),
+    **dict.fromkeys(("dtype", "torch_dtype"), choice((*DTYPES, "float64")).or_null()),
     **dict.fromkeys(
         (
             *("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads"),
@@ -188,7 +134,7 @@ TOKENIZER_RULES = {
     "legacy": FLAG.or_null(),
     "tokenizer_class": TEXT.or_null(),
     "chat_template": TEXT.or_null(),
-    "model_max_length": FieldRule("a positive number", lambda value: _is_number(value) and value >= 1).or_null(),
+    "model_max_length": FieldRule("a positive number", lambda value: is_number(value) and value >= 1).or_null(),
     "additional_special_tokens": list_of(TOKEN).or_null(),
     "added_tokens_decoder": FieldRule(
         "an object of tokens by id",
@@ -218,20 +164,17 @@ def _is_added(token) -> bool:
     )
 
 
-def check_fields(raw: dict, rules: dict[str, FieldRule], section: str = "") -> None:
+def check_values(raw: dict, rules: dict[str, FieldRule], section: str = "") -> None:
     """Check the settings of a JSON object, and of the sections in it, against `rules`.
 
     Raises:
-        CheckpointError: naming the setting, its value and what would be right.
+        ValueError: naming the setting, its value and what would be right.
     """
     for name, value in raw.items():
-        rule = rules.get(name)
-        if rule is None or (value is None and rule.optional):
-            continue
-        if not rule.holds(value):
-            raise CheckpointError(f"{section}{name}={value!r:.200}, expected {rule.expected}.")
+        if name in rules:
+            rules[name].check(f"{section}{name}", value)
         if name in SECTIONS and value:
-            check_fields(value, rules, f"{section}{name}.")
+            check_values(value, rules, f"{section}{name}.")
 
 
 def check_token_ids(raw: dict, vocab_size: int, section: str = "") -> None:

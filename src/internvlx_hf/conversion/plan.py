@@ -2,17 +2,18 @@
 """The plan of a conversion: every source tensor accounted for, every target tensor filled, before a value is read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PretrainedConfig
 
-from ..checkpoints.checkpoint_files import CheckpointError, TensorInfo, blaming, listed
-from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
-from .tensor_tables import Rule, apply
+from ..checkpoints.errors import CheckpointError, listed
+from ..checkpoints.weights import HEAD, TensorInfo, model_tensors
+from ..modeling import InternVLXConfig
+from .tensor_tables import Rule, apply, keep
 from .upgrades import Upgrade
 
-EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
 TEXT, VISION = "model.language_model.", "model.vision_tower."
 # of a configuration: what settles the tensors' shapes
 SIZES = (
@@ -28,37 +29,59 @@ SIZES = (
 ALIASES = {"attention_bias": " (qkv_bias)", "use_qk_norm": " (qk_normalization)"}
 
 
+@dataclass(frozen=True)
+class Step:
+    """What becomes of a source tensor: the rule that converts it, its targets, and for each the upgrade's rules for it."""
+
+    rule: Rule
+    targets: tuple[str, ...]
+    upgrades: tuple[tuple[Rule, ...], ...]
+
+
 @dataclass
 class Plan:
     """What becomes of a checkpoint.
 
     Args:
-        steps: by source tensor: the rule that converts it, and for each of the rule's targets those that follow it.
+        steps: by source tensor: how it is converted.
         groups: by source tensor: the target tensors that it fills.
         dropped: by source tensor: why it is left out.
         new: target tensors that no source tensor fills.
+        dtype: what the model is said to be saved in.
     """
 
-    steps: dict[str, tuple[Rule, tuple[tuple[Rule, ...], ...]]] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
     groups: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     new: dict[str, TensorInfo] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
     def convert(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """The target tensors that a source tensor fills, with their names."""
-        rule, later = self.steps[name]
-        for target, part, rules in zip(rule.match(name), apply(rule, name, tensor), later, strict=True):
-            if not rules:
+        step = self.steps[name]
+        parts = apply(step.rule, name, tensor)
+        for target, part, upgrades in zip(step.targets, parts, step.upgrades, strict=True):
+            if not upgrades:
                 yield target, part
-            for next_rule in rules:
-                yield from zip(next_rule.match(target), apply(next_rule, target, part), strict=True)
+            for rule in upgrades:
+                yield from zip(rule.targets_of(target), apply(rule, target, part), strict=True)
+
+    @property
+    def derived(self) -> dict[str, str]:
+        """Targets that come from a tensor of the model as it was, but stand elsewhere or have another shape; and from which."""
+        pairs = [pair for step in self.steps.values() for pair in zip(step.targets, step.upgrades, strict=True)]
+        return {
+            new: target
+            for target, upgrades in pairs
+            for rule in upgrades
+            for new in rule.targets_of(target)
+            if new != target or rule.operation is not keep
+        }
 
 
 def target_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
-    """Name and shape of every tensor that a saved model of this configuration has."""
-    with blaming("config.json"), torch.device("meta"):
-        model = InternVLXForConditionalGeneration(config)
-    tensors = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    """What every tensor is that a saved model of this configuration has."""
+    tensors = model_tensors(config)
     if config.tie_word_embeddings:
         tensors.pop(HEAD)
     return tensors
@@ -103,30 +126,32 @@ def make_plan(
 def _place(plan: Plan, table: list[Rule], name: str) -> bool:
     """Find the line of the table that a tensor belongs to."""
     for rule in table:
-        targets = rule.match(name)
-        if targets is None:
-            continue
-        if rule.reason:
-            plan.dropped[name] = rule.reason
-        else:
-            plan.steps[name] = rule, ((),) * len(targets)
-        return True
+        if rule.matches(name):
+            targets = rule.targets_of(name)
+            if rule.reason:
+                plan.dropped[name] = rule.reason
+            else:
+                plan.steps[name] = Step(rule, targets, ((),) * len(targets))
+            return True
     return False
 
 
 def _check_dtypes(plan: Plan, tensors: dict[str, TensorInfo]) -> None:
-    """All that a model of ours reads from a file is floating-point."""
-    wrong = [f"{name} ({tensors[name].dtype})" for name in plan.steps if not tensors[name].dtype.is_floating_point]
+    """All that a model of ours reads from a file is floating-point, of 16 bits at least."""
+    dtypes = {name: tensors[name].dtype for name in plan.steps}
+    wrong = [
+        f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype.itemsize < 2 or not dtype.is_floating_point
+    ]
     if wrong:
         raise CheckpointError(
-            f"The weights are not all floating-point numbers: {listed(wrong)}. Convert the checkpoint that has not been "
-            "quantised."
+            f"The weights are not all floating-point numbers: {listed(wrong)}, expected 16 bits each at least. Convert the "
+            "checkpoint that has not been quantised."
         )
 
 
 def _check_depth(plan: Plan, config: InternVLXConfig) -> None:
     """Refuse more layers than there are tensors: to build such a model would take its time."""
-    targets = [target for name, (rule, _) in plan.steps.items() for target in rule.match(name)]
+    targets = [target for step in plan.steps.values() for target in step.targets]
     for part, prefix in (("text_config", TEXT), ("vision_config", VISION)):
         layers = getattr(config, part).num_hidden_layers
         stored = sum(target.startswith(prefix) for target in targets)
@@ -182,14 +207,13 @@ def _source_name(table: list[Rule], target: str) -> str:
 
 
 def _place_upgrades(plan: Plan, upgrade: Upgrade) -> None:
-    for name, (rule, _) in list(plan.steps.items()):
-        later = tuple(tuple(upgrade.rules_for(target)) for target in rule.match(name))
-        reasons = [rules[0].reason for rules in later if rules and rules[0].reason]
-        if reasons:
+    for name, step in list(plan.steps.items()):
+        upgrades = tuple(tuple(upgrade.rules_for(target)) for target in step.targets)
+        if reasons := [rules[0].reason for rules in upgrades if rules and rules[0].reason]:
             plan.dropped[name] = reasons[0]
             del plan.steps[name]
         else:
-            plan.steps[name] = rule, later
+            plan.steps[name] = replace(step, upgrades=upgrades)
 
 
 def _find_new(plan: Plan, upgrade: Upgrade, after: InternVLXConfig, dtype: torch.dtype | None) -> None:
@@ -199,5 +223,6 @@ def _find_new(plan: Plan, upgrade: Upgrade, after: InternVLXConfig, dtype: torch
     wrong += [name for name in targets if name not in filled and not upgrade.is_new(name)]
     if wrong:
         raise CheckpointError(f"The upgrade leaves tensors that do not fit the new model: {listed(wrong)}.")
-    new_dtype = dtype or after.dtype or next(iter(filled.values())).dtype
-    plan.new = {name: TensorInfo(info.shape, new_dtype) for name, info in targets.items() if name not in filled}
+    declared = after.dtype if isinstance(after.dtype, torch.dtype) else None
+    plan.dtype = dtype or declared or next(iter(filled.values())).dtype
+    plan.new = {name: TensorInfo(info.shape, plan.dtype) for name, info in targets.items() if name not in filled}

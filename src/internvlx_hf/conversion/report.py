@@ -10,8 +10,8 @@ import transformers
 from huggingface_hub import metadata_load
 from yaml import YAMLError
 
-from .plan import Plan
-from .tensor_tables import keep
+from ..checkpoints.names import CARD
+from .prepare import Conversion
 
 # what the source's model card says that holds for the converted model too
 CARD_FIELDS = ("language", "license", "license_name", "license_link")
@@ -28,7 +28,7 @@ class ConversionReport:
         source_card: licence and language, from the metadata of the source's model card.
         layout: layout of the source, see `sources.LAYOUTS`.
         language_model: class of the source's language model, and the model type that it became.
-        options: arguments of `convert_checkpoint`.
+        options: source and options of the conversion.
         parameters: of the converted model.
         dtype: of the weights.
         tokens: a tile's side in pixels, its tokens in the prompt and after LVTC's expansion; how pictures are cut, and into
@@ -93,19 +93,18 @@ def _module(name: str) -> str:
     return ".".join(parts[: 3 if "lvtc" in parts else 2])
 
 
-def make_report(conversion) -> ConversionReport:
-    """The report of a [`Conversion`]."""
-    source, config, plan = conversion.source, conversion.config, conversion.plan
-    derived = derived_tensors(plan)
+def make_report(conversion: Conversion, name: str) -> ConversionReport:
+    """The report of a conversion whose source has a name."""
+    source, config, plan, options = conversion.source, conversion.config, conversion.plan, conversion.options
     start = {True: "zero", False: "random or constant, as the model initialises it"}
     return ConversionReport(
-        source=conversion.options["source"],
-        base_model=base_model(conversion),
+        source=name,
+        base_model=base_model(source.folder) or options.base_model,
         revision=source_revision(conversion),
         source_card=source_card(source.folder),
         layout=source.layout,
         language_model={"source": source.architecture, "model_type": config.text_config.model_type},
-        options=dict(conversion.options),
+        options={"source": name} | options.recorded(),
         parameters=conversion.num_parameters,
         dtype=str(config.dtype).removeprefix("torch."),
         tokens={
@@ -118,35 +117,22 @@ def make_report(conversion) -> ConversionReport:
         converted_tensors=len(plan.steps),
         dropped_tensors=plan.dropped,
         new_tensors={name: start[conversion.upgrade.starts_at_zero(name)] for name in plan.new},
-        derived_tensors=derived,
+        derived_tensors=plan.derived,
         exact=conversion.is_exact,
         notes=source.notes,
         versions=_versions(),
     )
 
 
-def derived_tensors(plan: Plan) -> dict[str, str]:
-    """Target tensors that come from a tensor of the model as it was, but stand elsewhere or have another shape."""
-    derived = {}
-    for name, (rule, later) in plan.steps.items():
-        for target, rules in zip(rule.match(name), later, strict=True):
-            for next_rule in rules:
-                changed = [new for new in next_rule.match(target) if new != target or next_rule.operation is not keep]
-                derived |= dict.fromkeys(changed, target)
-    return derived
-
-
-def base_model(conversion) -> str | None:
-    """Hub id of the source: as asked for, or as the Hub's cache names the folder."""
-    cached = conversion.source.folder.parent.parent.name
-    if cached.startswith("models--"):
-        return cached.removeprefix("models--").replace("--", "/", 1)
-    return conversion.options["base_model"]
+def base_model(folder: Path) -> str | None:
+    """Hub id of a checkpoint, as the Hub's cache names the folder."""
+    cached = folder.parent.parent.name
+    return cached.removeprefix("models--").replace("--", "/", 1) if cached.startswith("models--") else None
 
 
 def source_card(folder: Path) -> dict:
     """What of the source's model card holds for the converted model too; nothing where there is no legible one."""
-    path = folder / "README.md"
+    path = folder / CARD
     try:
         metadata = (metadata_load(path) if path.is_file() else None) or {}
     except (ValueError, YAMLError):
@@ -154,12 +140,12 @@ def source_card(folder: Path) -> dict:
     return {name: metadata[name] for name in CARD_FIELDS if metadata.get(name)}
 
 
-def source_revision(conversion) -> str | None:
+def source_revision(conversion: Conversion) -> str | None:
     """Commit of the source: a Hub snapshot's folder is named after it."""
     folder = conversion.source.folder
     if folder.parent.name == "snapshots":
         return folder.name
-    return conversion.options["revision"] or conversion.source.raw.get("_commit_hash")
+    return conversion.options.revision or conversion.source.raw.get("_commit_hash")
 
 
 def _versions() -> dict[str, str]:

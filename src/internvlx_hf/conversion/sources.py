@@ -14,11 +14,14 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING, InternVLConfig, PretrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..checkpoints.checkpoint_files import CheckpointError, CheckpointFiles, TensorInfo, blaming, check_links
+from ..checkpoints.errors import CheckpointError, blaming
+from ..checkpoints.folders import check_links
 from ..checkpoints.json_files import read_json
+from ..checkpoints.names import PROCESSOR_FILES
+from ..checkpoints.weights import TensorInfo, Weights
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor
-from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_fields, check_token_ids
+from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_token_ids, check_values
 from .templates import chat_template
 
 LAYOUTS = ("internvl_chat", "internvl", "internvl_x")
@@ -148,7 +151,7 @@ def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> S
         raise CheckpointError(f"{folder} has no config.json, expected the folder of a checkpoint.")
     readers = {"internvl_chat": _read_chat, "internvl": _read_native, "internvl_x": _read_ours}
     with blaming(path):
-        check_fields(raw, CONFIG_RULES)
+        check_values(raw, CONFIG_RULES)
         layout = raw.get("model_type")
         if layout not in readers:
             raise CheckpointError(
@@ -156,7 +159,7 @@ def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> S
                 f"{', '.join(LAYOUTS)}."
             )
         if tensors is None:
-            tensors = CheckpointFiles(folder).tensors
+            tensors = Weights(folder).tensors
         source = readers[layout](folder, raw, tensors)
         check_parts(source.config)
     return source
@@ -400,14 +403,14 @@ def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig
 def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
     saved, tile = {}, {"height": tile_size, "width": tile_size}
     file = folder / "config.json"
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name in reversed(PROCESSOR_FILES):
         if not (found := read_json(folder / name)):
             continue
         file = folder / name
         with blaming(file):
             settings = found.get("image_processor", found)
             _require(isinstance(settings, dict), f"image_processor={settings!r:.200}, expected an object.")
-            check_fields(settings, PROCESSOR_RULES)
+            check_values(settings, PROCESSOR_RULES)
             size = settings.get("size", tile)
             _require(
                 size == tile, f"size={size}, but vision_config.image_size makes tiles of {tile_size}x{tile_size}."

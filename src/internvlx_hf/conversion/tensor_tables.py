@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
-from ..checkpoints.checkpoint_files import CheckpointError
+from ..checkpoints.errors import CheckpointError
 from .sources import Source
 
 Operation = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
@@ -35,10 +35,14 @@ class Rule:
     operation: Operation = keep
     reason: str = ""
 
-    def match(self, name: str) -> tuple[str, ...] | None:
-        """Target names of a source tensor, or None if this line is not about it."""
+    def matches(self, name: str) -> bool:
+        """Whether this line is about a source tensor."""
+        return _regex(self.source).fullmatch(name) is not None
+
+    def targets_of(self, name: str) -> tuple[str, ...]:
+        """Target names of a source tensor; none if this line is not about it."""
         found = _regex(self.source).fullmatch(name)
-        return None if found is None else tuple(target.format(**found.groupdict()) for target in self.targets)
+        return () if found is None else tuple(target.format(**found.groupdict()) for target in self.targets)
 
     def source_of(self, target: str) -> str | None:
         """Name of the source tensor that this line would make a target of, or None if it makes another."""

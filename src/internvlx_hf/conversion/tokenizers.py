@@ -6,9 +6,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from ..checkpoints.checkpoint_files import blaming, check_links
+from ..checkpoints.errors import blaming
+from ..checkpoints.folders import check_links
 from ..checkpoints.json_files import read_json
-from .field_rules import TOKEN_ID, TOKENIZER_RULES, check_fields
+from .field_rules import TOKEN_ID, TOKENIZER_RULES, check_values
 from .sentencepiece_bpe import SentencePieceModel, sentencepiece_tokenizer
 from .templates import chat_template
 
@@ -46,7 +47,7 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         found = read_json(source / name)
         with blaming(source / name):
-            check_fields(found, TOKENIZER_RULES)
+            check_values(found, TOKENIZER_RULES)
         config |= found
     with blaming(source):
         return _convert(source, config)

@@ -17,12 +17,13 @@ from fnmatch import fnmatch
 
 import torch
 
-from ..checkpoints.checkpoint_files import TensorInfo, blaming
+from ..checkpoints.errors import blaming
+from ..checkpoints.weights import TensorInfo
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
+from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"
-INITS = ("warm", "paper")
 
 # what is zero in a projector that shall add nothing at first
 ZERO_LAST = {
@@ -58,7 +59,7 @@ class Upgrade:
     zero: list[str] = field(default_factory=list)
 
     def rules_for(self, name: str) -> list[Rule]:
-        return [rule for rule in self.rules if rule.match(name) is not None]
+        return [rule for rule in self.rules if rule.matches(name)]
 
     def is_new(self, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in self.new)
@@ -67,37 +68,26 @@ class Upgrade:
         return any(fnmatch(name, pattern) for pattern in self.zero)
 
 
-def build_upgrade(
-    config: InternVLXConfig,
-    *,
-    projector: str = "keep",
-    lvtc: bool | dict = False,
-    downsample_ratio: float | None = None,
-    init: str = "warm",
-) -> tuple[InternVLXConfig, Upgrade]:
+def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[InternVLXConfig, Upgrade]:
     """The configuration after an upgrade, and how its tensors come about.
 
     Args:
         config: of the model as it was.
-        projector: "keep" or "pvtc".
-        lvtc: True for the defaults of `InternVLXLVTCConfig`, or its arguments.
-        downsample_ratio: 1 / M of the input's tokens, where it shall change.
-        init: "warm" or "paper".
+        options: which say how it shall be.
 
     Raises:
-        ValueError: if a value is unknown or the checkpoint does not allow the change.
+        ValueError: if the checkpoint does not allow the change.
     """
-    _require_choice("projector", projector, ("keep", "pvtc"))
-    _require_choice("init", init, INITS)
+    lvtc, init = options.lvtc, options.init
     before, after = config, copy.deepcopy(config)
-    if downsample_ratio is not None:
-        after.downsample_ratio = downsample_ratio
+    if options.downsample_ratio is not None:
+        after.downsample_ratio = options.downsample_ratio
     if lvtc:
         if config.lvtc_config is not None:
             raise ValueError("The checkpoint has LVTC already; convert it without `lvtc`.")
         with blaming(f"lvtc={lvtc!r}"):
             after.lvtc_config = InternVLXLVTCConfig(**({} if lvtc is True else lvtc))
-    if projector == "pvtc" and before.projector_config.projector_type != "pvtc":
+    if options.projector == "pvtc" and before.projector_config.projector_type != "pvtc":
         after.projector_config = InternVLXProjectorConfig(
             projector_type="pvtc",
             num_heads=_pvtc_heads(config.text_config.hidden_size),
@@ -218,8 +208,3 @@ def initial_value(name: str, info: TensorInfo, upgrade: Upgrade, std: float, see
 def _pvtc_heads(width: int) -> int:
     """The paper's 16 heads, or as many of them as divide the width."""
     return max(heads for heads in range(1, 17) if width % heads == 0)
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")

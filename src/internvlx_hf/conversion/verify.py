@@ -9,10 +9,12 @@ from PIL import Image, ImageDraw
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
 
-from ..checkpoints.checkpoint_files import CheckpointError, CheckpointFiles
+from ..checkpoints.errors import CheckpointError
+from ..checkpoints.names import NATIVE
+from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXForConditionalGeneration
-from ..processing import InternVLXProcessor
-from .plan import HEAD, target_tensors
+from .plan import target_tensors
+from .prepare import Conversion
 from .slow_reference import SlowReference
 
 logger = logging.get_logger(__name__)
@@ -25,11 +27,11 @@ QUESTION = "What is in the picture?"
 
 
 @torch.no_grad()
-def verify(conversion, folder: Path) -> dict[str, str]:
+def verify(conversion: Conversion, folder: Path) -> dict[str, str]:
     """Check a checkpoint that was just written.
 
     Args:
-        conversion: the [`Conversion`] that wrote it.
+        conversion: that wrote it.
         folder: where it lies.
 
     Returns:
@@ -54,18 +56,20 @@ def verify(conversion, folder: Path) -> dict[str, str]:
     return checks
 
 
-def _check_tensors(conversion, folder: Path) -> str:
-    files = CheckpointFiles(folder)
+def _check_tensors(conversion: Conversion, folder: Path) -> str:
+    weights = Weights(folder)
     targets = {conversion.rename(name): info for name, info in target_tensors(conversion.config).items()}
-    wrong = [name for name in targets.keys() | files.tensors.keys() if not _same_shape(targets, files.tensors, name)]
+    wrong = [
+        name for name in targets.keys() | weights.tensors.keys() if not _same_shape(targets, weights.tensors, name)
+    ]
     if wrong:
         raise CheckpointError(f"What was written is not what was planned: {', '.join(sorted(wrong))}.")
-    for path in files.shards:
-        with files.open(path) as tensors:
+    for path in weights.shards:
+        with weights.open(path) as tensors:
             for name, tensor in tensors:
                 if not torch.stack(torch.aminmax(tensor)).isfinite().all():
                     raise CheckpointError(f"{name} was written with values that are not finite.")
-    tied = ", output embeddings tied to the input's" if conversion.rename(HEAD) not in files.tensors else ""
+    tied = ", output embeddings tied to the input's" if conversion.rename(HEAD) not in weights.tensors else ""
     return f"{len(targets)} tensors of the right shapes, all finite{tied}"
 
 
@@ -73,25 +77,21 @@ def _same_shape(targets: dict, found: dict, name: str) -> bool:
     return name in targets and name in found and targets[name].shape == found[name].shape
 
 
-def _load(conversion, folder: Path) -> PreTrainedModel:
-    loader = InternVLXForConditionalGeneration
-    if conversion.options["to"] == "internvl":
-        loader = AutoModelForImageTextToText
+def _load(conversion: Conversion, folder: Path) -> PreTrainedModel:
+    is_native = conversion.options.to == NATIVE
+    loader = AutoModelForImageTextToText if is_native else InternVLXForConditionalGeneration
     return loader.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _drawn_inputs(conversion) -> dict[str, torch.Tensor]:
+def _drawn_inputs(conversion: Conversion) -> dict[str, torch.Tensor]:
     """A chat about one tile with a disc and a bar on it."""
     size = conversion.config.tile_size
     picture = Image.new("RGB", (size, size), "white")
     draw = ImageDraw.Draw(picture)
     draw.ellipse([size // 8, size // 8, size // 2, size // 2], fill="red")
     draw.rectangle([size // 2, size // 2, size - size // 8, size - size // 4], fill="blue")
-    processor = InternVLXProcessor(
-        conversion.image_processor(), conversion.tokenizer, conversion.config.image_seq_length
-    )
     content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
-    inputs = processor.apply_chat_template(
+    inputs = conversion.processor().apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=True,
@@ -101,7 +101,7 @@ def _drawn_inputs(conversion) -> dict[str, torch.Tensor]:
     return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
 
-def _compare(conversion, inputs: dict, features: torch.Tensor, logits: torch.Tensor) -> str:
+def _compare(conversion: Conversion, inputs: dict, features: torch.Tensor, logits: torch.Tensor) -> str:
     """Compare with the source computed another way."""
     source = conversion.source
     if not conversion.starts_as_source:
@@ -128,16 +128,16 @@ def _compare(conversion, inputs: dict, features: torch.Tensor, logits: torch.Ten
     )
 
 
-def _slowly(conversion, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    files, dtype = conversion.files, conversion.options["dtype"]
+def _slowly(conversion: Conversion, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, dtype = conversion.weights, conversion.options.dtype_name
 
     # attention reads its matrices head by head
     @lru_cache(maxsize=4)
     def read(name: str) -> torch.Tensor:
-        tensor = files.read(name)
+        tensor = weights.read(name)
         return (tensor if dtype is None else tensor.to(getattr(torch, dtype))).float()
 
-    slow = SlowReference(read, conversion.source.raw, set(files.tensors))
+    slow = SlowReference(read, conversion.source.raw, set(weights.tensors))
     tokens = torch.stack([slow.project(slow.features(tile)) for tile in inputs["pixel_values"]])
     return tokens, slow.logits(inputs["input_ids"][0], conversion.config.image_token_id, tokens.flatten(0, 1))
 

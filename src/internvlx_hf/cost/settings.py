@@ -5,8 +5,8 @@ import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..checkpoints.checkpoint_files import WEIGHT_FILES
 from ..checkpoints.json_files import read_json
+from ..checkpoints.names import PROCESSOR_FILES, WEIGHTS
 from ..conversion.sources import Tiling, read_source
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor
@@ -15,7 +15,6 @@ from .presets import nearest_preset, preset, preset_name, preset_tiling
 
 # most tiles of a picture that InternVL2 and 2.5 were trained with, and that their own processor asks for
 NATIVE_MAX_TILES = (6, 12)
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ def _read_folder(folder: Path) -> Setting:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
     raw = read_json(folder / "config.json")
-    has_weights = any((folder / name).is_file() for name in WEIGHT_FILES)
+    has_weights = any((folder / name).is_file() for name in WEIGHTS)
     # whether a released checkpoint has PVTC shows in the names of its tensors alone
     needs_names = has_weights and raw.get("model_type") == "internvl_chat"
     source = read_source(folder, None if needs_names else {})

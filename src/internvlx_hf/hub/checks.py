@@ -5,29 +5,17 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
-from ..checkpoints.checkpoint_names import (
-    CODE_MAPS,
-    INDEX,
-    SINGLE,
-    auto_map,
-    checkpoint_file_names,
-    relative_imports,
-    weight_map,
-)
-from ..checkpoints.json_fields import check_fields
-from ..checkpoints.json_files import read_json
-from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from ..checkpoints.errors import listed
+from ..checkpoints.folders import auto_map, checkpoint_files, relative_imports, weight_map
+from ..checkpoints.json_files import check_fields, read_json
+from ..checkpoints.names import CODE_MAPS, PICKLED_WEIGHTS, PROCESSOR_FILES, SAFE_SHARDS, SAFE_WEIGHTS
+from ..checkpoints.weights import HEAD, Weights, model_tensors
+from ..modeling import InternVLXConfig
 from ..processing import InternVLXProcessor
 from .folder import FolderError, card_to_push, real_files
 from .model_card import CardFacts
 
-SHARDS = "model-*-of-*.safetensors"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 LAYERS = {"num_hidden_layers?": int}
 MODEL_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 
@@ -71,12 +59,7 @@ def _model_type(folder: Path) -> Iterator[str]:
 
 
 def _links(folder: Path) -> Iterator[str]:
-    yield from real_files(folder, checkpoint_file_names(folder))[1]
-
-
-def _some(names: list[str]) -> str:
-    """Names for a message, the first few of many."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    yield from real_files(folder, checkpoint_files(folder))[1]
 
 
 def _is_ours(folder: Path) -> bool:
@@ -87,59 +70,25 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _weight_files(folder: Path) -> Iterator[str]:
-    single, index = folder / SINGLE, folder / INDEX
-    shards = {path.name for path in folder.glob(SHARDS)}
+    single, index = (folder / name for name in SAFE_WEIGHTS)
+    shards = {path.name for path in folder.glob(SAFE_SHARDS)}
     if single.is_file() and (index.is_file() or shards):
         yield (
-            f"There are {SINGLE} and {_some(sorted(shards)) or INDEX}. `from_pretrained` takes the first and ignores the "
-            "others: delete what is out of date."
+            f"There are {single.name} and {listed(sorted(shards)) or index.name}. `from_pretrained` takes the first and "
+            "ignores the others: delete what is out of date."
         )
-    elif single.is_file():
-        yield from _damage(single)
-    elif index.is_file():
-        file_names = weight_map(folder)
-        named = set(file_names.values())
-        for name in sorted(name for name in named if not (folder / name).is_file()):
-            yield f"{name} is missing, which {INDEX} names."
-        for name in sorted(shards - named):
-            yield f"{name} is not named by {INDEX}: it is left over from another checkpoint."
-        for name in sorted(name for name in named if (folder / name).is_file()):
-            yield from _damage(folder / name) or _disagreement(folder / name, file_names)
-    else:
-        pickled = [name for name in PICKLES if (folder / name).is_file()]
-        instead = f" {pickled[0]} holds pickles: load and save it again." if pickled else ""
-        yield f"There are no weights, expected {SINGLE}, or {INDEX} and its shards.{instead}"
-
-
-def _damage(path: Path) -> list[str]:
-    try:
-        _shapes(path)
-    except SafetensorError as error:
-        return [f"{path.name} is damaged or cut short ({error})."]
-    return []
-
-
-def _disagreement(path: Path, file_names: dict[str, str]) -> Iterator[str]:
-    stored, named = set(_shapes(path)), {name for name, file in file_names.items() if file == path.name}
-    if missing := sorted(named - stored):
-        yield f"{path.name} lacks tensors that {INDEX} names: {_some(missing)}."
-    if extra := sorted(stored - named):
-        yield f"{INDEX} lacks tensors that {path.name} holds: {_some(extra)}."
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(path, framework="pt") as shard:
-        return {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
-
-
-def _stored(folder: Path) -> dict[str, tuple[int, ...]]:
-    files = set(weight_map(folder).values()) or {SINGLE}
-    return {name: shape for file in files for name, shape in _shapes(folder / file).items()}
+        return
+    if index.is_file():
+        for name in sorted(shards - set(weight_map(folder).values())):
+            yield f"{name} is not named by {index.name}: it is left over from another checkpoint."
+    elif not single.is_file() and (pickled := [name for name in PICKLED_WEIGHTS if (folder / name).is_file()]):
+        yield f"{listed(pickled)}: pickles are not pushed. Load the model and save it again."
+    Weights(folder, SAFE_WEIGHTS)
 
 
 def _depth(folder: Path) -> Iterator[str]:
     """Refuse more layers than there are tensors: the configuration of such a model alone would take minutes."""
-    config, num_tensors = read_json(folder / "config.json"), len(_stored(folder))
+    config, num_tensors = read_json(folder / "config.json"), len(Weights(folder, SAFE_WEIGHTS).tensors)
     check_fields(config, dict.fromkeys(("text_config?", "vision_config?"), LAYERS), folder / "config.json")
     for part in ("text_config", "vision_config"):
         if (layers := config.get(part, {}).get("num_hidden_layers", 0)) > num_tensors:
@@ -150,18 +99,17 @@ def _tensors(folder: Path) -> Iterator[str]:
     """Compare what is stored with what the configuration's model wants."""
     if not _is_ours(folder) or "quantization_config" in read_json(folder / "config.json"):
         return
-    stored = _stored(folder)
-    with torch.device("meta"):
-        model = InternVLXForConditionalGeneration(InternVLXConfig.from_pretrained(folder))
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    config, stored = InternVLXConfig.from_pretrained(folder), Weights(folder, SAFE_WEIGHTS).tensors
+    wanted, tied = model_tensors(config), {HEAD} if config.tie_word_embeddings else set()
     if missing := sorted(wanted.keys() - stored.keys() - tied):
-        yield f"The weights lack tensors of the model that config.json describes: {_some(missing)}."
+        yield f"The weights lack tensors of the model that config.json describes: {listed(missing)}."
     if extra := sorted(stored.keys() - wanted.keys()):
-        yield f"The weights hold tensors that the model of config.json does not have: {_some(extra)}."
+        yield f"The weights hold tensors that the model of config.json does not have: {listed(extra)}."
     for name in sorted(wanted.keys() & stored.keys()):
-        if wanted[name] != stored[name]:
-            yield f"The tensor {name} has the shape {stored[name]}, but config.json makes it {wanted[name]}."
+        if wanted[name].shape != stored[name].shape:
+            yield (
+                f"The tensor {name} has the shape {stored[name].shape}, but config.json makes it {wanted[name].shape}."
+            )
 
 
 # -- processor

@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..checkpoints.checkpoint_names import CARD, checkpoint_file_names, linked_folders, walk_files
-from ..checkpoints.companions import LICENCES
-from ..checkpoints.links import LinkError, resolve_inside
+from ..checkpoints.errors import LinkError
+from ..checkpoints.folders import checkpoint_files, linked_folders, resolve_inside, walk_files
+from ..checkpoints.names import CARD, LICENCES
 from .card_text import CardError, is_generated, validate_card, writing
 from .model_card import model_card, read_card
 
@@ -173,7 +173,7 @@ def names_to_push(folder: Path, card: str) -> set[str]:
     Raises:
         ValueError: an index or a configuration is damaged.
     """
-    names = checkpoint_file_names(folder)
+    names = checkpoint_files(folder)
     keys = {name for name in names if _matches(name, LICENCES) and _reason(name) in GUARDED}
     return names - keys | _shown(card) & set(walk_files(folder))
 

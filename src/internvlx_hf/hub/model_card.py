@@ -11,10 +11,9 @@ from types import NoneType
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import ChainableUndefined, Environment
 
-from ..checkpoints.checkpoint_names import CARD, NATIVE, OURS, RECIPE, REPORT
-from ..checkpoints.json_fields import check_fields
-from ..checkpoints.json_files import read_json
-from ..checkpoints.links import resolve_inside
+from ..checkpoints.folders import resolve_inside
+from ..checkpoints.json_files import check_fields, read_json
+from ..checkpoints.names import CARD, NATIVE, OURS, RECIPE, REPORT
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
 from .card_text import Card, CardError, is_hub_id, renew_card

@@ -4,7 +4,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
@@ -13,20 +12,12 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging
 
-from ..checkpoints.checkpoint_names import CARD
+from ..checkpoints.names import CARD, is_weights
+from ..checkpoints.rules import choice
 from .checks import check_folder
 from .folder import FolderError, LeftFile, PushedFile, card_to_push, files_left, files_to_push, folder_stamps
 from .model_card import CardFacts
 
-# of these a repository keeps only what is pushed: `from_pretrained` would take an old model.safetensors before new shards
-WEIGHTS = (
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model-*-of-*.bin",
-    "pytorch_model.bin.index.json",
-)
 CARDS = ("hub", "folder")
 logger = logging.get_logger(__name__)
 
@@ -157,8 +148,7 @@ def push_folder(
         ValueError: an argument is not possible; `private` was asked for a repository that is public.
         OSError: the Hub refused, or the connection broke.
     """
-    if card not in (None, *CARDS):
-        raise ValueError(f"card={card!r}, expected one of {', '.join(map(repr, CARDS))}.")
+    choice(CARDS).or_null().check("card", card)
     if create_pr and revision is not None:
         raise ValueError(f"create_pr and revision={revision!r} exclude one another: a pull request is against main.")
     folder = Path(folder)
@@ -176,7 +166,8 @@ def push_folder(
         files = [*plan.files[:-1], PushedFile(CARD, new_card.encode())]
         additions = [CommitOperationAdd(file.name, file.content) for file in files]
         _refuse_changed(file.name for file in files if not file.is_unchanged)
-        stale = sorted(name for name in there - {file.name for file in files} if _is_weights(name))
+        # `from_pretrained` would take an old model.safetensors before new shards
+        stale = sorted(name for name in there - {file.name for file in files} if is_weights(name))
         done = api.create_commit(
             repo_id,
             [
@@ -213,10 +204,6 @@ def _open(api: HfApi, repo_id: str, private: bool | None, revision: str | None) 
 
 def _card_there(api: HfApi, repo_id: str, info: ModelInfo) -> str:
     return Path(api.hf_hub_download(repo_id, CARD, revision=info.sha)).read_text(encoding="utf-8")
-
-
-def _is_weights(name: str) -> bool:
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in WEIGHTS)
 
 
 @contextmanager

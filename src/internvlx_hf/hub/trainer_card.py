@@ -10,7 +10,8 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
-from ..checkpoints.checkpoint_names import CARD, checkpoint_file_names
+from ..checkpoints.folders import checkpoint_files
+from ..checkpoints.names import CARD
 from .folder import names_to_push, real_files
 from .model_card import read_card, write_card
 
@@ -62,7 +63,7 @@ class PushesCheckpoint(Base):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         checkpoint, out = Path(checkpoint_folder), self._out
         # the checkpoint may be deleted while it is uploaded
-        for name in checkpoint_file_names(checkpoint) - {CARD}:
+        for name in checkpoint_files(checkpoint) - {CARD}:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(checkpoint / name, out / name)
         by_step = self.args.save_strategy == SaveStrategy.STEPS

@@ -12,7 +12,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+from ..checkpoints.names import DTYPES
+
 SLICINGS = ("edge", "area", "ratio")
 
 
@@ -31,7 +32,7 @@ class ModelArguments:
         metadata={
             "help": "Of the weights in memory. With `bf16` or `fp16`, parameters that are trained are in float32 "
             "whatever is said here; 'bfloat16' then halves the memory of those that are not.",
-            "choices": DTYPES,
+            "choices": (*DTYPES, "auto"),
         },
     )
     attn_implementation: str | None = field(

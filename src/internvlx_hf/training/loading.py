@@ -5,7 +5,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ..checkpoints.checkpoint_files import check_links, weight_files
+from ..checkpoints.folders import check_links
+from ..checkpoints.weights import weight_files
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
 from .arguments import ModelArguments

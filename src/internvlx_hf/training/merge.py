@@ -7,20 +7,25 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import nn
+from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ..checkpoints.checkpoint_files import blaming, check_links, listed
-from ..checkpoints.checkpoint_names import RECIPE
-from ..checkpoints.companions import copy_companions, find_companions
-from ..checkpoints.links import resolve_inside
+from ..checkpoints.errors import blaming, listed
+from ..checkpoints.folders import (
+    check_links,
+    copy_companions,
+    find_companions,
+    find_source,
+    require_apart,
+    resolve_inside,
+)
+from ..checkpoints.names import ADAPTER_WEIGHTS, DTYPES, RECIPE
+from ..checkpoints.rules import choice
 from ..checkpoints.whole_folder import require_room, resolve_out
-from ..conversion.convert import DTYPES, find_source, require_apart
 from ..hub.checkpoint_folder import checkpoint_folder
 from ..processing import InternVLXProcessor
 from .arguments import ModelArguments
 from .loading import check_model_type, load_model
 from .recipe import COMPANIONS
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def merge_adapter(
@@ -48,8 +53,7 @@ def merge_adapter(
         FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
         OSError: something cannot be read, the disk is full, or another process is writing `out`.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}, expected one of {', '.join(map(repr, DTYPES))}.")
+    choice(DTYPES).or_null().check("dtype", dtype)
     out = resolve_out(out)
     require_apart(out, adapter)
     with checkpoint_folder(out, overwrite=overwrite) as partial:
@@ -65,7 +69,7 @@ def merge_adapter(
         weights = _adapter_weights(folder)
         model = load_model(ModelArguments(str(base_folder), dtype="float32"))
         merged = _merge(model, config, weights, f"{adapter} on {base}")
-        merged.to(DTYPES[dtype or stored])
+        merged.to(getattr(torch, dtype or stored))
         processor = InternVLXProcessor.from_pretrained(
             folder if (folder / "processor_config.json").is_file() else base_folder
         )
@@ -76,12 +80,11 @@ def merge_adapter(
 
 
 def _adapter_config(folder: Path) -> PeftConfig:
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
         what = "is a full checkpoint already" if (folder / "config.json").is_file() else "is not an adapter"
         raise ValueError(f"{folder} {what}: it has no adapter_config.json. Expected what training with LoRA left.")
     check_links(folder)
-    resolve_inside(folder, ADAPTER_CONFIG)
-    with blaming(folder / ADAPTER_CONFIG):
+    with blaming(folder / ADAPTER_CONFIG_NAME):
         config = PeftConfig.from_pretrained(str(folder))
         if not isinstance(config.base_model_name_or_path, str | None):
             raise ValueError(

@@ -7,9 +7,8 @@ from importlib.metadata import version
 from transformers import Trainer
 
 from .. import __version__
-from ..checkpoints.checkpoint_names import REPORT
-from ..checkpoints.companions import LICENCES
-from ..conversion.convert import source_name
+from ..checkpoints.folders import source_name
+from ..checkpoints.names import LICENCES, REPORT
 from ..data.run_data import RunData
 from .arguments import LoraArguments, ModelArguments
 from .metrics import ThroughputCallback

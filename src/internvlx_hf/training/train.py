@@ -9,8 +9,8 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoints.checkpoint_names import RECIPE
-from ..checkpoints.companions import copy_companions, find_companions
+from ..checkpoints.folders import copy_companions, find_companions
+from ..checkpoints.names import RECIPE
 from ..data.run_data import RunData, load_run_data
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration

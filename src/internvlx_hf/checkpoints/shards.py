@@ -1,15 +1,18 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Writing a checkpoint without ever holding it: safetensors shards tensor by tensor."""
+"""Writing weights without ever holding them: safetensors shards tensor by tensor."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from transformers.modeling_utils import str_to_torch_dtype
 
-from .checkpoint_files import SAFETENSORS_DTYPES, CheckpointError, TensorInfo
+from .errors import CheckpointError
+from .names import SAFE_WEIGHTS
+from .weights import TensorInfo
 
-DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 # Bytes that are cast, checked and written at a time: few enough to stay in the cache on the way.
 CHUNK = 2**20
 HEADER_ALIGNMENT = 8
@@ -39,7 +42,8 @@ class ShardWriter:
 
     def __init__(self, path: Path, tensors: dict[str, TensorInfo]):
         self.tensors = tensors
-        self.offsets, position, header = {}, 0, {"__metadata__": {"format": "pt"}}
+        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        self.offsets, position = {}, 0
         for name, info in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
             end = position + info.num_bytes
             header[name] = {
@@ -73,7 +77,7 @@ class ShardWriter:
         for part in flat.split(CHUNK // info.dtype.itemsize):
             cast = _cast(part, info.dtype)
             _require_finite(label, part, cast)
-            self._write_all(memoryview(cast.view(torch.uint8).numpy()))
+            self._write_all(cast.view(torch.uint8).numpy().data)
 
     def _write_all(self, data: memoryview) -> None:
         while data:
@@ -101,7 +105,7 @@ def _require_finite(name: str, part: torch.Tensor, cast: torch.Tensor) -> None:
 
 
 def write_index(folder: Path, shards: dict[str, dict[str, TensorInfo]]) -> None:
-    """Write `model.safetensors.index.json` for shards of {file name: tensors}."""
+    """Write the index for shards of {file name: tensors}."""
     infos = [info for tensors in shards.values() for info in tensors.values()]
     metadata = {
         "total_parameters": sum(info.meta().numel() for info in infos),
@@ -109,11 +113,11 @@ def write_index(folder: Path, shards: dict[str, dict[str, TensorInfo]]) -> None:
     }
     weight_map = {name: file for file, tensors in shards.items() for name in tensors}
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / SAFE_WEIGHTS[1]).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def shard_names(count: int) -> list[str]:
     """File names of a checkpoint of so many shards, as transformers counts them."""
     if count == 1:
-        return ["model.safetensors"]
+        return [SAFE_WEIGHTS[0]]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]

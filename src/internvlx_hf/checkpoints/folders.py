@@ -1,0 +1,241 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoint folders that somebody else filled: where they are, and which of their files belong to the checkpoint.
+
+A symbolic link in one must not lead out of it. None of their code is run.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.dynamic_module_utils import get_relative_imports
+
+from .errors import CheckpointError, LinkError
+from .json_files import read_json, read_weight_map
+from .names import CODE_MAPS, FILES, LICENCES, SAFE_WEIGHTS, is_known
+
+# what is downloaded of a repository; the rest stays where it is
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "README.md", *LICENCES]
+
+
+def find_source(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint; what is not a folder is taken for a Hub id and downloaded.
+
+    Raises:
+        FileNotFoundError: there is no such folder, and it cannot be had from the Hub.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(str(source)):
+        raise FileNotFoundError(
+            f"{source} is not a folder, expected a checkpoint's folder or a Hub id like 'owner/name'."
+        )
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=HUB_PATTERNS))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{source} is no folder here, and downloading it from the Hub failed: {error}"
+        ) from error
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a name can be a repository's on the Hub, owner and all."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    return name is not None and name.count("/") == 1
+
+
+def source_name(source: str | Path) -> str:
+    """A Hub id, or a folder's name without its path, which is private."""
+    folder = Path(source).expanduser()
+    return folder.absolute().name if folder.is_dir() else str(source)
+
+
+def require_apart(out: Path, source: str | Path) -> None:
+    """Raise `FileExistsError` if a folder to make is, or holds, the one that it is made from."""
+    folder = Path(source).expanduser().resolve()
+    if folder.is_dir() and out in (folder, *folder.parents):
+        raise FileExistsError(f"{out} holds the source {source}. Choose another folder.")
+
+
+def resolve_inside(folder: str | Path, path: str | Path) -> Path:
+    """The real path of a file or folder that lies in `folder`, links followed.
+
+    Links may lead anywhere inside `folder`, and to the files of repositories in the Hub's cache, whose snapshots consist of
+    such links.
+
+    Args:
+        folder: must exist.
+        path: absolute, or relative to `folder`.
+
+    Raises:
+        LinkError: the path leads out of the folder, or to nothing, or to what is neither a file nor a folder (a pipe).
+    """
+    root, path = Path(folder).resolve(), Path(folder, path)
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        kind = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise LinkError(f"{path} {kind}. Remove it, or put the file there.") from error
+    if not (target.is_relative_to(root) or _is_blob(target, root)):
+        raise LinkError(
+            f"{path} leads to {target}, outside of {root}. Replace it by a copy of the file, or remove it."
+        )
+    if not (target.is_file() or target.is_dir()):
+        raise LinkError(f"{path} is not a regular file. Remove it.")
+    return target
+
+
+def _is_blob(target: Path, root: Path) -> bool:
+    """Whether `target` is a file of the Hub's cache, or of the same cached repository as the snapshot `root`."""
+    blobs = target.parent
+    if blobs.name != "blobs":
+        return False
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    return blobs.parent.parent == cache or (root.parent.name == "snapshots" and blobs.parent == root.parent.parent)
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file beside the weights is a link out of the checkpoint's folder.
+
+    Raises:
+        LinkError: naming the link and where it leads.
+    """
+    for name in FILES:
+        if os.path.lexists(folder / name):
+            resolve_inside(folder, name)
+
+
+def find_companions(source: str | Path, patterns: Iterable[str] = LICENCES) -> dict[str, Path]:
+    """Real paths, by name, of a folder's files that hold for what is made of it; of what is no folder, none.
+
+    Look for them before heavy work: what cannot be copied raises here.
+
+    Raises:
+        LinkError: a file is a link that leads out of the folder or to nothing, or is neither a file nor a folder.
+    """
+    folder = Path(source).expanduser()
+    paths = [path for pattern in patterns for place in sorted(folder.glob(pattern)) for path in _files(place)]
+    return {path.relative_to(folder).as_posix(): _regular(folder, path) for path in paths}
+
+
+def copy_companions(files: dict[str, Path], out: Path) -> None:
+    """Copy what [`find_companions`] found to the same names in another folder."""
+    for name, file in files.items():
+        target = out / name
+        target.parent.mkdir(exist_ok=True, parents=True)
+        if not (target.exists() and target.samefile(file)):
+            shutil.copyfile(file, target)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir() and not path.is_symlink():
+        yield from (file for file in sorted(path.rglob("*")) if file.is_symlink() or not file.is_dir())
+    else:
+        yield path
+
+
+def _regular(folder: Path, path: Path) -> Path:
+    target = resolve_inside(folder, path)
+    if not target.is_file():
+        raise LinkError(f"{path} is not a file. Put the file itself there, or remove it.")
+    return target
+
+
+def checkpoint_files(folder: str | Path) -> set[str]:
+    """The files of a folder that belong to a checkpoint, as paths in it with forward slashes.
+
+    These are the weights that the index names, or the one file that holds them all; known configurations, tokenizers,
+    templates, reports, card and licences; and the code that an `auto_map` names or that such code imports. Folders that
+    are links are not entered. A file that is a link counts, wherever it leads.
+
+    Raises:
+        CheckpointError: an index, a configuration or a module is damaged, naming it.
+    """
+    folder = Path(folder)
+    names = set(walk_files(folder))
+    return {name for name in names if is_known(name)} | names & {
+        *SAFE_WEIGHTS,
+        *weight_map(folder).values(),
+        *code_files(folder),
+    }
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """Paths in a folder of all that is no folder and no link to one. Links are not entered."""
+    for place, _, files in os.walk(folder):
+        yield from (Path(place, name).relative_to(folder).as_posix() for name in files)
+
+
+def linked_folders(folder: Path) -> list[str]:
+    """Paths in a folder of the links to folders."""
+    found = (Path(place, name) for place, folders, _ in os.walk(folder) for name in folders)
+    return [path.relative_to(folder).as_posix() for path in found if path.is_symlink()]
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """The safetensors index's names of files by tensor; empty where there is no index.
+
+    Raises:
+        CheckpointError: the index is damaged, or leads out of the folder.
+    """
+    index = folder / SAFE_WEIGHTS[1]
+    return read_weight_map(index) if index.is_file() else {}
+
+
+def code_files(folder: Path) -> set[str]:
+    """The modules that an `auto_map` of the folder names, and those that they import, whether they are there or not."""
+    waiting = {_module(reference) for file in CODE_MAPS for reference in auto_map(folder / file).values()}
+    found: set[str] = set()
+    while waiting := {module for module in waiting if module.isidentifier()} - found:
+        found |= waiting
+        waiting = set().union(*(relative_imports(folder / f"{module}.py") for module in waiting))
+    return {f"{module}.py" for module in found}
+
+
+def _module(reference: str) -> str:
+    return reference.rpartition(".")[0]
+
+
+def relative_imports(path: Path) -> set[str]:
+    """The modules beside it that a module imports, by transformers' own rule; none where there is no such file.
+
+    Raises:
+        CheckpointError: it is no text.
+    """
+    try:
+        return set(get_relative_imports(path)) if path.is_file() else set()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def auto_map(path: Path) -> dict[str, str]:
+    """The classes that a saved configuration names by auto class, those of its image and video processor included.
+
+    A tokenizer's second class has the key `<auto class>[1]`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    saved = read_json(path)
+    found = {}
+    for part in (saved, *(saved.get(name) or {} for name in ("image_processor", "video_processor"))):
+        entries = part.get("auto_map") if isinstance(part, dict) else part
+        if not isinstance(entries or {}, dict):
+            raise CheckpointError(f"{path}: auto_map={entries!r}, expected classes by the names of auto classes.")
+        for name, references in (entries or {}).items():
+            for number, reference in enumerate(_references(references)):
+                if not isinstance(reference, str):
+                    raise CheckpointError(f"{path}: auto_map names {reference!r} for {name}, expected 'module.Class'.")
+                found[name if not number else f"{name}[{number}]"] = reference
+    return found
+
+
+def _references(entry) -> Iterable:
+    return filter(None, entry) if isinstance(entry, list | tuple) else [entry]

@@ -1,0 +1,182 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The weight files of a checkpoint: which tensors they hold, which they should, and one tensor at a time out of them."""
+
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.modeling_utils import str_to_torch_dtype
+
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from .errors import CheckpointError, blaming, listed
+from .folders import resolve_inside
+from .json_files import read_weight_map
+from .names import WEIGHTS
+
+# the output embeddings, which may be tied to the input's
+HEAD = "lm_head.weight"
+
+
+def weight_files(folder: Path, kinds: Sequence[str] = WEIGHTS) -> tuple[list[Path], dict[str, str] | None]:
+    """The files that hold a checkpoint's weights; and the index that names them by tensor, None where there is one file.
+
+    Args:
+        folder: the checkpoint.
+        kinds: names of single files and of indices; the first that is there counts.
+
+    Raises:
+        CheckpointError: there are none, one is missing, or the index is damaged or names a file elsewhere.
+        LinkError: one is a link out of the folder.
+    """
+    name = next((name for name in kinds if os.path.lexists(folder / name)), None)
+    if name is None:
+        raise CheckpointError(f"{folder} holds no weights, expected one of {', '.join(kinds)}.")
+    resolve_inside(folder, name)
+    if not name.endswith(".json"):
+        return [folder / name], None
+    index = read_weight_map(folder / name)
+    paths = [folder / name for name in sorted(set(index.values()))]
+    if missing := [path.name for path in paths if not os.path.lexists(path)]:
+        raise CheckpointError(f"{folder} lacks {listed(missing)} of the {len(paths)} shards that {name} names.")
+    for path in paths:
+        resolve_inside(folder, path)
+    return paths, index
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a tensor is, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return self.meta().nbytes
+
+    def meta(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+def model_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
+    """Name, shape and dtype of every tensor of a model, tied output embeddings included.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    with blaming("config.json"), torch.device("meta"):
+        model = InternVLXForConditionalGeneration(config)
+    return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+
+
+class Weights:
+    """The weights of a checkpoint folder. Values are read when they are asked for.
+
+    Args:
+        folder: holds safetensors files, or `.bin` files, which are read with `torch.load(weights_only=True)` only.
+        kinds: see [`weight_files`].
+
+    Raises:
+        CheckpointError: naming everything that is wrong: there are no weights, shards are missing or damaged, or index and
+            shards disagree.
+        LinkError: a shard is a link out of the folder.
+    """
+
+    def __init__(self, folder: Path, kinds: Sequence[str] = WEIGHTS):
+        self.folder = folder
+        self.shards: dict[Path, dict[str, TensorInfo]] = {}
+        paths, index = weight_files(folder, kinds)
+        problems = []
+        for path in paths:
+            try:
+                self.shards[path] = self._contents(path)
+            except CheckpointError as error:
+                problems.append(str(error))
+        if problems := problems or list(self._disagreements(index)):
+            raise CheckpointError(" ".join(problems))
+        self.tensors = {name: info for contents in self.shards.values() for name, info in contents.items()}
+
+    def _contents(self, path: Path) -> dict[str, TensorInfo]:
+        if path.suffix != ".safetensors":
+            return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in _load_bin(path).items()}
+        try:
+            with safe_open(path, framework="pt") as shard:
+                found = {name: shard.get_slice(name) for name in shard.offset_keys()}
+                kinds = {name: part.get_dtype() for name, part in found.items()}
+                if unknown := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in str_to_torch_dtype]:
+                    raise CheckpointError(
+                        f"{path} holds tensors of dtypes that transformers does not load: {listed(unknown)}."
+                    )
+                return {
+                    name: TensorInfo(tuple(part.get_shape()), str_to_torch_dtype[kinds[name]])
+                    for name, part in found.items()
+                }
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or cut short ({error}). Download or save it again.") from error
+
+    def _disagreements(self, index: dict[str, str] | None) -> Iterator[str]:
+        if index is None:
+            return
+        for path, contents in self.shards.items():
+            named = {name for name, file in index.items() if file == path.name}
+            if missing := sorted(named - contents.keys()):
+                yield f"{path} lacks tensors that the index names: {listed(missing)}."
+            if extra := sorted(contents.keys() - named):
+                yield f"{path} holds tensors that the index lacks: {listed(extra)}."
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+        """Yield an iterator over (name, tensor) of one shard. A tensor's memory is the file's, mapped, while it is open."""
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as shard:
+                yield ((name, shard.get_tensor(name)) for name in shard.offset_keys())
+        else:
+            yield iter(_load_bin(path).items())
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, by name."""
+        path = next(path for path, contents in self.shards.items() if name in contents)
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as shard:
+                return shard.get_tensor(name)
+        return _load_bin(path)[name]
+
+
+def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+    found = _unpickle(path)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected tensors by name.")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"{path} holds a {type(tensor).__name__} as {name!r:.200}, expected tensors by name alone. Save those that "
+                "are the model's."
+            )
+        if tensor.layout != torch.strided or tensor.is_complex():
+            raise CheckpointError(
+                f"{path} has the tensor {name} as {tensor.dtype}, {tensor.layout}, expected dense real numbers."
+            )
+    return found
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        # written in the format before zip files, which cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than tensors, and running what it holds is refused.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is damaged or cut short ({text}). Download or save it again.") from error

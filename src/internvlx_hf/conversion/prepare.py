@@ -1,0 +1,176 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""All that is settled about a conversion before the first value is read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from ..checkpoints.errors import CheckpointError, blaming
+from ..checkpoints.json_files import read_json
+from ..checkpoints.names import NATIVE
+from ..checkpoints.weights import HEAD, Weights
+from ..modeling import InternVLXConfig
+from ..processing import InternVLXImageProcessor, InternVLXProcessor
+from .field_rules import GENERATION_RULES, check_token_ids, check_values
+from .native import native_names
+from .options import ConversionOptions
+from .plan import EMBEDDING, Plan, make_plan
+from .sources import Source, Tiling, read_source
+from .tensor_tables import Rule, source_table
+from .tokenizers import convert_tokenizer
+from .upgrades import Upgrade, build_upgrade
+
+
+@dataclass
+class Conversion:
+    """All that is settled about a conversion before the first value is read."""
+
+    options: ConversionOptions
+    source: Source
+    weights: Weights
+    config: InternVLXConfig
+    upgrade: Upgrade
+    plan: Plan
+    tokenizer: PreTrainedTokenizerFast
+    image_processor: InternVLXImageProcessor
+    generation_config: GenerationConfig
+    rename: Callable[[str], str]
+
+    @property
+    def num_parameters(self) -> int:
+        groups = [*self.plan.groups.values(), self.plan.new]
+        return sum(info.meta().numel() for group in groups for info in group.values())
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model answers as the source does."""
+        return not self.plan.new and not self.plan.derived
+
+    @property
+    def starts_as_source(self) -> bool:
+        """Whether the model answers as the source does before any training: a warm PVTC does."""
+        options = self.options
+        changes_tokens = options.lvtc or options.downsample_ratio is not None
+        return self.is_exact or (options.init == "warm" and not changes_tokens)
+
+    def processor(self) -> InternVLXProcessor:
+        return InternVLXProcessor(
+            self.image_processor, self.tokenizer, self.config.image_seq_length, self.tokenizer.chat_template
+        )
+
+
+def prepare(folder: Path, options: ConversionOptions) -> Conversion:
+    """Settle everything about a conversion without reading a weight's values (but for tied embeddings).
+
+    Raises:
+        CheckpointError: the checkpoint is of an unknown kind, damaged, or at odds with itself.
+        ValueError: an option does not fit the checkpoint.
+    """
+    weights = Weights(folder)
+    source = read_source(folder, weights.tensors)
+    tokenizer = convert_tokenizer(folder)
+    _settle_image_token(source, tokenizer)
+    table = _settle_tying(source, weights)
+    config, upgrade = build_upgrade(source.config, options)
+    rename = native_names(config) if options.to == NATIVE else str
+    dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
+    plan = make_plan(table, source.config, weights.tensors, upgrade=upgrade, after=config, dtype=dtype)
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = plan.dtype
+    config.architectures = ["InternVLXForConditionalGeneration"]
+    for name in ("slicing", "max_patches"):
+        if (value := getattr(options, name)) is not None:
+            setattr(source.tiling, name, value)
+    return Conversion(
+        options=options,
+        source=source,
+        weights=weights,
+        config=config,
+        upgrade=upgrade,
+        plan=plan,
+        tokenizer=tokenizer,
+        image_processor=image_processor(source.tiling),
+        generation_config=generation_config(source, tokenizer),
+        rename=rename,
+    )
+
+
+def _settle_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
+    token: int = tokenizer.convert_tokens_to_ids(tokenizer.context_image_token)
+    vocabulary = source.config.text_config.vocab_size
+    if source.layout != "internvl_chat" and token != source.config.image_token_id:
+        raise CheckpointError(
+            f"config.json says image_token_id={source.config.image_token_id}, but the tokenizer's "
+            f"{tokenizer.context_image_token} is {token}."
+        )
+    if token >= vocabulary:
+        raise CheckpointError(
+            f"The tokenizer's {tokenizer.context_image_token} is {token}, outside the model's vocabulary of {vocabulary}."
+        )
+    source.config.image_token_id = token
+
+
+def _settle_tying(source: Source, weights: Weights) -> list[Rule]:
+    """Find out whether output and input embeddings are one tensor: by what is stored, since configs contradict it."""
+    table, config = source_table(source), source.config
+    names = {target: name for name in weights.tensors for rule in table for target in rule.targets_of(name)}
+    if config.tie_word_embeddings and HEAD in names and EMBEDDING in names:
+        head, embedding = names[HEAD], names[EMBEDDING]
+        config.tie_word_embeddings = torch.equal(weights.read(head), weights.read(embedding))
+        if config.tie_word_embeddings:
+            table = [Rule(head, reason=f"equal to {embedding}, to which the config ties it"), *table]
+        else:
+            source.notes.append(
+                "The config ties the output to the input embeddings, but the stored ones differ: both are kept."
+            )
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings
+    return table
+
+
+def image_processor(tiling: Tiling) -> InternVLXImageProcessor:
+    """Raises: ValueError: the tiling contradicts itself."""
+    return InternVLXImageProcessor(
+        size={"height": tiling.tile_size, "width": tiling.tile_size},
+        min_patches=tiling.min_patches,
+        max_patches=tiling.max_patches,
+        use_thumbnail=tiling.use_thumbnail,
+        crop_to_patches=tiling.crop_to_patches,
+        slicing=tiling.slicing,
+        image_mean=tiling.image_mean,
+        image_std=tiling.image_std,
+        **({"alpha": "drop"} | tiling.others),  # InternVL takes no notice of transparency
+    )
+
+
+def generation_config(source: Source, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """The source's generation settings; the chat template's end marker always stops.
+
+    Raises:
+        CheckpointError: a setting is impossible.
+    """
+    path = source.folder / "generation_config.json"
+    if raw := read_json(path):
+        with blaming(path):
+            check_values(raw, GENERATION_RULES)
+            check_token_ids(raw, source.config.text_config.vocab_size)
+            config = GenerationConfig.from_dict(raw)
+            config.validate(strict=True)
+    else:
+        config = GenerationConfig.from_model_config(source.config)
+    config._from_model_config = False
+    stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stops = [stop for stop in [*stops, stop_token(tokenizer)] if stop is not None]
+    config.eos_token_id = list(dict.fromkeys(stops))
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token with which the chat template ends a turn."""
+    turn = tokenizer.apply_chat_template([{"role": "user", "content": "."}], tokenize=False)
+    special = set(tokenizer.added_tokens_decoder)
+    ids = [token for token in tokenizer(turn, add_special_tokens=False)["input_ids"] if token in special]
+    return ids[-1] if ids else None
