@@ -5,7 +5,7 @@ import argparse
 import json
 
 from ..conversion import convert_checkpoint
-from ..conversion.options import DTYPES, INITS, PROJECTORS, SLICING_STRATEGIES, TARGETS
+from ..conversion.options import DTYPES, INITS, PROJECTOR_CHOICES, SLICING_STRATEGIES, TARGETS
 
 
 def main(arguments: list[str]) -> None:
@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument("--to", choices=TARGETS, help="layout to write")
-    parser.add_argument("--projector", choices=PROJECTORS, help="pvtc: upgrade, needs training")
+    parser.add_argument("--projector", choices=PROJECTOR_CHOICES, help="pvtc: upgrade, needs training")
     parser.add_argument(
         "--lvtc",
         nargs="?",

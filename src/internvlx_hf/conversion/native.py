@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import GotOcr2ImageProcessorPil, InternVLConfig, PreTrainedTokenizerFast
 
@@ -52,7 +53,7 @@ def save_native_sidecar(
         downsample_ratio=config.downsample_ratio,
         projector_hidden_act=config.projector_config.hidden_act,
         vision_feature_layer=config.vision_feature_layer,
-        tie_word_embeddings=config.tie_word_embeddings,
+        tie_word_embeddings=bool(config.tie_word_embeddings),
         dtype=config.dtype,
         architectures=["InternVLForConditionalGeneration"],
     )
@@ -61,7 +62,7 @@ def save_native_sidecar(
     # InternVLProcessor asks for it; it is no piece of the vocabulary, for the processor replaces it
     saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     _write(folder / "tokenizer_config.json", {**saved, "video_token": VIDEO_TOKEN})
-    sizes = {
+    sizes: dict[str, Any] = {
         "size": {"height": tiling.tile_size, "width": tiling.tile_size},
         "image_mean": tiling.image_mean,
         "image_std": tiling.image_std,

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import torch
 
 TARGETS = (OURS, NATIVE)
-PROJECTORS = ("keep", "pvtc")
+PROJECTOR_CHOICES = ("keep", "pvtc")
 INITS = ("warm", "paper")
 RULES = {
     "to": choice(TARGETS),
-    "projector": choice(PROJECTORS),
+    "projector": choice(PROJECTOR_CHOICES),
     "lvtc": either(FLAG, OBJECT),
     "downsample_ratio": number(1e-3, 1).or_null(),
     "init": choice(INITS),

@@ -98,7 +98,7 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
 
 
 def _settle_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
-    token: int = tokenizer.convert_tokens_to_ids(tokenizer.context_image_token)
+    token: int = tokenizer.convert_tokens_to_ids(tokenizer.context_image_token)  # type: ignore[assignment]
     vocabulary = source.config.text_config.vocab_size
     if source.layout != "internvl_chat" and token != source.config.image_token_id:
         raise CheckpointError(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import generate_merges
@@ -62,12 +63,13 @@ def _piece(message: bytes) -> tuple[str, float, PieceType]:
     return fields[1].decode(), fields.get(2, 0.0), PieceType(fields.get(3, PieceType.NORMAL))
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of the fields of a protobuf message: integers, 32-bit floats, and everything that has a length."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
         wire_type = key & 7
+        value: int | float | bytes
         if wire_type == 0:
             value, place = _varint(message, place)
         elif wire_type in (1, 5):
@@ -77,7 +79,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
         elif wire_type == 2:
             length, place = _varint(message, place)
             value = message[place : place + length]
-            if len(value) < length:
+            if place + length > len(message):
                 raise ValueError(f"a field of {length} bytes ends after {len(value)}")
             place += length
         else:

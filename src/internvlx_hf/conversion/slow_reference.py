@@ -100,11 +100,8 @@ class SlowReference:
     def text_attention(self, name: str, x: torch.Tensor, raw: dict, internlm2: bool) -> torch.Tensor:
         heads, kv_heads = raw["num_attention_heads"], raw["num_key_value_heads"]
         size = raw.get("head_dim") or raw["hidden_size"] // heads
-        queries, keys, values = [], [], []
-        for head in range(heads):
-            query, key, value = self.head_rows(name, x, head, heads, kv_heads, size, internlm2)
-            queries.append(query), keys.append(key), values.append(value)
-        query, key, value = torch.stack(queries), torch.stack(keys), torch.stack(values)
+        rows = [self.head_rows(name, x, head, heads, kv_heads, size, internlm2) for head in range(heads)]
+        query, key, value = map(torch.stack, zip(*rows, strict=True))
         if raw["architectures"][0] == "Qwen3ForCausalLM":
             query, key = (
                 self.rms_norm(f"{name}.self_attn.{n}_norm", y, raw["rms_norm_eps"])
@@ -115,7 +112,9 @@ class SlowReference:
         output = "attention.wo" if internlm2 else "self_attn.o_proj"
         return self.linear(f"{name}.{output}", seen.transpose(0, 1).flatten(1))
 
-    def head_rows(self, name: str, x: torch.Tensor, head: int, heads: int, kv_heads: int, size: int, internlm2: bool):
+    def head_rows(
+        self, name: str, x: torch.Tensor, head: int, heads: int, kv_heads: int, size: int, internlm2: bool
+    ) -> list[torch.Tensor]:
         """One query head and the key/value head that it looks at, by the rows where the fused matrix has them."""
         group = heads // kv_heads
         kv = head // group
@@ -152,8 +151,9 @@ def rotations(length: int, size: int, raw: dict) -> tuple[torch.Tensor, torch.Te
     """
     scaling = raw.get("rope_scaling") or {}
     kind = scaling.get("type", scaling.get("rope_type", "default"))
-    base, limit, factor, gain = raw.get("rope_theta", 10000.0), raw["max_position_embeddings"], 1.0, 1.0
+    base, limit, gain = raw.get("rope_theta", 10000.0), raw["max_position_embeddings"], 1.0
     positions, half = torch.arange(length).double(), torch.arange(0, size, 2).double()
+    factor = torch.ones(1).double()
     if kind == "linear":
         positions = positions / scaling["factor"]
     elif kind == "dynamic" and length > limit:

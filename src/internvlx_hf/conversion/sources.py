@@ -11,7 +11,7 @@ Three layouts are known:
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING, InternVLConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, InternVLConfig, PretrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..checkpoints.errors import CheckpointError, blaming
@@ -325,7 +325,7 @@ def chat_text_config(raw: dict) -> PretrainedConfig:
     kwargs = {name: raw[name] for name in known if name in raw}
     if architecture == "InternLM2ForCausalLM":
         kwargs["attention_bias"] = raw.get("bias", True)
-    return config_class(rope_parameters=rope_parameters(raw), **kwargs)
+    return AutoConfig.for_model(config_class.model_type, rope_parameters=rope_parameters(raw), **kwargs)
 
 
 def rope_parameters(raw: dict) -> dict:
@@ -349,7 +349,7 @@ def chat_vision_config(raw: dict, tile_size: int) -> PretrainedConfig:
     raw = _chat_vision(raw)
     kwargs = {ours: raw[theirs] for ours, theirs in VISION_FIELDS.items()}
     kwargs |= {ours: raw[theirs] for ours, theirs in OPTIONAL_VISION_FIELDS.items() if theirs in raw}
-    return CONFIG_MAPPING["internvl_vision"](image_size=tile_size, **kwargs)
+    return AutoConfig.for_model("internvl_vision", image_size=tile_size, **kwargs)
 
 
 def _require_sizes(raw: dict) -> None:
@@ -401,8 +401,8 @@ def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig
 
 
 def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
-    saved, tile = {}, {"height": tile_size, "width": tile_size}
-    file = folder / "config.json"
+    saved: dict = {}
+    file, tile = folder / "config.json", {"height": tile_size, "width": tile_size}
     for name in reversed(PROCESSOR_FILES):
         if not (found := read_json(folder / name)):
             continue

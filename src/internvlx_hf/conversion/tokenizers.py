@@ -43,7 +43,7 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     """
     source = Path(source)
     check_links(source)
-    config = {}
+    config: dict = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         found = read_json(source / name)
         with blaming(source / name):
@@ -65,15 +65,15 @@ def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
                 f"The token {token.content!r} of {source} has id {core.token_to_id(token.content)} in the vocabulary, "
                 f"expected {index} as among the added tokens (tokenizer_config.json, added_tokens.json)."
             )
-    for role, token in named.items():
-        if core.token_to_id(token) is None:
+    for role, text in named.items():
+        if core.token_to_id(text) is None:
             raise ValueError(
-                f"{source / 'tokenizer_config.json'} has {role}={token!r}, which is not in the vocabulary."
+                f"{source / 'tokenizer_config.json'} has {role}={text!r}, which is not in the vocabulary."
             )
-    for token in _IMAGE_TOKENS.values():
-        if core.token_to_id(token) is None:
+    for text in _IMAGE_TOKENS.values():
+        if core.token_to_id(text) is None:
             raise ValueError(
-                f"The tokenizer in {source} has no token {token!r}, expected the image tokens of InternVL among the added "
+                f"The tokenizer in {source} has no token {text!r}, expected the image tokens of InternVL among the added "
                 "tokens (tokenizer_config.json, added_tokens.json)."
             )
 
@@ -115,7 +115,7 @@ def _core(source: Path, config: dict, added_tokens: dict[int, AddedToken], named
         vocabulary, merges = str(source / "vocab.json"), str(source / "merges.txt")
         try:
             # no special tokens: it would append them to the vocabulary
-            return Qwen2Tokenizer(vocabulary, merges, **dict.fromkeys(_NAMED_TOKENS)).backend_tokenizer
+            return Qwen2Tokenizer(vocabulary, merges, **dict.fromkeys(_NAMED_TOKENS)).backend_tokenizer  # type: ignore[arg-type]
         except Exception as error:  # tokenizers raises nothing more specific
             raise ValueError(f"vocab.json and merges.txt in {source} are damaged: {error}") from error
     raise FileNotFoundError(

@@ -3,10 +3,11 @@
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import InternVLForConditionalGeneration
 from transformers.utils import logging
 
 from ..checkpoints.errors import CheckpointError
@@ -45,10 +46,8 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, str]:
     if (free := _free_memory()) is not None and free < 1.2 * needed:
         checks["forward"] = f"skipped: takes {needed / 1e9:.0f} GB of memory in float32, {free / 1e9:.0f} GB are free"
         return checks
-    model = _load(conversion, folder)
     inputs = _drawn_inputs(conversion)
-    features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-    logits = model(**inputs, logits_to_keep=1).logits[0, -1]
+    features, logits = _answers(folder, conversion.options.to, inputs)
     if not logits.isfinite().all():
         raise CheckpointError("The converted model's answer to a drawn picture is not finite.")
     checks["forward"] = f"finite logits for a drawn picture and {inputs['input_ids'].shape[1]} tokens"
@@ -77,10 +76,12 @@ def _same_shape(targets: dict, found: dict, name: str) -> bool:
     return name in targets and name in found and targets[name].shape == found[name].shape
 
 
-def _load(conversion: Conversion, folder: Path) -> PreTrainedModel:
-    is_native = conversion.options.to == NATIVE
-    loader = AutoModelForImageTextToText if is_native else InternVLXForConditionalGeneration
-    return loader.from_pretrained(folder, dtype=torch.float32).eval()
+def _answers(folder: Path, layout: str, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image features, and logits of the last position, of a checkpoint that transformers or this package loads."""
+    loader = InternVLForConditionalGeneration if layout == NATIVE else InternVLXForConditionalGeneration
+    model: Any = loader.from_pretrained(folder, dtype=torch.float32).eval()
+    features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+    return features, model(**inputs, logits_to_keep=1).logits[0, -1]
 
 
 def _drawn_inputs(conversion: Conversion) -> dict[str, torch.Tensor]:
@@ -114,9 +115,7 @@ def _compare(conversion: Conversion, inputs: dict, features: torch.Tensor, logit
         except NotImplementedError as error:
             return f"skipped: the slow path does not know {error}"
     else:
-        original = AutoModelForImageTextToText.from_pretrained(source.folder, dtype=torch.float32).eval()
-        images = original.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-        expected = images, original(**inputs, logits_to_keep=1).logits[0, -1]
+        expected = _answers(source.folder, source.layout, inputs)
     errors = [_relative(ours, theirs) for ours, theirs in zip((features, logits), expected, strict=True)]
     if max(errors) > TOLERANCE:
         raise CheckpointError(
