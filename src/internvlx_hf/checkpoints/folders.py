@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -42,13 +43,13 @@ def find_source(source: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
-def is_hub_id(name: str | None) -> bool:
-    """Whether a name can be a repository's on the Hub, owner and all."""
+def is_hub_id(name: str | None, needs_owner: bool = True) -> TypeGuard[str]:
+    """Whether a name can be a repository's on the Hub."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
         return False
-    return name is not None and name.count("/") == 1
+    return name is not None and (name.count("/") == 1 or not needs_owner)
 
 
 def source_name(source: str | Path) -> str:

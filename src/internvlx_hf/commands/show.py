@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.json_files import read_json
+from ..checkpoints.names import SAFE_WEIGHTS
 from ..cost import CostModel, Setting
 from ..cost.images import picture_size
 from ..modeling import InternVLXForConditionalGeneration
@@ -49,8 +50,8 @@ def _attention(options: argparse.Namespace, setting: Setting):
         raise ValueError("--attention needs a --question to the picture, as 'What is on the picture?'.")
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens={options.max_new_tokens}, expected at least 1.")
-    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
-        raise ValueError(f"{folder} has no weights (model.safetensors), which --attention needs.")
+    if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
+        raise ValueError(f"{folder} has no weights ({SAFE_WEIGHTS[0]}), which --attention needs.")
     layout = read_json(folder / "config.json").get("model_type")
     if layout != setting.config.model_type:
         raise ValueError(f"{folder} is of the type {layout!r}. Convert it first: internvlx convert {folder} OUT")

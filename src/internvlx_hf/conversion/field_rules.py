@@ -15,17 +15,11 @@ from ..checkpoints.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, i
 from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
 
 SECTIONS = (
-    "llm_config",
-    "text_config",
-    "vision_config",
-    "projector_config",
-    "lvtc_config",
-    "rope_scaling",
-    "rope_parameters",
+    *("llm_config", "text_config", "vision_config", "projector_config", "lvtc_config"),
+    *("rope_scaling", "rope_parameters"),
 )
 MAX_SIZE, MAX_LAYERS, MAX_PIXELS = 10**8, 1000, 10**5
 ROPE_TYPES = ("default", "linear", "dynamic", "longrope", "su", "yarn", "llama3")
-
 
 SIZE, LAYERS = whole(1, MAX_SIZE), whole(1, MAX_LAYERS)
 FRACTION = FieldRule("a number from 0 to less than 1", lambda value: is_number(value) and 0 <= value < 1)

@@ -55,35 +55,23 @@ MAX_GRID_GROWTH = 8
 
 # what a config must say itself: a default would be another model's
 REQUIRED_TEXT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 )
 REQUIRED_VISION_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 # our name -> InternViT's
 VISION_FIELDS = {
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "patch_size": "patch_size",
-    "attention_bias": "qkv_bias",
-    "use_qk_norm": "qk_normalization",
-    "norm_type": "norm_type",
+    **{name: name for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")},
+    **{"patch_size": "patch_size", "norm_type": "norm_type"},
+    **{"attention_bias": "qkv_bias", "use_qk_norm": "qk_normalization"},
 }
 OPTIONAL_VISION_FIELDS = {
-    "num_channels": "num_channels",
-    "hidden_act": "hidden_act",
-    "layer_norm_eps": "layer_norm_eps",
-    "attention_dropout": "attention_dropout",
+    **{
+        name: name
+        for name in ("num_channels", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range")
+    },
     "projection_dropout": "dropout",
-    "initializer_range": "initializer_range",
 }
-
-
 OTHER_SETTINGS = (
     *("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_exif_transpose"),
     *("resample", "rescale_factor", "resize_backend", "alpha"),

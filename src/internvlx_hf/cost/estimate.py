@@ -12,7 +12,6 @@ from .flops import STAGE_ONE, STAGE_TWO, decode_flops, prefill_flops, tile_flops
 from .memory import activation_bytes, cache_bytes, parameter_count
 from .settings import Setting
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TEXT_TOKENS, ANSWER_TOKENS = 64, 128  # of a prompt beside its pictures, and of an answer, unless told otherwise
 
 

@@ -16,12 +16,13 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeGuard
 
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
-from huggingface_hub.utils import HFValidationError, validate_repo_id, yaml_dump
+from huggingface_hub.utils import yaml_dump
+
+from ..checkpoints.folders import is_hub_id
 
 HINT = (
     "What stands between the marks `begin` and `end` is generated. Write anywhere else. What you edit there stays as you "
@@ -112,15 +113,6 @@ def validate_card(text: str) -> None:
         for repo in value if isinstance(value, list) else [value]:
             if not is_hub_id(repo, needs_owner=False):
                 raise CardError(f"README.md: {name}={repo!r} in its metadata is not a Hub id.")
-
-
-def is_hub_id(name: str | None, needs_owner: bool = True) -> TypeGuard[str]:
-    """Whether a name can be a repository's on the Hub."""
-    try:
-        validate_repo_id(name or "")
-    except HFValidationError:
-        return False
-    return name is not None and (name.count("/") == 1 or not needs_owner)
 
 
 def _take_apart(text: str) -> tuple[str, dict[str, str], str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.errors import listed
-from ..checkpoints.folders import auto_map, checkpoint_files, relative_imports, weight_map
+from ..checkpoints.folders import auto_map, checkpoint_files, code_files, weight_map
 from ..checkpoints.json_files import check_fields, read_json
 from ..checkpoints.names import CODE_MAPS, PICKLED_WEIGHTS, PROCESSOR_FILES, SAFE_SHARDS, SAFE_WEIGHTS
 from ..checkpoints.weights import HEAD, Weights, model_tensors
@@ -155,8 +155,7 @@ def _code(folder: Path) -> Iterator[str]:
     for file, wanted in (("config.json", MODEL_CLASSES), (PROCESSOR_FILES[0], ("AutoProcessor",))):
         if (folder / file).is_file() and (missing := [name for name in wanted if name not in maps[file]]):
             yield f"{file} has no auto_map for {', '.join(missing)}: without the package the model would not load."
-    modules: dict[str, set[str]] = {}
-    seen: set[str] = set()
+    classes: dict[str, set[str]] = {}
     for file, references in maps.items():
         for reference in references.values():
             module, _, name = reference.rpartition(".")
@@ -165,24 +164,19 @@ def _code(folder: Path) -> Iterator[str]:
             elif not module.isidentifier():
                 yield f"{file} has {reference!r} in its auto_map, expected 'module.Class' of a module in the folder."
             else:
-                modules.setdefault(module, set()).add(name)
-    while modules.keys() - seen:
-        module = min(modules.keys() - seen)
-        seen.add(module)
-        path = folder / f"{module}.py"
-        if not (module.isidentifier() and path.is_file()):
-            yield f"{path.name} is missing: a part of the code that travels with the checkpoint."
+                classes.setdefault(f"{module}.py", set()).add(name)
+    for file in sorted(code_files(folder)):
+        if not (folder / file).is_file():
+            yield f"{file} is missing: a part of the code that travels with the checkpoint."
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            tree = ast.parse((folder / file).read_bytes())
         except (SyntaxError, ValueError) as error:
-            yield f"{path.name} is not valid Python: {error}"
+            yield f"{file} is not valid Python: {error}"
             continue
         defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-        if missing := sorted(modules[module] - defined):
-            yield f"{path.name} does not define {', '.join(missing)}."
-        for sibling in relative_imports(path):
-            modules.setdefault(sibling, set())
+        if missing := sorted(classes.get(file, set()) - defined):
+            yield f"{file} does not define {', '.join(missing)}."
 
 
 # -- card

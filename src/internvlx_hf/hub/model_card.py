@@ -11,12 +11,12 @@ from types import NoneType
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import ChainableUndefined, Environment
 
-from ..checkpoints.folders import resolve_inside
+from ..checkpoints.folders import is_hub_id, resolve_inside
 from ..checkpoints.json_files import check_fields, read_json
 from ..checkpoints.names import CARD, NATIVE, OURS, RECIPE, REPORT
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
-from .card_text import Card, CardError, is_hub_id, renew_card
+from .card_text import Card, CardError, renew_card
 
 TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
 TEXT, NUMBER = (str, NoneType), (int, float, NoneType)
