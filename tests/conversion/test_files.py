@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, golden_logits, load
 from internvlx_hf.checkpoints.shards import ShardWriter
-from internvlx_hf.conversion import CheckpointError, convert_checkpoint
+from internvlx_hf.conversion import CheckpointError, ConversionOptions, convert_checkpoint
 
 QWEN = "internvl2_qwen2"
 SHARDED = "internvl2_internlm2"
@@ -267,6 +267,15 @@ def test_number_of_threads_is_as_before(source, tmp_path):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_options_come_as_an_object_as_keywords_or_as_both(source, tmp_path):
+    options = ConversionOptions(max_patches=3, dtype=torch.bfloat16)
+    report = convert_checkpoint(source, tmp_path / "out", options, max_patches=4)
+    assert (report.options["max_patches"], report.options["dtype"]) == (4, "bfloat16")
+    assert convert_checkpoint(source, tmp_path / "again", max_patches=4, dtype="bfloat16").options == report.options
+    with pytest.raises(TypeError, match="max_patchs"):
+        convert_checkpoint(source, tmp_path / "third", max_patchs=4)
 
 
 def test_interrupted_process_leaves_nothing_behind(tmp_path):
