@@ -10,7 +10,7 @@ import torch
 from paths import ROOT
 
 FOLDER = ROOT / "benchmarks/ablation"
-MODULES = ("settings", "task", "records", "report", "orderings", "plots", "training", "run")
+MODULES = ("settings", "task", "records", "estimates", "report", "orderings", "plots", "training", "run")
 
 
 @pytest.fixture(autouse=True)
@@ -101,25 +101,25 @@ def test_kept_runs_read_back_as_they_were(tmp_path):
 
 
 def test_means_and_standard_errors_are_those_of_the_seeds():
-    import report
+    import estimates
 
     runs = [finished(seed, correct) for seed, correct in enumerate((0.2, 0.4, 0.6))]
-    known = report.accuracy(runs)
+    known = estimates.accuracy(runs)
     assert known.mean == pytest.approx(40)
     assert known.error == pytest.approx(20 / 3**0.5)  # sample deviation 20 over the root of 3 runs
     assert str(known) == "40.0 ± 11.5"
-    assert str(report.accuracy(runs[:1])) == "20.0"
-    assert report.estimate([-3.0, -1.0]).signed() == "−2.0 ± 1.0"
+    assert str(estimates.accuracy(runs[:1])) == "20.0"
+    assert estimates.estimate([-3.0, -1.0]).signed() == "−2.0 ± 1.0"
 
 
 def test_differences_are_taken_seed_by_seed():
-    import report
+    import estimates
 
     runs = [finished(seed, correct) for seed, correct in enumerate((0.3, 0.5, 0.7))]
     others = [finished(seed, correct) for seed, correct in enumerate((0.2, 0.4, 0.6))]
-    known = report.difference(runs, others)
+    known = estimates.difference(runs, others)
     assert (known.mean, known.error) == (pytest.approx(10), pytest.approx(0))
-    assert report.difference(runs[:1], others[1:]) is None
+    assert estimates.difference(runs[:1], others[1:]) is None
 
 
 def test_every_ordering_of_the_paper_is_about_configurations_that_are_run():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from report import Estimate, difference
+from estimates import Estimate, difference
 
 PAPER = {
     "table2": [

@@ -6,9 +6,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from estimates import accuracy, mean
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, NullLocator
-from report import accuracy, mean
 
 INK, GREY = "#24292f", "#6e7781"
 COLOURS = {

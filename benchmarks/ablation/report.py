@@ -1,9 +1,10 @@
 """Tables of the finished runs: mean ± standard error over seeds."""
 
-import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
+from estimates import accuracy, difference, mean
+from orderings import orderings_table
+from plots import draw
 from records import load_group
 
 TITLES = {
@@ -20,42 +21,6 @@ PLOTS = {
     "figure7": "accuracy over tokens",
     "figure8": "accuracy over k, M₁, M₂",
 }
-
-
-@dataclass
-class Estimate:
-    mean: float
-    error: float | None  # standard error of the mean; None for a single run
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f}" if self.error is None else f"{self.mean:.1f} ± {self.error:.1f}"
-
-    def signed(self) -> str:
-        return f"{'−' if self.mean < 0 else '+'}{Estimate(abs(self.mean), self.error)}"
-
-
-def estimate(values: list[float]) -> Estimate:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return Estimate(statistics.fmean(values), error)
-
-
-def accuracy(runs: list[dict], kind: str = "all") -> Estimate:
-    """In percent."""
-    return estimate([100 * run["accuracy"][kind] for run in runs])
-
-
-def difference(runs: list[dict], others: list[dict]) -> Estimate | None:
-    """Points of accuracy between two configurations, seed by seed; None without a common seed.
-
-    Runs of one seed see the same pages in the same order, so this is known better than either accuracy.
-    """
-    other = {run["seed"]: run for run in others}
-    pairs = [(run, other[run["seed"]]) for run in runs if run["seed"] in other]
-    return estimate([100 * (a["accuracy"]["all"] - b["accuracy"]["all"]) for a, b in pairs]) if pairs else None
-
-
-def mean(runs: list[dict], field: str) -> float:
-    return statistics.fmean(run[field] for run in runs)
 
 
 def table(runs: dict[str, list[dict]]) -> str:
@@ -90,9 +55,6 @@ def table(runs: dict[str, list[dict]]) -> str:
 
 def write_report(folder: Path) -> str:
     """Write `README.md` and the plots of the groups that `folder` holds; returns the text."""
-    from orderings import orderings_table
-    from plots import draw
-
     groups = {name: load_group(folder / f"{name}.json") for name in TITLES if (folder / f"{name}.json").exists()}
     parts = ["# The paper in miniature", INTRODUCTION]
     for name, runs in groups.items():
