@@ -30,8 +30,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 from transformers import GotOcr2ImageProcessorPil
 
 from internvlx_hf import InternVLXConfig, InternVLXImageProcessor, InternVLXProcessor
-from internvlx_hf.data.costs import SampleSizes
 from internvlx_hf.data.packing import pack_rows
+from internvlx_hf.data.sizes import SampleSizes
 from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, PackedStream, load_training_data
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

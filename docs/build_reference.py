@@ -10,6 +10,7 @@ import pdoc
 MODULES = [
     "internvlx_hf",
     "internvlx_hf.conversion",
+    "internvlx_hf.data",
     "internvlx_hf.training",
     "internvlx_hf.cost",
     "internvlx_hf.pictures",

@@ -16,13 +16,12 @@ from internvlx_hf.cost.flops import decode_flops
 from internvlx_hf.cost.images import Pictures
 from internvlx_hf.cost.report import BYTE_UNITS, Report, unit
 from internvlx_hf.cost.settings import Setting
-from internvlx_hf.data import run_data
 from internvlx_hf.data.datasets import Part
 from internvlx_hf.data.packing import PackedData, pack_rows, pack_stream
 from internvlx_hf.data.sampler import CostGroupedSampler
 from internvlx_hf.modeling.projectors import build_projector
 from internvlx_hf.processing.rvtc import TilingRule
-from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training import InternVLXDataCollator, run_data
 from internvlx_hf.training.arguments import DataArguments, InternVLXTrainingArguments
 from internvlx_hf.training.train import find_checkpoint
 from internvlx_hf.training.trainer import InternVLXTrainer

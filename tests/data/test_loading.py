@@ -11,8 +11,8 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainingArguments
 
 from internvlx_hf.data import datasets as datasets_module
-from internvlx_hf.data.costs import SampleSizes, fingerprint, tile_cost
 from internvlx_hf.data.records import JsonArray, JsonLines
+from internvlx_hf.data.sizes import SampleSizes, fingerprint, tile_cost
 from internvlx_hf.training import (
     CostGroupedSampler,
     InternVLXDataCollator,

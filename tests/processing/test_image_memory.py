@@ -15,7 +15,7 @@ from PIL import Image
 
 from internvlx_hf.processing import InternVLXImageProcessor
 from internvlx_hf.processing.image_files import is_undecoded
-from internvlx_hf.processing.image_sources import PillowSource, upright_size
+from internvlx_hf.processing.image_sources import PillowSource, image_size
 from tiny import tiny_config, tiny_processor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -87,11 +87,11 @@ def test_what_was_done_to_an_image_before_it_was_decoded_counts():
     assert expected.mode == "L"
     assert torch.equal(tiles_of(small), tiles_of(expected))
     turned = Image.open(io.BytesIO(content("PNG")))
-    assert upright_size(turned) == (70, 40)
+    assert image_size(turned) == (70, 40)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     turned = Image.open(io.BytesIO(content("PNG", exif=exif)))
-    assert upright_size(turned) == (40, 70)
+    assert image_size(turned) == (40, 70)
     assert is_undecoded(turned)
 
 

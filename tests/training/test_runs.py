@@ -238,8 +238,8 @@ def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_
     data = write_data(tmp_path / "data")
     (tmp_path / "data" / "5.png").write_bytes(b"no picture")
     seen = []
-    for name in ("encoding", "run_data"):
-        logger = f"internvlx_hf.training.{name}.logger.warning"
+    for name in ("data.encoding", "training.run_data"):
+        logger = f"internvlx_hf.{name}.logger.warning"
         monkeypatch.setattr(logger, lambda message, *args: seen.append(message % args if args else message))
     settings = {"packing_tokens": packing_tokens, "eval_data": str(data)}
     with pytest.raises(ValueError, match=r"data.jsonl, line 6"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 
 from ..processing.image_files import open_image
-from ..processing.image_headers import upright_size
+from ..processing.image_sources import image_size
 
 Size = tuple[int, int]
 
@@ -58,7 +58,7 @@ def picture_size(path: str | os.PathLike) -> Size:
         ValueError: it is no picture, or too large to decode safely.
     """
     with open_image(path) as image:
-        return upright_size(image, upright=True)
+        return image_size(image)
 
 
 def find_pictures(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> Pictures:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import jinja2
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing import InternVLXProcessor
-from ..processing.image_headers import upright_size
+from ..processing.image_sources import image_size
 from ..processing.literals import IMAGE_MARK, literals_as_text
-from .reporting import SampleCounts
 from .samples import BrokenSampleError, Conversation, TooLongError, read_conversation
 
 logger = logging.get_logger(__name__)
@@ -22,6 +22,8 @@ logger = logging.get_logger(__name__)
 IGNORE_INDEX = -100
 TOO_LONG_POLICIES = ("truncate", "skip", "error")
 BROKEN_POLICIES = ("skip", "error")
+KINDS = ("broken", "too_long", "cut")
+_WORKERS = 256  # of a data loader, that are counted apart
 # a sample's images of more pixels in all are cut into tiles at once
 MOST_WHOLE_PIXELS = 2**24
 
@@ -49,6 +51,25 @@ class TrainingSample:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+class SampleCounts:
+    """How many samples were skipped as `broken` or `too_long`, and how many `cut` to fit.
+
+    The counts live in shared memory, a row for each worker, so that the process that made them sees what its workers
+    count. A sample that is met again in a later epoch is counted again.
+    """
+
+    def __init__(self):
+        self._rows = torch.zeros(1 + _WORKERS, len(KINDS), dtype=torch.int64).share_memory_()
+
+    def add(self, kind: str, number: int) -> None:
+        worker = get_worker_info()
+        row = 0 if worker is None else 1 + worker.id % _WORKERS
+        self._rows[row, KINDS.index(kind)] += int(number)
+
+    def as_dict(self) -> dict[str, int]:
+        return dict(zip(KINDS, self._rows.sum(0).tolist(), strict=True))
 
 
 class SampleEncoder:
@@ -176,7 +197,7 @@ class SampleEncoder:
     def _count_tiles(self, image, images_kwargs: dict) -> int:
         image_processor = self.processor.image_processor
         upright = images_kwargs.get("do_exif_transpose", image_processor.do_exif_transpose)
-        return self._num_tiles(*upright_size(image, upright, images_kwargs.get("input_data_format")), images_kwargs)
+        return self._num_tiles(*image_size(image, upright, images_kwargs.get("input_data_format")), images_kwargs)
 
     def _num_tiles(self, width: int, height: int, images_kwargs: dict) -> int:
         return self.processor.image_processor.get_number_of_image_patches(height, width, images_kwargs)

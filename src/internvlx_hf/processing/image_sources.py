@@ -12,7 +12,7 @@ from copy import copy
 import numpy as np
 import PIL.Image
 import torch
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+from transformers.image_utils import ChannelDimension, get_image_size, infer_channel_dimension_format
 
 from .image_files import is_undecoded, name_of, refuse_bomb
 
@@ -113,10 +113,27 @@ class PillowSource:
         return left, top, right, bottom
 
 
-def upright_size(image: PIL.Image.Image) -> tuple[int, int]:
-    """(width, height) once the EXIF orientation is applied, told from the header of an image that is not decoded yet."""
-    source = PillowSource(image, upright=True, convert_rgb=True)
-    return source.width, source.height
+def image_size(
+    image: PIL.Image.Image | np.ndarray | torch.Tensor,
+    upright: bool = True,
+    input_data_format: str | ChannelDimension | None = None,
+) -> tuple[int, int]:
+    """(width, height) that `InternVLXImageProcessor` sees, told from its header of an image that is not decoded yet.
+
+    Args:
+        upright: whether its EXIF orientation is applied.
+        input_data_format: of an array, where its channels are.
+
+    Raises:
+        ValueError: the image is empty, or a decompression bomb.
+    """
+    if isinstance(image, PIL.Image.Image):
+        source = PillowSource(image, upright=upright, convert_rgb=True)
+        return source.width, source.height
+    if image.ndim == 2:
+        return image.shape[1], image.shape[0]
+    height, width = get_image_size(image, channel_dim=input_data_format)
+    return width, height
 
 
 def _decoded(image: PIL.Image.Image, name: str) -> PIL.Image.Image:

@@ -2,23 +2,38 @@
 """Training InternVL-X with the HF `Trainer`."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from ..data.collator import InternVLXDataCollator
+from ..data import (
+    CostGroupedSampler,
+    InternVLXDataCollator,
+    PackedData,
+    PackedStream,
+    StreamingTrainingData,
+    TrainingData,
+    measure_sizes,
+)
 
-# imported when they are asked for: some need what only the extra `train` installs
-_LAZY = {
-    "CostGroupedSampler": "..data.sampler",
-    "PackedData": "..data.packing",
-    "PackedStream": "..data.packing",
-    "StreamingTrainingData": "..data.datasets",
-    "ThroughputCallback": ".metrics",
-    "TrainingData": "..data.datasets",
-    "load_training_data": "..data.sources",
-    "measure_sizes": "..data.costs",
-    "merge_adapter": ".merge",
-}
+if TYPE_CHECKING:
+    from ..data import load_training_data
+    from .merge import merge_adapter
+    from .metrics import ThroughputCallback
 
-__all__ = ["InternVLXDataCollator", *_LAZY]
+# imported when they are asked for: they need what only the extra `train` installs
+_LAZY = {"ThroughputCallback": ".metrics", "load_training_data": "..data", "merge_adapter": ".merge"}
+
+__all__ = [
+    "CostGroupedSampler",
+    "InternVLXDataCollator",
+    "PackedData",
+    "PackedStream",
+    "StreamingTrainingData",
+    "ThroughputCallback",
+    "TrainingData",
+    "load_training_data",
+    "measure_sizes",
+    "merge_adapter",
+]
 
 
 def __getattr__(name: str):

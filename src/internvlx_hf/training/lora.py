@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .arguments import LoraArguments
-from .parameters import PROJECTORS
+from .parameters import PROJECTOR_MODULES
 
 LAYERS = {"text": "model.language_model.layers", "vision": "model.vision_tower"}
 
@@ -36,7 +36,7 @@ def _linear_names(module: nn.Module) -> list[str]:
 def projector_names(model: PreTrainedModel) -> list[str]:
     """The projectors that the model has: new ones have to be trained in full, and travel with the adapter."""
     children = dict(model.model.named_children())
-    names = [name.rpartition(".")[2] for name in PROJECTORS]
+    names = [name.rpartition(".")[2] for name in PROJECTOR_MODULES]
     return [name for name in names if children.get(name) is not None]
 
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-PROJECTORS = ("model.multi_modal_projector", "model.lvtc")
+PROJECTOR_MODULES = ("model.multi_modal_projector", "model.lvtc")
 # what peft puts into the names of a model that it wraps
 _PEFT_PREFIX = re.compile(
     r"^base_model\.model\.|\.(?:modules_to_save|lora_[A-Za-z_]+)\.[^.]+(?=\.)|\.base_layer(?=\.)"
@@ -83,7 +83,7 @@ def choose_trainable(
     freeze, train = list(freeze or ()), list(train or ())
     require_matches(model, freeze, "freeze")
     require_matches(model, train, "train")
-    chosen = set(model.parameters()) if stage == 2 else _named(model, PROJECTORS)
+    chosen = set(model.parameters()) if stage == 2 else _named(model, PROJECTOR_MODULES)
     chosen = chosen - _named(model, freeze) | _named(model, train)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in chosen)

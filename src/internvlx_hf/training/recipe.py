@@ -9,10 +9,10 @@ from transformers import Trainer
 from .. import __version__
 from ..checkpoints.folders import source_name
 from ..checkpoints.names import LICENCES, REPORT
-from ..data.run_data import RunData
 from .arguments import LoraArguments, ModelArguments
 from .metrics import ThroughputCallback
 from .parameters import part_sizes
+from .run_data import RunData
 
 # of the training arguments, what makes one training another; the rest is where and how often things are written
 SETTINGS = (

@@ -11,7 +11,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoints.folders import copy_companions, find_companions
 from ..checkpoints.names import RECIPE
-from ..data.run_data import RunData, load_run_data
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from .arguments import (
@@ -26,6 +25,7 @@ from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
+from .run_data import RunData, load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
 

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from ..data.datasets import StreamingTrainingData
-from ..data.packing import PackedStream
-from ..data.sampler import CostGroupedSampler
+from ..data import CostGroupedSampler, PackedStream, StreamingTrainingData
 from ..hub import PushesCheckpoint
-from .epochs import TellSamplerEpoch
 from .parameters import set_learning_rates
 
 
@@ -73,3 +70,18 @@ def frozen_tower(model: nn.Module) -> nn.Module | None:
     if tower is None or any(parameter.requires_grad for parameter in tower.parameters()):
         return None
     return tower
+
+
+class TellSamplerEpoch(TrainerCallback):
+    """Sets the epoch of the sampler that orders the training data, however deep accelerate has wrapped it.
+
+    Where several processes resume in the middle of an epoch, the `Trainer` reaches the wrappers only, and the rest of the
+    epoch would come in the first one's order.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while (inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)) is not None:
+            sampler = inner
+        if set_epoch := getattr(sampler, "set_epoch", None):
+            set_epoch(int(state.epoch or 0))

@@ -10,14 +10,18 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from ..data import (
+    InternVLXDataCollator,
+    PackedData,
+    PackedStream,
+    StreamingTrainingData,
+    TrainingData,
+    load_training_data,
+    measure_sizes,
+)
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXProcessor
-from ..training.arguments import DataArguments
-from .collator import InternVLXDataCollator
-from .costs import measure_sizes
-from .datasets import StreamingTrainingData, TrainingData
-from .packing import PackedData, PackedStream
-from .sources import load_training_data
+from .arguments import DataArguments
 
 logger = logging.get_logger(__name__)
 
