@@ -9,15 +9,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from ..checkpoints.errors import blaming
 from ..checkpoints.folders import check_links
 from ..checkpoints.json_files import read_json
+from ..processing.processing_internvlx import IMAGE_TOKENS
 from .field_rules import TOKEN_ID, TOKENIZER_RULES, check_values
 from .sentencepiece_bpe import SentencePieceModel, sentencepiece_tokenizer
 from .templates import chat_template
 
-_IMAGE_TOKENS = {
-    "start_image_token": "<img>",
-    "end_image_token": "</img>",
-    "context_image_token": "<IMG_CONTEXT>",
-}
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -70,18 +66,18 @@ def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
             raise ValueError(
                 f"{source / 'tokenizer_config.json'} has {role}={text!r}, which is not in the vocabulary."
             )
-    for text in _IMAGE_TOKENS.values():
+    for text in IMAGE_TOKENS.values():
         if core.token_to_id(text) is None:
             raise ValueError(
                 f"The tokenizer in {source} has no token {text!r}, expected the image tokens of InternVL among the added "
                 "tokens (tokenizer_config.json, added_tokens.json)."
             )
 
-    taken = {*named.values(), *_IMAGE_TOKENS.values()}
+    taken = {*named.values(), *IMAGE_TOKENS.values()}
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         **named,
-        **_IMAGE_TOKENS,
+        **IMAGE_TOKENS,
         extra_special_tokens=[
             token.content
             for token in core.get_added_tokens_decoder().values()

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..processing import InternVLXProcessor
-from .encoding import IGNORE_INDEX, SampleEncoder, TrainingSample
+from ..processing.processing_internvlx import IGNORE_INDEX
+from .encoding import SampleEncoder, TrainingSample
 
 
 class InternVLXDataCollator:

@@ -1,7 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """From a sample to its token ids, its labels, and the images that are still to be cut into tiles."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,13 +12,14 @@ from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing import InternVLXProcessor
+from ..processing.chat_templates import require_generation_marks
 from ..processing.image_sources import image_size
 from ..processing.literals import IMAGE_MARK, literals_as_text
+from ..processing.processing_internvlx import IGNORE_INDEX
 from .samples import BrokenSampleError, Conversation, TooLongError, read_conversation
 
 logger = logging.get_logger(__name__)
 
-IGNORE_INDEX = -100
 TOO_LONG_POLICIES = ("truncate", "skip", "error")
 BROKEN_POLICIES = ("skip", "error")
 KINDS = ("broken", "too_long", "cut")
@@ -108,11 +108,7 @@ class SampleEncoder:
             raise ValueError(f"on_too_long={on_too_long!r}, expected one of {', '.join(TOO_LONG_POLICIES)}.")
         if on_broken not in BROKEN_POLICIES:
             raise ValueError(f"on_broken={on_broken!r}, expected one of {', '.join(BROKEN_POLICIES)}.")
-        if not re.search(r"\{%-?\s*generation\s*-?%\}", _template(processor)):
-            raise ValueError(
-                "Training needs a chat template that puts {% generation %} and {% endgeneration %} around what the "
-                f"assistant writes, but this one does not: {_template(processor)!r:.200}"
-            )
+        require_generation_marks(processor.resolve_chat_template(), "Training")
         self.processor = processor
         self.max_length = max_length
         self.on_too_long = on_too_long
@@ -184,15 +180,11 @@ class SampleEncoder:
 
     def measure(self, sample: Mapping) -> TrainingSample:
         """As a call, but the images are left undecoded: their sizes are read from the files' headers."""
-        conversation = read_conversation(sample, self._image_tokens)
+        conversation = read_conversation(sample, self.processor.image_tokens)
         images_kwargs = dict(sample.get("images_kwargs") or {})
         num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
         ids, has_loss = self._tokenize(conversation)
         return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
-
-    @property
-    def _image_tokens(self) -> tuple[str, str, str]:
-        return self.processor.image_token, self.processor.start_image_token, self.processor.end_image_token
 
     def _count_tiles(self, image, images_kwargs: dict) -> int:
         image_processor = self.processor.image_processor
@@ -221,14 +213,14 @@ class SampleEncoder:
         try:
             prompts, spans = render_jinja_template(
                 conversations=[messages],
-                chat_template=_template(self.processor),
+                chat_template=self.processor.resolve_chat_template(),
                 return_assistant_tokens_mask=True,
                 **tokenizer.special_tokens_map,
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template cannot write it: {error}") from error
         has_bos = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
-        with literals_as_text(tokenizer, prompts, (*self._image_tokens, IMAGE_MARK)):
+        with literals_as_text(tokenizer, prompts, (*self.processor.image_tokens, IMAGE_MARK)):
             tokens = tokenizer(
                 prompts[0],
                 add_special_tokens=not has_bos,
@@ -295,8 +287,3 @@ class SampleEncoder:
 
 def _described(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
-
-
-def _template(processor: InternVLXProcessor) -> str:
-    template = processor.chat_template
-    return template.get("default", "") if isinstance(template, dict) else template

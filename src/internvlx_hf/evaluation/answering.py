@@ -12,13 +12,13 @@ from transformers.utils import logging
 
 from ..modeling import InternVLXConfig
 from ..processing.literals import IMAGE_MARK, escaped
+from ..processing.processing_internvlx import IGNORE_INDEX
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 # what an evaluation may change of the checkpoint's image processor
 IMAGE_SETTINGS = ("slicing", "min_patches", "max_patches", "use_thumbnail", "resize_backend", "do_exif_transpose")
-IGNORED = -100  # label of a position without loss
 
 Conversation = list[dict]  # messages as `apply_chat_template` takes them
 
@@ -112,8 +112,8 @@ class Answerer:
         turns = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in answers]
         complete = [[*asked, *answered] for asked, answered in zip(conversations, turns, strict=True)]
         inputs = self._inputs(complete, return_labels=True)
-        targets = F.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[:, 1:]
-        supervised = targets != IGNORED
+        targets = F.pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
+        supervised = targets != IGNORE_INDEX
         logits = self.model(**inputs, logits_to_keep=supervised).logits.float()  # [supervised rows, vocabulary]
         targets = targets[supervised]
         losses = F.cross_entropy(logits, targets, reduction="none")

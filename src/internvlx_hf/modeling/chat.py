@@ -7,11 +7,17 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .literal_text import IMAGE_MARK, MARK_AS_TEXT, escaped, literals_as_text
+from .literal_text import (
+    IMAGE_MARK,
+    IMG_CONTEXT_TOKEN,
+    IMG_END_TOKEN,
+    IMG_START_TOKEN,
+    MARK_AS_TEXT,
+    escaped,
+    literals_as_text,
+)
 
 logger = logging.get_logger(__name__)
-
-START, END, CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 
 History = list[tuple[str, str]]  # questions and their answers
 
@@ -36,9 +42,9 @@ class ChatMixin:
         history: History | None = None,
         return_history: bool = False,
         num_patches_list: list[int] | None = None,
-        IMG_START_TOKEN: str = START,
-        IMG_END_TOKEN: str = END,
-        IMG_CONTEXT_TOKEN: str = CONTEXT,
+        IMG_START_TOKEN: str = IMG_START_TOKEN,
+        IMG_END_TOKEN: str = IMG_END_TOKEN,
+        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
         verbose: bool = False,
     ) -> str | tuple[str, History]:
         """Answer a question about any number of images, as InternVL2's remote code does.
@@ -88,9 +94,9 @@ class ChatMixin:
         num_patches_list: list[int] | None = None,
         history: None = None,
         return_history: bool = False,
-        IMG_START_TOKEN: str = START,
-        IMG_END_TOKEN: str = END,
-        IMG_CONTEXT_TOKEN: str = CONTEXT,
+        IMG_START_TOKEN: str = IMG_START_TOKEN,
+        IMG_END_TOKEN: str = IMG_END_TOKEN,
+        IMG_CONTEXT_TOKEN: str = IMG_CONTEXT_TOKEN,
         verbose: bool = False,
         image_counts: list[int] | None = None,
     ) -> list[str]:
@@ -192,7 +198,7 @@ def chat_query(
     num_patches_list: list[int],
     image_seq_length: int,
     system_message: str | None = None,
-    image_tokens: tuple[str, str, str] = (START, CONTEXT, END),
+    image_tokens: tuple[str, str, str] = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN),
 ) -> str:
     """The prompt of a conversation, its `<image>` marks filled with the images' placeholders in reading order.
 
@@ -226,7 +232,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
 
 def _literal_tokens(image_tokens: tuple[str, str, str]) -> tuple[str, ...]:
     """InternVL's image tokens, and the caller's."""
-    return tuple(dict.fromkeys((CONTEXT, START, END, *image_tokens)))
+    return tuple(dict.fromkeys((IMG_CONTEXT_TOKEN, IMG_START_TOKEN, IMG_END_TOKEN, *image_tokens)))
 
 
 def _refuse_image_tokens(texts: list[str], image_tokens: tuple[str, str, str]):

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Text that looks like an image token or mark, and is to be read as text.
+"""The tokens and the mark that stand for images, and text that looks like one and is to be read as text.
 
 `modeling/literal_text.py` and `processing/literals.py` are one text: each folder travels without the other.
 """
@@ -11,6 +11,8 @@ from threading import RLock
 from transformers.convert_slow_tokenizer import normalizers, pre_tokenizers
 
 IMAGE_MARK = "<image>"
+# what InternVL writes an image with, between the first two
+IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 # U+2060 takes no room. Behind the first character of a token it keeps everybody from reading it as one.
 _JOINER = "\u2060"
 _TOKENIZER_LOCK = RLock()

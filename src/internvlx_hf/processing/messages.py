@@ -6,10 +6,7 @@ What the assistant or a tool wrote is text, whatever it looks like.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import groupby
-
-from transformers.utils.chat_template_utils import _compile_jinja_template, jinja2
 
 from .literals import IMAGE_MARK, MARK_AS_TEXT, escaped
 
@@ -24,22 +21,6 @@ _REASONING = frozenset({"reasoning_content", "thinking", "reasoning"})
 
 
 # ---- reading
-
-
-@lru_cache
-def template_words(chat_template: str) -> frozenset[str]:
-    """Every name and string of a chat template's code: what it does not mention it cannot write.
-
-    Raises:
-        ValueError: it is no Jinja.
-    """
-    try:
-        tree = _compile_jinja_template(chat_template).environment.parse(chat_template)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"The chat template {chat_template!r:.200} is no valid Jinja: {error}") from error
-    nodes = jinja2.nodes
-    words = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
-    return frozenset(words | {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)})
 
 
 def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = frozenset()) -> list[dict]:

@@ -1,7 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Processor of InternVL-X: puts as many placeholders into the text as the images' tiles take tokens."""
 
-import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,69 +13,24 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils.chat_template_utils import jinja2
 
-from .literals import IMAGE_MARK, MARK_AS_TEXT, literals_as_text
-from .messages import (
-    count_marks,
-    image_parts,
-    is_bare,
-    place_images,
-    read_messages,
-    refuse_tokens,
-    template_words,
+from .chat_templates import DEFAULT_CHAT_TEMPLATE, require_generation_marks, template_words
+from .literals import (
+    IMAGE_MARK,
+    IMG_CONTEXT_TOKEN,
+    IMG_END_TOKEN,
+    IMG_START_TOKEN,
+    MARK_AS_TEXT,
+    literals_as_text,
 )
+from .messages import count_marks, image_parts, is_bare, place_images, read_messages, refuse_tokens
 
 # attribute of the tokenizer that names a token (as in native InternVL), and the token that InternVL itself uses
-_IMAGE_TOKENS = {
-    "context_image_token": "<IMG_CONTEXT>",
-    "start_image_token": "<img>",
-    "end_image_token": "</img>",
+IMAGE_TOKENS = {
+    "start_image_token": IMG_START_TOKEN,
+    "end_image_token": IMG_END_TOKEN,
+    "context_image_token": IMG_CONTEXT_TOKEN,
 }
 IGNORE_INDEX = -100
-
-# ChatML as InternVL2.5 writes it, without a system message of its own. What a model is trained to write, the end
-# marker included, lies between the generation marks.
-DEFAULT_CHAT_TEMPLATE = """\
-{%- macro render(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- elif content is not defined or content is mapping or content is not iterable -%}
-        {{- raise_exception('A message has the content ' ~ content ~ ', expected a string or a list of parts.') -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {%- if part['type'] in ['image', 'image_url'] -%}
-                {{- '<IMG_CONTEXT>\\n' -}}
-            {%- elif part['type'] == 'text' and part['text'] is string -%}
-                {{- part['text'] -}}
-            {%- else -%}
-                {{- raise_exception('A message has the part ' ~ part ~ ', expected one of type text or image.') -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- if tools or documents -%}
-    {{- raise_exception('Got tools or documents, which this chat template does not write.') -}}
-{%- endif -%}
-{%- for message in messages -%}
-    {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-        {{- raise_exception('Got a message of role ' ~ message['role'] ~ ', expected system, user or assistant.') -}}
-    {%- elif message['tool_calls'] -%}
-        {{- raise_exception('Got a message with tool_calls, which this chat template does not write.') -}}
-    {%- endif -%}
-    {{- '<|im_start|>' + message['role'] + '\\n' -}}
-    {%- if message['role'] == 'assistant' -%}
-        {%- generation -%}
-            {{- render(message['content']) + '<|im_end|>' -}}
-        {%- endgeneration -%}
-    {%- else -%}
-        {{- render(message['content']) + '<|im_end|>' -}}
-    {%- endif -%}
-    {{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
-
 
 _TEXT_DEFAULTS = {"padding_side": "left"}
 
@@ -152,14 +106,14 @@ class InternVLXProcessor(ProcessorMixin):
         self.image_seq_length = image_seq_length
         if image_processor.crop_to_patches is None:  # made without a word about tiles
             image_processor.crop_to_patches = True
-        self.image_token, self.start_image_token, self.end_image_token = (
-            _image_token(tokenizer, attribute) for attribute in _IMAGE_TOKENS
+        self.start_image_token, self.end_image_token, self.image_token = (
+            _image_token(tokenizer, attribute) for attribute in IMAGE_TOKENS
         )
         self.image_token_id, self.start_image_token_id, self.end_image_token_id = tokenizer.convert_tokens_to_ids(
             [self.image_token, self.start_image_token, self.end_image_token]
         )
         if self.chat_template is None:
-            default_template = DEFAULT_CHAT_TEMPLATE.replace(_IMAGE_TOKENS["context_image_token"], self.image_token)
+            default_template = DEFAULT_CHAT_TEMPLATE.replace(IMG_CONTEXT_TOKEN, self.image_token)
             self.chat_template = tokenizer.chat_template or default_template
         # what saving sets and loading drops: with it here, a loaded processor equals the one that was saved
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"}
@@ -170,7 +124,8 @@ class InternVLXProcessor(ProcessorMixin):
         return [self.image_token_id, self.start_image_token_id, self.end_image_token_id]
 
     @property
-    def _image_tokens(self) -> tuple[str, str, str]:
+    def image_tokens(self) -> tuple[str, str, str]:
+        """What an image is written with: the placeholder, the start and the end token."""
         return self.image_token, self.start_image_token, self.end_image_token
 
     @property
@@ -204,7 +159,7 @@ class InternVLXProcessor(ProcessorMixin):
         else:
             chat.check(texts)
             images = chat.images
-        with literals_as_text(self.tokenizer, texts or [], (*self._image_tokens, IMAGE_MARK)):
+        with literals_as_text(self.tokenizer, texts or [], (*self.image_tokens, IMAGE_MARK)):
             return super().__call__(images=images, text=texts, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
@@ -294,7 +249,7 @@ class InternVLXProcessor(ProcessorMixin):
                 holds one of the image tokens, which only images may bring in; marks or parts and `images` differ in
                 number, or marks stand beside parts; or labels are wanted of a template without `{% generation %}` marks.
         """
-        template = self._chosen_template(chat_template)
+        template = self.resolve_chat_template(chat_template)
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
         _refuse_other_media({**kwargs, **processor_kwargs})
         images = processor_kwargs.pop("images", None) if images is None else images
@@ -304,7 +259,7 @@ class InternVLXProcessor(ProcessorMixin):
         conversations, chat = self._read_chat(conversations, images, template, tokenize)
         wants_mask = kwargs.get("return_assistant_tokens_mask", False)
         if return_labels:
-            self._require_generation_marks(template)
+            require_generation_marks(template, "return_labels=True")
             kwargs |= {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         if processor_kwargs:
             kwargs["processor_kwargs"] = processor_kwargs
@@ -327,7 +282,8 @@ class InternVLXProcessor(ProcessorMixin):
             chat.check(out)
         return out
 
-    def _chosen_template(self, chat_template: str | None) -> str:
+    def resolve_chat_template(self, chat_template: str | None = None) -> str:
+        """The template of that name, the default one of None; anything else is taken for a template itself."""
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
         if template is None:
@@ -344,7 +300,7 @@ class InternVLXProcessor(ProcessorMixin):
                 raise ValueError(
                     f"Got {name}={value!r:.100}, but the chat template writes no {name}: {template!r:.200}"
                 )
-            refuse_tokens(value, name, (*self._image_tokens, IMAGE_MARK))
+            refuse_tokens(value, name, (*self.image_tokens, IMAGE_MARK))
 
     def _read_chat(self, conversations: list, images, template: str, tokenize: bool):
         """The conversations with their images in place, and what their prompts have to hold."""
@@ -352,13 +308,13 @@ class InternVLXProcessor(ProcessorMixin):
         read, num_places = [], []
         for index, messages in enumerate(conversations):
             with _named(index, len(conversations)):
-                read.append(read_messages(messages, self._image_tokens, words))
+                read.append(read_messages(messages, self.image_tokens, words))
                 num_places.append(sum(map(is_bare, image_parts(read[-1]))) + count_marks(read[-1]))
         shares = [None] * len(read) if images is None else self._shared_out(images, num_places)
         placed, chat = [], _ChatImages(template, [], [])
         for index, (messages, share) in enumerate(zip(read, shares, strict=True)):
             marks = count_marks(messages)
-            own_images, counts = [], dict.fromkeys((*self._image_tokens, IMAGE_MARK), 0)
+            own_images, counts = [], dict.fromkeys((*self.image_tokens, IMAGE_MARK), 0)
             if marks and share is None and not tokenize:
                 counts[IMAGE_MARK] = marks  # they stay for the call that tokenizes the prompt
             else:
@@ -387,13 +343,6 @@ class InternVLXProcessor(ProcessorMixin):
         ends = np.cumsum(num_places).tolist()
         return [images[end - places : end] for end, places in zip(ends, num_places, strict=True)]
 
-    def _require_generation_marks(self, template: str):
-        if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
-            raise ValueError(
-                "return_labels=True needs a chat template that puts {% generation %} and {% endgeneration %} around what "
-                f"the assistant writes, but this one does not: {template!r:.200}"
-            )
-
     def _labels(self, input_ids, assistant_masks):
         """(texts, length), of the type of `input_ids`: the ids that the assistant wrote, -100 elsewhere."""
         placeholder_ids = set(self.image_token_ids)
@@ -410,7 +359,7 @@ class InternVLXProcessor(ProcessorMixin):
 
 
 def _image_token(tokenizer, attribute: str) -> str:
-    token = getattr(tokenizer, attribute, None) or _IMAGE_TOKENS[attribute]
+    token = getattr(tokenizer, attribute, None) or IMAGE_TOKENS[attribute]
     if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
         raise ValueError(
             f"The tokenizer has no token {token!r} (its attribute {attribute}), expected one for images. Add it with "

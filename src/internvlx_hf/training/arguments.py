@@ -13,8 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from ..checkpoints.names import DTYPES
-
-SLICINGS = ("edge", "area", "ratio")
+from ..processing.rvtc import SLICING_STRATEGIES
 
 
 @dataclass
@@ -42,7 +41,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "How a picture's size bounds its tiles (RVTC); unset: as the checkpoint.",
-            "choices": SLICINGS,
+            "choices": SLICING_STRATEGIES,
         },
     )
     min_patches: int | None = field(default=None, metadata={"help": "Fewest tiles of a picture (checkpoint's)."})
