@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-oldest wheel docs lint format bench ablation ablation-quick clean
+.PHONY: help demo demo-short test test-oldest wheel docs lint types format bench ablation ablation-quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,7 +19,8 @@ help:
 	@echo "make test-oldest the tests with the oldest supported transformers, but for some that hardly call it"
 	@echo "make wheel       build the wheel, install it into an empty environment, try it there"
 	@echo "make docs        build the reference of all public names into build/docs"
-	@echo "make lint        ruff check and ruff format --check"
+	@echo "make lint        ruff check, ruff format --check, and the types"
+	@echo "make types       mypy on src"
 	@echo "make format      apply what ruff can mend"
 	@echo "make bench       run the benchmarks and print their tables"
 	@echo "make ablation    train and read the paper's ablations in miniature, as far as they are not done yet (hours)"
@@ -87,9 +88,12 @@ wheel: .venv/.for-test
 docs: .venv/.for-test
 	$(PY) docs/build_reference.py build/docs
 
-lint: .venv/.for-test
+lint: types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+types: .venv/.for-test
+	$(PY) -m mypy
 
 format: .venv/.for-test
 	$(PY) -m ruff check --fix .
