@@ -42,9 +42,10 @@ def _report(options: argparse.Namespace) -> str:
 def choose_setting(model: str, slicing: str | None, max_patches: int | None) -> Setting:
     """The setting of `--model`, with `--slicing` and `--max-patches` in place of its own."""
     setting = load_setting(model)
-    changes = {"slicing": slicing, "max_tiles": max_patches}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    return replace(setting, tiling=replace(setting.tiling, **changes)) if changes else setting
+    tiling = setting.tiling
+    tiling = tiling if slicing is None else replace(tiling, slicing=slicing)
+    tiling = tiling if max_patches is None else replace(tiling, max_tiles=max_patches)
+    return replace(setting, tiling=tiling)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

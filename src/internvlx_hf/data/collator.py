@@ -116,8 +116,8 @@ class InternVLXDataCollator:
     def _tiles(self, samples: list[TrainingSample]) -> torch.Tensor | None:
         """The tiles of all images. One call for all writes them where they stay: the copying would cost a third more."""
         parts = []
-        for images_kwargs, group in groupby(samples, key=lambda sample: sample.images_kwargs):
-            group = [sample for sample in group if sample.images]
+        for images_kwargs, neighbours in groupby(samples, key=lambda sample: sample.images_kwargs):
+            group = [sample for sample in neighbours if sample.images]
             images = [image for sample in group for image in sample.images]
             if images:
                 features = self.processor.image_processor(images, return_tensors="pt", **images_kwargs)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .conversations import sample_from_record
 from .encoding import SampleEncoder, TrainingSample
-from .records import JsonArray, JsonLines, Rows
+from .records import Records
 
 # a sample, unless it is to be skipped, and what says where it is
 Encoded = tuple[TrainingSample | None, Callable[[], str]]
@@ -25,13 +25,13 @@ class Part:
     """Records of one origin.
 
     Attributes:
-        records: knows its length, gives records by index, and says where each is (`place`).
+        records: of a file or another source.
         image_root: folder that relative paths of images count from.
         repeat: how often each record counts in an epoch; of a fraction, a fixed random choice of the records.
         images_kwargs: arguments of the image processor for these records.
     """
 
-    records: JsonLines | JsonArray | Rows
+    records: Records
     image_root: str | None = None
     repeat: float = 1.0
     images_kwargs: dict = field(default_factory=dict)

@@ -171,6 +171,7 @@ class SampleEncoder:
         else:
             self.counts.add("cut", encoded.was_cut)
             return encoded
+        return None
 
     def _skip(self, kind: str, may_skip: bool, message: str, error: Exception) -> None:
         if not may_skip:
@@ -211,7 +212,7 @@ class SampleEncoder:
             for message in conversation.messages
         ]
         try:
-            prompts, spans = render_jinja_template(
+            rendered: tuple[list[str], list[list]] = render_jinja_template(  # type: ignore[assignment]
                 conversations=[messages],
                 chat_template=self.processor.resolve_chat_template(),
                 return_assistant_tokens_mask=True,
@@ -219,6 +220,7 @@ class SampleEncoder:
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template cannot write it: {error}") from error
+        prompts, spans = rendered
         has_bos = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
         with literals_as_text(tokenizer, prompts, (*self.processor.image_tokens, IMAGE_MARK)):
             tokens = tokenizer(
@@ -235,7 +237,9 @@ class SampleEncoder:
             has_loss |= (begins >= start) & (begins < end) & (ends > begins)
         return ids, has_loss
 
-    def _expand(self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]):
+    def _expand(
+        self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]
+    ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
         """Put in as many placeholders as the images take: ids, labels, and the images' (start, end) in them."""
         processor = self.processor
         (places,) = np.nonzero(ids == processor.image_token_id)

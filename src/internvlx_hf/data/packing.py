@@ -26,7 +26,7 @@ _WINDOW = 1024
 _OPEN_ROWS = 8
 
 
-def pack_rows(lengths: Sequence[int], budget: int, seed: int = 0) -> list[list[int]]:
+def pack_rows(lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0) -> list[list[int]]:
     """Rows of samples that together have at most `budget` tokens, by best fit among shuffled samples.
 
     Args:
@@ -39,21 +39,21 @@ def pack_rows(lengths: Sequence[int], budget: int, seed: int = 0) -> list[list[i
     """
     _check(budget)
     order = np.random.default_rng(seed).permutation(len(lengths))
-    lengths = np.asarray(lengths)
-    too_long = int((lengths > budget).sum())
-    if too_long:
+    tokens = np.asarray(lengths)
+    if too_long := int((tokens > budget).sum()):
         logger.warning(f"{too_long} samples have more than {budget} tokens and get rows of their own.")
-    rows = []
+    rows: list[list[int]] = []
     for start in range(0, len(order), _WINDOW):
         window = order[start : start + _WINDOW]
-        window = window[np.argsort(-lengths[window], kind="stable")]
-        rows += _best_fit([index for index in window.tolist() if lengths[index]], lengths, budget)
+        window = window[np.argsort(-tokens[window], kind="stable")]
+        rows += _best_fit([index for index in window.tolist() if tokens[index]], tokens, budget)
     return rows
 
 
 def _best_fit(indices: list[int], lengths: np.ndarray, budget: int) -> list[list[int]]:
     """Each of `indices`, the longest first, goes into the row with the least room that it fits into."""
-    rows, rooms = [], []  # rooms: (tokens left, row), sorted
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, row), sorted
     for index in indices:
         length = int(lengths[index])
         place = bisect_left(rooms, (length, -1))
@@ -113,7 +113,7 @@ class PackedData(Dataset):
         seed: see `pack_rows`.
     """
 
-    def __init__(self, data: TrainingData, lengths: Sequence[int], budget: int, seed: int = 0):
+    def __init__(self, data: TrainingData, lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0):
         if len(lengths) != len(data):
             raise ValueError(f"There are {len(lengths)} lengths for {len(data)} samples, expected one for each.")
         self.data = data
@@ -129,9 +129,8 @@ class PackedData(Dataset):
 
     def __getitem__(self, index: int) -> list[TrainingSample]:
         for step in range(min(len(self), MOST_BROKEN_IN_A_ROW)):
-            row = [self.data.encode(sample) for sample in self.rows[(index + step) % len(self)]]
-            row = [sample for sample in row if sample is not None]
-            if row:
+            encoded = [self.data.encode(sample) for sample in self.rows[(index + step) % len(self)]]
+            if row := [sample for sample in encoded if sample is not None]:
                 return row
         raise ValueError(f"None of the samples of row {index} and those after it can be trained on; see the warnings.")
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -31,7 +32,21 @@ def parse_json(data: bytes):
         raise ValueError(f"it is not UTF-8: {error}") from error
 
 
-class JsonLines(Sequence):
+class Records(Protocol):
+    """Records by index, read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int): ...
+
+    def place(self, index: int) -> str:
+        """Where a record is, for messages: its file and line."""
+
+    def fingerprint(self) -> str | None:
+        """What tells these records from others; None if nothing but reading them does."""
+
+
+class JsonLines(Records):
     """The records of a JSONL file. Blank lines are none.
 
     Raises:
@@ -42,7 +57,9 @@ class JsonLines(Sequence):
         self.path = os.fspath(path)
         self._starts, self._stops = _lines(self.path)
         is_blank = self._starts == self._stops
-        for line in np.flatnonzero(self._stops - self._starts == 1):  # a lone carriage return, or else a broken record
+        for line in np.flatnonzero(
+            self._stops - self._starts == 1
+        ).tolist():  # a lone carriage return, or else a broken record
             is_blank[line] = self._bytes(line).isspace()
         (self._numbers,) = np.nonzero(~is_blank)
 
@@ -62,7 +79,7 @@ class JsonLines(Sequence):
         return _file_state(self.path)
 
 
-class JsonArray(Sequence):
+class JsonArray(Records):
     """The records of a JSON file that holds one list of them.
 
     Raises:
@@ -88,7 +105,7 @@ class JsonArray(Sequence):
         return _file_state(self.path)
 
 
-class Rows(Sequence):
+class Rows(Records):
     """The records of any sequence, a map-style `datasets.Dataset` with a transform among them.
 
     Args:
@@ -108,8 +125,7 @@ class Rows(Sequence):
     def place(self, index: int) -> str:
         return f"{self.name}, row {index}"
 
-    def fingerprint(self) -> str:
-        """What tells these rows from others; None if nothing but reading them does."""
+    def fingerprint(self) -> str | None:
         return getattr(self.rows, "_fingerprint", None)
 
 
@@ -151,7 +167,8 @@ def _elements(path: str) -> np.ndarray:
     with open(path, "rb") as file:
         data = file.read()
     # In latin-1 a character is a byte. Texts decode to nonsense, but the structure of JSON is ASCII.
-    text, decoder, bounds = data.decode("latin-1"), json.JSONDecoder(), []
+    text, decoder = data.decode("latin-1"), json.JSONDecoder()
+    bounds: list[tuple[int, int]] = []
     try:
         position = _skip_blanks(text, 3 if data.startswith(b"\xef\xbb\xbf") else 0)
         position = _skip_blanks(text, _expect(text, position, "["))

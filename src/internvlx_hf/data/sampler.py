@@ -29,7 +29,7 @@ class CostGroupedSampler(Sampler[int]):
         ValueError: there are no samples, or the batch size is not positive.
     """
 
-    def __init__(self, costs: Sequence[float], batch_size: int, seed: int = 0):
+    def __init__(self, costs: Sequence[float] | np.ndarray, batch_size: int, seed: int = 0):
         if not len(costs):
             raise ValueError("costs is empty, expected the cost of each sample.")
         if batch_size < 1:

@@ -86,8 +86,9 @@ def measure_sizes(
     Raises:
         BrokenSampleError: a sample is broken and not to be skipped.
     """
-    key = None if cache is None else fingerprint(data)
-    file = None if key is None else Path(cache) / f"sizes-{key}.npy"
+    file = None
+    if cache is not None and (key := fingerprint(data)) is not None:
+        file = Path(cache) / f"sizes-{key}.npy"
     sizes = np.zeros((2, len(data)), dtype=np.int64)
     if file is not None and file.exists():
         sizes = np.load(file)
@@ -117,7 +118,7 @@ def fingerprint(data: TrainingData) -> str | None:
     origins = [[part.records.fingerprint(), part.image_root, part.repeat, part.images_kwargs] for part in data.parts]
     settings = {
         "origins": origins,
-        "records": hashlib.sha256(np.ascontiguousarray(data.records)).hexdigest(),
+        "records": hashlib.sha256(data.records.tobytes()).hexdigest(),
         "image_processor": processor.image_processor.to_dict(),
         "image_seq_length": processor.image_seq_length,
         "chat_template": processor.chat_template,

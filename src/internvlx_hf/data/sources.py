@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..processing import InternVLXProcessor
 from .datasets import Part, RecordStream, StreamingTrainingData, TrainingData
 from .encoding import SampleEncoder
-from .records import ArrowRows, JsonArray, JsonLines, Rows
+from .records import ArrowRows, JsonArray, JsonLines, Records, Rows
 
 logger = logging.get_logger(__name__)
 
@@ -90,7 +90,7 @@ def _parts(source, root: str | None) -> list[Part]:
     )
 
 
-def _annotations(path: Path) -> JsonLines | JsonArray:
+def _annotations(path: Path) -> Records:
     if path.suffix not in (".jsonl", ".json"):
         raise ValueError(f"{path} is no file of annotations, expected .jsonl or .json.")
     return JsonArray(path) if path.suffix == ".json" and _first_character(path) == "[" else JsonLines(path)

@@ -168,7 +168,7 @@ class StopAtText(StoppingCriteria):
         """(B,) bool, for (B, L) ids."""
         start = max(self.prompt_length, input_ids.shape[1] - self.window)
         ends = [any(string in text for string in self.strings) for text in self.decode(input_ids[:, start:])]
-        return torch.tensor(ends, device=input_ids.device)
+        return torch.tensor(ends, device=input_ids.device)  # type: ignore[return-value]
 
 
 def cut_at(text: str, until: Sequence[str]) -> str:
@@ -204,5 +204,7 @@ def _check_images_kwargs(image_processor, images_kwargs: dict) -> None:
 
 def _count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:
     """Tokens of a generated row without the padding that follows its end."""
+    if pad_token_id is None:
+        return len(row)
     generated = (row != pad_token_id).nonzero()
     return int(generated[-1]) + 1 if len(generated) else 0

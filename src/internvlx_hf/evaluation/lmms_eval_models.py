@@ -21,9 +21,6 @@ from tqdm import tqdm
 
 from .answering import IMAGE_SETTINGS, Answerer, Conversation, marks_as_text
 
-# The last arguments of every request, whatever its type; what comes before depends on it.
-Document = tuple[int, str, str]  # its number, its task, its split
-
 
 class InternVLXSimple(lmms):
     """Texts with their images in front.
@@ -121,9 +118,9 @@ class InternVLXSimple(lmms):
         with self._progress(requests) as progress:
             for batch in _batched(requests, self.batch_size):
                 conversations, continuations = [], []
-                for context, continuation, doc_to_visual, *document in (request.args for request in batch):
-                    doc = self._document(document)
-                    conversations.append(self._prepared(images_then_text(doc_to_visual(doc), context, document[1])))
+                for context, continuation, doc_to_visual, number, task, split in (request.args for request in batch):
+                    doc = self.task_dict[task][split][number]
+                    conversations.append(self._prepared(images_then_text(doc_to_visual(doc), context, task)))
                     continuations.append(continuation if isinstance(continuation, str) else continuation(doc))
                 scores = self.answerer.score(conversations, [text.strip() for text in continuations])
                 results += [GenerationResult((score.loss, score.is_greedy)) for score in scores]
@@ -143,12 +140,8 @@ class InternVLXSimple(lmms):
         return arguments[1]
 
     def _conversation(self, arguments: tuple) -> Conversation:
-        context, _, doc_to_visual, *document = arguments
-        return images_then_text(doc_to_visual(self._document(document)), context, document[1])
-
-    def _document(self, document: Document) -> dict:
-        number, task, split = document
-        return self.task_dict[task][split][number]
+        context, _, doc_to_visual, number, task, split = arguments
+        return images_then_text(doc_to_visual(self.task_dict[task][split][number]), context, task)
 
     def _prepared(self, conversation: Conversation) -> Conversation:
         return self._apply_system_prompt(marks_as_text(conversation), self.system_prompt)
@@ -167,11 +160,11 @@ class InternVLXChat(InternVLXSimple):
         return arguments[2]
 
     def _conversation(self, arguments: tuple) -> Conversation:
-        _, doc_to_messages, _, *document = arguments
-        messages = ChatMessages(messages=doc_to_messages(self._document(document)))
+        _, doc_to_messages, _, number, task, split = arguments
+        messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][number]))
         _, videos, audios = messages.extract_media()
         if videos or audios:
-            raise ValueError(f"Task {document[1]!r} has videos or sounds, expected text and images.")
+            raise ValueError(f"Task {task!r} has videos or sounds, expected text and images.")
         return messages.to_hf_messages()
 
 

@@ -154,7 +154,8 @@ def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, ends: set[in
     """The answer's tokens, and for each the attention of the token before it: (columns,) by stage."""
     language_model = model.model.language_model
     own = language_model.config._attn_implementation
-    written, rows = [], []
+    written: list[int] = []
+    rows: list[dict] = []
     model.set_attn_implementation({"text_config": "eager"})
     try:
         while len(written) < max_new_tokens:
@@ -162,7 +163,7 @@ def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, ends: set[in
             token = outputs.logits[:, -1:].argmax(-1)
             if written and token.item() in ends:
                 break
-            written.append(token.item())
+            written.append(int(token))
             rows.append({stage: _mean(outputs.attentions, layers) for stage, layers in stages(model.config).items()})
     finally:
         model.set_attn_implementation({"text_config": own})

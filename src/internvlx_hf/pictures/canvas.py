@@ -5,6 +5,7 @@ import bisect
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
@@ -42,7 +43,7 @@ class Canvas:
 
     def __init__(self, width: float = WIDTH, height: float = HEIGHT):
         self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-        self.axes = self.figure.add_axes([0, 0, 1, 1], xlim=(0, width), ylim=(height, 0))
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         self.axes.set_axis_off()
 
     def text(self, x: float, y: float, text: str, size: float, width: float | None = None, **style) -> None:
@@ -76,7 +77,12 @@ class Canvas:
     def grid(self, box: Box, columns: int, rows: int, colour: str, linewidth: float = 2.0, seam: float = 2.0) -> None:
         """Lines around and between the cells of a grid, on a light seam, so that they show on any picture."""
         for line_colour, line_width in (("white", linewidth + seam), (colour, linewidth)):
-            style = {"color": line_colour, "linewidth": line_width, "solid_capstyle": "projecting", "zorder": 3}
+            style: dict[str, Any] = {
+                "color": line_colour,
+                "linewidth": line_width,
+                "solid_capstyle": "projecting",
+                "zorder": 3,
+            }
             for i in range(columns + 1):
                 x = box.left + i * box.width / columns
                 self.axes.plot([x, x], [box.top, box.top + box.height], **style)
@@ -110,12 +116,9 @@ def shorten(text: str, width: float, size: float, weight: str = "normal") -> str
 
 def _reduced(image: PIL.Image.Image, box: Box) -> PIL.Image.Image:
     """At most the pixels that the box has on the slide."""
-    size = tuple(max(1, min(side, round(inches * DPI))) for side, inches in zip(image.size, _sides(box), strict=True))
-    return image.resize(size, PIL.Image.Resampling.LANCZOS) if size != image.size else image
-
-
-def _sides(box: Box) -> tuple[float, float]:
-    return box.width, box.height
+    sides = zip(image.size, (box.width, box.height), strict=True)
+    width, height = (max(1, min(pixels, round(inches * DPI))) for pixels, inches in sides)
+    return image.resize((width, height), PIL.Image.Resampling.LANCZOS) if (width, height) != image.size else image
 
 
 def check_out(path: str | os.PathLike) -> Path:

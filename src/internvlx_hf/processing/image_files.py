@@ -123,7 +123,7 @@ def open_file(file, name: str) -> PIL.Image.Image:
             f"{name} is not an image that Pillow can read{reason}. Expected an http(s) URL, the path of an image file, "
             "or a base64 string."
         ) from error
-    image.source_name = name  # an image from memory has no file name
+    image.source_name = name  # type: ignore[attr-defined]  # an image from memory has no file name
     refuse_bomb(image, name)
     return image
 
@@ -174,7 +174,7 @@ def _file_of(source: str | os.PathLike, name: str, access: ImageAccess) -> str |
 def _local_file(path: str, name: str, access: ImageAccess) -> str:
     if not access.allows_file(path):  # nor is it told whether the file exists
         raise ValueError(
-            f"{name} is not in a folder that images may be read from ({_listed(access.folders)}), nor is it an http(s) URL "
+            f"{name} is not in a folder that images may be read from ({_listed(access.folders or ())}), nor is it an http(s) URL "
             "or a base64 string."
         )
     if not os.path.exists(path):

@@ -2,10 +2,11 @@
 """Image processor of InternVL-X: cuts images into tiles by RVTC (paper, section 3.3) and normalises them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 
 import numpy as np
+import PIL.Image
 import torch
 from einops import rearrange
 from huggingface_hub.errors import StrictDataclassError
@@ -14,6 +15,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     ImageInput,
     PILImageResampling,
     SizeDict,
@@ -95,7 +97,7 @@ class InternVLXImageProcessor(PilBackend):
     valid_kwargs = InternVLXImageProcessorKwargs
     model_input_names = ["pixel_values", "num_patches"]
     # makes every save_pretrained copy this file and its siblings into the checkpoint
-    _auto_class = "AutoImageProcessor"
+    _auto_class = "AutoImageProcessor"  # type: ignore[assignment]
 
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -105,7 +107,7 @@ class InternVLXImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
-    crop_to_patches = True
+    crop_to_patches: bool | None = True
     min_patches = 1
     max_patches = 6
     slicing = "edge"
@@ -117,7 +119,7 @@ class InternVLXImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
         self._refuse_misspelt(kwargs)
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[misc]
         if not isinstance(self.access, ImageAccess):
             raise ValueError(f"access={self.access!r}, expected an ImageAccess.")
         only_resizes = kwargs.get("do_resize") and "size" in kwargs and not _is_about_tiles(kwargs)
@@ -152,10 +154,10 @@ class InternVLXImageProcessor(PilBackend):
         except StrictDataclassError as error:  # transformers' check of the arguments' types
             raise ValueError(str(error)) from error
 
-    def _decide_cropping(self, kwargs: dict) -> dict:
+    def _decide_cropping(self, kwargs: Mapping) -> dict:
         if self.crop_to_patches is None and kwargs.get("crop_to_patches") is None:
-            return kwargs | {"crop_to_patches": _is_about_tiles(kwargs)}
-        return kwargs
+            return {**kwargs, "crop_to_patches": _is_about_tiles(kwargs)}
+        return dict(kwargs)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """Tiles that an upright image of `height` x `width` pixels takes, the thumbnail included.
@@ -192,22 +194,22 @@ class InternVLXImageProcessor(PilBackend):
         array = as_real_tensor(image_url_or_urls)
         return array[None] if array.ndim == 2 else array
 
-    def process_image(
+    def process_image(  # type: ignore[override]
         self,
         image: ImageInput,
-        do_convert_rgb: bool | None = None,
-        do_exif_transpose: bool | None = None,
-        input_data_format=None,
+        do_convert_rgb: bool = False,
+        do_exif_transpose: bool = False,
+        input_data_format: str | ChannelDimension | None = None,
         alpha: str | None = None,
         **kwargs,
     ) -> ImageSource:
         """Wraps one image so that parts of it can be read, upright and as 8-bit levels. It is not decoded before that."""
         alpha = alpha or self.alpha
-        if is_pil_image(image):
+        if isinstance(image, PIL.Image.Image):
             return PillowSource(image, upright=do_exif_transpose, convert_rgb=do_convert_rgb, alpha=alpha)
         return ArraySource(image, convert_rgb=do_convert_rgb, input_data_format=input_data_format, alpha=alpha)
 
-    def _standardize_kwargs(self, **kwargs) -> dict:
+    def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
         """None stands for the processor's own value in the arguments that this class adds."""
         for name in InternVLXImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__.keys():
             if kwargs.get(name) is None:
@@ -234,7 +236,9 @@ class InternVLXImageProcessor(PilBackend):
             _require_numbers("image_mean", kwargs["image_mean"], "finite numbers", counts=counts)
             _require_numbers("image_std", kwargs["image_std"], "finite positive numbers", counts=counts)
 
-    def _tiling_rule(self, size: SizeDict, crop_to_patches: bool, min_patches: int, max_patches: int, **kwargs):
+    def _tiling_rule(
+        self, size: SizeDict, crop_to_patches: bool, min_patches: int, max_patches: int, **kwargs
+    ) -> TilingRule:
         if not (size and size.height and size.width):
             raise ValueError(f"size={size and dict(size)}, expected a tile's height and width in pixels.")
         bounds = {"min_tiles": min_patches, "max_tiles": max_patches} if crop_to_patches else {"max_tiles": 1}
@@ -242,7 +246,7 @@ class InternVLXImageProcessor(PilBackend):
             size.height, size.width, slicing=kwargs["slicing"], use_thumbnail=kwargs["use_thumbnail"], **bounds
         )
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self, images: list[ImageSource], *, size: SizeDict, return_tensors: str | TensorType | None, **kwargs
     ) -> BatchFeature:
         rule = self._tiling_rule(size, **kwargs)
@@ -250,7 +254,7 @@ class InternVLXImageProcessor(PilBackend):
         num_tiles = [plan.num_tiles for plan in plans]
         device = kwargs["device"] or _the_one([source.device for source in images] or ["cpu"], "devices")
         channels = _the_one([source.channels for source in images] or [3], "numbers of channels")
-        pixel_values = _empty((sum(num_tiles), channels, size.height, size.width), torch.device(device))
+        pixel_values = _empty((sum(num_tiles), channels, rule.tile_height, rule.tile_width), torch.device(device))
         for source, plan, tiles in zip(images, plans, pixel_values.split(num_tiles), strict=True):
             self._write_tiles(tiles, source, plan, **kwargs)
         return _as_feature(pixel_values, num_tiles, return_tensors)
@@ -290,11 +294,11 @@ class InternVLXImageProcessor(PilBackend):
         return scale, shift
 
 
-def _is_about_tiles(kwargs: dict) -> bool:
+def _is_about_tiles(kwargs: Mapping) -> bool:
     return any(kwargs.get(name) is not None for name in ("min_patches", "max_patches", "slicing", "use_thumbnail"))
 
 
-_NUMBERS = {
+_NUMBERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "finite numbers": np.isfinite,
     "finite numbers other than 0": lambda numbers: np.isfinite(numbers) & (numbers != 0),
     "finite positive numbers": lambda numbers: np.isfinite(numbers) & (numbers > 0),
@@ -340,19 +344,17 @@ def _write_normalised(tiles: torch.Tensor, levels: torch.Tensor, scale: np.ndarr
     if tiles.device.type == "cpu":
         # By numpy, for it stays in one thread: torch's pool stalls for milliseconds where processes share the cores. One
         # channel of a tile at a time stays in the cache.
-        array, levels = tiles.numpy(), levels.numpy()
+        array, values = tiles.numpy(), levels.numpy()
         for index in np.ndindex(array.shape[:-2]):
             channel = array[index]
-            np.multiply(levels[index], scale[index[-1]], out=channel, dtype=np.float32)
+            np.multiply(values[index], scale[index[-1]], out=channel, dtype=np.float32)
             channel += shift[index[-1]]
     else:
-        scale, shift = (torch.from_numpy(values).to(tiles.device) for values in (scale, shift))
-        tiles.copy_(levels).mul_(scale).add_(shift)
+        factor, offset = (torch.from_numpy(values).to(tiles.device) for values in (scale, shift))
+        tiles.copy_(levels).mul_(factor).add_(offset)
 
 
 def _as_feature(pixel_values: torch.Tensor, num_tiles: list[int], return_tensors) -> BatchFeature:
-    if return_tensors != TensorType.PYTORCH:
-        pixel_values = pixel_values.numpy(force=True)
-    if return_tensors is None:
-        pixel_values = list(pixel_values)
-    return BatchFeature({"pixel_values": pixel_values, "num_patches": num_tiles}, tensor_type=return_tensors)
+    values = pixel_values if return_tensors == TensorType.PYTORCH else pixel_values.numpy(force=True)
+    tiles = list(values) if return_tensors is None else values
+    return BatchFeature({"pixel_values": tiles, "num_patches": num_tiles}, tensor_type=return_tensors)

@@ -12,7 +12,7 @@ from copy import copy
 import numpy as np
 import PIL.Image
 import torch
-from transformers.image_utils import ChannelDimension, get_image_size, infer_channel_dimension_format
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 from .image_files import is_undecoded, name_of, refuse_bomb
 
@@ -132,7 +132,7 @@ def image_size(
         return source.width, source.height
     if image.ndim == 2:
         return image.shape[1], image.shape[0]
-    height, width = get_image_size(image, channel_dim=input_data_format)
+    height, width = image.shape[-2:] if _is_channels_first(image, input_data_format) else image.shape[:2]
     return width, height
 
 
@@ -147,7 +147,7 @@ def _decoded(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     except Exception as error:  # each decoder of Pillow raises what it likes
         raise ValueError(f"{name} is corrupt or truncated, expected a whole image: {error}") from error
     finally:
-        if position is not None and not file.closed:
+        if file is not None and position is not None and not file.closed:
             file.seek(position)
     if decoded.size != image.size and not _header_may_mislead(image):
         raise ValueError(f"{name} of {image.size} pixels by its header turns out to have {decoded.size}.")
@@ -364,12 +364,12 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Lent(array)))
 
 
-def _is_channels_first(array: torch.Tensor, input_data_format: str | ChannelDimension | None) -> bool:
+def _is_channels_first(array: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> bool:
     if array.ndim != 3:
         raise ValueError(f"The image array has shape {tuple(array.shape)}, expected (H, W, C) or (C, H, W).")
     if input_data_format is None:
         try:
-            input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+            input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(
                 f"The image array of shape {tuple(array.shape)} has no channel axis, expected (H, W, C) or (C, H, W) "

@@ -116,7 +116,7 @@ def _read_part(part, place: str) -> dict:
     kept = {key: value for key, value in part.items() if value is not None}
     kind = kept.get("type")
     if kind == "text" and isinstance(kept.get("text"), str):
-        known = ("text",)
+        known: tuple[str, ...] = ("text",)
     elif kind in ("image", "image_url"):
         known = IMAGE_KEYS
         kept = _read_image(kept, place)
@@ -148,9 +148,9 @@ def _read_image(part: dict, place: str) -> dict:
 
 def _joined_where_needed(parts: list[dict], literals: Sequence[str]) -> list[dict]:
     """The parts, but one for each run of text parts that form a literal only together."""
-    joined = []
-    for is_text, run in groupby(parts, key=lambda part: part["type"] == "text"):
-        run = list(run)
+    joined: list[dict] = []
+    for is_text, neighbours in groupby(parts, key=lambda part: part["type"] == "text"):
+        run = list(neighbours)
         if is_text:
             text = "".join(part["text"] for part in run)
             apart = sum(_count(part["text"], literals) for part in run)
@@ -251,7 +251,7 @@ def place_images(messages: list[dict], images: list | None, image_token: str) ->
         places, name = (len(bare), "image parts without an image of their own") if parts else (marks, "marks <image>")
         if places != len(images):
             raise ValueError(f"it has {len(images)} images for {places} {name}, expected one for each")
-    if marks:
+    if marks and images is not None:
         return [_marks_replaced(message, image_token) for message in messages], images
     if images and not parts:
         messages = _with_images_in_front(messages, images)

@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Processor of InternVL-X: puts as many placeholders into the text as the images' tiles take tokens."""
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils.chat_template_utils import jinja2
 
@@ -32,7 +33,7 @@ IMAGE_TOKENS = {
 }
 IGNORE_INDEX = -100
 
-_TEXT_DEFAULTS = {"padding_side": "left"}
+_TEXT_DEFAULTS: TextKwargs = {"padding_side": "left"}
 
 
 @dataclass
@@ -71,7 +72,7 @@ _CHAT_IMAGES: ContextVar[_ChatImages | None] = ContextVar("chat_images", default
 
 class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
     # where transformers 5.18 looks for what later versions take from the processor's `text_kwargs`
-    _defaults = {"text_kwargs": _TEXT_DEFAULTS}
+    _defaults = {"text_kwargs": _TEXT_DEFAULTS}  # type: ignore[misc]
 
 
 class InternVLXProcessor(ProcessorMixin):
@@ -93,7 +94,7 @@ class InternVLXProcessor(ProcessorMixin):
     """
 
     # makes every save_pretrained copy this file into the checkpoint
-    _auto_class = "AutoProcessor"
+    _auto_class = "AutoProcessor"  # type: ignore[assignment]
     valid_processor_kwargs = InternVLXProcessorKwargs
     text_kwargs = _TEXT_DEFAULTS
 
@@ -118,8 +119,8 @@ class InternVLXProcessor(ProcessorMixin):
         # what saving sets and loading drops: with it here, a loaded processor equals the one that was saved
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"}
 
-    @property
-    def image_token_ids(self) -> list[int]:
+    @property  # type: ignore[misc]
+    def image_token_ids(self) -> list[int | None]:
         """Ids of everything that an image becomes in `input_ids`."""
         return [self.image_token_id, self.start_image_token_id, self.end_image_token_id]
 
@@ -154,11 +155,11 @@ class InternVLXProcessor(ProcessorMixin):
         _refuse_other_media(kwargs)
         texts = _as_texts(text)
         chat = _CHAT_IMAGES.get()
-        if chat is None:
-            texts = texts and [sample.replace(IMAGE_MARK, self.image_token) for sample in texts]
-        else:
-            chat.check(texts)
-            images = chat.images
+        if chat is not None:
+            chat.check(texts or [])
+            images = chat.images  # type: ignore[assignment]
+        elif texts is not None:
+            texts = [sample.replace(IMAGE_MARK, self.image_token) for sample in texts]
         with literals_as_text(self.tokenizer, texts or [], (*self.image_tokens, IMAGE_MARK)):
             return super().__call__(images=images, text=texts, **kwargs)
 
@@ -181,7 +182,7 @@ class InternVLXProcessor(ProcessorMixin):
                     f"a mark that is only text is written {MARK_AS_TEXT!r}."
                 )
             return
-        self._require_as_many_images(sum(num_tokens), len(make_flat_list_of_images(images)), "total ")
+        self._require_as_many_images(sum(num_tokens), len(_flat(images)), "total ")
         is_nested = isinstance(images, list | tuple) and all(isinstance(sample, list | tuple) for sample in images)
         if is_nested and len(images) == len(num_tokens):
             for index, sample_images in enumerate(images):
@@ -209,7 +210,7 @@ class InternVLXProcessor(ProcessorMixin):
         """
         if image_sizes is None:
             return MultiModalData()
-        images_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]
+        images_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]  # type: ignore[arg-type]
         num_tiles = [
             self.image_processor.get_number_of_image_patches(height, width, images_kwargs)
             for height, width in image_sizes
@@ -217,7 +218,7 @@ class InternVLXProcessor(ProcessorMixin):
         num_tokens = [2 + self.image_seq_length * tiles for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]
         self,
         conversation,
         chat_template=None,
@@ -314,7 +315,8 @@ class InternVLXProcessor(ProcessorMixin):
         placed, chat = [], _ChatImages(template, [], [])
         for index, (messages, share) in enumerate(zip(read, shares, strict=True)):
             marks = count_marks(messages)
-            own_images, counts = [], dict.fromkeys((*self.image_tokens, IMAGE_MARK), 0)
+            own_images: list = []
+            counts = dict.fromkeys((*self.image_tokens, IMAGE_MARK), 0)
             if marks and share is None and not tokenize:
                 counts[IMAGE_MARK] = marks  # they stay for the call that tokenizes the prompt
             else:
@@ -331,8 +333,8 @@ class InternVLXProcessor(ProcessorMixin):
         images = self.image_processor.fetch_images(images)
         is_nested = isinstance(images, list | tuple) and all(isinstance(own, list | tuple) for own in images)
         if is_nested and len(images) == len(num_places):
-            return [make_flat_list_of_images(own) if own else [] for own in images]
-        images = make_flat_list_of_images(images) if not isinstance(images, list | tuple) or images else []
+            return [_flat(own) for own in images]
+        images = _flat(images)
         if len(num_places) == 1:
             return [images]
         if len(images) != sum(num_places):
@@ -376,11 +378,17 @@ def _as_texts(text) -> list[str] | None:
     return list(text)
 
 
+def _flat(images) -> list:
+    if isinstance(images, list | tuple) and not images:
+        return []
+    return make_flat_list_of_images(images)  # type: ignore[return-value]
+
+
 def _holds_anything(images: list | tuple) -> bool:
     return any(_holds_anything(image) if isinstance(image, list | tuple) else True for image in images)
 
 
-def _refuse_other_media(kwargs: dict) -> None:
+def _refuse_other_media(kwargs: Mapping[str, object]) -> None:
     for name in ("videos", "audio"):
         if kwargs.get(name) is not None:
             raise ValueError(f"Got {name}={kwargs[name]!r:.100}, expected images and text only.")

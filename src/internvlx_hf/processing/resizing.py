@@ -56,7 +56,8 @@ class Resizer:
         ):
             band = source.read(left, top, right, bottom).to(self.device)
             part = half_way[:, :, left:right] if columns_first else half_way[:, top:bottom]
-            part.copy_(self.resize_part(band, part.shape[-2:], self.resample))
+            height, width = part.shape[-2:]
+            part.copy_(self.resize_part(band, (height, width), self.resample))
         return self.resize_part(half_way, size, self.resample)
 
     def _resamples_columns_first(self, size: tuple[int, int]) -> bool:
@@ -92,7 +93,7 @@ def _resize_with_pillow(pixels: torch.Tensor, size: tuple[int, int], resample) -
         return torch.from_numpy(resized).movedim(-1, 0).to(pixels.device)
     # Pillow would weigh a fourth channel as alpha
     channels = [PIL.Image.fromarray(channel).resize(size[::-1], resample) for channel in np.moveaxis(array, -1, 0)]
-    return torch.from_numpy(np.stack(channels)).to(pixels.device)
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).to(pixels.device)
 
 
 RESIZE_BACKENDS = {"torch": _resize_with_torch, "pillow": _resize_with_pillow}

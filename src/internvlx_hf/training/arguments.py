@@ -7,6 +7,7 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -155,7 +156,7 @@ class InternVLXTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "'last': go on from the newest checkpoint of `output_dir`; or a checkpoint's folder."},
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where checkpoints and the trained model go."})
+    output_dir: str = field(default="", metadata={"help": "Where checkpoints and the trained model go."})
     learning_rate: float = field(default=4e-5, metadata={"help": "AdamW's, at its highest."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
     warmup_steps: float = field(default=0.03, metadata={"help": "A share of all steps below 1, a number from there."})
@@ -205,10 +206,11 @@ def _rates(rates: dict | str | None) -> dict[str, float]:
             raise ValueError(
                 f"`learning_rates` is {rates!r}, expected JSON of numbers by module name: {error}"
             ) from error
-    if not isinstance(rates or {}, dict):
+    rates = rates or {}
+    if not isinstance(rates, dict):
         raise ValueError(f"`learning_rates` is {rates!r}, expected numbers by module name.")
     try:
-        numbers = {str(pattern): float(rate) for pattern, rate in (rates or {}).items()}
+        numbers = {str(pattern): float(rate) for pattern, rate in rates.items()}
     except (TypeError, ValueError):
         raise ValueError(f"`learning_rates` is {rates!r}, expected numbers by module name.") from None
     if wrong := {pattern: rate for pattern, rate in numbers.items() if not rate >= 0}:
@@ -234,7 +236,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
@@ -254,7 +256,7 @@ def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "
         OSError: if the file cannot be read.
     """
     parser = _Parser(
-        types,
+        types,  # type: ignore[arg-type]
         prog=prog,
         usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
         allow_abbrev=False,

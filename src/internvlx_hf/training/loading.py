@@ -39,7 +39,9 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None) -> d
 
 def load_processor(arguments: ModelArguments) -> InternVLXProcessor:
     """The checkpoint's processor, with the tiling that the settings ask for. It is saved with what is trained."""
-    processor = InternVLXProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    processor = InternVLXProcessor.from_pretrained(
+        arguments.model_name_or_path, revision=arguments.model_revision or "main"
+    )
     image_processor = processor.image_processor
     for name in ("slicing", "min_patches", "max_patches"):
         if (value := getattr(arguments, name)) is not None:

@@ -65,7 +65,7 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments, model_revision: s
         raise ValueError(f"`lora_target_modules` is {targets!r}, which matches no module's full name.")
     config = LoraConfig(
         r=arguments.lora_rank,
-        lora_alpha=arguments.lora_alpha or 2 * arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha or 2 * arguments.lora_rank,  # type: ignore[arg-type]
         lora_dropout=arguments.lora_dropout,
         target_modules=targets,
         modules_to_save=modules_to_save or None,

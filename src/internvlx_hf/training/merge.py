@@ -74,7 +74,7 @@ def merge_adapter(
             folder if (folder / "processor_config.json").is_file() else base_folder
         )
         require_room(partial, sum(parameter.nbytes for parameter in merged.parameters()))
-        merged.save_pretrained(partial)
+        merged.save_pretrained(partial)  # type: ignore[operator]
         processor.save_pretrained(partial)
         copy_companions(companions, partial)
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from ..modeling import InternVLXConfig
+from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 
 GIGABYTE = 10**9
 COUNTS = ("text_tokens", "stage_one_tokens", "stage_two_tokens", "tiles", "padding", "places", "samples_past_limit")
@@ -79,7 +79,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         self._hook.remove()
 
     @torch.compiler.disable
-    def _count(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _count(self, model: InternVLXForConditionalGeneration, args: tuple, kwargs: dict) -> None:
         inputs = kwargs.get("input_ids", args[0] if args else None)
         if not model.training or inputs is None:
             return
@@ -159,8 +159,9 @@ def _samples_past_limit(
     if attention_mask is None and position_ids is not None:
         starts[:, 1:] = position_ids.diff(dim=-1) != 1
     sample = starts.flatten().cumsum(0) - 1
-    is_mask = attention_mask is not None and attention_mask.shape == input_ids.shape
-    filled = attention_mask.to(input_ids.dtype) if is_mask else torch.ones_like(input_ids)
+    filled = torch.ones_like(input_ids)
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        filled = attention_mask.to(input_ids.dtype)
     places = [filled, filled * (input_ids == config.image_token_id)]
     tokens, placeholders = (torch.zeros_like(sample).index_add(0, sample, place.flatten()) for place in places)
     gain = config.expanded_image_seq_length - config.image_seq_length

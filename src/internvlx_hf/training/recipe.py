@@ -4,8 +4,6 @@
 from dataclasses import asdict
 from importlib.metadata import version
 
-from transformers import Trainer
-
 from .. import __version__
 from ..checkpoints.folders import source_name
 from ..checkpoints.names import LICENCES, REPORT
@@ -13,6 +11,7 @@ from .arguments import LoraArguments, ModelArguments
 from .metrics import ThroughputCallback
 from .parameters import part_sizes
 from .run_data import RunData
+from .trainer import InternVLXTrainer
 
 # of the training arguments, what makes one training another; the rest is where and how often things are written
 SETTINGS = (
@@ -43,7 +42,7 @@ COMPANIONS = (REPORT, *LICENCES)
 
 
 def training_recipe(
-    trainer: Trainer,
+    trainer: InternVLXTrainer,
     model_arguments: ModelArguments,
     lora_arguments: LoraArguments,
     data: RunData,

@@ -2,6 +2,7 @@
 """The data of a run as its settings say: loaded, measured, packed, and with the collator that goes with it."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -72,21 +73,21 @@ def load_run_data(
             "data are trained on. Choose another `eval_split`."
         )
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    limits = {
-        "image_root": data_arguments.image_root,
-        "max_length": data_arguments.max_length,
-        "on_too_long": data_arguments.on_too_long,
-        "on_broken": data_arguments.on_broken,
-    }
-    data = load_training_data(
+    load = partial(
+        load_training_data,
+        processor=processor,
+        image_root=data_arguments.image_root,
+        max_length=data_arguments.max_length,
+        on_too_long=data_arguments.on_too_long,
+        on_broken=data_arguments.on_broken,
+    )
+    data = load(
         data_arguments.train_data,
-        processor,
         split=data_arguments.train_split,
         streaming=data_arguments.streaming,
         shuffle_buffer=data_arguments.shuffle_buffer,
         endless=data_arguments.streaming,
         seed=seed,
-        **limits,
     )
     collator = InternVLXDataCollator(
         processor, packing=bool(budget), pad_to_multiple_of=data_arguments.pad_to_multiple_of
@@ -94,9 +95,7 @@ def load_run_data(
     run = RunData(data, collator, sources=_sources(data, data_arguments.train_data))
     run.settings = {"max_length": data_arguments.max_length, "packing_tokens": budget}
     if data_arguments.eval_data:
-        run.evaluation = load_training_data(
-            data_arguments.eval_data, processor, split=data_arguments.eval_split, **limits
-        )
+        run.evaluation = load(data_arguments.eval_data, split=data_arguments.eval_split)
         run.evaluation_sources = _sources(run.evaluation, data_arguments.eval_data)
     if isinstance(data, StreamingTrainingData):
         if budget:

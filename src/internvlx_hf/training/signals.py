@@ -3,6 +3,9 @@
 
 import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -26,7 +29,7 @@ class SaveOnSignal(TrainerCallback):
 
     def __init__(self):
         self.received: int | None = None
-        self._handlers: dict[int, object] = {}
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if threading.current_thread() is threading.main_thread():

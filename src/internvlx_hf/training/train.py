@@ -96,7 +96,7 @@ def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, argument
     with torch.device("meta"):
         model = InternVLXForConditionalGeneration(config)
     prepare_model(model, ModelArguments(""), lora_arguments, arguments)
-    require_matches(model, arguments.learning_rates, "learning_rates")
+    require_matches(model, arguments.learning_rates or (), "learning_rates")
 
 
 def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:

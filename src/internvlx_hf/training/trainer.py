@@ -4,17 +4,20 @@ tower that is not in training."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ..data import CostGroupedSampler, PackedStream, StreamingTrainingData
 from ..hub import PushesCheckpoint
+from ..processing import InternVLXProcessor
+from .arguments import InternVLXTrainingArguments
 from .parameters import set_learning_rates
 
 
-class InternVLXTrainer(PushesCheckpoint, Trainer):
+class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
     """A `Trainer` for [`InternVLXTrainingArguments`]; a plain one with the collator trains the same model.
 
     Args:
@@ -22,7 +25,11 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):
         kwargs: as for the `Trainer`.
     """
 
-    def __init__(self, *args, costs: Sequence[float] | None = None, **kwargs):
+    args: InternVLXTrainingArguments
+    model: PreTrainedModel  # or peft's around it
+    processing_class: InternVLXProcessor
+
+    def __init__(self, *args, costs: Sequence[float] | np.ndarray | None = None, **kwargs):
         self.costs = costs
         super().__init__(*args, **kwargs)
         self.add_callback(TellSamplerEpoch())
@@ -48,11 +55,12 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):
         )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            super().create_optimizer(model)
-            if self.args.learning_rates:
-                set_learning_rates(self.optimizer, self.model if model is None else model, self.args.learning_rates)
-        return self.optimizer
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer, rates = super().create_optimizer(model), self.args.learning_rates
+        if rates and isinstance(rates, dict):
+            set_learning_rates(optimizer, self.model if model is None else model, rates)
+        return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As the `Trainer`'s; a frozen vision tower drops nothing out, an evaluation forms the logits of its loss only."""
