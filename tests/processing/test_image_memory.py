@@ -95,6 +95,12 @@ def test_what_was_done_to_an_image_before_it_was_decoded_counts():
     assert is_undecoded(turned)
 
 
+@pytest.mark.parametrize("shape", [(40, 70), (40, 70, 1), (40, 70, 3), (40, 70, 4), (3, 40, 70), (4, 40, 70)])
+@pytest.mark.parametrize("kind", [np.zeros, torch.zeros])
+def test_arrays_of_all_layouts_say_their_size(kind, shape):
+    assert image_size(kind(shape)) == (70, 40)
+
+
 @pytest.mark.parametrize("do_exif_transpose", [True, False])
 def test_a_turned_tiff_has_the_size_that_decoding_gives_it(do_exif_transpose):
     exif = Image.Exif()

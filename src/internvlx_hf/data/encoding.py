@@ -206,25 +206,11 @@ class SampleEncoder:
     def _tokenize(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
         """Ids with one placeholder an image, and whether each carries loss."""
         tokenizer = self.processor.tokenizer
-        mark = {"type": "text", "text": self.processor.image_token}
-        messages = [
-            message | {"content": [mark if part["type"] == "mark" else part for part in message["content"]]}
-            for message in conversation.messages
-        ]
-        try:
-            rendered: tuple[list[str], list[list]] = render_jinja_template(  # type: ignore[assignment]
-                conversations=[messages],
-                chat_template=self.processor.resolve_chat_template(),
-                return_assistant_tokens_mask=True,
-                **tokenizer.special_tokens_map,
-            )
-        except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template cannot write it: {error}") from error
-        prompts, spans = rendered
-        has_bos = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
-        with literals_as_text(tokenizer, prompts, (*self.processor.image_tokens, IMAGE_MARK)):
+        prompt, spans = self._render(conversation)
+        has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+        with literals_as_text(tokenizer, [prompt], (*self.processor.image_tokens, IMAGE_MARK)):
             tokens = tokenizer(
-                prompts[0],
+                prompt,
                 add_special_tokens=not has_bos,
                 return_offsets_mapping=True,
                 return_attention_mask=False,
@@ -233,9 +219,27 @@ class SampleEncoder:
         ids = np.array(tokens["input_ids"], dtype=np.int64)
         begins, ends = np.array(tokens["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
         has_loss = np.zeros(len(ids), dtype=bool)
-        for start, end in spans[0]:
+        for start, end in spans:
             has_loss |= (begins >= start) & (begins < end) & (ends > begins)
         return ids, has_loss
+
+    def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The prompt, and where in it the assistant's words start and end."""
+        mark = {"type": "text", "text": self.processor.image_token}
+        messages = [
+            message | {"content": [mark if part["type"] == "mark" else part for part in message["content"]]}
+            for message in conversation.messages
+        ]
+        try:
+            prompts, spans = render_jinja_template(  # type: ignore[str-unpack]
+                conversations=[messages],
+                chat_template=self.processor.resolve_chat_template(),
+                return_assistant_tokens_mask=True,
+                **self.processor.tokenizer.special_tokens_map,
+            )
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template cannot write it: {error}") from error
+        return prompts[0], spans[0]
 
     def _expand(
         self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]

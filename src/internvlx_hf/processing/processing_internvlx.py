@@ -120,7 +120,7 @@ class InternVLXProcessor(ProcessorMixin):
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"}
 
     @property  # type: ignore[misc]
-    def image_token_ids(self) -> list[int | None]:
+    def image_token_ids(self) -> list[int]:  # type: ignore[override]
         """Ids of everything that an image becomes in `input_ids`."""
         return [self.image_token_id, self.start_image_token_id, self.end_image_token_id]
 

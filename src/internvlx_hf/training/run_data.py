@@ -20,6 +20,7 @@ from ..data import (
     load_training_data,
     measure_sizes,
 )
+from ..data.sizes import SampleSizes
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXProcessor
 from .arguments import DataArguments
@@ -63,15 +64,8 @@ def load_run_data(
         ValueError: the settings contradict themselves, or the data are of no known kind or broken.
         OSError: something cannot be read.
     """
-    budget = data_arguments.packing_tokens
-    if data_arguments.streaming and arguments.max_steps <= 0:
-        raise ValueError("`streaming` data do not say how many there are: set `max_steps`.")
-    source, splits = data_arguments.eval_data, {data_arguments.train_split, data_arguments.eval_split}
-    if source == data_arguments.train_data and len(splits) == 1 and not Path(source).is_file():
-        raise ValueError(
-            f"`eval_data` is {source}, of which `eval_split` is {data_arguments.eval_split!r} as `train_split` is: these "
-            "data are trained on. Choose another `eval_split`."
-        )
+    _check(data_arguments, arguments)
+    budget, streaming = data_arguments.packing_tokens, data_arguments.streaming
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     load = partial(
         load_training_data,
@@ -84,9 +78,9 @@ def load_run_data(
     data = load(
         data_arguments.train_data,
         split=data_arguments.train_split,
-        streaming=data_arguments.streaming,
+        streaming=streaming,
         shuffle_buffer=data_arguments.shuffle_buffer,
-        endless=data_arguments.streaming,
+        endless=streaming,
         seed=seed,
     )
     collator = InternVLXDataCollator(
@@ -98,29 +92,44 @@ def load_run_data(
         run.evaluation = load(data_arguments.eval_data, split=data_arguments.eval_split)
         run.evaluation_sources = _sources(run.evaluation, data_arguments.eval_data)
     if isinstance(data, StreamingTrainingData):
-        if budget:
-            run.train = PackedStream(data, budget)
-        return run
-    if budget or arguments.train_sampling_strategy == "group_by_cost":
-        cache = Path(datasets.config.HF_DATASETS_CACHE) / "internvlx_sizes"
-        with arguments.main_process_first(desc="measuring samples"):
-            is_first = arguments.local_process_index == 0
-            sizes = measure_sizes(data, arguments.dataloader_num_workers, cache, again=is_first)
-        if not sizes.tokens.any():
-            raise ValueError(f"None of the {len(sizes)} samples can be trained on; the warnings above say why.")
-        if (left_out := int((sizes.tokens == 0).sum())) and arguments.process_index == 0:
-            logger.warning(f"{left_out} of {len(sizes)} samples are left out: they are broken or too long.")
-        past = int((np.maximum(sizes.tokens, sizes.stage_two_tokens(config)) > config.position_limit).sum())
-        if past and arguments.process_index == 0:
-            logger.warning(
-                f"{past} of {len(sizes)} samples take more positions than the {config.position_limit} that the language model "
-                "is made for, before or after LVTC's expansion. Lower `max_length` or the tiles per image."
-            )
-        if budget:
-            run.train = PackedData(data, sizes.tokens, budget, seed)
-        else:
-            run.costs = sizes.costs(config)
+        run.train = PackedStream(data, budget) if budget else data
+    elif budget:
+        run.train = PackedData(data, _measure(data, arguments, config).tokens, budget, seed)
+    elif arguments.train_sampling_strategy == "group_by_cost":
+        run.costs = _measure(data, arguments, config).costs(config)
     return run
+
+
+def _check(data_arguments: DataArguments, arguments: TrainingArguments) -> None:
+    """Raises `ValueError` for settings that contradict themselves."""
+    if data_arguments.streaming and arguments.max_steps <= 0:
+        raise ValueError("`streaming` data do not say how many there are: set `max_steps`.")
+    source, splits = data_arguments.eval_data, {data_arguments.train_split, data_arguments.eval_split}
+    if source == data_arguments.train_data and len(splits) == 1 and not Path(source).is_file():
+        raise ValueError(
+            f"`eval_data` is {source}, of which `eval_split` is {data_arguments.eval_split!r} as `train_split` is: these "
+            "data are trained on. Choose another `eval_split`."
+        )
+
+
+def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLXConfig) -> SampleSizes:
+    """The sizes of all samples; the first process warns of those that are left out or exceed the model's positions."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "internvlx_sizes"
+    with arguments.main_process_first(desc="measuring samples"):
+        is_first = arguments.local_process_index == 0
+        sizes = measure_sizes(data, arguments.dataloader_num_workers, cache, again=is_first)
+    if not sizes.tokens.any():
+        raise ValueError(f"None of the {len(sizes)} samples can be trained on; the warnings above say why.")
+    left_out = int((sizes.tokens == 0).sum())
+    if left_out and arguments.process_index == 0:
+        logger.warning(f"{left_out} of {len(sizes)} samples are left out: they are broken or too long.")
+    past = int((np.maximum(sizes.tokens, sizes.stage_two_tokens(config)) > config.position_limit).sum())
+    if past and arguments.process_index == 0:
+        logger.warning(
+            f"{past} of {len(sizes)} samples take more positions than the {config.position_limit} that the language model "
+            "is made for, before or after LVTC's expansion. Lower `max_length` or the tiles per image."
+        )
+    return sizes
 
 
 def _sources(data: TrainingData | StreamingTrainingData, source: str) -> list[dict]:

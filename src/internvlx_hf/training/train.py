@@ -25,7 +25,7 @@ from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
-from .run_data import RunData, load_run_data
+from .run_data import load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
 
@@ -83,7 +83,8 @@ def train(
     metrics = dict(result.metrics)
     if data.evaluation is not None:
         metrics |= trainer.evaluate()
-    save(trainer, model_arguments, lora_arguments, data, throughput, metrics)
+    recipe = training_recipe(trainer, model_arguments, lora_arguments, data, throughput, metrics)
+    save(trainer, model_arguments, recipe, metrics)
     return trainer
 
 
@@ -153,24 +154,16 @@ def prepare_model(
     return model
 
 
-def save(
-    trainer: InternVLXTrainer,
-    model_arguments: ModelArguments,
-    lora_arguments: LoraArguments,
-    data: RunData,
-    throughput: ThroughputCallback,
-    metrics: dict[str, float],
-) -> None:
+def save(trainer: InternVLXTrainer, model_arguments: ModelArguments, recipe: dict, metrics: dict[str, float]) -> None:
     """Write the trained model, or adapter, with its processor and the record of how it came about."""
     trainer.save_model()
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
     if trainer.is_world_process_zero():
         out = Path(trainer.args.output_dir)
-        recipe = training_recipe(trainer, model_arguments, lora_arguments, data, throughput, metrics)
         (out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         copy_companions(find_companions(model_arguments.model_name_or_path, COMPANIONS), out)
-        if not lora_arguments.lora_rank:  # peft writes an adapter's card
+        if not hasattr(trainer.model, "peft_config"):  # peft writes an adapter's card
             write_card(out)
     if trainer.args.push_to_hub:
         # what `save_model` pushed had neither the recipe nor the card that is made of it
