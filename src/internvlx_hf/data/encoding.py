@@ -231,7 +231,7 @@ class SampleEncoder:
             for message in conversation.messages
         ]
         try:
-            prompts, spans = render_jinja_template(  # type: ignore[str-unpack]
+            rendered: tuple[list[str], list[list]] = render_jinja_template(  # type: ignore[assignment]
                 conversations=[messages],
                 chat_template=self.processor.resolve_chat_template(),
                 return_assistant_tokens_mask=True,
@@ -239,7 +239,8 @@ class SampleEncoder:
             )
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template cannot write it: {error}") from error
-        return prompts[0], spans[0]
+        (prompt,), (spans,) = rendered
+        return prompt, spans
 
     def _expand(
         self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]
