@@ -88,9 +88,10 @@ wheel: .venv/.for-test
 docs: .venv/.for-test
 	$(PY) docs/build_reference.py build/docs
 
-lint: types
+lint: .venv/.for-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 types: .venv/.for-test
 	$(PY) -m mypy
@@ -114,4 +115,4 @@ ablation-quick: .venv/.for-test
 	OMP_NUM_THREADS=1 $(PY) benchmarks/ablation/run.py --quick
 
 clean:
-	rm -rf .venv out build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -3,6 +3,8 @@
 
 import json
 
+from ..processing.chat_templates import CONTENT_MACRO
+
 _SHANGHAI_AI = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
@@ -33,29 +35,9 @@ _TEMPLATES = {
     "internvl2_5": _CHATML | {"between": "\n", "system_message": _WANXIANG},
 }
 
-_JINJA = """\
-{%- macro render(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- elif content is mapping or content is not iterable -%}
-        {{- raise_exception('A message has the content ' ~ content ~ ', expected a string or a list of parts.') -}}
-    {%- else -%}
-        {%- for part in content -%}
-            {%- if part['type'] in ['image', 'image_url'] -%}
-                {{- '<IMG_CONTEXT>\\n' -}}
-            {%- elif part['type'] == 'text' and part['text'] is string -%}
-                {{- part['text'] -}}
-            {%- elif part['type'] is string and part['type'] != 'text' -%}
-                {{- raise_exception('A message has a part of type ' + part['type'] + ', expected text or image.') -}}
-            {%- else -%}
-                {{- raise_exception('A message has the part ' ~ part ~ ', expected one of type text or image.') -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- if tools or documents -%}
-    {{- raise_exception('Got tools or documents, which this chat template does not write.') -}}
-{%- endif -%}
+_JINJA = (
+    CONTENT_MACRO
+    + """\
 {%- if messages and messages[0]['role'] == 'system' -%}
     {%- set system_message = render(messages[0]['content']) -%}
     {%- set turns = messages[1:] -%}
@@ -92,6 +74,7 @@ _JINJA = """\
     {{- ASSISTANT -}}
 {%- endif -%}
 """
+)
 
 
 def chat_template(name: str) -> str:

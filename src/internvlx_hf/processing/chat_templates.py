@@ -6,9 +6,9 @@ from functools import lru_cache
 
 from transformers.utils.chat_template_utils import _compile_jinja_template, jinja2
 
-# ChatML as InternVL2.5 writes it, without a system message of its own. What a model is trained to write, the end
-# marker included, lies between the generation marks.
-DEFAULT_CHAT_TEMPLATE = """\
+# What every template of ours begins with: how a message's content is written, and what is not. An image is its token and
+# a newline.
+CONTENT_MACRO = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
         {{- content -}}
@@ -20,6 +20,8 @@ DEFAULT_CHAT_TEMPLATE = """\
                 {{- '<IMG_CONTEXT>\\n' -}}
             {%- elif part['type'] == 'text' and part['text'] is string -%}
                 {{- part['text'] -}}
+            {%- elif part['type'] is string and part['type'] != 'text' -%}
+                {{- raise_exception('A message has a part of type ' + part['type'] + ', expected text or image.') -}}
             {%- else -%}
                 {{- raise_exception('A message has the part ' ~ part ~ ', expected one of type text or image.') -}}
             {%- endif -%}
@@ -29,6 +31,13 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- if tools or documents -%}
     {{- raise_exception('Got tools or documents, which this chat template does not write.') -}}
 {%- endif -%}
+"""
+
+# ChatML as InternVL2.5 writes it, without a system message of its own. What a model is trained to write, the end
+# marker included, lies between the generation marks.
+DEFAULT_CHAT_TEMPLATE = (
+    CONTENT_MACRO
+    + """\
 {%- for message in messages -%}
     {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
         {{- raise_exception('Got a message of role ' ~ message['role'] ~ ', expected system, user or assistant.') -}}
@@ -49,6 +58,7 @@ DEFAULT_CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+)
 
 
 @lru_cache
