@@ -20,27 +20,11 @@ import torch
 from ..checkpoints.errors import blaming
 from ..checkpoints.weights import TensorInfo
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
+from ..modeling.projectors import PROJECTORS
 from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"
-
-# what is zero in a projector that shall add nothing at first
-ZERO_LAST = {
-    "pixel_shuffle": ("linear_2.*",),
-    "linear": ("linear_2.*",),
-    "token_packer": ("mlp.linear_2.*",),
-    "ldpv2": ("mlp.linear_2.*",),
-    "pvtc": (
-        "local_query.linear.weight",
-        "local_query.linear_2.*",
-        "global_query.linear.weight",
-        "*.attention.output.weight",
-        "*.mlp.down.weight",
-    ),
-}
-# what is zero in a PVTC whose local query is InternVL2's projector
-ZERO_IN_WARM_PVTC = ("global_query.linear.weight", "*.attention.output.weight", "*.mlp.down.weight")
 
 
 @dataclass
@@ -116,9 +100,11 @@ def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVL
     if init == "paper":
         upgrade.rules.append(Rule(PROJECTOR + ".{rest}", reason="replaced by a new projector, init='paper'"))
     else:
-        upgrade.rules += _reshaped(PROJECTOR + _query_prefix(after, new), before, after.downsample_ratio)
-        if new == "pvtc":
-            upgrade.zero += [f"{PROJECTOR}.{pattern}" for pattern in ZERO_IN_WARM_PVTC]
+        part = PROJECTORS[new].internvl2_part(after)
+        upgrade.rules += _reshaped(_join(PROJECTOR, part), before, after.downsample_ratio)
+        if part:
+            zero = [pattern for pattern in PROJECTORS[new].zero_parameters if not pattern.startswith(part)]
+            upgrade.zero += [f"{PROJECTOR}.{pattern}" for pattern in zero]
 
 
 def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:
@@ -133,10 +119,10 @@ def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig,
     if lvtc.hr_projector_type is not None:
         added[f"{LVTC}.hr_projector"] = (lvtc.hr_projector_type, lvtc.downsample_ratio)
     for name, (kind, ratio) in added.items():
-        zero = [f"{name}.{pattern}" for pattern in ZERO_LAST[kind]]
-        upgrade.zero += zero
-        if before.projector_config.projector_type == "pixel_shuffle" and _is_internvl2(after, kind):
-            derived = _reshaped(name + _query_prefix(after, kind), before, ratio)
+        upgrade.zero += [f"{name}.{pattern}" for pattern in PROJECTORS[kind].zero_parameters]
+        part = PROJECTORS[kind].internvl2_part(after)
+        if before.projector_config.projector_type == "pixel_shuffle" and part is not None:
+            derived = _reshaped(_join(name, part), before, ratio)
             upgrade.rules += [rule for rule in derived if not upgrade.starts_at_zero(_example(rule))]
     if not upgrade.is_new(PROJECTOR + "."):
         # the projector stays, beside what is derived from it
@@ -147,12 +133,8 @@ def _example(rule: Rule) -> str:
     return rule.targets[0].format(kind="weight", rest="weight")
 
 
-def _is_internvl2(config: InternVLXConfig, kind: str) -> bool:
-    return kind == "pixel_shuffle" or (kind == "pvtc" and config.projector_config.query_mlp == "internvl2")
-
-
-def _query_prefix(config: InternVLXConfig, kind: str) -> str:
-    return ".local_query" if kind == "pvtc" else ""
+def _join(name: str, part: str | None) -> str:
+    return f"{name}.{part}" if part else name
 
 
 def _reshaped(name: str, before: InternVLXConfig, ratio: float) -> list[Rule]:

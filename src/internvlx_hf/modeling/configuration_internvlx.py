@@ -4,21 +4,21 @@
 import os
 import re
 import shutil
-from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
+from .configuration_parts import InternVLXLVTCConfig, InternVLXProjectorConfig
+from .projectors import PROJECTORS
+from .setting_checks import pair, require, require_choice, require_dtype, window_size
 from .setting_names import (
     misspelt_names,
     refuse_misspelt_names,
-    refuse_unknown_names,
     unknown_names,
     with_value_errors,
 )
@@ -37,45 +37,6 @@ AUTO_MAP = {
 }
 
 SUPPORTED_TEXT_MODELS = ("llama", "qwen2", "qwen3", "phi3", "mistral")
-PROJECTOR_TYPES = ("pvtc", "pixel_shuffle", "linear", "token_packer", "ldpv2")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_choice(name: str, value, choices) -> None:
-    _require(value in choices, f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def _require_dtype(place: str, dtype) -> None:
-    known = dtype is None or isinstance(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype)
-    _require(known, f"`dtype` of {place} must be a torch dtype or the name of one ('bfloat16'), got {dtype!r}.")
-
-
-def window_size(downsample_ratio: float, grid: int, name: str) -> int:
-    """Side M of the window that one token stands for, M = 1 / ratio (paper, section 3.1: N = S / M).
-
-    Args:
-        downsample_ratio: tokens per patch along one side, in (0, 1].
-        grid: side S of the patch grid.
-        name: what the ratio belongs to, for the message.
-
-    Raises:
-        ValueError: if 1 / ratio is not a whole number, or does not divide S.
-    """
-    _require(
-        0 < downsample_ratio <= 1 and (1 / downsample_ratio).is_integer(),
-        f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}.",
-    )
-    side = int(1 / downsample_ratio)
-    _require(
-        grid % side == 0,
-        f"`{name}`={downsample_ratio} means windows of {side}x{side} patches, which do not divide the {grid}x{grid} "
-        f"grid of patches. Take a ratio whose inverse divides {grid}.",
-    )
-    return side
 
 
 def _is_newer(version: str | None) -> bool:
@@ -83,173 +44,13 @@ def _is_newer(version: str | None) -> bool:
     return next(numbers) > next(numbers)
 
 
-class _PartConfig(PretrainedConfig):
-    """A part of an InternVL-X configuration, which takes only the names that it knows."""
-
-    def __post_init__(self, **kwargs):
-        refuse_unknown_names(type(self), kwargs)
-        _require_choice(
-            f"{self.base_config_key}.model_type", kwargs.pop("model_type", self.model_type), [self.model_type]
-        )
-        _require_dtype(self.base_config_key, self.dtype)
-        super().__post_init__(**kwargs)
-
-    def update(self, config_dict: dict) -> None:
-        """As transformers'; raises a `ValueError` for names that are not known."""
-        refuse_unknown_names(type(self), config_dict)
-        super().update(config_dict)
-
-
-# What is given may be a dictionary or None; what is read is a configuration or a number. `Any` lets a type checker accept both.
+# Parts are given as dictionaries, too, but read as configurations: `Any` lets a type checker accept both.
 if TYPE_CHECKING:
     ModelConfig = PretrainedConfig | Any
-    ProjectorConfig: TypeAlias = "InternVLXProjectorConfig | Any"
-    LVTCConfig: TypeAlias = "InternVLXLVTCConfig | Any"
-    Layers = int | Any
+    ProjectorConfig = InternVLXProjectorConfig | Any
+    LVTCConfig = InternVLXLVTCConfig | Any
 else:
     ModelConfig = ProjectorConfig = LVTCConfig = dict | PretrainedConfig | None
-    Layers = int | None
-
-
-@with_value_errors
-@strict
-class InternVLXProjectorConfig(_PartConfig):
-    r"""
-    The projector between vision tower and language model.
-
-    Args:
-        projector_type (`str`, defaults to `"pvtc"`):
-            `"pvtc"` (paper, section 3.1), `"pixel_shuffle"` (InternVL2's own), `"linear"` (two-layer MLP, keeps every
-            patch), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"` (MobileVLM V2, arXiv 2402.03766).
-        num_layers (`int`, defaults to 1): PVTC's attention layers per branch, L in the paper.
-        num_heads (`int`, defaults to 16): heads of PVTC's and TokenPacker's attention; must divide the width D.
-        use_local (`bool`, defaults to `True`): PVTC's local branch (a query from each window).
-        use_global (`bool`, defaults to `True`): PVTC's global branch (a query from the CLS token).
-        use_cls_scale (`bool`, defaults to `True`): scale the global query by a learnable vector at every position.
-        query_mlp (`str`, defaults to `"released"`):
-            What forms PVTC's local query: `"released"` (norm, linear, SiLU) or `"internvl2"`, InternVL2's own projector
-            (LayerNorm, linear, GELU, linear), so that a converted checkpoint can start where it was.
-        mlp_ratio (`int`, defaults to 4): width of PVTC's SwiGLU MLP in units of D.
-        drop_path_rate (`float`, defaults to 0.1): stochastic depth of PVTC's residual branches, in training only.
-        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP projectors.
-        rms_norm_eps (`float`, defaults to 1e-6): epsilon of PVTC's RMSNorms.
-    """
-
-    model_type = "internvl_x_projector"
-    base_config_key = "projector_config"
-
-    projector_type: str = "pvtc"
-    num_layers: int = 1
-    num_heads: int = 16
-    use_local: bool = True
-    use_global: bool = True
-    use_cls_scale: bool = True
-    query_mlp: str = "released"
-    mlp_ratio: int | float = 4
-    drop_path_rate: float | int = 0.1
-    hidden_act: str = "gelu"
-    rms_norm_eps: float = 1e-6
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        _require_choice("projector_type", self.projector_type, PROJECTOR_TYPES)
-        _require_choice("query_mlp", self.query_mlp, ("released", "internvl2"))
-        _require(
-            self.use_local or self.use_global,
-            "`use_local` and `use_global` are both False, which leaves PVTC without a branch. Switch one on, or take "
-            "`projector_type='pixel_shuffle'`.",
-        )
-        _require(
-            self.query_mlp == "released" or self.use_local,
-            "`query_mlp='internvl2'` forms the local query, but `use_local` is False.",
-        )
-        _require(
-            self.num_layers >= 1,
-            f"`num_layers` must be at least 1, got {self.num_layers}. Without attention layers the projector is "
-            "`projector_type='pixel_shuffle'`.",
-        )
-        _require(self.num_heads >= 1, f"`num_heads` must be at least 1, got {self.num_heads}.")
-        _require(0 < self.mlp_ratio < inf, f"`mlp_ratio` must be positive, got {self.mlp_ratio}.")
-        _require(0 < self.rms_norm_eps < inf, f"`rms_norm_eps` must be positive, got {self.rms_norm_eps}.")
-        _require(0 <= self.drop_path_rate < 1, f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
-
-
-@with_value_errors
-@strict
-class InternVLXLVTCConfig(_PartConfig):
-    r"""
-    Layer-wise visual token compression, LVTC (paper, section 3.2 and Algorithm 1): the layers before `expand_layer` see
-    N₁² tokens a tile, the others N₂².
-
-    Args:
-        expand_layer (`int`, *optional*):
-            k, the first layer (counted from 0) that sees N₂² tokens. Unset: max(1, ⌊3n/4⌋ − 1) of n layers, the paper's
-            17 of 24 and 23 of 32.
-        downsample_ratio (`float`, defaults to 1.0): 1 / M₂; N₂ = S / M₂.
-        hr_projector_type (`str`, *optional*, defaults to `"pixel_shuffle"`):
-            The high-resolution projector, whose N₂² tokens are added at the expansion; `None` for upsampling alone.
-        num_lr_projectors (`int`, *optional*):
-            T, low-resolution projectors, the model's `multi_modal_projector` included; 1 adds none. The paper does not
-            state T, s and i. Our choice where unset: T = min(4, k), i = s = k // T, which spreads the T − 1 insertions
-            evenly over the layers before k (4, 8, 12 for k = 17).
-        lr_projector_type (`str`, defaults to `"pixel_shuffle"`): type of the T − 1 further projectors.
-        insert_start (`int`, *optional*): s, the layer before which the first of them is added.
-        insert_interval (`int`, *optional*): i, layers between one insertion and the next.
-        upsample_mode (`str`, defaults to `"nearest"`): `"nearest"` or `"bilinear"`.
-    """
-
-    model_type = "internvl_x_lvtc"
-    base_config_key = "lvtc_config"
-
-    expand_layer: Layers = None
-    downsample_ratio: float | int = 1.0
-    hr_projector_type: str | None = "pixel_shuffle"
-    num_lr_projectors: Layers = None
-    lr_projector_type: str = "pixel_shuffle"
-    insert_start: Layers = None
-    insert_interval: Layers = None
-    upsample_mode: str = "nearest"
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        _require_choice("hr_projector_type", self.hr_projector_type, (*PROJECTOR_TYPES, None))
-        _require_choice("lr_projector_type", self.lr_projector_type, PROJECTOR_TYPES)
-        _require_choice("upsample_mode", self.upsample_mode, ("nearest", "bilinear"))
-
-    def resolve(self, num_layers: int) -> None:
-        """Fill in what is unset for a language model of `num_layers` layers, and check that it fits.
-
-        Raises:
-            ValueError: if the expansion is outside the model, or an insertion does not come before it.
-        """
-        if self.expand_layer is None:
-            self.expand_layer = max(1, 3 * num_layers // 4 - 1)
-        k = self.expand_layer
-        _require(
-            1 <= k < num_layers,
-            f"`expand_layer` must be in 1...{num_layers - 1} for a language model of {num_layers} layers, got {k}.",
-        )
-        if self.num_lr_projectors is None:
-            self.num_lr_projectors = min(4, k)
-        _require(self.num_lr_projectors >= 1, f"`num_lr_projectors` must be at least 1, got {self.num_lr_projectors}.")
-        if self.insert_interval is None:
-            self.insert_interval = max(1, k // self.num_lr_projectors)
-        if self.insert_start is None:
-            self.insert_start = self.insert_interval
-        _require(self.insert_start >= 0, f"`insert_start` must not be negative, got {self.insert_start}.")
-        _require(self.insert_interval >= 1, f"`insert_interval` must be at least 1, got {self.insert_interval}.")
-        last = max(self.insertion_layers, default=-1)
-        _require(
-            last < k,
-            f"`insert_start`={self.insert_start}, `insert_interval`={self.insert_interval} and "
-            f"`num_lr_projectors`={self.num_lr_projectors} put an insertion before layer {last}, but every insertion must "
-            f"come before `expand_layer`={k}.",
-        )
-
-    @property
-    def insertion_layers(self) -> list[int]:
-        """Layers before which LR projector 1, 2, ... T − 1 is added (Algorithm 1's s + i·j)."""
-        return [self.insert_start + self.insert_interval * j for j in range(self.num_lr_projectors - 1)]
 
 
 @with_value_errors
@@ -305,7 +106,7 @@ class InternVLXConfig(PretrainedConfig):
         if _is_newer(self.internvlx_version):
             kwargs = {name: kwargs[name] for name in kwargs.keys() - misspelt_names(type(self), kwargs)}
         refuse_misspelt_names(type(self), kwargs)
-        _require_dtype("the configuration", kwargs.get("torch_dtype") if self.dtype is None else self.dtype)
+        require_dtype("the configuration", kwargs.get("torch_dtype") if self.dtype is None else self.dtype)
         self._warn_of_unused(unknown, "the configuration")
         self._build_parts()
         if self.tie_word_embeddings is None:
@@ -323,7 +124,7 @@ class InternVLXConfig(PretrainedConfig):
 
     def _own_part(self, part_class: type[PretrainedConfig], values: dict | PretrainedConfig) -> PretrainedConfig:
         if isinstance(values, PretrainedConfig):
-            _require(
+            require(
                 values.model_type == part_class.model_type,
                 f"`{part_class.base_config_key}` must be a dict or {part_class.__name__}, got {type(values).__name__}.",
             )
@@ -373,45 +174,36 @@ class InternVLXConfig(PretrainedConfig):
         """
         self._build_parts()
         text = self.text_config
-        _require_choice("text_config.model_type", text.model_type, SUPPORTED_TEXT_MODELS)
-        _require(
+        require_choice("text_config.model_type", text.model_type, SUPPORTED_TEXT_MODELS)
+        require(
             0 <= self.image_token_id < text.vocab_size,
             f"`image_token_id`={self.image_token_id} is outside the vocabulary of {text.vocab_size} tokens.",
         )
         grid, layers = self.patch_grid, self.vision_config.num_hidden_layers
-        _require(
+        require(
             -layers - 1 <= self.vision_feature_layer <= layers,
             f"`vision_feature_layer` must be in {-layers - 1}...{layers} for a tower of {layers} layers, got "
             f"{self.vision_feature_layer}.",
         )
-        window_size(self.downsample_ratio, grid, "downsample_ratio")
-        projectors = [(self.projector_config.projector_type, self.downsample_ratio)]
+        side = window_size(self.downsample_ratio, grid, "downsample_ratio")
+        projectors = [(self.projector_config.projector_type, side)]
         if self.lvtc_config is not None:
-            window_size(self.lvtc_config.downsample_ratio, grid, "lvtc_config.downsample_ratio")
+            hr_side = window_size(self.lvtc_config.downsample_ratio, grid, "lvtc_config.downsample_ratio")
             self.lvtc_config.resolve(text.num_hidden_layers)
             small, large = sorted((self.token_grid, self.expanded_token_grid))
-            _require(
+            require(
                 large % small == 0, f"LVTC needs grids that divide one another, got {small} and {large} tokens a side."
             )
-            projectors += [(self.lvtc_config.lr_projector_type, self.downsample_ratio)]
-            projectors += [(self.lvtc_config.hr_projector_type, self.lvtc_config.downsample_ratio)]
-        attention_widths = {"pvtc": text.hidden_size, "token_packer": self.vision_config.hidden_size}
-        for kind, ratio in projectors:
-            _require(
-                kind != "linear" or ratio == 1,
-                f"The 'linear' projector keeps every patch, which needs a downsample ratio of 1, got {ratio}.",
-            )
-            heads, width = self.projector_config.num_heads, attention_widths.get(kind, 0)
-            _require(
-                width % heads == 0,
-                f"`projector_config.num_heads`={heads} does not divide the width {width} of {kind!r}.",
-            )
+            projectors += [(self.lvtc_config.lr_projector_type, side), (self.lvtc_config.hr_projector_type, hr_side)]
+        for projector_type, window in projectors:
+            if projector_type is not None:
+                PROJECTORS[projector_type].check_config(self, window)
 
     @property
     def tile_size(self) -> int:
         """Side of a tile in pixels."""
-        height, width = _pair(self.vision_config.image_size)
-        _require(
+        height, width = pair(self.vision_config.image_size)
+        require(
             height == width and height > 0, f"Tiles must be square, got `vision_config.image_size`={(height, width)}."
         )
         return height
@@ -419,8 +211,8 @@ class InternVLXConfig(PretrainedConfig):
     @property
     def patch_grid(self) -> int:
         """S, the side of a tile's grid of patches."""
-        height, width = _pair(self.vision_config.patch_size)
-        _require(
+        height, width = pair(self.vision_config.patch_size)
+        require(
             height == width and height > 0 and self.tile_size % height == 0,
             f"`vision_config.patch_size`={(height, width)} must be square and divide the tile size {self.tile_size}.",
         )
@@ -492,16 +284,11 @@ def _auto_sub_config(name: str, config: dict | PretrainedConfig | None, default_
         raise ValueError(
             f"Unknown model type {model_type!r} of `{name}`: this transformers has no configuration for it."
         )
-    _require_dtype(name, config.get("dtype", config.get("torch_dtype")))
+    require_dtype(name, config.get("dtype", config.get("torch_dtype")))
     try:
         return CONFIG_MAPPING[model_type](**config)
     except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"`{name}` is no {model_type} configuration. {error}") from error
-
-
-def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 __all__ = ["InternVLXConfig", "InternVLXLVTCConfig", "InternVLXProjectorConfig"]

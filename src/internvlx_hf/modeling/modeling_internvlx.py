@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -31,8 +30,8 @@ from .configuration_internvlx import InternVLXConfig
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import allow_growth
 from .lvtc_stages import Masks, decoding_masks
+from .projector import Projector
 from .projectors import build_projector
-from .pvtc import PVTCAttention, PVTCProjector
 
 logger = logging.get_logger(__name__)
 
@@ -71,12 +70,8 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = getattr(self.config.get_text_config(), "initializer_range", 0.02)
-        if isinstance(module, PVTCAttention):
-            init.normal_(module.key, std=std)
-            init.normal_(module.value, std=std)
-        elif isinstance(module, PVTCProjector) and module.cls_scale is not None:
-            # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
-            init.normal_(module.cls_scale, mean=1.0, std=std)
+        if hasattr(module, "init_own_parameters"):
+            module.init_own_parameters(std)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         # The projectors have no choice of attention. Without this, transformers warns that no model goes with them.
@@ -106,8 +101,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.lvtc = None if config.lvtc_config is None else LVTC(config, self.language_model)
         # Only classes that this model has: accelerate's FSDP refuses any other name.
-        if any(isinstance(module, PVTCProjector) for module in self.modules()):
-            self._no_split_modules = [PVTCProjector.__name__]
+        whole = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
+        self._no_split_modules = sorted({type(projector).__name__ for projector in whole})
         self.post_init()
 
     @can_return_tuple

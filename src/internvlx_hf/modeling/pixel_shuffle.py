@@ -1,12 +1,16 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Windows of patches, pixel shuffle, and InternVL2's own projector on top of it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from einops import rearrange
 from torch import nn
-from transformers.activations import ACT2FN
 
-from .configuration_internvlx import InternVLXConfig
+from .projector import Projector, activation, tile_counts
+
+if TYPE_CHECKING:
+    from .configuration_internvlx import InternVLXConfig
 
 
 def partition_windows(patches: torch.Tensor, side: int) -> torch.Tensor:
@@ -48,24 +52,37 @@ class InternVL2MLP(nn.Module):
     Parameter names are those of transformers' native InternVL.
     """
 
-    def __init__(self, config: InternVLXConfig, side: int):
+    def __init__(self, config: "InternVLXConfig", side: int):
         super().__init__()
         in_features, out_features = config.vision_config.hidden_size * side**2, config.text_config.hidden_size
         self.layer_norm = nn.LayerNorm(in_features)
         self.linear_1 = nn.Linear(in_features, out_features)
-        self.act = ACT2FN[config.projector_config.hidden_act]
+        self.act = activation(config)
         self.linear_2 = nn.Linear(out_features, out_features)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         return self.linear_2(self.act(self.linear_1(self.layer_norm(windows))))
 
 
-class PixelShuffleProjector(InternVL2MLP):
+class PixelShuffleProjector(InternVL2MLP, Projector):
     """InternVL2's projector: (B, 1 + S², C) features with CLS first -> (B, N², D) tokens; CLS is dropped."""
 
-    def __init__(self, config: InternVLXConfig, side: int):
+    projector_type = "pixel_shuffle"
+    zero_parameters = ("linear_2.*",)
+
+    def __init__(self, config: "InternVLXConfig", side: int):
         super().__init__(config, side)
         self.side = side
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return super().forward(patch_windows(features, self.side).flatten(-2))
+
+    @classmethod
+    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+        patches, tokens = tile_counts(config, side)
+        c, d = config.vision_config.hidden_size, config.text_config.hidden_size
+        return element_size * (2 * patches * c + 2 * tokens * d)
+
+    @classmethod
+    def internvl2_part(cls, config: "InternVLXConfig") -> str:
+        return ""

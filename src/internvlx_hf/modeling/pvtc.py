@@ -5,25 +5,37 @@ Every M×M window of patches becomes one token. Two queries look at the window: 
 global one made of the CLS token. Symbols: S patches a side, N = S / M tokens a side, C vision width, D language width.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import initialization as init
 
-from .configuration_internvlx import InternVLXConfig
 from .pixel_shuffle import InternVL2MLP, patch_windows
+from .projector import Projector, require_heads, tile_counts
+
+if TYPE_CHECKING:
+    from .configuration_internvlx import InternVLXConfig
 
 # The queries of this many heads, (windows, heads, D), are in flight at once: enough for large matrix products, few
 # enough to stay in a CPU's cache between them.
 HEADS_AT_ONCE = 4
+FLOAT32 = 4  # bytes of the numbers that RMSNorm computes with
+
+
+def rms_norm(config: "InternVLXConfig", width: int) -> nn.Module:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    return LlamaRMSNorm(width, eps=config.projector_config.rms_norm_eps)
 
 
 class PVTCEmbedding(nn.Module):
     """RMSNorm, linear, SiLU: (..., in_features) -> (..., D)."""
 
-    def __init__(self, config: InternVLXConfig, in_features: int):
+    def __init__(self, config: "InternVLXConfig", in_features: int):
         super().__init__()
-        self.norm = LlamaRMSNorm(in_features, eps=config.projector_config.rms_norm_eps)
+        self.norm = rms_norm(config, in_features)
         self.linear = nn.Linear(in_features, config.text_config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -42,7 +54,7 @@ class PVTCAttention(nn.Module):
     find one here.
     """
 
-    def __init__(self, config: InternVLXConfig):
+    def __init__(self, config: "InternVLXConfig"):
         super().__init__()
         width = config.text_config.hidden_size
         self.num_heads = config.projector_config.num_heads
@@ -51,6 +63,10 @@ class PVTCAttention(nn.Module):
         self.key = nn.Parameter(torch.empty(width, width))
         self.value = nn.Parameter(torch.empty(width, width))
         self.output = nn.Linear(width, width, bias=False)
+
+    def init_own_parameters(self, std: float) -> None:
+        init.normal_(self.key, std=std)
+        init.normal_(self.value, std=std)
 
     def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """
@@ -81,7 +97,7 @@ class PVTCAttention(nn.Module):
 class PVTCMLP(nn.Module):
     """SwiGLU: (..., D) -> (..., D)."""
 
-    def __init__(self, config: InternVLXConfig):
+    def __init__(self, config: "InternVLXConfig"):
         super().__init__()
         width = config.text_config.hidden_size
         inner = int(width * config.projector_config.mlp_ratio)
@@ -96,14 +112,14 @@ class PVTCMLP(nn.Module):
 class PVTCLayer(nn.Module):
     """Pre-norm cross-attention and SwiGLU, both residual: query (n, D), patches (n, M², D) -> query (n, D)."""
 
-    def __init__(self, config: InternVLXConfig):
+    def __init__(self, config: "InternVLXConfig"):
         super().__init__()
-        width, eps = config.text_config.hidden_size, config.projector_config.rms_norm_eps
+        width = config.text_config.hidden_size
         self.drop_path_rate = config.projector_config.drop_path_rate
-        self.query_norm = LlamaRMSNorm(width, eps=eps)
-        self.patch_norm = LlamaRMSNorm(width, eps=eps)
+        self.query_norm = rms_norm(config, width)
+        self.patch_norm = rms_norm(config, width)
         self.attention = PVTCAttention(config)
-        self.mlp_norm = LlamaRMSNorm(width, eps=eps)
+        self.mlp_norm = rms_norm(config, width)
         self.mlp = PVTCMLP(config)
 
     def drop_path(self, branch: torch.Tensor) -> torch.Tensor:
@@ -115,23 +131,34 @@ class PVTCLayer(nn.Module):
         return query + self.drop_path(self.mlp(self.mlp_norm(query)))
 
 
-class PVTCProjector(nn.Module):
+class PVTCProjector(Projector):
     """The PVTC projector: (B, 1 + S², C) features of the vision tower, CLS first -> (B, N², D) tokens in raster order."""
 
-    def __init__(self, config: InternVLXConfig, side: int):
+    projector_type = "pvtc"
+    zero_parameters = (
+        "local_query.linear.weight",
+        "local_query.linear_2.*",
+        "global_query.linear.weight",
+        "*.attention.output.weight",
+        "*.mlp.down.weight",
+    )
+    is_whole = True
+
+    def __init__(self, config: "InternVLXConfig", side: int):
         super().__init__()
         projector, width = config.projector_config, config.vision_config.hidden_size
         self.side = side
         self.patch_embedding = PVTCEmbedding(config, width)
         if projector.use_local:
+            self.local_query: nn.Module
             if projector.query_mlp == "internvl2":
                 self.local_query = InternVL2MLP(config, side)
             else:
                 self.local_query = PVTCEmbedding(config, width * side**2)
             self.local_layers = nn.ModuleList(PVTCLayer(config) for _ in range(projector.num_layers))
+        self.cls_scale: nn.Parameter | None = None
         if projector.use_global:
             self.global_query = PVTCEmbedding(config, width)
-            self.cls_scale = None
             if projector.use_cls_scale:
                 tokens = (config.patch_grid // side) ** 2
                 self.cls_scale = nn.Parameter(torch.ones(tokens, config.text_config.hidden_size))
@@ -157,3 +184,31 @@ class PVTCProjector(nn.Module):
         for layer in layers:
             query = layer(query, patches)
         return query
+
+    def init_own_parameters(self, std: float) -> None:
+        # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
+        if self.cls_scale is not None:
+            init.normal_(self.cls_scale, mean=1.0, std=std)
+
+    @classmethod
+    def check_config(cls, config: "InternVLXConfig", side: int) -> None:
+        require_heads(config, cls.projector_type, config.text_config.hidden_size)
+
+    @classmethod
+    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+        patches, tokens = tile_counts(config, side)
+        c, d = config.vision_config.hidden_size, config.text_config.hidden_size
+        projector, e = config.projector_config, element_size
+        in_float32 = FLOAT32 if e != FLOAT32 else 0  # a copy, where the numbers are not such
+        windows, embedded = e * patches * c, e * patches * d
+        heads = min(HEADS_AT_ONCE, projector.num_heads)
+        norm = patches * d * (in_float32 + FLOAT32 + (e if e == FLOAT32 else 0))
+        look = e * (patches * d + 2 * heads * tokens * d + 4 * tokens * d)
+        mlp = e * tokens * (3 * int(d * projector.mlp_ratio) + 4 * d)
+        embedding = max(patches * c * (in_float32 + 2 * FLOAT32), embedded)
+        branches = e * tokens * d * (projector.use_local + projector.use_global)
+        return windows + branches + embedded + max(norm, look, mlp, embedding - embedded)
+
+    @classmethod
+    def internvl2_part(cls, config: "InternVLXConfig") -> str | None:
+        return "local_query" if config.projector_config.query_mlp == "internvl2" else None

@@ -1,0 +1,176 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The parts of a configuration that are InternVL-X's own: the projector's, and LVTC's."""
+
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+from .projectors import PROJECTORS
+from .setting_checks import require, require_choice, require_dtype
+from .setting_names import refuse_unknown_names, with_value_errors
+
+
+class _PartConfig(PretrainedConfig):
+    """A part of an InternVL-X configuration, which takes only the names that it knows."""
+
+    def __post_init__(self, **kwargs):
+        refuse_unknown_names(type(self), kwargs)
+        require_choice(
+            f"{self.base_config_key}.model_type", kwargs.pop("model_type", self.model_type), [self.model_type]
+        )
+        require_dtype(self.base_config_key, self.dtype)
+        super().__post_init__(**kwargs)
+
+    def update(self, config_dict: dict) -> None:
+        """As transformers'; raises a `ValueError` for names that are not known."""
+        refuse_unknown_names(type(self), config_dict)
+        super().update(config_dict)
+
+
+if TYPE_CHECKING:  # unset until the language model is known
+    Layers = int | Any
+else:
+    Layers = int | None
+
+
+@with_value_errors
+@strict
+class InternVLXProjectorConfig(_PartConfig):
+    r"""
+    The projector between vision tower and language model.
+
+    Args:
+        projector_type (`str`, defaults to `"pvtc"`):
+            `"pvtc"` (paper, section 3.1), `"pixel_shuffle"` (InternVL2's own), `"linear"` (two-layer MLP, keeps every
+            patch), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"` (MobileVLM V2, arXiv 2402.03766).
+        num_layers (`int`, defaults to 1): PVTC's attention layers per branch, L in the paper.
+        num_heads (`int`, defaults to 16): heads of PVTC's and TokenPacker's attention; must divide the width D.
+        use_local (`bool`, defaults to `True`): PVTC's local branch (a query from each window).
+        use_global (`bool`, defaults to `True`): PVTC's global branch (a query from the CLS token).
+        use_cls_scale (`bool`, defaults to `True`): scale the global query by a learnable vector at every position.
+        query_mlp (`str`, defaults to `"released"`):
+            What forms PVTC's local query: `"released"` (norm, linear, SiLU) or `"internvl2"`, InternVL2's own projector
+            (LayerNorm, linear, GELU, linear), so that a converted checkpoint can start where it was.
+        mlp_ratio (`int`, defaults to 4): width of PVTC's SwiGLU MLP in units of D.
+        drop_path_rate (`float`, defaults to 0.1): stochastic depth of PVTC's residual branches, in training only.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP projectors.
+        rms_norm_eps (`float`, defaults to 1e-6): epsilon of PVTC's RMSNorms.
+    """
+
+    model_type = "internvl_x_projector"
+    base_config_key = "projector_config"
+
+    projector_type: str = "pvtc"
+    num_layers: int = 1
+    num_heads: int = 16
+    use_local: bool = True
+    use_global: bool = True
+    use_cls_scale: bool = True
+    query_mlp: str = "released"
+    mlp_ratio: int | float = 4
+    drop_path_rate: float | int = 0.1
+    hidden_act: str = "gelu"
+    rms_norm_eps: float = 1e-6
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        require_choice("projector_type", self.projector_type, PROJECTORS)
+        require_choice("query_mlp", self.query_mlp, ("released", "internvl2"))
+        require(
+            self.use_local or self.use_global,
+            "`use_local` and `use_global` are both False, which leaves PVTC without a branch. Switch one on, or take "
+            "`projector_type='pixel_shuffle'`.",
+        )
+        require(
+            self.query_mlp == "released" or self.use_local,
+            "`query_mlp='internvl2'` forms the local query, but `use_local` is False.",
+        )
+        require(
+            self.num_layers >= 1,
+            f"`num_layers` must be at least 1, got {self.num_layers}. Without attention layers the projector is "
+            "`projector_type='pixel_shuffle'`.",
+        )
+        require(self.num_heads >= 1, f"`num_heads` must be at least 1, got {self.num_heads}.")
+        require(0 < self.mlp_ratio < inf, f"`mlp_ratio` must be positive, got {self.mlp_ratio}.")
+        require(0 < self.rms_norm_eps < inf, f"`rms_norm_eps` must be positive, got {self.rms_norm_eps}.")
+        require(0 <= self.drop_path_rate < 1, f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")
+
+
+@with_value_errors
+@strict
+class InternVLXLVTCConfig(_PartConfig):
+    r"""
+    Layer-wise visual token compression, LVTC (paper, section 3.2 and Algorithm 1): the layers before `expand_layer` see
+    N₁² tokens a tile, the others N₂².
+
+    Args:
+        expand_layer (`int`, *optional*):
+            k, the first layer (counted from 0) that sees N₂² tokens. Unset: max(1, ⌊3n/4⌋ − 1) of n layers, the paper's
+            17 of 24 and 23 of 32.
+        downsample_ratio (`float`, defaults to 1.0): 1 / M₂; N₂ = S / M₂.
+        hr_projector_type (`str`, *optional*, defaults to `"pixel_shuffle"`):
+            The high-resolution projector, whose N₂² tokens are added at the expansion; `None` for upsampling alone.
+        num_lr_projectors (`int`, *optional*):
+            T, low-resolution projectors, the model's `multi_modal_projector` included; 1 adds none. The paper does not
+            state T, s and i. Our choice where unset: T = min(4, k), i = s = k // T, which spreads the T − 1 insertions
+            evenly over the layers before k (4, 8, 12 for k = 17).
+        lr_projector_type (`str`, defaults to `"pixel_shuffle"`): type of the T − 1 further projectors.
+        insert_start (`int`, *optional*): s, the layer before which the first of them is added.
+        insert_interval (`int`, *optional*): i, layers between one insertion and the next.
+        upsample_mode (`str`, defaults to `"nearest"`): `"nearest"` or `"bilinear"`.
+    """
+
+    model_type = "internvl_x_lvtc"
+    base_config_key = "lvtc_config"
+
+    expand_layer: Layers = None
+    downsample_ratio: float | int = 1.0
+    hr_projector_type: str | None = "pixel_shuffle"
+    num_lr_projectors: Layers = None
+    lr_projector_type: str = "pixel_shuffle"
+    insert_start: Layers = None
+    insert_interval: Layers = None
+    upsample_mode: str = "nearest"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        require_choice("hr_projector_type", self.hr_projector_type, (*PROJECTORS, None))
+        require_choice("lr_projector_type", self.lr_projector_type, PROJECTORS)
+        require_choice("upsample_mode", self.upsample_mode, ("nearest", "bilinear"))
+
+    def resolve(self, num_layers: int) -> None:
+        """Fill in what is unset for a language model of `num_layers` layers, and check that it fits.
+
+        Raises:
+            ValueError: if the expansion is outside the model, or an insertion does not come before it.
+        """
+        if self.expand_layer is None:
+            self.expand_layer = max(1, 3 * num_layers // 4 - 1)
+        k = self.expand_layer
+        require(
+            1 <= k < num_layers,
+            f"`expand_layer` must be in 1...{num_layers - 1} for a language model of {num_layers} layers, got {k}.",
+        )
+        if self.num_lr_projectors is None:
+            self.num_lr_projectors = min(4, k)
+        require(self.num_lr_projectors >= 1, f"`num_lr_projectors` must be at least 1, got {self.num_lr_projectors}.")
+        if self.insert_interval is None:
+            self.insert_interval = max(1, k // self.num_lr_projectors)
+        if self.insert_start is None:
+            self.insert_start = self.insert_interval
+        require(self.insert_start >= 0, f"`insert_start` must not be negative, got {self.insert_start}.")
+        require(self.insert_interval >= 1, f"`insert_interval` must be at least 1, got {self.insert_interval}.")
+        last = max(self.insertion_layers, default=-1)
+        require(
+            last < k,
+            f"`insert_start`={self.insert_start}, `insert_interval`={self.insert_interval} and "
+            f"`num_lr_projectors`={self.num_lr_projectors} put an insertion before layer {last}, but every insertion must "
+            f"come before `expand_layer`={k}.",
+        )
+
+    @property
+    def insertion_layers(self) -> list[int]:
+        """Layers before which LR projector 1, 2, ... T − 1 is added (Algorithm 1's s + i·j)."""
+        return [self.insert_start + self.insert_interval * j for j in range(self.num_lr_projectors - 1)]

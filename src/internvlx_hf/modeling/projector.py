@@ -1,0 +1,84 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a projector is, and what most of them are made of.
+
+Configurations import the projectors' files for their checks: what would make transformers import its models is imported
+where it is used.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from .setting_checks import require
+
+if TYPE_CHECKING:
+    from .configuration_internvlx import InternVLXConfig
+
+
+class Projector(nn.Module):
+    """Makes tokens of a tile's features: (B, 1 + S², C), CLS first -> (B, N², D) in raster order, N = S / M.
+
+    A new type is a file with its class, and the class in the list of `projectors`. A module of it that has parameters outside
+    of torch's own layers gives them their first values in `init_own_parameters(std)`.
+
+    Attributes:
+        projector_type: its name in configurations.
+        zero_parameters: patterns of the parameters that are zero in a projector that adds nothing at first.
+        is_whole: whether device maps and FSDP must leave it in one piece.
+    """
+
+    projector_type: ClassVar[str]
+    zero_parameters: ClassVar[tuple[str, ...]]
+    is_whole: ClassVar[bool] = False
+
+    @classmethod
+    def check_config(cls, config: "InternVLXConfig", side: int) -> None:
+        """Check that the configuration suits this type with windows of `side`² patches.
+
+        Raises:
+            ValueError: naming the value that does not fit and what would.
+        """
+
+    @classmethod
+    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+        """Estimate of the most bytes that the projector holds at once for a tile, its tokens included."""
+        raise NotImplementedError(f"{cls.__name__} lacks `peak_bytes`.")
+
+    @classmethod
+    def internvl2_part(cls, config: "InternVLXConfig") -> str | None:
+        """Name of the submodule that is InternVL2's projector, "" where the whole is, None where none is."""
+        return None
+
+
+def tile_counts(config: "InternVLXConfig", side: int) -> tuple[int, int]:
+    """S² patches and N² tokens of a tile for windows of `side`² patches."""
+    patches = config.patch_grid**2
+    return patches, patches // side**2
+
+
+def require_heads(config: "InternVLXConfig", projector_type: str, width: int) -> None:
+    heads = config.projector_config.num_heads
+    require(
+        width % heads == 0,
+        f"`projector_config.num_heads`={heads} does not divide the width {width} of {projector_type!r}.",
+    )
+
+
+def activation(config: "InternVLXConfig") -> nn.Module:
+    from transformers.activations import ACT2FN
+
+    return ACT2FN[config.projector_config.hidden_act]
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear: (..., in_features) -> (..., out_features)."""
+
+    def __init__(self, config: "InternVLXConfig", in_features: int, out_features: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, out_features)
+        self.act = activation(config)
+        self.linear_2 = nn.Linear(out_features, out_features)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(hidden_states)))

@@ -1,0 +1,50 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Checks of a configuration's values. Each raises a `ValueError` with the value and what would be right."""
+
+from collections.abc import Collection
+
+import torch
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def require_choice(name: str, value: object, choices: Collection) -> None:
+    require(value in choices, f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def require_dtype(place: str, dtype: str | torch.dtype | None) -> None:
+    known = dtype is None or isinstance(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype)
+    require(known, f"`dtype` of {place} must be a torch dtype or the name of one ('bfloat16'), got {dtype!r}.")
+
+
+def window_size(downsample_ratio: float, grid: int, name: str) -> int:
+    """Side M of the window that one token stands for, M = 1 / ratio (paper, section 3.1: N = S / M).
+
+    Args:
+        downsample_ratio: tokens per patch along one side, in (0, 1].
+        grid: side S of the patch grid.
+        name: what the ratio belongs to, for the message.
+
+    Raises:
+        ValueError: if 1 / ratio is not a whole number, or does not divide S.
+    """
+    require(
+        0 < downsample_ratio <= 1 and (1 / downsample_ratio).is_integer(),
+        f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}.",
+    )
+    side = int(1 / downsample_ratio)
+    require(
+        grid % side == 0,
+        f"`{name}`={downsample_ratio} means windows of {side}x{side} patches, which do not divide the {grid}x{grid} "
+        f"grid of patches. Take a ratio whose inverse divides {grid}.",
+    )
+    return side
+
+
+def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

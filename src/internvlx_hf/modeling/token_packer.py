@@ -1,0 +1,67 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""TokenPacker (arXiv 2407.02392)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .pixel_shuffle import partition_windows
+from .projector import MLP, Projector, require_heads, tile_counts
+
+if TYPE_CHECKING:
+    from .configuration_internvlx import InternVLXConfig
+
+
+class TokenPackerProjector(Projector):
+    """Bilinearly downsampled patches query the M² patches of their own window.
+
+    The original takes keys and values from four layers of the tower; here all come from `vision_feature_layer`, so that
+    every projector of the paper's Figure 7 sees the same features.
+    """
+
+    projector_type = "token_packer"
+    zero_parameters = ("mlp.linear_2.*",)
+
+    def __init__(self, config: "InternVLXConfig", side: int):
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.side = side
+        self.num_heads = config.projector_config.num_heads
+        self.query_mlp = MLP(config, width, width)
+        self.query_norm = nn.LayerNorm(width)
+        self.key_mlp = MLP(config, width, width)
+        self.key_norm = nn.LayerNorm(width)
+        self.value_mlp = MLP(config, width, width)
+        self.value_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.mlp = MLP(config, width, config.text_config.hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        grid = int((features.shape[1] - 1) ** 0.5)
+        patches = rearrange(features[:, 1:], "b (h w) c -> b c h w", h=grid)
+        coarse = F.interpolate(patches, scale_factor=1 / self.side, mode="bilinear")
+        tokens = coarse.shape[-2:].numel()
+        coarse = rearrange(coarse, "b c h w -> (b h w) 1 c")
+        fine = partition_windows(patches.permute(0, 2, 3, 1), self.side).flatten(0, 2)  # [B·N², M², C]
+        query = self.query(self.query_norm(self.query_mlp(coarse)))
+        key = self.key(self.key_norm(self.key_mlp(fine)))
+        value = self.value(self.value_norm(self.value_mlp(fine)))
+        query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # [B·N², 1, C]
+        return self.mlp(self.output(seen)).view(len(features), tokens, -1)
+
+    @classmethod
+    def check_config(cls, config: "InternVLXConfig", side: int) -> None:
+        require_heads(config, cls.projector_type, config.vision_config.hidden_size)
+
+    @classmethod
+    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+        patches, tokens = tile_counts(config, side)
+        c, d = config.vision_config.hidden_size, config.text_config.hidden_size
+        return element_size * (6 * patches * c + 2 * tokens * (c + d))
