@@ -12,7 +12,7 @@ from timing import print_table, use_one_thread
 
 from internvlx_hf import cost
 from internvlx_hf.cost.estimate import _plan
-from internvlx_hf.cost.memory import _parameter_count
+from internvlx_hf.cost.sizes import _measured_presets
 
 PRESETS = ("internvl-x-2b", "internvl2-8b", "internvl2-llama3-76b")
 TARGET = 1.0  # seconds for a thousand pictures
@@ -21,7 +21,7 @@ TARGET = 1.0  # seconds for a thousand pictures
 def seconds(preset: str, sizes: list[tuple[int, int]], side_by_side: bool) -> float:
     """From the preset's name to the last cost; nothing is known from before."""
     _plan.cache_clear()
-    _parameter_count.cache_clear()
+    _measured_presets.cache_clear()
     start = time.perf_counter()
     setting = cost.load_setting(preset)
     settings = cost.side_by_side(setting)[0] if side_by_side else [setting]

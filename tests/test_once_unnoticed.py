@@ -113,7 +113,7 @@ def test_the_answer_s_cost_is_that_of_generating_it(lvtc, answer):
     )
     assert cost.cache_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     lengths = cost.prompt_tokens, cost.expanded_prompt_tokens
-    assert cost.answer_flops == decode_flops(config, lengths, answer - 1)
+    assert cost.answer_flops == decode_flops(setting.sizes, lengths, answer - 1)
     assert (cost.answer_flops == 0) == (answer == 1)
     assert cost.positions == cost.expanded_prompt_tokens + answer - 1
 

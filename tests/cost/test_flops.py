@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from internvlx_hf import InternVLXForConditionalGeneration
-from internvlx_hf.cost.flops import decode_flops, prefill_flops, stages, tile_flops
+from internvlx_hf.cost.flops import decode_flops, prefill_flops, stages
+from internvlx_hf.cost.measure import measure
 from internvlx_hf.cost.memory import cache_bytes
 from tiny import LVTC, TEXT_MODELS, tiny_batch, tiny_config
 
@@ -53,7 +54,7 @@ def _total(counter) -> int:
 def _by_module(counter, config) -> dict[str, int]:
     flops = _counts(counter)
     modules = {name.removeprefix("model."): count for name, count in flops.items()}
-    found = {name: modules.get(name, 0) for name in tile_flops(config)}
+    found = {name: modules.get(name, 0) for name in measure(config).tile_flops}
     for stage, layers in stages(config).items():
         found[stage] = sum(modules[f"language_model.layers.{i}"] for i in layers)
     found["lm_head"] = modules["lm_head"]
@@ -63,9 +64,10 @@ def _by_module(counter, config) -> dict[str, int]:
 
 def expected(config, tiles: int, text: int, steps: int) -> tuple[dict[str, int], int, int]:
     lengths = (text + tiles * config.image_seq_length, text + tiles * config.expanded_image_seq_length)
-    flops = {name: tiles * count for name, count in tile_flops(config).items()}
-    size = cache_bytes(config, tuple(length + steps for length in lengths), element_size=4)
-    return flops | prefill_flops(config, lengths), decode_flops(config, lengths, steps), size
+    sizes = measure(config)
+    flops = {name: tiles * count for name, count in sizes.tile_flops.items()}
+    size = cache_bytes(sizes, tuple(length + steps for length in lengths), element_size=4)
+    return flops | prefill_flops(sizes, lengths), decode_flops(sizes, lengths, steps), size
 
 
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["plain", "lvtc"])
@@ -160,5 +162,5 @@ def test_another_vision_tower_is_measured():
 def test_flops_do_not_depend_on_what_is_in_the_batch_beside():
     config = tiny_config(**LVTC)
     flops, _, _ = counted(config, IMAGES)
-    once = tile_flops(config)
+    once = measure(config).tile_flops
     assert all(flops[name] == 4 * once[name] for name in once)

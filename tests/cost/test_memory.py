@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
+from internvlx_hf.cost.measure import measure
 from internvlx_hf.cost.memory import activation_bytes
 from live_bytes import LiveBytes
 
@@ -47,7 +48,7 @@ def real_and_estimated(config, tiles: int, text: int, dtype=torch.float32) -> tu
     with torch.no_grad(), LiveBytes(model, [] if pixels is None else [pixels]) as live:
         model(input_ids=ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
     lengths = (text + tiles * config.image_seq_length, text + tiles * config.expanded_image_seq_length)
-    return live.peak, activation_bytes(config, tiles, lengths, dtype.itemsize)
+    return live.peak, activation_bytes(measure(config), tiles, lengths, dtype.itemsize)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3", "mistral"])

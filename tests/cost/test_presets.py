@@ -1,5 +1,9 @@
 """Presets are the published models by size, and settings are read from them, from folders, and varied."""
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -7,9 +11,12 @@ from PIL import Image
 from conversion_geometry import PUBLISHED, VISION, raw_config, write_checkpoint
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration, InternVLXImageProcessor, cost
 from internvlx_hf.conversion.sources import chat_text_config, chat_vision_config
-from internvlx_hf.cost.memory import parameter_count
+from internvlx_hf.cost.measure import measure
 from internvlx_hf.cost.settings import native, side_by_side
+from internvlx_hf.cost.sizes import preset_sizes
+from internvlx_hf.cost.variants import VARIANTS
 from internvlx_hf.processing.rvtc import TilingRule
+from paths import ROOT
 from tiny import LVTC, tiny_config
 
 # billions of parameters, as the models' pages and papers say
@@ -45,9 +52,54 @@ BILLIONS = {
 
 @pytest.mark.parametrize("name", BILLIONS)
 def test_a_preset_has_as_many_parameters_as_published(name):
-    parameters = parameter_count(cost.preset(name))
+    parameters = cost.load_setting(name).sizes.parameters
     digits = len(str(BILLIONS[name]).partition(".")[2])
     assert parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.75 * 10**-digits)
+
+
+# one of each class of language model and each vision tower, and both kinds of projectors
+MEASURED = ("internvl-x-2b", "internvl2-4b", "internvl2-26b", "internvl2.5-1b", "internvl3.5-8b")
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_sizes_that_are_shipped_are_those_that_are_measured(name):
+    """Else write them anew: `python -m internvlx_hf.cost.measure`."""
+    for variant, vary in VARIANTS.items():
+        assert preset_sizes(name, variant) == measure(vary(cost.preset(name)))
+
+
+@pytest.mark.parametrize("name", cost.PRESETS)
+def test_every_preset_s_language_model_is_shipped_as_it_is(name):
+    config, sizes = cost.preset(name), preset_sizes(name, "own")
+    for field in ("hidden_size", "num_hidden_layers", "num_key_value_heads", "intermediate_size", "vocab_size"):
+        assert getattr(sizes.text_config, field) == getattr(config.text_config, field)
+    assert sizes.position_limit == config.position_limit
+    assert set(sizes.tile_flops) >= {"vision_tower", "multi_modal_projector"}
+
+
+def test_a_preset_s_cost_needs_neither_torch_nor_transformers():
+    script = f"""
+import sys, types
+package = types.ModuleType("internvlx_hf")
+package.__path__ = [{str(ROOT / "src/internvlx_hf")!r}]
+sys.modules["internvlx_hf"] = package
+from internvlx_hf.commands import cost
+cost.main(["--size", "640x480", "--slicing", "area"])
+assert not {{"torch", "transformers", "numpy"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_preset_s_setting_builds_its_configuration_when_it_is_asked_for():
+    setting = cost.load_setting("internvl2-8b")
+    assert "config" not in vars(setting)
+    changed = replace(setting, tiling=replace(setting.tiling, max_tiles=3))
+    assert changed.config.to_dict() == cost.preset("internvl2-8b").to_dict()
+    lvtc = setting.varied("LVTC on", "changed", setting.tiling)
+    assert lvtc.config.lvtc_config.expand_layer == 23
+    assert not lvtc.varied("native", "back", setting.tiling).has_lvtc
+    with pytest.raises(AttributeError, match="no attribute 'confg'"):
+        _ = setting.confg
 
 
 def test_every_preset_is_checked_against_a_published_count_or_is_built_on_one_that_is():
@@ -65,7 +117,7 @@ def test_a_preset_of_internvl2_is_what_its_conversion_gives(name):
         image_token_id=0,
         projector_config={"projector_type": "pixel_shuffle"},
     )
-    assert parameter_count(config) == parameter_count(converted)
+    assert measure(config).parameters == measure(converted).parameters
     for part in ("vision_config", "text_config"):
         ours, theirs = getattr(config, part), getattr(converted, part)
         assert ours.model_type == theirs.model_type
@@ -86,7 +138,7 @@ def test_a_preset_is_a_model_s_configuration():
     config = cost.preset("internvl2-1b")
     with torch.device("meta"):
         model = InternVLXForConditionalGeneration(config)
-    assert model.num_parameters() == parameter_count(config)
+    assert model.num_parameters() == measure(config).parameters
     assert config.image_token_id == 151648
 
 
@@ -148,7 +200,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
 
 def test_shared_embeddings_weigh_once():
     apart, shared = (tiny_config(text_config={"tie_word_embeddings": tied}) for tied in (False, True))
-    assert parameter_count(apart) - parameter_count(shared) == 320 * 64
+    assert measure(apart).parameters - measure(shared).parameters == 320 * 64
 
 
 def test_the_same_picture_costs_the_same_as_the_processor_makes_tiles_of_it(tmp_path):

@@ -4,11 +4,8 @@
 import argparse
 from dataclasses import replace
 
-import torch
-
-from ..checkpoints.names import DTYPES
 from ..cost import CostModel, Setting, find_pictures, load_setting, parse_size, side_by_side
-from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
+from ..cost.estimate import ANSWER_TOKENS, ELEMENT_SIZES, TEXT_TOKENS
 from ..cost.presets import PRESETS
 from ..cost.report import Report
 from ..processing.rvtc import SLICING_STRATEGIES
@@ -26,8 +23,7 @@ def _report(options: argparse.Namespace) -> str:
     sizes = [parse_size(size) for size in options.size]
     setting = choose_setting(options.model, options.slicing, options.max_patches)
     settings, notes = side_by_side(setting)
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    models = [CostModel(each, options.text_tokens, options.answer_tokens, dtype) for each in settings]
+    models = [CostModel(each, options.text_tokens, options.answer_tokens, options.dtype) for each in settings]
     if not options.images and not sizes:
         raise ValueError("There is nothing to measure, expected pictures, folders, patterns, or --size 640x480.")
     pictures = find_pictures(options.images, skip_broken=options.skip_broken)
@@ -80,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", action="append", default=[], metavar="WxH", help="a size instead; may be repeated")
     add_model_options(parser)
-    parser.add_argument("--dtype", choices=DTYPES, help="of weights and cache (the model's, or bfloat16)")
+    parser.add_argument(
+        "--dtype", choices=tuple(ELEMENT_SIZES), help="of weights and cache (the model's, or bfloat16)"
+    )
     parser.add_argument("--together", action="store_true", help="all pictures in one prompt")
     parser.add_argument("--skip-broken", action="store_true", help="name what cannot be read, and go on")
     output = parser.add_mutually_exclusive_group()

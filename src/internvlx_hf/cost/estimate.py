@@ -4,14 +4,17 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..processing.rvtc import TilePlan, TilingRule
-from .flops import STAGE_ONE, STAGE_TWO, decode_flops, prefill_flops, tile_flops
-from .memory import activation_bytes, cache_bytes, parameter_count
+from .flops import STAGE_ONE, STAGE_TWO, decode_flops, prefill_flops
+from .memory import activation_bytes, cache_bytes
 from .settings import Setting
 
+if TYPE_CHECKING:
+    import torch
+
+ELEMENT_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 TEXT_TOKENS, ANSWER_TOKENS = 64, 128  # of a prompt beside its pictures, and of an answer, unless told otherwise
 
 
@@ -69,10 +72,10 @@ class CostModel:
         setting: a model and how it cuts pictures.
         text_tokens: tokens of the prompt that are no image placeholders: the question, the chat template, image marks.
         answer_tokens: tokens of the answer.
-        dtype: of weights, activations and cache; unset: the configuration's, or bfloat16.
+        dtype: of weights, activations and cache, or its name; unset: the configuration's, or bfloat16.
 
     Raises:
-        ValueError: a number of tokens is out of range.
+        ValueError: a number of tokens is out of range, or the dtype is none of a model's.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class CostModel:
         setting: Setting,
         text_tokens: int = TEXT_TOKENS,
         answer_tokens: int = ANSWER_TOKENS,
-        dtype: torch.dtype | None = None,
+        dtype: "torch.dtype | str | None" = None,
     ):
         if text_tokens < 1:
             raise ValueError(f"text_tokens={text_tokens}, expected at least 1 token beside the pictures.")
@@ -88,9 +91,10 @@ class CostModel:
             raise ValueError(f"answer_tokens={answer_tokens}, expected at least 1.")
         self.setting = setting
         self.text_tokens, self.answer_tokens = text_tokens, answer_tokens
-        self.dtype = dtype or setting.config.dtype or torch.bfloat16
-        self.parameters = parameter_count(setting.config)
-        self._tile_flops = tile_flops(setting.config)
+        self.dtype = str(dtype or setting.sizes.dtype or "bfloat16").removeprefix("torch.")
+        if self.dtype not in ELEMENT_SIZES:
+            raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(map(repr, ELEMENT_SIZES))}.")
+        self.parameters = setting.sizes.parameters
         self._by_tiles: dict[int, Cost] = {}
         self._by_size: dict[tuple[int, int], Cost] = {}
 
@@ -126,22 +130,22 @@ class CostModel:
         return self.of_tiles(sum(cost.tiles for cost in self.of_sizes(sizes)))
 
     def _work_out(self, tiles: int) -> Cost:
-        config, element_size = self.setting.config, self.dtype.itemsize
-        visual = (tiles * config.image_seq_length, tiles * config.expanded_image_seq_length)
-        lengths = tuple(self.text_tokens + tokens for tokens in visual)
+        sizes, element_size = self.setting.sizes, ELEMENT_SIZES[self.dtype]
+        one, two = tiles * sizes.image_seq_length, tiles * sizes.expanded_image_seq_length
+        lengths = (self.text_tokens + one, self.text_tokens + two)
         steps = self.answer_tokens - 1  # the answer's last token is not read again
-        flops = {name: tiles * count for name, count in self._tile_flops.items()} | prefill_flops(config, lengths)
+        flops = {name: tiles * count for name, count in sizes.tile_flops.items()} | prefill_flops(sizes, lengths)
         weights = self.parameters * element_size
         return Cost(
             tiles=tiles,
-            stage_one_tokens=visual[0],
-            stage_two_tokens=visual[1],
+            stage_one_tokens=one,
+            stage_two_tokens=two,
             prompt_tokens=lengths[0],
             expanded_prompt_tokens=lengths[1],
             positions=max(lengths) + steps,
             flops=flops,
-            answer_flops=decode_flops(config, lengths, steps),
-            cache_bytes=cache_bytes(config, tuple(length + steps for length in lengths), element_size),
+            answer_flops=decode_flops(sizes, lengths, steps),
+            cache_bytes=cache_bytes(sizes, (lengths[0] + steps, lengths[1] + steps), element_size),
             weight_bytes=weights,
-            peak_bytes=weights + activation_bytes(config, tiles, lengths, element_size),
+            peak_bytes=weights + activation_bytes(sizes, tiles, lengths, element_size),
         )

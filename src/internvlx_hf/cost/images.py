@@ -10,9 +10,6 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..processing.image_files import open_image
-from ..processing.image_sources import image_size
-
 Size = tuple[int, int]
 
 
@@ -57,6 +54,9 @@ def picture_size(path: str | os.PathLike) -> Size:
     Raises:
         ValueError: it is no picture, or too large to decode safely.
     """
+    from ..processing.image_files import open_image
+    from ..processing.image_sources import image_size
+
     with open_image(path) as image:
         return image_size(image)
 

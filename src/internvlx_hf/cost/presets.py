@@ -7,18 +7,21 @@ checkpoint. InternLM2 is written as llama, as the conversion writes it.
 
 import difflib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from transformers import CONFIG_MAPPING
-
-from ..modeling import InternVLXConfig
 from ..processing.rvtc import TilingRule
+
+if TYPE_CHECKING:
+    from ..modeling import InternVLXConfig
 
 TILE, PATCH = 448, 14
 # of InternVL's own image processor, and of the paper's high-resolution models (section 4.4)
 NATIVE_TILES, INTERNVL_X_TILES = 12, 6
 
-VISION = {
+VISION: dict[str, dict[str, Any]] = {
     "InternViT-300M": {
+        "image_size": TILE,
+        "patch_size": PATCH,
         "hidden_size": 1024,
         "num_hidden_layers": 24,
         "num_attention_heads": 16,
@@ -26,6 +29,8 @@ VISION = {
         "attention_bias": True,
     },
     "InternViT-6B": {
+        "image_size": TILE,
+        "patch_size": PATCH,
         "hidden_size": 3200,
         "num_hidden_layers": 45,
         "num_attention_heads": 25,
@@ -51,14 +56,21 @@ class Geometry:
     vocab_size: int
     head_dim: int | None = None
 
-    def config(self, **kwargs) -> InternVLXConfig:
-        sizes = {name: value for name, value in vars(self).items() if name not in ("vision", "model_type", "head_dim")}
+    def config(self, **kwargs) -> "InternVLXConfig":
+        from transformers import CONFIG_MAPPING
+
+        from ..modeling.configuration_internvlx import InternVLXConfig
+
+        sizes: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if name not in ("vision", "model_type", "head_dim")
+        }
         if self.head_dim is not None:
             sizes["head_dim"] = self.head_dim
         # some of the classes have special tokens of their own by default, beyond the vocabulary of others
         sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        text = CONFIG_MAPPING[self.model_type](tie_word_embeddings=False, **sizes)
-        vision = CONFIG_MAPPING["internvl_vision"](image_size=TILE, patch_size=PATCH, **VISION[self.vision])
+        sizes["tie_word_embeddings"] = False
+        text = CONFIG_MAPPING[self.model_type](**sizes)
+        vision = CONFIG_MAPPING["internvl_vision"](**VISION[self.vision])
         # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's goes on after them
         end = 151678 if self.model_type == "qwen3" else self.vocab_size
         return InternVLXConfig(
@@ -121,7 +133,7 @@ def _known(name: str) -> str:
     return known
 
 
-def preset(name: str) -> InternVLXConfig:
+def preset(name: str) -> "InternVLXConfig":
     """Configuration of a published model, for its sizes.
 
     Args:

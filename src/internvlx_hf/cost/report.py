@@ -5,7 +5,9 @@ import csv
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ..processing.rvtc import SLICING_STRATEGIES
 from .estimate import Cost, CostModel
@@ -52,15 +54,15 @@ class Report:
         return "\n\n".join(parts)
 
     def _head(self) -> str:
-        model, lvtc = self.models[0], self.models[0].setting.config.lvtc_config
+        model, lvtc = self.models[0], self.models[0].setting.sizes.lvtc_config
         parameters = scaled(model.parameters, {"billion": 1e9, "million": 1e6})
-        tokens = f"{model.setting.config.image_seq_length} tokens a tile"
+        tokens = f"{model.setting.sizes.image_seq_length} tokens a tile"
         if lvtc is not None:
-            more = model.setting.config.expanded_image_seq_length
+            more = model.setting.sizes.expanded_image_seq_length
             tokens += (
-                f", {more} from layer {lvtc.expand_layer} of {model.setting.config.text_config.num_hidden_layers} on"
+                f", {more} from layer {lvtc.expand_layer} of {model.setting.sizes.text_config.num_hidden_layers} on"
             )
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
         return (
             f"{model.setting.name}: {parameters} parameters, {weights} in {dtype}; {tokens}\n"
@@ -122,13 +124,13 @@ class Report:
         rows = []
         largest = max(max(counts.values()) for counts in shares.values()) / len(sizes)
         for tiles in sorted(set().union(*shares.values())):
-            row = [tiles]
+            row: list = [tiles]
             for counts in shares.values():
                 share = counts[tiles] / len(sizes)
                 row += [bar(share / largest), f"{share:.0%}" if counts[tiles] else ""]
             rows.append(row)
         means = [sum(tiles * n for tiles, n in counts.items()) / len(sizes) for counts in shares.values()]
-        tokens = self.models[0].setting.config.image_seq_length
+        tokens = self.models[0].setting.sizes.image_seq_length
         rows.append(["mean", *(cell for mean in means for cell in (f"{mean:.3f} tiles", ""))])
         rows.append(["", *(cell for mean in means for cell in (f"{mean * tokens:,.0f} tokens", ""))])
         header = ["tiles", *(cell for slicing in shares for cell in (slicing, ""))]
@@ -165,7 +167,7 @@ class Report:
         """A line for each setting under which prompts do not fit the language model's positions."""
         lines = []
         for model, costs in zip(self.models, self.costs, strict=True):
-            limit, count = model.setting.config.position_limit, _past_limit(model, costs)
+            limit, count = model.setting.sizes.position_limit, _past_limit(model, costs)
             if count:
                 tiling, lvtc = model.setting.tiling, "with" if model.setting.has_lvtc else "without"
                 lines.append(
@@ -188,9 +190,9 @@ class Report:
                     "min_tiles": tiling.min_tiles,
                     "max_tiles": tiling.max_tiles,
                     "projector": m.setting.projector,
-                    "lvtc": None if not m.setting.has_lvtc else _lvtc(m.setting.config),
+                    "lvtc": None if m.setting.sizes.lvtc_config is None else asdict(m.setting.sizes.lvtc_config),
                     "parameters": m.parameters,
-                    "position_limit": m.setting.config.position_limit,
+                    "position_limit": m.setting.sizes.position_limit,
                     "prompts_past_limit": _past_limit(m, costs),
                     "average_tiles": mean.tiles,
                     "average_tokens": mean.stage_one_tokens,
@@ -207,7 +209,7 @@ class Report:
                 "model": model.setting.name,
                 "text_tokens": model.text_tokens,
                 "answer_tokens": model.answer_tokens,
-                "dtype": str(model.dtype).removeprefix("torch."),
+                "dtype": model.dtype,
                 "estimated": ["peak_bytes"],
                 "pictures": [{"name": name, "width": w, "height": h} for name, (w, h) in pictures],
                 "settings": settings,
@@ -239,13 +241,7 @@ class Report:
 
 
 def _past_limit(model: CostModel, costs: list[Cost]) -> int:
-    return sum(cost.positions > model.setting.config.position_limit for cost in costs)
-
-
-def _lvtc(config) -> dict:
-    lvtc = config.lvtc_config
-    names = ("expand_layer", "downsample_ratio", "hr_projector_type", "num_lr_projectors", "lr_projector_type")
-    return {name: getattr(lvtc, name) for name in names}
+    return sum(cost.positions > model.setting.sizes.position_limit for cost in costs)
 
 
 def _average(costs: list[Cost]) -> Cost:
@@ -253,20 +249,20 @@ def _average(costs: list[Cost]) -> Cost:
     if len(costs) == 1:
         return costs[0]
 
-    def mean(values) -> float:
+    def mean(values) -> Any:  # a float, also of a cost's whole numbers
         return sum(values) / len(costs)
 
     numbers = {name: mean(getattr(c, name) for c in costs) for name in vars(costs[0]) if name != "flops"}
     return Cost(**numbers, flops={name: mean(c.flops[name] for c in costs) for name in costs[0].flops})
 
 
-def unit(values: list[float], units: dict[str, float]) -> tuple[str, float]:
+def unit(values: Sequence[float], units: Mapping[str, float]) -> tuple[str, float]:
     """The largest unit of which the largest value has at least one; the smallest unit for less."""
     largest = max(values)
     return next(((name, size) for name, size in units.items() if largest >= size), list(units.items())[-1])
 
 
-def scaled(value: float, units: dict[str, float]) -> str:
+def scaled(value: float, units: Mapping[str, float]) -> str:
     """`value` in its unit, `"2.38 billion"`."""
     name, size = unit([value], units)
     return f"{value / size:.2f} {name}"

@@ -1,17 +1,20 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """What decides a picture's cost: a model and how it cuts pictures. Read from a checkpoint or a preset, and varied."""
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..checkpoints.json_files import read_json
-from ..checkpoints.names import PROCESSOR_FILES, WEIGHTS
-from ..conversion.sources import Tiling, read_source
-from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
-from ..processing import InternVLXImageProcessor
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
 from .presets import nearest_preset, preset, preset_name, preset_tiling
+from .sizes import Sizes, preset_sizes
+from .variants import VARIANTS
+
+if TYPE_CHECKING:
+    from ..conversion.sources import Tiling
+    from ..modeling import InternVLXConfig
+    from ..processing import InternVLXImageProcessor
 
 # most tiles of a picture that InternVL2 and 2.5 were trained with, and that their own processor asks for
 NATIVE_MAX_TILES = (6, 12)
@@ -28,26 +31,65 @@ class Setting:
     """
 
     name: str
-    config: InternVLXConfig
+    config: "InternVLXConfig"
     tiling: TilingRule
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """All that a prompt's cost follows from."""
+        from .measure import measure
+
+        return measure(self.config)
 
     @property
     def projector(self) -> str:
-        return self.config.projector_config.projector_type
+        return self.sizes.projector_type
 
     @property
     def is_native(self) -> bool:
         """Whether it costs as with InternVL's own code: its projector, its way to cut, no LVTC."""
-        shuffles = self.projector == "pixel_shuffle" and self.config.downsample_ratio == 0.5
+        shuffles = self.projector == "pixel_shuffle" and self.sizes.downsample_ratio == 0.5
         return shuffles and self.tiling.slicing == "ratio" and not self.has_lvtc
 
     @property
     def has_lvtc(self) -> bool:
-        return self.config.lvtc_config is not None
+        return self.sizes.lvtc_config is not None
 
     def costs_as(self, other: "Setting") -> bool:
         """Whether every picture costs the same in both."""
-        return self.tiling == other.tiling and self.config.to_dict() == other.config.to_dict()
+        return self.tiling == other.tiling and self.sizes == other.sizes
+
+    def varied(self, variant: str, name: str, tiling: TilingRule) -> "Setting":
+        """One of `VARIANTS` of the model.
+
+        Raises:
+            ValueError: the variant does not fit the model.
+        """
+        return Setting(name, VARIANTS[variant](self.config), tiling)
+
+
+@dataclass(frozen=True, eq=False)
+class PresetSetting(Setting):
+    """A preset or a variant of it: its sizes are known, its configuration is built when it is asked for."""
+
+    config: "InternVLXConfig" = field(init=False, repr=False)
+    preset: str
+    variant: str = "own"
+
+    def __getattr__(self, name: str):
+        if name != "config":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "config", VARIANTS[self.variant](preset(self.preset)))
+        return self.config
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return preset_sizes(self.preset, self.variant)
+
+    def varied(self, variant: str, name: str, tiling: TilingRule) -> Setting:
+        if self.variant != "own":
+            return super().varied(variant, name, tiling)
+        return PresetSetting(name, tiling, self.preset, variant)
 
 
 def load_setting(model: str | Path) -> Setting:
@@ -57,37 +99,20 @@ def load_setting(model: str | Path) -> Setting:
         ValueError: neither is there, or the folder's configuration is of an unknown kind.
     """
     folder = Path(model)
-    if not folder.is_dir():
-        name = preset_name(str(model))
-        if name is None:
-            raise ValueError(
-                f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset; the nearest "
-                f"is {nearest_preset(str(model))!r}."
-            )
-        return Setting(name, preset(name), preset_tiling(name))
-    return _read_folder(folder)
+    if folder.is_dir():
+        from .folders import read_folder
 
-
-def _read_folder(folder: Path) -> Setting:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
-    raw = read_json(folder / "config.json")
-    has_weights = any((folder / name).is_file() for name in WEIGHTS)
-    # whether a released checkpoint has PVTC shows in the names of its tensors alone
-    needs_names = has_weights and raw.get("model_type") == "internvl_chat"
-    source = read_source(folder, None if needs_names else {})
-    processor = None
-    if source.layout == "internvl_x":
-        has_processor = any((folder / name).is_file() for name in PROCESSOR_FILES)
-        size = {"height": source.config.tile_size, "width": source.config.tile_size}
-        processor = (
-            InternVLXImageProcessor.from_pretrained(folder) if has_processor else InternVLXImageProcessor(size=size)
+        return read_folder(folder)
+    name = preset_name(str(model))
+    if name is None:
+        raise ValueError(
+            f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset; the nearest "
+            f"is {nearest_preset(str(model))!r}."
         )
-    tiling = tiling_rule(source.tiling if processor is None else processor, source.config)
-    return Setting(folder.resolve().name, source.config, tiling)
+    return PresetSetting(name, preset_tiling(name), name)
 
 
-def tiling_rule(settings: InternVLXImageProcessor | Tiling, config: InternVLXConfig) -> TilingRule:
+def tiling_rule(settings: "InternVLXImageProcessor | Tiling", config: "InternVLXConfig") -> TilingRule:
     """How an image processor cuts, or what the conversion has read of it; both name things alike."""
     cuts = settings.crop_to_patches is not False  # None: undecided, a processor cuts then
     return TilingRule(
@@ -100,26 +125,10 @@ def tiling_rule(settings: InternVLXImageProcessor | Tiling, config: InternVLXCon
     )
 
 
-def with_lvtc(config: InternVLXConfig, lvtc: InternVLXLVTCConfig | None) -> InternVLXConfig:
-    """The configuration with these settings of LVTC, or without it.
-
-    Raises:
-        ValueError: LVTC does not fit the model.
-    """
-    config = copy.deepcopy(config)
-    config.lvtc_config = copy.deepcopy(lvtc)
-    config.check_geometry()
-    return config
-
-
 def native(setting: Setting, max_tiles: int) -> Setting:
     """The same model as InternVL2 and 2.5 have it: pixel shuffle by 2, no LVTC, cut by aspect ratio."""
-    config = copy.deepcopy(setting.config)
-    config.lvtc_config, config.downsample_ratio = None, 0.5
-    config.projector_config = InternVLXProjectorConfig(projector_type="pixel_shuffle")
-    config.check_geometry()
     tiling = replace(setting.tiling, min_tiles=1, max_tiles=max_tiles, slicing="ratio", use_thumbnail=True)
-    return Setting(f"native InternVL, max {max_tiles}", config, tiling)
+    return setting.varied("native", f"native InternVL, max {max_tiles}", tiling)
 
 
 def side_by_side(setting: Setting) -> tuple[list[Setting], list[str]]:
@@ -131,16 +140,13 @@ def side_by_side(setting: Setting) -> tuple[list[Setting], list[str]]:
         The settings, and why some are left out.
     """
     found, notes = [setting], []
-    own = setting.config.lvtc_config
-    for lvtc in (None, own or InternVLXLVTCConfig()):
+    for variant in ("LVTC off", "LVTC on"):
         try:
-            config = with_lvtc(setting.config, lvtc)
+            for slicing in reversed(SLICING_STRATEGIES):
+                tiling = replace(setting.tiling, slicing=slicing)
+                found.append(setting.varied(variant, f"{slicing}, {variant}", tiling))
         except ValueError as error:
             notes.append(f"without LVTC, for it does not fit this model: {error}")
-            continue
-        for slicing in reversed(SLICING_STRATEGIES):
-            name = f"{slicing}, LVTC {'off' if lvtc is None else 'on'}"
-            found.append(Setting(name, config, replace(setting.tiling, slicing=slicing)))
     for max_tiles in NATIVE_MAX_TILES:
         try:
             found.append(native(setting, max_tiles))

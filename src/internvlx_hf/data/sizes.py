@@ -11,7 +11,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
-from ..cost.flops import STAGE_ONE, STAGE_TWO, prefill_flops, stages, tile_flops
+from ..cost.flops import STAGE_ONE, STAGE_TWO, prefill_flops, stages
+from ..cost.measure import measure
 from ..modeling import InternVLXConfig
 from .datasets import TrainingData
 
@@ -52,8 +53,9 @@ class SampleSizes:
 
 def tile_cost(config: InternVLXConfig) -> float:
     """Operations of the vision tower and the projectors for a tile, in those of the language model for a token alone."""
-    on_token = prefill_flops(config, (1, 1))
-    return sum(tile_flops(config).values()) / (on_token[STAGE_ONE] + on_token[STAGE_TWO])
+    sizes = measure(config)
+    on_token = prefill_flops(sizes, (1, 1))
+    return sum(sizes.tile_flops.values()) / (on_token[STAGE_ONE] + on_token[STAGE_TWO])
 
 
 class _Sizes(Dataset):

@@ -1,7 +1,11 @@
 """The configuration and the models. This folder travels inside every checkpoint as its remote code."""
 
-from .configuration_internvlx import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
-from .modeling_internvlx import InternVLXForConditionalGeneration, InternVLXModel, InternVLXPreTrainedModel
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .configuration_internvlx import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
+    from .modeling_internvlx import InternVLXForConditionalGeneration, InternVLXModel, InternVLXPreTrainedModel
 
 __all__ = [
     "InternVLXConfig",
@@ -11,3 +15,11 @@ __all__ = [
     "InternVLXPreTrainedModel",
     "InternVLXProjectorConfig",
 ]
+
+
+def __getattr__(name: str):
+    """Import a class when it is asked for: a configuration does not need the models."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    file = "configuration_internvlx" if name.endswith("Config") else "modeling_internvlx"
+    return getattr(import_module(f".{file}", __name__), name)

@@ -1,0 +1,129 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a configuration's model costs, measured on the model itself, built and run without memory.
+
+`python -m internvlx_hf.cost.measure` measures the presets anew.
+"""
+
+import json
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..modeling.configuration_internvlx import InternVLXConfig
+from ..modeling.lvtc_stages import attention_types
+from ..modeling.modeling_internvlx import InternVLXForConditionalGeneration
+from ..modeling.projector import Projector
+from ..modeling.projectors import PROJECTORS
+from ..modeling.setting_checks import window_size
+from .presets import PRESETS, preset
+from .sizes import PRESET_SIZES, LVTCSizes, Sizes, TextSizes, presets_as_json
+from .variants import VARIANTS
+
+FLOAT32 = 4  # bytes of a number of the pixels that the processor gives
+ELEMENT_SIZES = (1, 2, 4, 8)
+
+
+def measure(config: InternVLXConfig) -> Sizes:
+    return _measure(config.to_json_string(use_diff=False))
+
+
+@lru_cache
+def _measure(json_config: str) -> Sizes:
+    config = InternVLXConfig.from_dict(json.loads(json_config))
+    dtype = None if config.dtype is None else str(config.dtype).removeprefix("torch.")
+    config.vision_config._attn_implementation = "eager"  # fused kernels are not counted on every device
+    with torch.device("meta"):
+        model = InternVLXForConditionalGeneration(config).eval()
+    return Sizes(
+        text_config=_text_sizes(config),
+        lvtc_config=_lvtc_sizes(config),
+        projector_type=config.projector_config.projector_type,
+        downsample_ratio=config.downsample_ratio,
+        image_seq_length=config.image_seq_length,
+        expanded_image_seq_length=config.expanded_image_seq_length,
+        position_limit=config.position_limit,
+        dtype=dtype,
+        parameters=model.num_parameters(),
+        tile_flops=_count_tile_flops(model),
+        tile_bytes={size: _tile_bytes(config, size) for size in ELEMENT_SIZES},
+    )
+
+
+def _text_sizes(config: InternVLXConfig) -> TextSizes:
+    text, kinds = config.text_config, attention_types(config.text_config)
+    return TextSizes(
+        model_type=text.model_type,
+        hidden_size=text.hidden_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        intermediate_size=text.intermediate_size,
+        vocab_size=text.vocab_size,
+        sliding_window=getattr(text, "sliding_window", None),
+        sliding_layers=tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention"),
+    )
+
+
+def _lvtc_sizes(config: InternVLXConfig) -> LVTCSizes | None:
+    if config.lvtc_config is None:
+        return None
+    return LVTCSizes(**{name: getattr(config.lvtc_config, name) for name in LVTCSizes.__dataclass_fields__})
+
+
+@torch.no_grad()
+def _count_tile_flops(model: InternVLXForConditionalGeneration) -> dict[str, int]:
+    config = model.config
+    size, channels = config.tile_size, getattr(config.vision_config, "num_channels", 3)
+    pixels = torch.zeros(1, channels, size, size, device="meta")
+    features = torch.zeros(1, 1 + config.patch_grid**2, config.vision_config.hidden_size, device="meta")
+    flops = {"vision_tower": _count_flops(model.model.vision_tower, pixel_values=pixels)}
+    projectors = {name: module for name, module in model.model.named_modules() if isinstance(module, Projector)}
+    return flops | {name: _count_flops(projector, features) for name, projector in projectors.items()}
+
+
+def _count_flops(module: nn.Module, *args, **kwargs) -> int:
+    with FlopCounterMode(display=False) as counter:
+        module(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+def _tile_bytes(config: InternVLXConfig, e: int) -> tuple[int, int]:
+    """Bytes of what stays of a tile while the language model runs, and the peak while it is encoded."""
+    vision = config.vision_config
+    c, patches = vision.hidden_size, config.patch_grid**2
+    inner = getattr(vision, "intermediate_size", 4 * c)
+    pixels = config.tile_size**2 * getattr(vision, "num_channels", 3)
+    given = FLOAT32 * pixels
+    cast = e * pixels if e != FLOAT32 else 0
+    peaks = [given + cast + e * (1 + patches) * (5 * c + 2 * inner)]
+    kept = given + e * (1 + patches) * c
+    for kind, ratio in _projectors(config):
+        side = window_size(ratio, config.patch_grid, "downsample_ratio")
+        peaks.append(kept + PROJECTORS[kind].peak_bytes(config, side, e))
+        kept += e * patches // side**2 * config.text_config.hidden_size
+    return kept, max(peaks)
+
+
+def _projectors(config: InternVLXConfig) -> list[tuple[str, float]]:
+    """Type and ratio of all projectors, in the order in which they run."""
+    lvtc, ratio = config.lvtc_config, config.downsample_ratio
+    found = [(config.projector_config.projector_type, ratio)]
+    if lvtc is not None:
+        found += [(lvtc.lr_projector_type, ratio)] * (lvtc.num_lr_projectors - 1)
+        if lvtc.hr_projector_type is not None:
+            found.append((lvtc.hr_projector_type, lvtc.downsample_ratio))
+    return found
+
+
+def measure_presets() -> str:
+    """What `preset_sizes.json` holds."""
+    return presets_as_json(
+        {name: {key: measure(vary(preset(name))) for key, vary in VARIANTS.items()} for name in PRESETS}
+    )
+
+
+if __name__ == "__main__":
+    PRESET_SIZES.write_text(measure_presets())

@@ -1,0 +1,88 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""All of a model that decides what a prompt costs, as plain numbers: of a preset, they need neither torch nor transformers."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+PRESET_SIZES = Path(__file__).with_name("preset_sizes.json")
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """Of the language model; `sliding_layers` attend to the last `sliding_window` tokens only."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    sliding_window: int | None
+    sliding_layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LVTCSizes:
+    expand_layer: int
+    downsample_ratio: float
+    hr_projector_type: str | None
+    num_lr_projectors: int
+    lr_projector_type: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model. What has the name of a setting of `InternVLXConfig` is that setting.
+
+    Args:
+        position_limit, image_seq_length, expanded_image_seq_length: as `InternVLXConfig`'s properties.
+        parameters: shared ones once.
+        tile_flops: of one tile, by module: the vision tower and every projector.
+        tile_bytes: by an element's size, bytes for one tile: of what stays while the language model runs, and the peak.
+    """
+
+    text_config: TextSizes
+    lvtc_config: LVTCSizes | None
+    projector_type: str
+    downsample_ratio: float
+    image_seq_length: int
+    expanded_image_seq_length: int
+    position_limit: int
+    dtype: str | None
+    parameters: int
+    tile_flops: dict[str, int]
+    tile_bytes: dict[int, tuple[int, int]]
+
+
+def preset_sizes(name: str, variant: str) -> Sizes:
+    """Sizes of a preset, or of a variant of it (`variants.VARIANTS`), as they were measured once."""
+    variants = _measured_presets()[name]
+    sizes = variants.get(variant, variants["own"])
+    text, lvtc = sizes["text_config"], sizes["lvtc_config"]
+    return Sizes(
+        **sizes
+        | {
+            "text_config": TextSizes(**text | {"sliding_layers": tuple(text["sliding_layers"])}),
+            "lvtc_config": None if lvtc is None else LVTCSizes(**lvtc),
+            "tile_bytes": {int(size): (kept, peak) for size, (kept, peak) in sizes["tile_bytes"].items()},
+        }
+    )
+
+
+@cache
+def _measured_presets() -> dict[str, dict[str, dict]]:
+    return json.loads(PRESET_SIZES.read_text())
+
+
+def presets_as_json(measured: dict[str, dict[str, Sizes]]) -> str:
+    """The text of `preset_sizes.json`. A variant that costs as the preset itself is left out."""
+    lines = []
+    for name, variants in measured.items():
+        others = {key: sizes for key, sizes in variants.items() if key == "own" or sizes != variants["own"]}
+        body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(asdict(sizes))}" for key, sizes in others.items())
+        lines.append(f" {json.dumps(name)}: {{\n{body}\n }}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
