@@ -102,6 +102,13 @@ def test_a_preset_s_setting_builds_its_configuration_when_it_is_asked_for():
         _ = setting.confg
 
 
+def test_an_edit_of_a_preset_s_configuration_changes_its_cost():
+    setting = cost.load_setting("internvl2-1b")
+    before = cost.CostModel(setting).of_tiles(1)
+    setting.config.downsample_ratio = 1.0
+    assert cost.CostModel(setting).of_tiles(1).stage_one_tokens == 4 * before.stage_one_tokens
+
+
 def test_every_preset_is_checked_against_a_published_count_or_is_built_on_one_that_is():
     assert set(cost.PRESETS) == {*BILLIONS, "internvl-x-2b", "internvl-x-8b"}
 

@@ -89,12 +89,12 @@ class CostModel:
             raise ValueError(f"text_tokens={text_tokens}, expected at least 1 token beside the pictures.")
         if answer_tokens < 1:
             raise ValueError(f"answer_tokens={answer_tokens}, expected at least 1.")
-        self.setting = setting
+        self.setting, self.sizes = setting, setting.sizes
         self.text_tokens, self.answer_tokens = text_tokens, answer_tokens
-        self.dtype = str(dtype or setting.sizes.dtype or "bfloat16").removeprefix("torch.")
+        self.dtype = str(dtype or self.sizes.dtype or "bfloat16").removeprefix("torch.")
         if self.dtype not in ELEMENT_SIZES:
             raise ValueError(f"dtype={self.dtype!r}, expected one of {', '.join(map(repr, ELEMENT_SIZES))}.")
-        self.parameters = setting.sizes.parameters
+        self.parameters = self.sizes.parameters
         self._by_tiles: dict[int, Cost] = {}
         self._by_size: dict[tuple[int, int], Cost] = {}
 
@@ -130,7 +130,7 @@ class CostModel:
         return self.of_tiles(sum(cost.tiles for cost in self.of_sizes(sizes)))
 
     def _work_out(self, tiles: int) -> Cost:
-        sizes, element_size = self.setting.sizes, ELEMENT_SIZES[self.dtype]
+        sizes, element_size = self.sizes, ELEMENT_SIZES[self.dtype]
         one, two = tiles * sizes.image_seq_length, tiles * sizes.expanded_image_seq_length
         lengths = (self.text_tokens + one, self.text_tokens + two)
         steps = self.answer_tokens - 1  # the answer's last token is not read again

@@ -54,14 +54,12 @@ class Report:
         return "\n\n".join(parts)
 
     def _head(self) -> str:
-        model, lvtc = self.models[0], self.models[0].setting.sizes.lvtc_config
+        model, lvtc = self.models[0], self.models[0].sizes.lvtc_config
         parameters = scaled(model.parameters, {"billion": 1e9, "million": 1e6})
-        tokens = f"{model.setting.sizes.image_seq_length} tokens a tile"
+        tokens = f"{model.sizes.image_seq_length} tokens a tile"
         if lvtc is not None:
-            more = model.setting.sizes.expanded_image_seq_length
-            tokens += (
-                f", {more} from layer {lvtc.expand_layer} of {model.setting.sizes.text_config.num_hidden_layers} on"
-            )
+            more = model.sizes.expanded_image_seq_length
+            tokens += f", {more} from layer {lvtc.expand_layer} of {model.sizes.text_config.num_hidden_layers} on"
         dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
         return (
@@ -130,7 +128,7 @@ class Report:
                 row += [bar(share / largest), f"{share:.0%}" if counts[tiles] else ""]
             rows.append(row)
         means = [sum(tiles * n for tiles, n in counts.items()) / len(sizes) for counts in shares.values()]
-        tokens = self.models[0].setting.sizes.image_seq_length
+        tokens = self.models[0].sizes.image_seq_length
         rows.append(["mean", *(cell for mean in means for cell in (f"{mean:.3f} tiles", ""))])
         rows.append(["", *(cell for mean in means for cell in (f"{mean * tokens:,.0f} tokens", ""))])
         header = ["tiles", *(cell for slicing in shares for cell in (slicing, ""))]
@@ -167,7 +165,7 @@ class Report:
         """A line for each setting under which prompts do not fit the language model's positions."""
         lines = []
         for model, costs in zip(self.models, self.costs, strict=True):
-            limit, count = model.setting.sizes.position_limit, _past_limit(model, costs)
+            limit, count = model.sizes.position_limit, _past_limit(model, costs)
             if count:
                 tiling, lvtc = model.setting.tiling, "with" if model.setting.has_lvtc else "without"
                 lines.append(
@@ -190,9 +188,9 @@ class Report:
                     "min_tiles": tiling.min_tiles,
                     "max_tiles": tiling.max_tiles,
                     "projector": m.setting.projector,
-                    "lvtc": None if m.setting.sizes.lvtc_config is None else asdict(m.setting.sizes.lvtc_config),
+                    "lvtc": None if m.sizes.lvtc_config is None else asdict(m.sizes.lvtc_config),
                     "parameters": m.parameters,
-                    "position_limit": m.setting.sizes.position_limit,
+                    "position_limit": m.sizes.position_limit,
                     "prompts_past_limit": _past_limit(m, costs),
                     "average_tiles": mean.tiles,
                     "average_tokens": mean.stage_one_tokens,
@@ -241,7 +239,7 @@ class Report:
 
 
 def _past_limit(model: CostModel, costs: list[Cost]) -> int:
-    return sum(cost.positions > model.setting.sizes.position_limit for cost in costs)
+    return sum(cost.positions > model.sizes.position_limit for cost in costs)
 
 
 def _average(costs: list[Cost]) -> Cost:

@@ -2,7 +2,6 @@
 """What decides a picture's cost: a model and how it cuts pictures. Read from a checkpoint or a preset, and varied."""
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ class Setting:
     config: "InternVLXConfig"
     tiling: TilingRule
 
-    @cached_property
+    @property
     def sizes(self) -> Sizes:
         """All that a prompt's cost follows from."""
         from .measure import measure
@@ -82,9 +81,10 @@ class PresetSetting(Setting):
         object.__setattr__(self, "config", VARIANTS[self.variant](preset(self.preset)))
         return self.config
 
-    @cached_property
+    @property
     def sizes(self) -> Sizes:
-        return preset_sizes(self.preset, self.variant)
+        # a configuration that was asked for may have been edited
+        return super().sizes if "config" in vars(self) else preset_sizes(self.preset, self.variant)
 
     def varied(self, variant: str, name: str, tiling: TilingRule) -> Setting:
         if self.variant != "own":

@@ -73,11 +73,11 @@ def draw_tiles(
 
 
 def _draw_head(canvas: Canvas, title: str, image: PIL.Image.Image, setting: Setting) -> None:
-    config = setting.config
+    sizes = setting.sizes
     canvas.text(MARGIN, 0.45, f"{title}, {image.width} × {image.height} pixels", 20, 12.3, weight="bold")
-    tokens = f"{config.image_seq_length} tokens a tile"
-    if setting.has_lvtc:
-        tokens += f", {config.expanded_image_seq_length} from layer {config.lvtc_config.expand_layer} on"
+    tokens = f"{sizes.image_seq_length} tokens a tile"
+    if sizes.lvtc_config is not None:
+        tokens += f", {sizes.expanded_image_seq_length} from layer {sizes.lvtc_config.expand_layer} on"
     tiles = f"tiles of {setting.tiling.tile_width} × {setting.tiling.tile_height} pixels"
     text = f"{setting.name}: {tokens}; at most {setting.tiling.max_tiles} {tiles}"
     canvas.text(MARGIN, 0.82, text, 12, 12.3, color=GREY)
