@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from .pixel_shuffle import patch_windows
 from .projector import Projector, tile_counts
@@ -18,6 +19,7 @@ class MeanProjector(Projector):
 
     projector_type = "mean"
     zero_parameters = ("linear.weight",)
+    parameter_means = {"scale": 3.0}
     is_whole = True
 
     def __init__(self, config: "InternVLXConfig", side: int):
@@ -28,7 +30,7 @@ class MeanProjector(Projector):
         self.scale = nn.Parameter(torch.empty(width))
 
     def init_own_parameters(self, std: float) -> None:
-        nn.init.constant_(self.scale, 3.0)
+        init.normal_(self.scale, mean=self.parameter_means["scale"], std=std)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear(patch_windows(features, self.side).mean(2)) * self.scale

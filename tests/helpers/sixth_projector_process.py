@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         tiny_config(projector_config={"projector_type": "median"})
 
     model = tiny_model(**MEAN).train()
-    report["scale"] = model.model.multi_modal_projector.scale.unique().tolist()
+    report["scale"] = model.model.multi_modal_projector.scale.mean().item()
     report["no_split"] = sorted(name for name in model.model._no_split_modules if "Projector" in name)
     batch = tiny_batch(model.config, [[3, "tile", 5]])
     weight = model.model.multi_modal_projector.linear.weight
@@ -62,7 +62,9 @@ def main(folder: Path) -> None:
     lvtc = {**LVTC["lvtc_config"], "lr_projector_type": "mean"}
     convert_checkpoint(folder / "native", folder / "upgraded", lvtc=lvtc)
     upgraded = AutoModel.from_pretrained(folder / "upgraded")
-    report["starts at zero"] = not upgraded.model.lvtc.lr_projectors[0].linear.weight.any()
+    added = upgraded.model.lvtc.lr_projectors[0]
+    report["starts at zero"] = not added.linear.weight.any()
+    report["upgraded scale"] = added.scale.mean().item()
     print(json.dumps(report))
 
 

@@ -25,6 +25,7 @@ from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"
+MEANS = {name: mean for projector in PROJECTORS.values() for name, mean in projector.parameter_means.items()}
 
 
 @dataclass
@@ -184,7 +185,7 @@ def initial_value(name: str, info: TensorInfo, upgrade: Upgrade, std: float, see
     if name.endswith("norm.weight"):
         return value.fill_(1)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-    return value.normal_(1.0 if name.endswith("cls_scale") else 0.0, std, generator=generator)
+    return value.normal_(MEANS.get(name.rpartition(".")[2], 0.0), std, generator=generator)
 
 
 def _pvtc_heads(width: int) -> int:

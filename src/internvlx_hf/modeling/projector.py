@@ -25,11 +25,13 @@ class Projector(nn.Module):
     Attributes:
         projector_type: its name in configurations.
         zero_parameters: patterns of the parameters that are zero in a projector that adds nothing at first.
+        parameter_means: what the first values of its own parameters are around, by name, where that is not 0.
         is_whole: whether device maps and FSDP must leave it in one piece.
     """
 
     projector_type: ClassVar[str]
     zero_parameters: ClassVar[tuple[str, ...]]
+    parameter_means: ClassVar[dict[str, float]] = {}
     is_whole: ClassVar[bool] = False
 
     @classmethod

@@ -142,6 +142,8 @@ class PVTCProjector(Projector):
         "*.attention.output.weight",
         "*.mlp.down.weight",
     )
+    # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
+    parameter_means = {"cls_scale": 1.0}
     is_whole = True
 
     def __init__(self, config: "InternVLXConfig", side: int):
@@ -186,9 +188,8 @@ class PVTCProjector(Projector):
         return query
 
     def init_own_parameters(self, std: float) -> None:
-        # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
         if self.cls_scale is not None:
-            init.normal_(self.cls_scale, mean=1.0, std=std)
+            init.normal_(self.cls_scale, mean=self.parameter_means["cls_scale"], std=std)
 
     @classmethod
     def check_config(cls, config: "InternVLXConfig", side: int) -> None:
