@@ -14,7 +14,7 @@ from internvlx_hf.conversion.sources import chat_text_config, chat_vision_config
 from internvlx_hf.cost.measure import measure
 from internvlx_hf.cost.settings import native, side_by_side
 from internvlx_hf.cost.sizes import preset_sizes
-from internvlx_hf.cost.variants import VARIANTS
+from internvlx_hf.cost.variants import VARIANTS, vary
 from internvlx_hf.processing.rvtc import TilingRule
 from paths import ROOT
 from tiny import LVTC, tiny_config
@@ -64,8 +64,8 @@ MEASURED = ("internvl-x-2b", "internvl2-4b", "internvl2-26b", "internvl2.5-1b", 
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_sizes_that_are_shipped_are_those_that_are_measured(name):
     """Else write them anew: `python -m internvlx_hf.cost.measure`."""
-    for variant, vary in VARIANTS.items():
-        assert preset_sizes(name, variant) == measure(vary(cost.preset(name)))
+    for variant in VARIANTS:
+        assert preset_sizes(name, variant) == measure(vary(cost.preset(name), variant))
 
 
 @pytest.mark.parametrize("name", cost.PRESETS)

@@ -19,7 +19,7 @@ from ..modeling.projectors import PROJECTORS
 from ..modeling.setting_checks import window_size
 from .presets import PRESETS, preset
 from .sizes import PRESET_SIZES, LVTCSizes, Sizes, TextSizes, presets_as_json
-from .variants import VARIANTS
+from .variants import VARIANTS, vary
 
 FLOAT32 = 4  # bytes of a number of the pixels that the processor gives
 ELEMENT_SIZES = (1, 2, 4, 8)
@@ -121,7 +121,7 @@ def _projectors(config: InternVLXConfig) -> list[tuple[str, float]]:
 def measure_presets() -> str:
     """What `preset_sizes.json` holds."""
     return presets_as_json(
-        {name: {key: measure(vary(preset(name))) for key, vary in VARIANTS.items()} for name in PRESETS}
+        {name: {variant: measure(vary(preset(name), variant)) for variant in VARIANTS} for name in PRESETS}
     )
 
 

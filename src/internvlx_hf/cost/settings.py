@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
 from .presets import nearest_preset, preset, preset_name, preset_tiling
 from .sizes import Sizes, preset_sizes
-from .variants import VARIANTS
+from .variants import vary
 
 if TYPE_CHECKING:
     from ..conversion.sources import Tiling
@@ -59,12 +59,12 @@ class Setting:
         return self.tiling == other.tiling and self.sizes == other.sizes
 
     def varied(self, variant: str, name: str, tiling: TilingRule) -> "Setting":
-        """One of `VARIANTS` of the model.
+        """One of `variants.VARIANTS` of the model.
 
         Raises:
             ValueError: the variant does not fit the model.
         """
-        return Setting(name, VARIANTS[variant](self.config), tiling)
+        return Setting(name, vary(self.config, variant), tiling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class PresetSetting(Setting):
     def __getattr__(self, name: str):
         if name != "config":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        object.__setattr__(self, "config", VARIANTS[self.variant](preset(self.preset)))
+        object.__setattr__(self, "config", vary(preset(self.preset), self.variant))
         return self.config
 
     @property

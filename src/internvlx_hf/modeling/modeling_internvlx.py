@@ -30,7 +30,7 @@ from .configuration_internvlx import InternVLXConfig
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import allow_growth
 from .lvtc_stages import Masks, decoding_masks
-from .projector import Projector
+from .projector import ModuleWithOwnParameters, Projector
 from .projectors import build_projector
 
 logger = logging.get_logger(__name__)
@@ -70,7 +70,7 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = getattr(self.config.get_text_config(), "initializer_range", 0.02)
-        if hasattr(module, "init_own_parameters"):
+        if isinstance(module, ModuleWithOwnParameters):
             module.init_own_parameters(std)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:

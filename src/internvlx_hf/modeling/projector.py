@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from .configuration_internvlx import InternVLXConfig
 
 
-class Projector(nn.Module):
+class ModuleWithOwnParameters(nn.Module):
+    """A module whose parameters are not all in torch's own layers."""
+
+    def init_own_parameters(self, std: float) -> None:
+        """Give these parameters their first values, `std` being the language model's `initializer_range`."""
+
+
+class Projector(ModuleWithOwnParameters):
     """Makes tokens of a tile's features: (B, 1 + S², C), CLS first -> (B, N², D) in raster order, N = S / M.
 
-    A new type is a file with its class, and the class in the list of `projectors`. A module of it that has parameters outside
-    of torch's own layers gives them their first values in `init_own_parameters(std)`.
+    A new type is a file with its class, and the class in the list of `projectors`.
 
     Attributes:
         projector_type: its name in configurations.

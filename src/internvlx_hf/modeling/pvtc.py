@@ -13,7 +13,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .pixel_shuffle import InternVL2MLP, patch_windows
-from .projector import Projector, require_heads, tile_counts
+from .projector import ModuleWithOwnParameters, Projector, require_heads, tile_counts
 
 if TYPE_CHECKING:
     from .configuration_internvlx import InternVLXConfig
@@ -42,7 +42,7 @@ class PVTCEmbedding(nn.Module):
         return F.silu(self.linear(self.norm(hidden_states)))
 
 
-class PVTCAttention(nn.Module):
+class PVTCAttention(ModuleWithOwnParameters):
     """Point-to-region cross-attention: one query a window, which sees the M² patches of its own window only.
 
     K and V of the patches are never formed. With one query q a window, head by head,
