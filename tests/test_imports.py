@@ -22,6 +22,15 @@ LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 UPWARD = {("cost", "conversion")}  # the settings of a checkpoint that is not converted yet
 
 
+class WithoutTypeChecking(ast.NodeTransformer):
+    """What is there when a program runs."""
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return ast.Module(node.orelse, [])
+        return self.generic_visit(node)
+
+
 def import_graph(folder: Path, package: str = "") -> dict[str, set[str]]:
     """The modules of a folder by their dotted names, a package's own being its `__init__`, and what each imports of them."""
     paths = {}
@@ -34,7 +43,8 @@ def import_graph(folder: Path, package: str = "") -> dict[str, set[str]]:
 def _imports(name: str, path: Path, modules) -> set[str]:
     parents = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = WithoutTypeChecking().visit(ast.parse(path.read_text(encoding="utf-8")))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -7,8 +7,9 @@ cost = CostModel(setting).of_size(640, 480)
 
 from .estimate import Cost, CostModel
 from .images import find_pictures, parse_size, picture_size
+from .loading import load_setting
 from .presets import PRESETS, preset, preset_tiling
-from .settings import Setting, load_setting, side_by_side
+from .settings import Setting, side_by_side
 
 __all__ = [
     "PRESETS",

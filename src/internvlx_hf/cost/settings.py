@@ -1,12 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What decides a picture's cost: a model and how it cuts pictures. Read from a checkpoint or a preset, and varied."""
+"""What decides an image's cost: a model and how it slices images; and the same varied."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
-from .presets import nearest_preset, preset, preset_name, preset_tiling
+from .presets import preset
 from .sizes import Sizes, preset_sizes
 from .variants import vary
 
@@ -90,26 +89,6 @@ class PresetSetting(Setting):
         if self.variant != "own":
             return super().varied(variant, name, tiling)
         return PresetSetting(name, tiling, self.preset, variant)
-
-
-def load_setting(model: str | Path) -> Setting:
-    """The setting of a checkpoint folder, ours or one that `internvlx convert` reads, or of a preset. Reads no weights.
-
-    Raises:
-        ValueError: neither is there, or the folder's configuration is of an unknown kind.
-    """
-    folder = Path(model)
-    if folder.is_dir():
-        from .folders import read_folder
-
-        return read_folder(folder)
-    name = preset_name(str(model))
-    if name is None:
-        raise ValueError(
-            f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset; the nearest "
-            f"is {nearest_preset(str(model))!r}."
-        )
-    return PresetSetting(name, preset_tiling(name), name)
 
 
 def tiling_rule(settings: "InternVLXImageProcessor | Tiling", config: "InternVLXConfig") -> TilingRule:

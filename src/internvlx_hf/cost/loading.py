@@ -1,21 +1,36 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The setting of a checkpoint's folder. Reads no weights."""
+"""The setting of a preset, or of a checkpoint's folder. A preset needs none of what a folder is read with."""
 
 from pathlib import Path
 
-from ..checkpoints.json_files import read_json
-from ..checkpoints.names import PROCESSOR_FILES, WEIGHTS
-from ..conversion.sources import read_source
-from ..processing import InternVLXImageProcessor
-from .settings import Setting, tiling_rule
+from .presets import nearest_preset, preset_name, preset_tiling
+from .settings import PresetSetting, Setting, tiling_rule
 
 
-def read_folder(folder: Path) -> Setting:
-    """The setting of a checkpoint, ours or one that `internvlx convert` reads.
+def load_setting(model: str | Path) -> Setting:
+    """The setting of a checkpoint folder, ours or one that `internvlx convert` reads, or of a preset. Reads no weights.
 
     Raises:
-        ValueError: there is no configuration, or one of an unknown kind.
+        ValueError: neither is there, or the folder's configuration is of an unknown kind.
     """
+    folder = Path(model)
+    if folder.is_dir():
+        return _read_folder(folder)
+    name = preset_name(str(model))
+    if name is None:
+        raise ValueError(
+            f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset; the nearest "
+            f"is {nearest_preset(str(model))!r}."
+        )
+    return PresetSetting(name, preset_tiling(name), name)
+
+
+def _read_folder(folder: Path) -> Setting:
+    from ..checkpoints.json_files import read_json
+    from ..checkpoints.names import PROCESSOR_FILES, WEIGHTS
+    from ..conversion.sources import read_source
+    from ..processing import InternVLXImageProcessor
+
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
     raw = read_json(folder / "config.json")
