@@ -70,9 +70,8 @@ NOT_WITH_OLDEST := test_ablation test_docs test_readme checkpoints/test_links ch
 	processing/test_image_access
 
 # The oldest transformers that is supported, laid over the pinned one.
-test-oldest: .venv/.for-test $(OTHERS)
+test-oldest: .venv/.for-test $(OTHERS) build/oldest/.installed
 	@echo "left out with the oldest transformers: $(NOT_WITH_OLDEST)"
-	$(PY) -m pip install -q --progress-bar off --no-deps --upgrade --target build/oldest transformers==5.18.0
 	PYTHONPATH=build/oldest HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 \
 		$(NOT_WITH_OLDEST:%=--ignore=tests/%.py)
 

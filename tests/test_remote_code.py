@@ -21,7 +21,9 @@ SOURCE = Path(internvlx_hf.__file__).parent
 TRAVELLING = [path for name in ("modeling", "processing") for path in sorted((SOURCE / name).glob("*.py"))]
 MODULES = [path for path in TRAVELLING if path.name != "__init__.py"]
 # what a machine with transformers, torch, einops and pillow has
-ALLOWED = {"torch", "transformers", "einops", "PIL", "numpy", "huggingface_hub"} | set(sys.stdlib_module_names)
+ALLOWED = {"torch", "transformers", "einops", "PIL", "numpy", "huggingface_hub", "httpx"} | set(
+    sys.stdlib_module_names
+)
 HIDDEN = ["torchvision", "timm", "flash_attn", "peft", "accelerate", "datasets"]
 LAYOUTS = [[3, "tile", 5], [7], [2, "tile", "tile", 4]]
 CASES = {"lvtc_off": {}, "lvtc_on": LVTC}
@@ -45,7 +47,7 @@ def run_bare(script: Path | str, *arguments: str, home: Path) -> None:
     for name in ("HF_MODULES_CACHE", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
         environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-I", *script, *arguments], env=environment, cwd=home, capture_output=True, text=True
+        [sys.executable, "-s", *script, *arguments], env=environment, cwd=home, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-4000:]
 

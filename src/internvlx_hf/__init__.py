@@ -2,12 +2,14 @@
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
 )
+
+# `transformers.AutoImageProcessor` itself asks for torchvision before 5.18
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .modeling import (
     InternVLXConfig,

@@ -22,7 +22,7 @@ def test_converted_checkpoints_answer_as_the_reference_in_a_process_without_this
     for folder in folders:
         convert_checkpoint(GOLDEN / folder.name, folder)
     (tmp_path / "answers").mkdir()
-    command = [sys.executable, "-I", HELPERS / "conversion_process.py", GOLDEN, tmp_path / "answers"]
+    command = [sys.executable, "-s", HELPERS / "conversion_process.py", GOLDEN, tmp_path / "answers"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *folders], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]

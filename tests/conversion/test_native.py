@@ -8,7 +8,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -16,6 +15,7 @@ from transformers import (
     InternVLForConditionalGeneration,
     InternVLProcessor,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, edit_config, golden, golden_logits, load
 from internvlx_hf.conversion import convert_checkpoint

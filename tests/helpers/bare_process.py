@@ -1,4 +1,4 @@
-"""Run by test_remote_code.py in a process of its own: `python -I bare_process.py FOLDER...`.
+"""Run by test_remote_code.py in a process of its own: `python -s bare_process.py FOLDER...`.
 
 It loads each folder's checkpoint with `trust_remote_code=True` where the package and the optional ones cannot be imported,
 no socket can be opened, and no file outside HF_HOME (also its TMPDIR) be written. It leaves what it found in HF_HOME.
@@ -53,12 +53,12 @@ def main(folders: list[str]) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import (
         AutoConfig,
-        AutoImageProcessor,
         AutoModel,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoProcessor,
     )
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     report = {}
     for folder in map(Path, folders):

@@ -99,7 +99,11 @@ class Hub:
         self.lock = threading.RLock()
         # files are served from another origin than the Hub itself, which must not see the token
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) for _ in range(2)]
-        self.endpoint, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        # different hosts to clients that do not look at the port
+        self.endpoint, self.cdn = (
+            f"http://{host}:{server.server_port}"
+            for host, server in zip(("127.0.0.1", "localhost"), self.servers, strict=True)
+        )
 
     def __enter__(self) -> "Hub":
         for server in self.servers:

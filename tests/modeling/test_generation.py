@@ -4,21 +4,19 @@ import threading
 
 import pytest
 import torch
-import transformers
-from packaging import version
 from PIL import Image
 from transformers import DynamicCache, StaticCache, TextIteratorStreamer, pipeline
 
 from tiny import PAD, TEXT_MODELS, split_batch, tiny_batch, tiny_model, tiny_processor
+from versions import needs_transformers
 
 # samples with one, no and several tiles
 LAYOUTS = [[3, "tile", 5], [7], [2, "tile", 1, "tile", "tile", 4]]
 NEW = 10
 
 
-# Earlier versions hand the beams of a prompt each other's images, and lose the images of a prompt that is run in chunks.
-beams_keep_their_images = pytest.mark.skipif(
-    version.parse(transformers.__version__) < version.parse("5.23"), reason="a defect of transformers before 5.23"
+beams_keep_their_images = needs_transformers(
+    "5.23", "beams get each other's images, and a prompt that is run in chunks loses its images"
 )
 
 
@@ -218,6 +216,7 @@ def test_prompt_in_chunks_gives_the_same_tokens(size):
     assert columns[:2] == [size, size]
 
 
+@needs_transformers("5.18", "images are encoded for each beam, and for each token without a cache")
 def test_images_are_encoded_once_an_answer():
     model = model_that_goes_on()
     batch = tiny_batch(model.config, LAYOUTS)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -16,6 +15,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import internvlx_hf
 from internvlx_hf import (

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 
@@ -364,7 +365,8 @@ REMOTE_SCRIPT = textwrap.dedent(
     socket.socket.connect = socket.create_connection = refuse
 
     import numpy as np, torch
-    from transformers import AutoImageProcessor, AutoProcessor
+    from transformers import AutoProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     folder, copy = map(Path, sys.argv[1:])
     picture = np.random.default_rng(0).integers(0, 256, (41, 70, 3), dtype=np.uint8)
@@ -396,7 +398,7 @@ REMOTE_SCRIPT = textwrap.dedent(
 def test_the_saved_code_runs_and_saves_itself_where_the_package_is_missing(tmp_path):
     folder, copy = tmp_path / "saved", tmp_path / "copy"
     make_processor().save_pretrained(folder)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": ""}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-c", REMOTE_SCRIPT, str(folder), str(copy)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -323,11 +323,14 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Gen
         return decoding_masks(config, inputs_embeds, attention_mask, past_key_values)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs):  # type: ignore[override]
-        has_images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
-        if self.model.lvtc is not None and has_images and generation_config.prefill_chunk_size is not None:
+        has_features = (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
+        # before transformers 5.18, which encodes images ahead of the prompt
+        has_pixels = model_kwargs.get("pixel_values") is not None
+        is_unfit = has_pixels or (has_features and self.model.lvtc is not None)
+        if is_unfit and generation_config.prefill_chunk_size is not None:
             raise ValueError(
                 f"`prefill_chunk_size`={generation_config.prefill_chunk_size} would cut tiles up, which LVTC cannot "
-                "expand then. Leave it unset for prompts with images."
+                "expand then, and transformers before 5.18 not encode. Leave it unset for prompts with images."
             )
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
 

@@ -15,7 +15,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import PIL.Image
-from huggingface_hub.utils import httpx  # the client that transformers downloads images with
+
+try:
+    from huggingface_hub.utils import httpx  # the client that transformers downloads images with
+except ImportError:  # before huggingface_hub 1.31 it has only this name
+    import httpx  # type: ignore[import-not-found, no-redef]
 
 MOST_REDIRECTS = 5
 _HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or pass a smaller image."

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
-from transformers.utils.chat_template_utils import jinja2
+from transformers.utils.chat_template_utils import jinja2, render_jinja_template
 
+from .assistant_masks import assistant_mask
 from .chat_templates import DEFAULT_CHAT_TEMPLATE, require_generation_marks, template_words
 from .literals import (
     IMAGE_MARK,
@@ -44,11 +46,13 @@ class _ChatImages:
         template: the chat template.
         images: of each conversation, in order.
         counts: how often each conversation's prompt has to hold each image token and the mark `<image>`.
+        tokens: of each prompt, where transformers leaves `assistant_masks` to us: what [`assistant_mask`] takes.
     """
 
     template: str
     images: list[list]
     counts: list[dict[str, int]]
+    tokens: list[tuple] | None = None
 
     def check(self, prompts: str | list[str]) -> None:
         """Looks at what was rendered: texts of their own may form a token only together."""
@@ -71,7 +75,7 @@ _CHAT_IMAGES: ContextVar[_ChatImages | None] = ContextVar("chat_images", default
 
 
 class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
-    # where transformers 5.18 looks for what later versions take from the processor's `text_kwargs`
+    # where transformers 5.16 looks for what later versions take from the processor's `text_kwargs`
     _defaults = {"text_kwargs": _TEXT_DEFAULTS}  # type: ignore[misc]
 
 
@@ -160,8 +164,18 @@ class InternVLXProcessor(ProcessorMixin):
             images = chat.images  # type: ignore[assignment]
         elif texts is not None:
             texts = [sample.replace(IMAGE_MARK, self.image_token) for sample in texts]
+        # since 5.18, where its masks take account of images, transformers asks for both
+        keeps_tokens = (
+            chat and kwargs.get("return_offsets_mapping") and "return_text_replacement_offsets" not in kwargs
+        )
+        if keeps_tokens:
+            kwargs["return_text_replacement_offsets"] = True
         with literals_as_text(self.tokenizer, texts or [], (*self.image_tokens, IMAGE_MARK)):
-            return super().__call__(images=images, text=texts, **kwargs)
+            inputs = super().__call__(images=images, text=texts, **kwargs)
+        if chat and keeps_tokens:
+            replacements = inputs.pop("text_replacement_offsets") or [[] for _ in texts or ()]
+            chat.tokens = list(zip(inputs["offset_mapping"], replacements, strict=True))
+        return inputs
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         if isinstance(images, list | tuple) and not _holds_anything(images):
@@ -274,13 +288,20 @@ class InternVLXProcessor(ProcessorMixin):
     def _applied(self, chat: _ChatImages, conversation, tools, documents, **kwargs):
         token = _CHAT_IMAGES.set(chat)
         try:
-            out = super().apply_chat_template(conversation, chat.template, tools=tools, documents=documents, **kwargs)
+            out: Any = super().apply_chat_template(
+                conversation, chat.template, tools=tools, documents=documents, **kwargs
+            )
         except jinja2.TemplateError as error:
             raise ValueError(f"The chat template cannot write the conversation: {error}") from error
         finally:
             _CHAT_IMAGES.reset(token)
         if not kwargs.get("tokenize"):
             chat.check(out)
+        elif chat.tokens and kwargs.get("return_assistant_tokens_mask") and kwargs.get("return_dict"):
+            variables = {**self.tokenizer.special_tokens_map, **kwargs, "tools": tools, "documents": documents}
+            rendered: Any = render_jinja_template(_as_batch(conversation)[0], chat_template=chat.template, **variables)
+            masks = [assistant_mask(spans, *tokens) for spans, tokens in zip(rendered[1], chat.tokens, strict=True)]
+            out["assistant_masks"] = _as_type_of(out["input_ids"], masks)
         return out
 
     def resolve_chat_template(self, chat_template: str | None = None) -> str:
@@ -355,9 +376,13 @@ class InternVLXProcessor(ProcessorMixin):
             ]
             for ids, mask in zip(input_ids, assistant_masks, strict=True)
         ]
-        if isinstance(input_ids, torch.Tensor):
-            return torch.tensor(labels, device=input_ids.device)
-        return np.array(labels) if isinstance(input_ids, np.ndarray) else labels
+        return _as_type_of(input_ids, labels)
+
+
+def _as_type_of(input_ids, rows: list[list[int]]):
+    if isinstance(input_ids, torch.Tensor):
+        return torch.tensor(rows, device=input_ids.device)
+    return np.array(rows) if isinstance(input_ids, np.ndarray) else rows
 
 
 def _image_token(tokenizer, attribute: str) -> str:

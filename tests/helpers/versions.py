@@ -1,0 +1,10 @@
+"""What the installed transformers can do."""
+
+import pytest
+import transformers
+from packaging.version import parse
+
+
+def needs_transformers(version: str, why: str) -> pytest.MarkDecorator:
+    """Skip a test with what is older."""
+    return pytest.mark.skipif(parse(transformers.__version__) < parse(version), reason=f"before {version} {why}")
