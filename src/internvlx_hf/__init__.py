@@ -1,33 +1,12 @@
 """InternVL-X (arXiv 2503.21307) for Hugging Face Transformers. Importing it registers the Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-)
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-# `transformers.AutoImageProcessor` itself asks for torchvision before 5.18
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-from .modeling import (
-    InternVLXConfig,
-    InternVLXForConditionalGeneration,
-    InternVLXLVTCConfig,
-    InternVLXModel,
-    InternVLXProjectorConfig,
-)
-from .modeling.configuration_internvlx import VERSION
-from .processing import InternVLXImageProcessor, InternVLXProcessor
+from .modeling.version import VERSION
 
 __version__ = VERSION
-
-AutoConfig.register(InternVLXConfig.model_type, InternVLXConfig, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForCausalLM):
-    auto_class.register(InternVLXConfig, InternVLXForConditionalGeneration, exist_ok=True)
-AutoImageProcessor.register(InternVLXConfig, image_processor_classes={"pil": InternVLXImageProcessor}, exist_ok=True)
-AutoProcessor.register(InternVLXConfig, InternVLXProcessor, exist_ok=True)
 
 __all__ = [
     "InternVLXConfig",
@@ -38,3 +17,24 @@ __all__ = [
     "InternVLXProcessor",
     "InternVLXProjectorConfig",
 ]
+
+# The program `internvlx` registers them when a command works with models: its help must not wait for them.
+if TYPE_CHECKING or not getattr(sys.modules.get("internvlx_cli"), "is_program", False):
+    from . import registration as registration
+    from .modeling import (
+        InternVLXConfig,
+        InternVLXForConditionalGeneration,
+        InternVLXLVTCConfig,
+        InternVLXModel,
+        InternVLXProjectorConfig,
+    )
+    from .processing import InternVLXImageProcessor, InternVLXProcessor
+else:
+
+    def __getattr__(name: str):
+        if name in __all__:
+            import_module(".registration", __name__)
+            for module in (import_module(".modeling", __name__), import_module(".processing", __name__)):
+                if name in module.__all__:
+                    return getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,8 +6,6 @@ import sys
 import traceback
 from importlib import import_module
 
-from huggingface_hub.errors import StrictDataclassError
-
 from . import __version__
 
 COMMANDS = {
@@ -66,6 +64,8 @@ def _message(error: BaseException) -> str:
         return ", ".join(("interrupted", *map(str, error.args)))
     if isinstance(error, ValueError | OSError):
         return str(error)
+    from huggingface_hub.errors import StrictDataclassError  # takes a while
+
     text = " ".join(str(error).split())
     return text if isinstance(error, StrictDataclassError) else f"{type(error).__name__}: {text} (--debug shows where)"
 

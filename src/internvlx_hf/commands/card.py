@@ -3,8 +3,6 @@
 
 import argparse
 
-from ..hub import write_card
-
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`write_card`]."""
@@ -16,6 +14,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the checkpoint")
     parser.add_argument("--name", help="what the card's example loads, owner/name on the Hub (the folder's name)")
     options = vars(parser.parse_args(arguments))
+
+    from .. import registration  # noqa: F401
+    from ..hub import write_card
+
     card = write_card(**options)
     for name in card.edited:
         print(f"left as it was edited: {name}")

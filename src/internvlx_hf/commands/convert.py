@@ -4,13 +4,16 @@
 import argparse
 import json
 
-from ..conversion import convert_checkpoint
-from ..conversion.options import DTYPES, INITS, PROJECTOR_CHOICES, SLICING_STRATEGIES, TARGETS
+from ..processing.rvtc import SLICING_STRATEGIES
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`convert_checkpoint`]."""
     options = vars(_parser().parse_args(arguments))
+
+    from .. import registration  # noqa: F401
+    from ..conversion import convert_checkpoint
+
     print(convert_checkpoint(**options).summary())
 
 
@@ -23,8 +26,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument("--to", choices=TARGETS, help="layout to write")
-    parser.add_argument("--projector", choices=PROJECTOR_CHOICES, help="pvtc: upgrade, needs training")
+    parser.add_argument("--to", choices=("internvl_x", "internvl"), help="layout to write")
+    parser.add_argument("--projector", choices=("keep", "pvtc"), help="pvtc: upgrade, needs training")
     parser.add_argument(
         "--lvtc",
         nargs="?",
@@ -34,12 +37,16 @@ def _parser() -> argparse.ArgumentParser:
         help="add LVTC, needs training; optionally with fields of its configuration: '{\"expand_layer\": 17}'",
     )
     parser.add_argument("--downsample-ratio", type=float, help="another 1/M for the input's tokens, needs training")
-    parser.add_argument("--init", choices=INITS, help="how new modules start: near what is known, or random")
+    parser.add_argument(
+        "--init", choices=("warm", "paper"), help="how new modules start: near what is known, or random"
+    )
     parser.add_argument(
         "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the source's)"
     )
     parser.add_argument("--max-patches", type=int, help="most tiles per image (default: the source's)")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype to save in (default: the source's)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: the source's)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--base-model", help="Hub id for the model card where SRC is a folder")
     parser.add_argument("--max-shard-gigabytes", type=float, help="size of an output shard (default: 5)")

@@ -10,7 +10,9 @@ def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`merge_adapter`]."""
     options = vars(_parser().parse_args(arguments))
     require_packages("merge")
-    from ..training.merge import merge_adapter  # peft takes its time
+
+    from .. import registration  # noqa: F401
+    from ..training.merge import merge_adapter
 
     merge_adapter(**options)
     print(f"{options['out']} holds the merged model. It loads without peft.")

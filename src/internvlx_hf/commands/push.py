@@ -4,9 +4,10 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ..hub import LeftFile, PushPlan, plan_push, push_folder
-from ..hub.push import CARDS
+if TYPE_CHECKING:
+    from ..hub import LeftFile, PushPlan
 
 # of the dry run, for each reason to stay behind
 MOST_LINES = 20
@@ -16,6 +17,10 @@ def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`push_folder`]."""
     options = vars(_parser().parse_args(arguments))
     folder, repo_id, dry_run = options.pop("folder"), options.pop("repo_id"), options.pop("dry_run")
+
+    from .. import registration  # noqa: F401
+    from ..hub import plan_push, push_folder
+
     if dry_run:
         _show(plan_push(folder, repo_id, options["include"]))
         return
@@ -33,7 +38,7 @@ def main(arguments: list[str]) -> None:
     print(pushed.url if pushed.is_new else f"{pushed.url}: nothing was to be changed")
 
 
-def _show(plan: PushPlan) -> None:
+def _show(plan: "PushPlan") -> None:
     for file in plan.files:
         print(f"{_size(file.size):>10}  {_legible(file.name)}")
     print(f"{_size(sum(file.size for file in plan.files)):>10}  in {len(plan.files)} files, nothing was sent")
@@ -46,7 +51,7 @@ def _show(plan: PushPlan) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _left_lines(left: list[LeftFile]) -> Iterator[str]:
+def _left_lines(left: "list[LeftFile]") -> Iterator[str]:
     """A line for each of the files that stay for one reason, the first of many."""
     for file in left[:MOST_LINES]:
         count = f" ({_files(file.num_files)})" if file.name.endswith("/") else ""
@@ -88,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--card",
-        choices=CARDS,
+        choices=("hub", "folder"),
         help="where both model cards were written into: whose text stays, the Hub's or the folder's",
     )
     parser.add_argument(

@@ -3,17 +3,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from ..checkpoints.json_files import read_json
-from ..checkpoints.names import SAFE_WEIGHTS
-from ..cost import CostModel, Setting
-from ..cost.images import picture_size
-from ..modeling import InternVLXForConditionalGeneration
-from ..pictures import attend
-from ..processing import InternVLXProcessor
 from .cost import add_model_options, choose_setting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..cost import Setting
 
 
 def main(arguments: list[str]) -> None:
@@ -23,6 +20,9 @@ def main(arguments: list[str]) -> None:
         from ..pictures.canvas import check_out, save
     except ImportError as error:
         raise ValueError(str(error)) from error
+    from ..cost import CostModel
+    from ..cost.images import picture_size
+
     check_out(options.out)
     width, height = picture_size(options.image)
     setting = choose_setting(options.model, options.slicing, options.max_patches)
@@ -39,8 +39,14 @@ def main(arguments: list[str]) -> None:
     print(f"{options.out}: {options.image}, {width}x{height} pixels; {found}")
 
 
-def _attention(options: argparse.Namespace, setting: Setting):
+def _attention(options: argparse.Namespace, setting: "Setting") -> tuple["Figure", str]:
     """The figure, and the answer in words."""
+    import torch
+
+    from .. import InternVLXForConditionalGeneration, InternVLXProcessor
+    from ..checkpoints.json_files import read_json
+    from ..checkpoints.names import SAFE_WEIGHTS
+    from ..pictures import attend
     from ..pictures.attention_figure import draw_attention
 
     folder = Path(options.model)

@@ -10,6 +10,8 @@ NEEDED = ("accelerate", "datasets", "peft", "psutil")
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see `internvlx_hf.training.train.train`."""
     require_packages("train")
+
+    from .. import registration  # noqa: F401
     from ..training.train import SETTINGS, parse_arguments, train
 
     trainer = train(*parse_arguments(arguments, SETTINGS))

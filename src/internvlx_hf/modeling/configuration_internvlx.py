@@ -22,11 +22,9 @@ from .setting_names import (
     unknown_names,
     with_value_errors,
 )
+from .version import VERSION
 
 logger = logging.get_logger(__name__)
-
-# The package's version. It is here because a checkpoint's own code, which saves configurations too, has no package.
-VERSION = "0.1.0"
 
 # What every saved checkpoint says about the code that it carries.
 AUTO_MAP = {

@@ -1,0 +1,92 @@
+"""The program does not wait for what it does not need: help for torch, a preset's cost for the models' code."""
+
+import subprocess
+import sys
+
+import pytest
+
+from internvlx_hf import __all__ as PUBLIC_NAMES
+from internvlx_hf import __version__
+from internvlx_hf.checkpoints.names import DTYPES
+from internvlx_hf.cli import COMMANDS
+from internvlx_hf.commands import convert, push
+from internvlx_hf.conversion.options import INITS, PROJECTOR_CHOICES, TARGETS
+from internvlx_hf.hub.push import CARDS
+from paths import GOLDEN
+
+# what the console script `internvlx` does, and then which of the modules behind -- were imported
+PROGRAM = """
+import sys
+import internvlx_cli
+
+split = sys.argv.index("--")
+sys.argv[:], asked = ["internvlx", *sys.argv[1:split]], sys.argv[split + 1 :]
+try:
+    status = internvlx_cli.main()
+except SystemExit as stop:
+    status = stop.code
+print("imported", *(name for name in asked if name in sys.modules))
+sys.exit(status)
+"""
+
+
+def python(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def program(*arguments: str, looking_for: tuple[str, ...]) -> tuple[str, list[str]]:
+    """What the program prints, and what it has imported of the modules."""
+    *lines, last = python("-c", PROGRAM, *arguments, "--", *looking_for).splitlines()
+    return "\n".join(lines), last.split()[1:]
+
+
+# the options of training are those of transformers
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS if name != "train")], ids=" ".join)
+def test_help_waits_for_no_library(command):
+    text, imported = program(*command, "--help", looking_for=("torch", "transformers", "huggingface_hub", "numpy"))
+    assert text.startswith(" ".join(("usage: internvlx", *command)))
+    assert imported == []
+
+
+def test_version_waits_for_no_library():
+    assert program("--version", looking_for=("torch", "transformers")) == (f"internvlx-hf {__version__}", [])
+
+
+def test_a_preset_s_cost_waits_for_no_model():
+    text, imported = program("cost", "--size", "640x480", looking_for=("transformers.modeling_utils",))
+    assert "640x480" in text
+    assert imported == []
+
+
+def test_a_command_that_loads_checkpoints_has_the_auto_classes(tmp_path):
+    source, out = str(GOLDEN / "checkpoints/internvl2_qwen2"), str(tmp_path / "out")
+    text, _ = program("convert", source, out, "--verify", looking_for=())
+    assert "verified reference" in text
+
+
+def test_module_is_the_program():
+    assert python("-m", "internvlx_hf", "--version") == f"internvlx-hf {__version__}\n"
+
+
+def test_public_names_come_with_the_auto_classes_in_the_program_too():
+    script = (
+        "import internvlx_cli; internvlx_cli.is_program = True; from internvlx_hf import *; import transformers; "
+        f"assert all(map(globals().get, {PUBLIC_NAMES})); print(transformers.AutoConfig.for_model('internvl_x').model_type)"
+    )
+    assert python("-c", script) == "internvl_x\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "choices"),
+    [
+        (convert, "--to", TARGETS),
+        (convert, "--projector", PROJECTOR_CHOICES),
+        (convert, "--init", INITS),
+        (convert, "--dtype", DTYPES),
+        (push, "--card", CARDS),
+    ],
+)
+def test_choices_are_those_of_the_function(command, option, choices):
+    assert command._parser()._option_string_actions[option].choices == tuple(choices)
