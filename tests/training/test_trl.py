@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from tiny import LVTC, tiny_model, tiny_processor
+from versions import needs_transformers
 
 if importlib.util.find_spec("trl") is None:
     pytest.skip("needs TRL", allow_module_level=True)
@@ -19,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 if Version(trl.__version__) < Version("1.15"):
     pytest.skip("earlier TRL has no loss on the assistant's turns alone with pictures", allow_module_level=True)
 
+pytestmark = needs_transformers("5.18", "TRL has no loss on the assistant's turns alone with images")
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 TWO_CASES = pytest.mark.parametrize("settings", [{}, LVTC], ids=["lvtc off", "lvtc on"])
 
