@@ -1,6 +1,7 @@
-"""TRL's `SFTTrainer` with our model and processor as they are, on samples of `messages` and `images`."""
+"""TRL's trainers with our model and processor as they are, on samples with images."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ if importlib.util.find_spec("trl") is None:
 import trl
 from datasets import Dataset
 from packaging.version import Version
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 if Version(trl.__version__) < Version("1.15"):
     pytest.skip("earlier TRL has no loss on the assistant's turns alone with pictures", allow_module_level=True)
@@ -52,19 +53,21 @@ def prompts() -> Dataset:
     return Dataset.from_list(samples)
 
 
+ARGUMENTS = {
+    "max_steps": 12,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 3e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+}
+
+
 def trainer_for(model, processor, dataset: Dataset, folder, **kwargs) -> SFTTrainer:
-    arguments = {
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "disable_tqdm": True,
-        **kwargs,
-    }
+    arguments = ARGUMENTS | kwargs
     return SFTTrainer(model, SFTConfig(str(folder), **arguments), train_dataset=dataset, processing_class=processor)
 
 
@@ -126,3 +129,64 @@ def test_the_trained_model_loads_and_evaluates(tmp_path):
     loaded = type(model).from_pretrained(tmp_path)
     again = trainer_for(loaded, processor, conversations(), tmp_path / "again", assistant_only_loss=True)
     assert again.evaluate(conversations())["eval_loss"] == pytest.approx(before, abs=1e-5)
+
+
+def saved_model(settings, folder):
+    """A model that drops branches in training, from a folder: the reference model is loaded from there too."""
+    model = tiny_model(projector_config={"drop_path_rate": 0.5}, **settings)
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder), tiny_processor(model.config)
+
+
+@TWO_CASES
+def test_dpo_starts_at_the_reference_and_prefers_what_is_chosen(settings, tmp_path):
+    model, processor = saved_model(settings, tmp_path / "model")
+    samples = [
+        {
+            "prompt": [{"role": "user", "content": "What is on the image?"}],
+            "chosen": [{"role": "assistant", "content": f"{colour}."}],
+            "rejected": [{"role": "assistant", "content": "green."}],
+            "images": [Image.new("RGB", (40, 30), rgb)],
+        }
+        for colour, rgb in COLOURS.items()
+    ]
+    arguments = ARGUMENTS | {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(str(tmp_path / "out"), max_length=None, **arguments),
+        train_dataset=Dataset.from_list(samples),
+        processing_class=processor,
+    )
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
+    # of two models that are the same, in float32
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert second["loss"] < first["loss"]
+    assert second["rewards/margins"] > 0
+
+
+@TWO_CASES
+def test_grpo_s_policy_starts_as_its_own_reference(settings, tmp_path):
+    model, processor = saved_model(settings, tmp_path / "model")
+    prompts = [
+        {"prompt": [{"role": "user", "content": "What is on the image?"}], "image": Image.new("RGB", (40, 30), rgb)}
+        for rgb in COLOURS.values()
+    ]
+
+    def length(completions, **kwargs):
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    arguments = ARGUMENTS | {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    sampling = {"num_generations": 2, "max_completion_length": 6, "beta": 0.1}
+    trainer = GRPOTrainer(
+        model,
+        length,
+        args=GRPOConfig(str(tmp_path / "out"), disable_dropout=True, **sampling, **arguments),
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=processor,
+    )
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
+    # of two models that are the same, in float32
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert math.isfinite(second["kl"])
