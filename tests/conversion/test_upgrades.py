@@ -79,7 +79,9 @@ def test_paper_init_starts_as_the_model_itself_does(tmp_path, options):
     assert report.derived_tensors == {}
     assert load(tmp_path / "out").config.projector_config.query_mlp == "released"
     for name in report.new_tensors:
-        assert stored[name].mean().item() == pytest.approx(fresh[name].mean().item(), abs=0.01), name
+        # two draws of so many numbers: the means differ by 1.4 standard errors, as a rule
+        error = fresh[name].std().item() / fresh[name].numel() ** 0.5
+        assert stored[name].mean().item() == pytest.approx(fresh[name].mean().item(), abs=6 * error + 1e-8), name
         assert stored[name].std().item() == pytest.approx(fresh[name].std().item(), rel=0.4, abs=1e-8), name
 
 

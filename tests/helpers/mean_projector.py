@@ -19,7 +19,6 @@ class MeanProjector(Projector):
 
     projector_type = "mean"
     zero_parameters = ("linear.weight",)
-    parameter_means = {"scale": 3.0}
     is_whole = True
 
     def __init__(self, config: "InternVLXConfig", side: int):
@@ -29,8 +28,8 @@ class MeanProjector(Projector):
         self.linear = nn.Linear(config.vision_config.hidden_size, width, bias=False)
         self.scale = nn.Parameter(torch.empty(width))
 
-    def init_own_parameters(self, std: float) -> None:
-        init.normal_(self.scale, mean=self.parameter_means["scale"], std=std)
+    def reset_parameters(self) -> None:
+        init.normal_(self.scale, 3.0, 0.2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear(patch_windows(features, self.side).mean(2)) * self.scale

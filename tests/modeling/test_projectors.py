@@ -329,7 +329,8 @@ def test_stochastic_depth_draws_anew_for_each_of_the_two_branches_of_a_layer():
     torch.manual_seed(0)
     query, patches = torch.randn(1000, 48), torch.randn(1000, 4, 48)
     draws = []
-    layer.drop_path = lambda branch: draws.append(type(layer).drop_path(layer, torch.ones_like(branch))) or branch
+    layer.drop_path.register_forward_pre_hook(lambda module, branch: torch.ones_like(branch[0]))
+    layer.drop_path.register_forward_hook(lambda module, branch, dropped: draws.append(dropped))
     layer(query, patches)
     attention, mlp = (draw[:, 0] > 0 for draw in draws)
     assert 0.4 < (attention == mlp).float().mean() < 0.6
@@ -413,16 +414,38 @@ def test_cls_scale_tells_the_places_of_a_uniform_tile_apart():
     torch.testing.assert_close(unscaled, unscaled[:1].expand(16, -1))
 
 
-def test_pvtc_starts_with_the_language_model_s_initializer_range():
-    """The attention's bare parameters are not linear layers, which transformers would initialise on its own."""
+def test_projectors_start_as_torch_s_layers_do_whatever_the_language_model_s_initializer_range():
+    """The release leaves PVTC to torch: U(±1/√n) of n inputs, and N(0, 1) for the scales of CLS."""
     projector = tiny_model(
         "llama", text_config={"hidden_size": 128, "initializer_range": 0.05}
     ).model.multi_modal_projector
     attention = projector.local_layers[0].attention
-    for weight in (attention.key, attention.value, attention.query.weight, attention.output.weight):
-        # 128² samples: the standard deviation is known to half a per cent
-        assert weight.std().item() == pytest.approx(0.05, rel=0.03)
-        assert abs(weight.mean().item()) < 0.002
-    assert projector.cls_scale.mean().item() == pytest.approx(1, abs=0.01)
-    assert projector.cls_scale.std().item() == pytest.approx(0.05, rel=0.1)
+    linears = [module.weight for module in projector.modules() if isinstance(module, nn.Linear)]
+    for weight in (attention.key, attention.value, *linears):
+        bound = weight.shape[1] ** -0.5
+        assert 0.99 * bound < weight.abs().max() <= bound
+        # the fewest, 128·32 samples, tell the standard deviation to two per cent
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    # 16·128 samples
+    assert projector.cls_scale.mean().item() == pytest.approx(0, abs=0.08)
+    assert projector.cls_scale.std().item() == pytest.approx(1, rel=0.06)
     assert torch.equal(projector.patch_embedding.norm.weight, torch.ones(32))
+
+
+def test_a_fresh_pvtc_asks_for_something_else_at_every_position():
+    projector = tiny_model("llama", text_config={"hidden_size": 256}).model.multi_modal_projector
+    with torch.no_grad():
+        queries = projector.global_query(torch.randn(1, 1, 32)) * projector.cls_scale
+    directions = nn.functional.normalize(queries[0], dim=-1)
+    cosines = (directions @ directions.T).fill_diagonal_(0)
+    # SiLU leaves few of the 256 numbers large, so that unrelated queries are at some ± 0.1; with scales around 1 it is 1.0
+    assert cosines.abs().mean() < 0.2
+
+
+def test_what_switches_dropout_off_switches_stochastic_depth_off():
+    projector, features = tiny_projector("pvtc", 2, drop_path_rate=0.5).train(), tiny_features()
+    for module in projector.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        assert torch.equal(projector(features), projector.eval()(features))

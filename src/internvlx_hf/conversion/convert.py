@@ -21,7 +21,7 @@ from .native import save_native_sidecar
 from .options import ConversionOptions
 from .prepare import Conversion, prepare
 from .report import ConversionReport, make_report
-from .upgrades import initial_value
+from .upgrades import InitialValues
 from .verify import verify
 
 GIGABYTE = 10**9
@@ -130,9 +130,10 @@ def _tensors(conversion: Conversion) -> Iterator[tuple[str | None, str, torch.Te
                 if name in plan.steps:
                     for target, part in plan.convert(name, tensor):
                         yield name, target, part
-    std = getattr(conversion.config.text_config, "initializer_range", 0.02)
-    for name, info in plan.new.items():
-        yield None, name, initial_value(name, info, conversion.upgrade, std, conversion.options.seed)
+    if plan.new:
+        initial_value = InitialValues(conversion.config, conversion.upgrade, conversion.options.seed)
+        for name, info in plan.new.items():
+            yield None, name, initial_value(name, info)
 
 
 def write_sidecar(conversion: Conversion, folder: Path) -> None:

@@ -25,7 +25,6 @@ from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"
-MEANS = {name: mean for projector in PROJECTORS.values() for name, mean in projector.parameter_means.items()}
 
 
 @dataclass
@@ -102,7 +101,8 @@ def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVL
         upgrade.rules.append(Rule(PROJECTOR + ".{rest}", reason="replaced by a new projector, init='paper'"))
     else:
         part = PROJECTORS[new].internvl2_part(after)
-        upgrade.rules += _reshaped(_join(PROJECTOR, part), before, after.downsample_ratio)
+        _, side = after.projectors["multi_modal_projector"]
+        upgrade.rules += _reshaped(_join(PROJECTOR, part), before, side)
         if part:
             zero = [pattern for pattern in PROJECTORS[new].zero_parameters if not pattern.startswith(part)]
             upgrade.zero += [f"{PROJECTOR}.{pattern}" for pattern in zero]
@@ -112,18 +112,14 @@ def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig,
     upgrade.new.append(f"{LVTC}.*")
     if init == "paper":
         return
-    lvtc = after.lvtc_config
     added = {
-        f"{LVTC}.lr_projectors.{i}": (lvtc.lr_projector_type, after.downsample_ratio)
-        for i in range(lvtc.num_lr_projectors - 1)
+        f"model.{name}": projector for name, projector in after.projectors.items() if f"model.{name}" != PROJECTOR
     }
-    if lvtc.hr_projector_type is not None:
-        added[f"{LVTC}.hr_projector"] = (lvtc.hr_projector_type, lvtc.downsample_ratio)
-    for name, (kind, ratio) in added.items():
+    for name, (kind, side) in added.items():
         upgrade.zero += [f"{name}.{pattern}" for pattern in PROJECTORS[kind].zero_parameters]
         part = PROJECTORS[kind].internvl2_part(after)
         if before.projector_config.projector_type == "pixel_shuffle" and part is not None:
-            derived = _reshaped(_join(name, part), before, ratio)
+            derived = _reshaped(_join(name, part), before, side)
             upgrade.rules += [rule for rule in derived if not upgrade.starts_at_zero(_example(rule))]
     if not upgrade.is_new(PROJECTOR + "."):
         # the projector stays, beside what is derived from it
@@ -138,9 +134,9 @@ def _join(name: str, part: str | None) -> str:
     return f"{name}.{part}" if part else name
 
 
-def _reshaped(name: str, before: InternVLXConfig, ratio: float) -> list[Rule]:
+def _reshaped(name: str, before: InternVLXConfig, new: int) -> list[Rule]:
     """InternVL2's projector `PROJECTOR` of one window side -> `name`, of another."""
-    old, new = round(1 / before.downsample_ratio), round(1 / ratio)
+    _, old = before.projectors["multi_modal_projector"]
     return [
         Rule(PROJECTOR + ".layer_norm.{kind}", (name + ".layer_norm.{kind}",), fold_windows(old, new, total=False)),
         Rule(PROJECTOR + ".linear_1.weight", (name + ".linear_1.weight",), fold_windows(old, new, total=True)),
@@ -172,20 +168,35 @@ def fold_windows(old: int, new: int, *, total: bool) -> Operation:
     return fold
 
 
-def initial_value(name: str, info: TensorInfo, upgrade: Upgrade, std: float, seed: int) -> torch.Tensor:
-    """First value of a new tensor: zero where the upgrade says so, else as the model itself initialises it.
+class InitialValues:
+    """First values of new tensors: zero where the upgrade says so, else as the model itself initialises them.
 
     Args:
-        std: the model's `initializer_range`.
-        seed: together with the name it settles the random values.
+        config: of the model as it shall be.
+        seed: together with a tensor's name it settles its random values.
     """
-    value = torch.empty(info.shape, dtype=info.dtype)
-    if upgrade.starts_at_zero(name) or name.endswith(".bias"):
-        return value.zero_()
-    if name.endswith("norm.weight"):
-        return value.fill_(1)
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-    return value.normal_(MEANS.get(name.rpartition(".")[2], 0.0), std, generator=generator)
+
+    def __init__(self, config: InternVLXConfig, upgrade: Upgrade, seed: int):
+        self.upgrade, self.seed = upgrade, seed
+        with torch.device("meta"):
+            self.projectors = {
+                f"model.{name}.": PROJECTORS[kind](config, side) for name, (kind, side) in config.projectors.items()
+            }
+
+    def __call__(self, name: str, info: TensorInfo) -> torch.Tensor:
+        if self.upgrade.starts_at_zero(name):
+            return torch.zeros(info.shape, dtype=info.dtype)
+        prefix = next(prefix for prefix in self.projectors if name.startswith(prefix))
+        module_name, _, own_name = name.removeprefix(prefix).rpartition(".")
+        module = copy.deepcopy(self.projectors[prefix].get_submodule(module_name))
+        reset_parameters = getattr(module, "reset_parameters", None)
+        if reset_parameters is None:  # an RMSNorm
+            return torch.ones(info.shape, dtype=info.dtype)
+        module.to_empty(device="cpu", recurse=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(name.encode()) + self.seed)
+            reset_parameters()
+        return getattr(module, own_name).detach().to(info.dtype)
 
 
 def _pvtc_heads(width: int) -> int:

@@ -16,7 +16,6 @@ from ..modeling.lvtc_stages import attention_types
 from ..modeling.modeling_internvlx import InternVLXForConditionalGeneration
 from ..modeling.projector import Projector
 from ..modeling.projectors import PROJECTORS
-from ..modeling.setting_checks import window_size
 from .presets import PRESETS, preset
 from .sizes import PRESET_SIZES, LVTCSizes, Sizes, TextSizes, presets_as_json
 from .variants import VARIANTS, vary
@@ -100,22 +99,10 @@ def _tile_bytes(config: InternVLXConfig, e: int) -> tuple[int, int]:
     cast = e * pixels if e != FLOAT32 else 0
     peaks = [given + cast + e * (1 + patches) * (5 * c + 2 * inner)]
     kept = given + e * (1 + patches) * c
-    for kind, ratio in _projectors(config):
-        side = window_size(ratio, config.patch_grid, "downsample_ratio")
+    for kind, side in config.projectors.values():
         peaks.append(kept + PROJECTORS[kind].peak_bytes(config, side, e))
         kept += e * patches // side**2 * config.text_config.hidden_size
     return kept, max(peaks)
-
-
-def _projectors(config: InternVLXConfig) -> list[tuple[str, float]]:
-    """Type and ratio of all projectors, in the order in which they run."""
-    lvtc, ratio = config.lvtc_config, config.downsample_ratio
-    found = [(config.projector_config.projector_type, ratio)]
-    if lvtc is not None:
-        found += [(lvtc.lr_projector_type, ratio)] * (lvtc.num_lr_projectors - 1)
-        if lvtc.hr_projector_type is not None:
-            found.append((lvtc.hr_projector_type, lvtc.downsample_ratio))
-    return found
 
 
 def measure_presets() -> str:

@@ -177,25 +177,33 @@ class InternVLXConfig(PretrainedConfig):
             0 <= self.image_token_id < text.vocab_size,
             f"`image_token_id`={self.image_token_id} is outside the vocabulary of {text.vocab_size} tokens.",
         )
-        grid, layers = self.patch_grid, self.vision_config.num_hidden_layers
+        layers = self.vision_config.num_hidden_layers
         require(
             -layers - 1 <= self.vision_feature_layer <= layers,
             f"`vision_feature_layer` must be in {-layers - 1}...{layers} for a tower of {layers} layers, got "
             f"{self.vision_feature_layer}.",
         )
-        side = window_size(self.downsample_ratio, grid, "downsample_ratio")
-        projectors = [(self.projector_config.projector_type, side)]
         if self.lvtc_config is not None:
-            hr_side = window_size(self.lvtc_config.downsample_ratio, grid, "lvtc_config.downsample_ratio")
             self.lvtc_config.resolve(text.num_hidden_layers)
             small, large = sorted((self.token_grid, self.expanded_token_grid))
             require(
                 large % small == 0, f"LVTC needs grids that divide one another, got {small} and {large} tokens a side."
             )
-            projectors += [(self.lvtc_config.lr_projector_type, side), (self.lvtc_config.hr_projector_type, hr_side)]
-        for projector_type, window in projectors:
-            if projector_type is not None:
-                PROJECTORS[projector_type].check_config(self, window)
+        for projector_type, side in dict.fromkeys(self.projectors.values()):
+            PROJECTORS[projector_type].check_config(self, side)
+
+    @property
+    def projectors(self) -> dict[str, tuple[str, int]]:
+        """Type and window side M of each projector by its module in the model, in the order in which they run."""
+        side = window_size(self.downsample_ratio, self.patch_grid, "downsample_ratio")
+        found = {"multi_modal_projector": (self.projector_config.projector_type, side)}
+        if (lvtc := self.lvtc_config) is not None:
+            lr = (lvtc.lr_projector_type, side)
+            found |= {f"lvtc.lr_projectors.{i}": lr for i in range(lvtc.num_lr_projectors - 1)}
+            hr_side = window_size(lvtc.downsample_ratio, self.patch_grid, "lvtc_config.downsample_ratio")
+            if lvtc.hr_projector_type is not None:
+                found["lvtc.hr_projector"] = (lvtc.hr_projector_type, hr_side)
+        return found
 
     @property
     def tile_size(self) -> int:

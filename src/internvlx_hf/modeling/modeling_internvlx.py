@@ -30,7 +30,7 @@ from .configuration_internvlx import InternVLXConfig
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import allow_growth
 from .lvtc_stages import Masks, decoding_masks
-from .projector import ModuleWithOwnParameters, Projector
+from .projector import Projector
 from .projectors import build_projector
 
 logger = logging.get_logger(__name__)
@@ -66,13 +66,6 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
             kwargs.setdefault("attn_implementation", "flash_attention_2" if flash else "sdpa")
         return super().from_pretrained(*args, **kwargs)
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        std = getattr(self.config.get_text_config(), "initializer_range", 0.02)
-        if isinstance(module, ModuleWithOwnParameters):
-            module.init_own_parameters(std)
-
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         # The projectors have no choice of attention. Without this, transformers warns that no model goes with them.
         parts = [part for part in (self.config.projector_config, self.config.lvtc_config) if part is not None]
@@ -104,6 +97,15 @@ class InternVLXModel(InternVLXPreTrainedModel):
         whole = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
         self._no_split_modules = sorted({type(projector).__name__ for projector in whole})
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """First values of the projectors: those of torch, to which the release leaves them. The other parts have their own."""
+        reset_parameters = getattr(module, "reset_parameters", None)
+        if reset_parameters is None:
+            super()._init_weights(module)
+        else:
+            reset_parameters()
 
     @can_return_tuple
     def get_image_features(

@@ -16,28 +16,20 @@ if TYPE_CHECKING:
     from .configuration_internvlx import InternVLXConfig
 
 
-class ModuleWithOwnParameters(nn.Module):
-    """A module whose parameters are not all in torch's own layers."""
-
-    def init_own_parameters(self, std: float) -> None:
-        """Give these parameters their first values, `std` being the language model's `initializer_range`."""
-
-
-class Projector(ModuleWithOwnParameters):
+class Projector(nn.Module):
     """Makes tokens of a tile's features: (B, 1 + S², C), CLS first -> (B, N², D) in raster order, N = S / M.
 
-    A new type is a file with its class, and the class in the list of `projectors`.
+    A new type is a file with its class, and the class in the list of `projectors`. Its modules start as their
+    `reset_parameters` says: torch's layers have one, and a module with parameters of its own needs one.
 
     Attributes:
         projector_type: its name in configurations.
         zero_parameters: patterns of the parameters that are zero in a projector that adds nothing at first.
-        parameter_means: what the first values of its own parameters are around, by name, where that is not 0.
         is_whole: whether device maps and FSDP must leave it in one piece.
     """
 
     projector_type: ClassVar[str]
     zero_parameters: ClassVar[tuple[str, ...]]
-    parameter_means: ClassVar[dict[str, float]] = {}
     is_whole: ClassVar[bool] = False
 
     @classmethod

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .pixel_shuffle import InternVL2MLP, patch_windows
-from .projector import ModuleWithOwnParameters, Projector, require_heads, tile_counts
+from .projector import Projector, require_heads, tile_counts
 
 if TYPE_CHECKING:
     from .configuration_internvlx import InternVLXConfig
@@ -42,7 +42,7 @@ class PVTCEmbedding(nn.Module):
         return F.silu(self.linear(self.norm(hidden_states)))
 
 
-class PVTCAttention(ModuleWithOwnParameters):
+class PVTCAttention(nn.Module):
     """Point-to-region cross-attention: one query a window, which sees the M² patches of its own window only.
 
     K and V of the patches are never formed. With one query q a window, head by head,
@@ -64,9 +64,10 @@ class PVTCAttention(ModuleWithOwnParameters):
         self.value = nn.Parameter(torch.empty(width, width))
         self.output = nn.Linear(width, width, bias=False)
 
-    def init_own_parameters(self, std: float) -> None:
-        init.normal_(self.key, std=std)
-        init.normal_(self.value, std=std)
+    def reset_parameters(self) -> None:
+        """As linear layers start."""
+        for weight in (self.key, self.value):
+            init.kaiming_uniform_(weight, a=5**0.5)
 
     def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """
@@ -109,22 +110,28 @@ class PVTCMLP(nn.Module):
         return self.down(F.silu(self.gate(hidden_states)) * self.up(hidden_states))
 
 
+class StochasticDepth(nn.Dropout):
+    """Leaves a residual branch (n, D) out for a random share of the n windows, in training only.
+
+    A kind of dropout also for what looks for dropout to switch it off (trl's `disable_dropout`).
+    """
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        return branch * super().forward(branch.new_ones(len(branch), 1))
+
+
 class PVTCLayer(nn.Module):
     """Pre-norm cross-attention and SwiGLU, both residual: query (n, D), patches (n, M², D) -> query (n, D)."""
 
     def __init__(self, config: "InternVLXConfig"):
         super().__init__()
         width = config.text_config.hidden_size
-        self.drop_path_rate = config.projector_config.drop_path_rate
+        self.drop_path = StochasticDepth(config.projector_config.drop_path_rate)
         self.query_norm = rms_norm(config, width)
         self.patch_norm = rms_norm(config, width)
         self.attention = PVTCAttention(config)
         self.mlp_norm = rms_norm(config, width)
         self.mlp = PVTCMLP(config)
-
-    def drop_path(self, branch: torch.Tensor) -> torch.Tensor:
-        """Stochastic depth: leave the branch out for a random share of the windows (training only)."""
-        return branch * F.dropout(branch.new_ones(len(branch), 1), self.drop_path_rate, self.training)
 
     def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         query = query + self.drop_path(self.attention(self.query_norm(query), self.patch_norm(patches)))
@@ -143,7 +150,6 @@ class PVTCProjector(Projector):
         "*.mlp.down.weight",
     )
     # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
-    parameter_means = {"cls_scale": 1.0}
     is_whole = True
 
     def __init__(self, config: "InternVLXConfig", side: int):
@@ -187,9 +193,10 @@ class PVTCProjector(Projector):
             query = layer(query, patches)
         return query
 
-    def init_own_parameters(self, std: float) -> None:
+    def reset_parameters(self) -> None:
+        """The scales of CLS start from N(0, 1), as released, so that every position asks for something else."""
         if self.cls_scale is not None:
-            init.normal_(self.cls_scale, mean=self.parameter_means["cls_scale"], std=std)
+            init.normal_(self.cls_scale)
 
     @classmethod
     def check_config(cls, config: "InternVLXConfig", side: int) -> None:
