@@ -77,29 +77,26 @@ def plan_expansion(
         ValueError: if the placeholders of a tile do not stand together.
     """
     before, after = config.image_seq_length, config.expanded_image_seq_length
-    batch, device = len(placeholders), placeholders.device
     order = placeholders.cumsum(1) - 1
     first = placeholders & (order % before == 0)  # of its tile
     is_text, is_tile = ~placeholders, first  # what becomes 1 and N₂² rows of stage two
     if visible is not None:
         is_text, is_tile = is_text & visible, is_tile & visible
     width = is_text + after * is_tile
-    ends = width.cumsum(1)
-    lengths = ends[:, -1:]
-    sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
+    lengths = width.sum(1, keepdim=True)
     tiles_before = F.pad(is_tile.cumsum(1), (1, 0))
+    sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
     # Tiles of other samples packed into the same row do not count.
     earlier = _count_since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
     # of what becomes text, or a tile's first token
     positions = position_ids + (after - before) * earlier + past_growth
-    last_positions = torch.where(width > 0, positions + width - 1, 0)
     continues_tile = F.pad(placeholders[:, :-1], (1, 0))
     # All that the host has to know of the input, read from the device at once.
     shortest, longest, trailing_text, last_position, is_packed, is_interrupted = _to_host(
         lengths.min(),
         lengths.max(),
         is_text.flip(1).long().cumprod(1).sum(1).min(),
-        last_positions.max(),
+        torch.where(width > 0, positions + width - 1, 0).max(),
         sample_starts[:, 1:].any(),
         (placeholders & ~first & ~continues_tile).any(),
     )
@@ -107,39 +104,63 @@ def plan_expansion(
         raise ValueError(
             f"The {before} image placeholders of a tile must stand together, but text comes between them."
         )
+    mask = None
+    if visible is not None or (shortest < longest and not is_packed):
+        mask = torch.arange(longest, device=placeholders.device) >= longest - lengths
+    return Expansion(
+        tile_length=before,
+        mask=mask,
+        growth=(after - before) * tiles_before[:, -1:] + past_growth,
+        tiles_before=tiles_before,
+        trailing_text=trailing_text,
+        last_position=last_position,
+        **_place_rows(config, placeholders, order, is_text, is_tile, positions, longest),
+    )
 
+
+def _place_rows(
+    config: InternVLXConfig,
+    placeholders: torch.Tensor,
+    order: torch.Tensor,
+    is_text: torch.Tensor,
+    is_tile: torch.Tensor,
+    positions: torch.Tensor,
+    longest: int,
+) -> dict[str, torch.Tensor]:
+    """Where rows go, and their positions in stage two.
+
+    Args:
+        order: (B, L), which of a sample's placeholders each is.
+        is_text, is_tile: (B, L) bool, what becomes 1 and N₂² rows.
+        positions: (B, L), in stage two, of what becomes text or a tile's first token.
+        longest: L₂.
+    """
+    before, after = config.image_seq_length, config.expanded_image_seq_length
+    batch, device = len(placeholders), placeholders.device
     nowhere = batch * longest
-    starts = torch.arange(1, batch + 1, device=device)[:, None] * longest - lengths + ends - width
+    ends = (is_text + after * is_tile).cumsum(1)
+    left_of_row = torch.arange(1, batch + 1, device=device)[:, None] * longest - ends[:, -1:]
+    starts = left_of_row + F.pad(ends[:, :-1], (1, 0))
     text_to = torch.where(is_text, starts, nowhere).flatten()
     tile_rows = placeholders.flatten().nonzero().squeeze(1)
     tile_starts = tile_rows[::before]
     children = torch.arange(after, device=device)
     tiles_to = torch.where(is_tile, starts, nowhere).flatten()[tile_starts][:, None] + children
     tiles_to = tiles_to.clamp(max=nowhere).flatten()
-    last_child = _last_children(config, device)[order % before] - after * ~first
+    place_in_tile = order % before
+    last_child = _last_children(config, device)[place_in_tile] - after * (place_in_tile > 0)
     read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1).flatten()
-
     positions = positions.flatten()
     # Padding stays at 0: each is a sample of its own where samples are told apart by positions.
-    expanded_positions = positions.new_zeros(nowhere + 1).index_copy(0, text_to, positions)
-    expanded_positions.index_copy_(0, tiles_to, (positions[tile_starts][:, None] + children).flatten())
-
-    mask = None
-    if visible is not None or (shortest < longest and not is_packed):
-        mask = torch.arange(longest, device=device) >= longest - lengths
-    return Expansion(
-        tile_length=before,
-        tile_rows=tile_rows,
-        text_to=text_to,
-        tiles_to=tiles_to,
-        read_from=read_from,
-        position_ids=expanded_positions[:-1].unflatten(0, (batch, longest)),
-        mask=mask,
-        growth=(after - before) * tiles_before[:, -1:] + past_growth,
-        tiles_before=tiles_before,
-        trailing_text=trailing_text,
-        last_position=last_position,
-    )
+    position_ids = positions.new_zeros(nowhere + 1).index_copy(0, text_to, positions)
+    position_ids.index_copy_(0, tiles_to, (positions[tile_starts][:, None] + children).flatten())
+    return {
+        "tile_rows": tile_rows,
+        "text_to": text_to,
+        "tiles_to": tiles_to,
+        "read_from": read_from,
+        "position_ids": position_ids[:-1].unflatten(0, (batch, longest)),
+    }
 
 
 def _to_host(*numbers: torch.Tensor) -> list[int]:
