@@ -13,7 +13,7 @@ try:
     from matplotlib import font_manager
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-    from matplotlib.textpath import TextPath
+    from matplotlib.textpath import text_to_path
 except ImportError as error:
     raise ImportError("Drawing pictures needs matplotlib, which is not installed: pip install matplotlib") from error
 
@@ -93,10 +93,9 @@ class Canvas:
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Inches that a text takes in the figure's font."""
-    # a blank at the end has no outline, and a $ would start a formula
-    measured, font = text.replace("$", "S") + ".", font_manager.FontProperties(weight=weight)
+    font = font_manager.FontProperties(weight=weight, size=size)
     # a renderer rounds each letter to whole pixels
-    return 1.03 * TextPath((0, 0), measured, size=size, prop=font).get_extents().width / 72
+    return 1.03 * text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
 def shorten(text: str, width: float, size: float, weight: str = "normal") -> str:
