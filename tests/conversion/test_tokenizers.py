@@ -170,34 +170,47 @@ LOAD_AND_ENCODE = """
 import json, sys
 sys.modules["internvlx_hf"] = sys.modules["sentencepiece"] = None
 from transformers import AutoTokenizer
-folder, texts = sys.argv[1], json.load(sys.stdin)
-tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=False, trust_remote_code=False)
-print(json.dumps({
-    "ids": [tokenizer(text)["input_ids"] for text in texts],
-    "decoded": [tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts],
-    "special": [tokenizer.start_image_token, tokenizer.end_image_token, tokenizer.context_image_token],
-    "all_special": tokenizer.all_special_tokens,
-    "padding": [tokenizer.padding_side, tokenizer.pad_token, tokenizer.model_max_length],
-    "template": tokenizer.chat_template,
-}))
+
+def load_and_encode(folder, texts):
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=False, trust_remote_code=False)
+    return {
+        "ids": [tokenizer(text)["input_ids"] for text in texts],
+        "decoded": [tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) for text in texts],
+        "special": [tokenizer.start_image_token, tokenizer.end_image_token, tokenizer.context_image_token],
+        "all_special": tokenizer.all_special_tokens,
+        "padding": [tokenizer.padding_side, tokenizer.pad_token, tokenizer.model_max_length],
+        "template": tokenizer.chat_template,
+    }
+
+print(json.dumps({folder: load_and_encode(folder, texts) for folder, texts in json.load(sys.stdin).items()}))
 """
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_tokenizer_loads_the_same_without_this_package(family, tmp_path):
-    tokenizer = converted(FAMILIES[family])
-    tokenizer.save_pretrained(tmp_path)
-    texts = [case["text"] for case in golden(family)["cases"]]
+def texts_of(family):
+    return [case["text"] for case in golden(family)["cases"]]
+
+
+@pytest.fixture(scope="module")
+def loaded_elsewhere(tmp_path_factory):
+    """What a process without this package and sentencepiece makes of every family's saved tokenizer."""
+    folder = tmp_path_factory.mktemp("saved")
+    for family, checkpoint in FAMILIES.items():
+        converted(checkpoint).save_pretrained(folder / family)
     process = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD_AND_ENCODE, str(tmp_path)],
-        input=json.dumps(texts),
+        [sys.executable, "-I", "-c", LOAD_AND_ENCODE],
+        input=json.dumps({family: texts_of(family) for family in FAMILIES}),
         capture_output=True,
         text=True,
-        check=True,
-        cwd=tmp_path,
+        cwd=folder,
     )
-    loaded = json.loads(process.stdout)
-    ids = [tokenizer(text)["input_ids"] for text in texts]
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_tokenizer_loads_the_same_without_this_package(family, loaded_elsewhere):
+    tokenizer, loaded = converted(FAMILIES[family]), loaded_elsewhere[family]
+    ids = [tokenizer(text)["input_ids"] for text in texts_of(family)]
     assert loaded["ids"] == ids
     assert loaded["decoded"] == [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
     assert loaded["special"] == ["<img>", "</img>", "<IMG_CONTEXT>"]
