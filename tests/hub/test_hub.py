@@ -131,18 +131,12 @@ def writer(hub, folders):
     process.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reader(hub, folders):
-    """Starts processes in which the package cannot be imported. All share one cache."""
-    started = []
-
-    def start(**kwargs) -> Process:
-        started.append(Process(hub, folders / "reader", "bare", **kwargs))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.close()
+    """A process in which the package cannot be imported."""
+    process = Process(hub, folders / "reader", "bare")
+    yield process
+    process.close()
 
 
 def assert_is(found: dict, folder: Path, batch: Path, code: int) -> None:
@@ -165,11 +159,10 @@ def test_versions_of_weights_and_code_are_pushed_loaded_and_pinned_together(hub,
     assert len(shards) >= 3
     assert shards | {"README.md", "model.safetensors.index.json", "pvtc.py"} <= set(hub.files("you/versions"))
 
-    process = reader()
     # a download resumes at a whole piece of 10 MB, more than these files have
-    process.result("from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 20_000")
+    reader.result("from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 20_000")
     drop = hub.drop("GET", "^/cdn/", after=70_000)
-    assert_is(process.result(LOAD, repo="you/versions", kwargs={}, batch=batch), folders / "v1", batch, code=1)
+    assert_is(reader.result(LOAD, repo="you/versions", kwargs={}, batch=batch), folders / "v1", batch, code=1)
     assert hub.dropped[-1] is drop
     resumed = [request.range for request in hub.requests("GET", "^/cdn/") if request.range]
     assert resumed == ["bytes=60000-"]
@@ -185,14 +178,13 @@ def test_versions_of_weights_and_code_are_pushed_loaded_and_pinned_together(hub,
     assert not shards & set(hub.files("you/versions"))
     assert "model.safetensors" in hub.files("you/versions")
 
-    process = reader()
     for kwargs, folder, code in (
         ({}, "v2", 2),
         ({"revision": first}, "v1", 1),
         ({"revision": second}, "v2", 2),
         ({"revision": first, "code_revision": second}, "v1", 2),
     ):
-        found = process.result(LOAD, repo="you/versions", kwargs=kwargs, batch=batch)
+        found = reader.result(LOAD, repo="you/versions", kwargs=kwargs, batch=batch)
         assert_is(found, folders / folder, batch, code)
 
 
@@ -258,10 +250,9 @@ def test_private_repositories_and_tokens(hub, folders, writer, reader):
     assert writer.push(folders / "v2", "you/private", "--private")[0] == 0
     assert hub.repositories["you/private"].private
 
-    process = reader()
-    answer = process.run(LOAD, repo="you/private", kwargs={}, batch=batch)
+    answer = reader.run(LOAD, repo="you/private", kwargs={}, batch=batch)
     assert "OSError" in answer["error"]
-    found = process.result(LOAD, repo="you/private", kwargs={"token": READER}, batch=batch)
+    found = reader.result(LOAD, repo="you/private", kwargs={"token": READER}, batch=batch)
     assert_is(found, folders / "v2", batch, code=2)
     assert not any(request.has_token for request in hub.requests("GET", "^/cdn/")), "a token left the Hub"
 
