@@ -3,10 +3,9 @@
 
 import base64
 import io
+import json
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from PIL import Image
 from internvlx_hf.processing import InternVLXImageProcessor
 from internvlx_hf.processing.image_files import is_undecoded
 from internvlx_hf.processing.image_sources import PillowSource, image_size
+from paths import HELPERS
+from process_memory import IS_MEASURABLE
 from tiny import tiny_config, tiny_processor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -125,39 +126,76 @@ def test_fetching_decodes_nothing(tmp_path):
     assert all(is_undecoded(image) for image in PROCESSOR.fetch_images([path, str(path), encoded]))
 
 
-PEAK = textwrap.dedent(
-    """
-    import sys
-    from pathlib import Path
+MEASURE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from PIL import Image
+from internvlx_hf.processing import InternVLXImageProcessor
+from process_memory import peak_of
 
-    import torch
-    from PIL import Image
-    from internvlx_hf.processing import InternVLXImageProcessor
+def excess(processor, images):
+    tiles = []
+    before, peak = peak_of(lambda: tiles.append(processor(images, return_tensors="pt").pixel_values))
+    return peak - before - tiles[0].nbytes
 
-    def memory(name):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+processor, one_tile = InternVLXImageProcessor(), InternVLXImageProcessor(max_patches=1)
+upright, turned, *several = sys.argv[2:]
+processor(Image.new("RGB", (900, 900)), return_tensors="pt")  # whatever is made once
+one_tile(several[:1], return_tensors="pt")
+print(json.dumps({
+    "upright": excess(processor, upright),
+    "turned": excess(processor, turned),
+    "RGB": excess(processor, Image.new("RGB", (8000, 4500), 1)),
+    "grey": excess(processor, Image.new("L", (16000, 5000), 1)),
+    "array": excess(processor, np.ones((12000, 3000, 3), np.uint8)),
+    "float array": excess(processor, np.ones((3, 3000, 4000), np.float32)),
+    "eight paths": excess(one_tile, several),
+    "eight Pillow images": excess(one_tile, [Image.open(path) for path in several]),
+}))
+"""
 
-    processor = InternVLXImageProcessor(max_patches=1)
-    paths = sys.argv[1:]
-    processor(paths[:1], return_tensors="pt")
-    for images in (paths, [Image.open(path) for path in paths]):
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = memory("VmRSS")
-        processor(images, return_tensors="pt")
-        peak = (memory("VmHWM") - before) / (3 * 4000 * 4000)
-        assert peak < 4, peak  # of eight images decoded at once; one as Pillow holds it is 4 bytes a pixel
-    """
+
+@pytest.fixture(scope="module")
+def excess(tmp_path_factory):
+    """By kind of image, the memory that its tiles take to make, beyond themselves and what was held before."""
+    if not IS_MEASURABLE:
+        pytest.skip("reads the peak memory from Linux's /proc")
+    folder = tmp_path_factory.mktemp("large")
+    paths = [folder / name for name in ("upright.jpg", "turned.jpg", *(f"{number}.png" for number in range(8)))]
+    for path, orientation in zip(paths[:2], (1, 6), strict=True):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        Image.new("RGB", (8000, 4500), (10, 200, 90)).save(path, exif=exif)
+    for path in paths[2:]:
+        Image.new("RGB", (3000, 3000), (1, 2, 3)).save(path, compress_level=1)
+    command = [sys.executable, "-c", MEASURE, HELPERS, *paths]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "decoded_bytes"),
+    [
+        ("upright", 3 * 8000 * 4500),
+        ("turned", 3 * 8000 * 4500),
+        ("RGB", 3 * 8000 * 4500),
+        ("grey", 16000 * 5000),
+        ("array", 3 * 12000 * 3000),
+        ("float array", 4 * 3 * 3000 * 4000),
+    ],
 )
+def test_a_large_image_takes_at_most_twice_its_size_and_64_mebibytes(excess, kind, decoded_bytes):
+    assert decoded_bytes > 64 * 2**20  # more than what is allowed beside it
+    assert excess[kind] <= 2 * decoded_bytes + 64 * 2**20
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak memory from Linux's /proc")
-def test_eight_large_images_take_the_memory_of_one(tmp_path):
-    paths = [str(tmp_path / f"{number}.png") for number in range(8)]
-    for path in paths:
-        Image.new("RGB", (4000, 4000), (1, 2, 3)).save(path, compress_level=1)
-    result = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["eight paths", "eight Pillow images"])
+def test_eight_large_images_take_the_memory_of_one(excess, kind):
+    assert excess[kind] < 4 * 3 * 3000 * 3000  # of eight decoded at once; one as Pillow holds it is 4 bytes a pixel
 
 
 def test_images_of_messages_are_not_decoded_before_their_tiles_are_cut(tmp_path, monkeypatch):
