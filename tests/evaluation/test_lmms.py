@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def own_answers(folder, pages):
         output = model.eval().generate(**inputs, max_new_tokens=24)
         return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    return lambda **images_kwargs: [ask(page, **images_kwargs) for page in pages]
+    return cache(lambda **images_kwargs: [ask(page, **images_kwargs) for page in pages])
 
 
 def answers(results: dict) -> list[str]:

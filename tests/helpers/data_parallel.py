@@ -1,7 +1,5 @@
-"""Run by test_training.py in two processes at once: the same training as in one process with twice the batch."""
+"""The same training in two processes as in one with twice the batch, by the HF `Trainer` alone."""
 
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -86,15 +84,10 @@ def train(out: Path, case: str, batch_size: int) -> dict[str, torch.Tensor]:
     return weights | {"losses": torch.tensor(losses), "steps with images": torch.tensor(seen)}
 
 
-def main(out: str) -> None:
-    # here and not in the Trainer, whose time limit does not reach gloo: a process that waits in vain has to fail
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+def train_all(out: Path) -> None:
+    """One process's part of all cases, in `out/<case>.<rank>.safetensors`."""
     for case in CASES:
-        result = train(Path(out), case, batch_size=2)
+        result = train(out, case, batch_size=2)
         result["world size"] = torch.tensor(distributed.get_world_size())
         assert distributed.get_backend() == "gloo"
-        save_file(result, Path(out) / f"{case}.{distributed.get_rank()}.safetensors")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        save_file(result, out / f"{case}.{distributed.get_rank()}.safetensors")

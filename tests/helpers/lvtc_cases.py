@@ -1,6 +1,6 @@
-"""Prompts and models on which LVTC is tested."""
+"""Prompts, models and training steps on which LVTC is tested."""
 
-from tiny import LVTC, tiny_model
+from tiny import LVTC, tiny_batch, tiny_model
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 MIXED = [[5], [2, "tile", 3], ["tile", "tile", 1, "tile", 4], [9, "tile"]]  # no, one and many images
@@ -43,3 +43,23 @@ def lvtc(n1=2, n2=4, **kwargs):
 
 def rope_model(rope, text="llama"):
     return tiny_model("phi3" if rope == "longrope" else text, text_config=ROPES[rope], **LVTC)
+
+
+def training_model(text="llama", **kwargs):
+    return tiny_model(text, projector_config={"drop_path_rate": 0.0}, **{**LVTC, **kwargs}).train()
+
+
+def labelled(model, layouts, **kwargs):
+    """A batch whose loss is on all text but the first token of each sample, which nothing predicts."""
+    batch = tiny_batch(model.config, layouts, **kwargs)
+    mask = batch["attention_mask"]
+    begins = mask * (mask.cumsum(-1) == 1)
+    ignored = (mask == 0) | (begins == 1) | (batch["input_ids"] == model.config.image_token_id)
+    return batch | {"labels": batch["input_ids"].masked_fill(ignored, -100)}
+
+
+def loss_and_gradients(model, batch, **kwargs):
+    model.zero_grad()
+    loss = model(**batch, **kwargs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -1,45 +1,20 @@
-"""LVTC in training: checkpointed, packed, compiled, with the Trainer, peft and FSDP2.
+"""LVTC in training: checkpointed, packed, compiled, with the Trainer and peft.
 
 Tolerances: as in test_lvtc.py; gradients are sums over all rows and layers, compared relative to the largest of each tensor:
 1e-3. Resuming and gradient checkpointing do the same operations in the same order: 1e-6.
 """
 
 import copy
-import os
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, init_device_mesh
 from transformers import Trainer, TrainingArguments
 
 import lvtc_reference  # noqa: F401  registers the "varlen" attention
-from lvtc_cases import MIXED, SLIDING, lvtc
-from tiny import LVTC, TEXT_MODELS, tiny_batch, tiny_model
+from lvtc_cases import MIXED, SLIDING, labelled, loss_and_gradients, lvtc, training_model
+from tiny import TEXT_MODELS
 
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
-NO_DROPS = {"projector_config": {"drop_path_rate": 0.0}}
-
-
-def training_model(text="llama", **kwargs):
-    return tiny_model(text, **NO_DROPS, **{**LVTC, **kwargs}).train()
-
-
-def labelled(model, layouts, **kwargs):
-    """A batch whose loss is on all text but the first token of each sample, which nothing predicts."""
-    batch = tiny_batch(model.config, layouts, **kwargs)
-    mask = batch["attention_mask"]
-    begins = mask * (mask.cumsum(-1) == 1)
-    ignored = (mask == 0) | (begins == 1) | (batch["input_ids"] == model.config.image_token_id)
-    return batch | {"labels": batch["input_ids"].masked_fill(ignored, -100)}
-
-
-def loss_and_gradients(model, batch, **kwargs):
-    model.zero_grad()
-    loss = model(**batch, **kwargs).loss
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same_step(got, want, relative=1e-3):
@@ -294,41 +269,3 @@ def test_lora_trains_only_its_own_weights_and_merges(tmp_path):
     changed = {name for name, p in merged.named_parameters() if not torch.equal(p, frozen[name])}
     assert {name.split(".")[-2] for name in changed if "language_model" in name} == {"q_proj", "v_proj"}
     assert {name for name in changed if "language_model" not in name} == {n for n in frozen if "hr_projector" in n}
-
-
-# ---- FSDP2
-
-RANKS = [[[3, "tile", 2, "tile", 1], [4]], [[7], [5]]]  # the second rank has text only
-
-
-def sharded_step(rank, folder):
-    """One process of two: gradients of the mean of both losses, gathered."""
-    torch.set_num_threads(1)
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
-    model = training_model()
-    model.gradient_checkpointing_enable()
-    for layer in model.model.language_model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    loss, gradients = loss_and_gradients(model, labelled(model, RANKS[rank], seed=rank))
-    assert all(isinstance(p, DTensor) for p in model.parameters())
-    gradients = {name: gradient.full_tensor() for name, gradient in gradients.items()}
-    torch.save((loss, gradients), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_fsdp2_processes_equal_one_also_where_one_has_text_only(tmp_path):
-    multiprocessing.spawn(sharded_step, args=(str(tmp_path),), nprocs=2)
-    sharded = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    model = training_model()
-    single = [loss_and_gradients(copy.deepcopy(model), labelled(model, RANKS[i], seed=i)) for i in (0, 1)]
-    for name, parameter in model.named_parameters():
-        mean = sum(gradients.get(name, torch.zeros_like(parameter)) for _, gradients in single) / 2
-        for _, gradients in sharded:
-            scale = mean.abs().max().clamp(min=1e-3)
-            torch.testing.assert_close(gradients[name] / scale, mean / scale, atol=1e-3, rtol=0)
-    for (got, _), (want, _) in zip(sharded, single, strict=True):
-        torch.testing.assert_close(got, want, **EXACT)

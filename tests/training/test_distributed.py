@@ -3,6 +3,7 @@
 Tolerances are 1e-4 on losses of 3 to 6, the same sums in another order; found is 1e-6.
 """
 
+import copy
 import importlib.util
 import json
 import os
@@ -14,12 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
+from safetensors.torch import load_file
 
-from distributed_process import CASES, STEPS, adamw, evaluate, model_of, run_steps, torch_update
+import data_parallel
+from distributed_process import CASES, RANKS, STEPS, adamw, evaluate, model_of, run_steps, torch_update
 from internvlx_hf import InternVLXForConditionalGeneration
+from lvtc_cases import labelled, loss_and_gradients, training_model
 from paths import HELPERS, ROOT
+from tiny import tiny_model
 from training_helpers import losses, run, save_checkpoint, saved_weights, write_config, write_data
-from versions import needs_transformers
+from versions import is_older, needs_transformers
 
 CONFIGS = ROOT / "configs" / "accelerate"
 STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initializer_range": 0.05}}
@@ -55,48 +60,97 @@ def logged_losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-@needs_transformers("5.18", "DDP on CPUs does not resume")
-def test_ddp_trains_resumes_and_saves_as_one_process_does(tmp_path, monkeypatch):
-    """With `internvlx train`, LVTC and batches of like cost, so that a process often has text alone."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    base, data = save_checkpoint(tmp_path / "base", **STEADY), write_data(tmp_path / "data")
-    common = {"model_name_or_path": str(base), "train_data": str(data), "max_steps": STEPS, "save_steps": STEPS // 2}
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory):
+    """`runs/` of two processes; `base` and `data` for one of its own. Batches are of like cost: some are text alone."""
+    folder = tmp_path_factory.mktemp("ddp")
+    base, data = save_checkpoint(folder / "base", **STEADY), write_data(folder / "data")
+    common = {"model_name_or_path": str(base), "train_data": str(data), "max_steps": 20, "save_steps": 10}
     runs = {
-        "1_whole": {"output_dir": str(tmp_path / "whole")},
+        "1_whole": {"output_dir": str(folder / "whole")},
         "2_resumed": {
-            "output_dir": str(tmp_path / "resumed"),
-            "resume_from_checkpoint": str(tmp_path / "whole" / f"checkpoint-{STEPS // 2}"),
+            "output_dir": str(folder / "resumed"),
+            "resume_from_checkpoint": str(folder / "whole" / "checkpoint-10"),
         },
     }
-    (tmp_path / "runs").mkdir()
+    if is_older("5.18"):
+        del runs["2_resumed"]
+    (folder / "runs").mkdir()
     for name, settings in runs.items():
-        shutil.move(write_config(tmp_path, **common, **settings), tmp_path / "runs" / f"{name}.yaml")
-    launch("ddp", "ddp", tmp_path / "runs")
+        shutil.move(write_config(folder, **common, **settings), folder / "runs" / f"{name}.yaml")
+    launch("ddp", "ddp", folder / "runs")
+    return folder, common
 
-    first, second = (result["text only"] for result in results(tmp_path / "runs", "1_whole"))
-    assert first + second >= STEPS // 4
+
+@pytest.fixture(scope="module")
+def fsdp2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp2")
+    launch("fsdp2", "fsdp2", folder)
+    return folder
+
+
+@needs_transformers("5.18", "DDP on CPUs does not resume")
+def test_ddp_trains_resumes_and_saves_as_one_process_does(ddp, monkeypatch):
+    """With `internvlx train` and LVTC."""
+    folder, common = ddp
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    first, second = (result["text only"] for result in results(folder / "runs", "1_whole"))
+    assert first + second >= 5
     assert first != second
-    alone = run(tmp_path, **common, output_dir=str(tmp_path / "alone"), per_device_train_batch_size=4)
-    assert len(losses(alone)) == STEPS
-    assert logged_losses(tmp_path / "whole") == pytest.approx(losses(alone), abs=1e-4)
+    alone = run(folder, **common, output_dir=str(folder / "alone"), per_device_train_batch_size=4)
+    assert len(losses(alone)) == 20
+    assert logged_losses(folder / "whole") == pytest.approx(losses(alone), abs=1e-4)
     assert losses(alone)[-1] < 0.7 * losses(alone)[0]
 
-    assert logged_losses(tmp_path / "resumed") == logged_losses(tmp_path / "whole")
-    whole, resumed = (saved_weights(tmp_path / name) for name in ("whole", "resumed"))
+    assert logged_losses(folder / "resumed") == logged_losses(folder / "whole")
+    whole, resumed = (saved_weights(folder / name) for name in ("whole", "resumed"))
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
-    for folder in ("whole", f"whole/checkpoint-{STEPS}"):
-        model, info = InternVLXForConditionalGeneration.from_pretrained(tmp_path / folder, output_loading_info=True)
+    for saved in ("whole", "whole/checkpoint-20"):
+        model, info = InternVLXForConditionalGeneration.from_pretrained(folder / saved, output_loading_info=True)
         assert not any(info.values())
         assert all(torch.equal(weight, whole[name]) for name, weight in model.state_dict().items() if name in whole)
 
 
-def test_fsdp2_trains_resumes_and_saves_as_one_process_does(tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
+    """Text-only batches included, in one of the processes and in both, while DDP expects every parameter's gradient.
+
+    1e-5: gradients are the same sums in another order.
+    """
+    runs = ddp[0] / "runs"
+    for case in data_parallel.CASES:
+        first, second = (load_file(runs / f"{case}.{rank}.safetensors") for rank in (0, 1))
+        assert first["world size"] == second["world size"] == 2
+        assert first["steps with images"].tolist() == [True, False, True]
+        assert second["steps with images"].tolist() == [False, False, True]
+        expected = data_parallel.train(tmp_path, case, batch_size=4)
+        assert expected["steps with images"].tolist() == [True, False, True]
+        torch.testing.assert_close(first["losses"], expected["losses"], atol=1e-4, rtol=0)
+        for name, before in tiny_model(**data_parallel.CASES[case]).state_dict().items():
+            torch.testing.assert_close(first[name], expected[name], atol=1e-5, rtol=1e-4)
+            assert torch.equal(first[name], second[name])
+            assert not torch.equal(first[name], before), f"{name} was not trained"
+
+
+def test_gradients_of_two_fsdp2_processes_are_those_of_one_also_where_one_has_text_only(fsdp2):
+    """Relative to the largest of each tensor: sums over all rows and layers, in another order."""
+    sharded = [torch.load(fsdp2 / f"gradients.{rank}.pt") for rank in (0, 1)]
+    model = training_model()
+    single = [loss_and_gradients(copy.deepcopy(model), labelled(model, RANKS[i], seed=i)) for i in (0, 1)]
+    for name, parameter in model.named_parameters():
+        mean = sum(gradients.get(name, torch.zeros_like(parameter)) for _, gradients in single) / 2
+        for _, gradients in sharded:
+            scale = mean.abs().max().clamp(min=1e-3)
+            torch.testing.assert_close(gradients[name] / scale, mean / scale, atol=1e-3, rtol=0)
+    for (got, _), (want, _) in zip(sharded, single, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_fsdp2_trains_resumes_and_saves_as_one_process_does(fsdp2):
     """Accelerate's own sharding, by fsdp2.yaml; evaluation included, in which a process has text alone."""
-    launch("fsdp2", "fsdp2", tmp_path)
     for case in CASES:
         model = model_of(case)
         expected = run_steps(model, torch_update(model, adamw(model)), range(STEPS))
-        for found in results(tmp_path, f"fsdp2.{case}"):
+        for found in results(fsdp2, f"fsdp2.{case}"):
             assert found["losses"] == pytest.approx(expected, abs=1e-4)
             assert found["resumed"] == found["losses"][STEPS // 2 :]
             assert found["differing"] == []
@@ -106,7 +160,7 @@ def test_fsdp2_trains_resumes_and_saves_as_one_process_does(tmp_path):
             assert found["units"]["PVTCProjector"] == 1
             assert found["share"] < 0.52
 
-        full = tmp_path / case / "full"
+        full = fsdp2 / case / "full"
         loaded, info = InternVLXForConditionalGeneration.from_pretrained(full, output_loading_info=True)
         assert not any(info.values())
         assert loaded.config.architectures == ["InternVLXForConditionalGeneration"]
@@ -114,14 +168,14 @@ def test_fsdp2_trains_resumes_and_saves_as_one_process_does(tmp_path):
         assert_close_but_trained(loaded, model, model_of(case))
 
         # the sharded checkpoint of step 10, by way of `accelerate merge-weights`
-        merged = tmp_path / case / "merged"
-        merge_fsdp_weights(str(tmp_path / case / "pytorch_model_fsdp_0"), str(merged))
+        merged = fsdp2 / case / "merged"
+        merge_fsdp_weights(str(fsdp2 / case / "pytorch_model_fsdp_0"), str(merged))
         halfway = model_of(case)
         run_steps(halfway, torch_update(halfway, adamw(halfway)), range(STEPS // 2))
         shutil.copy(full / "config.json", merged)
         assert_close_but_trained(InternVLXForConditionalGeneration.from_pretrained(merged), halfway, model_of(case))
 
-    (bf16, again), model = results(tmp_path, "fsdp2.bf16"), model_of("lvtc_on")
+    (bf16, again), model = results(fsdp2, "fsdp2.bf16"), model_of("lvtc_on")
     assert bf16 == again
     # losses in bfloat16's 8 bits
     expected = run_steps(model, torch_update(model, adamw(model)), range(2))
