@@ -75,12 +75,10 @@ def test_trains_saves_and_reads_without_the_package(tmp_path):
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert len(json.loads((out / "pages/pages.json").read_text())["pages"]) == 4
 
-    read = run("-I", DEMO / "read.py", out, cwd=tmp_path)
-    assert read.returncode == 0, read.stderr[-3000:]
+    # four steps teach nothing: the exit status says so, after everything else was done
+    read = run("-I", DEMO / "read.py", out, "--min-accuracy", "95", cwd=tmp_path)
+    assert "below the 95 % demanded" in read.stderr, read.stderr[-3000:]
+    assert read.returncode == 1
     assert "the checkpoint brought transformers_modules" in read.stdout
     assert "accuracy per digit: " in read.stdout
     assert Image.open(out / "demo.png").width > 800
-
-    demanding = run("-I", DEMO / "read.py", out, "--min-accuracy", "95", cwd=tmp_path)
-    assert demanding.returncode == 1
-    assert "below the 95 % demanded" in demanding.stderr
