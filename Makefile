@@ -9,14 +9,16 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-oldest wheel docs lint types format bench ablation ablation-quick clean
+.PHONY: help demo demo-short test test-fast test-oldest test-hf wheel docs lint style types format bench ablation ablation-quick clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train a small model on handwritten digits, read unseen pages with it (5 minutes)"
 	@echo "make demo-short  the same path in about a minute, without asking for accuracy"
-	@echo "make test        lint, then all tests"
+	@echo "make test        lint, then all tests (6 minutes)"
+	@echo "make test-fast   ruff, then the tests not marked slow (2 minutes)"
 	@echo "make test-oldest the tests with the oldest supported transformers, but for some that hardly call it"
+	@echo "make test-hf     transformers' own tests on our classes"
 	@echo "make wheel       build the wheel, install it into an empty environment, try it there"
 	@echo "make docs        build the reference of all public names into build/docs"
 	@echo "make lint        ruff check, ruff format --check, and the types"
@@ -61,19 +63,30 @@ build/%/.installed: tests/overlays/%.txt | .venv/.for-test
 	@touch $@
 
 # The models of the tests are tiny: more than one thread a worker makes them several times slower.
-test: lint $(OTHERS)
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-# Left out with the oldest transformers: what hardly calls it, and takes its time.
-NOT_WITH_OLDEST := test_ablation test_docs test_readme checkpoints/test_links checkpoints/test_whole_folder \
-	conversion/test_overwriting data/test_fuzz_records evaluation/test_lmms hub/test_push_files processing/test_fuzz_images \
-	processing/test_image_access
+test: lint $(OTHERS)
+	$(PYTEST)
+
+test-fast: style
+	$(PYTEST) -m "not slow"
 
 # The oldest transformers that is supported, laid over the pinned one.
 test-oldest: .venv/.for-test $(OTHERS) build/oldest/.installed
-	@echo "left out with the oldest transformers: $(NOT_WITH_OLDEST)"
-	PYTHONPATH=build/oldest HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 \
-		$(NOT_WITH_OLDEST:%=--ignore=tests/%.py)
+	@echo "left out with the oldest transformers:" $$(grep -rl mark.any_transformers tests)
+	PYTHONPATH=build/oldest $(PYTEST) -m "not any_transformers"
+
+# Transformers' own tests, on our classes: tests/hf_suite/README.md.
+HF_SUITE := tests/hf_suite/run_hf_suite.py --path src
+
+# The remote-code part wants an interpreter that has the dependencies and not the package: a venv whose .pth names the
+# first one's site-packages, where the editable install's own .pth is then not read.
+test-hf: .venv/.for-test
+	$(PY) $(HF_SUITE) --baseline tests/hf_suite/baseline_native.json -n 2
+	$(PY) -m venv --clear --without-pip build/bare
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(build/bare/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	build/bare/bin/python $(HF_SUITE) --parts remote
 
 # Run from another folder and isolated, with only what pip brings.
 wheel: .venv/.for-test
@@ -87,10 +100,11 @@ wheel: .venv/.for-test
 docs: .venv/.for-test
 	$(PY) docs/build_reference.py build/docs
 
-lint: .venv/.for-test
+lint: style types
+
+style: .venv/.for-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
 
 types: .venv/.for-test
 	$(PY) -m mypy

@@ -7,6 +7,9 @@ from PIL import Image
 
 from tiny import tiny_model, tiny_processor
 
+# a suite of its own: `make test-hf`
+collect_ignore = ["hf_suite"]
+
 
 def pytest_collection_finish():
     """What was imported stays: leaving it out makes each garbage collection quick, and every training starts with one."""

@@ -9,6 +9,8 @@ import torch
 
 from paths import ROOT
 
+pytestmark = pytest.mark.any_transformers
+
 FOLDER = ROOT / "benchmarks/ablation"
 MODULES = ("settings", "task", "records", "estimates", "report", "orderings", "plots", "training", "run")
 

@@ -9,6 +9,8 @@ import pytest
 from internvlx_hf.cli import COMMANDS
 from paths import ROOT
 
+pytestmark = pytest.mark.any_transformers
+
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 

@@ -8,6 +8,8 @@ import pytest
 from internvlx_hf import InternVLXImageProcessor
 from paths import ROOT
 
+pytestmark = pytest.mark.any_transformers
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 

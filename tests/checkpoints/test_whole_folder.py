@@ -16,6 +16,8 @@ from internvlx_hf.checkpoints import whole_folder as module
 from internvlx_hf.checkpoints.manifest import MANIFEST
 from internvlx_hf.checkpoints.whole_folder import whole_folder
 
+pytestmark = pytest.mark.any_transformers
+
 # What changes the disk, and the lock: the process is killed once before each of these, and before each file that it opens
 # to write.
 STEPS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "fcntl.flock")

@@ -22,6 +22,8 @@ from internvlx_hf.training.merge import merge_adapter
 from tiny import LVTC, tiny_model
 from training_helpers import run, save_checkpoint
 
+pytestmark = pytest.mark.any_transformers
+
 QWEN = "internvl2_qwen2"
 PERSONS = "\nWritten by a person.\n"
 

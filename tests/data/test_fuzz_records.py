@@ -16,6 +16,8 @@ from internvlx_hf.data.samples import BrokenSampleError
 from internvlx_hf.training import load_training_data
 from tiny import tiny_config, tiny_processor
 
+pytestmark = pytest.mark.any_transformers
+
 CONFIG = tiny_config("llama")
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A red square."}]
 MESSAGES = [

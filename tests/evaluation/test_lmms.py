@@ -21,6 +21,7 @@ from paths import HELPERS, ROOT
 OVERLAY = ROOT / "build/lmms_eval"
 
 pytestmark = [
+    pytest.mark.any_transformers,
     pytest.mark.slow,
     pytest.mark.skipif(not OVERLAY.exists(), reason="lmms-eval is not in build/lmms_eval, where `make test` puts it"),
 ]

@@ -15,6 +15,8 @@ from internvlx_hf.cli import main
 from internvlx_hf.hub import FolderError, check_folder, plan_push
 from internvlx_hf.hub import push as push_module
 
+pytestmark = pytest.mark.any_transformers
+
 SECRET, HIDDEN, UNKNOWN = "may hold a secret", "is hidden", "is not part of a checkpoint"
 STATE, LOG, HALF = "is a state of the training", "is a log", "is half written"
 WEIGHTS, CODE = "holds weights that the index does not name", "is code that no auto_map leads to"

@@ -18,6 +18,8 @@ from PIL import Image
 
 from internvlx_hf.processing import InternVLXImageProcessor
 
+pytestmark = pytest.mark.any_transformers
+
 SIDE = 14
 PROCESSOR = InternVLXImageProcessor(
     size=SIDE, max_patches=2, do_normalize=False, rescale_factor=1.0, resize_backend="pillow"

@@ -18,6 +18,8 @@ from PIL import Image
 from internvlx_hf.processing import ImageAccess, InternVLXImageProcessor
 from internvlx_hf.processing.image_files import MOST_REDIRECTS, open_image
 
+pytestmark = pytest.mark.any_transformers
+
 
 def png() -> bytes:
     stream = io.BytesIO()
