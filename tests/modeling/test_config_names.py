@@ -247,7 +247,7 @@ def test_names_of_this_or_an_older_version_raise(version):
     ("kwargs", "message"),
     [
         ({"downsample_ratio": "half"}, r"`downsample_ratio` must be float \| int, got 'half'"),
-        ({"lvtc_config": True}, r"`lvtc_config` must be dict .*None, got True"),
+        ({"lvtc_config": True}, r"`lvtc_config` must be .*dict .*None, got True"),
         ({"image_token_id": None}, "`image_token_id` must be int, got None"),
         ({"lvtc_config": {"expand_layer": "two"}}, r"`expand_layer` must be int \| None, got 'two'"),
         ({"projector_config": {"num_heads": 4.5}}, r"`num_heads` must be int, got 4\.5"),

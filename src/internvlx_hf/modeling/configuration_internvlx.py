@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     ProjectorConfig = InternVLXProjectorConfig | Any
     LVTCConfig = InternVLXLVTCConfig | Any
 else:
-    ModelConfig = ProjectorConfig = LVTCConfig = dict | PretrainedConfig | None
+    # a configuration first: for each type that does not match, validation forms an error with the whole value in it
+    ModelConfig = ProjectorConfig = LVTCConfig = PretrainedConfig | dict | None
 
 
 @with_value_errors
