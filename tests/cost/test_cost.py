@@ -7,14 +7,21 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import DynamicCache
 
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
-from internvlx_hf.cost.report import bar, table, unit
+from internvlx_hf.cost import CostModel
+from internvlx_hf.cost.flops import decode_flops
+from internvlx_hf.cost.images import Pictures
+from internvlx_hf.cost.report import BYTE_UNITS, Report, bar, table, unit
+from internvlx_hf.cost.settings import Setting
 from internvlx_hf.processing.image_files import open_image
 from internvlx_hf.processing.image_sources import PillowSource
-from tiny import LVTC, tiny_config
+from internvlx_hf.processing.rvtc import TilingRule
+from tiny import LVTC, tiny_config, tiny_model
 
 
 @pytest.fixture
@@ -251,3 +258,40 @@ def test_units_and_bars_and_tables():
     assert bar(0) == ""
     assert len(bar(1e-9)) == 1
     assert table(["a", "b"], [["xyz", 1]], left=(0,)) == "a    b\n------\nxyz  1"
+
+
+@pytest.mark.parametrize("answer", [1, 2, 7])
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["plain", "lvtc"])
+def test_the_answer_s_cost_is_that_of_generating_it(lvtc, answer):
+    """The prefill gives the first token, and the last one is not read again."""
+    config = tiny_config("llama", **lvtc)
+    setting = Setting("tiny", config, TilingRule(config.tile_size, config.tile_size, max_tiles=1))
+    model = CostModel(setting, text_tokens=5, answer_tokens=answer, dtype=torch.float32)
+    cost = model.of_tiles(1)
+    ids = torch.tensor([[10] * 5 + [config.image_token_id] * config.image_seq_length])
+    pixels = torch.zeros(1, 3, config.tile_size, config.tile_size)
+    cache = DynamicCache(config=config.text_config)
+    tiny_model("llama", **lvtc).generate(
+        input_ids=ids,
+        pixel_values=pixels,
+        past_key_values=cache,
+        max_new_tokens=answer,
+        min_new_tokens=answer,
+        do_sample=False,
+    )
+    assert cost.cache_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    lengths = cost.prompt_tokens, cost.expanded_prompt_tokens
+    assert cost.answer_flops == decode_flops(setting.sizes, lengths, answer - 1)
+    assert (cost.answer_flops == 0) == (answer == 1)
+    assert cost.positions == cost.expanded_prompt_tokens + answer - 1
+
+
+def test_the_table_has_the_largest_peak_of_the_pictures():
+    setting = Setting("tiny", tiny_config(**LVTC), TilingRule(32, 32, max_tiles=9))
+    sizes = [(32, 32), (96, 96)]
+    report = Report(Pictures(["small", "large"], sizes), [CostModel(setting)])
+    (row,) = [line for line in report.to_text().splitlines() if line.startswith("-> this model")]
+    peaks = [cost.peak_bytes for cost in report.costs[0]]
+    name, size = unit([report.costs[0][0].weight_bytes], BYTE_UNITS)
+    assert f"peak {name}*" in report.to_text()
+    assert row.split()[-1] == f"{max(peaks) / size:,.2f}" != f"{min(peaks) / size:,.2f}"

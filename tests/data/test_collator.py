@@ -1,5 +1,7 @@
 """The data collator: what carries loss, where `max_length` cuts, what is refused, and that a plain `Trainer` trains with it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from internvlx_hf.data.encoding import SampleEncoder
 from internvlx_hf.training import InternVLXDataCollator
 from paths import GOLDEN as GOLDEN_ROOT
 from tiny import LVTC, TILE, tiny_config, tiny_model, tiny_processor
+from training_helpers import write_data
 
 GOLDEN = GOLDEN_ROOT / "checkpoints"
 # a tokenizer of each family, with each template that its models have; None is the processor's own ChatML
@@ -358,3 +361,17 @@ def test_a_plain_trainer_needs_nothing_but_the_collator(tmp_path, settings):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("multiple", [None, 64])
+def test_bounds_of_packed_keys_are_those_of_the_queries_by_value(multiple, tmp_path):
+    processor = tiny_processor(tiny_config(**LVTC), max_patches=3, slicing="edge")
+    samples = [json.loads(line) for line in write_data(tmp_path, 3).read_text().splitlines()]
+    collate = InternVLXDataCollator(processor, packing=True, pad_to_multiple_of=multiple)
+    batch = collate(samples)
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    bounds = [*starts, batch["input_ids"].shape[1]]
+    assert len(starts) == 3 + bool(multiple)
+    for side in ("q", "k"):
+        assert batch[f"cu_seq_lens_{side}"].tolist() == bounds
+        assert batch[f"max_length_{side}"] == max(np.diff(bounds))

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainingArguments
 
 from internvlx_hf.data import datasets as datasets_module
+from internvlx_hf.data.datasets import Part
 from internvlx_hf.data.records import JsonArray, JsonLines
 from internvlx_hf.data.sizes import SampleSizes, fingerprint, tile_cost
 from internvlx_hf.training import (
@@ -634,3 +635,18 @@ def test_ranks_get_batches_of_like_cost_at_a_time():
 def test_a_sampler_without_samples_or_batches_is_refused(costs, batch_size, error):
     with pytest.raises(ValueError, match=error):
         CostGroupedSampler(costs, batch_size)
+
+
+@pytest.mark.parametrize(("repeat", "expected"), [(0.3, 3), (0.25, 2), (1.3, 12), (2.0, 18)])
+def test_a_part_that_counts_a_fraction_is_rounded_to_the_nearest_record(repeat, expected):
+    chosen = Part(range(9), repeat=repeat).chosen(np.random.default_rng(0))
+    assert len(chosen) == expected
+    counts = np.bincount(chosen, minlength=9)
+    assert set(counts) <= {int(repeat), int(repeat) + 1}
+
+
+def test_what_fills_no_batch_is_the_cheapest_of_its_group():
+    """So the dearest samples always share a batch."""
+    order = list(CostGroupedSampler(np.arange(10), 4, seed=3))
+    assert order[-2:] == [1, 0]
+    assert [sorted(order[:4]), sorted(order[4:8])] in ([[2, 3, 4, 5], [6, 7, 8, 9]], [[6, 7, 8, 9], [2, 3, 4, 5]])

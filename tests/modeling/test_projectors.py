@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from internvlx_hf import InternVLXConfig
 from internvlx_hf.modeling.pixel_shuffle import InternVL2MLP, partition_windows, pixel_shuffle
@@ -449,3 +450,73 @@ def test_what_switches_dropout_off_switches_stochastic_depth_off():
             module.p = 0.0
     with torch.no_grad():
         assert torch.equal(projector(features), projector.eval()(features))
+
+
+class SoftmaxTypes(TorchDispatchMode):
+    """The dtypes that softmax gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._softmax.default:
+            self.seen.append(result.dtype)
+        return result
+
+
+def test_pvtc_attends_in_float32_under_bfloat16():
+    """By dtype: a CPU's bfloat16 softmax adds up in float32 too, and its numbers are the same."""
+    config = tiny_config()
+    projector = build_projector(config, "pvtc", 0.5).bfloat16()
+    with torch.no_grad(), SoftmaxTypes() as types:
+        projector(torch.randn(1, 65, config.vision_config.hidden_size, dtype=torch.bfloat16))
+    assert types.seen == [torch.float32] * 2  # local and global
+
+
+def plain_projector(kind: str, side: int):
+    """A projector with random weights, features with CLS, and their 8x8 patches by row and column."""
+    config = tiny_config("llama", projector_config={"projector_type": kind}, downsample_ratio=1 / side)
+    torch.manual_seed(side)
+    projector = build_projector(config, kind, 1 / side)
+    for parameter in projector.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    features = torch.randn(2, 65, config.vision_config.hidden_size)
+    return projector, features, features[:, 1:].unflatten(1, (8, 8))
+
+
+def windows_of(grid: torch.Tensor, side: int) -> list[torch.Tensor]:
+    """(2, side², C) patches of each window in raster order."""
+    starts = [(row, column) for row in range(0, 8, side) for column in range(0, 8, side)]
+    return [grid[:, r : r + side, c : c + side].flatten(1, 2) for r, c in starts]
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_ldpv2_is_the_mean_of_each_window_plus_a_convolution_of_the_means(side):
+    projector, features, grid = plain_projector("ldpv2", side)
+    with torch.no_grad():
+        means = torch.stack([window.mean(1) for window in windows_of(projector.mlp(grid), side)], 1)
+        n = 8 // side
+        grid_of_means = means.unflatten(1, (n, n)).permute(0, 3, 1, 2)
+        expected = means + projector.position(grid_of_means).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(projector(features), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_token_packer_asks_with_the_middle_of_each_window(side):
+    """Halving bilinearly is the mean of four neighbours: of the window's middle four."""
+    projector, features, grid = plain_projector("token_packer", side)
+    middle = slice(side // 2 - 1, side // 2 + 1)
+    tokens = []
+    with torch.no_grad():
+        for window in windows_of(grid, side):
+            coarse = window.unflatten(1, (side, side))[:, middle, middle].mean((1, 2))
+            query = projector.query(projector.query_norm(projector.query_mlp(coarse)))
+            key = projector.key(projector.key_norm(projector.key_mlp(window)))
+            value = projector.value(projector.value_norm(projector.value_mlp(window)))
+            query, key, value = (x.unflatten(-1, (projector.num_heads, -1)) for x in (query, key, value))
+            scores = torch.einsum("bhd,bkhd->bhk", query, key) / query.shape[-1] ** 0.5
+            seen = torch.einsum("bhk,bkhd->bhd", scores.softmax(-1), value).flatten(1)
+            tokens.append(projector.mlp(projector.output(seen)))
+        torch.testing.assert_close(projector(features), torch.stack(tokens, 1), atol=1e-4, rtol=1e-4)

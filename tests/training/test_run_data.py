@@ -1,0 +1,50 @@
+"""What a run makes of its data: order, seeds, padding."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
+
+from internvlx_hf.data.sampler import CostGroupedSampler
+from internvlx_hf.training import run_data
+from internvlx_hf.training.arguments import DataArguments, InternVLXTrainingArguments
+from internvlx_hf.training.trainer import InternVLXTrainer
+from tiny import tiny_config, tiny_model, tiny_processor
+from training_helpers import write_data
+
+
+def trainer_of(folder, **arguments):
+    arguments = InternVLXTrainingArguments(str(folder), train_sampling_strategy="group_by_cost", **arguments)
+    return InternVLXTrainer(tiny_model(), arguments, costs=np.arange(1, 9))
+
+
+def test_a_trainer_tells_the_epoch_to_a_sampler_within_wrappers(tmp_path):
+    trainer = trainer_of(tmp_path)
+    sampler = CostGroupedSampler(np.arange(1, 9), 2)
+    batches = BatchSamplerShard(BatchSampler(sampler, 2, drop_last=False), 2, 1)
+    trainer.callback_handler.train_dataloader = SimpleNamespace(batch_sampler=batches)
+    for passed, epoch in ((None, 0), (1.0, 1), (2.75, 2)):
+        trainer.state.epoch = passed
+        trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+        assert sampler.epoch == epoch
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [({"seed": 3}, 3), ({"seed": 3, "data_seed": 4}, 4)])
+def test_data_have_a_seed_of_their_own(seeds, expected, tmp_path, monkeypatch):
+    assert trainer_of(tmp_path, **seeds)._get_train_sampler().seed == expected
+    orders = []
+    monkeypatch.setattr(run_data, "PackedData", lambda data, tokens, budget, seed: orders.append(seed))
+    data = DataArguments(train_data=str(write_data(tmp_path)), packing_tokens=60)
+    config = tiny_config()
+    arguments = trainer_of(tmp_path, **seeds).args
+    run_data.load_run_data(data, arguments, tiny_processor(config), config)
+    assert orders == [expected]
+
+
+def test_rows_of_a_run_are_padded_to_the_multiple_that_is_asked_for(tmp_path):
+    data = DataArguments(train_data=str(write_data(tmp_path)), pad_to_multiple_of=64)
+    config = tiny_config()
+    loaded = run_data.load_run_data(data, trainer_of(tmp_path).args, tiny_processor(config), config)
+    assert loaded.collator([loaded.train[0]])["input_ids"].shape[1] % 64 == 0
