@@ -1,8 +1,12 @@
 """Prompts, models and training steps on which LVTC is tested."""
 
-from tiny import LVTC, tiny_batch, tiny_model
+from tiny import IMAGE_TOKEN, LVTC, tiny_batch, tiny_model
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+NEW = 8
+# A generated placeholder would be one without an image wherever the whole sequence is run again.
+GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
+KINDS = ["full attention", "mistral, sliding", "qwen2, sliding and full"]
 MIXED = [[5], [2, "tile", 3], ["tile", "tile", 1, "tile", 4], [9, "tile"]]  # no, one and many images
 STEEP = {"downsample_ratio": 0.25, "lvtc_config": {**LVTC["lvtc_config"], "downsample_ratio": 1.0}}
 SLIDING = {
@@ -63,3 +67,21 @@ def loss_and_gradients(model, batch, **kwargs):
     loss = model(**batch, **kwargs).loss
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def model_of_kind(kind):
+    """The windows of 7 tokens are passed in both stages, and in stage two by a tile alone."""
+    text = {"full attention": "llama", "mistral, sliding": "mistral", "qwen2, sliding and full": "qwen2"}[kind]
+    return tiny_model(text, text_config=SLIDING.get(text, {}), **LVTC)
+
+
+def new_tokens(model, batch, **kwargs):
+    return model.generate(**batch, **{**GREEDY, **kwargs})[:, batch["input_ids"].shape[1] :]
+
+
+def next_turn(model, layouts, seed=1):
+    return tiny_batch(model.config, layouts, seed=seed)
+
+
+def uncached(model, batch):
+    return model(**batch, use_cache=False).logits

@@ -5,45 +5,36 @@ they are equal: the tiny models' best and second best logits lie far enough apar
 """
 
 import copy
-import io
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from packaging.version import Version
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CompileConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, QuantizedCache, StaticCache
-from transformers.utils import is_optimum_quanto_available
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from lvtc_cases import CLOSE, MIXED, SLIDING, lvtc, rope_model
+from lvtc_cases import (
+    CLOSE,
+    GREEDY,
+    KINDS,
+    MIXED,
+    NEW,
+    lvtc,
+    model_of_kind,
+    new_tokens,
+    next_turn,
+    rope_model,
+    uncached,
+)
 from lvtc_reference import reference_logits
-from tiny import IMAGE_TOKEN, LVTC, PAD, TEXT_MODELS, split_batch, tiny_batch, tiny_model
+from tiny import IMAGE_TOKEN, LVTC, TEXT_MODELS, split_batch, tiny_batch, tiny_model
 from versions import needs_transformers
-
-NEW = 8
-# A generated placeholder would be one without an image wherever the whole sequence is run again.
-GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
-COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(backend="eager")}
-COMPILED["compile_config"]._compile_all_devices = True
-KINDS = ["full attention", "mistral, sliding", "qwen2, sliding and full"]
 
 
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.no_grad():
         yield
-
-
-def model_of_kind(kind):
-    """The windows of 7 tokens are passed in both stages, and in stage two by a tile alone."""
-    text = {"full attention": "llama", "mistral, sliding": "mistral", "qwen2, sliding and full": "qwen2"}[kind]
-    return tiny_model(text, text_config=SLIDING.get(text, {}), **LVTC)
-
-
-def new_tokens(model, batch, **kwargs):
-    return model.generate(**batch, **{**GREEDY, **kwargs})[:, batch["input_ids"].shape[1] :]
 
 
 def reference_tokens(model, batch):
@@ -58,14 +49,6 @@ def reference_tokens(model, batch):
             ids = torch.cat([ids, best.argmax()[None]])
         rows.append(ids[-NEW:])
     return torch.stack(rows)
-
-
-def next_turn(model, layouts, seed=1):
-    return tiny_batch(model.config, layouts, seed=seed)
-
-
-def uncached(model, batch):
-    return model(**batch, use_cache=False).logits
 
 
 def joined(first, second):
@@ -374,340 +357,3 @@ def test_generate_continues_a_conversation_with_a_new_image_on_the_cache_of_the_
     pixel_values = torch.cat([first["pixel_values"], second["pixel_values"]])
     expected = model.generate(input_ids=ids, pixel_values=pixel_values, **GREEDY)
     assert torch.equal(continued, expected)
-
-
-# ---- What can be done to a cache
-
-
-def prefilled(model, layouts=([3, "tile", 4], [9], ["tile", "tile", 5]), **kwargs):
-    batch = tiny_batch(model.config, list(layouts), **kwargs)
-    return batch, model(**batch).past_key_values
-
-
-def step(model, batch, cache, rows=None, token=11):
-    """Logits of one more token on the cache, and what they must be; `rows` says which sample each row is now."""
-    rows = list(range(len(batch["input_ids"]))) if rows is None else rows
-    samples = split_batch(batch, model.config)
-    expected = []
-    for row in rows:
-        ids = torch.nn.functional.pad(samples[row]["input_ids"][0], (0, 1), value=token)
-        expected.append(reference_logits(model, ids, samples[row].get("pixel_values"))[0][-1])
-    mask = torch.nn.functional.pad(batch["attention_mask"][rows], (0, 1), value=1)
-    logits = model(input_ids=torch.full((len(rows), 1), token), attention_mask=mask, past_key_values=cache).logits
-    return logits[:, -1], torch.stack(expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_cache_can_be_reordered_repeated_selected_and_copied(kind):
-    model = model_of_kind(kind)
-    changes = {
-        "reorder": (lambda cache: cache.reorder_cache(torch.tensor([2, 0, 0])), [2, 0, 0]),
-        "repeat": (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2]),
-        "select": (lambda cache: cache.batch_select_indices(torch.tensor([2, 1])), [2, 1]),
-    }
-    for change, rows in changes.values():
-        batch, cache = prefilled(model)
-        kept = copy.deepcopy(cache)
-        change(cache)
-        for a, b in ((cache, rows), (kept, None)):
-            torch.testing.assert_close(*step(model, batch, a, b), **CLOSE)
-
-
-def test_a_static_cache_can_be_reordered():
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", 4], [9], ["tile", "tile", 5]])
-    cache = StaticCache(model.config.text_config, max_cache_len=64)
-    model(**batch, past_key_values=cache)
-    cache.reorder_cache(torch.tensor([2, 0, 0]))
-    torch.testing.assert_close(*step(model, batch, cache, [2, 0, 0]), **CLOSE)
-
-
-def test_a_cache_can_be_pickled():
-    model = tiny_model("llama", **LVTC)
-    batch, cache = prefilled(model)
-    file = io.BytesIO()
-    torch.save(cache, file)
-    file.seek(0)
-    torch.testing.assert_close(*step(model, batch, torch.load(file, weights_only=False)), **CLOSE)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(DynamicCache, marks=needs_transformers("5.18", "a dynamic cache keeps its length")),
-        partial(StaticCache, max_cache_len=64),
-    ],
-    ids=["dynamic", "static"],
-)
-def test_a_cache_can_be_reset_and_used_for_another_prompt(make):
-    model = tiny_model("llama", **LVTC)
-    cache = make(config=model.config.text_config)
-    for layouts in (([3, "tile", 4], [9]), ([7], [3]), (["tile", "tile", 2], [1])):
-        batch = tiny_batch(model.config, list(layouts))
-        model(**batch, past_key_values=cache)
-        torch.testing.assert_close(*step(model, batch, cache), **CLOSE)
-        cache.reset()
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
-@pytest.mark.parametrize("n", [1, 3, 4])
-def test_a_cache_can_be_cropped_into_the_prompt_s_last_text(n, attention):
-    model = tiny_model("llama", **LVTC)
-    model.set_attn_implementation({"text_config": attention})
-    batch, cache = prefilled(model)
-    cache.crop(-n)
-    cropped = {key: batch[key][:, :-n] for key in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(*step(model, batch | cropped, cache), **CLOSE)
-
-
-def test_a_cache_can_be_cropped_after_decoding_and_twice():
-    model = tiny_model("llama", **LVTC)
-    batch, cache = prefilled(model)
-    for token in (13, 14):
-        mask = torch.nn.functional.pad(
-            batch["attention_mask"], (0, cache.get_seq_length() + 1 - batch["input_ids"].shape[1]), value=1
-        )
-        model(input_ids=torch.full((3, 1), token), attention_mask=mask, past_key_values=cache)
-    cache.crop(-3)
-    cache.crop(-1)
-    cropped = {key: batch[key][:, :-2] for key in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(*step(model, batch | cropped, cache), **CLOSE)
-
-
-def test_cropping_into_an_image_raises_and_leaves_the_cache_as_it_was():
-    model = tiny_model("llama", **LVTC)
-    batch, cache = prefilled(model)
-    with pytest.raises(
-        ValueError, match="cropped by 4 tokens into the prompt, back to its last image or padding, got 5"
-    ):
-        cache.crop(-5)
-    torch.testing.assert_close(*step(model, batch, cache), **CLOSE)
-
-
-def test_cropping_right_padding_raises():
-    """What is at the end of the padded rows is padding in stage one, but text in stage two."""
-    model = tiny_model("llama", **LVTC)
-    _, cache = prefilled(model, padding_side="right")
-    with pytest.raises(ValueError, match="cropped by 0 tokens"):
-        cache.crop(-1)
-
-
-# ---- Static caches
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("max_cache_len", [None, 80])
-def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(kind, max_cache_len):
-    model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED)
-    settings = {"cache_implementation": "static", "disable_compile": True}
-    if max_cache_len:
-        settings["max_cache_len"] = max_cache_len
-    assert torch.equal(new_tokens(model, batch, **settings), new_tokens(model, batch))
-
-
-@pytest.mark.parametrize("text", ["mistral", "qwen2"])
-def test_a_static_cache_shorter_than_the_window_still_grows_with_the_expansion(text):
-    """The window of 40 is longer than the prompt and its answer, and shorter than them after the expansion; then longer."""
-    for window in (40, 500):
-        settings = {**SLIDING[text], "sliding_window": window}
-        model = tiny_model(text, text_config=settings, **LVTC)
-        batch = tiny_batch(model.config, [[3, "tile", 2, "tile", "tile", 1], [4]])
-        expected = new_tokens(model, batch)
-        settings = {"cache_implementation": "static", "disable_compile": True}
-        assert torch.equal(new_tokens(model, batch, **settings), expected)
-        assert torch.equal(new_tokens(model, batch, **settings, num_beams=2), new_tokens(model, batch, num_beams=2))
-
-
-@pytest.mark.parametrize(("kind", "padded"), [(KINDS[0], False), *((kind, True) for kind in KINDS)])
-def test_decoding_with_a_static_cache_compiles_once(kind, padded):
-    """Graphs without breaks, made in the first steps (a sliding window has a second one for when it is full)."""
-    model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED if padded else [[10], [3, "tile", 3]])
-    expected = new_tokens(model, batch, max_new_tokens=16, min_new_tokens=16)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    compiled = new_tokens(model, batch, max_new_tokens=16, min_new_tokens=16, **COMPILED)
-    assert torch.equal(compiled, expected)
-    counters = torch._dynamo.utils.counters
-    assert not counters["graph_break"]
-    assert 1 <= counters["stats"]["unique_graphs"] <= (1 if kind == "full attention" else 3)
-
-
-def test_a_static_cache_that_is_too_short_raises_with_both_lengths():
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
-    cache = StaticCache(model.config.text_config, max_cache_len=24)  # enough for the 13 of the prompt, not for 37
-    with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37 \(37 for the 13 of this prompt\)"):
-        model(**batch, past_key_values=cache)
-    with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37"):
-        model.generate(**batch, past_key_values=cache, **GREEDY)
-
-
-def test_a_static_sliding_cache_that_is_too_short_raises_too():
-    """A window of 30 in a cache of 24 would be a window of 24."""
-    model = tiny_model("mistral", text_config={"sliding_window": 30}, **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
-    cache = StaticCache(model.config.text_config, max_cache_len=24)
-    with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37"):
-        model(**batch, past_key_values=cache)
-
-
-def test_a_static_cache_that_is_long_enough_can_be_handed_in():
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", "tile", 2], [4, "tile"]])
-    cache = StaticCache(model.config.text_config, max_cache_len=37 + NEW)
-    assert torch.equal(new_tokens(model, batch, past_key_values=cache), new_tokens(model, batch))
-
-
-# ---- Quantised and offloaded caches
-
-
-def unpack_four_bits(packed, bits):
-    assert bits == 4
-    return torch.cat([packed & 15, packed >> 4])
-
-
-@pytest.mark.skipif(not is_optimum_quanto_available(), reason="needs optimum-quanto")
-def test_a_quantised_cache_keeps_each_stage_s_length_and_comes_close(monkeypatch):
-    """Four bits a number: tokens may differ, the first logits (computed before anything is quantised) may not."""
-    from optimum.quanto.library.extensions.cpp import ext
-
-    # in place of its C++ extension, which takes a minute to compile
-    monkeypatch.setattr(ext, "_lib", SimpleNamespace(unpack=unpack_four_bits))
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, MIXED)
-    outputs = model.generate(
-        **batch,
-        **GREEDY,
-        cache_implementation="quantized",
-        cache_config={"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 4},
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    reference = model.generate(**batch, **GREEDY, return_dict_in_generate=True, output_logits=True)
-    torch.testing.assert_close(outputs.logits[0], reference.logits[0], **CLOSE)
-    cache = outputs.past_key_values
-    assert isinstance(cache, QuantizedCache)
-    length = batch["input_ids"].shape[1] + NEW - 1
-    assert [cache.get_seq_length(i) for i in range(4)] == [
-        length,
-        length,
-        length + 36,
-        length + 36,
-    ]  # three tiles more
-    error = (outputs.logits[1] - reference.logits[1]).abs()[
-        (outputs.logits[1] > -1e9) & (reference.sequences[:, [-NEW]] == outputs.sequences[:, [-NEW]])
-    ]
-    assert error.mean() < 0.5 * reference.logits[1].abs().mean()
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading a cache needs the streams of an NVIDIA GPU")
-@pytest.mark.parametrize("implementation", ["offloaded", "offloaded_static"])
-def test_an_offloaded_cache_gives_the_tokens_of_a_dynamic_one(implementation):
-    model = tiny_model("llama", **LVTC).to("cuda")
-    batch = {key: value.to("cuda") for key, value in tiny_batch(model.config, MIXED).items()}
-    expected = new_tokens(model, batch)
-    assert torch.equal(new_tokens(model, batch, cache_implementation=implementation), expected)
-
-
-# ---- Devices
-
-
-@pytest.mark.parametrize("place", ["cpu", "disk"])
-def test_offloaded_weights_give_the_same_tokens(place, tmp_path):
-    from accelerate import cpu_offload, disk_offload
-
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, MIXED)
-    expected = new_tokens(model, batch)
-    if place == "cpu":
-        cpu_offload(model, execution_device="cpu")
-    else:
-        disk_offload(model, tmp_path, execution_device="cpu")
-    assert next(model.model.language_model.layers[3].parameters()).device.type == "meta"
-    assert torch.equal(new_tokens(model, batch), expected)
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_device_map_with_disk_offload_gives_the_same_tokens(whole, tmp_path):
-    """Also where the map names the language model as a whole, whose own forward LVTC does not call."""
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, MIXED)
-    expected = new_tokens(model, batch)
-    model.save_pretrained(tmp_path / "model")
-    device_map = {
-        "model.vision_tower": "cpu",
-        "model.multi_modal_projector": "disk",
-        "model.lvtc": "disk",
-        "lm_head": "cpu",
-    }
-    if whole:
-        device_map["model.language_model"] = "disk"
-    else:
-        device_map |= {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(4)}
-        device_map |= {f"model.language_model.{name}": "cpu" for name in ("embed_tokens", "norm", "rotary_emb")}
-    loaded = type(model).from_pretrained(
-        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
-    )
-    assert any(parameter.device.type == "meta" for parameter in loaded.model.language_model.parameters())
-    assert torch.equal(new_tokens(loaded, batch), expected)
-
-
-class HostReads(TorchDispatchMode):
-    """Counts what makes the host wait for the device: reading a scalar, or a size that depends on values."""
-
-    READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "item")
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        self.count += name.startswith(self.READS)
-        if name.startswith("index") and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (args[1] if name == "index" else ())
-        ):
-            self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("mask", [True, False])
-def test_a_decode_step_reads_the_device_no_more_often_than_transformers_own(mask):
-    """Making a mask, transformers asks whether there is padding: once a stage. LVTC adds nothing to that."""
-    reads = {}
-    for name, settings in {"on": LVTC, "off": {"downsample_ratio": 0.25}}.items():
-        model = tiny_model("llama", **settings)
-        batch = tiny_batch(model.config, MIXED if mask else [[10], [3, "tile", 3]])
-        if not mask:
-            del batch["attention_mask"]
-        cache = model(**batch).past_key_values
-        inputs = {"input_ids": torch.full((len(batch["input_ids"]), 1), 11), "past_key_values": cache}
-        if mask:
-            inputs["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
-        with HostReads() as mode:
-            model(**inputs)
-        reads[name] = mode.count
-    assert reads["on"] == reads["off"] + 1
-
-
-def test_a_decode_step_with_masks_made_ahead_reads_nothing():
-    """As `generate` calls it, compiled or not, with a static cache."""
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, MIXED)
-    cache = StaticCache(model.config.text_config, max_cache_len=64)
-    model(**batch, past_key_values=cache)
-    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
-    ids = torch.cat([batch["input_ids"], torch.full((4, 1), PAD + 11)], dim=1)
-    with HostReads() as mode:
-        inputs = model.prepare_inputs_for_generation(
-            ids, next_sequence_length=1, past_key_values=cache, attention_mask=mask, position_ids=mask.cumsum(-1) - 1
-        )
-        logits = model(**inputs).logits
-    assert mode.count == 0
-    assert set(inputs["attention_mask"]) == {"full_attention", "expanded_full_attention"}
-    torch.testing.assert_close(
-        logits[:, -1], uncached(model, batch | {"input_ids": ids, "attention_mask": mask})[:, -1], **CLOSE
-    )

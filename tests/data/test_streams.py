@@ -1,0 +1,142 @@
+"""Streamed data: order, shards, ranks and workers, and training that resumes in the middle."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from data_cases import CONFIG, numbers, record, save_picture, write_lines
+from internvlx_hf.data import datasets as datasets_module
+from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, load_training_data, measure_sizes
+from tiny import LVTC, TILE, tiny_model
+
+
+def stream_of(processor, annotations, rows, kind, **kwargs):
+    if kind == "file":
+        return load_training_data(annotations, processor, streaming=True, **kwargs)
+    return load_training_data(rows.to_iterable_dataset(num_shards=5), processor, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["file", "datasets"])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 1)])
+def test_each_sample_is_streamed_once_over_all_ranks_and_workers(processor, annotations, rows, kind, ranks, workers):
+    stream = stream_of(processor, annotations, rows, kind)
+    epochs = []
+    for epoch in (0, 1):
+        stream.set_epoch(epoch)
+        seen = []
+        for rank in range(ranks):
+            loader = DataLoader(stream.shard(ranks, rank), batch_size=2, num_workers=workers, collate_fn=list)
+            seen += [number for batch in loader for number in numbers(processor, batch)]
+        assert sorted(seen) == list(range(10))
+        epochs.append(seen)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("kind", ["file", "datasets"])
+def test_the_trainer_s_own_split_of_a_stream_shares_out_every_sample(processor, annotations, rows, kind):
+    """What a plain `Trainer` does in two processes: each takes its share of the whole stream, the last batch filled up."""
+    from accelerate.data_loader import IterableDatasetShard
+
+    seen = []
+    for rank in range(2):
+        stream = IterableDatasetShard(
+            stream_of(processor, annotations, rows, kind), 2, num_processes=2, process_index=rank
+        )
+        seen += numbers(processor, stream)
+    assert len(seen) == 12
+    assert set(seen) == set(range(10))
+
+
+@pytest.mark.parametrize("kind", ["file", "datasets"])
+def test_a_stream_comes_in_the_same_order_again(processor, annotations, rows, kind):
+    first, second = (numbers(processor, stream_of(processor, annotations, rows, kind)) for _ in range(2))
+    assert first == second
+    other = numbers(processor, stream_of(processor, annotations, rows, kind, seed=1))
+    assert first != other
+
+
+@pytest.mark.parametrize("kind", ["file", "datasets"])
+def test_an_endless_stream_goes_on_with_the_next_epoch(processor, annotations, rows, kind):
+    stream = iter(stream_of(processor, annotations, rows, kind, endless=True))
+    seen = numbers(processor, [next(stream) for _ in range(30)])
+    assert [sorted(seen[start : start + 10]) for start in (0, 10, 20)] == [list(range(10))] * 3
+    once = stream_of(processor, annotations, rows, kind)
+    once.set_epoch(1)
+    assert seen[10:20] == numbers(processor, once)
+
+
+@pytest.mark.parametrize("kind", ["file", "datasets"])
+def test_shards_of_shards_share_out_every_sample(processor, annotations, rows, kind):
+    stream = stream_of(processor, annotations, rows, kind)
+    shards = [stream.shard(2, outer).shard(2, inner) for outer in range(2) for inner in range(2)]
+    assert sorted(number for shard in shards for number in numbers(processor, shard)) == list(range(10))
+
+
+def test_a_stream_ends_for_broken_samples_in_a_row_only(processor, annotations, monkeypatch):
+    stream = load_training_data(annotations, processor, streaming=True)
+    monkeypatch.setattr(datasets_module, "MOST_BROKEN_IN_A_ROW", 3)
+    good = next(iter(stream))
+    for pattern, ends in (("x..x..x..x", False), ("x..x...x", True)):
+        samples = [(good if sign == "x" else None, lambda: "here") for sign in pattern]
+        monkeypatch.setattr(stream.source, "epoch", lambda *_, samples=samples: iter(samples))
+        if ends:
+            with pytest.raises(ValueError, match="None of the samples from here on"):
+                list(stream)
+        else:
+            assert len(list(stream)) == pattern.count("x")
+
+
+def test_a_stream_has_no_shard_beyond_its_last(processor, annotations):
+    stream = load_training_data(annotations, processor, streaming=True)
+    with pytest.raises(ValueError, match="index=2 of num_shards=2"):
+        stream.shard(2, 2)
+
+
+def trained(processor, data, folder, *, resume=None, sampler=None, **kwargs):
+    class WithSampler(Trainer):
+        def _get_train_sampler(self, *args):
+            return sampler or super()._get_train_sampler(*args)
+
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 7,
+        "save_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "accelerator_config": {"dispatch_batches": False},  # or accelerate would cut streamed batches up
+        **kwargs,
+    }
+    trainer = WithSampler(
+        tiny_model(seed=1 if resume else 0, **LVTC).train(),
+        TrainingArguments(**settings),
+        train_dataset=data,
+        data_collator=InternVLXDataCollator(processor),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer.model.state_dict()
+
+
+@pytest.mark.parametrize("kind", ["random", "grouped", "streaming"])
+def test_resuming_gives_the_same_weights_also_with_broken_samples(processor, tmp_path, kind):
+    """Bit for bit: the same samples come again in the same order, what is skipped is replaced by the same others."""
+    for i in range(10):
+        save_picture(tmp_path / f"{i}.png", TILE, TILE * (i % 3 + 1), seed=i)
+    records = [record(i, f"{i}.png", answer=" " if i in (2, 3, 7) else None) for i in range(10)]
+    path = write_lines(tmp_path / "a.jsonl", records)
+
+    def fresh():
+        data = load_training_data(path, processor, on_broken="skip", streaming=kind == "streaming")
+        if kind != "grouped":
+            return {"data": data}
+        sizes = measure_sizes(data)
+        return {"data": data, "sampler": CostGroupedSampler(sizes.costs(CONFIG), batch_size=2)}
+
+    whole = trained(processor, folder=tmp_path / "run", **fresh())
+    resumed = trained(processor, folder=tmp_path / "run", **fresh(), resume=str(tmp_path / "run" / "checkpoint-4"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not all(torch.equal(whole[name], tensor) for name, tensor in tiny_model(**LVTC).state_dict().items())

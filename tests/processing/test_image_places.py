@@ -1,0 +1,254 @@
+"""Where the images of a conversation go: to its image parts, or to the marks in its text."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from chat_recorder import GREEDY, recorder_and_tokenizer
+from internvlx_hf.training import InternVLXDataCollator, load_training_data
+from message_cases import (
+    CONTEXT,
+    TOOLS,
+    assistant,
+    encode,
+    expected_of,
+    image_part,
+    picture,
+    processor_of,
+    text,
+    user,
+    written,
+)
+from tiny import tiny_model, tiny_processor
+
+PLACES = {
+    "a mark": (user("<image>\nWhat?"), 1, f"{CONTEXT}\nWhat?"),
+    "marks": (user("Is <image> like <image>?"), 2, f"Is {CONTEXT} like {CONTEXT}?"),
+    "a mark in a part": (user([text("See "), text("<image>!")]), 1, f"See {CONTEXT}!"),
+    "a mark in two parts": (user([text("See <im"), text("age>!")]), 1, f"See {CONTEXT}!"),
+    "bare parts": (user([image_part(), text("or"), image_part()]), 2, f"{CONTEXT}\nor{CONTEXT}\n"),
+    "no mark": (user("What?"), 2, f"{CONTEXT}\n{CONTEXT}\nWhat?"),
+    "no mark and parts of text": (user([text("What?")]), 1, f"{CONTEXT}\nWhat?"),
+}
+BESIDE = [user([image_part(image=picture()), text("What is <image>?")]), assistant("A tag.")]
+LATER = [user([image_part(image=picture())]), assistant("Yes?"), user("And <image>?"), assistant("A tag.")]
+JOINED = [user([image_part(image=picture()), text("<ima"), text("ge>?")]), assistant("A tag.")]
+SYSTEM = [{"role": "system", "content": "Look at <image>."}, user("What?"), assistant("A cat.")]
+
+
+def by_template(message, images):
+    return encode([message], images=images)
+
+
+def by_processor_kwargs(message, images):
+    return encode([message], processor_kwargs={"images": images})
+
+
+def by_batch(message, images):
+    # of rows of one length, so that nothing is padded
+    return encode([[message], [message]], images=[images, images])
+
+
+def by_flat_batch(message, images):
+    return encode([[message], [message]], images=[*images, *images])
+
+
+def by_collator(message, images):
+    sample = {"messages": [message, assistant("A cat.")], "images": images}
+    batch = InternVLXDataCollator(processor_of())([sample])
+    ids = batch["input_ids"]
+    start = processor_of().decode(ids[0]).index("<|im_start|>assistant")
+    length = len(processor_of().tokenizer(processor_of().decode(ids[0])[:start])["input_ids"])
+    return {"input_ids": ids[:, :length], "pixel_values": batch["pixel_values"]}
+
+
+@pytest.mark.parametrize("route", [by_template, by_processor_kwargs, by_batch, by_flat_batch, by_collator])
+@pytest.mark.parametrize(("message", "count", "expected"), PLACES.values(), ids=PLACES)
+def test_images_go_where_parts_or_marks_are(route, message, count, expected):
+    if route is by_flat_batch and not count_of_places(message):
+        pytest.skip("which image is whose is not said")
+    images = [picture(seed) for seed in range(count)]
+    inputs = route(message, images)
+    assert written(inputs) == expected_of(expected)
+    pixels = processor_of().image_processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(inputs["pixel_values"][:count], pixels)
+    assert len(inputs["pixel_values"]) in (count, 2 * count)
+
+
+def test_a_flat_list_is_shared_out_in_order():
+    conversations = [[user("<image> or <image>")], [user([text("That is all?"), image_part()])]]
+    images = [picture(seed) for seed in range(3)]
+    inputs = encode(conversations, images=images, processor_kwargs={"padding": True})
+    assert torch.equal(
+        inputs["pixel_values"], processor_of().image_processor(images, return_tensors="pt")["pixel_values"]
+    )
+
+
+def count_of_places(message):
+    return str(message).count("<image>") + str(message).count("'image'")
+
+
+def test_marks_of_raw_text_are_images():
+    expected = processor_of()(images=[picture(), picture(1)], text=["<IMG_CONTEXT> or <IMG_CONTEXT>?"])
+    for images in ([picture(), picture(1)], [[picture(), picture(1)]]):
+        inputs = processor_of()(images=images, text="<image> or <image>?")
+        assert inputs["input_ids"] == expected["input_ids"]
+        np.testing.assert_array_equal(inputs["pixel_values"], expected["pixel_values"])
+    inputs = processor_of()(images=[[picture()], [picture(1)]], text=["<image>a", "<IMG_CONTEXT>b"])
+    assert [processor_of().decode(ids) for ids in inputs["input_ids"]] == [f"{CONTEXT}a", f"{CONTEXT}b"]
+
+
+@pytest.mark.parametrize("given", [7, [None], [["<image>"]], b"<image>", np.array(["<image>"])], ids=str)
+def test_raw_text_of_another_kind_is_refused(given):
+    """What is not searched for marks would be answered without its images."""
+    with pytest.raises(ValueError, match=r"^text=.*, expected a string or a list of strings"):
+        processor_of()(text=given)
+
+
+def test_a_rendered_prompt_is_tokenized_as_its_conversation():
+    conversation = [user("<image>\nWhat?"), assistant("An <img> and <image>."), user("So?")]
+    prompt = processor_of().apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = processor_of()(images=[picture()], text=prompt, return_tensors="pt")
+    expected = encode(conversation, images=[picture()], add_generation_prompt=True)
+    for name in expected:
+        assert torch.equal(inputs[name], expected[name])
+
+
+def test_marks_are_images_in_the_pipeline():
+    model = tiny_model()
+    processor = tiny_processor(model.config)
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    given = []
+    generate = model.generate
+    model.generate = lambda **kwargs: given.append(kwargs) or generate(**kwargs)
+    ask(images=[picture()], text="<image>What?", generate_kwargs=options)
+    ask([user([image_part(image=picture()), text("What?")])], generate_kwargs=options)
+    placeholders = [(kwargs["input_ids"] == processor.image_token_id).sum() for kwargs in given]
+    assert placeholders[0] == placeholders[1] == processor.image_seq_length
+    assert torch.equal(given[0]["pixel_values"], given[1]["pixel_values"])
+    with pytest.raises(ValueError, match=r"A mark <image> in the text counts|0 <IMG_CONTEXT> tokens and 1 images"):
+        ask(images=[picture()], text="What?", generate_kwargs=options)
+    with pytest.raises(ValueError, match="beside image parts"):
+        ask([user([image_part(image=picture()), text("<image>What?")])], generate_kwargs=options)
+
+
+def encode_sample(messages):
+    return InternVLXDataCollator(processor_of())([{"messages": messages, "images": []}])
+
+
+@pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+@pytest.mark.parametrize("messages", [BESIDE, LATER, JOINED], ids=["one turn", "another turn", "two parts"])
+def test_a_mark_beside_image_parts_raises(route, messages):
+    with pytest.raises(
+        ValueError, match=r"turn \d \(user\) holds '<image>' beside image parts.*U\+2060|beside image parts"
+    ):
+        route(messages)
+
+
+@pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+def test_a_mark_in_the_system_message_raises(route):
+    with pytest.raises(ValueError, match=r"turn 0 \(system\) holds '<image>' outside of users' turns"):
+        route(SYSTEM)
+
+
+def ask_chat(messages):
+    model, tokenizer = recorder_and_tokenizer()
+    model.system_message = messages[0]["content"] if messages[0]["role"] == "system" else None
+    model.chat(tokenizer, None, messages[-2]["content"], GREEDY)
+
+
+def ask_batch_chat(messages):
+    model, tokenizer = recorder_and_tokenizer()
+    model.batch_chat(tokenizer, None, [messages[-2]["content"]], GREEDY)
+
+
+def ask_raw(messages):
+    processor_of()(text=messages[-2]["content"])
+
+
+@pytest.mark.parametrize("route", [encode, encode_sample, ask_chat, ask_batch_chat, ask_raw])
+def test_a_mark_without_images_names_the_remedy(route):
+    with pytest.raises(ValueError, match=r"(?i)a mark that is only text is written '<\\u2060image>'") as error:
+        route([user("What is <image>?"), assistant("A tag.")])
+    assert any(words in str(error.value) for words in ("0 images", "no images were"))
+
+
+def test_chat_refuses_a_mark_in_the_system_message():
+    with pytest.raises(ValueError, match=r"The system message 'Look at <image>\.' has '<image>'"):
+        ask_chat(SYSTEM)
+
+
+@pytest.mark.parametrize(
+    ("messages", "images", "error"),
+    [
+        ([user("<image> <image>")], 1, "1 images for 2 marks <image>, expected one for each"),
+        ([user("<image>")], 2, "2 images for 1 marks <image>, expected one for each"),
+        ([user([image_part()])], 2, "2 images for 1 image parts"),
+        ([user([image_part(image=picture())])], 1, "1 images for 0 image parts without an image of their own"),
+        ([{"role": "system", "content": "x"}], 1, "no user's turn"),
+        ([[user("<image>")], [user("x")]], 2, "Got 2 images for 1 places in 2 conversations"),
+    ],
+)
+def test_images_and_places_that_differ_are_refused(messages, images, error):
+    with pytest.raises(ValueError, match=error):
+        encode(messages, images=[picture()] * images)
+
+
+@pytest.mark.parametrize("key", ["video", "videos", "audio", "audios"])
+@pytest.mark.parametrize("value", ["x.mp4", ["x.mp4"], [np.zeros((2, 4, 4, 3))], np.zeros((2, 4, 4, 3))])
+def test_other_media_of_a_sample_are_its_own_fault(key, value, tmp_path):
+    sample = {"messages": [user("<video>What?"), assistant("A cat.")], key: value}
+    with pytest.raises(ValueError, match=f"(?s)a sample of the batch: it has {key}=.*, expected images only"):
+        InternVLXDataCollator(processor_of())([sample])
+    with pytest.raises(ValueError, match=f"it has {key}="):
+        load_training_data([sample], processor_of())[0]
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"tools": [{"type": "function"}]}, "messages only: training writes no tools"),
+        ({"system": "Be brief."}, "it as the first message, of role system"),
+        ({"imges": ["x.png"]}, "`images`"),
+        ({"Image": "x.png"}, "`image`"),
+        ({"image2": "x.png"}, "`image`"),
+    ],
+)
+def test_what_training_would_drop_of_a_sample_is_refused(beside, expected):
+    (key,) = beside
+    sample = {"messages": [user("What?"), assistant("A cat.")]}
+    harmless = dict.fromkeys(beside) | {"image_id": "7", "imageId": 7, "width": 3, "source": "x"}
+    assert len(load_training_data([sample | harmless], processor_of())[0])
+    with pytest.raises(ValueError, match=f"a sample of the batch: it has {key}=.*, expected {expected}"):
+        InternVLXDataCollator(processor_of())([sample | beside])
+    with pytest.raises(ValueError, match=f"it has {key}=.*, expected {expected}"):
+        load_training_data([sample | beside], processor_of())[0]
+
+
+def test_videos_in_a_file_are_named_with_their_line(tmp_path):
+    good = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "videos": []}'
+    (tmp_path / "data.jsonl").write_text(good + "\n" + good.replace('"videos": []', '"videos": ["x.mp4"]') + "\n")
+    data = load_training_data(tmp_path / "data.jsonl", processor_of())
+    assert len(data[0])
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 2: it has videos=\['x\.mp4'\], expected images only"):
+        data[1]
+    skipping = load_training_data(tmp_path / "data.jsonl", processor_of(), on_broken="skip")
+    np.testing.assert_array_equal(skipping[1].input_ids, data[0].input_ids)
+
+
+@pytest.mark.parametrize("message", [user("x") | {"tool_calls": TOOLS}, user("x") | {"images": ["x.png"]}])
+def test_a_key_of_a_training_message_that_nobody_reads_is_refused(message):
+    with pytest.raises(ValueError, match="which the chat template does not write"):
+        encode_sample([message, assistant("y")])
+
+
+@pytest.mark.parametrize("name", ["videos", "audio"])
+def test_the_processor_takes_no_other_media(name):
+    with pytest.raises(ValueError, match=f"Got {name}=.*, expected images and text only"):
+        processor_of()(text="x", **{name: ["x.mp4"]})
+    with pytest.raises(ValueError, match=f"Got {name}=.*, expected images and text only"):
+        encode([user("x")], processor_kwargs={name: ["x.mp4"]})
+    with pytest.raises(ValueError, match=f"Got {name}=.*, expected images and text only"):
+        encode([user("x")], **{name: ["x.mp4"]})

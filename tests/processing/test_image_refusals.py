@@ -1,0 +1,104 @@
+"""Images and settings that the image processor refuses, by name."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from image_cases import photo, random_image, saved, tiles_of
+from internvlx_hf.processing import InternVLXImageProcessor
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_a_truncated_image_is_refused(format, path_of):
+    content = saved(photo(300, 200), format)
+    path = path_of(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"bad.img"):
+        tiles_of(path)
+
+
+def test_what_is_no_image_is_refused(path_of):
+    with pytest.raises(ValueError, match=r"bad\.img.* is not an image that Pillow can read"):
+        tiles_of(path_of(b"no image"))
+    with pytest.raises(ValueError, match=r"'no/such/file.png' does not exist. Expected the path of an image file"):
+        tiles_of("no/such/file.png")
+    with pytest.raises(ValueError, match="An image is a int"):
+        tiles_of([3])
+
+
+def test_a_long_source_is_abbreviated_in_the_message():
+    with pytest.raises(ValueError, match="characters") as error:
+        tiles_of("A" * 100_000)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (3, 0, 0)])
+def test_an_empty_image_is_refused(shape):
+    with pytest.raises(ValueError, match=rf"shape \({shape[0]}, {shape[1]}, {shape[2]}\) is empty"):
+        tiles_of(np.zeros(shape, np.uint8))
+
+
+def test_an_empty_pillow_image_is_refused():
+    with pytest.raises(ValueError, match="0x5 pixels, expected at least 1x1"):
+        tiles_of(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("excess", [1.5, 3])  # Pillow itself warns of the first, and raises for the second
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(excess, path_of, monkeypatch):
+    path = path_of(saved(Image.new("RGB", (100, 90))))
+    opened = Image.open(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(9000 / excess))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: pytest.fail("was decoded"))
+    with (
+        pytest.warns(Image.DecompressionBombWarning) if excess < 2 else pytest.raises(ValueError, match="9000 pixels")
+    ):
+        try:
+            tiles_of(path)
+        except ValueError as error:
+            if excess > 2:
+                raise
+            assert "100x90 pixels is larger than Pillow's limit of 6000" in str(error)  # noqa: PT017
+        else:
+            pytest.fail("a bomb was accepted")
+    with pytest.raises(ValueError, match="100x90 pixels is larger than Pillow's limit"):
+        tiles_of(opened)
+
+
+def test_a_large_image_that_is_decoded_already_is_no_bomb(monkeypatch):
+    image = random_image(100, 90)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert len(tiles_of(image)) > 1
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((30, 30, 5), np.uint8), r"shape \(30, 30, 5\) has no channel axis"),
+        (np.full((30, 30, 3), 300), r"values of 300..300, expected 0..255 for torch.int64"),
+        (np.full((30, 30, 3), -1.0), r"values of -1..-1, expected floats of 0..1 or of 0..255"),
+        (np.full((30, 30, 3), np.nan), "values of nan"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(array, message):
+    with pytest.raises(ValueError, match=message):
+        tiles_of(array)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"slicing": "edges"}, "slicing='edges' is unknown"),
+        ({"resize_backend": "opencv"}, "resize_backend='opencv' is unknown, expected one of torch, pillow"),
+        ({"resample": Image.Resampling.LANCZOS}, "unknown to resize_backend='torch', expected BICUBIC or BILINEAR"),
+        ({"min_patches": 4, "max_patches": 2}, "min_patches=4 is larger than max_patches=2"),
+        ({"max_patches": 0}, "max_patches=0, expected a positive"),
+        ({"size": {"shortest_edge": 448}}, "size={'shortest_edge': 448}, expected a tile's height and width"),
+        ({"size": {"height": 448, "width": -1}}, "size has width=-1, expected a positive"),
+    ],
+)
+def test_impossible_arguments_are_refused_when_made_and_when_called(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        InternVLXImageProcessor(**kwargs)
+    with pytest.raises(ValueError, match=message):
+        InternVLXImageProcessor()(random_image(30, 30), **kwargs)
+    with pytest.raises(ValueError, match=message):
+        InternVLXImageProcessor().get_number_of_image_patches(30, 30, kwargs)
