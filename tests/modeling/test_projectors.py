@@ -283,7 +283,7 @@ def test_token_packer_asks_with_the_middle_of_each_window(side):
     with torch.no_grad():
         for window in windows_of(grid, side):
             coarse = window.unflatten(1, (side, side))[:, middle, middle].mean((1, 2))
-            query = projector.query(projector.query_norm(projector.query_mlp(coarse)))
+            query = projector.query(projector.query_norm(projector.query_linear(coarse)))
             key = projector.key(projector.key_norm(projector.key_mlp(window)))
             value = projector.value(projector.value_norm(projector.value_mlp(window)))
             query, key, value = (x.unflatten(-1, (projector.num_heads, -1)) for x in (query, key, value))
@@ -291,3 +291,50 @@ def test_token_packer_asks_with_the_middle_of_each_window(side):
             seen = torch.einsum("bhk,bkhd->bhd", scores.softmax(-1), value).flatten(1)
             tokens.append(projector.mlp(projector.output(seen)))
         torch.testing.assert_close(projector(features), torch.stack(tokens, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_token_packer_is_built_as_published():
+    """One linear layer without bias for the query, LayerNorm's epsilon 1e-6, heads of 128 channels."""
+    config = tiny_config(
+        vision_config={"hidden_size": 256}, projector_config={"projector_type": "token_packer", "num_heads": None}
+    )
+    projector = build_projector(config, "token_packer", 0.5)
+    assert projector.num_heads == 2
+    assert projector.query_linear.bias is None
+    assert not hasattr(projector, "query_mlp")
+    assert {norm.eps for norm in (projector.query_norm, projector.key_norm, projector.value_norm)} == {1e-6}
+
+
+def test_token_packer_has_the_numbers_of_torch_s_attention():
+    projector = tiny_projector("token_packer", 2)
+    features = tiny_features()
+    grid = features[:, 1:].unflatten(1, (8, 8))
+    windows = grid.unflatten(1, (4, 2)).unflatten(3, (4, 2)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+    attention = torch.nn.MultiheadAttention(windows.shape[-1], projector.num_heads, batch_first=True)
+    with torch.no_grad():
+        in_layers = (projector.query, projector.key, projector.value)
+        attention.in_proj_weight.copy_(torch.cat([layer.weight for layer in in_layers]))
+        attention.in_proj_bias.copy_(torch.cat([layer.bias for layer in in_layers]))
+        attention.out_proj.load_state_dict(projector.output.state_dict())
+        query = projector.query_norm(projector.query_linear(windows.mean(1, keepdim=True)))
+        key = projector.key_norm(projector.key_mlp(windows))
+        value = projector.value_norm(projector.value_mlp(windows))
+        expected = projector.mlp(attention(query, key, value)[0]).view(len(features), 16, -1)
+        torch.testing.assert_close(projector(features), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("saved", [{}, {"token_packer_form": "original"}], ids=["without the form", "original"])
+def test_a_saved_token_packer_keeps_its_form(saved, tmp_path):
+    """Configurations saved before there was a choice mean the form with an MLP for the query."""
+    tiny_config(projector_config={"projector_type": "token_packer", "num_heads": None}).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    del settings["projector_config"]["token_packer_form"]
+    settings["projector_config"] |= saved
+    file.write_text(json.dumps(settings))
+    config = InternVLXConfig.from_pretrained(tmp_path)
+    assert config.projector_config.token_packer_form == saved.get("token_packer_form", "mlp_query")
+    assert config.projector_config.num_heads == (None if saved else 16)
+    config.save_pretrained(tmp_path)
+    again = InternVLXConfig.from_pretrained(tmp_path).projector_config
+    assert again.token_packer_form == config.projector_config.token_packer_form

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
 from .projectors import PROJECTORS
+from .pvtc import DEFAULT_HEADS
 from .setting_checks import require, require_choice, require_dtype
 from .setting_names import refuse_unknown_names, with_value_errors
 
@@ -46,7 +47,9 @@ class InternVLXProjectorConfig(_PartConfig):
             `"pvtc"` (paper, section 3.1), `"pixel_shuffle"` (InternVL2's own), `"linear"` (two-layer MLP, keeps every
             patch), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"` (MobileVLM V2, arXiv 2402.03766).
         num_layers (`int`, defaults to 1): PVTC's attention layers per branch, L in the paper.
-        num_heads (`int`, defaults to 16): heads of PVTC's and TokenPacker's attention; must divide the width D.
+        num_heads (`int`, *optional*):
+            Heads of PVTC's attention, which must divide the language width D, and of TokenPacker's, which must divide the
+            vision width C. Unset: 16, but C / 128 for `projector_type="token_packer"`.
         use_local (`bool`, defaults to `True`): PVTC's local branch (a query from each window).
         use_global (`bool`, defaults to `True`): PVTC's global branch (a query from the CLS token).
         use_cls_scale (`bool`, defaults to `True`): scale the global query by a learnable vector at every position.
@@ -57,6 +60,10 @@ class InternVLXProjectorConfig(_PartConfig):
         drop_path_rate (`float`, defaults to 0.1): stochastic depth of PVTC's residual branches, in training only.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP projectors.
         rms_norm_eps (`float`, defaults to 1e-6): epsilon of PVTC's RMSNorms.
+        token_packer_form (`str`, defaults to `"original"`):
+            `"original"` is TokenPacker as published: one linear layer without bias forms the query, its LayerNorms have an
+            epsilon of 1e-6. `"mlp_query"` is what earlier versions built: an MLP forms the query, the epsilon is 1e-5.
+            Saved configurations without this key mean that.
     """
 
     model_type = "internvl_x_projector"
@@ -64,7 +71,7 @@ class InternVLXProjectorConfig(_PartConfig):
 
     projector_type: str = "pvtc"
     num_layers: int = 1
-    num_heads: int = 16
+    num_heads: int | None = None
     use_local: bool = True
     use_global: bool = True
     use_cls_scale: bool = True
@@ -73,11 +80,25 @@ class InternVLXProjectorConfig(_PartConfig):
     drop_path_rate: float | int = 0.1
     hidden_act: str = "gelu"
     rms_norm_eps: float = 1e-6
+    token_packer_form: str = "original"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As transformers', for a saved configuration, which may be older than some names."""
+        return super().from_dict(cls.with_earlier_meaning(config_dict), **kwargs)
+
+    @staticmethod
+    def with_earlier_meaning(saved: dict) -> dict:
+        """A saved configuration with the names that earlier versions did not write, as they meant them."""
+        return {"token_packer_form": "mlp_query"} | saved
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         require_choice("projector_type", self.projector_type, PROJECTORS)
         require_choice("query_mlp", self.query_mlp, ("released", "internvl2"))
+        require_choice("token_packer_form", self.token_packer_form, ("original", "mlp_query"))
+        if self.num_heads is None and (self.projector_type, self.token_packer_form) != ("token_packer", "original"):
+            self.num_heads = DEFAULT_HEADS
         require(
             self.use_local or self.use_global,
             "`use_local` and `use_global` are both False, which leaves PVTC without a branch. Switch one on, or take "
@@ -92,7 +113,9 @@ class InternVLXProjectorConfig(_PartConfig):
             f"`num_layers` must be at least 1, got {self.num_layers}. Without attention layers the projector is "
             "`projector_type='pixel_shuffle'`.",
         )
-        require(self.num_heads >= 1, f"`num_heads` must be at least 1, got {self.num_heads}.")
+        require(
+            self.num_heads is None or self.num_heads >= 1, f"`num_heads` must be at least 1, got {self.num_heads}."
+        )
         require(0 < self.mlp_ratio < inf, f"`mlp_ratio` must be positive, got {self.mlp_ratio}.")
         require(0 < self.rms_norm_eps < inf, f"`rms_norm_eps` must be positive, got {self.rms_norm_eps}.")
         require(0 <= self.drop_path_rate < 1, f"`drop_path_rate` must be in [0, 1), got {self.drop_path_rate}.")

@@ -57,11 +57,10 @@ def tile_counts(config: "InternVLXConfig", side: int) -> tuple[int, int]:
     return patches, patches // side**2
 
 
-def require_heads(config: "InternVLXConfig", projector_type: str, width: int) -> None:
-    heads = config.projector_config.num_heads
+def require_heads(num_heads: int, projector_type: str, width: int) -> None:
     require(
-        width % heads == 0,
-        f"`projector_config.num_heads`={heads} does not divide the width {width} of {projector_type!r}.",
+        width % num_heads == 0,
+        f"`projector_config.num_heads`={num_heads} does not divide the width {width} of {projector_type!r}.",
     )
 
 

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 # The queries of this many heads, (windows, heads, D), are in flight at once: enough for large matrix products, few
 # enough to stay in a CPU's cache between them.
 HEADS_AT_ONCE = 4
+DEFAULT_HEADS = 16  # as released
 FLOAT32 = 4  # bytes of the numbers that RMSNorm computes with
+
+
+def num_heads(config: "InternVLXConfig") -> int:
+    return config.projector_config.num_heads or DEFAULT_HEADS
 
 
 def rms_norm(config: "InternVLXConfig", width: int) -> nn.Module:
@@ -57,7 +62,7 @@ class PVTCAttention(nn.Module):
     def __init__(self, config: "InternVLXConfig"):
         super().__init__()
         width = config.text_config.hidden_size
-        self.num_heads = config.projector_config.num_heads
+        self.num_heads = num_heads(config)
         self.scaling = (width // self.num_heads) ** -0.5
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Parameter(torch.empty(width, width))
@@ -200,7 +205,7 @@ class PVTCProjector(Projector):
 
     @classmethod
     def check_config(cls, config: "InternVLXConfig", side: int) -> None:
-        require_heads(config, cls.projector_type, config.text_config.hidden_size)
+        require_heads(num_heads(config), cls.projector_type, config.text_config.hidden_size)
 
     @classmethod
     def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
@@ -209,7 +214,7 @@ class PVTCProjector(Projector):
         projector, e = config.projector_config, element_size
         in_float32 = FLOAT32 if e != FLOAT32 else 0  # a copy, where the numbers are not such
         windows, embedded = e * patches * c, e * patches * d
-        heads = min(HEADS_AT_ONCE, projector.num_heads)
+        heads = min(HEADS_AT_ONCE, num_heads(config))
         norm = patches * d * (in_float32 + FLOAT32 + (e if e == FLOAT32 else 0))
         look = e * (patches * d + 2 * heads * tokens * d + 4 * tokens * d)
         mlp = e * tokens * (3 * int(d * projector.mlp_ratio) + 4 * d)

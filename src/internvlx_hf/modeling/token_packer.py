@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from .configuration_internvlx import InternVLXConfig
 
 
+def num_heads(config: "InternVLXConfig") -> int:
+    """Heads of the attention: as configured, else of 128 channels each, as in TokenPacker's own code."""
+    return config.projector_config.num_heads or max(1, config.vision_config.hidden_size // 128)
+
+
 class TokenPackerProjector(Projector):
     """Bilinearly downsampled patches query the M² patches of their own window.
 
-    The original takes keys and values from four layers of the tower; here all come from `vision_feature_layer`, so that
-    every projector of the paper's Figure 7 sees the same features.
+    The form `"original"` is that of TokenPacker's own code. In `"mlp_query"`, which earlier versions saved, an MLP forms
+    the query and the norms have torch's epsilon.
     """
 
     projector_type = "token_packer"
@@ -29,13 +34,18 @@ class TokenPackerProjector(Projector):
         super().__init__()
         width = config.vision_config.hidden_size
         self.side = side
-        self.num_heads = config.projector_config.num_heads
-        self.query_mlp = MLP(config, width, width)
-        self.query_norm = nn.LayerNorm(width)
+        self.num_heads = num_heads(config)
+        self.is_original = config.projector_config.token_packer_form == "original"
+        eps = 1e-6 if self.is_original else 1e-5
+        if self.is_original:
+            self.query_linear = nn.Linear(width, width, bias=False)
+        else:
+            self.query_mlp = MLP(config, width, width)
+        self.query_norm = nn.LayerNorm(width, eps)
         self.key_mlp = MLP(config, width, width)
-        self.key_norm = nn.LayerNorm(width)
+        self.key_norm = nn.LayerNorm(width, eps)
         self.value_mlp = MLP(config, width, width)
-        self.value_norm = nn.LayerNorm(width)
+        self.value_norm = nn.LayerNorm(width, eps)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -49,7 +59,8 @@ class TokenPackerProjector(Projector):
         tokens = coarse.shape[-2:].numel()
         coarse = rearrange(coarse, "b c h w -> (b h w) 1 c")
         fine = partition_windows(patches.permute(0, 2, 3, 1), self.side).flatten(0, 2)  # [B·N², M², C]
-        query = self.query(self.query_norm(self.query_mlp(coarse)))
+        coarse = self.query_linear(coarse) if self.is_original else self.query_mlp(coarse)
+        query = self.query(self.query_norm(coarse))
         key = self.key(self.key_norm(self.key_mlp(fine)))
         value = self.value(self.value_norm(self.value_mlp(fine)))
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
@@ -58,7 +69,7 @@ class TokenPackerProjector(Projector):
 
     @classmethod
     def check_config(cls, config: "InternVLXConfig", side: int) -> None:
-        require_heads(config, cls.projector_type, config.vision_config.hidden_size)
+        require_heads(num_heads(config), cls.projector_type, config.vision_config.hidden_size)
 
     @classmethod
     def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
