@@ -250,7 +250,7 @@ def test_names_of_this_or_an_older_version_raise(version):
         ({"lvtc_config": True}, r"`lvtc_config` must be .*dict .*None, got True"),
         ({"image_token_id": None}, "`image_token_id` must be int, got None"),
         ({"lvtc_config": {"expand_layer": "two"}}, r"`expand_layer` must be int \| None, got 'two'"),
-        ({"projector_config": {"num_heads": 4.5}}, r"`num_heads` must be int | None, got 4\.5"),
+        ({"projector_config": {"num_heads": 4.5}}, r"`num_heads` must be int \| None, got 4\.5"),
         ({"projector_config": {"rms_norm_eps": float("nan")}}, "`rms_norm_eps` must be positive, got nan"),
         ({"projector_config": {"mlp_ratio": float("inf")}}, "`mlp_ratio` must be positive, got inf"),
         ({"text_config": {"hidden_size": "wide"}}, r"`text_config` is no qwen2 configuration.*hidden_size.*'wide'"),

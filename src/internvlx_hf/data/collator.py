@@ -26,7 +26,7 @@ class InternVLXDataCollator:
 
     Args:
         processor: tokenizes, and cuts images into tiles.
-        max_length, on_too_long, on_broken: see `SampleEncoder`. A collator cannot replace a sample: one that it skips leaves
+        max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`. A collator cannot replace a sample: one that it skips leaves
             the batch smaller. (The datasets of `load_training_data` replace it before it gets here.)
         packing: put all samples of a batch into one row without padding, (1, tokens), whose `position_ids` restart with
             every sample.
@@ -46,10 +46,11 @@ class InternVLXDataCollator:
         on_broken: str = "error",
         packing: bool = False,
         pad_to_multiple_of: int | None = None,
+        share_tiles: bool = False,
     ):
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of}, expected a positive number of tokens.")
-        self.encoder = SampleEncoder(processor, max_length, on_too_long, on_broken)
+        self.encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles)
         self.packing = packing
         self.pad_to_multiple_of = pad_to_multiple_of
 

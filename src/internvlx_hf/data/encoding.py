@@ -90,6 +90,8 @@ class SampleEncoder:
             `"skip"` skips every longer sample, `"error"` raises.
         on_broken: whether a sample that cannot be read raises (`"error"`) or is skipped (`"skip"`). Whatever is skipped is
             warned of, and counted in `counts`.
+        share_tiles: share the most tiles of an image among the images of a sample: each of n may take `max_patches` // n of
+            them, at least one, beside its thumbnail.
 
     Raises:
         ValueError: an argument is out of range, or the chat template does not mark what the assistant writes.
@@ -101,6 +103,7 @@ class SampleEncoder:
         max_length: int | None = None,
         on_too_long: str = "truncate",
         on_broken: str = "error",
+        share_tiles: bool = False,
     ):
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length}, expected a positive number of tokens.")
@@ -113,6 +116,7 @@ class SampleEncoder:
         self.max_length = max_length
         self.on_too_long = on_too_long
         self.on_broken = on_broken
+        self.share_tiles = share_tiles
         self.counts = SampleCounts()
 
     def __call__(self, sample: Mapping) -> TrainingSample:
@@ -183,9 +187,20 @@ class SampleEncoder:
         """As a call, but the images are left undecoded: their sizes are read from the files' headers."""
         conversation = read_conversation(sample, self.processor.image_tokens)
         images_kwargs = dict(sample.get("images_kwargs") or {})
+        if self.share_tiles and len(conversation.images) > 1:
+            images_kwargs |= self._shares(len(conversation.images), images_kwargs)
         num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
         ids, has_loss = self._tokenize(conversation)
         return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
+
+    def _shares(self, images: int, images_kwargs: dict) -> dict[str, int]:
+        """The tiles that each of a sample's images may take."""
+        image_processor = self.processor.image_processor
+        least, most = (
+            images_kwargs.get(name, getattr(image_processor, name)) for name in ("min_patches", "max_patches")
+        )
+        most = max(1, most // images)
+        return {"min_patches": min(least, most), "max_patches": most}
 
     def _count_tiles(self, image, images_kwargs: dict) -> int:
         image_processor = self.processor.image_processor

@@ -34,6 +34,7 @@ def load_training_data(
     max_length: int | None = None,
     on_too_long: str = "truncate",
     on_broken: str = "error",
+    share_tiles: bool = False,
     shuffle_buffer: int = 1000,
     endless: bool = False,
     seed: int = 0,
@@ -54,7 +55,7 @@ def load_training_data(
             says its own.)
         split: of a folder or a Hub id.
         streaming: read one sample after another instead of any at any time; a Hub id is then not downloaded first.
-        max_length, on_too_long, on_broken: see `SampleEncoder`.
+        max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`.
         shuffle_buffer: see `RecordStream`.
         endless, seed: see `StreamingTrainingData`.
 
@@ -62,7 +63,7 @@ def load_training_data(
         ValueError: the source or an argument is of no known kind; the message names it.
         OSError: a file cannot be read.
     """
-    encoder = SampleEncoder(processor, max_length, on_too_long, on_broken)
+    encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles)
     root = None if image_root is None else os.fspath(image_root)
     if isinstance(source, str | os.PathLike) and not Path(source).is_file():
         source, root = _load_with_datasets(os.fspath(source), split, streaming), root or _folder(source)

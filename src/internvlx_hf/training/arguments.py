@@ -88,6 +88,13 @@ class DataArguments:
             "choices": ("error", "skip"),
         },
     )
+    share_tiles: bool = field(
+        default=False,
+        metadata={
+            "help": "Each of a sample's n images takes at most `max_patches` // n tiles, at least one, as InternVL's own "
+            "training has it."
+        },
+    )
     packing_tokens: int = field(
         default=0,
         metadata={"help": "Fill each row with samples up to so many tokens, without padding; 0: a row a sample."},

@@ -74,6 +74,7 @@ def load_run_data(
         max_length=data_arguments.max_length,
         on_too_long=data_arguments.on_too_long,
         on_broken=data_arguments.on_broken,
+        share_tiles=data_arguments.share_tiles,
     )
     data = load(
         data_arguments.train_data,
@@ -87,7 +88,11 @@ def load_run_data(
         processor, packing=bool(budget), pad_to_multiple_of=data_arguments.pad_to_multiple_of
     )
     run = RunData(data, collator, sources=_sources(data, data_arguments.train_data))
-    run.settings = {"max_length": data_arguments.max_length, "packing_tokens": budget}
+    run.settings = {
+        "max_length": data_arguments.max_length,
+        "packing_tokens": budget,
+        "share_tiles": data_arguments.share_tiles,
+    }
     if data_arguments.eval_data:
         run.evaluation = load(data_arguments.eval_data, split=data_arguments.eval_split)
         run.evaluation_sources = _sources(run.evaluation, data_arguments.eval_data)
