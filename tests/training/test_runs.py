@@ -278,6 +278,10 @@ def test_a_frozen_tower_drops_nothing_out_in_training_and_all_else_does(tmp_path
             trainer = run(tmp_path, output_dir=str(tmp_path / str(stage)), stage=stage, max_steps=1)
             assert isinstance(trainer, InternVLXTrainer)
             assert (frozen_tower(trainer.model) is not None) == (stage == 1)
+        in_stage_1 = seen[1]
+        run(tmp_path, output_dir=str(tmp_path / "drop"), stage=1, max_steps=1, vision_drop_path_rate=0.1)
+        assert all(seen[1].values())
+        seen[1] = in_stage_1
     in_tower = {name for name in seen[1] if name.startswith("model.vision_tower")}
     assert {name for name, training in seen[1].items() if not training} == in_tower
     assert all(seen[2].values())

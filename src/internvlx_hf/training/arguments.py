@@ -152,6 +152,13 @@ class InternVLXTrainingArguments(TrainingArguments):
             "help": "Other learning rates by module name, '{\"model.lvtc\": 2e-4}'. The last that matches wins."
         },
     )
+    vision_drop_path_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Stochastic depth of InternViT's layers in training, rising evenly from 0 to this rate. A frozen tower "
+            "has it too, as in the scripts of InternVL-X's authors."
+        },
+    )
     save_on_signal: bool = field(
         default=True,
         metadata={
@@ -186,6 +193,8 @@ class InternVLXTrainingArguments(TrainingArguments):
         if not self.output_dir:
             raise ValueError("`output_dir` is missing: expected the folder where checkpoints and the model go.")
         self.learning_rates = _rates(self.learning_rates)
+        if not 0 <= self.vision_drop_path_rate < 1:
+            raise ValueError(f"`vision_drop_path_rate` is {self.vision_drop_path_rate}, expected a rate in [0, 1).")
         with warnings.catch_warnings():
             # its new name is not known to the oldest transformers that we support
             warnings.filterwarnings(
@@ -226,7 +235,16 @@ def _rates(rates: dict | str | None) -> dict[str, float]:
 
 
 # of the many training settings, those that a person looks for first: the rest are mostly transformers' own
-_FIRST = ("output_dir", "stage", "freeze", "train", "learning_rates", "resume_from_checkpoint", "save_on_signal")
+_FIRST = (
+    "output_dir",
+    "stage",
+    "freeze",
+    "train",
+    "learning_rates",
+    "vision_drop_path_rate",
+    "resume_from_checkpoint",
+    "save_on_signal",
+)
 
 
 class _Help(argparse.HelpFormatter):
@@ -336,6 +354,7 @@ _ELSEWHERE = {
     "use_backbone_lora": "lora_vision",
     "max_seq_length": "max_length",
     "max_dynamic_patch": "max_patches",
+    "drop_path_rate": "vision_drop_path_rate",
     "min_dynamic_patch": "min_patches",
     "resume": "resume_from_checkpoint",
     "workers": "dataloader_num_workers",

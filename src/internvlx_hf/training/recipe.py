@@ -20,6 +20,7 @@ SETTINGS = (
     "train",
     "learning_rate",
     "learning_rates",
+    "vision_drop_path_rate",
     "lr_scheduler_type",
     "warmup_steps",
     "num_train_epochs",

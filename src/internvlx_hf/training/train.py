@@ -20,6 +20,7 @@ from .arguments import (
     ModelArguments,
     parse_arguments,  # noqa: F401  for whoever calls `train`
 )
+from .drop_path import add_drop_path
 from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
@@ -136,7 +137,9 @@ def prepare_model(
     lora_arguments: LoraArguments,
     arguments: InternVLXTrainingArguments,
 ):
-    """Settle what is trained; the model, wrapped by peft if there are adapters."""
+    """Settle what is trained, and how; the model, wrapped by peft if there are adapters."""
+    if arguments.vision_drop_path_rate:
+        add_drop_path(model, model.config, arguments.vision_drop_path_rate)
     if lora_arguments.lora_rank:
         if arguments.stage == 1 or arguments.freeze or arguments.train:
             raise ValueError(

@@ -63,9 +63,10 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As the `Trainer`'s; a frozen vision tower drops nothing out, an evaluation forms the logits of its loss only."""
+        """As the `Trainer`'s; a frozen vision tower drops nothing out, unless drop path is asked for, and an evaluation
+        forms the logits of its loss only."""
         if model.training:
-            if (tower := frozen_tower(self.model)) is not None:
+            if not self.args.vision_drop_path_rate and (tower := frozen_tower(self.model)) is not None:
                 tower.eval()
         elif self.args.prediction_loss_only:
             inputs = {**inputs, "logits_to_keep": 1}
