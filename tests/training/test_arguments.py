@@ -130,13 +130,13 @@ def test_the_name_of_checkpointing_that_all_versions_know_is_not_warned_of(tmp_p
     assert training.gradient_checkpointing
 
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for kind in ("paper", "upgrade") for path in (ROOT / "configs" / kind).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    model, _, lora, training = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], SETTINGS)
+    model, data, lora, training = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], SETTINGS)
     assert (training.learning_rate, training.num_train_epochs, training.warmup_steps) == (4e-5, 1, 0.03)
     assert training.lr_scheduler_type == "cosine"
     assert training.stage == (1 if "stage1" in path.stem else 2)
@@ -147,6 +147,15 @@ def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
         assert (model.slicing, model.max_patches) == ("edge", 6)
     else:
         assert model.max_patches == 1
+    stage_2, own_start = training.stage == 2, path.parent.name == "paper"
+    assert settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * 8 == (
+        128 if stage_2 else 256
+    )
+    assert training.weight_decay == (0.01 if own_start else 0)
+    assert training.vision_drop_path_rate == (0.1 if own_start and stage_2 else 0)
+    assert data.share_tiles == (own_start and "hd" in path.stem)
+    assert data.max_length == (4096 if own_start or "hd" in path.stem else 2048)
+    assert training.freeze is None
 
 
 @pytest.mark.parametrize("steps", [(500, 1000), (1000, 500), (9, 10, 100), (99, 100, 1000, 998)])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..modeling import InternVLXConfig
 
 TILE, PATCH = 448, 14
-# of InternVL's own image processor, and of the paper's high-resolution models (section 4.4)
+# of InternVL's own image processor, and of the paper's high-resolution models (section 4.3, Table 5)
 NATIVE_TILES, INTERNVL_X_TILES = 12, 6
 
 VISION: dict[str, dict[str, Any]] = {
