@@ -5,16 +5,16 @@
 """
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling.configuration_internvlx import InternVLXConfig
 from ..modeling.lvtc_stages import attention_types
 from ..modeling.modeling_internvlx import InternVLXForConditionalGeneration
-from ..modeling.projector import Projector
+from ..modeling.projector import Projector, project
 from ..modeling.projectors import PROJECTORS
 from .presets import PRESETS, preset
 from .sizes import PRESET_SIZES, LVTCSizes, Sizes, TextSizes, presets_as_json
@@ -80,12 +80,13 @@ def _count_tile_flops(model: InternVLXForConditionalGeneration) -> dict[str, int
     features = torch.zeros(1, 1 + config.patch_grid**2, config.vision_config.hidden_size, device="meta")
     flops = {"vision_tower": _count_flops(model.model.vision_tower, pixel_values=pixels)}
     projectors = {name: module for name, module in model.model.named_modules() if isinstance(module, Projector)}
-    return flops | {name: _count_flops(projector, features) for name, projector in projectors.items()}
+    layers = [features[:, 1:]] * len(config.projector_config.token_packer_layers or ())
+    return flops | {name: _count_flops(project, projector, features, layers) for name, projector in projectors.items()}
 
 
-def _count_flops(module: nn.Module, *args, **kwargs) -> int:
+def _count_flops(run: Callable, *args, **kwargs) -> int:
     with FlopCounterMode(display=False) as counter:
-        module(*args, **kwargs)
+        run(*args, **kwargs)
     return counter.get_total_flops()
 
 
@@ -98,7 +99,7 @@ def _tile_bytes(config: InternVLXConfig, e: int) -> tuple[int, int]:
     given = FLOAT32 * pixels
     cast = e * pixels if e != FLOAT32 else 0
     peaks = [given + cast + e * (1 + patches) * (5 * c + 2 * inner)]
-    kept = given + e * (1 + patches) * c
+    kept = given + e * (1 + patches) * c * (1 + len(config.projector_config.token_packer_layers or ()))
     for kind, side in config.projectors.values():
         peaks.append(kept + PROJECTORS[kind].peak_bytes(config, side, e))
         kept += e * patches // side**2 * config.text_config.hidden_size

@@ -188,6 +188,12 @@ class InternVLXConfig(PretrainedConfig):
             f"`vision_feature_layer` must be in {-layers - 1}...{layers} for a tower of {layers} layers, got "
             f"{self.vision_feature_layer}.",
         )
+        for layer in self.projector_config.token_packer_layers or ():
+            require(
+                -layers - 1 <= layer <= layers,
+                f"`projector_config.token_packer_layers` must be in {-layers - 1}...{layers} for a tower of {layers} "
+                f"layers, got {layer}.",
+            )
         if self.lvtc_config is not None:
             self.lvtc_config.resolve(text.num_hidden_layers)
             small, large = sorted((self.token_grid, self.expanded_token_grid))

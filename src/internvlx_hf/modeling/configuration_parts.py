@@ -64,6 +64,10 @@ class InternVLXProjectorConfig(_PartConfig):
             `"original"` is TokenPacker as published: one linear layer without bias forms the query, its LayerNorms have an
             epsilon of 1e-6. `"mlp_query"` is what earlier versions built: an MLP forms the query, the epsilon is 1e-5.
             Saved configurations without this key mean that.
+        token_packer_layers (`list[int]`, *optional*):
+            The tower's hidden states that form TokenPacker's keys and values, side by side; it was published with
+            `[12, 16, 22, 23]` of CLIP's 24 layers. Unset: `vision_feature_layer`, so that all projectors see the same
+            features.
     """
 
     model_type = "internvl_x_projector"
@@ -81,6 +85,7 @@ class InternVLXProjectorConfig(_PartConfig):
     hidden_act: str = "gelu"
     rms_norm_eps: float = 1e-6
     token_packer_form: str = "original"
+    token_packer_layers: list[int] | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

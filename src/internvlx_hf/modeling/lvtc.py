@@ -31,6 +31,7 @@ from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import remember_expansion
 from .lvtc_expansion import Expansion
 from .lvtc_stages import Masks, Stage, attention_types, expand_prompt, prompt_masks, read_prompt
+from .projector import project
 from .projectors import build_projector
 
 
@@ -76,10 +77,14 @@ class LVTC(nn.Module):
             self.hr_projector = build_projector(config, lvtc.hr_projector_type, lvtc.downsample_ratio)
         self.rotary_emb = type(language_model.rotary_emb)(config.text_config)
 
-    def project(self, features: torch.Tensor) -> list[torch.Tensor]:
-        """(tiles, 1 + S², C) features, CLS first -> T − 1 of (tiles, N₁², D), then the HR tokens (tiles, N₂², D)."""
-        tokens = [projector(features) for projector in self.lr_projectors]
-        return tokens if self.hr_projector is None else [*tokens, self.hr_projector(features)]
+    def project(self, features: torch.Tensor, layers: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
+        """(tiles, 1 + S², C) features, CLS first -> T − 1 of (tiles, N₁², D), then the HR tokens (tiles, N₂², D).
+
+        Args:
+            layers: see [`projector.project`].
+        """
+        projectors = [*self.lr_projectors, *([] if self.hr_projector is None else [self.hr_projector])]
+        return [project(projector, features, layers) for projector in projectors]
 
     def split(
         self, image_tokens: torch.Tensor, later: Sequence[torch.Tensor | list[torch.Tensor]] | None

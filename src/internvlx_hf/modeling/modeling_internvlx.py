@@ -30,7 +30,7 @@ from .configuration_internvlx import InternVLXConfig
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import allow_growth
 from .lvtc_stages import Masks, decoding_masks
-from .projector import Projector
+from .projector import Projector, project
 from .projectors import build_projector
 
 logger = logging.get_logger(__name__)
@@ -123,18 +123,20 @@ class InternVLXModel(InternVLXPreTrainedModel):
             ValueError: if the tiles are not the model's size, or the tower gives no CLS token and square grid.
         """
         self._check_tiles(pixel_values)
-        layer = self.config.vision_feature_layer
-        if layer != -1 and not kwargs.get("output_hidden_states"):
-            kwargs["output_hidden_states"] = [layer] if CAPTURES_SINGLE_HIDDEN_STATES else True  # type: ignore[typeddict-item]
+        layer, others = self.config.vision_feature_layer, self.config.projector_config.token_packer_layers or []
+        wanted = sorted({*others, *([] if layer == -1 else [layer])})
+        if wanted and not kwargs.get("output_hidden_states"):
+            kwargs["output_hidden_states"] = wanted if CAPTURES_SINGLE_HIDDEN_STATES else True  # type: ignore[typeddict-item]
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = vision_outputs.last_hidden_state if layer == -1 else vision_outputs.hidden_states[layer]
         self._check_features(features)
+        layers = [vision_outputs.hidden_states[i][:, -(self.config.patch_grid**2) :] for i in others]
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
-            pooler_output=self.multi_modal_projector(features),
+            pooler_output=project(self.multi_modal_projector, features, layers),
             hidden_states=vision_outputs.hidden_states,
             attentions=vision_outputs.attentions,
-            deepstack_features=(self.lvtc.project(features) or None) if self.lvtc is not None else None,
+            deepstack_features=(self.lvtc.project(features, layers) or None) if self.lvtc is not None else None,
         )
 
     def _check_tiles(self, pixel_values: torch.Tensor) -> None:

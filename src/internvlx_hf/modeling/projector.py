@@ -5,6 +5,7 @@ Configurations import the projectors' files for their checks: what would make tr
 where it is used.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -26,11 +27,13 @@ class Projector(nn.Module):
         projector_type: its name in configurations.
         zero_parameters: patterns of the parameters that are zero in a projector that adds nothing at first.
         is_whole: whether device maps and FSDP must leave it in one piece.
+        takes_layers: whether its second argument is the patches of `projector_config.token_packer_layers`.
     """
 
     projector_type: ClassVar[str]
     zero_parameters: ClassVar[tuple[str, ...]]
     is_whole: ClassVar[bool] = False
+    takes_layers: ClassVar[bool] = False
 
     @classmethod
     def check_config(cls, config: "InternVLXConfig", side: int) -> None:
@@ -49,6 +52,11 @@ class Projector(nn.Module):
     def internvl2_part(cls, config: "InternVLXConfig") -> str | None:
         """Name of the submodule that is InternVL2's projector, "" where the whole is, None where none is."""
         return None
+
+
+def project(projector: nn.Module, features: torch.Tensor, layers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tokens of a projector, which is given the patches of other layers, (B, S², C) each, where it takes them."""
+    return projector(features, layers) if getattr(projector, "takes_layers", False) else projector(features)
 
 
 def tile_counts(config: "InternVLXConfig", side: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """TokenPacker (arXiv 2407.02392)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,15 +21,22 @@ def num_heads(config: "InternVLXConfig") -> int:
     return config.projector_config.num_heads or max(1, config.vision_config.hidden_size // 128)
 
 
+def num_layers(config: "InternVLXConfig") -> int:
+    """Layers of the tower that keys and values are made of."""
+    return len(config.projector_config.token_packer_layers or (config.vision_feature_layer,))
+
+
 class TokenPackerProjector(Projector):
     """Bilinearly downsampled patches query the M² patches of their own window.
 
     The form `"original"` is that of TokenPacker's own code. In `"mlp_query"`, which earlier versions saved, an MLP forms
-    the query and the norms have torch's epsilon.
+    the query and the norms have torch's epsilon. Keys and values are of the same features as the query, or of those of
+    `token_packer_layers`, side by side.
     """
 
     projector_type = "token_packer"
     zero_parameters = ("mlp.linear_2.*",)
+    takes_layers = True
 
     def __init__(self, config: "InternVLXConfig", side: int):
         super().__init__()
@@ -42,9 +50,9 @@ class TokenPackerProjector(Projector):
         else:
             self.query_mlp = MLP(config, width, width)
         self.query_norm = nn.LayerNorm(width, eps)
-        self.key_mlp = MLP(config, width, width)
+        self.key_mlp = MLP(config, num_layers(config) * width, width)
         self.key_norm = nn.LayerNorm(width, eps)
-        self.value_mlp = MLP(config, width, width)
+        self.value_mlp = MLP(config, num_layers(config) * width, width)
         self.value_norm = nn.LayerNorm(width, eps)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -52,13 +60,14 @@ class TokenPackerProjector(Projector):
         self.output = nn.Linear(width, width)
         self.mlp = MLP(config, width, config.text_config.hidden_size)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, layers: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         grid = int((features.shape[1] - 1) ** 0.5)
         patches = rearrange(features[:, 1:], "b (h w) c -> b c h w", h=grid)
         coarse = F.interpolate(patches, scale_factor=1 / self.side, mode="bilinear")
         tokens = coarse.shape[-2:].numel()
         coarse = rearrange(coarse, "b c h w -> (b h w) 1 c")
-        fine = partition_windows(patches.permute(0, 2, 3, 1), self.side).flatten(0, 2)  # [B·N², M², C]
+        fine = torch.cat([*layers], dim=-1).unflatten(1, (grid, grid)) if layers else patches.permute(0, 2, 3, 1)
+        fine = partition_windows(fine, self.side).flatten(0, 2)  # [B·N², M², C], or the layers' C side by side
         coarse = self.query_linear(coarse) if self.is_original else self.query_mlp(coarse)
         query = self.query(self.query_norm(coarse))
         key = self.key(self.key_norm(self.key_mlp(fine)))
@@ -75,4 +84,5 @@ class TokenPackerProjector(Projector):
     def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
         patches, tokens = tile_counts(config, side)
         c, d = config.vision_config.hidden_size, config.text_config.hidden_size
-        return element_size * (6 * patches * c + 2 * tokens * (c + d))
+        joined = 2 * num_layers(config) * patches * c if config.projector_config.token_packer_layers else 0
+        return element_size * (6 * patches * c + joined + 2 * tokens * (c + d))
