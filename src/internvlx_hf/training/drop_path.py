@@ -50,5 +50,5 @@ def add_drop_path(model: nn.Module, config: PreTrainedConfig, rate: float) -> No
         )
     layers = tower.encoder.layer
     for layer, layer_rate in zip(layers, torch.linspace(0, rate, len(layers)).tolist(), strict=True):
-        for branch in (layer.attention, layer.mlp):
-            branch.register_forward_hook(DropPath(layer_rate))
+        for name in ("attention", "mlp"):
+            layer.get_submodule(name).register_forward_hook(DropPath(layer_rate))
