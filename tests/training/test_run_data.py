@@ -48,3 +48,13 @@ def test_rows_of_a_run_are_padded_to_the_multiple_that_is_asked_for(tmp_path):
     config = tiny_config()
     loaded = run_data.load_run_data(data, trainer_of(tmp_path).args, tiny_processor(config), config)
     assert loaded.collator([loaded.train[0]])["input_ids"].shape[1] % 64 == 0
+
+
+def test_the_tiles_of_an_image_are_shared_in_training_and_evaluation(tmp_path):
+    path = str(write_data(tmp_path))
+    data = DataArguments(train_data=path, eval_data=path, share_tiles=True)
+    config = tiny_config()
+    loaded = run_data.load_run_data(data, trainer_of(tmp_path).args, tiny_processor(config), config)
+    assert loaded.train.encoder.share_tiles
+    assert loaded.evaluation.encoder.share_tiles
+    assert loaded.settings["share_tiles"]
