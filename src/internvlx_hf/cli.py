@@ -12,6 +12,7 @@ COMMANDS = {
     "card": "write or renew a checkpoint's model card",
     "convert": "convert an InternVL checkpoint",
     "cost": "say what pictures cost: tiles, tokens, FLOPs, memory",
+    "init": "make a model of a vision tower and a language model",
     "merge": "make a full checkpoint of an adapter that LoRA training left",
     "push": "push a checkpoint to the Hub",
     "show": "draw a picture's tiles and what they cost, or where a model looks",

@@ -1,8 +1,9 @@
-"""InternVL checkpoints, original, native or InternVL-X's own, become checkpoints of this package, and back."""
+"""InternVL checkpoints, original, native or InternVL-X's own, become checkpoints of this package, and back; and models from parts."""
 
 from ..checkpoints.errors import CheckpointError
 from .convert import convert_checkpoint
-from .options import ConversionOptions
+from .init import init_checkpoint
+from .options import ConversionOptions, InitOptions
 from .report import ConversionReport
 from .templates import chat_template
 from .tokenizers import convert_tokenizer
@@ -11,7 +12,9 @@ __all__ = [
     "CheckpointError",
     "ConversionOptions",
     "ConversionReport",
+    "InitOptions",
     "chat_template",
     "convert_checkpoint",
     "convert_tokenizer",
+    "init_checkpoint",
 ]

@@ -66,8 +66,8 @@ def convert_checkpoint(
         folder = find_source(source, options.revision)
         licences = find_companions(folder)
         conversion = prepare(folder, options)
-        shards = plan_shards(_groups(conversion), int(options.max_shard_gigabytes * GIGABYTE))
-        require_room(partial, _num_bytes(shards))
+        shards = plan_shards(tensor_groups(conversion), int(options.max_shard_gigabytes * GIGABYTE))
+        require_room(partial, num_bytes(shards))
         write_weights(conversion, partial, shards)
         write_sidecar(conversion, partial)
         report = make_report(conversion, source_name(source))
@@ -78,7 +78,7 @@ def convert_checkpoint(
     return report
 
 
-def _groups(conversion: Conversion) -> list[dict[str, TensorInfo]]:
+def tensor_groups(conversion: Conversion) -> list[dict[str, TensorInfo]]:
     """Target tensors in the order in which they will be written, those of one source tensor together."""
     plan, rename = conversion.plan, conversion.rename
     stored = [
@@ -88,7 +88,7 @@ def _groups(conversion: Conversion) -> list[dict[str, TensorInfo]]:
     return [{rename(name): info for name, info in group.items()} for group in groups]
 
 
-def _num_bytes(shards: list[dict[str, TensorInfo]]) -> int:
+def num_bytes(shards: list[dict[str, TensorInfo]]) -> int:
     return sum(info.num_bytes for tensors in shards for info in tensors.values())
 
 
@@ -98,7 +98,7 @@ def write_weights(conversion: Conversion, folder: Path, shards: list[dict[str, T
     writers = {file: ShardWriter(folder / file, tensors) for file, tensors in files.items()}
     writer_of = {name: writers[file] for file, tensors in files.items() for name in tensors}
     try:
-        with _one_thread(), tqdm(total=_num_bytes(shards), unit="B", unit_scale=True, desc="Converting") as progress:
+        with _one_thread(), tqdm(total=num_bytes(shards), unit="B", unit_scale=True, desc="Converting") as progress:
             for source, target, tensor in _tensors(conversion):
                 name = conversion.rename(target)
                 writer_of[name].write(name, tensor, source)

@@ -114,7 +114,7 @@ def make_plan(
     unexpected = [name for name in tensors if not _place(plan, table, name)]
     _check_dtypes(plan, tensors)
     _check_depth(plan, before)
-    _check_source(plan, table, before, tensors, unexpected)
+    _check_source(plan, table, before, tensors, unexpected, upgrade)
     _place_upgrades(plan, upgrade)
     for name in plan.steps:
         converted = plan.convert(name, tensors[name].meta())
@@ -169,6 +169,7 @@ def _check_source(
     config: InternVLXConfig,
     tensors: dict[str, TensorInfo],
     unexpected: list[str],
+    upgrade: Upgrade,
 ) -> None:
     """Check that a source's tensors, once renamed and split, are those of the model that its config.json describes."""
     targets, misshapen, filled = target_tensors(config), [], set()
@@ -182,7 +183,7 @@ def _check_source(
                     f"{name} {tensors[name].shape}, as {target} {shape} instead of {targets[target].shape}"
                 )
             filled.add(target)
-    missing = [_source_name(table, name) for name in targets if name not in filled]
+    missing = [_source_name(table, name) for name in targets if name not in filled and not upgrade.is_absent(name)]
     problems = {"missing": list(dict.fromkeys(missing))}
     problems |= {"unexpected": list(dict.fromkeys(unexpected)), "misshapen": misshapen}
     if any(problems.values()):

@@ -15,6 +15,7 @@ from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor
 from .field_rules import GENERATION_RULES, check_token_ids, check_values
+from .joined_weights import JoinedWeights
 from .native import native_names
 from .options import ConversionOptions
 from .plan import EMBEDDING, Plan, make_plan
@@ -30,7 +31,7 @@ class Conversion:
 
     options: ConversionOptions
     source: Source
-    weights: Weights
+    weights: Weights | JoinedWeights
     config: InternVLXConfig
     upgrade: Upgrade
     plan: Plan
@@ -73,7 +74,7 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     source = read_source(folder, weights.tensors)
     tokenizer = convert_tokenizer(folder)
     _settle_image_token(source, tokenizer)
-    table = _settle_tying(source, weights)
+    table = settle_tying(source, weights, source_table(source))
     config, upgrade = build_upgrade(source.config, options)
     rename = native_names(config) if options.to == NATIVE else str
     dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
@@ -112,9 +113,9 @@ def _settle_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> N
     source.config.image_token_id = token
 
 
-def _settle_tying(source: Source, weights: Weights) -> list[Rule]:
+def settle_tying(source: Source, weights: Weights | JoinedWeights, table: list[Rule]) -> list[Rule]:
     """Find out whether output and input embeddings are one tensor: by what is stored, since configs contradict it."""
-    table, config = source_table(source), source.config
+    config = source.config
     names = {target: name for name in weights.tensors for rule in table for target in rule.targets_of(name)}
     if config.tie_word_embeddings and HEAD in names and EMBEDDING in names:
         head, embedding = names[HEAD], names[EMBEDDING]

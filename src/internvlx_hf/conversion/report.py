@@ -41,6 +41,7 @@ class ConversionReport:
         notes: what else a user should know.
         versions: of this package and of the libraries.
         checks: what `verify` found.
+        parts: of a model from parts, what a report says of each one's source.
     """
 
     source: str
@@ -61,6 +62,7 @@ class ConversionReport:
     notes: list[str]
     versions: dict[str, str]
     checks: dict = field(default_factory=dict)
+    parts: dict[str, dict] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"untrained_modules": self.untrained_modules}, indent=2) + "\n"

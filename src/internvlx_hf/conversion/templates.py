@@ -2,6 +2,7 @@
 """InternVL's conversation templates as chat templates: the prompts that its checkpoints were trained on, byte for byte."""
 
 import json
+import re
 
 from ..processing.chat_templates import CONTENT_MACRO
 
@@ -21,7 +22,7 @@ _CHATML = {
 }
 
 # What a template writes before each role's text, after it, between the turns, and as the system message if none is given
-_TEMPLATES = {
+TEMPLATES = {
     "internlm2-chat": _CHATML,
     "Hermes-2": _CHATML,
     "phi3-chat": {
@@ -92,8 +93,65 @@ def chat_template(name: str) -> str:
     Raises:
         ValueError: there is no such template.
     """
-    if name not in _TEMPLATES:
-        raise ValueError(f"Unknown conversation template {name!r}, expected one of {', '.join(_TEMPLATES)}.")
-    constants = {field.upper(): json.dumps(text, ensure_ascii=False) for field, text in _TEMPLATES[name].items()}
+    if name not in TEMPLATES:
+        raise ValueError(f"Unknown conversation template {name!r}, expected one of {', '.join(TEMPLATES)}.")
+    constants = {field.upper(): json.dumps(text, ensure_ascii=False) for field, text in TEMPLATES[name].items()}
     definitions = "".join(f"{{%- set {field} = {text} -%}}\n" for field, text in constants.items())
     return definitions + _JINJA
+
+
+def template_tokens(name: str) -> list[str]:
+    """The special tokens that a conversation template of InternVL writes."""
+    texts = (TEMPLATES[name][field] for field in ("system", "user", "assistant", "end"))
+    return list(dict.fromkeys(token for text in texts for token in re.findall(r"<\|\w+\|>", text)))
+
+
+# before a template that writes texts only: its messages get their contents as texts
+_FLAT_MESSAGES = (
+    CONTENT_MACRO.partition("{%- if tools")[0]
+    + """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+    {%- set content = render(message['content']) if message['content'] else message['content'] -%}
+    {%- set flat.messages = flat.messages + [dict(message, content=content)] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+)
+
+
+def with_images(template: str) -> str:
+    """A chat template that writes texts only as one that writes images too, as `InternVLXProcessor` expects them."""
+    return _FLAT_MESSAGES + template
+
+
+# Around a template that marks nothing: what an answer adds to the prompt for it is marked, white space at its end aside.
+_MARKED = (
+    "{%- macro written(messages, add_generation_prompt) -%}TEMPLATE{%- endmacro -%}"
+    + """\
+{%- set whole = written(messages, add_generation_prompt) -%}
+{%- set done = namespace(text='') -%}
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' and loop.index0 > 0 and messages[loop.index0 - 1]['role'] != 'system' -%}
+        {%- set before = written(messages[:loop.index0], true) -%}
+        {%- set after = written(messages[:loop.index], false) -%}
+        {%- if before.startswith(done.text) and after.startswith(before) and whole.startswith(after) -%}
+            {{- before[done.text | length:] -}}
+            {%- set done.text = after.rstrip() -%}
+            {%- generation -%}
+                {{- done.text[before | length:] -}}
+            {%- endgeneration -%}
+        {%- endif -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- whole[done.text | length:] -}}
+"""
+)
+
+
+def with_generation_marks(template: str) -> str:
+    """A chat template that writes the same and marks what the assistant writes, as training needs.
+
+    An answer is marked where the prompt up to it is the beginning of the whole, which is not so of every template.
+    """
+    return _MARKED.replace("TEMPLATE", template)

@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 from torch.nn import functional as F
+from transformers import PretrainedConfig
 
 from ..checkpoints.errors import CheckpointError
 from .sources import Source
@@ -98,12 +99,12 @@ def flatten_grid(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (tensor.flatten(0, 2),)
 
 
-def vision_table(source: Source) -> list[Rule]:
-    """InternViT -> transformers' `InternVLVisionModel`."""
+def vision_table(old_grid: int, new_grid: int) -> list[Rule]:
+    """InternViT -> transformers' `InternVLVisionModel`; grids are the sides of that of stored positions and of patches."""
     ours, theirs = "model.vision_tower", "vision_model"
     layer, their_layer = ours + ".encoder.layer.{i}", theirs + ".encoder.layers.{i}"
     attention = layer + ".attention"
-    positions = resize_positions(source.position_grid, source.config.patch_grid)
+    positions = resize_positions(old_grid, new_grid)
     return [
         Rule(f"{theirs}.embeddings.class_embedding", (f"{ours}.embeddings.cls_token",)),
         Rule(f"{theirs}.embeddings.position_embedding", (f"{ours}.embeddings.position_embeddings",), positions),
@@ -175,9 +176,8 @@ TEXT_TABLE = [
 ]
 
 
-def internlm2_table(source: Source) -> list[Rule]:
-    """InternLM2 -> transformers' Llama."""
-    text = source.config.text_config
+def internlm2_table(text: PretrainedConfig) -> list[Rule]:
+    """InternLM2 -> transformers' Llama, which has the configuration `text`."""
     split = split_query_groups(text.num_attention_heads, text.num_key_value_heads)
     ours, theirs = "model.language_model.layers.{i}", "language_model.model.layers.{i}"
     return [
@@ -210,9 +210,11 @@ def source_table(source: Source) -> list[Rule]:
     """The table of a checkpoint: its tensors -> those of an `InternVLXForConditionalGeneration` with `source.config`."""
     if source.layout != "internvl_chat":
         return NATIVE_TABLE
-    text = internlm2_table(source) if source.architecture == "InternLM2ForCausalLM" else TEXT_TABLE
-    released = source.config.projector_config.projector_type == "pvtc"
-    return [*vision_table(source), *(PVTC_TABLE if released else PIXEL_SHUFFLE_TABLE), *text]
+    config = source.config
+    text = internlm2_table(config.text_config) if source.architecture == "InternLM2ForCausalLM" else TEXT_TABLE
+    released = config.projector_config.projector_type == "pvtc"
+    vision = vision_table(source.position_grid, config.patch_grid)
+    return [*vision, *(PVTC_TABLE if released else PIXEL_SHUFFLE_TABLE), *text]
 
 
 def apply(rule: Rule, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """An InternVL checkpoint's tokenizer as a fast tokenizer that transformers loads without remote code."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, processors
@@ -37,7 +38,19 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
         ValueError: a file is damaged, of a kind that no InternVL checkpoint has, or at odds with another; the tokenizer
             has no image tokens; or the config names an unknown template.
     """
-    source = Path(source)
+    return _read(Path(source))[0]
+
+
+def language_tokenizer(source: Path, tokens: Iterable[str]) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """The tokenizer of a language model, as [`convert_tokenizer`] makes it, with special tokens of these texts.
+
+    Returns:
+        The tokenizer, and the ids of the tokens that its source did not have.
+    """
+    return _read(source, tokens)
+
+
+def _read(source: Path, tokens: Iterable[str] = ()) -> tuple[PreTrainedTokenizerFast, list[int]]:
     check_links(source)
     config: dict = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -46,10 +59,10 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
             check_values(found, TOKENIZER_RULES)
         config |= found
     with blaming(source):
-        return _convert(source, config)
+        return _convert(source, config, tokens)
 
 
-def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
+def _convert(source: Path, config: dict, tokens: Iterable[str]) -> tuple[PreTrainedTokenizerFast, list[int]]:
     named = {role: _content(config[role]) for role in _NAMED_TOKENS if config.get(role) is not None}
     added_tokens = _added_tokens(source, config)
     core = _core(source, config, added_tokens, named)
@@ -66,6 +79,8 @@ def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
             raise ValueError(
                 f"{source / 'tokenizer_config.json'} has {role}={text!r}, which is not in the vocabulary."
             )
+    new = [text for text in tokens if core.token_to_id(text) is None]
+    core.add_tokens([AddedToken(text, normalized=False, special=True) for text in new])
     for text in IMAGE_TOKENS.values():
         if core.token_to_id(text) is None:
             raise ValueError(
@@ -74,7 +89,7 @@ def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
             )
 
     taken = {*named.values(), *IMAGE_TOKENS.values()}
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         **named,
         **IMAGE_TOKENS,
@@ -88,6 +103,7 @@ def _convert(source: Path, config: dict) -> PreTrainedTokenizerFast:
         padding_side="left",
         chat_template=_template(source, config),
     )
+    return tokenizer, tokenizer.convert_tokens_to_ids(new)  # type: ignore[return-value]
 
 
 def _core(source: Path, config: dict, added_tokens: dict[int, AddedToken], named: dict[str, str]) -> Tokenizer:

@@ -36,17 +36,22 @@ class Upgrade:
             stays.
         new: patterns of tensors that the checkpoint need not fill.
         zero: patterns of new tensors that start at zero.
+        absent: patterns of tensors of the model as it was that its sources need not have.
     """
 
     rules: list[Rule] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     zero: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     def rules_for(self, name: str) -> list[Rule]:
         return [rule for rule in self.rules if rule.matches(name)]
 
     def is_new(self, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in self.new)
+
+    def is_absent(self, name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in self.absent)
 
     def starts_at_zero(self, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in self.zero)
@@ -74,7 +79,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     if options.projector == "pvtc" and before.projector_config.projector_type != "pvtc":
         after.projector_config = InternVLXProjectorConfig(
             projector_type="pvtc",
-            num_heads=_pvtc_heads(config.text_config.hidden_size),
+            num_heads=attention_heads(config.text_config.hidden_size),
             query_mlp="internvl2" if init == "warm" else "released",
             hidden_act=before.projector_config.hidden_act,
         )
@@ -199,6 +204,6 @@ class InitialValues:
         return getattr(module, own_name).detach().to(info.dtype)
 
 
-def _pvtc_heads(width: int) -> int:
-    """The paper's 16 heads, or as many of them as divide the width."""
+def attention_heads(width: int) -> int:
+    """The paper's 16 heads of a projector, or as many of them as divide its width."""
     return max(heads for heads in range(1, 17) if width % heads == 0)

@@ -22,6 +22,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
 TEXT, NUMBER = (str, NoneType), (int, float, NoneType)
 # what a report keeps of the source's card
 SOURCE_CARD = ("language?", "license?", "license_name?", "license_link?")
+PART = {"source": str, "base_model?": TEXT, "revision?": TEXT}
 REPORT_FIELDS = {
     "source": str,
     "base_model?": TEXT,
@@ -35,6 +36,7 @@ REPORT_FIELDS = {
     "dropped_tensors": {str: str},
     "untrained_modules?": [str],
     "exact": bool,
+    "parts?": {str: PART},
     "notes": [str],
     "versions": {"internvlx_hf": str},
 }
@@ -132,6 +134,18 @@ class CardFacts:
         return next(filter(is_hub_id, (self.recipe.get("base_model"), self.report.get("base_model"))), None)
 
     @property
+    def parts(self) -> dict[str, dict]:
+        """Of a model from parts, where its vision tower and its language model come from."""
+        parts = self.report.get("parts") or {}
+        return parts if {"vision_tower", "language_model"} <= parts.keys() else {}
+
+    @property
+    def base_models(self) -> list[str]:
+        """Hub ids of all that this model comes from."""
+        names = [self.base_model] if self.base_model else [part.get("base_model") for part in self.parts.values()]
+        return list(dict.fromkeys(filter(is_hub_id, names)))
+
+    @property
     def untrained_modules(self) -> list[str]:
         """Modules that a conversion made anew and that no training has seen since, by themselves or in another one."""
         trained = tuple(f"{name}." for name in self.recipe.get("trained_modules", {}))
@@ -149,7 +163,7 @@ class CardFacts:
         kind = "InternVL-X for Transformers" if self.kind == OURS else "transformers' native InternVL"
         if self.recipe:
             return f"{base}, trained as {kind}" if base else f"{kind}, trained"
-        return f"{base}, converted to {kind}" if base else kind
+        return f"{base}, {'joined as' if self.parts else 'converted to'} {kind}" if base else kind
 
     def metadata(self) -> dict:
         """What the Hub reads, by `huggingface_hub`'s names."""
@@ -160,7 +174,7 @@ class CardFacts:
         return ModelCardData(
             library_name="transformers",
             pipeline_tag="image-text-to-text",
-            base_model=self.base_model,
+            base_model=self.base_model or self.base_models or None,
             base_model_relation="finetune" if self.base_model else None,
             datasets=datasets or None,
             tags=["internvl", "vision-language", *(["internvl_x", "custom_code"] if self.kind == OURS else [])],

@@ -77,9 +77,14 @@ def template_words(chat_template: str) -> frozenset[str]:
     return frozenset(words | {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)})
 
 
+def has_generation_marks(chat_template: str) -> bool:
+    """Whether a chat template marks what the assistant writes."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
+
+
 def require_generation_marks(chat_template: str, what: str) -> None:
     """Raises `ValueError` if a chat template does not mark what the assistant writes, which `what` needs."""
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", chat_template):
+    if not has_generation_marks(chat_template):
         raise ValueError(
             f"{what} needs a chat template that puts {{% generation %}} and {{% endgeneration %}} around what the assistant "
             f"writes, but this one does not: {chat_template!r:.200}"

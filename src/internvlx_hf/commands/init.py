@@ -1,0 +1,78 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""`internvlx init`."""
+
+import argparse
+import json
+
+from ..processing.rvtc import SLICING_STRATEGIES
+from .convert import json_settings
+
+
+def main(arguments: list[str]) -> None:
+    """Raises: ValueError, OSError: see [`init_checkpoint`]."""
+    options = vars(_parser().parse_args(arguments))
+
+    from .. import registration  # noqa: F401
+    from ..conversion import init_checkpoint
+
+    print(init_checkpoint(**options).summary())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvlx init",
+        description="Make an InternVL-X model of a vision tower and a language model, as the paper begins. The projector is "
+        "new: it needs training.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    parser.add_argument("--vision", metavar="SRC", required=True, help="the vision tower's folder or Hub id")
+    parser.add_argument(
+        "--language", metavar="SRC", required=True, help="the language model's folder, Hub id or GGUF file"
+    )
+    parser.add_argument(
+        "--projector",
+        type=_projector,
+        metavar="NAME|JSON",
+        help="type of the projector, or fields of its configuration (default: pvtc)",
+    )
+    parser.add_argument(
+        "--lvtc",
+        nargs="?",
+        type=json_settings,
+        const=True,
+        metavar="JSON",
+        help="add LVTC, optionally with fields of its configuration: '{\"expand_layer\": 17}'",
+    )
+    parser.add_argument("--downsample-ratio", type=float, help="1/M for the input's tokens (default: 0.5)")
+    parser.add_argument(
+        "--vision-feature-layer", type=int, help="which of the tower's hidden states is projected (default: -1)"
+    )
+    parser.add_argument(
+        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: edge)"
+    )
+    parser.add_argument("--max-patches", type=int, help="most tiles per image (default: 6)")
+    parser.add_argument(
+        "--template",
+        metavar="NAME|FILE",
+        help="conversation template: internlm2-chat, Hermes-2, phi3-chat, internvl2_5, or a Jinja file (default: the language "
+        "model's own)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: each part in its own)"
+    )
+    parser.add_argument("--vision-revision", help="branch, tag or commit of the tower on the Hub")
+    parser.add_argument("--language-revision", help="branch, tag or commit of the language model on the Hub")
+    parser.add_argument("--max-shard-gigabytes", type=float, help="size of an output shard (default: 5)")
+    parser.add_argument("--seed", type=int, help="seed of new random values (default: 0)")
+    parser.add_argument("--verify", action="store_true", help="load the result and run it on an image")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
+    return parser
+
+
+def _projector(text: str) -> str | dict:
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        return text
+    return settings if isinstance(settings, dict) else text

@@ -1,0 +1,399 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""A model from parts: a conversion whose tensors come from a vision tower and from a language model."""
+
+import copy
+import shutil
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..checkpoints.errors import CheckpointError, blaming
+from ..checkpoints.folders import copy_companions, find_companions, find_source, require_apart, source_name
+from ..checkpoints.names import REPORT
+from ..checkpoints.shards import plan_shards
+from ..checkpoints.weights import HEAD
+from ..checkpoints.whole_folder import require_room, resolve_out
+from ..hub.checkpoint_folder import checkpoint_folder
+from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXModel, InternVLXProjectorConfig
+from ..processing.chat_templates import has_generation_marks
+from ..processing.processing_internvlx import IMAGE_TOKENS
+from .convert import GIGABYTE, num_bytes, tensor_groups, write_sidecar, write_weights
+from .joined_weights import JoinedWeights
+from .options import ConversionOptions, InitOptions
+from .parts import LANGUAGE, TOWER, Part, pixel_settings, read_language_model, read_tower
+from .plan import EMBEDDING, make_plan
+from .prepare import Conversion, generation_config, image_processor, settle_tying
+from .report import ConversionReport, base_model, make_report, source_card
+from .sources import Source, Tiling, check_parts
+from .templates import TEMPLATES, chat_template, template_tokens, with_generation_marks, with_images
+from .tensor_tables import PROJECTOR, Operation, Rule
+from .tokenizers import language_tokenizer
+from .upgrades import LVTC, Upgrade, attention_heads
+from .verify import verify
+
+# a vocabulary that grows becomes a multiple of this, which GPUs multiply faster
+VOCABULARY_MULTIPLE = 64
+# how far rows of new tokens scatter about the mean row, in units of the other rows' standard deviation
+SCATTER = 0.02
+GGUF = ".gguf"
+
+
+@dataclass
+class _PartSource:
+    """Where a part comes from: folder or Hub id, revision, and the folder that it lies in."""
+
+    given: str | Path
+    revision: str | None
+    folder: Path
+
+    def recorded(self) -> dict[str, Any]:
+        """What a report says of it."""
+        commit = self.folder.name if self.folder.parent.name == "snapshots" else self.revision
+        card = source_card(self.folder)
+        return {
+            "source": source_name(self.given),
+            "base_model": base_model(self.folder),
+            "revision": commit,
+            "source_card": card,
+        }
+
+
+def init_checkpoint(
+    out: str | Path,
+    *,
+    vision: str | Path,
+    language: str | Path,
+    options: InitOptions | None = None,
+    **changes: Any,
+) -> ConversionReport:
+    """Make an InternVL-X checkpoint of a vision tower and a language model, as the paper begins.
+
+    The parts' tensors are copied bit by bit; the projector, LVTC and the rows of added tokens are new. The weights are
+    streamed, a tensor at a time; `out` appears when it is complete, and not at all if anything fails.
+
+        init_checkpoint("model", vision="OpenGVLab/InternViT-300M-448px", language="internlm/internlm2-chat-1_8b")
+
+    Args:
+        out: the folder to make.
+        vision: a folder or Hub id: a tower, or a model that holds one (CLIP, an InternVL).
+        language: a folder or Hub id: a language model, or an InternVL. `FOLDER/FILE.gguf` and `OWNER/NAME/FILE.gguf` are
+            read by transformers, which takes the whole model's memory.
+        options: what to choose about the model, and how to write it.
+        changes: fields of [`InitOptions`] in place of those of `options`.
+
+    Returns:
+        What was done, as it is saved in `conversion_report.json`.
+
+    Raises:
+        CheckpointError: a part is of an unknown kind, or has tensors that are missing, unexpected, misshapen or not
+            finite. A `ValueError`.
+        FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
+        OSError: the disk is full, or another process is writing `out`.
+        ValueError: an option is not possible or does not fit the parts.
+        TypeError: there is no such option.
+    """
+    options = replace(options or InitOptions(), **changes)
+    out = resolve_out(out)
+    for source in (vision, language):
+        require_apart(out, source)
+    with checkpoint_folder(out, overwrite=options.overwrite) as partial:
+        tower_source = _PartSource(vision, options.vision_revision, find_source(vision, options.vision_revision))
+        language_source = _language_source(language, options.language_revision, partial / ".language")
+        sources = {TOWER: tower_source, LANGUAGE: language_source}
+        licences = {
+            f"LICENSES/{part}-{Path(name).name}": path
+            for part, source in sources.items()
+            for name, path in find_companions(source.folder).items()
+        }
+        tower, language_model = read_tower(tower_source.folder), read_language_model(language_source.folder)
+        conversion = _prepare(tower, language_model, options)
+        shards = plan_shards(tensor_groups(conversion), int(options.max_shard_gigabytes * GIGABYTE))
+        require_room(partial, num_bytes(shards))
+        write_weights(conversion, partial, shards)
+        write_sidecar(conversion, partial)
+        shutil.rmtree(partial / ".language", ignore_errors=True)
+        report = _report(conversion, options, {part: source.recorded() for part, source in sources.items()})
+        if options.verify:
+            report.checks = verify(conversion, partial)
+        (partial / REPORT).write_text(report.to_json())
+        copy_companions(licences, partial)
+    return report
+
+
+def _language_source(given: str | Path, revision: str | None, workspace: Path) -> _PartSource:
+    """The language model's folder; a GGUF file is dequantized into `workspace`."""
+    if not str(given).endswith(GGUF):
+        return _PartSource(given, revision, find_source(given, revision))
+    folder, _, file = str(given).rpartition("/")
+    folder = folder or "."
+    place = Path(folder).expanduser()
+    if place.is_dir() and not (place / file).is_file():
+        raise FileNotFoundError(f"{given} is not a file, expected a GGUF file.")
+    try:
+        where: dict[str, Any] = {"gguf_file": file, "revision": revision or "main"}
+        model = AutoModelForCausalLM.from_pretrained(folder, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    except ImportError as error:
+        raise CheckpointError(f"{given}: to read a GGUF file needs the package gguf: pip install gguf.") from error
+    except Exception as error:  # transformers raises anything for a file that it does not know
+        raise CheckpointError(f"{given}: transformers cannot load it. {' '.join(str(error).split()):.300}") from error
+    model.save_pretrained(workspace)
+    tokenizer.save_pretrained(workspace)
+    return _PartSource(given, revision, workspace)
+
+
+def _prepare(tower: Part, language: Part, options: InitOptions) -> Conversion:
+    """Settle everything about a model from parts without reading a weight's values (but for tied embeddings)."""
+    notes = [note for note in (tower.note, language.note) if note]
+    tokenizer, added = _tokenizer(language, options.template, notes)
+    pixels, pixel_note = pixel_settings(tower)
+    notes += [pixel_note] if pixel_note else []
+    # of each source's own, and with the vocabulary that it has
+    config = _config(tower.config, language.config, options)
+    check_parts(config)
+    _check_features(config)
+    weights = JoinedWeights([tower.weights, language.weights])
+    source = Source(
+        folder=language.folder,
+        layout="parts",
+        raw=language.raw,
+        config=config,
+        tiling=Tiling(
+            tile_size=config.tile_size,
+            max_patches=options.max_patches,
+            slicing=options.slicing,
+            image_mean=pixels.pop("image_mean"),
+            image_std=pixels.pop("image_std"),
+            others=pixels | {"alpha": "white"},
+        ),
+        architecture=language.architecture,
+        template=None,
+        position_grid=config.patch_grid,
+        notes=notes,
+    )
+    table = settle_tying(source, weights, [*tower.joined_table, *language.joined_table])
+    before = copy.deepcopy(config)
+    before.lvtc_config = None
+    upgrade = Upgrade(new=[f"{PROJECTOR}.*", f"{LVTC}.*"], absent=[f"{PROJECTOR}.*"])
+    upgrade.rules += _grow_vocabulary(config, tokenizer, added, options.seed, source.notes)
+    config.image_token_id = _image_token_id(tokenizer)
+    config.check_geometry()
+    dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
+    config.dtype = language.dtype
+    plan = make_plan(table, before, weights.tensors, upgrade=upgrade, after=config, dtype=dtype)
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = plan.dtype
+    config.architectures = ["InternVLXForConditionalGeneration"]
+    if dtype is None and tower.dtype != language.dtype:
+        source.notes.append(
+            f"The tower's tensors are stored in {tower.dtype} and the language model's in {language.dtype}, as in their "
+            f"sources; dtype='auto' loads all in {plan.dtype}."
+        )
+    return Conversion(
+        options=_conversion_options(options),
+        source=source,
+        weights=weights,
+        config=config,
+        upgrade=upgrade,
+        plan=plan,
+        tokenizer=tokenizer,
+        image_processor=image_processor(source.tiling),
+        generation_config=generation_config(source, tokenizer),
+        rename=str,
+    )
+
+
+def _conversion_options(options: InitOptions) -> ConversionOptions:
+    """The same choices as those of a conversion whose new modules start at random."""
+    names = ("lvtc", "downsample_ratio", "slicing", "max_patches", "dtype", "max_shard_gigabytes", "seed", "verify")
+    return ConversionOptions(init="paper", **{name: getattr(options, name) for name in names})
+
+
+def _check_features(config: InternVLXConfig) -> None:
+    """Encode a tile without values.
+
+    Raises:
+        CheckpointError: the tower's features are not what the projector takes.
+    """
+    channels, size = getattr(config.vision_config, "num_channels", 3), config.tile_size
+    with blaming(f"The vision tower {config.vision_config.model_type}"), torch.device("meta"), torch.no_grad():
+        InternVLXModel(config).get_image_features(torch.empty(1, channels, size, size))
+
+
+def _config(vision: PretrainedConfig, text: PretrainedConfig, options: InitOptions) -> InternVLXConfig:
+    settings: dict = {"projector_type": options.projector} if isinstance(options.projector, str) else options.projector
+    settings = {"num_heads": attention_heads(text.hidden_size)} | settings
+    with blaming(f"projector={options.projector!r}"):
+        projector = InternVLXProjectorConfig(**settings)
+    lvtc = None
+    if options.lvtc:
+        with blaming(f"lvtc={options.lvtc!r}"):
+            lvtc = InternVLXLVTCConfig(**({} if options.lvtc is True else options.lvtc))
+    return InternVLXConfig(
+        vision_config=copy.deepcopy(vision),
+        text_config=copy.deepcopy(text),
+        image_token_id=0,
+        downsample_ratio=options.downsample_ratio,
+        vision_feature_layer=options.vision_feature_layer,
+        projector_config=projector,
+        lvtc_config=lvtc,
+    )
+
+
+def _tokenizer(language: Part, template: str | None, notes: list[str]) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """The language model's tokenizer with image tokens and a chat template that writes images; and the new tokens' ids.
+
+    Raises:
+        ValueError: there is no such template, or the language model has none and none is given.
+    """
+    named = template in TEMPLATES
+    tokens = [*IMAGE_TOKENS.values(), *(template_tokens(template) if template is not None and named else ())]
+    tokenizer, added = language_tokenizer(language.folder, tokens)
+    if template is not None:
+        tokenizer.chat_template = chat_template(template) if named else _read_template(template)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"The language model in {language.folder} has no chat template. Choose one with `template` (--template): "
+            f"{', '.join(TEMPLATES)}, or the path of a Jinja file."
+        )
+    _adapt_template(tokenizer, str(language.folder if template is None else template), notes)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, added
+
+
+def _read_template(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError(f"template={path!r}, expected one of {', '.join(TEMPLATES)}, or the path of a Jinja file.")
+    with blaming(path):
+        return Path(path).read_text(encoding="utf-8")
+
+
+def _adapt_template(tokenizer: PreTrainedTokenizerFast, source: str, notes: list[str]) -> None:
+    """Make a chat template that writes texts write images too, and mark what the assistant writes.
+
+    Raises:
+        ValueError: it cannot be made so.
+    """
+    if not _writes_images(tokenizer):
+        tokenizer.chat_template = with_images(tokenizer.chat_template)
+        if not _writes_images(tokenizer):
+            raise ValueError(
+                f"The chat template of {source} does not write what a user's message with an image holds. Choose one with "
+                f"`template` (--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
+            )
+    if has_generation_marks(tokenizer.chat_template):
+        return
+    marked = with_generation_marks(tokenizer.chat_template)
+    if _marks_answers(tokenizer, marked):
+        tokenizer.chat_template = marked
+    else:
+        notes.append(
+            "The chat template does not mark what the assistant writes, so the model answers but cannot be trained: choose "
+            f"another one with `template` (--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
+        )
+
+
+def _writes_images(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template writes an image part as its placeholder, beside the text."""
+    content: Any = [{"type": "image"}, {"type": "text", "text": "question"}]
+    try:
+        prompt: Any = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    except Exception:  # a template raises what it likes for content that it does not know
+        return False
+    return prompt.count(IMAGE_TOKENS["context_image_token"]) == 1 and "question" in prompt
+
+
+def _marks_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> bool:
+    """Whether a template marks every answer of a conversation, and writes what the tokenizer's own does."""
+    texts = ("first question", "first answer", "second question", "second answer")
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
+    try:
+        expected = tokenizer.apply_chat_template(turns, tokenize=False)
+        tokens: dict[str, Any] = tokenizer.special_tokens_map
+        rendered: Any = render_jinja_template(
+            [turns], chat_template=template, return_assistant_tokens_mask=True, **tokens
+        )
+    except Exception:  # as above
+        return False
+    (prompt,), (spans,) = rendered
+    marked = [prompt[start:end] for start, end in spans]
+    answers = texts[1::2]
+    return prompt == expected and len(marked) == 2 and all(map(str.startswith, marked, answers))
+
+
+def _image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    return tokenizer.convert_tokens_to_ids(tokenizer.context_image_token)  # type: ignore[return-value]
+
+
+def _grow_vocabulary(
+    config: InternVLXConfig, tokenizer: PreTrainedTokenizerFast, added: list[int], seed: int, notes: list[str]
+) -> list[Rule]:
+    """Make room for added tokens in the configuration; the rules that give them rows of the embeddings."""
+    text, old = config.text_config, config.text_config.vocab_size
+    needed = max(_image_token_id(tokenizer), *added, 0) + 1
+    if needed > old:
+        text.vocab_size = -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    rows = sorted({*added, *range(old, text.vocab_size)})
+    if not rows:
+        return []
+    room = (
+        f"the vocabulary grew from {old} to {text.vocab_size}" if needed > old else f"of the vocabulary's {old} rows"
+    )
+    names = ", ".join(tokenizer.convert_ids_to_tokens(added))
+    notes.append(f"New tokens {names}, {room}: their rows start near the mean of the others.")
+    known = min([old, *added])
+    tied = config.tie_word_embeddings
+    return [
+        Rule(name, (name,), fill_rows(rows, text.vocab_size, known, zlib.crc32(name.encode()) + seed))
+        for name in (EMBEDDING, *(() if tied else (HEAD,)))
+    ]
+
+
+def fill_rows(rows: list[int], size: int, known: int, seed: int) -> Operation:
+    """(V, C) embeddings -> (`size`, C) with new `rows`, at random near the mean of the first `known`; the others stay."""
+
+    def fill(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        filled = tensor.new_empty(size, tensor.shape[1])
+        if tensor.is_meta:
+            return (filled,)
+        filled[: len(tensor)] = tensor
+        mean, square = (
+            sum(part.double().pow(power).sum(0) for part in tensor[:known].split(4096)) / known for power in (1, 2)
+        )
+        std = (square - mean.square()).clamp(min=0).sqrt()
+        noise = torch.randn(len(rows), tensor.shape[1], generator=torch.Generator().manual_seed(seed))
+        filled[rows] = (mean + SCATTER * std * noise).to(tensor.dtype)
+        return (filled,)
+
+    return fill
+
+
+def _report(conversion: Conversion, options: InitOptions, parts: dict[str, dict]) -> ConversionReport:
+    names = {part: found["source"] for part, found in parts.items()}
+    report = make_report(conversion, " and ".join(name.rpartition("/")[-1] for name in names.values()))
+    embeddings = (EMBEDDING, HEAD)
+    return replace(
+        report,
+        base_model=None,
+        revision=None,
+        source_card=_joined_card([found["source_card"] for found in parts.values()]),
+        options={"vision": names[TOWER], "language": names[LANGUAGE], "init": "paper"} | options.recorded(),
+        derived_tensors={name: start for name, start in report.derived_tensors.items() if name not in embeddings},
+        parts=parts,
+    )
+
+
+def _joined_card(cards: list[dict]) -> dict:
+    """What the cards of all parts say: values that they agree in, and the licences of all."""
+    agreed = {name: value for name, value in cards[0].items() if all(card.get(name) == value for card in cards)}
+    licences = list(dict.fromkeys(name for card in cards for name in _as_list(card.get("license"))))
+    return agreed | ({"license": licences} if len(licences) > 1 else {})
+
+
+def _as_list(value) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,303 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The parts of a model: the vision tower or the language model that a checkpoint is or holds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+from ..checkpoints.errors import CheckpointError, blaming, listed
+from ..checkpoints.folders import check_links
+from ..checkpoints.json_files import read_json
+from ..checkpoints.names import PROCESSOR_FILES
+from ..checkpoints.weights import HEAD, Weights
+from ..modeling.configuration_internvlx import SUPPORTED_TEXT_MODELS
+from ..modeling.setting_checks import pair
+from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_values
+from .joined_weights import PartWeights
+from .plan import TEXT, VISION
+from .sources import (
+    LAYOUTS,
+    REQUIRED_TEXT_FIELDS,
+    VISION_ARCHITECTURES,
+    chat_text_config,
+    chat_vision_config,
+    read_source,
+)
+from .tensor_tables import TEXT_TABLE, Rule, internlm2_table, source_table, vision_table
+
+TOWER, LANGUAGE = "vision_tower", "language_model"
+INTERNLM2 = "InternLM2ForCausalLM"
+# how the layout internvl_chat names what a checkpoint of one part names without a prefix
+CHAT_PREFIXES = {TOWER: "vision_model.", LANGUAGE: "language_model."}
+# what checkpoints of whole models call a part, older and newer
+NATIVE_TABLES = {
+    TOWER: [Rule(f"{name}.{{rest}}", (VISION + "{rest}",)) for name in ("vision_tower", "model.vision_tower")],
+    LANGUAGE: [
+        *(Rule(name, (HEAD,)) for name in ("language_model.lm_head.weight", HEAD)),
+        *(Rule(f"{name}.{{rest}}", (TEXT + "{rest}",)) for name in ("language_model.model", "model.language_model")),
+    ],
+}
+# beginnings of the names of what a whole model has beside its part
+OTHER_PARTS = ("projector.", "mlp1.", "multi_modal_projector.", "model.multi_modal_projector.", "model.lvtc.")
+BESIDE = {
+    TOWER: (*OTHER_PARTS, "language_model.", "model.language_model.", HEAD),
+    LANGUAGE: (*OTHER_PARTS, "vision_model.", "vision_tower.", "model.vision_tower."),
+}
+# how a family normalises, where no processor says so; ImageNet's else
+NORMALISATION = {
+    "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "siglip": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+}
+PIXEL_SETTINGS = ("image_mean", "image_std", "resample", "rescale_factor", "do_rescale", "do_normalize")
+# some classes of transformers hold their modules in one of this name, others do not, and it depends on the version
+WRAPPER = "vision_model."
+
+
+@dataclass
+class Part:
+    """A vision tower or a language model of a checkpoint.
+
+    Args:
+        name: `TOWER` or `LANGUAGE`.
+        folder: the checkpoint.
+        raw: its config.json.
+        config: of the part.
+        architecture: class of the part.
+        weights: the part's tensors.
+        table: their names -> those of an `InternVLXForConditionalGeneration`.
+    """
+
+    name: str
+    folder: Path
+    raw: dict
+    config: PretrainedConfig
+    architecture: str
+    weights: PartWeights
+    table: list[Rule]
+
+    @property
+    def joined_table(self) -> list[Rule]:
+        """The table with names as `JoinedWeights` has them."""
+        return [replace(rule, source=self.weights.name(rule.source)) for rule in self.table]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of most of the stored numbers."""
+        sizes: dict[torch.dtype, int] = {}
+        for name, info in self.weights.weights.tensors.items():
+            if self.weights.owns(name):
+                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.num_bytes
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+    @property
+    def note(self) -> str | None:
+        """What of the checkpoint is not used."""
+        unused = [name for name in self.weights.weights.tensors if not self.weights.owns(name)]
+        if not unused:
+            return None
+        return f"{len(unused)} tensors beside the {self.name} are not used: {listed(unused, 3)}."
+
+
+def read_tower(folder: Path) -> Part:
+    """The vision tower that a checkpoint is, or that a bigger model holds.
+
+    Raises:
+        CheckpointError: there is none, or it is not supported, by name.
+    """
+    raw, weights = _read(folder)
+    with blaming(folder / "config.json"):
+        if raw.get("model_type") in LAYOUTS:
+            return _part_of_whole(TOWER, folder, raw, weights)
+        if set(raw.get("architectures") or ()) & set(VISION_ARCHITECTURES):
+            config = chat_vision_config(raw, pair(raw.get("image_size", 0))[0])
+            grid = config.image_size[0] // config.patch_size[0]
+            table = _without_prefix(vision_table(grid, grid), TOWER)
+            return Part(TOWER, folder, raw, config, raw["architectures"][0], _everything(TOWER, weights), table)
+        return _native_tower(folder, raw, weights)
+
+
+def read_language_model(folder: Path) -> Part:
+    """The language model that a checkpoint is, or that an InternVL holds.
+
+    Raises:
+        CheckpointError: there is none, or it is not supported, by name.
+    """
+    raw, weights = _read(folder)
+    with blaming(folder / "config.json"):
+        if raw.get("model_type") in LAYOUTS:
+            return _part_of_whole(LANGUAGE, folder, raw, weights)
+        config, table = _language_config(raw), TEXT_TABLE
+        names = raw.get("architectures") or [config.model_type]
+        if INTERNLM2 in names:
+            table = internlm2_table(config)
+        table = _without_prefix(table, LANGUAGE)
+        return Part(LANGUAGE, folder, raw, config, names[0], _everything(LANGUAGE, weights), table)
+
+
+def _read(folder: Path) -> tuple[dict, Weights]:
+    check_links(folder)
+    raw = read_json(folder / "config.json")
+    if not raw:
+        raise CheckpointError(f"{folder} has no config.json, expected the folder of a checkpoint.")
+    with blaming(folder / "config.json"):
+        check_values(raw, CONFIG_RULES)
+    return raw, Weights(folder)
+
+
+def _part_of_whole(part: str, folder: Path, raw: dict, weights: Weights) -> Part:
+    """A part of an InternVL in any layout."""
+    source = read_source(folder, weights.tensors)
+    config = source.config.vision_config if part == TOWER else source.config.text_config
+    if source.layout == "internvl_chat":
+        prefixes = (VISION,) if part == TOWER else (TEXT, HEAD)
+        table = [rule for rule in source_table(source) if rule.source.startswith(CHAT_PREFIXES[part])]
+        table = [rule for rule in table if all(target.startswith(prefixes) for target in rule.targets)]
+    else:
+        table = NATIVE_TABLES[part]
+    architecture = source.architecture if part == LANGUAGE else config.model_type
+    owned = PartWeights(part, weights, lambda name: not name.startswith(BESIDE[part]))
+    return Part(part, folder, raw, config, architecture, owned, table)
+
+
+def _everything(part: str, weights: Weights) -> PartWeights:
+    return PartWeights(part, weights, lambda name: True)
+
+
+def _without_prefix(table: Iterable[Rule], part: str) -> list[Rule]:
+    return [replace(rule, source=rule.source.removeprefix(CHAT_PREFIXES[part])) for rule in table]
+
+
+def _language_config(raw: dict) -> PretrainedConfig:
+    names, kind = raw.get("architectures") or [], raw.get("model_type")
+    if INTERNLM2 in names:
+        return chat_text_config(raw)
+    if kind not in SUPPORTED_TEXT_MODELS:
+        holds = ", a model that holds others" if isinstance(raw.get("text_config"), dict) else ""
+        raise CheckpointError(
+            f"model_type={kind!r}, architectures={names}{holds}: expected a language model of one of the types "
+            f"{', '.join(SUPPORTED_TEXT_MODELS)} and internlm2, or an InternVL ({', '.join(LAYOUTS)}) that holds one."
+        )
+    if missing := [name for name in REQUIRED_TEXT_FIELDS if raw.get(name) is None]:
+        raise CheckpointError(f"The configuration of a {kind} lacks {', '.join(missing)}.")
+    return CONFIG_MAPPING[kind].from_dict(raw)
+
+
+def _native_tower(folder: Path, raw: dict, weights: Weights) -> Part:
+    """A tower that AutoModel builds: all of the checkpoint, or what its configuration calls `vision_config`."""
+    config = _tower_config(raw)
+    # before the model is built, which takes time by its layers
+    if config.num_hidden_layers > len(weights.tensors):
+        raise CheckpointError(
+            f"num_hidden_layers={config.num_hidden_layers}, but the checkpoint holds {len(weights.tensors)} tensors."
+        )
+    model = build_tower(config)
+    table, prefixes = _tower_table(model, weights)
+    owned = PartWeights(TOWER, weights, lambda name: name.startswith(prefixes))
+    return Part(TOWER, folder, raw, config, type(model).__name__, owned, table)
+
+
+def _tower_table(model: PreTrainedModel, weights: Weights) -> tuple[list[Rule], tuple[str, ...]]:
+    """The table of a tower of transformers, and the beginnings of its names in the checkpoint."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    renamed = {name: rename_source_key(name, renamings, [])[0] for name in weights.tensors}
+    names = list(model.state_dict())
+    own = WRAPPER if all(name.startswith(WRAPPER) for name in names) else ""
+    stems = {name.removeprefix(own) for name in names}
+    prefix = _prefix(stems, set(renamed.values()))
+    found = {name: new.removeprefix(prefix) for name, new in renamed.items() if new.startswith(prefix)}
+    found = {name: stem for name, stem in found.items() if stem in stems}
+    prefixes = tuple(sorted({name.removesuffix(stem) for name, stem in found.items() if name.endswith(stem)}))
+    table = [Rule(name, (VISION + own + stem,)) for name, stem in found.items() if not name.endswith(stem)]
+    table += [
+        Rule(f"{start}embeddings.position_ids", reason="positions are counted, not stored") for start in prefixes
+    ]
+    return [*table, *(Rule(start + "{rest}", (VISION + own + "{rest}",)) for start in prefixes)], prefixes
+
+
+def _tower_config(raw: dict) -> Any:
+    kind: Any = raw.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"model_type={kind!r}, architectures={raw.get('architectures')}: expected a vision tower that transformers "
+            f"has, {', '.join(VISION_ARCHITECTURES)}, or a model that holds one."
+        )
+    config: Any = CONFIG_MAPPING[kind].from_dict(raw)
+    config = getattr(config, "vision_config", config)
+    needed = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
+    if missing := [name for name in needed if not isinstance(getattr(config, name, None), int | list | tuple)]:
+        raise CheckpointError(
+            f"model_type={kind!r} is no vision tower with a square grid of patches: its configuration has no "
+            f"{', '.join(missing)}. Expected for example clip, siglip, dinov2 or internvl_vision."
+        )
+    return config
+
+
+def build_tower(config: PretrainedConfig) -> PreTrainedModel:
+    """A tower without values.
+
+    Raises:
+        CheckpointError: AutoModel builds none of this configuration.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModel.from_config(config)
+    except Exception as error:  # transformers raises anything for settings that do not fit each other
+        text = " ".join(str(error).split())
+        raise CheckpointError(
+            f"transformers builds no model of model_type={config.model_type!r}: {text:.300}"
+        ) from error
+
+
+def _prefix(stems: set[str], names: set[str]) -> str:
+    """What stands before a tower's own names, `stems`, in the names of a checkpoint: the prefix that finds most of them."""
+    example = min(stems)
+    found = {name.removesuffix(example) for name in names if name.endswith(example)}
+    found = {prefix for prefix in found if not prefix or prefix.endswith(".")}
+    if not found:
+        raise CheckpointError(
+            f"The checkpoint has no vision tower: no tensor's name ends with {example!r}, as one of the tower's would. It "
+            f"holds {listed(sorted(names), 3)}."
+        )
+    return max(sorted(found), key=lambda prefix: sum(f"{prefix}{stem}" in names for stem in stems))
+
+
+def pixel_settings(tower: Part) -> tuple[dict, str | None]:
+    """How a tower's images are normalised, by names of `InternVLXImageProcessor`; and a note where nothing says so.
+
+    Raises:
+        CheckpointError: its processor has an impossible setting.
+    """
+    saved: dict = {}
+    for name in reversed(PROCESSOR_FILES):
+        found = read_json(tower.folder / name)
+        settings = found.get("image_processor", found)
+        if isinstance(settings, dict):
+            settings = {name: settings[name] for name in PIXEL_SETTINGS if settings.get(name) is not None}
+            with blaming(tower.folder / name):
+                check_values(settings, PROCESSOR_RULES)
+            saved |= settings
+    family = tower.config.model_type.split("_")[0].rstrip("2")
+    default = NORMALISATION.get(family, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    normalisation = {name: list(values) for name, values in zip(PIXEL_SETTINGS, default, strict=False)}
+    if normalisation.keys() <= saved.keys() or saved.get("do_normalize") is False:
+        return normalisation | saved, None
+    used = normalisation | saved
+    return used, (
+        f"The tower has no preprocessor_config.json with image_mean and image_std: images are normalised with "
+        f"{used['image_mean']} and {used['image_std']}, as the type {tower.config.model_type} is."
+    )

@@ -1,0 +1,370 @@
+"""A model from parts: what it takes from its vision tower and its language model, and what it adds."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, CLIPModel, Dinov2WithRegistersConfig
+
+from conversion_helpers import GOLDEN, edit_config, edit_tensors
+from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
+from internvlx_hf.cli import main
+from internvlx_hf.conversion import convert_checkpoint, init_checkpoint
+from internvlx_hf.conversion.parts import LANGUAGE, TOWER
+from internvlx_hf.processing.chat_templates import require_generation_marks
+from part_sources import (
+    CHATML,
+    LANGUAGES,
+    SIZES,
+    TOWERS,
+    VOCABULARY,
+    load_all,
+    save_language,
+    save_tower,
+    text_tokenizer,
+)
+
+IMAGE_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>"]
+KNOWN = len(text_tokenizer(None))
+# equal weights at other places of their files: kernels sum in another order where memory is aligned otherwise
+ALIGNMENT = {"rtol": 1e-5, "atol": 1e-4}
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """A folder for every tower and language model, each made when it is first asked for."""
+    root = tmp_path_factory.mktemp("parts")
+
+    def source(part: str, kind: str) -> Path:
+        folder = root / f"{part}-{kind}"
+        return folder if folder.exists() else {TOWER: save_tower, LANGUAGE: save_language}[part](kind, folder)
+
+    return source
+
+
+def load(folder: Path) -> InternVLXForConditionalGeneration:
+    return InternVLXForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def source_tower(kind: str, folder: Path, tmp_path: Path) -> torch.nn.Module:
+    """The tower computed without `init`."""
+    if kind in ("internvit", "internvl2"):
+        convert_checkpoint(GOLDEN / "internvl2_qwen2", tmp_path / "converted")
+        return load(tmp_path / "converted").model.vision_tower
+    return (
+        CLIPModel.from_pretrained(folder).vision_model if kind == "clip" else AutoModel.from_pretrained(folder)
+    ).eval()
+
+
+def source_language_model(kind: str, folder: Path, tmp_path: Path) -> torch.nn.Module:
+    if kind in ("internlm2", "internvl2"):
+        convert_checkpoint(
+            GOLDEN / {"internlm2": "internvl2_internlm2"}.get(kind, "internvl2_llama3"), tmp_path / "converted"
+        )
+        return load(tmp_path / "converted")
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def language_part(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors of the language model by the names that its own class gives them."""
+    own = {"model.language_model.": "model.", "lm_head.": "lm_head."}
+    state = model.state_dict()
+    if not any(name.startswith("model.language_model.") for name in state):
+        return state
+    return {
+        new + name.removeprefix(old): tensor
+        for name, tensor in state.items()
+        for old, new in own.items()
+        if name.startswith(old)
+    }
+
+
+def chat(processor, *, color: str = "red") -> dict:
+    content = [{"type": "image", "image": Image.new("RGB", (40, 30), color)}, {"type": "text", "text": "What is it?"}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+def train_a_step(model, inputs) -> None:
+    model.train()
+    loss = model(**inputs, labels=inputs["input_ids"]).loss
+    loss.backward()
+    untouched = [name for name, weight in model.named_parameters() if "multi_modal" in name and weight.grad is None]
+    assert loss.isfinite()
+    assert not untouched
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    model.eval()
+
+
+@torch.no_grad()
+def require_runs_saves_and_loads(folder: Path, copy_to: Path) -> None:
+    model, processor = load(folder), InternVLXProcessor.from_pretrained(folder)
+    inputs = chat(processor)
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.enable_grad():
+        train_a_step(model, inputs)
+    generated = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert generated.shape[1] > inputs["input_ids"].shape[1]
+    model.save_pretrained(copy_to)
+    loaded = load(copy_to)
+    state = loaded.state_dict()
+    assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, state[name])] == []
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, **ALIGNMENT)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_tower_stays_as_it_is(kind, sources, tmp_path):
+    folder, out = sources(TOWER, kind), tmp_path / "out"
+    report = init_checkpoint(out, vision=folder, language=sources(LANGUAGE, "qwen2"), max_patches=2)
+    tower, model = source_tower(kind, folder, tmp_path), load(out)
+    expected, found = tower.state_dict(), model.model.vision_tower.state_dict()
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    tile = torch.randn(1, 3, model.config.tile_size, model.config.tile_size)
+    with torch.no_grad():
+        features = tower(pixel_values=tile).last_hidden_state
+        found = model.model.vision_tower(pixel_values=tile).last_hidden_state
+    torch.testing.assert_close(found, features, **ALIGNMENT)
+    assert report.new_tensors
+    assert all(name.startswith("model.multi_modal_projector.") for name in report.new_tensors)
+    assert report.untrained_modules == ["model.multi_modal_projector"]
+    require_runs_saves_and_loads(out, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("kind", LANGUAGES)
+def test_language_model_stays_as_it_is(kind, sources, tmp_path):
+    folder, out = sources(LANGUAGE, kind), tmp_path / "out"
+    init_checkpoint(out, vision=sources(TOWER, "clip_vision"), language=folder, max_patches=2)
+    expected, model = source_language_model(kind, folder, tmp_path), load(out)
+    known = KNOWN if kind in LANGUAGES[:5] else model.config.text_config.vocab_size
+    theirs, ours = language_part(expected), language_part(model)
+    assert ours.keys() == theirs.keys()
+    rows = {
+        name: known if tensor.shape[0] in (VOCABULARY, 320) and "_proj" not in name else None
+        for name, tensor in ours.items()
+    }
+    assert [name for name in theirs if not torch.equal(ours[name][: rows[name]], theirs[name][: rows[name]])] == []
+    ids = torch.arange(10, 40)[None]
+    with torch.no_grad():
+        logits, expected_logits = (each(input_ids=ids).logits[..., :known] for each in (model, expected))
+    torch.testing.assert_close(logits, expected_logits, **ALIGNMENT)
+    assert model.config.text_config.eos_token_id == expected.config.get_text_config().eos_token_id
+    require_runs_saves_and_loads(out, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_vocabulary_grows_by_rows_near_the_mean(tied, sources, tmp_path):
+    language = save_language("llama", tmp_path / "language", vocab_size=KNOWN, tie_word_embeddings=tied)
+    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip_vision"), language=language)
+    model, source = load(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(language)
+    size = model.config.text_config.vocab_size
+    assert size % 64 == 0
+    assert KNOWN + 3 <= size < KNOWN + 3 + 64
+    names = {"model.language_model.embed_tokens.weight", "lm_head.weight"}
+    assert ("lm_head.weight" in load_all(tmp_path / "out")) is not tied
+    for name in names:
+        found = model.get_parameter(name)
+        old = source.get_input_embeddings().weight if "embed" in name else source.lm_head.weight
+        assert torch.equal(found[:KNOWN], old)
+        distance = (found[KNOWN:] - old.mean(0)) / old.std(0, correction=0)
+        assert 0.015 < distance.std() < 0.025
+        assert distance.abs().max() < 0.1
+    processor = InternVLXProcessor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKENS) == [KNOWN, KNOWN + 1, KNOWN + 2]
+    assert model.config.image_token_id == KNOWN + 2
+
+
+def test_the_seed_settles_every_byte(sources, tmp_path):
+    parts = {"vision": sources(TOWER, "clip"), "language": sources(LANGUAGE, "qwen2"), "lvtc": {"expand_layer": 2}}
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        init_checkpoint(tmp_path / out, **parts, seed=seed, downsample_ratio=0.25)
+    same, other = (tmp_path / out / "model.safetensors" for out in "ab")
+    assert same.read_bytes() == other.read_bytes()
+    first, third = load_all(tmp_path / "a"), load_all(tmp_path / "c")
+    changed = {name for name in first if not torch.equal(first[name], third[name])}
+    assert not any(name.startswith("model.vision_tower.") for name in changed)
+    rows = (first["lm_head.weight"] != third["lm_head.weight"]).any(1).nonzero().flatten().tolist()
+    assert rows == [KNOWN, KNOWN + 1, KNOWN + 2]
+    assert any("lvtc" in name for name in changed)
+    assert any("multi_modal_projector" in name for name in changed)
+
+
+def test_command_says_what_it_made_and_the_card_names_both_parts(sources, tmp_path, capsys):
+    arguments = ["--vision", str(sources(TOWER, "clip")), "--language", str(sources(LANGUAGE, "qwen2")), "--verify"]
+    arguments += ["--projector", '{"projector_type": "pvtc", "num_heads": 8}', "--lvtc", "--slicing", "area"]
+    assert main(["init", str(tmp_path / "out"), *arguments, "--downsample-ratio", "0.25", "--max-patches", "3"]) == 0
+    printed = capsys.readouterr()
+    assert "needs training: model.multi_modal_projector" in printed.out
+    assert "needs training: model.lvtc" in printed.out
+    assert "verified tensors" in printed.out
+    report = json.loads((tmp_path / "out/conversion_report.json").read_text())
+    assert report["parts"]["vision_tower"]["source"] == "vision_tower-clip"
+    assert report["options"]["projector"] == {"projector_type": "pvtc", "num_heads": 8}
+    card = ModelCard.load(tmp_path / "out/README.md").text
+    assert "vision tower of `vision_tower-clip` and the language model of `language_model-qwen2`" in card
+    assert (tmp_path / "out/LICENSES/vision_tower-LICENSE").read_text() == "of the tower"
+    assert (tmp_path / "out/LICENSES/language_model-LICENSE").read_text() == "of the language model"
+    processor = InternVLXProcessor.from_pretrained(tmp_path / "out").image_processor
+    assert list(processor.image_mean) == [0.4, 0.5, 0.6]
+    assert list(processor.image_std) == [0.2, 0.3, 0.4]
+    assert (processor.slicing, processor.max_patches, processor.size.height) == ("area", 3, 32)
+
+
+def test_auto_classes_load_it_with_its_own_code(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "llama"))
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    inputs = chat(processor)
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_each_part_keeps_its_dtype_unless_one_is_given(sources, tmp_path):
+    language = save_language("qwen2", tmp_path / "language")
+    edit_tensors(language, lambda tensors: tensors.update({name: x.bfloat16() for name, x in tensors.items()}))
+    vision = sources(TOWER, "clip")
+    report = init_checkpoint(tmp_path / "out", vision=vision, language=language)
+    stored = load_all(tmp_path / "out")
+    dtypes = {name.split(".")[1]: tensor.dtype for name, tensor in stored.items() if name.startswith("model.")}
+    assert dtypes == {
+        "vision_tower": torch.float32,
+        "multi_modal_projector": torch.bfloat16,
+        "language_model": torch.bfloat16,
+    }
+    assert report.dtype == "bfloat16"
+    assert any("dtype='auto'" in note for note in report.notes)
+    init_checkpoint(tmp_path / "half", vision=vision, language=language, dtype="float16")
+    assert {tensor.dtype for tensor in load_all(tmp_path / "half").values()} == {torch.float16}
+
+
+def test_own_chat_template_writes_what_it_wrote_and_images_too(sources, tmp_path):
+    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "qwen2"))
+    processor = InternVLXProcessor.from_pretrained(tmp_path / "out")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello."},
+    ]
+    expected = text_tokenizer(CHATML).apply_chat_template(messages, tokenize=False)
+    assert processor.apply_chat_template(copy.deepcopy(messages)) == expected
+    assert processor.tokenizer.apply_chat_template(messages, tokenize=False) == expected
+    turns = [*messages, {"role": "user", "content": "Say it again."}, {"role": "assistant", "content": "Again."}]
+    found = processor.apply_chat_template(turns, return_labels=True, return_tensors="pt")
+    trained = processor.decode(found["input_ids"][found["labels"] != -100])
+    assert trained == "Hello.<|im_end|>Again.<|im_end|>"
+    prompt = processor.apply_chat_template([{"role": "user", "content": [{"type": "image", "path": "x.png"}]}])
+    assert prompt == "<|im_start|>user\n<IMG_CONTEXT>\n<|im_end|>\n"
+
+
+def test_template_whose_answers_change_later_is_said_to_train_nothing(sources, tmp_path):
+    only_last = CHATML.replace("message['content']", "(message['content'] if loop.last else 'older')")
+    language = save_language("llama", tmp_path / "language", template=only_last)
+    report = init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=language)
+    assert any("cannot be trained" in note for note in report.notes)
+
+
+def test_named_template_brings_its_tokens_and_trains(sources, tmp_path):
+    language = save_language("llama", tmp_path / "language", template=None)
+    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=language, template="phi3-chat")
+    processor = InternVLXProcessor.from_pretrained(tmp_path / "out")
+    require_generation_marks(processor.chat_template, "training")
+    tokens = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    ids = processor.tokenizer.convert_tokens_to_ids(tokens)
+    assert sorted(ids) == list(range(KNOWN + 3, KNOWN + 7))
+    assert ids[-1] in load(tmp_path / "out").generation_config.eos_token_id
+
+
+def test_template_may_be_a_file(sources, tmp_path):
+    language = save_language("llama", tmp_path / "language", template=None)
+    (tmp_path / "own.jinja").write_text(CHATML.replace("<|im_end|>", "<|endoftext|>"))
+    init_checkpoint(
+        tmp_path / "out", vision=sources(TOWER, "clip"), language=language, template=str(tmp_path / "own.jinja")
+    )
+    prompt = InternVLXProcessor.from_pretrained(tmp_path / "out").apply_chat_template(
+        [{"role": "user", "content": "a"}]
+    )
+    assert prompt == "<|im_start|>user\na<|endoftext|>\n"
+
+
+@pytest.mark.parametrize("projector", ["pixel_shuffle", "linear", "token_packer", "ldpv2"])
+def test_every_projector_can_be_chosen(projector, sources, tmp_path):
+    ratio = 1.0 if projector == "linear" else 0.5
+    parts = {"vision": sources(TOWER, "dinov2"), "language": sources(LANGUAGE, "llama")}
+    init_checkpoint(tmp_path / "out", **parts, projector=projector, downsample_ratio=ratio)
+    assert load(tmp_path / "out").config.projector_config.projector_type == projector
+
+
+def _swap(name):
+    return lambda parts: parts.update({name: parts["language" if name == "vision" else "vision"]})
+
+
+def _edited(part, **settings):
+    return lambda parts: edit_config(parts[part], lambda raw: raw.update(settings))
+
+
+def _without_template(parts):
+    (parts["language"] / "chat_template.jinja").unlink()
+
+
+def _without_a_tensor(parts):
+    edit_tensors(parts["language"], lambda tensors: tensors.pop("model.norm.weight"))
+
+
+def _with_registers(parts):
+    sizes = {name: size for name, size in SIZES.items() if name != "intermediate_size"}
+    AutoModel.from_config(Dinov2WithRegistersConfig(**sizes)).save_pretrained(parts["vision"])
+
+
+def _gguf(parts):
+    (parts["language"] / "model.gguf").write_bytes(b"GGUF")
+    parts["language"] = f"{parts['language']}/model.gguf"
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (_swap("vision"), {}, "model_type='qwen2' is no vision tower"),
+        (_swap("language"), {}, "model_type='clip_vision_model'.*expected a language model of one of the types llama"),
+        (_edited("language", model_type="gemma2"), {}, "model_type='gemma2'.*qwen3.*internlm2"),
+        (_edited("vision", model_type="no_tower"), {}, "model_type='no_tower'"),
+        (_edited("vision", num_hidden_layers=3), {}, "missing: vision_tower:encoder.layers.2"),
+        (_without_template, {}, "no chat template.*internlm2-chat, Hermes-2, phi3-chat, internvl2_5"),
+        (_without_a_tensor, {}, "missing: language_model:model.norm.weight"),
+        (lambda parts: None, {"template": "chatml"}, "template='chatml', expected one of internlm2-chat"),
+        (lambda parts: None, {"projector": {"projector_type": "pvtc", "num_heads": 7}}, "num_heads`=7 does not divide"),
+        (lambda parts: None, {"projector": "mlp"}, "projector='mlp', expected one of 'pvtc'"),
+        (lambda parts: None, {"downsample_ratio": 0.3}, "downsample_ratio"),
+        (lambda parts: None, {"lvtc": {"expand_layer": 9}}, "expand_layer"),
+        (_with_registers, {}, "Dinov2WithRegistersModel gives 69 features"),
+        (lambda parts: parts.update(vision="no/such-folder"), {}, "no/such-folder"),
+        (_gguf, {}, "model.gguf: .*(gguf|load)"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_and_leaves_nothing(change, options, message, tmp_path):
+    parts = {
+        "vision": save_tower("clip_vision", tmp_path / "tower"),
+        "language": save_language("qwen2", tmp_path / "words"),
+    }
+    before = sorted(path.name for path in tmp_path.iterdir())
+    change(parts)
+    with pytest.raises((ValueError, OSError), match=message):
+        init_checkpoint(tmp_path / "out", **parts, **options)
+    assert [name for name in sorted(path.name for path in tmp_path.iterdir()) if "lock" not in name] == before
+
+
+def test_existing_folder_stays(sources, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "llama"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]

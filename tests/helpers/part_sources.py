@@ -1,0 +1,147 @@
+"""Tiny vision towers and language models as others publish them, to make a model of."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    Dinov2Config,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.internvl import InternVLVisionConfig
+
+from conversion_helpers import GOLDEN
+
+CHATML = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 4,
+}
+TOWERS = ("internvit", "internvit_native", "internvl2", "clip", "clip_vision", "dinov2")
+LANGUAGES = ("llama", "qwen2", "qwen3", "phi3", "mistral", "internlm2", "internvl2")
+# of the language models; the tokenizer has 300 tokens
+VOCABULARY = 300
+
+
+def save_tower(kind: str, folder: Path) -> Path:
+    """A tower, or a model that holds one."""
+    torch.manual_seed(1)
+    if kind == "internvl2":
+        shutil.copytree(GOLDEN / "internvl2_qwen2", folder)
+    elif kind == "internvit":
+        _save_internvit(folder)
+    else:
+        _native_tower(kind).save_pretrained(folder)
+    if kind == "clip":
+        processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3, "size": 32}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        (folder / "LICENSE").write_text("of the tower")
+    return folder
+
+
+def _native_tower(kind: str):
+    if kind == "clip":
+        text = {**SIZES, "vocab_size": 40}
+        return CLIPModel(CLIPConfig(vision_config=SIZES, text_config=text, projection_dim=16))
+    configs = {"clip_vision": CLIPVisionConfig, "dinov2": Dinov2Config, "internvit_native": InternVLVisionConfig}
+    return AutoModel.from_config(configs[kind](**SIZES))
+
+
+def _save_internvit(folder: Path) -> None:
+    """The tower of an InternVL2 in its own folder, as OpenGVLab publishes InternViT."""
+    source = GOLDEN / "internvl2_qwen2"
+    folder.mkdir()
+    raw = json.loads((source / "config.json").read_text())["vision_config"]
+    (folder / "config.json").write_text(json.dumps(raw | {"model_type": "intern_vit_6b"}))
+    tensors = load_all(source)
+    prefix = "vision_model."
+    save_file(
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)},
+        folder / "model.safetensors",
+    )
+
+
+def load_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def save_language(kind: str, folder: Path, template: str | None = CHATML, **settings) -> Path:
+    """A language model with its tokenizer."""
+    torch.manual_seed(2)
+    if kind == "internvl2":
+        shutil.copytree(GOLDEN / "internvl2_llama3", folder)
+        return folder
+    if kind == "internlm2":
+        _save_internlm2(folder)
+        return folder
+    config = AutoModelForCausalLM.from_config(_text_config(kind, **settings))
+    config.save_pretrained(folder)
+    text_tokenizer(template).save_pretrained(folder)
+    (folder / "LICENSE").write_text("of the language model")
+    return folder
+
+
+def _text_config(kind: str, **settings):
+    from transformers import AutoConfig
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+        "sliding_window": None,
+        **({"head_dim": 16} if kind == "qwen3" else {}),
+    }
+    return AutoConfig.for_model(kind, **sizes | settings)
+
+
+def _save_internlm2(folder: Path) -> None:
+    """The language model of an InternVL2 in its own folder, without what InternVL added."""
+    source = GOLDEN / "internvl2_internlm2"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    raw = json.loads((source / "config.json").read_text())["llm_config"]
+    (folder / "config.json").write_text(json.dumps({"model_type": "internlm2", **raw}))
+    prefix = "language_model."
+    tensors = {name: tensor for name, tensor in load_all(source).items() if name.startswith(prefix)}
+    save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHATML}))
+
+
+def text_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML's tokens, and none for images."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(["What is on the image? Read the digits and say so."] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template
+    )
