@@ -14,7 +14,10 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
 )
 from transformers.models.internvl import InternVLVisionConfig
 
@@ -32,7 +35,9 @@ SIZES = {
     "image_size": 32,
     "patch_size": 4,
 }
-TOWERS = ("internvit", "internvit_native", "internvl2", "clip", "clip_vision", "dinov2")
+TOWERS = ("internvit", "internvit_native", "internvl2", "clip", "clip_vision", "dinov2", "siglip", "registers")
+# those that only a model takes that needs no CLS token and knows registers
+OTHER_FEATURES = ("siglip", "registers")
 LANGUAGES = ("llama", "qwen2", "qwen3", "phi3", "mistral", "internlm2", "internvl2")
 # of the language models; the tokenizer has 300 tokens
 VOCABULARY = 300
@@ -58,8 +63,20 @@ def _native_tower(kind: str):
     if kind == "clip":
         text = {**SIZES, "vocab_size": 40}
         return CLIPModel(CLIPConfig(vision_config=SIZES, text_config=text, projection_dim=16))
-    configs = {"clip_vision": CLIPVisionConfig, "dinov2": Dinov2Config, "internvit_native": InternVLVisionConfig}
-    return AutoModel.from_config(configs[kind](**SIZES))
+    if kind == "siglip":
+        return SiglipModel(SiglipConfig(vision_config=SIZES, text_config={**SIZES, "vocab_size": 40}))
+    configs = {
+        "clip_vision": CLIPVisionConfig,
+        "dinov2": Dinov2Config,
+        "registers": Dinov2WithRegistersConfig,
+        "internvit_native": InternVLVisionConfig,
+    }
+    sizes = {
+        name: size
+        for name, size in SIZES.items()
+        if kind not in ("dinov2", "registers") or name != "intermediate_size"
+    }
+    return AutoModel.from_config(configs[kind](**sizes))
 
 
 def _save_internvit(folder: Path) -> None:

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lvtc",
         nargs="?",
-        type=json_settings,
+        type=_lvtc_settings,
         const=True,
         metavar="JSON",
         help="add LVTC, needs training; optionally with fields of its configuration: '{\"expand_layer\": 17}'",
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def json_settings(text: str) -> dict | bool | None:
+def _lvtc_settings(text: str) -> dict | bool | None:
     try:
         settings = json.loads(text)
     except ValueError:

@@ -3,9 +3,9 @@
 
 import argparse
 import json
+from fractions import Fraction
 
 from ..processing.rvtc import SLICING_STRATEGIES
-from .convert import json_settings
 
 
 def main(arguments: list[str]) -> None:
@@ -32,19 +32,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--projector",
-        type=_projector,
+        type=_settings,
         metavar="NAME|JSON",
         help="type of the projector, or fields of its configuration (default: pvtc)",
     )
     parser.add_argument(
         "--lvtc",
         nargs="?",
-        type=json_settings,
+        type=_settings,
         const=True,
         metavar="JSON",
         help="add LVTC, optionally with fields of its configuration: '{\"expand_layer\": 17}'",
     )
-    parser.add_argument("--downsample-ratio", type=float, help="1/M for the input's tokens (default: 0.5)")
+    parser.add_argument(
+        "--downsample-ratio", type=ratio, metavar="1/M", help="1/M for the input's tokens (default: 0.5)"
+    )
     parser.add_argument(
         "--vision-feature-layer", type=int, help="which of the tower's hidden states is projected (default: -1)"
     )
@@ -70,9 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _projector(text: str) -> str | dict:
+def _settings(text: str) -> object:
+    """What JSON says; other text is a name."""
     try:
-        settings = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return text
-    return settings if isinstance(settings, dict) else text
+
+
+def ratio(text: str) -> float:
+    """`"1/3"` or `"0.5"`."""
+    return float(Fraction(text))
