@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, CLIPModel, SiglipModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, CLIPModel, SiglipModel
 
 from conversion_helpers import GOLDEN, edit_config, edit_tensors
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor, InternVLXProjectorConfig
@@ -307,6 +307,42 @@ def test_every_projector_can_be_chosen(projector, sources, tmp_path):
     parts = {"vision": sources(TOWER, "dinov2"), "language": sources(LANGUAGE, "llama")}
     init_checkpoint(tmp_path / "out", **parts, projector=projector, downsample_ratio=ratio)
     assert load(tmp_path / "out").config.projector_config.projector_type == projector
+
+
+def test_gguf_file_is_read_by_transformers(sources, tmp_path, monkeypatch):
+    """The package gguf is not installed for the tests: transformers is asked for the file and gives its dequantized model."""
+    language = save_language("llama", tmp_path / "language")
+    (language / "model.gguf").write_bytes(b"GGUF")
+    asked = []
+
+    def loader(auto_class):
+        real = auto_class.from_pretrained
+
+        def load_plain(folder, gguf_file, revision):
+            asked.append((folder, gguf_file))
+            return real(folder)
+
+        return load_plain
+
+    for auto_class in (AutoModelForCausalLM, AutoTokenizer):
+        monkeypatch.setattr(auto_class, "from_pretrained", loader(auto_class))
+    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=f"{language}/model.gguf")
+    assert asked == [(str(language), "model.gguf")] * 2
+    assert not (tmp_path / "out/.language").exists()
+    monkeypatch.undo()
+    source = AutoModelForCausalLM.from_pretrained(language)
+    assert torch.equal(load(tmp_path / "out").lm_head.weight[:KNOWN], source.lm_head.weight[:KNOWN])
+
+
+def test_gguf_file_without_the_package_says_what_to_install(sources, tmp_path, monkeypatch):
+    def load_nothing(*_, **__):
+        raise ImportError("Please install torch and gguf")
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load_nothing)
+    with pytest.raises(ValueError, match="pip install gguf"):
+        init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=tmp_path / "model.gguf")
+    assert not (tmp_path / "out").exists()
 
 
 def _swap(name):
