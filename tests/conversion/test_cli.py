@@ -12,6 +12,7 @@ import internvlx_hf
 from conversion_helpers import GOLDEN, copy_of, edit_tensors
 from internvlx_hf.checkpoints import folders
 from internvlx_hf.cli import main
+from internvlx_hf.commands import convert
 from internvlx_hf.conversion import convert as module
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion import verify as verification
@@ -25,6 +26,18 @@ def test_command_is_installed_and_explains_itself():
     assert done.returncode == 0, done.stderr
     for option in ("--projector", "--lvtc", "--slicing", "--max-patches", "--dtype", "--init", "--to", "--verify"):
         assert option in done.stdout
+
+
+@pytest.mark.parametrize(("text", "ratio"), [("1/3", 1 / 3), ("0.5", 0.5), ("1", 1.0)])
+def test_a_ratio_may_be_a_fraction(text, ratio):
+    assert convert._parser().parse_args(["SRC", "OUT", "--downsample-ratio", text]).downsample_ratio == ratio
+
+
+@pytest.mark.parametrize("text", ["1/0", "a third"])
+def test_a_ratio_that_is_none_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        convert._parser().parse_args(["SRC", "OUT", "--downsample-ratio", text])
+    assert f"'{text}' is no ratio, expected one as 1/3 or 0.5" in capsys.readouterr().err
 
 
 def test_command_says_its_version(capsys):

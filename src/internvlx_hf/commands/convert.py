@@ -3,6 +3,7 @@
 
 import argparse
 import json
+from fractions import Fraction
 
 from ..processing.rvtc import SLICING_STRATEGIES
 
@@ -36,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="JSON",
         help="add LVTC, needs training; optionally with fields of its configuration: '{\"expand_layer\": 17}'",
     )
-    parser.add_argument("--downsample-ratio", type=float, help="another 1/M for the input's tokens, needs training")
+    parser.add_argument(
+        "--downsample-ratio", type=_ratio, metavar="1/M", help="another one for the input's tokens, needs training"
+    )
     parser.add_argument(
         "--init", choices=("warm", "paper"), help="how new modules start: near what is known, or random"
     )
@@ -54,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser
+
+
+def _ratio(text: str) -> float:
+    """`"1/3"` or `"0.5"`."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no ratio, expected one as 1/3 or 0.5.") from None
 
 
 def _lvtc_settings(text: str) -> dict | bool | None:

@@ -2,8 +2,11 @@
 """Checks of a configuration's values. Each raises a `ValueError` with the value and what would be right."""
 
 from collections.abc import Collection
+from math import inf, isclose
 
 import torch
+
+RATIO_TOLERANCE = 1e-6  # a third as float32 is no further from a third
 
 
 def require(condition: bool, message: str) -> None:
@@ -29,13 +32,19 @@ def window_size(downsample_ratio: float, grid: int, name: str) -> int:
         name: what the ratio belongs to, for the message.
 
     Raises:
-        ValueError: if 1 / ratio is not a whole number, or does not divide S.
+        ValueError: if the ratio is not 1 / M (1/3 as `1 / 3`, not as 0.333), or M does not divide S.
     """
+    inverse = 1 / downsample_ratio if 0 < downsample_ratio <= 1 else inf
     require(
-        0 < downsample_ratio <= 1 and (1 / downsample_ratio).is_integer(),
+        inverse < inf,
         f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}.",
     )
-    side = int(1 / downsample_ratio)
+    side = round(inverse)
+    require(
+        isclose(downsample_ratio, 1 / side, rel_tol=RATIO_TOLERANCE),
+        f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}. Near it is "
+        f"1/{side} = {1 / side}.",
+    )
     require(
         grid % side == 0,
         f"`{name}`={downsample_ratio} means windows of {side}x{side} patches, which do not divide the {grid}x{grid} "

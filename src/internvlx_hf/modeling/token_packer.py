@@ -63,7 +63,7 @@ class TokenPackerProjector(Projector):
     def forward(self, features: torch.Tensor, layers: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         grid = int((features.shape[1] - 1) ** 0.5)
         patches = rearrange(features[:, 1:], "b (h w) c -> b c h w", h=grid)
-        coarse = F.interpolate(patches, scale_factor=1 / self.side, mode="bilinear")
+        coarse = F.interpolate(patches, size=grid // self.side, mode="bilinear")
         tokens = coarse.shape[-2:].numel()
         coarse = rearrange(coarse, "b c h w -> (b h w) 1 c")
         fine = torch.cat([*layers], dim=-1).unflatten(1, (grid, grid)) if layers else patches.permute(0, 2, 3, 1)
