@@ -23,14 +23,16 @@ def linear_targets(model: PreTrainedModel, vision: bool = False) -> str:
         vision: adapt the vision tower as well.
     """
     paths = [LAYERS["text"]] + ([LAYERS["vision"]] if vision else [])
-    return "|".join(
-        f"{re.escape(path)}\\..*\\.({'|'.join(_linear_names(model.get_submodule(path)))})" for path in paths
-    )
+    return "|".join(re.escape(path) + _linear_pattern(model.get_submodule(path)) for path in paths)
 
 
-def _linear_names(module: nn.Module) -> list[str]:
-    names = (name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear))
-    return list(dict.fromkeys(names))
+def _linear_pattern(module: nn.Module) -> str:
+    """Torch's own attention (SigLIP's pooling has one) reads its layers' weights and never calls them: no targets."""
+    children = dict(module.named_modules())
+    fused = [re.escape(name) for name, child in children.items() if isinstance(child, nn.MultiheadAttention)]
+    others = f"(?!({'|'.join(fused)})\\.)" if fused else ""
+    names = dict.fromkeys(name.rpartition(".")[2] for name, child in children.items() if isinstance(child, nn.Linear))
+    return f"\\.{others}.*\\.({'|'.join(names)})"
 
 
 def projector_names(model: PreTrainedModel) -> list[str]:
