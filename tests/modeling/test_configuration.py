@@ -234,11 +234,11 @@ IMPOSSIBLE = {
     ),
     "patch that is not square": (
         {"vision_config": {"patch_size": [4, 8]}},
-        r"`vision_config.patch_size`=\(4, 8\) must be square and divide the tile size 32",
+        r"`vision_config.patch_size`=\(4, 8\) must be square and at most the tile size 32",
     ),
-    "patch that does not divide the tile": (
-        {"vision_config": {"patch_size": 5}},
-        r"`vision_config.patch_size`=\(5, 5\) must be square and divide the tile size 32",
+    "patch larger than the tile": (
+        {"vision_config": {"patch_size": 33}},
+        r"`vision_config.patch_size`=\(33, 33\) must be square and at most the tile size 32",
     ),
     "expansion before the first layer": (
         lvtc(expand_layer=0),

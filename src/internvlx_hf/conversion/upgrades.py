@@ -21,6 +21,7 @@ from ..checkpoints.errors import blaming
 from ..checkpoints.weights import TensorInfo
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
 from ..modeling.projectors import PROJECTORS
+from ..modeling.towers import check_tower
 from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, Operation, Rule
 
@@ -84,6 +85,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
             hidden_act=before.projector_config.hidden_act,
         )
     after.check_geometry()
+    check_tower(after)
     upgrade = Upgrade()
     _change_projector(upgrade, before, after, init)
     if lvtc:

@@ -60,12 +60,13 @@ class InternVLXConfig(PretrainedConfig):
 
     Args:
         vision_config (`dict` or `PretrainedConfig`, *optional*):
-            The vision tower: `internvl_vision`, or any vision model that `AutoModel` builds and that gives a CLS token
-            and a square grid of patches.
+            The vision tower: `internvl_vision`, or any vision model that `AutoModel` builds and that gives a square grid
+            of patches, with or without a CLS token and registers before it (`clip_vision_model`, `siglip_vision_model`,
+            `dinov2`, ...).
         text_config (`dict` or `PretrainedConfig`, *optional*, `qwen2` by default):
             The language model: llama, qwen2, qwen3, phi3 or mistral.
         image_token_id (`int`, defaults to 151667): id of the placeholder that image tokens take the place of.
-        downsample_ratio (`float`, defaults to 0.5): 1 / M, tokens per patch along one side.
+        downsample_ratio (`float`, defaults to 0.5): 1 / M, tokens per patch along one side (`1 / 3` for M = 3).
         vision_feature_layer (`int`, defaults to -1): which of the tower's hidden states is projected (0: embeddings).
         projector_config (`dict` or [`InternVLXProjectorConfig`], *optional*): the projector.
         lvtc_config (`dict` or [`InternVLXLVTCConfig`], *optional*): layer-wise compression; `None` for none.
@@ -227,11 +228,11 @@ class InternVLXConfig(PretrainedConfig):
 
     @property
     def patch_grid(self) -> int:
-        """S, the side of a tile's grid of patches."""
+        """S, the side of a tile's grid of patches; pixels beyond the last whole patch belong to none."""
         height, width = pair(self.vision_config.patch_size)
         require(
-            height == width and height > 0 and self.tile_size % height == 0,
-            f"`vision_config.patch_size`={(height, width)} must be square and divide the tile size {self.tile_size}.",
+            height == width and 0 < height <= self.tile_size,
+            f"`vision_config.patch_size`={(height, width)} must be square and at most the tile size {self.tile_size}.",
         )
         return self.tile_size // height
 

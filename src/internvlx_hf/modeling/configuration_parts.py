@@ -12,6 +12,8 @@ from .pvtc import DEFAULT_HEADS
 from .setting_checks import require, require_choice, require_dtype
 from .setting_names import refuse_unknown_names, with_value_errors
 
+GLOBAL_QUERIES = ("cls", "pooled", "mean")
+
 
 class _PartConfig(PretrainedConfig):
     """A part of an InternVL-X configuration, which takes only the names that it knows."""
@@ -51,8 +53,12 @@ class InternVLXProjectorConfig(_PartConfig):
             Heads of PVTC's attention, which must divide the language width D, and of TokenPacker's, which must divide the
             vision width C. Unset: 16, but C / 128 for `projector_type="token_packer"`.
         use_local (`bool`, defaults to `True`): PVTC's local branch (a query from each window).
-        use_global (`bool`, defaults to `True`): PVTC's global branch (a query from the CLS token).
+        use_global (`bool`, defaults to `True`): PVTC's global branch (a query from the global feature).
         use_cls_scale (`bool`, defaults to `True`): scale the global query by a learnable vector at every position.
+        global_query (`str`, *optional*):
+            The tile's global feature: `"cls"`, the tower's CLS token (as released), `"pooled"`, its pooled output, or
+            `"mean"`, the mean of its patches. Unset: the first of these that the tower has, filled in when the model is
+            built. CLS token and mean are of `vision_feature_layer`; the pooled output is always of the last layer.
         query_mlp (`str`, defaults to `"released"`):
             What forms PVTC's local query: `"released"` (norm, linear, SiLU) or `"internvl2"`, InternVL2's own projector
             (LayerNorm, linear, GELU, linear), so that a converted checkpoint can start where it was.
@@ -79,6 +85,7 @@ class InternVLXProjectorConfig(_PartConfig):
     use_local: bool = True
     use_global: bool = True
     use_cls_scale: bool = True
+    global_query: str | None = None
     query_mlp: str = "released"
     mlp_ratio: int | float = 4
     drop_path_rate: float | int = 0.1
@@ -100,6 +107,7 @@ class InternVLXProjectorConfig(_PartConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         require_choice("projector_type", self.projector_type, PROJECTORS)
+        require_choice("global_query", self.global_query, (*GLOBAL_QUERIES, None))
         require_choice("query_mlp", self.query_mlp, ("released", "internvl2"))
         require_choice("token_packer_form", self.token_packer_form, ("original", "mlp_query"))
         if self.num_heads is None and (self.projector_type, self.token_packer_form) != ("token_packer", "original"):

@@ -32,6 +32,7 @@ from .lvtc_cache import allow_growth
 from .lvtc_stages import Masks, decoding_masks
 from .projector import Projector, project
 from .projectors import build_projector
+from .towers import check_tower, projected_features
 
 logger = logging.get_logger(__name__)
 
@@ -87,6 +88,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
     def __init__(self, config: InternVLXConfig):
         super().__init__(config)
         config.check_geometry()
+        check_tower(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = build_projector(
             config, config.projector_config.projector_type, config.downsample_ratio
@@ -120,7 +122,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             The vision tower's output, with the projectors' tokens as `pooler_output` and `deepstack_features`.
 
         Raises:
-            ValueError: if the tiles are not the model's size, or the tower gives no CLS token and square grid.
+            ValueError: if the tiles are not the model's size.
         """
         self._check_tiles(pixel_values)
         layer, others = self.config.vision_feature_layer, self.config.projector_config.token_packer_layers or []
@@ -128,8 +130,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if wanted and not kwargs.get("output_hidden_states"):
             kwargs["output_hidden_states"] = wanted if CAPTURES_SINGLE_HIDDEN_STATES else True  # type: ignore[typeddict-item]
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
-        features = vision_outputs.last_hidden_state if layer == -1 else vision_outputs.hidden_states[layer]
-        self._check_features(features)
+        features = projected_features(self.config, vision_outputs)  # [tiles, 1 + S², C]
         layers = [vision_outputs.hidden_states[i][:, -(self.config.patch_grid**2) :] for i in others]
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
@@ -145,14 +146,6 @@ class InternVLXModel(InternVLXPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be (tiles, channels, {size}, {size}) with at least one tile for this model, got "
                 f"{tuple(pixel_values.shape)}. Set the image processor's `size` to {size}x{size}."
-            )
-
-    def _check_features(self, features: torch.Tensor) -> None:
-        expected = 1 + self.config.patch_grid**2
-        if features.shape[1] != expected:
-            raise ValueError(
-                f"The vision tower {type(self.vision_tower).__name__} gives {features.shape[1]} features a tile, but one "
-                f"CLS token and {self.config.patch_grid}x{self.config.patch_grid} patches make {expected}."
             )
 
     def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:

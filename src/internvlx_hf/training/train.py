@@ -13,6 +13,7 @@ from ..checkpoints.folders import copy_companions, find_companions
 from ..checkpoints.names import RECIPE
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
+from ..modeling.towers import check_tower
 from .arguments import (
     DataArguments,
     InternVLXTrainingArguments,
@@ -59,8 +60,9 @@ def train(
     set_seed(arguments.seed)
     model = prepare_model(model, model_arguments, lora_arguments, arguments)
     if arguments.ddp_find_unused_parameters is None:
-        # every forward uses every parameter, but for vision layers whose features nobody takes
-        arguments.ddp_find_unused_parameters = model.config.vision_feature_layer != -1
+        # every forward uses every parameter, but for vision layers and pooling heads whose features nobody takes
+        pools = check_tower(config).pooled_width is not None
+        arguments.ddp_find_unused_parameters = pools or model.config.vision_feature_layer != -1
     signals = SaveOnSignal()
     trainer = InternVLXTrainer(
         model,
