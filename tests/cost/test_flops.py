@@ -156,13 +156,29 @@ def test_a_sliding_window_keeps_and_sees_fewer_tokens_in_decoding(lvtc):
     assert counted(config, [20, "tile"], steps=6) == expected(config, tiles=1, text=20, steps=6)
 
 
-def test_another_vision_tower_is_measured():
-    tower = {"model_type": "clip_vision_model", "projection_dim": 16, "hidden_size": 32, "intermediate_size": 48}
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 4}
-    config = tiny_config()
-    vision = type(config).sub_configs["vision_config"].for_model(tower.pop("model_type"), **tower, **sizes)
-    config = type(config)(**config.to_dict() | {"vision_config": vision})
+OTHER_TOWERS = {
+    "clip": {"model_type": "clip_vision_model", "projection_dim": 16, "intermediate_size": 48},
+    "siglip of 27x27 patches": {"model_type": "siglip_vision_model", "image_size": 55, "patch_size": 2},
+    "siglip without head": {"model_type": "siglip_vision_model", "vision_use_head": False},
+    "registers": {"model_type": "dinov2_with_registers", "num_register_tokens": 4},
+}
+
+
+@pytest.mark.parametrize("tower", OTHER_TOWERS.values(), ids=OTHER_TOWERS)
+def test_another_vision_tower_is_measured(tower):
+    config = tiny_config(vision_config=tower, downsample_ratio=1 / 3 if "image_size" in tower else 0.5)
     assert counted(config, IMAGES) == expected(config, tiles=4, text=15, steps=0)
+
+
+def test_features_that_are_put_together_anew_take_their_memory():
+    def tile_bytes(**tower):
+        return measure(tiny_config(vision_config=tower)).tile_bytes[4][0]
+
+    pixels, row, tokens = 4 * 3 * 32**2, 4 * 32, 4 * 16 * 64
+    assert tile_bytes(model_type="dinov2") == pixels + 65 * row + tokens
+    assert tile_bytes(model_type="siglip_vision_model") == pixels + (64 + 65) * row + tokens
+    registers = tile_bytes(model_type="dinov2_with_registers", num_register_tokens=4)
+    assert registers == pixels + (69 + 65) * row + tokens
 
 
 def test_flops_do_not_depend_on_what_is_in_the_batch_beside():

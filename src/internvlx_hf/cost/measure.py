@@ -16,6 +16,7 @@ from ..modeling.lvtc_stages import attention_types
 from ..modeling.modeling_internvlx import InternVLXForConditionalGeneration
 from ..modeling.projector import Projector, project
 from ..modeling.projectors import PROJECTORS
+from ..modeling.towers import check_tower
 from .presets import PRESETS, preset
 from .sizes import PRESET_SIZES, LVTCSizes, Sizes, TextSizes, presets_as_json
 from .variants import VARIANTS, vary
@@ -98,8 +99,12 @@ def _tile_bytes(config: InternVLXConfig, e: int) -> tuple[int, int]:
     pixels = config.tile_size**2 * getattr(vision, "num_channels", 3)
     given = FLOAT32 * pixels
     cast = e * pixels if e != FLOAT32 else 0
-    peaks = [given + cast + e * (1 + patches) * (5 * c + 2 * inner)]
-    kept = given + e * (1 + patches) * c * (1 + len(config.projector_config.token_packer_layers or ()))
+    tower = check_tower(config)
+    rows = tower.extra_tokens + patches
+    is_copied = rows > 1 + patches or config.projector_config.global_query != "cls"
+    peaks = [given + cast + e * rows * (5 * c + 2 * inner)]
+    layers = 1 + len(config.projector_config.token_packer_layers or ())
+    kept = given + e * c * (rows * layers + is_copied * (1 + patches))
     for kind, side in config.projectors.values():
         peaks.append(kept + PROJECTORS[kind].peak_bytes(config, side, e))
         kept += e * patches // side**2 * config.text_config.hidden_size
