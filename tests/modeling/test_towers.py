@@ -258,6 +258,8 @@ def test_it_is_trained_generates_is_saved_and_loaded(name, tmp_path, monkeypatch
     model(**train).loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     assert any("vision_tower" in name for name in gradients)
+    unused = [name for name, _ in model.named_parameters() if name not in gradients]
+    assert not unused or check_tower(model.config).pooled_width is not None  # when DDP looks for unused parameters
     model.zero_grad()
     torch.manual_seed(0)
     model.gradient_checkpointing_enable({"use_reentrant": False})

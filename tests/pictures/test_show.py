@@ -288,6 +288,15 @@ def test_pvtc_s_map_has_each_window_in_its_place(photo):
         torch.testing.assert_close(windows.sum(dim=(-1, -2)), torch.full((7, 2, 2), 16.0))
 
 
+def test_windows_of_three_patches_a_side_are_shown(photo):
+    vision = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 3}  # 9x9 patches, a pixel is left
+    model = tiny_model("qwen2", vision_config=vision, downsample_ratio=1 / 3)
+    found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=1)
+    assert {maps.shape[1:] for maps in found.queries.values()} == {(9, 9)}
+    assert found.stages[STAGE_ONE].shape[2:] == (3, 3)
+    assert_readable(draw_attention(found, "mine"))
+
+
 def test_without_pvtc_there_are_no_queries_to_show(photo):
     model = tiny_model("llama", projector_config={"projector_type": "pixel_shuffle"})
     found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=2)
