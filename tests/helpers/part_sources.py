@@ -36,8 +36,6 @@ SIZES = {
     "patch_size": 4,
 }
 TOWERS = ("internvit", "internvit_native", "internvl2", "clip", "clip_vision", "dinov2", "siglip", "registers")
-# those that only a model takes that needs no CLS token and knows registers
-OTHER_FEATURES = ("siglip", "registers")
 LANGUAGES = ("llama", "qwen2", "qwen3", "phi3", "mistral", "internlm2", "internvl2")
 # of the language models; the tokenizer has 300 tokens
 VOCABULARY = 300

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add LVTC, needs training; optionally with fields of its configuration: '{\"expand_layer\": 17}'",
     )
     parser.add_argument(
-        "--downsample-ratio", type=_ratio, metavar="1/M", help="another one for the input's tokens, needs training"
+        "--downsample-ratio", type=read_ratio, metavar="1/M", help="another one for the input's tokens, needs training"
     )
     parser.add_argument(
         "--init", choices=("warm", "paper"), help="how new modules start: near what is known, or random"
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _ratio(text: str) -> float:
+def read_ratio(text: str) -> float:
     """`"1/3"` or `"0.5"`."""
     try:
         return float(Fraction(text))

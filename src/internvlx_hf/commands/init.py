@@ -3,9 +3,9 @@
 
 import argparse
 import json
-from fractions import Fraction
 
 from ..processing.rvtc import SLICING_STRATEGIES
+from .convert import read_ratio
 
 
 def main(arguments: list[str]) -> None:
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add LVTC, optionally with fields of its configuration: '{\"expand_layer\": 17}'",
     )
     parser.add_argument(
-        "--downsample-ratio", type=ratio, metavar="1/M", help="1/M for the input's tokens (default: 0.5)"
+        "--downsample-ratio", type=read_ratio, metavar="1/M", help="1/M for the input's tokens (default: 0.5)"
     )
     parser.add_argument(
         "--vision-feature-layer", type=int, help="which of the tower's hidden states is projected (default: -1)"
@@ -78,8 +78,3 @@ def _settings(text: str) -> object:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def ratio(text: str) -> float:
-    """`"1/3"` or `"0.5"`."""
-    return float(Fraction(text))
