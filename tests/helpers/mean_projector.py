@@ -1,17 +1,13 @@
 """A sixth type of projector, as somebody would add it: this file in `modeling`, and its class in the list of `projectors`."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 from transformers import initialization as init
 
 from .pixel_shuffle import patch_windows
 from .projector import Projector, tile_counts
 from .setting_checks import require
-
-if TYPE_CHECKING:
-    from .configuration_internvlx import InternVLXConfig
 
 
 class MeanProjector(Projector):
@@ -21,7 +17,7 @@ class MeanProjector(Projector):
     zero_parameters = ("linear.weight",)
     is_whole = True
 
-    def __init__(self, config: "InternVLXConfig", side: int):
+    def __init__(self, config: PretrainedConfig, side: int):
         super().__init__()
         width = config.text_config.hidden_size
         self.side = side
@@ -35,11 +31,11 @@ class MeanProjector(Projector):
         return self.linear(patch_windows(features, self.side).mean(2)) * self.scale
 
     @classmethod
-    def check_config(cls, config: "InternVLXConfig", side: int) -> None:
+    def check_config(cls, config: PretrainedConfig, side: int) -> None:
         require(side > 1, "The 'mean' projector of a single patch is 'linear'.")
 
     @classmethod
-    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+    def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
         patches, tokens = tile_counts(config, side)
         c, d = config.vision_config.hidden_size, config.text_config.hidden_size
         return element_size * (patches * c + tokens * (c + 2 * d))

@@ -1,16 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The downsampling projector of MobileVLM V2 (arXiv 2402.03766)."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from einops import rearrange
 from torch import nn
+from transformers import PretrainedConfig
 
 from .projector import MLP, Projector, tile_counts
-
-if TYPE_CHECKING:
-    from .configuration_internvlx import InternVLXConfig
 
 
 class LDPv2Projector(Projector):
@@ -19,7 +15,7 @@ class LDPv2Projector(Projector):
     projector_type = "ldpv2"
     zero_parameters = ("mlp.linear_2.*",)
 
-    def __init__(self, config: "InternVLXConfig", side: int):
+    def __init__(self, config: PretrainedConfig, side: int):
         super().__init__()
         width = config.text_config.hidden_size
         self.mlp = MLP(config, config.vision_config.hidden_size, width)
@@ -32,6 +28,6 @@ class LDPv2Projector(Projector):
         return rearrange(pooled + self.position(pooled), "b d h w -> b (h w) d")
 
     @classmethod
-    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+    def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
         patches, tokens = tile_counts(config, side)
         return element_size * 2 * (patches + tokens) * config.text_config.hidden_size

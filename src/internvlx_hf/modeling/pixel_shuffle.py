@@ -1,16 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Windows of patches, pixel shuffle, and InternVL2's own projector on top of it."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from einops import rearrange
 from torch import nn
+from transformers import PretrainedConfig
 
 from .projector import Projector, activation, tile_counts
-
-if TYPE_CHECKING:
-    from .configuration_internvlx import InternVLXConfig
 
 
 def partition_windows(patches: torch.Tensor, side: int) -> torch.Tensor:
@@ -52,7 +48,7 @@ class InternVL2MLP(nn.Module):
     Parameter names are those of transformers' native InternVL.
     """
 
-    def __init__(self, config: "InternVLXConfig", side: int):
+    def __init__(self, config: PretrainedConfig, side: int):
         super().__init__()
         in_features, out_features = config.vision_config.hidden_size * side**2, config.text_config.hidden_size
         self.layer_norm = nn.LayerNorm(in_features)
@@ -70,7 +66,7 @@ class PixelShuffleProjector(InternVL2MLP, Projector):
     projector_type = "pixel_shuffle"
     zero_parameters = ("linear_2.*",)
 
-    def __init__(self, config: "InternVLXConfig", side: int):
+    def __init__(self, config: PretrainedConfig, side: int):
         super().__init__(config, side)
         self.side = side
 
@@ -78,11 +74,11 @@ class PixelShuffleProjector(InternVL2MLP, Projector):
         return super().forward(patch_windows(features, self.side).flatten(-2))
 
     @classmethod
-    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+    def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
         patches, tokens = tile_counts(config, side)
         c, d = config.vision_config.hidden_size, config.text_config.hidden_size
         return element_size * (2 * patches * c + 2 * tokens * d)
 
     @classmethod
-    def internvl2_part(cls, config: "InternVLXConfig") -> str:
+    def internvl2_part(cls, config: PretrainedConfig) -> str:
         return ""

@@ -1,20 +1,18 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """What a projector is, and what most of them are made of.
 
-Configurations import the projectors' files for their checks: what would make transformers import its models is imported
-where it is used.
+`config` is an `InternVLXConfig` everywhere. It imports the projectors' files for its checks: what would make transformers
+import its models is imported where it is used.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from .setting_checks import require
-
-if TYPE_CHECKING:
-    from .configuration_internvlx import InternVLXConfig
 
 
 class Projector(nn.Module):
@@ -36,7 +34,7 @@ class Projector(nn.Module):
     takes_layers: ClassVar[bool] = False
 
     @classmethod
-    def check_config(cls, config: "InternVLXConfig", side: int) -> None:
+    def check_config(cls, config: PretrainedConfig, side: int) -> None:
         """Check that the configuration suits this type with windows of `side`² patches.
 
         Raises:
@@ -44,12 +42,12 @@ class Projector(nn.Module):
         """
 
     @classmethod
-    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+    def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
         """Estimate of the most bytes that the projector holds at once for a tile, its tokens included."""
         raise NotImplementedError(f"{cls.__name__} lacks `peak_bytes`.")
 
     @classmethod
-    def internvl2_part(cls, config: "InternVLXConfig") -> str | None:
+    def internvl2_part(cls, config: PretrainedConfig) -> str | None:
         """Name of the submodule that is InternVL2's projector, "" where the whole is, None where none is."""
         return None
 
@@ -59,7 +57,7 @@ def project(projector: nn.Module, features: torch.Tensor, layers: Sequence[torch
     return projector(features, layers) if getattr(projector, "takes_layers", False) else projector(features)
 
 
-def tile_counts(config: "InternVLXConfig", side: int) -> tuple[int, int]:
+def tile_counts(config: PretrainedConfig, side: int) -> tuple[int, int]:
     """S² patches and N² tokens of a tile for windows of `side`² patches."""
     patches = config.patch_grid**2
     return patches, patches // side**2
@@ -72,7 +70,7 @@ def require_heads(num_heads: int, projector_type: str, width: int) -> None:
     )
 
 
-def activation(config: "InternVLXConfig") -> nn.Module:
+def activation(config: PretrainedConfig) -> nn.Module:
     from transformers.activations import ACT2FN
 
     return ACT2FN[config.projector_config.hidden_act]
@@ -81,7 +79,7 @@ def activation(config: "InternVLXConfig") -> nn.Module:
 class MLP(nn.Module):
     """Linear, GELU, linear: (..., in_features) -> (..., out_features)."""
 
-    def __init__(self, config: "InternVLXConfig", in_features: int, out_features: int):
+    def __init__(self, config: PretrainedConfig, in_features: int, out_features: int):
         super().__init__()
         self.linear_1 = nn.Linear(in_features, out_features)
         self.act = activation(config)

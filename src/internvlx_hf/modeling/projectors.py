@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The projectors by name: PVTC, InternVL2's own, and those that the paper's Figure 7 compares them with."""
 
-from typing import TYPE_CHECKING
+from transformers import PretrainedConfig
 
 from .ldpv2 import LDPv2Projector
 from .linear_projector import LinearProjector
@@ -10,9 +10,6 @@ from .projector import Projector
 from .pvtc import PVTCProjector
 from .setting_checks import window_size
 from .token_packer import TokenPackerProjector
-
-if TYPE_CHECKING:
-    from .configuration_internvlx import InternVLXConfig
 
 _CLASSES: tuple[type[Projector], ...] = (
     PVTCProjector,
@@ -24,7 +21,7 @@ _CLASSES: tuple[type[Projector], ...] = (
 PROJECTORS = {projector_class.projector_type: projector_class for projector_class in _CLASSES}
 
 
-def build_projector(config: "InternVLXConfig", projector_type: str, downsample_ratio: float) -> Projector:
+def build_projector(config: PretrainedConfig, projector_type: str, downsample_ratio: float) -> Projector:
     """Projector of a type and ratio: (B, 1 + S², C) features, CLS first -> (B, N², D), N = S · downsample_ratio."""
     side = window_size(downsample_ratio, config.patch_grid, "downsample_ratio")
     return PROJECTORS[projector_type](config, side)

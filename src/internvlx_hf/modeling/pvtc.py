@@ -5,18 +5,14 @@ Every M×M window of patches becomes one token. Two queries look at the window: 
 global one made of the CLS token. Symbols: S patches a side, N = S / M tokens a side, C vision width, D language width.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PretrainedConfig
 from transformers import initialization as init
 
 from .pixel_shuffle import InternVL2MLP, patch_windows
 from .projector import Projector, require_heads, tile_counts
-
-if TYPE_CHECKING:
-    from .configuration_internvlx import InternVLXConfig
 
 # The queries of this many heads, (windows, heads, D), are in flight at once: enough for large matrix products, few
 # enough to stay in a CPU's cache between them.
@@ -25,11 +21,11 @@ DEFAULT_HEADS = 16  # as released
 FLOAT32 = 4  # bytes of the numbers that RMSNorm computes with
 
 
-def num_heads(config: "InternVLXConfig") -> int:
+def num_heads(config: PretrainedConfig) -> int:
     return config.projector_config.num_heads or DEFAULT_HEADS
 
 
-def rms_norm(config: "InternVLXConfig", width: int) -> nn.Module:
+def rms_norm(config: PretrainedConfig, width: int) -> nn.Module:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     return LlamaRMSNorm(width, eps=config.projector_config.rms_norm_eps)
@@ -38,7 +34,7 @@ def rms_norm(config: "InternVLXConfig", width: int) -> nn.Module:
 class PVTCEmbedding(nn.Module):
     """RMSNorm, linear, SiLU: (..., in_features) -> (..., D)."""
 
-    def __init__(self, config: "InternVLXConfig", in_features: int):
+    def __init__(self, config: PretrainedConfig, in_features: int):
         super().__init__()
         self.norm = rms_norm(config, in_features)
         self.linear = nn.Linear(in_features, config.text_config.hidden_size, bias=False)
@@ -59,7 +55,7 @@ class PVTCAttention(nn.Module):
     find one here.
     """
 
-    def __init__(self, config: "InternVLXConfig"):
+    def __init__(self, config: PretrainedConfig):
         super().__init__()
         width = config.text_config.hidden_size
         self.num_heads = num_heads(config)
@@ -103,7 +99,7 @@ class PVTCAttention(nn.Module):
 class PVTCMLP(nn.Module):
     """SwiGLU: (..., D) -> (..., D)."""
 
-    def __init__(self, config: "InternVLXConfig"):
+    def __init__(self, config: PretrainedConfig):
         super().__init__()
         width = config.text_config.hidden_size
         inner = int(width * config.projector_config.mlp_ratio)
@@ -128,7 +124,7 @@ class StochasticDepth(nn.Dropout):
 class PVTCLayer(nn.Module):
     """Pre-norm cross-attention and SwiGLU, both residual: query (n, D), patches (n, M², D) -> query (n, D)."""
 
-    def __init__(self, config: "InternVLXConfig"):
+    def __init__(self, config: PretrainedConfig):
         super().__init__()
         width = config.text_config.hidden_size
         self.drop_path = StochasticDepth(config.projector_config.drop_path_rate)
@@ -157,7 +153,7 @@ class PVTCProjector(Projector):
     # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
     is_whole = True
 
-    def __init__(self, config: "InternVLXConfig", side: int):
+    def __init__(self, config: PretrainedConfig, side: int):
         super().__init__()
         projector, width = config.projector_config, config.vision_config.hidden_size
         self.side = side
@@ -204,11 +200,11 @@ class PVTCProjector(Projector):
             init.normal_(self.cls_scale)
 
     @classmethod
-    def check_config(cls, config: "InternVLXConfig", side: int) -> None:
+    def check_config(cls, config: PretrainedConfig, side: int) -> None:
         require_heads(num_heads(config), cls.projector_type, config.text_config.hidden_size)
 
     @classmethod
-    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+    def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
         patches, tokens = tile_counts(config, side)
         c, d = config.vision_config.hidden_size, config.text_config.hidden_size
         projector, e = config.projector_config, element_size
@@ -223,5 +219,5 @@ class PVTCProjector(Projector):
         return windows + branches + embedded + max(norm, look, mlp, embedding - embedded)
 
     @classmethod
-    def internvl2_part(cls, config: "InternVLXConfig") -> str | None:
+    def internvl2_part(cls, config: PretrainedConfig) -> str | None:
         return "local_query" if config.projector_config.query_mlp == "internvl2" else None

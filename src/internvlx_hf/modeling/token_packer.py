@@ -2,26 +2,23 @@
 """TokenPacker (arXiv 2407.02392)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from transformers import PretrainedConfig
 
 from .pixel_shuffle import partition_windows
 from .projector import MLP, Projector, require_heads, tile_counts
 
-if TYPE_CHECKING:
-    from .configuration_internvlx import InternVLXConfig
 
-
-def num_heads(config: "InternVLXConfig") -> int:
+def num_heads(config: PretrainedConfig) -> int:
     """Heads of the attention: as configured, else of 128 channels each, as in TokenPacker's own code."""
     return config.projector_config.num_heads or max(1, config.vision_config.hidden_size // 128)
 
 
-def num_layers(config: "InternVLXConfig") -> int:
+def num_layers(config: PretrainedConfig) -> int:
     """Layers of the tower that keys and values are made of."""
     return len(config.projector_config.token_packer_layers or (config.vision_feature_layer,))
 
@@ -38,7 +35,7 @@ class TokenPackerProjector(Projector):
     zero_parameters = ("mlp.linear_2.*",)
     takes_layers = True
 
-    def __init__(self, config: "InternVLXConfig", side: int):
+    def __init__(self, config: PretrainedConfig, side: int):
         super().__init__()
         width = config.vision_config.hidden_size
         self.side = side
@@ -77,11 +74,11 @@ class TokenPackerProjector(Projector):
         return self.mlp(self.output(seen)).view(len(features), tokens, -1)
 
     @classmethod
-    def check_config(cls, config: "InternVLXConfig", side: int) -> None:
+    def check_config(cls, config: PretrainedConfig, side: int) -> None:
         require_heads(num_heads(config), cls.projector_type, config.vision_config.hidden_size)
 
     @classmethod
-    def peak_bytes(cls, config: "InternVLXConfig", side: int, element_size: int) -> int:
+    def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
         patches, tokens = tile_counts(config, side)
         c, d = config.vision_config.hidden_size, config.text_config.hidden_size
         joined = 2 * num_layers(config) * patches * c if config.projector_config.token_packer_layers else 0
