@@ -11,6 +11,12 @@ from tiny import tiny_model, tiny_processor
 collect_ignore = ["hf_suite"]
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that at the end no worker waits for one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """What was imported stays: leaving it out makes each garbage collection quick, and every training starts with one."""
     gc.freeze()

@@ -10,6 +10,7 @@ from itertools import count
 
 import pytest
 
+import forked
 from internvlx_hf.checkpoints import whole_folder as module
 from internvlx_hf.checkpoints.whole_folder import whole_folder
 from small_folder import PERSONS, content, names, whole, write
@@ -19,21 +20,6 @@ pytestmark = pytest.mark.any_transformers
 # What changes the disk, and the lock: the process is killed once before each of these, and before each file that it opens
 # to write.
 STEPS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "fcntl.flock")
-
-
-def in_a_process(act) -> int:
-    """Do something in a process of its own; its exit status as `os.waitpid` gives it. Nothing of ours cleans up there."""
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            act()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitpid(process, 0)[1]
 
 
 def signalled_at_each_step(number: signal.Signals, act, prepare):
@@ -54,7 +40,7 @@ def signalled_at_each_step(number: signal.Signals, act, prepare):
             sys.addaudithook(watch)
             act()
 
-        status = in_a_process(run)
+        status = forked.run(run)
         os.close(tell)
         with os.fdopen(read) as told:
             place = told.read()
@@ -152,7 +138,7 @@ def test_folder_that_was_half_deleted_is_never_put_back(tmp_path):
         )
         write(out, "new", overwrite=True)
 
-    assert in_a_process(kill_while_it_is_deleted) == signal.SIGKILL
+    assert forked.run(kill_while_it_is_deleted) == -signal.SIGKILL
     assert content(out) == whole("new")
     out.rename(tmp_path / "elsewhere")
     write(out, "newest")
@@ -174,7 +160,7 @@ def test_folder_that_came_after_a_kill_is_not_taken_for_the_new_one(tmp_path, ca
         )
         write(out, "new", overwrite=True)
 
-    assert in_a_process(kill_between_the_renames) == signal.SIGKILL
+    assert forked.run(kill_between_the_renames) == -signal.SIGKILL
     assert not out.exists()
     write(tmp_path / "other", "other")
     (tmp_path / "other").rename(out)
@@ -202,18 +188,9 @@ def test_of_processes_that_write_one_folder_at_once_one_does_and_the_others_fail
         except BlockingIOError as error:
             os._exit(10 if "Another process is writing" in str(error) and time.monotonic() - start < 0.5 else 11)
 
-    processes = []
-    for number in range(6):
-        process = os.fork()
-        if process == 0:
-            try:
-                compete(number)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        processes.append(process)
+    processes = [forked.start(lambda number=number: compete(number)) for number in range(6)]
     go.touch()
-    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    codes = [forked.wait(process) for process in processes]
     assert sorted(codes) == [0, 10, 10, 10, 10, 10]
     assert content(out) == {"config.json": str(codes.index(0))}
     assert names(tmp_path) == ["go", "out"]
@@ -290,7 +267,7 @@ def test_file_that_appears_in_a_folder_to_overwrite_stays_there(moment, tmp_path
         except FileExistsError as error:
             (tmp_path / "error").write_text(str(error))
 
-    assert in_a_process(run) == 0
+    assert forked.run(run) == 0
     assert "did not write, and is not overwritten: thesis.txt." in (tmp_path / "error").read_text()
     assert content(out) == whole("old") | {"thesis.txt": "years of work"}
     (kept,) = tmp_path.glob("out.finished-*")

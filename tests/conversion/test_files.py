@@ -2,17 +2,19 @@
 
 import errno
 import json
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked
 from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, golden_logits, load
 from internvlx_hf.checkpoints.shards import ShardWriter
+from internvlx_hf.cli import main
 from internvlx_hf.conversion import CheckpointError, ConversionOptions, convert_checkpoint
 
 QWEN = "internvl2_qwen2"
@@ -278,19 +280,11 @@ def test_options_come_as_an_object_as_keywords_or_as_both(source, tmp_path):
         convert_checkpoint(source, tmp_path / "third", max_patchs=4)
 
 
-def test_interrupted_process_leaves_nothing_behind(tmp_path):
+def test_interrupted_process_leaves_nothing_behind(tmp_path, monkeypatch):
     """Control-C while the weights are being written, for real."""
-    script = (
-        "import os, signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit that it is ignored
-        "from internvlx_hf.cli import main\n"
-        "from internvlx_hf.checkpoints.shards import ShardWriter\n"
-        "close = ShardWriter.close\n"
-        "ShardWriter.close = lambda self: (os.kill(os.getpid(), signal.SIGINT), close(self))\n"
-        "sys.exit(main(['convert', sys.argv[1], sys.argv[2]]))\n"
-    )
-    command = [sys.executable, "-c", script, GOLDEN / SHARDED, tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 130, done.stderr[-2000:]
-    assert "nothing was written" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    close, errors = ShardWriter.close, tmp_path / "errors"
+    monkeypatch.setattr(ShardWriter, "close", lambda self: (os.kill(os.getpid(), signal.SIGINT), close(self)))
+    out = tmp_path / "results" / "out"
+    assert forked.run(lambda: main(["convert", str(GOLDEN / SHARDED), str(out)]), errors) == 130, errors.read_text()
+    assert "nothing was written" in errors.read_text()
+    assert list(tmp_path.iterdir()) == [errors]

@@ -10,6 +10,7 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+import forked
 from conversion_helpers import GOLDEN, copy_of, golden_logits, load
 from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.checkpoints.manifest import MANIFEST
@@ -26,26 +27,6 @@ pytestmark = pytest.mark.any_transformers
 
 QWEN = "internvl2_qwen2"
 PERSONS = "\nWritten by a person.\n"
-
-GATED = """
-import sys
-import internvlx_hf.conversion
-from internvlx_hf.cli import main
-print("ready", flush=True)
-sys.stdin.readline()
-sys.exit(main(["convert", *sys.argv[1:]]))
-"""
-KILLED = """
-import os, signal, sys
-from internvlx_hf.cli import main
-
-def kill_before_the_new_folder_is_moved(event, arguments):
-    if event == "os.rename" and str(arguments[1]) == sys.argv[2]:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(kill_before_the_new_folder_is_moved)
-main(["convert", *sys.argv[1:]])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -92,32 +73,39 @@ def link_card(out):
     card.symlink_to(card.rename(out.parent / "elsewhere.md"))
 
 
+def convert_qwen(out, *options) -> int:
+    return main(["convert", str(GOLDEN / QWEN), str(out), *options])
+
+
 def test_of_two_conversions_into_one_folder_one_succeeds_and_the_folder_is_its(tmp_path):
-    command = [sys.executable, "-c", GATED, GOLDEN / QWEN, tmp_path / "out", "--max-patches"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([*command, str(number)], **pipes) for number in (3, 5)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    codes = [process.returncode for process in processes]
+    out, logs = tmp_path / "results" / "out", [tmp_path / "3", tmp_path / "5"]
+    processes = [
+        forked.start(lambda number=log.name: convert_qwen(out, "--max-patches", number), errors=log) for log in logs
+    ]
+    codes = [forked.wait(process) for process in processes]
+    errors = [log.read_text() for log in logs]
     assert sorted(codes) == [0, 1], errors
     error = errors[codes.index(1)]
     assert "Another process is writing" in error or "exists already" in error
-    assert names(tmp_path) == ["out"]
-    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    assert names(out.parent) == ["out"]
+    report = json.loads((out / "conversion_report.json").read_text())
     assert report["options"]["max_patches"] == (3, 5)[codes.index(0)]
-    assert golden_logits(load(tmp_path / "out"), QWEN).isfinite().all()
+    assert golden_logits(load(out), QWEN).isfinite().all()
 
 
 def test_conversion_killed_between_its_renames_is_repeated_with_the_person_s_card(out, tmp_path):
     add_to_card(out)
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    command = [sys.executable, "-c", KILLED, GOLDEN / QWEN, out, "--max-patches", "3", "--overwrite"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+    def kill_before_the_new_folder_is_moved(event, arguments):
+        if event == "os.rename" and str(arguments[1]) == str(out):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def convert_and_be_killed():
+        sys.addaudithook(kill_before_the_new_folder_is_moved)
+        return convert_qwen(out, "--max-patches", "3", "--overwrite")
+
+    assert forked.run(convert_and_be_killed) == -signal.SIGKILL
     assert not out.exists()
     with pytest.raises(FileExistsError, match="exists already"):
         convert_checkpoint(GOLDEN / QWEN, out)
