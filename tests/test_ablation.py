@@ -233,6 +233,7 @@ def test_digits_count_in_their_place_only():
     assert task.share_in_place("12", "1234") == 0.5
 
 
+@pytest.mark.slow
 def test_every_configuration_fits_together_and_starts_from_the_base(tmp_path):
     import settings
     import task

@@ -14,7 +14,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.slow
 def test_every_python_block_runs_in_order(demo_output, capsys):
     assert len(PYTHON_BLOCKS) >= 4
     namespace = {"__name__": "readme"}

@@ -84,6 +84,7 @@ def elsewhere(tmp_path_factory):
     return report, {name: load_file(home / f"{name}.safetensors") for name in CASES}, expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_checkpoint_loads_with_its_own_code_through_every_auto_class(elsewhere, case):
     report, _, _ = elsewhere
@@ -100,6 +101,7 @@ def test_checkpoint_loads_with_its_own_code_through_every_auto_class(elsewhere, 
     assert report[case]["config"].startswith("transformers_modules.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "auto_class", ["AutoModel", "AutoModelForImageTextToText", "AutoModelForCausalLM", "saved again"]
 )
@@ -111,6 +113,7 @@ def test_checkpoint_gives_the_package_s_logits_and_answers(elsewhere, case, auto
     assert torch.equal(found[case][f"{auto_class}.answer"], expected[case]["answer"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_checkpoint_s_processor_gives_the_package_s_pixels_and_prompts(elsewhere, case):
     _, found, expected = elsewhere
@@ -118,12 +121,14 @@ def test_checkpoint_s_processor_gives_the_package_s_pixels_and_prompts(elsewhere
     assert torch.equal(found[case]["prompt"], expected[case]["prompt"])
 
 
+@pytest.mark.slow
 def test_checkpoint_s_code_asks_for_no_network_no_files_and_no_optional_package(elsewhere):
     report, _, _ = elsewhere
     assert report["refused"] == []
     assert report["imported"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_model_that_was_loaded_with_its_own_code_carries_everything_when_saved_again(elsewhere, case):
     report, _, _ = elsewhere
@@ -160,6 +165,7 @@ open(os.path.join(os.environ["HF_HOME"], "inside"), "w").close()
     assert (tmp_path / "home" / "inside").exists()
 
 
+@pytest.mark.slow
 def test_package_imports_and_runs_without_optional_packages(tmp_path):
     script = f"""
 import sys

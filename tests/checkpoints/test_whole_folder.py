@@ -56,6 +56,7 @@ SIGNALS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @SIGNALS
 def test_first_write_killed_at_any_step_can_be_repeated(number, tmp_path):
     parent = tmp_path / "new"
@@ -73,6 +74,7 @@ def test_first_write_killed_at_any_step_can_be_repeated(number, tmp_path):
         assert (content(out), names(parent)) == (whole("again"), ["out"]), place
 
 
+@pytest.mark.slow
 @SIGNALS
 def test_overwrite_killed_at_any_step_loses_neither_checkpoint_nor_card(number, tmp_path):
     parent = tmp_path / "parent"
@@ -97,6 +99,7 @@ def test_overwrite_killed_at_any_step_loses_neither_checkpoint_nor_card(number, 
     assert is_there == ({True} if number == signal.SIGINT else {True, False})
 
 
+@pytest.mark.slow
 def test_run_that_puts_a_folder_back_may_be_killed_too(tmp_path):
     parent, seed = tmp_path / "parent", tmp_path / "seed"
     out = parent / "out"

@@ -60,6 +60,7 @@ def test_a_preset_s_cost_waits_for_no_model():
     assert imported == []
 
 
+@pytest.mark.slow
 def test_a_command_that_loads_checkpoints_has_the_auto_classes(tmp_path):
     source, out = str(GOLDEN / "checkpoints/internvl2_qwen2"), str(tmp_path / "out")
     text, _ = program("convert", source, out, "--verify", looking_for=())
@@ -70,6 +71,7 @@ def test_module_is_the_program():
     assert python("-m", "internvlx_hf", "--version") == f"internvlx-hf {__version__}\n"
 
 
+@pytest.mark.slow
 def test_public_names_come_with_the_auto_classes_in_the_program_too():
     script = (
         "import internvlx_cli; internvlx_cli.is_program = True; from internvlx_hf import *; import transformers; "

@@ -228,6 +228,7 @@ def report(title: str, outcomes: dict[str, str]) -> None:
     assert tally["clear"] > len(outcomes) / 3
 
 
+@pytest.mark.slow
 def test_mutated_configurations_are_right_or_refused_by_name(layouts):
     raws = {layout: json.loads((folder / "config.json").read_text()) for layout, folder in layouts.items()}
     every = [(layout, path, kind) for layout, raw in raws.items() for path in places(raw) for kind in MUTATIONS]
@@ -275,6 +276,7 @@ def sidecar_outcome(folder: Path, file: str, path: tuple[str, ...], kind: str) -
     return "ok"
 
 
+@pytest.mark.slow
 def test_mutated_files_beside_the_configuration_are_right_or_refused_by_name(layouts):
     every = [
         (layout, file, path, kind)
@@ -480,6 +482,7 @@ def outcome(case: Case, root: Path, expected: dict[str, dict[str, torch.Tensor]]
     return "ok" if case.same and same else "silently wrong: converted"
 
 
+@pytest.mark.slow
 def test_mutated_weights_and_options_convert_to_the_same_or_are_refused_by_name(tmp_path):
     expected = {}
     for name in (QWEN, SHARDED):

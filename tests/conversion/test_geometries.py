@@ -31,6 +31,7 @@ def dry_source(tmp_path, name: str):
     return raw, source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_tensor_of_a_published_geometry_maps_and_every_target_is_filled(tmp_path, name):
     raw, source = dry_source(tmp_path, name)
@@ -46,6 +47,7 @@ def test_every_tensor_of_a_published_geometry_maps_and_every_target_is_filled(tm
     assert parameters / 1e9 == pytest.approx(PUBLISHED_BILLIONS[name], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_geometry_can_be_upgraded_at_full_size(tmp_path, name):
     raw, source = dry_source(tmp_path, name)

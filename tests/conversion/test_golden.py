@@ -17,6 +17,7 @@ from internvlx_hf.conversion import convert_checkpoint
 from paths import HELPERS
 
 
+@pytest.mark.slow
 def test_converted_checkpoints_answer_as_the_reference_in_a_process_without_this_package(tmp_path):
     folders = [tmp_path / "converted" / name for name in FAMILIES]
     for folder in folders:
@@ -72,6 +73,7 @@ def test_position_embeddings_are_resized_to_tiles_of_another_size(tmp_path, name
     assert distance(features, golden(name)["hires.vision_features"]) <= FEATURES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_chat_with_a_converted_checkpoint_says_what_the_reference_said(tmp_path, name):
     """Tokenizer, template, stop ids and model together: from a question to the reference's text."""

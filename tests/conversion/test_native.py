@@ -28,6 +28,7 @@ def load_native(folder) -> InternVLForConditionalGeneration:
     return AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERNVL2)
 def test_converted_model_goes_back_into_the_native_layout(tmp_path, name):
     convert_checkpoint(GOLDEN / name, tmp_path / "ours")

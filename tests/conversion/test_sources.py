@@ -31,6 +31,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("vision", [SMALL_300M, SMALL_6B], ids=["300m", "6b"])
 def test_language_models_without_golden_files_agree_with_the_slow_reference(tmp_path, text, vision):

@@ -207,6 +207,7 @@ def loaded_elsewhere(tmp_path_factory):
     return json.loads(process.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_tokenizer_loads_the_same_without_this_package(family, loaded_elsewhere):
     tokenizer, loaded = converted(FAMILIES[family]), loaded_elsewhere[family]

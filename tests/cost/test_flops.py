@@ -70,6 +70,7 @@ def expected(config, tiles: int, text: int, steps: int) -> tuple[dict[str, int],
     return flops | prefill_flops(sizes, lengths), decode_flops(sizes, lengths, steps), size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["plain", "lvtc"])
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_every_backbone_costs_what_is_computed(text, lvtc):
@@ -141,6 +142,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_costs_what_is_computed(variant):
     config = tiny_config(**VARIANTS[variant])

@@ -51,6 +51,7 @@ def real_and_estimated(config, tiles: int, text: int, dtype=torch.float32) -> tu
     return live.peak, activation_bytes(measure(config), tiles, lengths, dtype.itemsize)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3", "mistral"])
 def test_every_backbone(kind):
     real, estimated = real_and_estimated(medium_config(kind), tiles=2, text=64)
@@ -71,6 +72,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_phase_that_may_be_the_widest(case):
     kwargs, tiles, text = CASES[case]

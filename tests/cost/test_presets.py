@@ -61,6 +61,7 @@ def test_a_preset_has_as_many_parameters_as_published(name):
 MEASURED = ("internvl-x-2b", "internvl2-4b", "internvl2-26b", "internvl2.5-1b", "internvl3.5-8b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_sizes_that_are_shipped_are_those_that_are_measured(name):
     """Else write them anew: `python -m internvlx_hf.cost.measure`."""
@@ -113,6 +114,7 @@ def test_every_preset_is_checked_against_a_published_count_or_is_built_on_one_th
     assert set(cost.PRESETS) == {*BILLIONS, "internvl-x-2b", "internvl-x-8b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_of_internvl2_is_what_its_conversion_gives(name):
     vision, *text = PUBLISHED[name]

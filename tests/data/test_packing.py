@@ -79,6 +79,7 @@ def supervised(batch):
     return int((batch["labels"][:, 1:] != -100).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["map-style", "streaming"])
 def test_packed_rows_train_as_their_samples_do_one_by_one(model, annotations, attention, kind):

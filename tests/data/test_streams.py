@@ -17,6 +17,7 @@ def stream_of(processor, annotations, rows, kind, **kwargs):
     return load_training_data(rows.to_iterable_dataset(num_shards=5), processor, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "datasets"])
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 1)])
 def test_each_sample_is_streamed_once_over_all_ranks_and_workers(processor, annotations, rows, kind, ranks, workers):
@@ -121,6 +122,7 @@ def trained(processor, data, folder, *, resume=None, sampler=None, **kwargs):
     return trainer.model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "grouped", "streaming"])
 def test_resuming_gives_the_same_weights_also_with_broken_samples(processor, tmp_path, kind):
     """Bit for bit: the same samples come again in the same order, what is skipped is replaced by the same others."""

@@ -168,6 +168,7 @@ JUNK = (
 )
 
 
+@pytest.mark.slow
 def test_fuzzed_reports_and_recipes_give_a_card_that_reads_again_or_name_the_file(folder):
     """Seeded. One to three places of either file are replaced, renamed or deleted."""
     choose = random.Random(20)

@@ -136,6 +136,7 @@ def damaged_card(folder):
     (folder / "README.md").write_text("---\ntags: [\n---\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

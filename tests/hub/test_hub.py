@@ -19,6 +19,8 @@ from internvlx_hf import InternVLXForConditionalGeneration
 from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
 
+pytestmark = pytest.mark.slow
+
 WORKER = HELPERS / "hub_worker.py"
 DOCS = ROOT / "docs" / "hub.md"
 PUSH = """

@@ -201,6 +201,7 @@ def test_images_of_all_kinds_travel(folder, suffix):
     assert f"page.{suffix}" in sent(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["data.jsonl", ".env", "../outside.png", "images", "https://example.org/page.png"])
 def test_card_makes_nothing_else_travel(folder, target):
     for name in ("data.jsonl", ".env", "images/page.png", "../outside.png", "page.png"):
@@ -225,6 +226,7 @@ def test_include_sends_files_and_folders_that_would_stay(folder):
         plan_push(folder, "you/model", ["data.jsonl", "nothing"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["id_rsa", ".env", "keys/id_rsa", "data/.env", "checkpoint-5/training_args.bin"])
 def test_pattern_does_not_send_what_may_hold_a_secret_and_its_whole_path_does(folder, name):
     write(folder / name, "")

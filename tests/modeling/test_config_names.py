@@ -138,6 +138,7 @@ def real_names() -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_no_name_of_another_configuration_is_taken_for_a_misspelt_one():
     # `image_seq_length` is a field of others, and a property of ours
     names = real_names() - set(MISSPELT_NAMES) - {"image_seq_length"}

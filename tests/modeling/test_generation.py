@@ -47,6 +47,7 @@ def greedy_without_cache(model, sample):
     return sample["input_ids"][:, -NEW:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_greedy_generation_takes_the_likeliest_token_of_a_forward_without_a_cache(text):
     """For each sample of a left-padded batch, as for the sample alone."""

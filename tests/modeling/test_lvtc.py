@@ -149,6 +149,7 @@ def test_logits_and_all_gradients_equal_the_slow_reference_for_every_backbone(te
     check_against_reference(tiny_model(text, **LVTC), MIXED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -228,6 +229,7 @@ FLASH = pytest.param(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen", "flex_attention", FLASH])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @torch.no_grad()

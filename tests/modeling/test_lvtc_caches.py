@@ -166,6 +166,7 @@ def test_a_static_cache_shorter_than_the_window_still_grows_with_the_expansion(t
         assert torch.equal(new_tokens(model, batch, **settings, num_beams=2), new_tokens(model, batch, num_beams=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "padded"), [(KINDS[0], False), *((kind, True) for kind in KINDS)])
 def test_decoding_with_a_static_cache_compiles_once(kind, padded):
     """Graphs without breaks, made in the first steps (a sliding window has a second one for when it is full)."""

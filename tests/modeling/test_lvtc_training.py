@@ -75,6 +75,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(reentrant, use
     assert len(runs) == 8  # each of the four layers once more in the backward pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_MODELS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
 def test_padding_free_packing_equals_the_padded_batch_in_loss_and_gradients(text, attention):
@@ -228,6 +229,7 @@ def trainer(model, folder, **kwargs):
     return Trainer(model, TrainingArguments(**settings), train_dataset=dataset, data_collator=collate(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_the_trainer_runs_and_resumes_where_it_stopped(tmp_path, checkpointing):
     whole = trainer(training_model(), tmp_path, gradient_checkpointing=checkpointing)

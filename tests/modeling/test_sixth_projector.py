@@ -33,6 +33,7 @@ def report(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_it_is_built_and_trained(report):
     assert report["trained"]
     assert report["scale"] == pytest.approx(3.0, abs=0.1)  # the mean of 64 values with a deviation of 0.2

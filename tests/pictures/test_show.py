@@ -73,6 +73,7 @@ def assert_readable(figure) -> None:
             assert not box.overlaps(other_box), (text, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"), [*(("internvl-x-2b", size) for size in SIZES), ("internvl2-llama3-76b", (2000, 1500))], ids=str
 )
@@ -90,6 +91,7 @@ def test_a_slide_of_many_tiles_is_readable():
     assert_readable(figure)
 
 
+@pytest.mark.slow
 def test_many_tiles_and_few(capsys, tmp_path):
     Image.new("RGB", (3600, 2300)).save(tmp_path / "large.png")
     for most in (1, 40):

@@ -98,6 +98,7 @@ def assert_only_ok_and_clear(outcomes: dict[str, str]) -> None:
     assert not wrong, (Counter(outcomes.values()), wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_damaged_files_are_read_right_or_refused_by_name(format, tmp_path):
     generator = np.random.default_rng(FORMATS.index(format))

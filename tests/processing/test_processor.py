@@ -395,6 +395,7 @@ REMOTE_SCRIPT = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_the_saved_code_runs_and_saves_itself_where_the_package_is_missing(tmp_path):
     folder, copy = tmp_path / "saved", tmp_path / "copy"
     make_processor().save_pretrained(folder)

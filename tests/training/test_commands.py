@@ -12,6 +12,7 @@ from internvlx_hf.cli import main
 from training_helpers import changed, saved_weights, write_data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["internvl2_internlm2", "internvl2_phi3"])
 def test_a_converted_checkpoint_goes_through_both_stages_lora_and_merging(source, tmp_path, capsys):
     converted = str(tmp_path / "converted")

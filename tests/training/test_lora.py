@@ -83,6 +83,7 @@ def trained(tmp_path_factory):
     return folder, trainer
 
 
+@pytest.mark.slow
 def test_a_resumed_adapter_is_the_one_that_was_never_stopped_bit_by_bit(trained, tmp_path):
     folder, whole = trained
     settings = {"lora_rank": 4, "learning_rate": 1e-2, "lora_dropout": 0.3, "learning_rates": {"model.lvtc": 2e-2}}
@@ -189,6 +190,7 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_written(trained, tmp_path
     assert [path.name for path in tmp_path.iterdir() if "merged" in path.name] == []
 
 
+@pytest.mark.slow
 def test_two_lora_runs_with_one_seed_give_the_same_weights(tmp_path):
     settings = {"lora_rank": 2, "lora_dropout": 0.3, "max_steps": 2, "save_strategy": "no"}
     for name, seed in (("one", 7), ("same", 7), ("other", 8)):

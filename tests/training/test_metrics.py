@@ -49,6 +49,7 @@ def assert_counted(scalars, batches, config, per_log=2):
         assert scalars["train/memory_gb"][step] > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lvtc", [LVTC, {}], ids=["LVTC", "no LVTC"])
 def test_rates_are_those_of_both_stages_without_the_time_of_evaluating_and_saving(lvtc, tmp_path):
     model = tiny_model(**lvtc)
@@ -94,6 +95,7 @@ def test_each_group_s_learning_rate_is_reported_as_it_was_used(tmp_path):
         assert entry["learning_rate/model.lvtc"] == pytest.approx(4e-3 * (1 - i / 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora_rank", [0, 2], ids=["full", "LoRA"])
 def test_a_resumed_training_goes_on_counting(lora_rank, tmp_path):
     """Also where the checkpoint lies between two logs."""

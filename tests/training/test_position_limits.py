@@ -36,6 +36,7 @@ def checkpoint(tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "past"), [(71, 2), (72, 1), (647, 1), (648, 0)])
 def test_cost_says_which_prompts_pass_the_limit_of_positions(limit, past, checkpoint, capsys):
     folder, tokens = checkpoint(limit), ["--text-tokens", "6", "--answer-tokens", "3"]

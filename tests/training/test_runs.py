@@ -41,11 +41,13 @@ def stage_one(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_stage_one_changes_the_projectors_alone(stage_one):
     weights = changed(saved_weights(stage_one / "base"), saved_weights(stage_one / "out"))
     assert weights == {name for name in saved_weights(stage_one / "base") if "projector" in name}
 
 
+@pytest.mark.slow
 def test_stage_two_goes_on_from_stage_one_and_changes_everything(stage_one, tmp_path):
     run(tmp_path, model_name_or_path=str(stage_one / "out"), stage=2, bf16=True)
     before, after = saved_weights(stage_one / "out"), saved_weights(tmp_path / "out")
@@ -67,6 +69,7 @@ def test_what_is_frozen_may_be_in_half_precision_and_what_is_trained_is_not(tmp_
     assert {parameter.dtype for parameter in again.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_the_table_is_printed_and_the_record_is_kept(stage_one, tmp_path, capsys):
     run(tmp_path, stage=2, freeze=["model.vision_tower"], max_patches=2)
     printed = capsys.readouterr().out.splitlines()
@@ -104,6 +107,7 @@ assert "internvlx_hf" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_what_is_saved_loads_with_its_own_code(stage_one, tmp_path):
     folders = [str(stage_one / name) for name in ("out", "out/checkpoint-3")]
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
@@ -131,6 +135,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_training_is_the_one_that_was_never_stopped_bit_by_bit(case, tmp_path):
     """Dropout, stochastic depth and shuffling included."""
@@ -165,6 +170,7 @@ class At(TrainerCallback):
             self.what()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(
     number, heard_signals, tmp_path, monkeypatch, capsys

@@ -43,6 +43,7 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layouts", [MIXED, [[5], [9], [3], [12]]], ids=["images and text", "text only"])
 def test_trainer_lowers_the_loss(layouts, tmp_path):
     model = tiny_model()
@@ -77,6 +78,7 @@ def test_image_tokens_whose_sum_is_beyond_16_bits_do_not_spoil_the_loss_of_a_tex
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.slow
 def test_trainer_learns_what_is_on_the_tiles(tmp_path):
     """Samples of the same text that differ in their tile alone: without looking, half of the answers are right."""
     torch.manual_seed(0)
@@ -101,6 +103,7 @@ def test_trainer_learns_what_is_on_the_tiles(tmp_path):
         assert torch.equal(model(**batch).logits[:, -2].argmax(-1), labels[:, -1])
 
 
+@pytest.mark.slow
 def test_resumed_training_repeats_the_uninterrupted_one_bit_by_bit(tmp_path):
     """Also PVTC's stochastic depth: the checkpoint restores the state of the random numbers."""
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
@@ -174,6 +177,7 @@ def logits(model, batch):
     return model.eval()(**batch).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_lora_with_the_projector_is_trained_saved_reloaded_and_merged(checkpointing, tmp_path):
     """1e-4 on logits of size 1: merging adds the low-rank product to the weight instead of to the result."""
