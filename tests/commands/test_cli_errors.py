@@ -35,6 +35,7 @@ def test_unknown_command_ends_the_process_with_two_and_names_the_known():
     assert done.stderr == f"internvlx: there is no command 'konvert', expected one of {', '.join(COMMANDS)}\n"
 
 
+@pytest.mark.slow
 def test_command_that_fails_ends_the_process_with_one_and_one_line(tmp_path):
     done = run("card", tmp_path / "nowhere")
     assert done.returncode == 1

@@ -67,6 +67,7 @@ def test_a_command_that_loads_checkpoints_has_the_auto_classes(tmp_path):
     assert "verified reference" in text
 
 
+@pytest.mark.slow
 def test_module_is_the_program():
     assert python("-m", "internvlx_hf", "--version") == f"internvlx-hf {__version__}\n"
 

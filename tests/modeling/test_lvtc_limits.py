@@ -135,6 +135,7 @@ def test_no_placeholder_is_missed_where_pixels_came_earlier(kwargs, warnings):
     assert warnings() == []
 
 
+@pytest.mark.slow
 def test_looking_for_placeholders_does_not_break_a_graph(warnings):
     model = tiny_model("llama")
     batch = tiny_batch(model.config, [[6]])

@@ -40,6 +40,7 @@ def test_it_is_built_and_trained(report):
     assert report["no_split"] == ["MeanProjector"]
 
 
+@pytest.mark.slow
 def test_its_checkpoints_load_with_the_package_and_with_their_own_code(report):
     assert "mean_projector.py" in report["saved"]
     assert report["remote"] == "transformers_modules"

@@ -78,6 +78,7 @@ def supervised(trainer: SFTTrainer) -> list[str]:
     return sorted(tokenizer.decode(row[row != -100]) for row in batch["labels"])
 
 
+@pytest.mark.slow
 @TWO_CASES
 def test_sft_learns_what_is_on_the_pictures(settings, tmp_path):
     model = tiny_model(**settings)
