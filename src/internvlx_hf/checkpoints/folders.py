@@ -143,7 +143,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _regular(folder: Path, path: Path) -> Path:
-    target = resolve_inside(folder, path)
+    target = resolve_inside(folder, path.relative_to(folder))
     if not target.is_file():
         raise LinkError(f"{path} is not a file. Put the file itself there, or remove it.")
     return target

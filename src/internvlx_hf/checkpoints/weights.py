@@ -44,7 +44,7 @@ def weight_files(folder: Path, kinds: Sequence[str] = WEIGHTS) -> tuple[list[Pat
     if missing := [path.name for path in paths if not os.path.lexists(path)]:
         raise CheckpointError(f"{folder} lacks {listed(missing)} of the {len(paths)} shards that {name} names.")
     for path in paths:
-        resolve_inside(folder, path)
+        resolve_inside(folder, path.name)
     return paths, index
 
 
