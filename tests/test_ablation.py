@@ -156,6 +156,7 @@ def test_an_ordering_appears_only_beyond_two_standard_errors_and_half_a_point(co
     assert found.verdict == verdict
 
 
+@pytest.mark.slow
 def test_the_report_has_a_row_for_every_configuration_and_its_plots(tmp_path):
     import records
     import report

@@ -108,6 +108,7 @@ def test_its_configuration_keeps_every_field(checkpoint, tmp_path):
                 assert ours(again)[name] == value, name
 
 
+@pytest.mark.slow
 @every_checkpoint
 def test_it_is_whole_to_a_push(checkpoint):
     write_card(str(checkpoint))

@@ -21,6 +21,7 @@ HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_t
 TRAINER, BYTE_FALLBACK = 2, 35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["internvl_x", "internvl"])
 @pytest.mark.parametrize("name", [QWEN, YI, PHI3, INTERNLM2])
 def test_epsilons_of_all_norms_are_the_source_s(tmp_path, name, layout):

@@ -46,6 +46,7 @@ def _error(key: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return 0.0 if error <= (FEATURES if key.startswith("vision") else LOGITS) else error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "key", "layer"),
     [

@@ -120,6 +120,7 @@ def require_runs_saves_and_loads(folder: Path, copy_to: Path) -> None:
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, **ALIGNMENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOWERS)
 def test_tower_stays_as_it_is(kind, sources, tmp_path):
     folder, out = sources(TOWER, kind), tmp_path / "out"
@@ -142,6 +143,7 @@ def test_tower_stays_as_it_is(kind, sources, tmp_path):
     require_runs_saves_and_loads(out, tmp_path / "copy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LANGUAGES)
 def test_language_model_stays_as_it_is(kind, sources, tmp_path):
     folder, out = sources(LANGUAGE, kind), tmp_path / "out"
@@ -298,6 +300,7 @@ def test_template_may_be_a_file(sources, tmp_path):
     assert prompt == "<|im_start|>user\na<|endoftext|>\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", ["pixel_shuffle", "linear", "token_packer", "ldpv2"])
 def test_every_projector_can_be_chosen(projector, sources, tmp_path):
     ratio = 1.0 if projector == "linear" else 0.5
@@ -363,6 +366,7 @@ def _gguf(parts):
     parts["language"] = f"{parts['language']}/model.gguf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [

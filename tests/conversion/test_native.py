@@ -81,6 +81,7 @@ def module_names(tensors: dict) -> dict:
     return renamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", ["files", "modules"])
 def test_native_checkpoint_becomes_ours_with_the_same_logits(tmp_path, native, naming):
     expected = golden_logits(load_native(native), QWEN)

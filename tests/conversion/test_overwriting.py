@@ -134,6 +134,7 @@ def test_conversion_from_before_manifests_is_overwritten_unless_something_else_i
     assert not (out / "model.safetensors.index.json").exists()
 
 
+@pytest.mark.slow
 def test_what_training_left_is_not_overwritten_not_even_without_its_states(tmp_path):
     convert_checkpoint(GOLDEN / QWEN, tmp_path / "converted", projector="pvtc")
     out, again = tmp_path / "out", [GOLDEN / QWEN, tmp_path / "out"]

@@ -18,6 +18,7 @@ PROJECTOR = "model.multi_modal_projector"
 WITH_LR = {"expand_layer": 2, "num_lr_projectors": 2, "insert_start": 1, "insert_interval": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERNVL2)
 def test_warm_pvtc_answers_as_the_original(tmp_path, name):
     convert_checkpoint(GOLDEN / name, tmp_path / "out", projector="pvtc")

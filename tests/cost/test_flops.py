@@ -112,6 +112,7 @@ PROJECTORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", PROJECTORS)
 def test_every_projector_costs_what_is_computed(projector):
     config = tiny_config(**PROJECTORS[projector])
@@ -166,6 +167,7 @@ OTHER_TOWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", OTHER_TOWERS.values(), ids=OTHER_TOWERS)
 def test_another_vision_tower_is_measured(tower):
     config = tiny_config(vision_config=tower, downsample_ratio=1 / 3 if "image_size" in tower else 0.5)

@@ -155,6 +155,7 @@ def trained(settings, tmp_path, packing, **kwargs):
     return model, processor, arguments, collator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_trainer_takes_the_same_steps_packed_as_padded(settings, tmp_path, annotations):
     """Rows of two samples against batches of two, over as many samples a step: the `Trainer` weighs tokens alike."""

@@ -152,6 +152,7 @@ def test_a_part_of_another_kind_is_named(vlm):
         vlm.generate_inner([{"type": "video", "value": "x.mp4"}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "row", "expected"),
     [

@@ -68,6 +68,7 @@ def assert_reads_again(folder, text: str) -> None:
 # -- names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_any_kind_leave_a_card_that_can_be_read_and_renewed(folder, name):
     recipe = copy.deepcopy(RECIPE) | {"base_model": name, "settings": {name: name}, "trained_modules": {name: 1}}

@@ -154,6 +154,7 @@ def test_what_is_of_the_checkpoint_travels(travelling, name):
     assert name in travelling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["{}", "[]", "3", '{"chat_template": 3'])
 def test_processor_that_does_not_load_is_a_problem_of_the_folder(folder, content):
     write(folder / "chat_template.json", content)
@@ -176,6 +177,7 @@ def test_code_that_the_code_imports_travels(folder):
 # -- images that the card shows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "link",
     [
@@ -194,6 +196,7 @@ def test_image_that_the_card_shows_travels_and_others_stay(folder, link):
     assert {name for name in sent(folder) if "/" in name} == {"images/page one.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "gif", "webp", "svg", "PNG"])
 def test_images_of_all_kinds_travel(folder, suffix):
     write(folder / f"page.{suffix}", "")
@@ -214,6 +217,7 @@ def test_card_makes_nothing_else_travel(folder, target):
 # -- --include
 
 
+@pytest.mark.slow
 def test_include_sends_files_and_folders_that_would_stay(folder):
     for name in ("data.jsonl", "checkpoint-5/model.safetensors", "checkpoint-5/deep/state.pt", "runs/a.tfevents.1"):
         write(folder / name, "")
@@ -306,6 +310,7 @@ def test_snapshot_of_the_hub_s_cache_can_be_pushed(whole, tmp_path):
     assert sent(snapshot) == {path.name for path in whole.iterdir()} | {"README.md"}
 
 
+@pytest.mark.slow
 def test_linked_file_and_folder_that_are_no_part_of_the_checkpoint_stay(folder, secret):
     (folder / "data.txt").symlink_to(secret)
     (folder / "LICENSES").symlink_to(secret.parent)
@@ -430,6 +435,7 @@ def test_untrained_modules_and_an_unknown_licence_are_told_before_the_push(folde
     assert plan_push(folder, "you/model").warnings == [licence]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metadata", "is_known"),
     [

@@ -261,6 +261,7 @@ def test_an_image_token_in_a_message_of_the_user_or_the_system_is_refused(place)
     assert not hasattr(model, "inputs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_chat_of_a_converted_checkpoint_writes_what_internvl_s_does(name, tmp_path):
     golden = json.loads((GOLDEN / f"checkpoints/{name}.golden.json").read_text())

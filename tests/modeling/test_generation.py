@@ -113,6 +113,7 @@ def test_generation_without_a_cache_gives_the_same_tokens(mode):
     assert torch.equal(answers(model, batch, **mode, use_cache=False), answers(model, batch, **mode))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_MODELS)
 @pytest.mark.parametrize("mode", [{"do_sample": False}, {"num_beams": 2}], ids=["greedy", "beam"])
 def test_static_cache_gives_the_same_tokens(mode, text):
@@ -143,6 +144,7 @@ def test_several_sampled_answers_a_prompt_see_the_images_of_their_own_prompt():
     assert torch.equal(several, answers(model, batch).repeat_interleave(2, dim=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_beams_of_a_batch_are_those_of_its_samples(text):
     model = model_that_goes_on(text)

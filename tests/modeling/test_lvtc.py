@@ -186,6 +186,7 @@ def test_logits_and_all_gradients_equal_the_slow_reference_for_every_setting(set
     check_against_reference(tiny_model("qwen2", **settings), MIXED, padding_side=padding_side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", SLIDING)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_sliding_windows_count_the_tokens_of_their_own_stage(text, padding_side):

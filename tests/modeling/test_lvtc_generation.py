@@ -67,6 +67,7 @@ def joined(first, second):
 # ---- generate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_greedy_decoding_of_a_left_padded_batch_equals_the_slow_reference(text):
     model = tiny_model(text, **LVTC)
@@ -118,6 +119,7 @@ needs_uncached_beams = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",
     [
@@ -203,6 +205,7 @@ def test_a_chunked_prefill_of_text_equals_a_whole_one():
 # ---- Decoding by hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_a_hand_written_decode_loop_with_a_mask_equals_the_uncached_logits(kind, padding_side):
@@ -219,6 +222,7 @@ def test_a_hand_written_decode_loop_with_a_mask_equals_the_uncached_logits(kind,
         torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, DynamicCache, partial(StaticCache, max_cache_len=64)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hand_written_decode_loop_without_a_mask_equals_the_uncached_logits(kind, cache):

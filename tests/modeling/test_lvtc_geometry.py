@@ -61,6 +61,7 @@ def tokens_per_layer(config):
     return [lengths[i] - 5 for i in range(len(lengths))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE_4)
 def test_every_row_of_table_4_can_be_configured(row):
     ratio, kwargs, before, after = TABLE_4[row]

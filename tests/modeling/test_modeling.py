@@ -235,6 +235,7 @@ def assert_same_gradients(one, other, *, rtol):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_loss_in_training_equals_that_of_all_logits_in_value_and_gradients(text, padding_side):

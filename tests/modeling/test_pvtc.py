@@ -117,6 +117,7 @@ def test_fast_pvtc_equals_its_plain_form_in_values_and_gradients(side, variant):
     assert {name: error for name, error in far.items() if name not in zero and not error < 1e-5} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("side", [1, 2, 4, 8])
 def test_fast_pvtc_in_bfloat16_is_as_near_to_float32_as_the_plain_form(side, variant):

@@ -47,15 +47,18 @@ def test_its_checkpoints_load_with_the_package_and_with_their_own_code(report):
     assert report["equal"] == [True, True]
 
 
+@pytest.mark.slow
 def test_its_cost_is_counted(report):
     assert report["flops"] == 2 * 16 * 32 * 64  # 16 tokens, from width 32 to 64
     assert report["peak"] > 0
 
 
+@pytest.mark.slow
 def test_its_card_is_written(report):
     assert "projector `mean`" in report["card"]
 
 
+@pytest.mark.slow
 def test_lvtc_starts_it_at_zero_in_a_warm_upgrade(report):
     assert report["starts at zero"]
     assert report["upgraded scale"] == pytest.approx(3.0, abs=0.1)

@@ -50,6 +50,7 @@ every_tower = pytest.mark.parametrize("name", TOWERS)
 # -- the global feature
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [-1, -2, 0])
 @pytest.mark.parametrize(("name", "query"), QUERIES)
 @torch.no_grad()
@@ -221,6 +222,7 @@ def test_a_tile_s_last_pixels_may_belong_to_no_patch():
         tiny_config("llama", vision_config=ODD, downsample_ratio=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pvtc", "pixel_shuffle", "token_packer", "ldpv2"])
 @pytest.mark.parametrize("side", [3, 9])
 @torch.no_grad()
@@ -246,6 +248,7 @@ def test_lvtc_expands_odd_grids():
 # -- all that a model does
 
 
+@pytest.mark.slow
 @every_tower
 def test_it_is_trained_generates_is_saved_and_loaded(name, tmp_path, monkeypatch):
     model = tower_model(name, vision_feature_layer=-1)

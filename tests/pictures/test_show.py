@@ -127,6 +127,7 @@ def test_a_turned_photo_is_drawn_upright(tmp_path):
     assert "turned.jpg, 50 × 100 pixels" in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg", "jpg"])
 def test_every_format_is_written(photo, tmp_path, ending, capsys):
     out = tmp_path / f"tiles.{ending}"
@@ -363,6 +364,7 @@ def test_what_attention_needs_is_said(photo, checkpoint, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_every_command_of_the_docs_runs(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("photo.jpg", "photos/a.jpg", "photos/b.png", "scans/below/c.png", "page.png"):

@@ -98,6 +98,7 @@ def test_a_resumed_adapter_is_the_one_that_was_never_stopped_bit_by_bit(trained,
     assert changed(saved_weights(folder / "out" / "checkpoint-3"), saved_weights(folder / "out"))
 
 
+@pytest.mark.slow
 def test_the_merged_checkpoint_answers_as_the_adapter_does_and_needs_no_peft(trained, tmp_path, capsys):
     from peft import PeftModel
 

@@ -55,6 +55,7 @@ def test_stage_two_goes_on_from_stage_one_and_changes_everything(stage_one, tmp_
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_what_is_frozen_may_be_in_half_precision_and_what_is_trained_is_not(tmp_path):
     trainer = run(tmp_path, stage=1, dtype="bfloat16", bf16=True, learning_rate=4e-5)
     for name, parameter in trainer.model.named_parameters():
@@ -240,6 +241,7 @@ def test_the_record_names_what_was_learned_from(tmp_path):
     assert "samples_per_step" not in settings  # a row holds as many as fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing_tokens", [0, 60], ids=["padded", "packed"])
 def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_path, monkeypatch):
     data = write_data(tmp_path / "data")
@@ -258,6 +260,7 @@ def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_
     assert trainer.state.log_history[-1]["eval_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_passed_over(tmp_path):
     whole = run(tmp_path)
     (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").unlink()
@@ -271,6 +274,7 @@ def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_pass
 # -- the frozen tower, evaluation
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_drops_nothing_out_in_training_and_all_else_does(tmp_path):
     seen = {}
 
@@ -320,6 +324,7 @@ def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
 # -- bad input
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
