@@ -14,19 +14,6 @@ HIDDEN = {"internvlx_hf", "torchvision", "timm", "flash_attn", "peft", "accelera
 refused = []
 
 
-class HidingFinder:
-    """A finder that does not find what is hidden; to the importer the packages are not there."""
-
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-
 def refuse(event: str, args: tuple) -> None:
     if event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname"):
         refused.append((event, repr(args)))
@@ -44,7 +31,10 @@ def refuse(event: str, args: tuple) -> None:
 
 
 sys.dont_write_bytecode = True
-sys.meta_path[:] = [HidingFinder(finder) for finder in sys.meta_path]
+sys.path.insert(0, str(Path(__file__).parent))
+from hiding import hide  # noqa: E402
+
+hide(HIDDEN)
 sys.addaudithook(refuse)
 
 

@@ -8,21 +8,10 @@ import copy
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+from hiding import hide
 
-class HidingFinder:
-    """A finder that does not find this package."""
-
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] == "internvlx_hf" else self.finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-
-sys.meta_path[:] = [HidingFinder(finder) for finder in sys.meta_path]
+hide({"internvlx_hf"})
 
 
 def generate(model, ids, mask, **images):

@@ -9,20 +9,9 @@ import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 
+from hiding import hide
+
 HIDDEN = {"internvlx_hf", "torchvision", "timm", "flash_attn", "peft", "accelerate", "datasets", "scipy", "sklearn"}
-
-
-class HidingFinder:
-    """A finder that does not find what is hidden; to the importer the packages are not there."""
-
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
 
 
 def run(code: str, namespace: dict) -> dict:
@@ -37,7 +26,7 @@ def run(code: str, namespace: dict) -> dict:
 
 def main() -> None:
     if "bare" in sys.argv:
-        sys.meta_path[:] = [HidingFinder(finder) for finder in sys.meta_path]
+        hide(HIDDEN)
     answers, namespace = sys.stdout, {"__name__": "user"}
     for line in sys.stdin:
         namespace.pop("result", None)
