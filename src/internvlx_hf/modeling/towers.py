@@ -115,7 +115,7 @@ def _check_grid(vision: PretrainedConfig, rows: int, extra: int) -> None:
 
 
 def probe(vision: PretrainedConfig) -> TowerOutput:
-    """Run the tower's class with one layer, or with all where it cannot have one, on the meta device.
+    """Run the tower's class on the meta device with one layer, or with all where it cannot have one; else on the CPU.
 
     Raises:
         ValueError: if there is no such class, or it cannot encode tiles of its own size.
@@ -128,24 +128,25 @@ def _probe(config_class: type[PretrainedConfig], json_config: str) -> TowerOutpu
     full = config_class.from_dict(json.loads(json_config))
     single = copy.deepcopy(full)
     single.num_hidden_layers = 1
-    try:
-        return _run(single)
-    except Exception:
+    error: Exception | None = None
+    # a tower may read values, which the meta device has not
+    for tower, device in ((single, "meta"), (full, "meta"), (single, "cpu")):
         try:
-            return _run(full)
-        except Exception as error:
-            raise ValueError(
-                f"The vision tower {full.model_type!r} cannot encode tiles of {full.image_size} pixels. "
-                f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            ) from error
+            return _run(tower, device)
+        except Exception as caught:
+            error = caught
+    raise ValueError(
+        f"The vision tower {full.model_type!r} cannot encode tiles of {full.image_size} pixels. "
+        f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    ) from error
 
 
 @torch.no_grad()
-def _run(vision: PretrainedConfig) -> TowerOutput:
+def _run(vision: PretrainedConfig, device: str) -> TowerOutput:
     height, width = pair(vision.image_size)
-    with _without_zero_init(), torch.device("meta"):
+    with _without_zero_init(), torch.device(device):
         tower = AutoModel.from_config(vision, attn_implementation="eager").eval()
-        pixels = torch.empty(PROBED_TILES, getattr(vision, "num_channels", 3), height, width, dtype=tower.dtype)
+        pixels = torch.zeros(PROBED_TILES, getattr(vision, "num_channels", 3), height, width, dtype=tower.dtype)
         outputs = tower(pixel_values=pixels, output_hidden_states=True, return_dict=True)
     last, pooled = outputs.last_hidden_state.shape, getattr(outputs, "pooler_output", None)
     layers = getattr(outputs, "hidden_states", None) or ()
