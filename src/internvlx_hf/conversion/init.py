@@ -26,8 +26,8 @@ from .convert import GIGABYTE, num_bytes, tensor_groups, write_sidecar, write_we
 from .joined_weights import JoinedWeights
 from .options import ConversionOptions, InitOptions
 from .parts import LANGUAGE, TOWER, Part, pixel_settings, read_language_model, read_tower
-from .plan import EMBEDDING, make_plan
-from .prepare import Conversion, generation_config, image_processor, settle_tying
+from .plan import EMBEDDING
+from .prepare import Conversion, settle, settle_tying
 from .report import ConversionReport, base_model, make_report, source_card
 from .sources import Source, Tiling, check_parts
 from .templates import TEMPLATES, chat_template, template_tokens, with_generation_marks, with_images
@@ -183,28 +183,14 @@ def _prepare(tower: Part, language: Part, options: InitOptions) -> Conversion:
     upgrade.rules += _grow_vocabulary(config, tokenizer, added, options.seed, source.notes)
     config.image_token_id = _image_token_id(tokenizer)
     config.check_geometry()
-    dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
     config.dtype = language.dtype
-    plan = make_plan(table, before, weights.tensors, upgrade=upgrade, after=config, dtype=dtype)
-    config.dtype = config.text_config.dtype = config.vision_config.dtype = plan.dtype
-    config.architectures = ["InternVLXForConditionalGeneration"]
-    if dtype is None and tower.dtype != language.dtype:
+    conversion = settle(_conversion_options(options), source, weights, before, config, upgrade, table, tokenizer)
+    if options.dtype_name is None and tower.dtype != language.dtype:
         source.notes.append(
             f"The tower's tensors are stored in {tower.dtype} and the language model's in {language.dtype}, as in their "
-            f"sources; dtype='auto' loads all in {plan.dtype}."
+            f"sources; dtype='auto' loads all in {config.dtype}."
         )
-    return Conversion(
-        options=_conversion_options(options),
-        source=source,
-        weights=weights,
-        config=config,
-        upgrade=upgrade,
-        plan=plan,
-        tokenizer=tokenizer,
-        image_processor=image_processor(source.tiling),
-        generation_config=generation_config(source, tokenizer),
-        rename=str,
-    )
+    return conversion
 
 
 def _conversion_options(options: InitOptions) -> ConversionOptions:

@@ -77,13 +77,34 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     table = settle_tying(source, weights, source_table(source))
     config, upgrade = build_upgrade(source.config, options)
     rename = native_names(config) if options.to == NATIVE else str
-    dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
-    plan = make_plan(table, source.config, weights.tensors, upgrade=upgrade, after=config, dtype=dtype)
-    config.dtype = config.text_config.dtype = config.vision_config.dtype = plan.dtype
-    config.architectures = ["InternVLXForConditionalGeneration"]
     for name in ("slicing", "max_patches"):
         if (value := getattr(options, name)) is not None:
             setattr(source.tiling, name, value)
+    return settle(options, source, weights, source.config, config, upgrade, table, tokenizer, rename)
+
+
+def settle(
+    options: ConversionOptions,
+    source: Source,
+    weights: Weights | JoinedWeights,
+    before: InternVLXConfig,
+    config: InternVLXConfig,
+    upgrade: Upgrade,
+    table: list[Rule],
+    tokenizer: PreTrainedTokenizerFast,
+    rename: Callable[[str], str] = str,
+) -> Conversion:
+    """The plan, the dtype and what is saved beside the weights.
+
+    Args:
+        before: configuration of the model whose tensors the source has.
+        config: of the new model; gets the dtype of its tensors.
+        table: what becomes of the source's tensors.
+    """
+    dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
+    plan = make_plan(table, before, weights.tensors, upgrade=upgrade, after=config, dtype=dtype)
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = plan.dtype
+    config.architectures = ["InternVLXForConditionalGeneration"]
     return Conversion(
         options=options,
         source=source,
