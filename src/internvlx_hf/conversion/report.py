@@ -73,7 +73,7 @@ class ConversionReport:
         if self.tokens["per_tile_expanded"] != self.tokens["per_tile"]:
             tokens += f", {self.tokens['per_tile_expanded']} after the expansion"
         lines = [
-            f"{self.source} ({self.layout}, {self.language_model['source']}): {self.parameters / 1e9:.2f} billion parameters "
+            f"{self.source} ({self.layout}, {self.language_model['source']}): {self.parameters:,} parameters "
             f"in {self.dtype}, {tokens}",
             f"{self.converted_tensors} tensors converted, {len(self.dropped_tensors)} dropped, "
             f"{len(self.new_tensors)} new, {len(self.derived_tensors)} derived",
