@@ -211,6 +211,11 @@ def test_a_rounded_ratio_raises_and_names_the_one_near_it(ratio, near):
         tiny_config("llama", vision_config=ODD, downsample_ratio=ratio)
 
 
+def test_the_ratio_named_fits_the_grid():
+    with pytest.raises(ValueError, match=r"Near it is 1/4 = 0\.25"):
+        window_size(0.333, 32, "downsample_ratio")
+
+
 def test_a_tile_s_last_pixels_may_belong_to_no_patch():
     config = InternVLXConfig(
         vision_config={"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14},
