@@ -16,6 +16,7 @@ import PIL
 import torch
 import transformers
 from PIL import Image
+from rows import AT_LEAST, Row, run_script
 from timing import print_table, time_alternately
 from transformers import GotOcr2ImageProcessorPil
 
@@ -31,8 +32,8 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def measure(size: tuple[int, int], route: str, folder: Path, repeats: int) -> list[object]:
-    """One row of the table."""
+def compare(size: tuple[int, int], route: str, folder: Path, repeats: int) -> list[object]:
+    """One row of the table; its last but one cell is the ratio, its last one the target."""
     path = folder / "picture.jpg"
     photo(*size).save(path, quality=90)
     decoded = Image.open(path)
@@ -55,20 +56,32 @@ def measure(size: tuple[int, int], route: str, folder: Path, repeats: int) -> li
     return [f"{size[0]}x{size[1]}", route, tiles["fast"], *rates, ratio, TARGETS[route]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    return parser
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
     print(
         f"transformers {transformers.__version__}, torch {torch.__version__}, Pillow {PIL.__version__}, "
         f"{os.cpu_count()} cores; images a second, one image a call, one thread"
     )
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(size, route, Path(folder), repeats) for size in SIZES for route in TARGETS]
+        table = [compare(size, route, Path(folder), args.repeats) for size in SIZES for route in TARGETS]
     print_table(
-        ["picture", "from", "tiles", "ours", "ours, Pillow's pixels", "GotOcr2 (PIL)", "ratio", "wanted"], rows
+        ["picture", "from", "tiles", "ours", "ours, Pillow's pixels", "GotOcr2 (PIL)", "ratio", "wanted"], table
     )
+    return [
+        Row(
+            f"{cells[0]} {cells[1]}, images a second, ours / GotOcr2 (PIL)",
+            cells[-2],
+            target=cells[-1],
+            direction=AT_LEAST,
+        )
+        for cells in table
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure, make_parser())

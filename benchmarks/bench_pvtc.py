@@ -7,6 +7,7 @@ import argparse
 
 import torch
 import torch.nn.functional as F
+from rows import Row, run_script
 from timing import print_table, time_alternately, use_one_thread
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,15 +45,18 @@ def make_projector(window: int, plain: bool, device: str) -> torch.nn.Module:
     return projector
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
     parser.add_argument("--tiles", type=int, default=1)
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
     use_one_thread()
     features = torch.randn(args.tiles, 1 + 32 * 32, 1024, device=args.device)
-    rows = []
+    table, rows = [], []
     for window, target in TARGETS.items():
         projectors = {name: make_projector(window, name == "plain", args.device) for name in ("plain", "fast")}
 
@@ -71,9 +75,11 @@ def main() -> None:
         torch.testing.assert_close(run(projectors["fast"]), run(projectors["plain"]), rtol=1e-3, atol=1e-3)
         seconds = time_alternately({name: lambda p=p: run(p) for name, p in projectors.items()})
         ratio, flop_ratio = seconds["fast"] / seconds["plain"], flops["fast"] / flops["plain"]
-        rows.append([f"M={window}", 1e3 * seconds["plain"], 1e3 * seconds["fast"], ratio, flop_ratio, f"<= {target}"])
-    print_table(["window", "plain ms", "fast ms", "time ratio", "FLOP ratio", "target"], rows)
+        table.append([f"M={window}", 1e3 * seconds["plain"], 1e3 * seconds["fast"], ratio, flop_ratio, f"<= {target}"])
+        rows.append(Row(f"M={window}, fast / plain", ratio, target=target))
+    print_table(["window", "plain ms", "fast ms", "time ratio", "FLOP ratio", "target"], table)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure, make_parser())
