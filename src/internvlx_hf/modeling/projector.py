@@ -5,11 +5,12 @@
 import its models is imported where it is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from .setting_checks import require
@@ -26,12 +27,17 @@ class Projector(nn.Module):
         zero_parameters: patterns of the parameters that are zero in a projector that adds nothing at first.
         is_whole: whether device maps and FSDP must leave it in one piece.
         takes_layers: whether its second argument is the patches of `projector_config.token_packer_layers`.
+        is_recomputed: whether gradient checkpointing recomputes it as a whole; not where its layers are
+            `GradientCheckpointingLayer`s.
+        gradient_checkpointing: switched by the model's `gradient_checkpointing_enable`.
     """
 
     projector_type: ClassVar[str]
     zero_parameters: ClassVar[tuple[str, ...]]
     is_whole: ClassVar[bool] = False
     takes_layers: ClassVar[bool] = False
+    is_recomputed: ClassVar[bool] = True
+    gradient_checkpointing = False
 
     @classmethod
     def check_config(cls, config: PretrainedConfig, side: int) -> None:
@@ -54,7 +60,22 @@ class Projector(nn.Module):
 
 def project(projector: nn.Module, features: torch.Tensor, layers: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tokens of a projector, which is given the patches of other layers, (B, S², C) each, where it takes them."""
-    return projector(features, layers) if getattr(projector, "takes_layers", False) else projector(features)
+    inputs = (features, layers) if getattr(projector, "takes_layers", False) else (features,)
+    is_recomputed = getattr(projector, "gradient_checkpointing", False) and getattr(projector, "is_recomputed", False)
+    if is_recomputed and projector.training and torch.is_grad_enabled():
+        # whatever the model's choice: with a frozen vision tower, the reentrant kind would leave out the gradients
+        return checkpoint(projector, *inputs, use_reentrant=False)
+    return projector(*inputs)
+
+
+def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    """`function(*inputs)`, of which the backward pass has only the inputs and computes the rest anew.
+
+    For what is large and cheap. The function must not draw random numbers.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def tile_counts(config: PretrainedConfig, side: int) -> tuple[int, int]:

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PretrainedConfig
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .pixel_shuffle import InternVL2MLP, patch_windows
-from .projector import Projector, require_heads, tile_counts
+from .projector import Projector, recomputed, require_heads, tile_counts
 
-# The queries of this many heads, (windows, heads, D), are in flight at once: enough for large matrix products, few
-# enough to stay in a CPU's cache between them.
+# The queries of this many heads, (windows, heads, D), are in flight at once, in the backward pass too: enough for large
+# matrix products, few enough to stay in a CPU's cache between them.
 HEADS_AT_ONCE = 4
 DEFAULT_HEADS = 16  # as released
 FLOAT32 = 4  # bytes of the numbers that RMSNorm computes with
@@ -40,7 +41,7 @@ class PVTCEmbedding(nn.Module):
         self.linear = nn.Linear(in_features, config.text_config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return F.silu(self.linear(self.norm(hidden_states)))
+        return F.silu(self.linear(recomputed(self.norm, hidden_states)))
 
 
 class PVTCAttention(nn.Module):
@@ -80,20 +81,20 @@ class PVTCAttention(nn.Module):
             (n, D)
         """
         query = (self.query(query) * self.scaling).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # [H, n, d]
-        key = self.key.unflatten(0, (self.num_heads, -1))  # [H, d, D]
-        value = self.value.unflatten(0, (self.num_heads, -1)).transpose(1, 2)  # [H, D, d]
-        heads = []
-        for first in range(0, self.num_heads, HEADS_AT_ONCE):
-            group = slice(first, first + HEADS_AT_ONCE)
-            heads.append(torch.bmm(self._look(query[group], key[group], patches), value[group]))  # [h, n, d]
+        # cast once: under autocast every product would cast its factors anew, and keep the copy for the backward pass
+        patches = patches.to(query.dtype)
+        key = self.key.to(query.dtype).unflatten(0, (self.num_heads, -1))  # [H, d, D]
+        value = self.value.to(query.dtype).unflatten(0, (self.num_heads, -1)).transpose(1, 2)  # [H, D, d]
+        groups = zip(*(tensor.split(HEADS_AT_ONCE) for tensor in (query, key, value)), strict=True)
+        heads = [recomputed(self._look, *group, patches) for group in groups]
         return self.output(torch.cat(heads).transpose(0, 1).flatten(1))
 
     @staticmethod
-    def _look(query: torch.Tensor, key: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """What some heads see, [h, n, D]. A function of its own, so that what one call holds is free in the next."""
+    def _look(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """What some heads see, [h, n, d]. The queries on the patches and what they see are D wide for every head."""
         query_on_patches = torch.bmm(query, key).transpose(0, 1)  # [n, h, D]
         weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(-1, dtype=torch.float32)  # [n, h, M²]
-        return torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1)
+        return torch.bmm(torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1), value)
 
 
 class PVTCMLP(nn.Module):
@@ -121,7 +122,7 @@ class StochasticDepth(nn.Dropout):
         return branch * super().forward(branch.new_ones(len(branch), 1))
 
 
-class PVTCLayer(nn.Module):
+class PVTCLayer(GradientCheckpointingLayer):
     """Pre-norm cross-attention and SwiGLU, both residual: query (n, D), patches (n, M², D) -> query (n, D)."""
 
     def __init__(self, config: PretrainedConfig):
@@ -135,8 +136,9 @@ class PVTCLayer(nn.Module):
         self.mlp = PVTCMLP(config)
 
     def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        query = query + self.drop_path(self.attention(self.query_norm(query), self.patch_norm(patches)))
-        return query + self.drop_path(self.mlp(self.mlp_norm(query)))
+        seen = self.attention(recomputed(self.query_norm, query), recomputed(self.patch_norm, patches))
+        query = query + self.drop_path(seen)
+        return query + self.drop_path(self.mlp(recomputed(self.mlp_norm, query)))
 
 
 class PVTCProjector(Projector):
@@ -150,8 +152,8 @@ class PVTCProjector(Projector):
         "*.attention.output.weight",
         "*.mlp.down.weight",
     )
-    # The paper does not say how the scales start. Ours: around 1, told apart by the usual noise.
     is_whole = True
+    is_recomputed = False
 
     def __init__(self, config: PretrainedConfig, side: int):
         super().__init__()
@@ -176,7 +178,8 @@ class PVTCProjector(Projector):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         windows = patch_windows(features, self.side)  # [B, N², M², C]
         shape = windows.shape[:2]
-        patches = self.patch_embedding(windows).flatten(0, 1)  # [B·N², M², D]
+        # three dimensions: 8-bit linear layers take no more
+        patches = self.patch_embedding(windows.flatten(0, 1))  # [B·N², M², D]
         branches = []
         if hasattr(self, "local_layers"):
             query = self.local_query(windows.flatten(2)).flatten(0, 1)  # [B·N², D]
