@@ -158,6 +158,48 @@ def test_every_projector_gives_a_token_a_window_and_gradients_to_all_of_its_weig
         assert {name for name, parameter in projector.named_parameters() if not parameter.grad.any()} == set()
 
 
+@pytest.mark.parametrize("options", [{}, {"query_mlp": "internvl2"}])
+@pytest.mark.parametrize(("kind", "side"), [case for case in KINDS if case[1] <= 2])
+def test_no_linear_layer_gets_more_than_three_dimensions(kind, side, options):
+    """8-bit layers take no more."""
+
+    def refuse(module, inputs):
+        assert inputs[0].ndim <= 3
+
+    projector = tiny_projector(kind, side, **options)
+    for module in projector.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(refuse)
+    projector(tiny_features())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_gradient_checkpointing_of_a_trained_projector_alone_keeps_its_gradients(kind, reentrant):
+    """Stochastic depth included: what is computed anew draws the same."""
+    config = {"projector_type": kind, "drop_path_rate": 0.5}
+    model = tiny_model(projector_config=config, downsample_ratio=1.0 if kind == "linear" else 0.5).train()
+    model.requires_grad_(False)
+    projector = model.model.multi_modal_projector.requires_grad_(True)
+    linear = [module for name, module in projector.named_modules() if isinstance(module, nn.Linear)][-1]
+    pixels, passes = torch.randn(2, 3, 32, 32), []
+    linear.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def gradients():
+        torch.manual_seed(0)
+        projector.zero_grad()
+        model.get_image_features(pixels).pooler_output.square().sum().backward()
+        return {name: parameter.grad for name, parameter in projector.named_parameters()}
+
+    expected = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    torch.testing.assert_close(gradients(), expected, atol=1e-6, rtol=1e-5)
+    assert len(passes) == 3
+    model.gradient_checkpointing_disable()
+    gradients()
+    assert len(passes) == 4
+
+
 def changed_tokens(projector: nn.Module, features: torch.Tensor, place: int) -> set[int]:
     """Tokens of tile 0 that change when feature `place` of tile 1 and, by as much, of tile 0 changes."""
     changed = features.clone()

@@ -1,14 +1,18 @@
-"""PVTC: its fast form against its plain one, stochastic depth, and the dtype it attends in."""
+"""PVTC: its fast form against its plain one, stochastic depth, the dtype it attends in, and the memory it trains in."""
+
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from internvlx_hf.modeling.pixel_shuffle import InternVL2MLP
 from internvlx_hf.modeling.projectors import build_projector
 from internvlx_hf.modeling.pvtc import PVTCAttention, PVTCProjector
+from live_bytes import LiveBytes
 from projector_cases import tiny_features, tiny_projector
 from tiny import tiny_config
 
@@ -135,6 +139,18 @@ def test_fast_pvtc_in_bfloat16_is_as_near_to_float32_as_the_plain_form(side, var
     assert errors["output"][0] < 0.03
 
 
+def test_fast_pvtc_under_autocast_is_as_near_to_float32_as_the_plain_form():
+    """See above; weights, and with them their gradients, stay float32."""
+    projector, features = tiny_projector("pvtc", 2), tiny_features()
+    exact = values_and_gradients(lambda x: plain_pvtc(projector, x), projector, features)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    fast = values_and_gradients(autocast(projector.forward), projector, features)
+    plain = values_and_gradients(autocast(lambda x: plain_pvtc(projector, x)), projector, features)
+    assert {fast[name].dtype for name, _ in projector.named_parameters()} == {torch.float32}
+    errors = {name: (distance(fast[name], exact[name]), distance(plain[name], exact[name])) for name in exact}
+    assert {name: error for name, error in errors.items() if not error[0] < 0.01 + 2 * error[1]} == {}
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs an NVIDIA GPU; the CPU tests above are its counterpart"
@@ -206,3 +222,29 @@ def test_pvtc_attends_in_float32_under_bfloat16():
     with torch.no_grad(), SoftmaxTypes() as types:
         projector(torch.randn(1, 65, config.vision_config.hidden_size, dtype=torch.bfloat16))
     assert types.seen == [torch.float32] * 2  # local and global
+
+
+def kept_bytes(projector: nn.Module, tiles: int) -> int:
+    """Bytes that a forward under autocast leaves alive for its backward pass."""
+    with LiveBytes(projector) as live, torch.autocast("cpu", torch.bfloat16):
+        tokens = projector(tiny_features(tiles))
+        return live.live - tokens.nbytes
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_pvtc_keeps_two_copies_of_the_patches_and_one_a_layer_for_its_backward_pass(side):
+    """By tile, under autocast. Under gradient checkpointing, a layer keeps its inputs alone."""
+    projector = tiny_projector("pvtc", side, drop_path_rate=0.1).train()
+    patches, tokens, c, d = 64, 64 // side**2, 36, 48
+    two, four = 2, 4  # bytes
+    inputs = patches * c * (four + four + two + two)  # features, windows, and these normed for patches and local query
+    embedded = 2 * two * patches * d + 4 * four * tokens * d  # before and after SiLU; queries
+    a_layer = (
+        two * (patches * d + 4 * tokens * 4 * d) + 7 * four * tokens * d + 4 * four * tokens
+    )  # normed; MLP; (n, D)
+    kept = kept_bytes(projector, 3) - kept_bytes(projector, 2)
+    assert kept <= inputs + embedded + 2 * a_layer
+    for layer in (*projector.local_layers, *projector.global_layers):
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    assert kept_bytes(projector, 3) - kept_bytes(projector, 2) <= inputs + embedded
