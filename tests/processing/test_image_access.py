@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 
 from internvlx_hf.processing import ImageAccess, InternVLXImageProcessor
 from internvlx_hf.processing.image_files import MOST_REDIRECTS, open_image
+from internvlx_hf.processing.public_hosts import is_public
 
 pytestmark = pytest.mark.any_transformers
 
@@ -161,6 +163,77 @@ def test_only_listed_hosts_are_asked_and_each_redirect_is_looked_at():
         ):
             open_image(f"http://localhost:{other}/x.png", ImageAccess.for_server(hosts=["localhost"]))
         assert paths == ["/x.png"]
+
+
+def test_a_public_host_is_asked_by_the_address_that_was_looked_up(monkeypatch):
+    lookups = []
+
+    def getaddrinfo(host, port, *args, **kwargs):
+        lookups.append(host)
+        found = {
+            "images.example": "127.0.0.1",
+            "rebinds.example": "127.0.0.1" if lookups.count(host) == 1 else "10.0.0.1",
+        }
+        addresses = {**found, "intranet.example": "127.0.0.2", "both.example": "127.0.0.1 127.0.0.2"}.get(host, host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses.split()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    # stands for the only address of the internet
+    monkeypatch.setattr("internvlx_hf.processing.public_hosts.is_public", lambda address: str(address) == "127.0.0.1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.2:1")
+    access = ImageAccess.for_server(public_hosts=True)
+
+    def answer(path):
+        return (
+            response(b"", f"Location: {path[3:]}", status="302 Found") if path.startswith("/to") else response(png())
+        )
+
+    with server(answer) as (port, paths):
+        for url in (f"http://images.example:{port}/to/x", f"http://rebinds.example:{port}/x"):
+            assert open_image(url, access).size == (256, 256)
+        asked = len(paths)
+        for host in ("intranet.example", "both.example", "127.0.0.2"):
+            for url in (f"http://{host}:{port}/x", f"http://images.example:{port}/tohttp://{host}:{port}/x"):
+                with pytest.raises(ValueError, match=rf"the host '{host}' is not allowed, expected one with public"):
+                    open_image(url, access)
+        assert paths[asked:] == [
+            f"/tohttp://{host}:{port}/x" for host in ("intranet.example", "both.example", "127.0.0.2")
+        ]
+        listed = ImageAccess.for_server(hosts=["127.0.0.1"], public_hosts=True)
+        assert open_image(f"http://127.0.0.1:{port}/x", listed).size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("93.184.215.14", True), ("2606:2800:21f:cb07::1", True), ("64:ff9b::93.184.215.14", True)]
+    + [
+        (private, False)
+        for private in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.168.1.1",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "2002:7f00:1::1",
+            "64:ff9b::127.0.0.1",
+            "fc00::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ]
+    ],
+)
+def test_addresses_of_machines_and_their_networks_are_not_public(address, expected):
+    assert is_public(ip_address(address)) is expected
 
 
 def test_a_redirect_leads_to_no_file(tmp_path):

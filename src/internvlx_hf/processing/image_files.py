@@ -21,6 +21,8 @@ try:
 except ImportError:  # before huggingface_hub 1.31 it has only this name
     import httpx  # type: ignore[import-not-found, no-redef]
 
+from .public_hosts import public_address
+
 MOST_REDIRECTS = 5
 _HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or pass a smaller image."
 
@@ -36,6 +38,8 @@ class ImageAccess:
         folders: files must lie below one of them, after links are resolved. None: any file; empty: none at all.
         hosts: host names that images may be downloaded from, those that redirect included. None: any; empty: none. Names are
             compared, not addresses: list only hosts whose names you trust.
+        public_hosts: with `hosts`, also allow any host whose addresses are all public. Downloads then connect directly,
+            without the environment's proxies.
         max_bytes: largest download.
         max_seconds: longest download, all redirects together.
         max_pixels: most pixels of an image, in addition to `PIL.Image.MAX_IMAGE_PIXELS`. None: only that.
@@ -49,6 +53,7 @@ class ImageAccess:
     max_bytes: int = 100 * 2**20
     max_seconds: float = 60.0
     max_pixels: int | None = None
+    public_hosts: bool = False
 
     def __post_init__(self):
         for name in ("folders", "hosts"):
@@ -67,9 +72,8 @@ class ImageAccess:
         """Nothing of the disk and no host, but for what is listed."""
         return cls(folders, hosts, **limits)
 
-    def require_host(self, host: str) -> None:
-        if self.hosts is not None and host.lower() not in {known.lower() for known in self.hosts}:
-            raise ValueError(f"the host {host!r} is not allowed, expected one of {_listed(self.hosts)}")
+    def lists_host(self, host: str) -> bool:
+        return self.hosts is None or host.lower() in {known.lower() for known in self.hosts}
 
     def allows_file(self, path: str) -> bool:
         """Whether the file, which need not exist, lies in one of the folders."""
@@ -239,18 +243,31 @@ def _download(url: str, name: str, access: ImageAccess) -> bytes:
 
 
 async def _received(url: str, access: ImageAccess) -> bytes:
-    async with httpx.AsyncClient(timeout=access.max_seconds) as client:
-        request = client.build_request("GET", url, headers={"Accept-Encoding": "identity"})
+    place = httpx.URL(url)
+    async with httpx.AsyncClient(timeout=access.max_seconds, trust_env=not access.public_hosts) as client:
         for _ in range(1 + MOST_REDIRECTS):
-            access.require_host(request.url.host)
-            response = await client.send(request, stream=True)
+            response = await client.send(await _request(client, place, access), stream=True)
             try:
-                if response.next_request is None:
+                if not response.has_redirect_location:
                     return await _body(response.raise_for_status(), access.max_bytes)
-                request = response.next_request
+                place = place.join(response.headers["location"])
             finally:
                 await response.aclose()
     raise ValueError(f"it redirects more than {MOST_REDIRECTS} times")
+
+
+async def _request(client, url, access: ImageAccess):
+    """A request to the URL; where only public addresses are allowed, to the address that was looked at."""
+    headers = {"Accept-Encoding": "identity"}
+    if access.lists_host(url.host):
+        return client.build_request("GET", url, headers=headers)
+    if not access.public_hosts:
+        raise ValueError(f"the host {url.host!r} is not allowed, expected one of {_listed(access.hosts or ())}")
+    name = url.raw_host.decode("ascii")
+    address = await public_address(name, url.port or (443 if url.scheme == "https" else 80))
+    headers["Host"] = url.netloc.decode("ascii")
+    # the certificate has to be one for the name
+    return client.build_request("GET", url.copy_with(host=address), headers=headers, extensions={"sni_hostname": name})
 
 
 async def _body(response, max_bytes: int) -> bytes:
