@@ -15,7 +15,7 @@ LAYERS = [
     ("checkpoints",),
     ("cost", "hub"),
     ("data", "conversion"),
-    ("training", "pictures", "evaluation"),
+    ("training", "pictures", "evaluation", "serving"),
     ("commands",),
 ]
 LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

@@ -15,6 +15,7 @@ COMMANDS = {
     "init": "make a model of a vision tower and a language model",
     "merge": "make a full checkpoint of an adapter that LoRA training left",
     "push": "push a checkpoint to the Hub",
+    "serve": "serve a checkpoint through OpenAI's API",
     "show": "draw a picture's tiles and what they cost, or where a model looks",
     "train": "train a checkpoint: the stages of the paper, or LoRA",
 }

@@ -18,7 +18,7 @@ async def public_address(host: str, port: int) -> str:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         found = []
-    addresses = [ip_address(address[0].partition("%")[0]) for *_, address in found]
+    addresses = [ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
     if not addresses or not all(map(is_public, addresses)):
         raise ValueError(f"the host {host!r} is not allowed, expected one with public addresses only")
     return str(min(addresses, key=lambda address: address.version))

@@ -1,0 +1,217 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Transformers' own server with our classes in place of those that it looks up by name.
+
+It serves one checkpoint. A request can neither load another nor choose what its images are read from.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from transformers import ProcessorMixin
+from transformers.utils.import_utils import is_serve_available
+
+if not is_serve_available():  # else transformers' modules fail on names that they have not imported
+    raise ImportError("Serving needs fastapi, uvicorn and openai: pip install 'internvlx-hf[serving]'")
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.response import ResponseHandler
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState, Modality
+
+from ..modeling import InternVLXForConditionalGeneration
+from ..processing import ImageAccess, InternVLXProcessor
+from ..processing.chat_templates import template_words
+from ..processing.image_files import open_image
+from ..processing.messages import IMAGE_KEYS, refuse_tokens
+
+# what a request cannot set through `chat_template_kwargs`, whatever words the template holds
+_NOT_FOR_TEMPLATES = {"messages", "text", "videos", "audio"}.union(
+    *(signature(owner.apply_chat_template).parameters for owner in (InternVLXProcessor, ProcessorMixin))
+)
+
+
+def build_app(
+    checkpoint: str,
+    *,
+    name: str | None = None,
+    access: ImageAccess | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+) -> FastAPI:
+    """Load a checkpoint and build the server for it.
+
+    Args:
+        checkpoint: a folder, or a name on the Hub.
+        name: what requests call the model (default: `checkpoint`).
+        access: what messages may name as images (default: public URLs and base64).
+        device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
+
+    Raises:
+        ValueError, OSError: the checkpoint cannot be loaded.
+    """
+    access = ImageAccess.for_server(public_hosts=True) if access is None else access
+    manager = _OneModel(checkpoint, name or checkpoint, access, device, dtype, attn_implementation)
+    state = _Generation()
+    handlers: dict[str, Any] = {
+        "chat_handler": _ChatCompletions(manager, state),
+        "completion_handler": _Completions(manager, state),
+        "response_handler": _Responses(manager, state),
+    }
+    for parameter in signature(build_server).parameters:
+        if parameter.endswith("_handler"):
+            handlers.setdefault(parameter, _NotServed())
+    app = build_server(model_manager=manager, generation_state=state, **handlers)
+
+    @app.exception_handler(ValueError)
+    async def refuse(request: Request, error: ValueError) -> JSONResponse:
+        content = {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}
+        return JSONResponse({"error": content}, status_code=400)
+
+    return app
+
+
+class _OneModel(ModelManager):
+    """The checkpoint that is served, loaded from the start."""
+
+    def __init__(
+        self, checkpoint: str, name: str, access: ImageAccess, device: str, dtype: str, attention: str | None
+    ):
+        self.checkpoint, self.name, self.access = checkpoint, name, access
+        super().__init__(device=device, dtype=dtype, attn_implementation=attention, force_model=name)
+
+    def load_model_and_processor(self, model_id_and_revision: str, *args, **kwargs):
+        if model_id_and_revision != self.process_model_name(self.name):
+            raise ValueError(f"The model {model_id_and_revision!r} is not served, expected {self.name!r}.")
+        return super().load_model_and_processor(model_id_and_revision, *args, **kwargs)
+
+    def _load_processor(self, *args, **kwargs) -> InternVLXProcessor:
+        processor = InternVLXProcessor.from_pretrained(self.checkpoint)
+        processor.image_processor.access = self.access
+        return processor
+
+    def _load_model(self, *args, **kwargs) -> InternVLXForConditionalGeneration:
+        return InternVLXForConditionalGeneration.from_pretrained(
+            self.checkpoint, dtype=self.dtype, device_map=self.device, attn_implementation=self.attn_implementation
+        )
+
+    @staticmethod
+    def get_model_modality(model, processor=None) -> Modality:
+        return Modality.VLM
+
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict]:  # type: ignore[override]
+        return [{"id": self.name, "object": "model", "created": 0, "owned_by": ""}]
+
+
+class _Generation(GenerationState):
+    """Generation that gets the tokenizer where transformers hands on the processor, which cannot look for stop strings."""
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> GenerateManager:
+        if model_id not in self._generate_managers:
+            self._generate_managers[model_id] = _WithTokenizer()
+        return self._generate_managers[model_id]
+
+
+class _WithTokenizer(GenerateManager):
+    def generate_streaming(self, model, processor, *args, **kwargs):
+        return super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
+
+    async def generate_non_streaming(self, model, processor, *args, **kwargs):
+        return await super().generate_non_streaming(model, processor.tokenizer, *args, **kwargs)
+
+
+class _Messages(BaseHandler):
+    """What the two endpoints for messages have in common."""
+
+    model_manager: _OneModel
+    messages_field: str
+
+    async def handle_request(self, body: dict, request_id: str):
+        _require_template_variables(body.get("chat_template_kwargs"), _processor(self, body))
+        field = self.messages_field
+        _require_messages(body.get(field), field)
+        # in a thread: a slow download must not keep the other requests waiting
+        body = {**body, field: await asyncio.to_thread(_with_images, body[field], self.model_manager.access)}
+        return await super().handle_request(body, request_id)  # type: ignore[misc]
+
+    @staticmethod
+    def get_processor_inputs_from_messages(messages, modality) -> list[dict]:
+        """The messages as they are: what our processor does not know it refuses by name, and transformers leaves out."""
+        return messages
+
+
+class _ChatCompletions(_Messages, ChatCompletionHandler):
+    messages_field = "messages"
+
+
+class _Responses(_Messages, ResponseHandler):
+    messages_field = "input"
+
+
+class _Completions(CompletionHandler):
+    async def handle_request(self, body: dict, request_id: str):
+        refuse_tokens(body.get("prompt"), "the prompt", _processor(self, body).image_tokens)
+        return await super().handle_request(body, request_id)
+
+
+class _NotServed:
+    """Endpoints that a model of images and text has no answer for, or that read images past `ImageAccess`."""
+
+    async def handle_request(self, *args):
+        raise HTTPException(status_code=404, detail="This endpoint is not served.")
+
+
+def _processor(handler: BaseHandler, body: dict) -> InternVLXProcessor:
+    return handler._resolve_model(dict(body))[2]  # type: ignore[return-value]
+
+
+def _require_messages(given: Any, field: str) -> None:
+    if isinstance(given, str) and field == "input":
+        return
+    wrong = [item for item in given if not isinstance(item, Mapping)] if isinstance(given, list) and given else [given]
+    if wrong:
+        raise ValueError(
+            f"{field} has {wrong[0]!r:.100}, expected a list of messages {{'role': ..., 'content': ...}}."
+        )
+
+
+def _require_template_variables(given: Any, processor: InternVLXProcessor) -> None:
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise ValueError(f"chat_template_kwargs={given!r:.100}, expected an object.")
+    known = template_words(processor.resolve_chat_template()) - _NOT_FOR_TEMPLATES
+    for name in given:
+        if name not in known:
+            raise ValueError(f"chat_template_kwargs has {name!r}, which is no variable of the chat template.")
+
+
+def _with_images(value: Any, access: ImageAccess) -> Any:
+    """Messages of either API with parts as in Chat Completions, their images opened."""
+    if isinstance(value, list):
+        return [_with_images(item, access) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("type")
+    if kind in ("image", "image_url", "input_image"):
+        return _image_part(value, access)
+    if kind in ("input_text", "output_text"):
+        return {**value, "type": "text"}
+    return {**value, "content": _with_images(value["content"], access)} if "content" in value else value
+
+
+def _image_part(part: Mapping, access: ImageAccess) -> Mapping:
+    named = [key for key in IMAGE_KEYS if part.get(key) is not None]
+    source = part[named[0]] if len(named) == 1 else None
+    if isinstance(source, Mapping):
+        source = source.get("url")
+    if not isinstance(source, str):
+        return part  # our processor says what is wrong with it
+    others = {key: value for key, value in part.items() if key not in ("type", *named)}
+    return {"type": "image", "image": open_image(source, access), **others}
