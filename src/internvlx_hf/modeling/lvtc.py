@@ -95,7 +95,7 @@ class LVTC(nn.Module):
             ValueError: if they are not one of each for every tile of `image_tokens` (tiles, N₁², D).
         """
         tensors = [torch.stack(tokens) if isinstance(tokens, list) else tokens for tokens in later or []]
-        tiles = len(image_tokens)
+        tiles = image_tokens.shape[0]
         expected = [(tiles, self.config.image_seq_length)] * (1 + len(self.lr_projectors))
         if self.hr_projector is not None:
             expected.append((tiles, self.config.expanded_image_seq_length))

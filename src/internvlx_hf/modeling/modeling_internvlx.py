@@ -142,7 +142,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
     def _check_tiles(self, pixel_values: torch.Tensor) -> None:
         size = self.config.tile_size
-        if pixel_values.ndim != 4 or not len(pixel_values) or pixel_values.shape[-2:] != (size, size):
+        if pixel_values.ndim != 4 or not pixel_values.shape[0] or pixel_values.shape[-2:] != (size, size):
             raise ValueError(
                 f"`pixel_values` must be (tiles, channels, {size}, {size}) with at least one tile for this model, got "
                 f"{tuple(pixel_values.shape)}. Set the image processor's `size` to {size}x{size}."

@@ -119,7 +119,7 @@ class StochasticDepth(nn.Dropout):
     """
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        return branch * super().forward(branch.new_ones(len(branch), 1))
+        return branch * super().forward(branch.new_ones(branch.shape[0], 1))
 
 
 class PVTCLayer(GradientCheckpointingLayer):

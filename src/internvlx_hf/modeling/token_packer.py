@@ -71,7 +71,7 @@ class TokenPackerProjector(Projector):
         value = self.value(self.value_norm(self.value_mlp(fine)))
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
         seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # [B·N², 1, C]
-        return self.mlp(self.output(seen)).view(len(features), tokens, -1)
+        return self.mlp(self.output(seen)).view(features.shape[0], tokens, -1)
 
     @classmethod
     def check_config(cls, config: PretrainedConfig, side: int) -> None:
