@@ -14,12 +14,19 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, pipeline
+from transformers import (
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    pipeline,
+)
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from internvlx_hf.quantization import COMPRESSION_MODULES, UNQUANTISED_MODULES
 from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
+from versions import needs_transformers
 
 TORCHAO = ROOT / "build/torchao"
 PROJECTORS = ("pvtc", "pixel_shuffle", "linear", "token_packer", "ldpv2")
@@ -215,3 +222,54 @@ def test_liger_s_kernels_go_into_the_inner_language_model(text, lvtc, monkeypatc
     for name, gradient in expected.items():
         # float32, other orders of summation in norms and rotations
         torch.testing.assert_close(found[name], gradient, atol=2e-3 * gradient.abs().max().item() + 1e-6, rtol=0)
+
+
+# ---- Continuous batching
+
+
+PAGES = {"num_blocks": 32, "block_size": 32, "max_batch_tokens": 64}
+
+
+def text_settings():
+    settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    return {"generation_config": settings, "continuous_batching_config": ContinuousBatchingConfig(**PAGES)}
+
+
+@needs_transformers("5.17", "continuous batching takes no models of several parts")
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_texts_are_answered_in_continuous_batches_as_alone(lvtc):
+    model = tiny_model("llama", **lvtc)
+    prompts = [[11, 12, 13], list(range(20, 60)), [99] * 70]
+    answers = [answer.generated_tokens for answer in model.generate_batch(prompts, **text_settings()).values()]
+    alone = [{"input_ids": torch.tensor([prompt])} for prompt in prompts]
+    assert answers == [new_tokens(model, batch, eos_token_id=-1)[0].tolist() for batch in alone]
+
+
+def test_continuous_batches_take_no_images():
+    model = tiny_model("llama")
+    prompts = [[11, 12], [13, model.config.image_token_id]]
+    with pytest.raises(ValueError, match=r"Prompt 1 has image placeholders \(token 5\).*Use `generate`"):
+        model.generate_batch(prompts, **text_settings())
+    with pytest.raises(ValueError, match="takes no `pixel_values`"):
+        model.generate_batch([[11]], pixel_values=torch.zeros(1, 3, 32, 32), **text_settings())
+    manager = model.init_continuous_batching(**text_settings())
+    for add in (lambda: manager.add_request(prompts[1]), lambda: manager.add_requests(prompts)):
+        with pytest.raises(ValueError, match=r"image placeholders \(token 5\)"):
+            add()
+
+
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
+@pytest.mark.parametrize("attention", ["paged|sdpa", "paged|eager"])
+@pytest.mark.filterwarnings("ignore:The `paged.` prefix:FutureWarning")
+def test_setting_a_paged_attention_sets_all_parts_without_a_warning(lvtc, attention, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("transformers.modeling_utils.logger.warning", lambda *args: warnings.append(args))
+    model = tiny_model("llama", **lvtc)
+    model.set_attn_implementation(attention)
+    parts = [getattr(model.config, name) for name in type(model.config).sub_configs]
+    assert {part._attn_implementation for part in [model.config, *filter(None, parts)]} == {
+        model.model.language_model.config._attn_implementation
+    }
+    assert not warnings
+    assert model.config.sub_configs == type(model.config).sub_configs
+    assert "sub_configs" not in model.config.to_dict()

@@ -32,6 +32,7 @@ from .lvtc_cache import allow_growth
 from .lvtc_stages import Masks, decoding_masks
 from .projector import Projector, project
 from .projectors import build_projector
+from .text_batches import TextBatchMixin
 from .towers import check_tower, projected_features
 
 logger = logging.get_logger(__name__)
@@ -68,18 +69,17 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
         return super().from_pretrained(*args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        # The projectors have no choice of attention. Without this, transformers warns that no model goes with them.
-        parts = [part for part in (self.config.projector_config, self.config.lvtc_config) if part is not None]
-        before = [part._attn_implementation for part in parts]
-        if isinstance(attn_implementation, str):
-            for part in parts:
-                part._attn_implementation = attn_implementation
+        if not isinstance(attn_implementation, str):
+            return super().set_attn_implementation(attn_implementation, *args, **kwargs)
+        # The projectors have no choice of attention. Left in, transformers warns that no model goes with their settings.
+        parts = ("projector_config", "lvtc_config")
+        self.config.sub_configs = {key: kind for key, kind in self.config.sub_configs.items() if key not in parts}
         try:
             super().set_attn_implementation(attn_implementation, *args, **kwargs)
-        except Exception:
-            for part, implementation in zip(parts, before, strict=True):
-                part._attn_implementation = implementation
-            raise
+        finally:
+            del self.config.sub_configs  # the class's own show again
+        for part in filter(None, (getattr(self.config, name) for name in parts)):
+            part._attn_implementation = self.config._attn_implementation
 
 
 class InternVLXModel(InternVLXPreTrainedModel):
@@ -281,7 +281,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         )
 
 
-class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, GenerationMixin):
+class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, TextBatchMixin, GenerationMixin):
     """InternVL-X with its language modelling head: what the Auto classes load, to chat with and to fine-tune."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
