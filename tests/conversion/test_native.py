@@ -1,6 +1,7 @@
 """Transformers' native InternVL: its checkpoints come in, and what kept its projector goes back out."""
 
 import json
+import runpy
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, edit_config, golden, golden_logits, load
 from internvlx_hf.conversion import convert_checkpoint
+from paths import ROOT
 
 INTERNVL2 = [name for name in FAMILIES if name.startswith("internvl2")]
 QWEN = "internvl2_qwen2"
@@ -143,3 +145,24 @@ def test_native_configuration_is_valid_for_transformers(tmp_path):
     config = AutoConfig.from_pretrained(tmp_path / "native")
     assert isinstance(config, InternVLConfig)
     assert (config.image_seq_length, config.downsample_ratio, config.tie_word_embeddings) == (4, 0.5, False)
+
+
+def test_what_llama_cpp_converts_has_the_names_and_classes_that_it_looks_for(tmp_path):
+    """Its own conversion was run once: docs/serving.md says with what result."""
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    prepare = runpy.run_path(str(ROOT / "integrations/llama_cpp/prepare.py"))["prepare"]
+    prepare(tmp_path / "native", tmp_path / "out")
+    native, prepared = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "out"))
+    assert prepared.keys() == module_names(native).keys()
+    for name, tensor in module_names(native).items():
+        torch.testing.assert_close(prepared[name], tensor, rtol=0, atol=0)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["architectures"] == ["Qwen2ForCausalLM"]
+    assert config["vision_config"]["architectures"] == ["InternVisionModel"]
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    with pytest.raises(ValueError, match="exists already"):
+        prepare(tmp_path / "native", tmp_path / "out")
+    edit_config(tmp_path / "native", lambda raw: raw.update(vision_feature_layer=-2))
+    with pytest.raises(ValueError, match=r"vision_feature_layer=-2, but llama\.cpp computes -1"):
+        prepare(tmp_path / "native", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
