@@ -13,7 +13,9 @@ from transformers import ProcessorMixin
 from transformers.utils.import_utils import is_serve_available
 
 if not is_serve_available():  # else transformers' modules fail on names that they have not imported
-    raise ImportError("Serving needs fastapi, uvicorn and openai: pip install 'internvlx-hf[serving]'")
+    raise ImportError(
+        "Serving needs fastapi, uvicorn and openai: pip install 'internvlx-hf[serving]', or '.[serving]' in a clone of the repository"
+    )
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
