@@ -1,10 +1,12 @@
 """What a training reports of itself equals what is counted by hand, with a clock that the test moves."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from internvlx_hf.training import InternVLXDataCollator
@@ -142,6 +144,34 @@ def test_two_processes_report_what_both_have_done(tmp_path):
         assert logs["text_tokens_seen"] == 3 + 4 + 9 + 5
         assert (logs["tiles_seen"], logs["stage_one_tokens_seen"], logs["stage_two_tokens_seen"]) == (3, 12, 48)
         assert logs["padding_share"] == pytest.approx(4 / (7 + 12 + 18))
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_counting_copies_nothing_to_or_from_the_device(packed):
+    """On the device without memory, where whatever reads a value raises."""
+    model = tiny_model(**LVTC).train()
+    batch = {name: tensor.to("meta") for name, tensor in tiny_batch(model.config, [["tile", 3], [9]]).items()}
+    if packed:
+        batch["position_ids"] = torch.empty_like(batch.pop("attention_mask"))
+    callback = ThroughputCallback()
+    with Operations() as operations:
+        for _ in range(2):
+            callback._count(model, (), batch)
+        callback.on_step_end(SimpleNamespace(device=torch.device("meta")), None, None)
+    assert len(operations.names) > 10
+    # a tensor made of Python numbers, copies between devices and to the host
+    assert not operations.names & {"lift_fresh", "_to_copy", "_local_scalar_dense", "nonzero"}
+    assert callback._known == [0] * 7
 
 
 def test_a_model_of_another_kind_is_refused():

@@ -32,8 +32,8 @@ class ThroughputCallback(TrainerCallback, ExportableState):
     - `samples_past_limit_seen`: samples with more tokens, in either stage, than the language model has positions for.
     - `learning_rate/NAME` of each group of parameters that has a name and a rate of its own.
 
-    Rates are over the wall-clock time since the last log, but for evaluating and saving. Counting costs a sum over the
-    attention mask, which stays on the device until there is something to log.
+    Rates are over the wall-clock time since the last log, but for evaluating and saving. Counting copies nothing to or from the
+    device: what shapes say is counted on the host, sums over the batch stay on the device until there is something to log.
 
     A `Trainer` reports its logs before it asks the callbacks that it was made with. Use [`ThroughputCallback.attach`].
 
@@ -45,7 +45,9 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         self.clock = clock
         self.seen = dict.fromkeys(COUNTS, 0)
         self._logged = dict(self.seen)
-        self._in_step: list[torch.Tensor] = []  # counts of this process, a forward each
+        # of this process in this step: what shapes say, and what a forward's tensors hold
+        self._known = [0] * len(COUNTS)
+        self._found: list[torch.Tensor] = []
         self._unsettled: torch.Tensor | None = None  # counts of all processes that `seen` lacks
         self._rates: dict[str, float] = {}
         self._hook = None
@@ -84,30 +86,28 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         if not model.training or inputs is None:
             return
         pixels, mask, config = kwargs.get("pixel_values"), kwargs.get("attention_mask"), model.config
-        tiles = 0 if pixels is None else len(pixels)
+        tiles, places = 0 if pixels is None else len(pixels), inputs.numel()
         stage_one, stage_two = tiles * config.image_seq_length, tiles * config.expanded_image_seq_length
-        places = inputs.numel()
-        known = [-stage_one, stage_one, stage_two, tiles, places, places, 0]
-        counts = torch.tensor(known, dtype=torch.int64, device=inputs.device)
-        counts[COUNTS.index("samples_past_limit")] = _samples_past_limit(
-            config, inputs, mask, kwargs.get("position_ids")
-        )
-        filled = places if mask is None else mask.sum(dtype=torch.int64)
-        counts[COUNTS.index("text_tokens")] += filled
-        counts[COUNTS.index("padding")] -= filled
-        self._in_step.append(counts)
+        known = [places - stage_one, stage_one, stage_two, tiles, 0, places, 0]
+        self._known = [before + more for before, more in zip(self._known, known, strict=True)]
+        past_limit = _samples_past_limit(config, inputs, mask, kwargs.get("position_ids"))
+        none = torch.zeros_like(past_limit)
+        padding = none if mask is None else mask.numel() - mask.sum(dtype=torch.int64)
+        found = {"text_tokens": -padding, "padding": padding, "samples_past_limit": past_limit}
+        self._found.append(torch.stack([found.get(name, none) for name in COUNTS]))
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         groups = [group for group in optimizer.param_groups if "name" in group and group["params"]]
         self._rates = {f"learning_rate/{group['name']}": float(group["lr"]) for group in groups}
 
     def on_step_end(self, args, state, control, **kwargs):
-        zero = torch.zeros(len(COUNTS), dtype=torch.int64, device=args.device)
-        counts = torch.stack([zero, *self._in_step]).sum(0)
+        # filled in on the device: a tensor of a list would be copied there
+        known = [torch.full((), count, dtype=torch.int64, device=args.device) for count in self._known]
+        counts = torch.stack([torch.stack(known), *self._found]).sum(0)
         if _distributed():  # here and not when it is needed: a checkpoint asks one process alone
             torch.distributed.all_reduce(counts)
         self._unsettled = counts if self._unsettled is None else self._unsettled + counts
-        self._in_step = []
+        self._known, self._found = [0] * len(COUNTS), []
         self._mark = self.clock()
 
     def _settle(self) -> None:
