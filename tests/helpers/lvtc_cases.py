@@ -1,5 +1,7 @@
 """Prompts, models and training steps on which LVTC is tested."""
 
+import torch
+
 from tiny import IMAGE_TOKEN, LVTC, tiny_batch, tiny_model
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -85,3 +87,42 @@ def next_turn(model, layouts, seed=1):
 
 def uncached(model, batch):
     return model(**batch, use_cache=False).logits
+
+
+def assert_same_step(got, want, relative=1e-3):
+    torch.testing.assert_close(got[0], want[0], atol=1e-5, rtol=1e-5)
+    assert got[1].keys() == want[1].keys()
+    for name, gradient in want[1].items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        error = (got[1][name] - gradient).abs().max() / scale
+        assert error <= relative, f"{name}: {error}"
+
+
+def pack(batches, **bounds):
+    """One row of a padded batch's samples, without padding, for each batch given; shorter rows are filled up."""
+    rows = []
+    for batch in batches:
+        masks = batch["attention_mask"].bool()
+        row = {
+            key: torch.cat([batch[key][i][mask] for i, mask in enumerate(masks)]) for key in ("input_ids", "labels")
+        }
+        row["position_ids"] = torch.cat([torch.arange(int(mask.sum())) for mask in masks])
+        rows.append(row)
+    length = max(len(row["labels"]) for row in rows)
+    fill = {"input_ids": 0, "labels": -100}
+    packed = {
+        key: torch.stack([torch.cat([row[key], torch.full((length - len(row[key]),), value)]) for row in rows])
+        for key, value in fill.items()
+    }
+    # what fills a row up is one more sample, which nobody reads
+    packed["position_ids"] = torch.stack(
+        [torch.cat([row["position_ids"], torch.arange(length - len(row["position_ids"]))]) for row in rows]
+    )
+    return packed | {"pixel_values": torch.cat([b["pixel_values"] for b in batches if "pixel_values" in b])}
+
+
+def bounds_of(batch):
+    lengths = batch["attention_mask"].sum(-1)
+    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    longest = int(lengths.max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}

@@ -11,49 +11,20 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import lvtc_reference  # noqa: F401  registers the "varlen" attention
-from lvtc_cases import MIXED, SLIDING, labelled, loss_and_gradients, lvtc, training_model
+from lvtc_cases import (
+    MIXED,
+    SLIDING,
+    assert_same_step,
+    bounds_of,
+    labelled,
+    loss_and_gradients,
+    lvtc,
+    pack,
+    training_model,
+)
 from tiny import TEXT_MODELS
 
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
-
-
-def assert_same_step(got, want, relative=1e-3):
-    torch.testing.assert_close(got[0], want[0], atol=1e-5, rtol=1e-5)
-    assert got[1].keys() == want[1].keys()
-    for name, gradient in want[1].items():
-        scale = gradient.abs().max().clamp(min=1e-3)
-        error = (got[1][name] - gradient).abs().max() / scale
-        assert error <= relative, f"{name}: {error}"
-
-
-def pack(batches, **bounds):
-    """One row of a padded batch's samples, without padding, for each batch given; shorter rows are filled up."""
-    rows = []
-    for batch in batches:
-        masks = batch["attention_mask"].bool()
-        row = {
-            key: torch.cat([batch[key][i][mask] for i, mask in enumerate(masks)]) for key in ("input_ids", "labels")
-        }
-        row["position_ids"] = torch.cat([torch.arange(int(mask.sum())) for mask in masks])
-        rows.append(row)
-    length = max(len(row["labels"]) for row in rows)
-    fill = {"input_ids": 0, "labels": -100}
-    packed = {
-        key: torch.stack([torch.cat([row[key], torch.full((length - len(row[key]),), value)]) for row in rows])
-        for key, value in fill.items()
-    }
-    # what fills a row up is one more sample, which nobody reads
-    packed["position_ids"] = torch.stack(
-        [torch.cat([row["position_ids"], torch.arange(length - len(row["position_ids"]))]) for row in rows]
-    )
-    return packed | {"pixel_values": torch.cat([b["pixel_values"] for b in batches if "pixel_values" in b])}
-
-
-def bounds_of(batch):
-    lengths = batch["attention_mask"].sum(-1)
-    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    longest = int(lengths.max())
-    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 # ---- A training step
@@ -77,7 +48,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(reentrant, use
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", TEXT_MODELS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen", "varlen_sdpa"])
 def test_padding_free_packing_equals_the_padded_batch_in_loss_and_gradients(text, attention):
     model = training_model(text)
     batch = labelled(model, MIXED)
@@ -99,7 +70,7 @@ def test_packing_with_other_settings_equals_the_padded_batch(settings):
     model = training_model(**settings)
     batch = labelled(model, MIXED)
     expected = loss_and_gradients(model, batch)
-    for attention in ("sdpa", "varlen"):
+    for attention in ("sdpa", "varlen", "varlen_sdpa"):
         model.set_attn_implementation({"text_config": attention})
         assert_same_step(loss_and_gradients(model, pack([batch]) | bounds_of(batch)), expected)
 
@@ -111,7 +82,7 @@ def test_packing_with_sliding_windows_equals_the_padded_batch(text):
     assert_same_step(loss_and_gradients(model, pack([batch])), loss_and_gradients(model, batch))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen_sdpa"])
 def test_packing_into_two_rows_that_grow_unequally_equals_the_padded_batch(attention):
     """Four tiles in one row, none or one in the other: stage two pads, and must not mix the padding up with samples."""
     model = training_model()

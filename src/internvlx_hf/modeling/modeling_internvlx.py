@@ -34,6 +34,7 @@ from .projector import Projector, project
 from .projectors import build_projector
 from .text_batches import TextBatchMixin
 from .towers import check_tower, projected_features
+from .varlen_attention import warn_of_dense_masks
 
 logger = logging.get_logger(__name__)
 
@@ -260,6 +261,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
             if in_step or (trains and not inputs_embeds.requires_grad):
                 inputs_embeds = self._touch_vision(inputs_embeds)
 
+        if kwargs.get("cu_seq_lens_q") is not None:
+            warn_of_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens))
         inputs = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,

@@ -1,0 +1,179 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Attention over packed rows without a mask, `attn_implementation="varlen_sdpa"`, and what a mask would take.
+
+Several samples packed into a row must not see each other. With "sdpa" and "eager" transformers keeps them apart by a dense
+mask of L² entries; this attention hands the samples' bounds to torch's variable-length kernel, or calls SDPA once per sample.
+On rows that are not packed it is "sdpa".
+"""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_tracing, logging
+
+from .configuration_internvlx import InternVLXConfig
+from .lvtc_stages import attention_types
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+logger = logging.get_logger(__name__)
+
+VARLEN_SDPA = "varlen_sdpa"
+# those that keep packed samples apart by a mask of (L, L)
+DENSE_MASKS = ("sdpa", "eager")
+HALF = (torch.float16, torch.bfloat16)
+# what has been warned of in this process
+_warned: set[str] = set()
+
+
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's own variable-length kernel runs there (its first versions lack grouped queries and windows)."""
+    if varlen_attn is None or device.type != "cuda" or torch.version.hip or dtype not in HALF:
+        return False
+    known = inspect.signature(varlen_attn).parameters
+    return {"enable_gqa", "window_size"} <= known.keys() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def varlen_sdpa_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function,
+    attention_mask: torch.Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    device: torch.device | str = "cpu",
+    **kwargs,
+) -> torch.Tensor | None:
+    """For packed rows the bounds of their samples in the flattened batch, (samples + 1,) int32; else SDPA's mask.
+
+    transformers has found the samples by then and made them part of `mask_function`: a token that does not see the one
+    before it is a sample's first.
+    """
+    if attention_mask is not None or allow_is_causal_skip or not q_length == kv_length > 1:
+        return sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            allow_is_causal_skip=allow_is_causal_skip,
+            device=device,
+            **kwargs,
+        )
+    row, column = torch.arange(batch_size, device=device)[:, None], torch.arange(1, q_length, device=device)
+    goes_on = mask_function(row, torch.zeros_like(row), column, column - 1).expand(batch_size, -1)
+    is_first = F.pad(~goes_on, (1, 0), value=True).flatten()
+    return F.pad(is_first.nonzero()[:, 0], (0, 1), value=len(is_first)).int()
+
+
+def varlen_sdpa_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sample: (B, heads, L, width) -> (B, L, heads, width).
+
+    Args:
+        attention_mask: as `varlen_sdpa_mask` gives it.
+        cu_seq_lens_q, max_length_q: bounds and longest of the samples, as the collator and LVTC give them.
+    """
+    batch, _, length, width = query.shape
+    is_packed = cu_seq_lens_q is not None and length == key.shape[2]
+    bounds = cu_seq_lens_q if is_packed else attention_mask
+    if bounds is None or bounds.ndim != 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    bounds, device_type = bounds.to(query.device, torch.int32), query.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else query.dtype
+    query, key, value = (rearrange(rows, "b h l d -> (b l) h d").to(dtype) for rows in (query, key, value))
+    if has_varlen_kernel(query.device, dtype) and not dropout and width % 8 == 0 and width <= 256:
+        longest = max_length_q if is_packed and isinstance(max_length_q, int) else len(query)
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        output: torch.Tensor = varlen_attn(  # type: ignore[assignment]
+            query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, enable_gqa=True
+        )
+    else:
+        output = _sample_by_sample(module, (query, key, value), bounds, sliding_window, dropout, scaling)
+    return output.unflatten(0, (batch, length)), None
+
+
+@torch.compiler.disable  # lengths differ from row to row: each would be compiled anew
+def _sample_by_sample(
+    module: nn.Module,
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    bounds: torch.Tensor,
+    sliding_window: int | None,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """(rows, heads, width) queries, keys and values -> (rows, heads, width). On a GPU the lengths wait for the device."""
+    lengths = bounds.diff().tolist()
+    outputs = []
+    for sample in zip(*(part.split(lengths) for part in rows), strict=True):
+        query, key, value = (rearrange(part, "l h d -> 1 h l d") for part in sample)
+        mask = None
+        if sliding_window is not None and len(sample[0]) > sliding_window:
+            mask = torch.ones(len(sample[0]), len(sample[0]), dtype=torch.bool, device=query.device).tril()
+            mask = mask.triu(1 - sliding_window)[None, None]
+        outputs.append(sdpa_attention_forward(module, query, key, value, mask, dropout, scaling)[0][0])
+    return torch.cat(outputs)
+
+
+AttentionInterface.register(VARLEN_SDPA, varlen_sdpa_forward)
+AttentionMaskInterface.register(VARLEN_SDPA, varlen_sdpa_mask)
+
+
+def dense_mask_bytes(config: InternVLXConfig, length: int, expanded_length: int, itemsize: int = 1) -> int:
+    """Bytes of the masks that "sdpa" and "eager" make for a packed row: all of a forward, which live together.
+
+    Args:
+        length, expanded_length: L and L₂, tokens of the row before and after LVTC's expansion.
+        itemsize: bytes of an entry: 1 for "sdpa" (bool), for "eager" those of the model's dtype.
+    """
+    types = attention_types(config.text_config)
+    if config.lvtc_config is None:
+        return itemsize * len(set(types)) * length**2
+    k = config.lvtc_config.expand_layer
+    return itemsize * (len(set(types[:k])) * length**2 + len(set(types[k:])) * expanded_length**2)
+
+
+def describe_dense_masks(config: InternVLXConfig, attention: str, length: int, expanded_length: int, size: int) -> str:
+    """What a warning or an error says of masks of `size` bytes."""
+    expanded = "" if config.lvtc_config is None else f", {expanded_length} after LVTC's expansion,"
+    return (
+        f"`attn_implementation={attention!r}` keeps the samples of a packed row of {length} tokens{expanded} apart by dense "
+        f"masks of {size / 2**20:,.1f} MiB"
+    )
+
+
+def warn_of_dense_masks(config: InternVLXConfig, inputs_embeds: torch.Tensor, tiles: int) -> None:
+    """Say once what the masks of a packed row, (1, L, D), take where the attention needs them."""
+    attention = config.text_config._attn_implementation
+    if attention not in DENSE_MASKS or attention in _warned or is_tracing():
+        return
+    _warned.add(attention)
+    length = inputs_embeds.shape[1]
+    expanded_length = length + tiles * (config.expanded_image_seq_length - config.image_seq_length)
+    itemsize = 1 if attention == "sdpa" else inputs_embeds.element_size()
+    size = dense_mask_bytes(config, length, expanded_length, itemsize)
+    masks = describe_dense_masks(config, attention, length, expanded_length, size)
+    logger.warning(
+        f"{masks}, which grow with the square of its length. Load the model with `attn_implementation={VARLEN_SDPA!r}` or "
+        "'flash_attention_2', which need none."
+    )

@@ -1,0 +1,169 @@
+"""The attention "varlen_sdpa": packed rows without a mask, everything else as "sdpa"; and what masks take elsewhere.
+
+Tolerances: as in test_lvtc_training.py; where the same operations run, exact.
+"""
+
+import pytest
+import torch
+from transformers.utils import logging
+
+import lvtc_reference  # noqa: F401  registers the "varlen" attention
+from internvlx_hf.modeling import varlen_attention
+from lvtc_cases import (
+    CLOSE,
+    MIXED,
+    SLIDING,
+    assert_same_step,
+    bounds_of,
+    labelled,
+    loss_and_gradients,
+    pack,
+    training_model,
+)
+
+NO_LVTC = {"lvtc_config": None}
+CASES = {
+    "LVTC": {},
+    "no LVTC": NO_LVTC,
+    "LVTC, some layers slide": {"text": "qwen2", "text_config": SLIDING["qwen2"]},
+    "no LVTC, all slide": {"text": "mistral", "text_config": SLIDING["mistral"]} | NO_LVTC,
+}
+
+
+@pytest.fixture(params=CASES)
+def model(request):
+    return training_model(**CASES[request.param])
+
+
+def attention_masks(model, batch) -> list[torch.Tensor]:
+    """The masks that a forward hands to the layers' attention, each once."""
+    masks = {}
+
+    def keep(module, args, kwargs):
+        masks[id(kwargs["attention_mask"])] = kwargs["attention_mask"]
+
+    layers = model.model.language_model.layers
+    hooks = [layer.self_attn.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
+    model(**batch, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return list(masks.values())
+
+
+def test_a_packed_row_trains_as_with_a_dense_mask_and_makes_none(model, monkeypatch):
+    batch = labelled(model, MIXED)
+    packed = pack([batch])
+    model.set_attn_implementation({"text_config": "sdpa"})
+    expected = loss_and_gradients(model, packed, use_cache=False)
+    model.set_attn_implementation({"text_config": "varlen_sdpa"})
+    monkeypatch.setattr(varlen_attention, "sdpa_mask", None)  # would raise if it were called
+    for inputs in (packed, packed | bounds_of(batch)):
+        assert_same_step(loss_and_gradients(model, inputs, use_cache=False), expected)
+        assert {mask.ndim for mask in attention_masks(model, inputs)} == {1}
+
+
+def test_rows_that_are_not_packed_run_as_with_sdpa(model):
+    batch = labelled(model, MIXED)
+    expected = loss_and_gradients(model, batch)
+    model.set_attn_implementation("varlen_sdpa")  # the vision tower too
+    loss, gradients = loss_and_gradients(model, batch)
+    assert loss == expected[0]
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in expected[1].items())
+
+
+def test_each_sample_of_a_packed_row_has_the_numbers_that_it_has_alone():
+    model = training_model().eval()
+    model.set_attn_implementation({"text_config": "varlen_sdpa"})
+    batch = labelled(model, MIXED)
+    batch.pop("labels")
+    packed = pack([{**batch, "labels": batch["input_ids"]}])
+    packed.pop("labels")
+    logits = model(**packed, use_cache=False).logits[0].split(batch["attention_mask"].sum(-1).tolist())
+    tiles = batch["pixel_values"].split([0, 1, 3, 1])
+    for i, mask in enumerate(batch["attention_mask"].bool()):
+        pixels = {"pixel_values": tiles[i]} if len(tiles[i]) else {}
+        alone = model(input_ids=batch["input_ids"][i][mask][None], **pixels, use_cache=False).logits[0]
+        torch.testing.assert_close(logits[i], alone, **CLOSE)
+
+
+def kernel_stand_in(calls):
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert query.dtype == key.dtype == value.dtype == torch.bfloat16
+        assert cu_seq_q.dtype == torch.int32
+        assert cu_seq_q is cu_seq_k
+        assert enable_gqa
+        calls.append((cu_seq_q.tolist(), max_q, window_size))
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+        sample = torch.bucketize(torch.arange(len(query)), cu_seq_q[1:].long(), right=True)
+        distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
+        seen = (sample[:, None] == sample) & (distance >= 0)
+        if window_size[0] >= 0:
+            seen &= distance <= window_size[0]
+        scores = (torch.einsum("qhd,khd->hqk", query, key) * scale).masked_fill(~seen, -torch.inf)
+        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
+
+    return varlen_attn
+
+
+def test_torch_s_kernel_gets_the_bounds_and_windows_of_both_stages(monkeypatch):
+    """With a stand-in for the kernel, which needs a GPU; under autocast, which must cast for it."""
+    model = training_model(**CASES["LVTC, some layers slide"])
+    batch = labelled(model, MIXED)
+    packed = pack([batch]) | bounds_of(batch)
+    model.set_attn_implementation({"text_config": "varlen_sdpa"})
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, calls = loss_and_gradients(model, packed), []
+        monkeypatch.setattr(varlen_attention, "has_varlen_kernel", lambda device, dtype: dtype == torch.bfloat16)
+        monkeypatch.setattr(varlen_attention, "varlen_attn", kernel_stand_in(calls))
+        # numbers of 8 bits
+        torch.testing.assert_close(loss_and_gradients(model, packed)[0], expected[0], atol=2e-2, rtol=2e-2)
+        short, long = bounds_of(batch)["cu_seq_lens_q"], [0, 5, 26, 79, 104]
+        stages = [(short.tolist(), int(short.diff().max())), (long, 53)]
+        windows = [(6, 0), (-1, 0), (-1, 0), (6, 0)]
+        assert calls == [(*stages[i // 2], window) for i, window in enumerate(windows)]
+        # without bounds the kernel takes the row's length for its longest sample's
+        calls.clear()
+        loss_and_gradients(model, pack([batch]))
+        assert [(bounds, longest) for bounds, longest, _ in calls[1:3]] == [(stages[0][0], short[-1]), (long, 104)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's variable-length kernel needs a GPU")
+def test_torch_s_kernel_trains_as_sdpa_does():
+    model = training_model("qwen2", text_config=SLIDING["qwen2"]).cuda()
+    batch = {name: tensor.cuda() for name, tensor in pack([labelled(model, MIXED)]).items()}
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = loss_and_gradients(model, batch)
+        model.set_attn_implementation({"text_config": "varlen_sdpa"})
+        assert varlen_attention.has_varlen_kernel(torch.device("cuda"), torch.bfloat16)
+        # numbers of 8 bits
+        assert_same_step(loss_and_gradients(model, batch), expected, relative=5e-2)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_bytes_of_dense_masks_are_those_that_a_forward_makes(model, attention):
+    model.set_attn_implementation({"text_config": attention})
+    packed = pack([labelled(model, MIXED)])
+    masks = attention_masks(model, packed)
+    itemsize = 1 if attention == "sdpa" else 4
+    lengths = packed["input_ids"].shape[1], masks[-1].shape[-1]
+    assert varlen_attention.dense_mask_bytes(model.config, *lengths, itemsize) == sum(mask.nbytes for mask in masks)
+
+
+def test_a_packed_row_s_dense_masks_are_warned_of_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(varlen_attention, "_warned", set())
+    monkeypatch.setattr(logging.get_logger(varlen_attention.__name__), "warning", said.append)
+    model = training_model()
+    batch = labelled(model, MIXED)
+    model(**batch)
+    assert not said
+    for _ in range(2):
+        model(**pack([batch]), **bounds_of(batch))
+    (line,) = said
+    size = (44**2 + 104**2) / 2**20
+    assert f"packed row of 44 tokens, 104 after LVTC's expansion, apart by dense masks of {size:.1f} MiB" in line
+    assert "`attn_implementation='varlen_sdpa'`" in line
+    for attention in ("varlen_sdpa", "varlen"):
+        model.set_attn_implementation({"text_config": attention})
+        model(**pack([batch]), **bounds_of(batch))
+    assert len(said) == 1
