@@ -36,7 +36,11 @@ class ModelArguments:
         },
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "'sdpa', 'eager', 'flash_attention_2', 'flex_attention'; unset: sdpa."}
+        default=None,
+        metadata={
+            "help": "'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention', 'varlen_sdpa' or a kernel of "
+            "the Hub; unset: sdpa, and with `packing_tokens` the fastest here that needs no mask."
+        },
     )
     slicing: str | None = field(
         default=None,
@@ -98,6 +102,10 @@ class DataArguments:
     packing_tokens: int = field(
         default=0,
         metadata={"help": "Fill each row with samples up to so many tokens, without padding; 0: a row a sample."},
+    )
+    max_mask_bytes: int = field(
+        default=2**30,
+        metadata={"help": "Most bytes of the masks that 'sdpa' and 'eager' make of a packed batch, in both stages."},
     )
     pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Make rows a multiple of so many tokens."})
 

@@ -65,7 +65,10 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
             output_loading_info=True,
         )
     except ImportError as error:  # of the package that an attention needs
-        raise ValueError(f"`attn_implementation` is {arguments.attn_implementation!r}: {error}") from error
+        raise ValueError(
+            f"`attn_implementation` is {arguments.attn_implementation!r}: {error} 'sdpa' needs no package, nor does "
+            "'varlen_sdpa', which is for packed rows."
+        ) from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{arguments.model_name_or_path} lacks {len(missing)} weights, {missing[0]} first. Convert it again."

@@ -64,6 +64,7 @@ def training_recipe(
     settings = {name: _plain(getattr(arguments, name)) for name in SETTINGS}
     settings |= {name: getattr(image_processor, name) for name in ("slicing", "min_patches", "max_patches")}
     settings |= {"dtype": model_arguments.dtype, "world_size": arguments.world_size}
+    settings |= {"attn_implementation": config.text_config._attn_implementation}
     settings |= data.settings
     per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     settings["rows_per_step" if data.collator.packing else "samples_per_step"] = per_step

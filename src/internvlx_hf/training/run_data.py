@@ -36,6 +36,7 @@ class RunData:
         train, evaluation: datasets of training samples, or of rows of them.
         collator: makes batches of either.
         costs: of each sample, for batches of like cost; None where there is no choice.
+        sizes: of each sample, where they were measured.
         sources, evaluation_sources: for the record of the run, `{"name", "samples", ...}` each.
         settings: for the record too, what was done to them.
     """
@@ -44,6 +45,7 @@ class RunData:
     collator: InternVLXDataCollator
     evaluation: Dataset | None = None
     costs: np.ndarray | None = None
+    sizes: SampleSizes | None = None
     sources: list[dict] = field(default_factory=list)
     evaluation_sources: list[dict] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
@@ -99,10 +101,29 @@ def load_run_data(
     if isinstance(data, StreamingTrainingData):
         run.train = PackedStream(data, budget) if budget else data
     elif budget:
-        run.train = PackedData(data, _measure(data, arguments, config).tokens, budget, seed)
+        run.sizes = _measure(data, arguments, config)
+        run.train = PackedData(data, run.sizes.tokens, budget, seed)
     elif arguments.train_sampling_strategy == "group_by_cost":
-        run.costs = _measure(data, arguments, config).costs(config)
+        run.sizes = _measure(data, arguments, config)
+        run.costs = run.sizes.costs(config)
     return run
+
+
+def longest_batch(data: RunData, rows: int, config: InternVLXConfig) -> tuple[int, int]:
+    """The most tokens that a batch of packed rows, which becomes one row, can have before and after LVTC's expansion.
+
+    Of a stream, where nothing is measured: what so many full rows of nothing but images would have.
+    """
+    if isinstance(data.train, PackedData) and data.sizes is not None:
+        stages = (data.sizes.tokens, data.sizes.stage_two_tokens(config))
+        sums = [sorted((int(tokens[row].sum()) for row in data.train.rows), reverse=True) for tokens in stages]
+        length, expanded = (sum(lengths[:rows]) for lengths in sums)
+    else:
+        length = rows * data.train.budget  # type: ignore[union-attr]
+        gain = config.expanded_image_seq_length - config.image_seq_length
+        expanded = length + max(gain, 0) * (length // config.image_seq_length)
+    multiple = data.collator.pad_to_multiple_of or 1
+    return length + -length % multiple, expanded + multiple - 1
 
 
 def _check(data_arguments: DataArguments, arguments: TrainingArguments) -> None:

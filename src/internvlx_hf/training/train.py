@@ -2,6 +2,7 @@
 """`internvlx train`: a checkpoint, data and settings in, a trained checkpoint out; a plain `Trainer` between them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from .arguments import (
     ModelArguments,
     parse_arguments,  # noqa: F401  for whoever calls `train`
 )
+from .attention import settle_attention
 from .drop_path import add_drop_path
 from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
@@ -56,7 +58,8 @@ def train(
     check_names(config, lora_arguments, arguments)
     processor = load_processor(model_arguments)
     data = load_run_data(data_arguments, arguments, processor, config)
-    model = load_model(model_arguments)
+    attention = settle_attention(model_arguments, data_arguments, arguments, data, config)
+    model = load_model(replace(model_arguments, attn_implementation=attention))
     set_seed(arguments.seed)
     model = prepare_model(model, model_arguments, lora_arguments, arguments)
     if arguments.ddp_find_unused_parameters is None:
@@ -77,6 +80,7 @@ def train(
     throughput = ThroughputCallback.attach(trainer)
     if trainer.is_world_process_zero():
         print(trainable_table(model), flush=True)
+        print(f"Attention: {model.config.text_config._attn_implementation}", flush=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(
