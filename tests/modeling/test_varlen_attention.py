@@ -5,10 +5,9 @@ Tolerances: as in test_lvtc_training.py; where the same operations run, exact.
 
 import pytest
 import torch
-from transformers.utils import logging
 
 import lvtc_reference  # noqa: F401  registers the "varlen" attention
-from internvlx_hf.modeling import varlen_attention
+from internvlx_hf.modeling import dense_masks, varlen_attention
 from lvtc_cases import (
     CLOSE,
     MIXED,
@@ -146,13 +145,13 @@ def test_the_bytes_of_dense_masks_are_those_that_a_forward_makes(model, attentio
     masks = attention_masks(model, packed)
     itemsize = 1 if attention == "sdpa" else 4
     lengths = packed["input_ids"].shape[1], masks[-1].shape[-1]
-    assert varlen_attention.dense_mask_bytes(model.config, *lengths, itemsize) == sum(mask.nbytes for mask in masks)
+    assert dense_masks.dense_mask_bytes(model.config, *lengths, itemsize) == sum(mask.nbytes for mask in masks)
 
 
 def test_a_packed_row_s_dense_masks_are_warned_of_once(monkeypatch):
     said = []
-    monkeypatch.setattr(varlen_attention, "_warned", set())
-    monkeypatch.setattr(logging.get_logger(varlen_attention.__name__), "warning", said.append)
+    monkeypatch.setattr(dense_masks, "_warned", set())
+    monkeypatch.setattr(dense_masks.logger, "warning", said.append)
     model = training_model()
     batch = labelled(model, MIXED)
     model(**batch)

@@ -234,10 +234,12 @@ def test_the_record_names_what_was_learned_from(tmp_path):
     assert "more.jsonl" in (tmp_path / "out" / "README.md").read_text()
     assert recipe["settings"]["samples_per_step"] == 2
     assert "packing_tokens" not in recipe["settings"]
+    assert recipe["settings"]["attn_implementation"] == "sdpa"
 
     run(tmp_path, output_dir=str(tmp_path / "packed"), max_steps=1, packing_tokens=60, max_length=50)
     settings = json.loads((tmp_path / "packed" / "training_recipe.json").read_text())["settings"]
     assert (settings["packing_tokens"], settings["max_length"], settings["rows_per_step"]) == (60, 50, 2)
+    assert settings["attn_implementation"] == "varlen_sdpa"
     assert "samples_per_step" not in settings  # a row holds as many as fit
 
 
@@ -339,10 +341,14 @@ def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
         ({"min_patches": 5, "max_patches": 2}, r"min_patches"),
         pytest.param(
             {"attn_implementation": "flash_attention_2"},
-            r"`attn_implementation` is 'flash_attention_2': ",
+            r"`attn_implementation` is 'flash_attention_2': .* 'sdpa' needs no package",
             marks=pytest.mark.skipif(is_flash_attn_2_available(), reason="flash-attn is installed"),
         ),
         ({"attn_implementation": "fast"}, r"fast"),
+        (
+            {"packing_tokens": 60, "attn_implementation": "sdpa", "max_mask_bytes": 1000},
+            r"dense masks of 0.0 MiB, more than `max_mask_bytes`=1000",
+        ),
         ({"streaming": True, "max_steps": -1}, r"`streaming` data do not say how many there are: set `max_steps`"),
         ({"train_data": "you/data", "eval_data": "you/data"}, r"`eval_split` is 'train' as `train_split` is"),
         ({"freeze": ["model.vision"]}, r"`freeze` names 'model.vision'"),

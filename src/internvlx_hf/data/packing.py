@@ -2,9 +2,10 @@
 """Padding-free packing: rows that whole samples fill up to a budget of tokens.
 
 A batch is one row, (1, tokens), whose `position_ids` restart with each sample: transformers keeps the samples apart by them
-(in eager, sdpa and flex attention) or by the bounds that come along (`cu_seq_lens_q`, `cu_seq_lens_k`, for flash
-attention), LVTC does too. So a loss summed over a row's tokens is that of its samples one by one. Several rows of a batch
-become one: the bounds are those of one row.
+(in eager, sdpa and flex attention) or by the bounds that come along (`cu_seq_lens_q`, `cu_seq_lens_k`, for flash attention and
+"varlen_sdpa"), LVTC does too. So a loss summed over a row's tokens is that of its samples one by one. Several rows of a batch
+become one: the bounds are those of one row. Load the model with flash attention or "varlen_sdpa": sdpa and eager need a mask of
+tokens x tokens.
 
     data = load_training_data(...)
     Trainer(..., train_dataset=PackedData(data, sizes.tokens, 8192), data_collator=InternVLXDataCollator(..., packing=True))

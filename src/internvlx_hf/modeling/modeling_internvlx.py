@@ -27,6 +27,7 @@ from transformers.utils.import_utils import torch_compilable_check
 
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
+from .dense_masks import warn_of_dense_masks
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import allow_growth
 from .lvtc_stages import Masks, decoding_masks
@@ -34,7 +35,6 @@ from .projector import Projector, project
 from .projectors import build_projector
 from .text_batches import TextBatchMixin
 from .towers import check_tower, projected_features
-from .varlen_attention import warn_of_dense_masks
 
 logger = logging.get_logger(__name__)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Attention over packed rows without a mask, `attn_implementation="varlen_sdpa"`, and what a mask would take.
+"""Attention over packed rows without a mask: `attn_implementation="varlen_sdpa"`.
 
 Several samples packed into a row must not see each other. With "sdpa" and "eager" transformers keeps them apart by a dense
 mask of L² entries; this attention hands the samples' bounds to torch's variable-length kernel, or calls SDPA once per sample.
@@ -15,24 +15,14 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.utils import is_tracing, logging
-
-from .configuration_internvlx import InternVLXConfig
-from .lvtc_stages import attention_types
 
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch before 2.10
     varlen_attn = None  # type: ignore[assignment]
 
-logger = logging.get_logger(__name__)
-
 VARLEN_SDPA = "varlen_sdpa"
-# those that keep packed samples apart by a mask of (L, L)
-DENSE_MASKS = ("sdpa", "eager")
 HALF = (torch.float16, torch.bfloat16)
-# what has been warned of in this process
-_warned: set[str] = set()
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -137,43 +127,3 @@ def _sample_by_sample(
 
 AttentionInterface.register(VARLEN_SDPA, varlen_sdpa_forward)
 AttentionMaskInterface.register(VARLEN_SDPA, varlen_sdpa_mask)
-
-
-def dense_mask_bytes(config: InternVLXConfig, length: int, expanded_length: int, itemsize: int = 1) -> int:
-    """Bytes of the masks that "sdpa" and "eager" make for a packed row: all of a forward, which live together.
-
-    Args:
-        length, expanded_length: L and L₂, tokens of the row before and after LVTC's expansion.
-        itemsize: bytes of an entry: 1 for "sdpa" (bool), for "eager" those of the model's dtype.
-    """
-    types = attention_types(config.text_config)
-    if config.lvtc_config is None:
-        return itemsize * len(set(types)) * length**2
-    k = config.lvtc_config.expand_layer
-    return itemsize * (len(set(types[:k])) * length**2 + len(set(types[k:])) * expanded_length**2)
-
-
-def describe_dense_masks(config: InternVLXConfig, attention: str, length: int, expanded_length: int, size: int) -> str:
-    """What a warning or an error says of masks of `size` bytes."""
-    expanded = "" if config.lvtc_config is None else f", {expanded_length} after LVTC's expansion,"
-    return (
-        f"`attn_implementation={attention!r}` keeps the samples of a packed row of {length} tokens{expanded} apart by dense "
-        f"masks of {size / 2**20:,.1f} MiB"
-    )
-
-
-def warn_of_dense_masks(config: InternVLXConfig, inputs_embeds: torch.Tensor, tiles: int) -> None:
-    """Say once what the masks of a packed row, (1, L, D), take where the attention needs them."""
-    attention = config.text_config._attn_implementation
-    if attention not in DENSE_MASKS or attention in _warned or is_tracing():
-        return
-    _warned.add(attention)
-    length = inputs_embeds.shape[1]
-    expanded_length = length + tiles * (config.expanded_image_seq_length - config.image_seq_length)
-    itemsize = 1 if attention == "sdpa" else inputs_embeds.element_size()
-    size = dense_mask_bytes(config, length, expanded_length, itemsize)
-    masks = describe_dense_masks(config, attention, length, expanded_length, size)
-    logger.warning(
-        f"{masks}, which grow with the square of its length. Load the model with `attn_implementation={VARLEN_SDPA!r}` or "
-        "'flash_attention_2', which need none."
-    )

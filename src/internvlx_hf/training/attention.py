@@ -12,14 +12,8 @@ from transformers.utils import (
 )
 
 from ..modeling import InternVLXConfig
-from ..modeling.varlen_attention import (
-    DENSE_MASKS,
-    HALF,
-    VARLEN_SDPA,
-    dense_mask_bytes,
-    describe_dense_masks,
-    has_varlen_kernel,
-)
+from ..modeling.dense_masks import DENSE_MASKS, dense_mask_bytes, describe_dense_masks
+from ..modeling.varlen_attention import HALF, VARLEN_SDPA, has_varlen_kernel
 from .arguments import DataArguments, ModelArguments
 from .run_data import RunData, longest_batch
 
