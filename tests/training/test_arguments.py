@@ -143,6 +143,7 @@ def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
     assert lora.lora_rank == 0
     settings = yaml.safe_load(path.read_text())
     assert settings["bf16"] is True
+    assert settings["attn_implementation"] == "varlen_sdpa"
     if "hd" in path.stem:
         assert (model.slicing, model.max_patches) == ("edge", 6)
     else:
