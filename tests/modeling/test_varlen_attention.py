@@ -134,8 +134,11 @@ def test_torch_s_kernel_trains_as_sdpa_does():
         expected = loss_and_gradients(model, batch)
         model.set_attn_implementation({"text_config": "varlen_sdpa"})
         assert varlen_attention.has_varlen_kernel(torch.device("cuda"), torch.bfloat16)
-        # numbers of 8 bits
-        assert_same_step(loss_and_gradients(model, batch), expected, relative=5e-2)
+        loss, gradients = loss_and_gradients(model, batch)
+    # numbers of 8 bits
+    torch.testing.assert_close(loss, expected[0], atol=2e-2, rtol=2e-2)
+    for name, gradient in expected[1].items():
+        assert (gradients[name] - gradient).norm() <= 0.1 * gradient.norm() + 1e-3, name
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -25,12 +25,16 @@ VARLEN_SDPA = "varlen_sdpa"
 HALF = (torch.float16, torch.bfloat16)
 
 
+# its first versions lack windows and grouped queries
+_KERNEL_ARGUMENTS = inspect.signature(varlen_attn).parameters.keys() if varlen_attn is not None else set()
+_KERNEL_SUFFICES = {"enable_gqa", "window_size"} <= _KERNEL_ARGUMENTS
+
+
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's own variable-length kernel runs there (its first versions lack grouped queries and windows)."""
-    if varlen_attn is None or device.type != "cuda" or torch.version.hip or dtype not in HALF:
+    """Whether torch's own variable-length kernel runs there."""
+    if not _KERNEL_SUFFICES or device.type != "cuda" or torch.version.hip or dtype not in HALF:
         return False
-    known = inspect.signature(varlen_attn).parameters
-    return {"enable_gqa", "window_size"} <= known.keys() and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def varlen_sdpa_mask(
