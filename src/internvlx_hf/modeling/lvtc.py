@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import remember_expansion
 from .lvtc_expansion import Expansion
-from .lvtc_stages import Masks, Stage, attention_types, expand_prompt, prompt_masks, read_prompt
+from .lvtc_stages import Masks, Stage, attention_types, expand_prompt, make_stages, read_prompt
 from .projector import project
 from .projectors import build_projector
 
@@ -39,6 +39,7 @@ class LanguageModel(Protocol):
     """What LVTC asks of a language model."""
 
     config: PretrainedConfig
+    training: bool
     layers: nn.ModuleList
     rotary_emb: nn.Module
     norm: nn.Module
@@ -198,14 +199,20 @@ def layerwise_forward(
         cache = DynamicCache(config=text)
     layer_kwargs = {**kwargs, "past_key_values": cache, "use_cache": use_cache}
     prompt = read_prompt(inputs_embeds, attention_mask, position_ids, layer_kwargs)
-    expanded_prompt, expansion, memory = expand_prompt(lvtc.config, prompt, placeholders, cache)
-    # Masks follow the cache that was handed in: with one, even an empty one, transformers sees no packed samples.
-    layers = range(text.num_hidden_layers)
-    masks = prompt_masks(text, layers[:k], prompt, inputs_embeds, past_key_values)
-    expanded_masks = prompt_masks(text, layers[k:], expanded_prompt, inputs_embeds, past_key_values)
-    stages = (
-        Stage(prompt, language_model.rotary_emb, masks),
-        Stage(expanded_prompt, lvtc.rotary_emb, expanded_masks),
+    # A training step reads nothing from the cache that the configuration has it make.
+    trains = language_model.training and torch.is_grad_enabled()
+    is_continued = past_key_values is not None or (cache is not None and not trains)
+    prompt, expanded_prompt, expansion, memory = expand_prompt(
+        lvtc.config, prompt, placeholders, cache, "left" if is_continued else "right"
+    )
+    stages = make_stages(
+        text,
+        k,
+        (prompt, expanded_prompt),
+        (language_model.rotary_emb, lvtc.rotary_emb),
+        inputs_embeds,
+        # Masks follow the cache that was handed in: with one, even an empty one, transformers sees no packed samples.
+        past_key_values,
     )
     output_flags = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
     outputs = run_layers(

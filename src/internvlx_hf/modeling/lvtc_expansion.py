@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .attention_inputs import comes_first, read_on_host
 from .configuration_internvlx import InternVLXConfig
 
 
@@ -17,7 +18,7 @@ class Expansion:
     """Where every row of stage one goes at layer k: computed once a forward, from the input alone.
 
     Rows are counted over the flattened batch; row B·L₂ of stage two is nowhere, for padding. Each sample's tokens stand
-    at the right of its row, without what was padding, so that L₂ is the longest sample's length.
+    together at one side of its row, without what was padding, so that L₂ is the longest sample's length.
     """
 
     tile_length: int  # N₁²
@@ -26,11 +27,15 @@ class Expansion:
     tiles_to: torch.Tensor  # (tiles·N₂²,) rows of stage two
     read_from: torch.Tensor  # (B·L,) rows of stage two that answer for the rows of stage one
     position_ids: torch.Tensor  # (B, L₂)
-    mask: torch.Tensor | None  # (B, L₂) bool
+    mask: torch.Tensor | None  # (B, L₂) bool; None if rows are equally long or packed
     growth: torch.Tensor  # (B, 1) tokens that each sample gains
     tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, masked-out ones excluded
     trailing_text: int  # columns at the end that are text in every sample, padding excluded
     last_position: int  # the highest of `position_ids`
+    is_padded: bool  # whether `attention_mask` hides anything
+    is_right_padded: bool  # whether what it hides comes after all that is visible
+    is_packed: bool  # whether rows hold several samples
+    longest_sample: int  # of those that `bounds` are of, in stage two; 0 without
 
     def add_to_tiles(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(B, L, D) of stage one plus (tiles, N₁², D) -> (B, L, D)."""
@@ -60,23 +65,31 @@ class Expansion:
 def plan_expansion(
     config: InternVLXConfig,
     placeholders: torch.Tensor,
-    visible: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor,
     past_growth: torch.Tensor | int = 0,
+    *,
+    bounds: torch.Tensor | None = None,
+    padding_side: str = "left",
 ) -> Expansion:
     """Work out an [`Expansion`].
 
     Args:
         placeholders: (B, L) bool, where the tiles are.
-        visible: (B, L) bool, False for padding; None for none.
-        position_ids: (B, L) of stage one. Without `visible`, a row may hold several samples, each starting where the
-            positions do not go on by one.
+        attention_mask: (B, seen + L) bool, False for padding; None for none.
+        position_ids: (B, L) of stage one. Without `attention_mask`, a row may hold several samples, each starting where
+            the positions do not go on by one.
         past_growth: (B, 1), what the samples have grown by in earlier forwards on the same cache.
+        bounds: (samples + 1,) columns of stage one that bound the samples of a single row.
+        padding_side: of the rows of stage two. Right padding needs no mask in causal attention; on a cache, with left
+            padding, what is decoded next follows each row's tokens.
 
     Raises:
         ValueError: if the placeholders of a tile do not stand together.
     """
     before, after = config.image_seq_length, config.expanded_image_seq_length
+    gain, nothing = after - before, placeholders.new_zeros((), dtype=torch.long)
+    visible = None if attention_mask is None else attention_mask[:, -placeholders.shape[1] :]
     order = placeholders.cumsum(1) - 1
     first = placeholders & (order % before == 0)  # of its tile
     is_text, is_tile = ~placeholders, first  # what becomes 1 and N₂² rows of stage two
@@ -89,47 +102,60 @@ def plan_expansion(
     # Tiles of other samples packed into the same row do not count.
     earlier = _count_since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
     # of what becomes text, or a tile's first token
-    positions = position_ids + (after - before) * earlier + past_growth
+    positions = position_ids + gain * earlier + past_growth
     continues_tile = F.pad(placeholders[:, :-1], (1, 0))
     # All that the host has to know of the input, read from the device at once.
-    shortest, longest, trailing_text, last_position, is_packed, is_interrupted = _to_host(
+    shortest, longest, trailing_text, last_position, *flags, longest_sample, tile_rows = read_on_host(
         lengths.min(),
         lengths.max(),
         is_text.flip(1).long().cumprod(1).sum(1).min(),
         torch.where(width > 0, positions + width - 1, 0).max(),
-        sample_starts[:, 1:].any(),
+        nothing if visible is not None else sample_starts[:, 1:].any(),
         (placeholders & ~first & ~continues_tile).any(),
+        nothing if attention_mask is None else (~attention_mask).any(),
+        nothing if visible is None else comes_first(visible),
+        nothing if bounds is None else _expanded_bounds(bounds.to(nothing.device), tiles_before, gain).diff().max(),
+        placeholders.sum(),
     )
+    is_packed, is_interrupted, is_padded, is_right_padded = map(bool, flags)
     if is_interrupted:
         raise ValueError(
             f"The {before} image placeholders of a tile must stand together, but text comes between them."
         )
-    mask = None
-    if visible is not None or (shortest < longest and not is_packed):
-        mask = torch.arange(longest, device=placeholders.device) >= longest - lengths
+    mask, pads_left = None, padding_side == "left"
+    if shortest < longest and not is_packed:
+        column = torch.arange(longest, device=placeholders.device)
+        mask = column >= longest - lengths if pads_left else column < lengths
     return Expansion(
         tile_length=before,
         mask=mask,
-        growth=(after - before) * tiles_before[:, -1:] + past_growth,
+        growth=gain * tiles_before[:, -1:] + past_growth,
         tiles_before=tiles_before,
-        trailing_text=trailing_text,
+        trailing_text=trailing_text if pads_left or mask is None else 0,
         last_position=last_position,
-        **_place_rows(config, placeholders, order, is_text, is_tile, positions, longest),
+        is_padded=is_padded,
+        is_right_padded=is_right_padded,
+        is_packed=is_packed,
+        longest_sample=longest_sample,
+        **_place_rows(config, placeholders, tile_rows, order, is_text, is_tile, positions, longest, pads_left),
     )
 
 
 def _place_rows(
     config: InternVLXConfig,
     placeholders: torch.Tensor,
+    count: int,
     order: torch.Tensor,
     is_text: torch.Tensor,
     is_tile: torch.Tensor,
     positions: torch.Tensor,
     longest: int,
+    pads_left: bool,
 ) -> dict[str, torch.Tensor]:
     """Where rows go, and their positions in stage two.
 
     Args:
+        count: how many placeholders there are.
         order: (B, L), which of a sample's placeholders each is.
         is_text, is_tile: (B, L) bool, what becomes 1 and N₂² rows.
         positions: (B, L), in stage two, of what becomes text or a tile's first token.
@@ -139,10 +165,13 @@ def _place_rows(
     batch, device = len(placeholders), placeholders.device
     nowhere = batch * longest
     ends = (is_text + after * is_tile).cumsum(1)
-    left_of_row = torch.arange(1, batch + 1, device=device)[:, None] * longest - ends[:, -1:]
-    starts = left_of_row + F.pad(ends[:, :-1], (1, 0))
+    first_of_row = torch.arange(batch, device=device)[:, None] * longest
+    if pads_left:
+        first_of_row = first_of_row + longest - ends[:, -1:]
+    starts = first_of_row + F.pad(ends[:, :-1], (1, 0))
     text_to = torch.where(is_text, starts, nowhere).flatten()
-    tile_rows = placeholders.flatten().nonzero().squeeze(1)
+    # in ascending order; `nonzero` would wait for the device
+    tile_rows = placeholders.flatten().int().argsort(descending=True, stable=True)[:count]
     tile_starts = tile_rows[::before]
     children = torch.arange(after, device=device)
     tiles_to = torch.where(is_tile, starts, nowhere).flatten()[tile_starts][:, None] + children
@@ -163,10 +192,6 @@ def _place_rows(
     }
 
 
-def _to_host(*numbers: torch.Tensor) -> list[int]:
-    return torch.stack([number.long() for number in numbers]).tolist()
-
-
 def _count_since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """(B, L) running counts, from the last of (B, L) bool `starts` on."""
     column = torch.arange(starts.shape[1], device=starts.device)
@@ -181,15 +206,19 @@ def _last_children(config: InternVLXConfig, device: torch.device) -> torch.Tenso
     return (line[:, None] * after + line).flatten()
 
 
+def _expanded_bounds(bounds: torch.Tensor, tiles_before: torch.Tensor, gain: int) -> torch.Tensor:
+    before = tiles_before[0].to(bounds.device)[bounds.long()]
+    return bounds + (gain * before).to(bounds.dtype)
+
+
 def expanded_sequence_lengths(expansion: Expansion, config: InternVLXConfig, kwargs: dict) -> dict:
     """Bounds of the samples packed into one row, as variable-length attention kernels take them, in stage two."""
     gain = config.expanded_image_seq_length - config.image_seq_length
-    expanded = {}
+    expanded: dict[str, torch.Tensor | int] = {}
     for side in ("q", "k"):
         bounds = kwargs.get(f"cu_seq_lens_{side}")
         if bounds is not None:
-            before = expansion.tiles_before[0].to(bounds.device)[bounds.long()]
-            expanded[f"cu_seq_lens_{side}"] = bounds + (gain * before).to(bounds.dtype)
+            expanded[f"cu_seq_lens_{side}"] = _expanded_bounds(bounds, expansion.tiles_before, gain)
             if kwargs.get(f"max_length_{side}") is not None:
-                expanded[f"max_length_{side}"] = int(expanded[f"cu_seq_lens_{side}"].diff().max())
+                expanded[f"max_length_{side}"] = expansion.longest_sample
     return expanded

@@ -4,7 +4,7 @@
 Symbols as in `lvtc.py`. "Seen" columns are those of earlier forwards on the same cache.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.utils import is_tracing, logging
+from transformers.utils.generic import is_flash_attention_requested
 
+from .attention_inputs import is_empty, is_static, read_on_host, runs_without_mask
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import ExpansionMemory, make_room, memory_after, recall_expansion, seen_length
 from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
@@ -21,6 +23,7 @@ from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
 logger = logging.get_logger(__name__)
 
 MASK_FUNCTIONS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # by attention type, "full_attention" or "sliding_attention"; None where the kernel needs none
 Masks = dict[str, torch.Tensor | BlockMask | None]
 
@@ -33,20 +36,39 @@ class Prompt:
         position_ids: (B, L) in stage one, (B, L₂) in stage two.
         attention_mask: (B, seen + L) or (B, seen + L₂); or masks that were made already, 4D or by [`decoding_masks`].
         layer_kwargs: what the layers take besides: the cache, bounds of packed samples.
+        is_padded: whether the mask hides anything; None if nobody has looked.
+        is_packed: whether rows hold several samples; None if nobody has looked.
     """
 
     position_ids: torch.Tensor
     attention_mask: torch.Tensor | Masks | None
     layer_kwargs: dict
+    is_padded: bool | None = None
+    is_packed: bool | None = None
+
+    @property
+    def samples_are_known(self) -> bool:
+        """Whether flash attention can do without positions: each row is one sample, or has the bounds of its samples."""
+        return self.is_packed is False or all(self.layer_kwargs.get(name) is not None for name in BOUNDS)
+
+    def without_mask(self) -> "Prompt":
+        """For a prompt of which attention has to see every column, or at least every one before a token."""
+        return replace(self, attention_mask=None, is_padded=False)
 
 
 @dataclass
 class Stage:
-    """One of the two runs through layers of the language model."""
+    """One of the two runs through layers of the language model.
+
+    Args:
+        layers_see_positions: False where flash attention would look in every layer for what is known: that rows are one
+            sample each, or the samples' bounds.
+    """
 
     prompt: Prompt
     rotary_emb: nn.Module
     masks: Masks
+    layers_see_positions: bool = True
     _position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
 
     def layer_inputs(self, attention_type: str, hidden_states: torch.Tensor) -> dict:
@@ -57,7 +79,7 @@ class Stage:
         return {
             "attention_mask": self.masks[attention_type],
             "position_embeddings": self._position_embeddings,
-            "position_ids": self.prompt.position_ids,
+            "position_ids": self.prompt.position_ids if self.layers_see_positions else None,
             **self.prompt.layer_kwargs,
         }
 
@@ -86,51 +108,113 @@ def read_prompt(
         positions = (attention_mask.to(device).cumsum(-1) - 1).clamp(min=0)[:, -length:]
     else:
         positions = torch.arange(length, device=device) + (0 if cache is None else cache.get_seq_length())
-    return Prompt(positions.expand(batch, -1), attention_mask, layer_kwargs)
+    # A mask, or columns seen before, say that each row is one sample.
+    seen = cache is not None and any(layer.is_initialized for layer in cache.layers)
+    is_packed = None if attention_mask is None and not seen else False
+    return Prompt(positions.expand(batch, -1), attention_mask, layer_kwargs, is_packed=is_packed)
 
 
 def expand_prompt(
-    config: InternVLXConfig, prompt: Prompt, placeholders: torch.Tensor | None, cache: Cache | None
-) -> tuple[Prompt, Expansion | None, ExpansionMemory | None]:
-    """The prompt in the columns of stage two.
+    config: InternVLXConfig,
+    prompt: Prompt,
+    placeholders: torch.Tensor | None,
+    cache: Cache | None,
+    padding_side: str = "left",
+) -> tuple[Prompt, Prompt, Expansion | None, ExpansionMemory | None]:
+    """The prompt in the columns of both stages, each with a mask only if attention needs one.
 
     Args:
         prompt: as [`read_prompt`] gives it.
         placeholders: (B, L) bool, where the tiles are; None for a prompt without tiles.
         cache: what was seen before.
+        padding_side: see [`plan_expansion`].
 
     Returns:
-        The prompt; where its rows go, None without tiles; what the cache is to remember of all expansions so far.
+        The prompt of stage one and of stage two; where its rows go, None without tiles; what the cache is to remember of
+        all expansions so far.
 
     Raises:
         ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
     """
     k, length = config.lvtc_config.expand_layer, prompt.position_ids.shape[1]
     memory = recall_expansion(cache, k)
-    if placeholders is not None:
-        mask = _require_2d(prompt.attention_mask)
-        expansion = plan_expansion(
-            config,
-            placeholders,
-            None if mask is None else mask[:, -length:].to(placeholders.device, torch.bool),
-            prompt.position_ids,
-            0 if memory is None else memory.growth.to(placeholders.device),
-        )
-        make_room(cache, config.text_config, k, length, expansion.position_ids.shape[1])
-        memory = memory_after(expansion, memory, mask, length, cache, k)
-        _warn_of_positions(memory.last_position, config)
-        layer_kwargs = prompt.layer_kwargs | expanded_sequence_lengths(expansion, config, prompt.layer_kwargs)
-        return Prompt(expansion.position_ids, memory.mask, layer_kwargs), expansion, memory
-    if cache is None or memory is None:
-        return prompt, None, None
-    expanded_mask = prompt.attention_mask
-    if not isinstance(expanded_mask, dict):
-        expanded_mask = memory.extend_mask(_require_2d(expanded_mask), seen_length(cache, length))
+    if placeholders is None:
+        if cache is None or memory is None:
+            return prompt, prompt, None, None
+        return *_continue_prompt(config, prompt, memory, cache), None, memory
+    mask = _require_2d(prompt.attention_mask)
+    mask = None if mask is None else mask.to(placeholders.device, torch.bool)
+    expansion = plan_expansion(
+        config,
+        placeholders,
+        mask,
+        prompt.position_ids,
+        0 if memory is None else memory.growth.to(placeholders.device),
+        bounds=prompt.layer_kwargs.get("cu_seq_lens_q"),
+        padding_side=padding_side,
+    )
+    make_room(cache, config.text_config, k, length, expansion.position_ids.shape[1])
+    memory = memory_after(expansion, memory, mask if expansion.is_padded else None, length, cache, k)
+    _warn_of_positions(memory.last_position, config)
+    layer_kwargs = prompt.layer_kwargs | expanded_sequence_lengths(expansion, config, prompt.layer_kwargs)
+    prompt = replace(prompt, attention_mask=mask, is_padded=expansion.is_padded, is_packed=expansion.is_packed)
+    expanded = Prompt(
+        expansion.position_ids, memory.mask, layer_kwargs, memory.mask is not None, is_packed=expansion.is_packed
+    )
+    return *_spare_masks(config.text_config, prompt, expanded, expansion, cache, padding_side), expansion, memory
+
+
+def _spare_masks(
+    text_config: PretrainedConfig,
+    prompt: Prompt,
+    expanded: Prompt,
+    expansion: Expansion,
+    cache: Cache | None,
+    padding_side: str,
+) -> tuple[Prompt, Prompt]:
+    """Both stages' prompts, without masks that hide nothing that causal attention sees."""
+    is_flash = is_flash_attention_requested(text_config)
+    if is_flash and is_static(cache):  # it needs a mask to tell the columns of the cache that are in use
+        if expanded.attention_mask is None and prompt.attention_mask is not None:
+            ones = torch.ones_like(expansion.position_ids, dtype=torch.bool)
+            expanded = replace(expanded, attention_mask=ones)
+        return prompt, expanded
+    # Of columns seen before, SDPA's causal kernel knows nothing: it has the first query see the first of them only.
+    causal_is_enough = runs_without_mask(text_config) and is_empty(cache)
+    if not expansion.is_padded or (causal_is_enough and expansion.is_right_padded):
+        prompt = prompt.without_mask()
+    if causal_is_enough and padding_side == "right":
+        expanded = expanded.without_mask()
+    return prompt, expanded
+
+
+def _continue_prompt(
+    config: InternVLXConfig, prompt: Prompt, memory: ExpansionMemory, cache: Cache
+) -> tuple[Prompt, Prompt]:
+    """A prompt of text in both stages, after tiles that the cache has seen."""
+    length, mask = prompt.position_ids.shape[1], prompt.attention_mask
+    expanded_mask: torch.Tensor | Masks | None
+    is_padded = is_padded_later = None
+    if isinstance(mask, dict):
+        expanded_mask = mask
+    else:
+        mask = _require_2d(mask)
+        expanded_mask = memory.extend_mask(mask, seen_length(cache, length))
+        if mask is None:
+            is_padded = is_padded_later = False
+        elif runs_without_mask(config.text_config) and not is_static(cache) and not is_tracing(mask):
+            hidden = ~mask.bool()
+            is_padded, is_padded_later = map(bool, read_on_host(hidden.any(), hidden[:, memory.length :].any()))
     seen = cache.get_seq_length()
     if isinstance(seen, int):  # a static cache's is on the device
         _warn_of_positions(memory.last_position + seen + length - memory.length, config)
     position_ids = prompt.position_ids + memory.growth.to(prompt.position_ids.device)
-    return Prompt(position_ids, expanded_mask, prompt.layer_kwargs), None, memory
+    expanded = Prompt(position_ids, expanded_mask, prompt.layer_kwargs, is_packed=False)
+    if is_padded is None:
+        return prompt, expanded
+    prompt = replace(prompt, is_padded=True) if is_padded else prompt.without_mask()
+    is_padded = memory.mask is not None or is_padded_later
+    return prompt, replace(expanded, is_padded=True) if is_padded else expanded.without_mask()
 
 
 def _require_2d(attention_mask: torch.Tensor | Masks | None) -> torch.Tensor | None:
@@ -148,6 +232,32 @@ def _warn_of_positions(last_position: int, config: InternVLXConfig) -> None:
             f"Positions after LVTC's expansion pass {limit}, which is what the language model is made for (its "
             "`max_position_embeddings`), so answers may be poor. Use fewer tiles per prompt (`max_patches`) or less text."
         )
+
+
+def make_stages(
+    text_config: PretrainedConfig,
+    expand_layer: int,
+    prompts: tuple[Prompt, Prompt],
+    rotary_embs: tuple[nn.Module, nn.Module],
+    inputs_embeds: torch.Tensor,
+    cache: Cache | None,
+) -> tuple[Stage, Stage]:
+    """Both stages, from the prompt in the columns of each."""
+    layers = range(text_config.num_hidden_layers)
+    parts = layers[:expand_layer], layers[expand_layer:]
+    if prompts[0] is prompts[1] and not is_static(cache):  # no tiles so far: both have the same columns
+        masks = [prompt_masks(text_config, layers, prompts[0], inputs_embeds, cache)] * 2
+    else:
+        masks = [
+            prompt_masks(text_config, part, prompt, inputs_embeds, cache)
+            for part, prompt in zip(parts, prompts, strict=True)
+        ]
+    is_flash = is_flash_attention_requested(text_config)
+    first, second = (
+        Stage(prompt, rotary_emb, mask, layers_see_positions=not (is_flash and prompt.samples_are_known))
+        for prompt, rotary_emb, mask in zip(prompts, rotary_embs, masks, strict=True)
+    )
+    return first, second
 
 
 def attention_types(text_config: PretrainedConfig) -> list[str]:
@@ -170,16 +280,40 @@ def prompt_masks(
         layers,
         inputs_embeds=inputs_embeds.new_empty(*prompt.position_ids.shape, 0),
         attention_mask=prompt.attention_mask,
-        position_ids=prompt.position_ids,
+        position_ids=None if prompt.is_packed is False else prompt.position_ids,
         past_key_values=cache,
+        is_padded=prompt.is_padded,
     )
 
 
-def stage_masks(text_config: PretrainedConfig, layers: range, **mask_kwargs) -> Masks:
-    """Masks of the layers of a stage, each sized for the cache of the first layer of its attention type."""
+def stage_masks(text_config: PretrainedConfig, layers: range, is_padded: bool | None = None, **mask_kwargs) -> Masks:
+    """Masks of the layers of a stage, each sized for the cache of the first layer of its attention type.
+
+    Args:
+        is_padded: True if the mask is known to hide something, so that transformers need not wait for the device to look.
+        mask_kwargs: see transformers' `create_causal_mask`.
+    """
     types = attention_types(text_config)
     first = {types[i]: i for i in reversed(layers)}
+    if is_padded and is_flash_attention_requested(text_config):
+        return {kind: _padding_mask(layer, **mask_kwargs) for kind, layer in first.items()}
+    if is_padded:
+        mask_kwargs["allow_is_causal_skip"] = False
     return {kind: MASK_FUNCTIONS[kind](config=text_config, layer_idx=i, **mask_kwargs) for kind, i in first.items()}
+
+
+def _padding_mask(
+    layer: int,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    past_key_values: Cache | None,
+    **_,
+) -> torch.Tensor:
+    """Flash attention's mask: which of the columns that a layer's cache hands on are visible, (B, columns) bool."""
+    columns = attention_mask.shape[1]
+    if past_key_values is not None:
+        columns, _offset = past_key_values.get_mask_sizes(inputs_embeds.shape[1], layer)
+    return attention_mask[:, -columns:].to(inputs_embeds.device, torch.bool)
 
 
 def decoding_masks(
@@ -190,7 +324,7 @@ def decoding_masks(
     memory, expanded_mask = recall_expansion(cache, k), attention_mask
     if memory is not None:
         expanded_mask = memory.extend_mask(attention_mask, seen_length(cache, inputs_embeds.shape[1]))
-    layers, mask_kwargs = range(text.num_hidden_layers), {"inputs_embeds": inputs_embeds, "past_key_values": cache}
-    masks = stage_masks(text, layers[:k], attention_mask=attention_mask, **mask_kwargs)
-    expanded = stage_masks(text, layers[k:], attention_mask=expanded_mask, **mask_kwargs)
+    layers, inputs = range(text.num_hidden_layers), {"inputs_embeds": inputs_embeds, "past_key_values": cache}
+    masks = stage_masks(text, layers[:k], None, attention_mask=attention_mask, **inputs)
+    expanded = stage_masks(text, layers[k:], None, attention_mask=expanded_mask, **inputs)
     return masks | {f"expanded_{kind}": mask for kind, mask in expanded.items()}

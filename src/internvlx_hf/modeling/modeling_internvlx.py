@@ -25,6 +25,7 @@ from transformers.utils import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import torch_compilable_check
 
+from .attention_inputs import drop_right_padding, sample_bounds
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_of_dense_masks
@@ -263,6 +264,13 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
         if kwargs.get("cu_seq_lens_q") is not None:
             warn_of_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens))
+        text_config = self.config.text_config
+        if self.lvtc is None or placeholders is None:  # LVTC itself looks at the masks of samples with tiles
+            attention_mask, position_ids = drop_right_padding(  # type: ignore[assignment]
+                text_config, inputs_embeds, attention_mask, position_ids, past_key_values
+            )
+        if kwargs.get("cu_seq_lens_q") is None:
+            kwargs |= sample_bounds(text_config, inputs_embeds, attention_mask, position_ids, past_key_values)  # type: ignore[typeddict-item]
         inputs = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
