@@ -25,6 +25,7 @@ class ExpansionMemory:
         growth: (B, 1), by how many tokens each sample has grown; what its positions are ahead in stage two.
         trailing_text: how many of the last columns are text in every sample, padding excluded, and can be cropped away.
         last_position: the highest of stage two.
+        is_left_padded: whether what `mask` hides comes before all that is visible.
     """
 
     mask: torch.Tensor | None
@@ -33,6 +34,7 @@ class ExpansionMemory:
     growth: torch.Tensor
     trailing_text: int
     last_position: int
+    is_left_padded: bool = False
 
     def select(self, indices: torch.Tensor) -> "ExpansionMemory":
         indices = indices.to(self.growth.device)
@@ -110,6 +112,7 @@ def memory_after(
         growth=expansion.growth,
         trailing_text=expansion.trailing_text,
         last_position=expansion.last_position,
+        is_left_padded=expanded_seen == 0 and expansion.padding_side == "left",
     )
 
 

@@ -28,12 +28,14 @@ class Expansion:
     read_from: torch.Tensor  # (B·L,) rows of stage two that answer for the rows of stage one
     position_ids: torch.Tensor  # (B, L₂)
     mask: torch.Tensor | None  # (B, L₂) bool; None if rows are equally long or packed
+    padding_side: str  # "left" or "right", of the rows of stage two
     growth: torch.Tensor  # (B, 1) tokens that each sample gains
     tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, masked-out ones excluded
     trailing_text: int  # columns at the end that are text in every sample, padding excluded
     last_position: int  # the highest of `position_ids`
     is_padded: bool  # whether `attention_mask` hides anything
-    is_right_padded: bool  # whether what it hides comes after all that is visible
+    is_left_padded: bool  # whether what it hides comes before all that is visible
+    is_right_padded: bool  # ... or after it
     is_packed: bool  # whether rows hold several samples
     longest_sample: int  # of those that `bounds` are of, in stage two; 0 without
 
@@ -113,11 +115,12 @@ def plan_expansion(
         nothing if visible is not None else sample_starts[:, 1:].any(),
         (placeholders & ~first & ~continues_tile).any(),
         nothing if attention_mask is None else (~attention_mask).any(),
+        nothing if attention_mask is None else comes_first(~attention_mask),
         nothing if visible is None else comes_first(visible),
         nothing if bounds is None else _expanded_bounds(bounds.to(nothing.device), tiles_before, gain).diff().max(),
         placeholders.sum(),
     )
-    is_packed, is_interrupted, is_padded, is_right_padded = map(bool, flags)
+    is_packed, is_interrupted, is_padded, is_left_padded, is_right_padded = map(bool, flags)
     if is_interrupted:
         raise ValueError(
             f"The {before} image placeholders of a tile must stand together, but text comes between them."
@@ -129,11 +132,13 @@ def plan_expansion(
     return Expansion(
         tile_length=before,
         mask=mask,
+        padding_side=padding_side,
         growth=gain * tiles_before[:, -1:] + past_growth,
         tiles_before=tiles_before,
         trailing_text=trailing_text if pads_left or mask is None else 0,
         last_position=last_position,
         is_padded=is_padded,
+        is_left_padded=is_left_padded,
         is_right_padded=is_right_padded,
         is_packed=is_packed,
         longest_sample=longest_sample,

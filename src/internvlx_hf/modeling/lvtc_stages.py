@@ -7,6 +7,7 @@ Symbols as in `lvtc.py`. "Seen" columns are those of earlier forwards on the sam
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
@@ -15,7 +16,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.utils import is_tracing, logging
 from transformers.utils.generic import is_flash_attention_requested
 
-from .attention_inputs import is_empty, is_static, read_on_host, runs_without_mask
+from .attention_inputs import comes_first, is_empty, is_static, read_on_host, runs_without_mask
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import ExpansionMemory, make_room, memory_after, recall_expansion, seen_length
 from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
@@ -24,8 +25,8 @@ logger = logging.get_logger(__name__)
 
 MASK_FUNCTIONS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# by attention type, "full_attention" or "sliding_attention"; None where the kernel needs none
-Masks = dict[str, torch.Tensor | BlockMask | None]
+# by attention type, "full_attention" or "sliding_attention"; None where the kernel needs none, bounds in place of padding
+Masks = dict[str, torch.Tensor | BlockMask | dict | None]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Prompt:
         attention_mask: (B, seen + L) or (B, seen + L₂); or masks that were made already, 4D or by [`decoding_masks`].
         layer_kwargs: what the layers take besides: the cache, bounds of packed samples.
         is_padded: whether the mask hides anything; None if nobody has looked.
+        is_left_padded: whether what it hides comes before all that is visible, as far as anybody has looked.
         is_packed: whether rows hold several samples; None if nobody has looked.
     """
 
@@ -44,6 +46,7 @@ class Prompt:
     attention_mask: torch.Tensor | Masks | None
     layer_kwargs: dict
     is_padded: bool | None = None
+    is_left_padded: bool = False
     is_packed: bool | None = None
 
     @property
@@ -76,11 +79,13 @@ class Stage:
         if self._position_embeddings is None:
             self.prompt.position_ids = self.prompt.position_ids.to(hidden_states.device)
             self._position_embeddings = self.rotary_emb(hidden_states, position_ids=self.prompt.position_ids)
+        mask = self.masks[attention_type]
+        padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
         return {
-            "attention_mask": self.masks[attention_type],
             "position_embeddings": self._position_embeddings,
             "position_ids": self.prompt.position_ids if self.layers_see_positions else None,
             **self.prompt.layer_kwargs,
+            **padding,
         }
 
 
@@ -157,9 +162,20 @@ def expand_prompt(
     memory = memory_after(expansion, memory, mask if expansion.is_padded else None, length, cache, k)
     _warn_of_positions(memory.last_position, config)
     layer_kwargs = prompt.layer_kwargs | expanded_sequence_lengths(expansion, config, prompt.layer_kwargs)
-    prompt = replace(prompt, attention_mask=mask, is_padded=expansion.is_padded, is_packed=expansion.is_packed)
+    prompt = replace(
+        prompt,
+        attention_mask=mask,
+        is_padded=expansion.is_padded,
+        is_left_padded=expansion.is_left_padded,
+        is_packed=expansion.is_packed,
+    )
     expanded = Prompt(
-        expansion.position_ids, memory.mask, layer_kwargs, memory.mask is not None, is_packed=expansion.is_packed
+        expansion.position_ids,
+        memory.mask,
+        layer_kwargs,
+        is_padded=memory.mask is not None,
+        is_left_padded=memory.is_left_padded,
+        is_packed=expansion.is_packed,
     )
     return *_spare_masks(config.text_config, prompt, expanded, expansion, cache, padding_side), expansion, memory
 
@@ -195,6 +211,7 @@ def _continue_prompt(
     length, mask = prompt.position_ids.shape[1], prompt.attention_mask
     expanded_mask: torch.Tensor | Masks | None
     is_padded = is_padded_later = None
+    is_left_padded = False
     if isinstance(mask, dict):
         expanded_mask = mask
     else:
@@ -204,7 +221,9 @@ def _continue_prompt(
             is_padded = is_padded_later = False
         elif runs_without_mask(config.text_config) and not is_static(cache) and not is_tracing(mask):
             hidden = ~mask.bool()
-            is_padded, is_padded_later = map(bool, read_on_host(hidden.any(), hidden[:, memory.length :].any()))
+            later = hidden[:, memory.length :]
+            flags = read_on_host(hidden.any(), later.any(), comes_first(hidden))
+            is_padded, is_padded_later, is_left_padded = map(bool, flags)
     seen = cache.get_seq_length()
     if isinstance(seen, int):  # a static cache's is on the device
         _warn_of_positions(memory.last_position + seen + length - memory.length, config)
@@ -212,9 +231,11 @@ def _continue_prompt(
     expanded = Prompt(position_ids, expanded_mask, prompt.layer_kwargs, is_packed=False)
     if is_padded is None:
         return prompt, expanded
-    prompt = replace(prompt, is_padded=True) if is_padded else prompt.without_mask()
-    is_padded = memory.mask is not None or is_padded_later
-    return prompt, replace(expanded, is_padded=True) if is_padded else expanded.without_mask()
+    prompt = replace(prompt, is_padded=True, is_left_padded=is_left_padded) if is_padded else prompt.without_mask()
+    if memory.mask is None and not is_padded_later:
+        return prompt, expanded.without_mask()
+    is_left_padded = memory.is_left_padded and not is_padded_later
+    return prompt, replace(expanded, is_padded=True, is_left_padded=is_left_padded)
 
 
 def _require_2d(attention_mask: torch.Tensor | Masks | None) -> torch.Tensor | None:
@@ -283,20 +304,30 @@ def prompt_masks(
         position_ids=None if prompt.is_packed is False else prompt.position_ids,
         past_key_values=cache,
         is_padded=prompt.is_padded,
+        is_left_padded=prompt.is_left_padded,
     )
 
 
-def stage_masks(text_config: PretrainedConfig, layers: range, is_padded: bool | None = None, **mask_kwargs) -> Masks:
+def stage_masks(
+    text_config: PretrainedConfig,
+    layers: range,
+    is_padded: bool | None = None,
+    is_left_padded: bool = False,
+    **mask_kwargs,
+) -> Masks:
     """Masks of the layers of a stage, each sized for the cache of the first layer of its attention type.
 
     Args:
-        is_padded: True if the mask is known to hide something, so that transformers need not wait for the device to look.
+        is_padded, is_left_padded: what is known of the mask, see [`Prompt`]: transformers would wait for the device to look.
         mask_kwargs: see transformers' `create_causal_mask`.
     """
     types = attention_types(text_config)
     first = {types[i]: i for i in reversed(layers)}
     if is_padded and is_flash_attention_requested(text_config):
-        return {kind: _padding_mask(layer, **mask_kwargs) for kind, layer in first.items()}
+        padding = (
+            _padding_bounds if is_left_padded and not is_static(mask_kwargs["past_key_values"]) else _padding_mask
+        )
+        return {kind: padding(layer, **mask_kwargs) for kind, layer in first.items()}
     if is_padded:
         mask_kwargs["allow_is_causal_skip"] = False
     return {kind: MASK_FUNCTIONS[kind](config=text_config, layer_idx=i, **mask_kwargs) for kind, i in first.items()}
@@ -316,6 +347,23 @@ def _padding_mask(
     return attention_mask[:, -columns:].to(inputs_embeds.device, torch.bool)
 
 
+def _padding_bounds(layer: int, inputs_embeds: torch.Tensor, **mask_kwargs) -> dict:
+    """In place of flash attention's mask of left padding: bounds of samples, a row's padding one and its tokens another.
+
+    Given a mask, every layer waits twice for the device and copies keys and values without the padding.
+    """
+    mask = _padding_mask(layer, inputs_embeds, **mask_kwargs)
+    (batch, columns), queries = mask.shape, inputs_embeds.shape[1]
+    hidden = columns - mask.sum(1)
+    row = torch.arange(batch, device=mask.device)
+    bounds: dict[str, torch.Tensor | int] = {}
+    for side, length, padding in (("q", queries, (hidden - columns + queries).clamp(min=0)), ("k", columns, hidden)):
+        starts = torch.stack([row * length, row * length + padding], dim=1).flatten()
+        bounds[f"cu_seq_lens_{side}"] = F.pad(starts, (0, 1), value=batch * length).int()
+        bounds[f"max_length_{side}"] = length
+    return bounds
+
+
 def decoding_masks(
     config: InternVLXConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache
 ) -> Masks:
@@ -325,6 +373,6 @@ def decoding_masks(
     if memory is not None:
         expanded_mask = memory.extend_mask(attention_mask, seen_length(cache, inputs_embeds.shape[1]))
     layers, inputs = range(text.num_hidden_layers), {"inputs_embeds": inputs_embeds, "past_key_values": cache}
-    masks = stage_masks(text, layers[:k], None, attention_mask=attention_mask, **inputs)
-    expanded = stage_masks(text, layers[k:], None, attention_mask=expanded_mask, **inputs)
+    masks = stage_masks(text, layers[:k], **inputs, attention_mask=attention_mask)  # type: ignore[arg-type]
+    expanded = stage_masks(text, layers[k:], **inputs, attention_mask=expanded_mask)  # type: ignore[arg-type]
     return masks | {f"expanded_{kind}": mask for kind, mask in expanded.items()}
