@@ -119,8 +119,9 @@ def golden_groups(name):
 @pytest.mark.parametrize(
     ("name", "samples", "padding_side"), [group for name in GOLDEN_CASES for group in golden_groups(name)]
 )
+@pytest.mark.parametrize("use_cache", [True, False])
 @torch.no_grad()
-def test_golden_numbers_hold_sample_by_sample_and_in_one_padded_batch(name, samples, padding_side):
+def test_golden_numbers_hold_sample_by_sample_and_in_one_padded_batch(name, samples, padding_side, use_cache):
     case, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
     model = golden_model(case, tensors)
     inputs = golden_inputs(model, case, tensors, samples, padding_side)
@@ -128,15 +129,18 @@ def test_golden_numbers_hold_sample_by_sample_and_in_one_padded_batch(name, samp
     layers, norm = model.language_model.layers, model.language_model.norm
     layers[case["k"] - 1].register_forward_hook(lambda module, args, output: seen.update(shallow=output))
     norm.register_forward_hook(lambda module, args, output: seen.update(deep=output))
-    outputs = model(**inputs).last_hidden_state
+    outputs = model(**inputs, use_cache=use_cache).last_hidden_state
     for i, sample in enumerate(samples):
         visible = inputs["attention_mask"][i].bool()
         expected = {key: tensors[f"sample{sample}.{key}"] for key in ("before_expansion", "final")}
         is_text = {key: tensors[f"sample{sample}.{key}_is_text"].bool() for key in ("shallow", "deep")}
         torch.testing.assert_close(seen["shallow"][i][visible], expected["before_expansion"], atol=2e-5, rtol=0)
-        # stage two stands at the right of its row, but for a batch without images, which is left as it is
-        deep = seen["deep"][i][visible] if "mm_encoder_outputs" not in inputs else seen["deep"][i]
-        torch.testing.assert_close(deep[-len(expected["final"]) :], expected["final"], atol=2e-5, rtol=0)
+        # with a cache, stage two stands at the right of its row; a batch without images is left as it is
+        deep, length = seen["deep"][i], len(expected["final"])
+        if "mm_encoder_outputs" not in inputs:
+            deep = deep[visible]
+        deep = deep[-length:] if use_cache else deep[:length]
+        torch.testing.assert_close(deep, expected["final"], atol=2e-5, rtol=0)
         text = outputs[i][visible][is_text["shallow"]]
         torch.testing.assert_close(text, expected["final"][is_text["deep"]], atol=2e-5, rtol=0)
 

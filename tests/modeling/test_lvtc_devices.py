@@ -1,10 +1,10 @@
-"""LVTC where weights are offloaded, and how often a decoding step waits for the device."""
+"""LVTC where weights are offloaded, and how often a forward waits for the device."""
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
+from host_reads import host_reads
 from lvtc_cases import CLOSE, MIXED, new_tokens, uncached
 from tiny import LVTC, PAD, tiny_batch, tiny_model
 
@@ -55,44 +55,6 @@ def test_a_device_map_with_disk_offload_gives_the_same_tokens(whole, tmp_path):
     assert torch.equal(new_tokens(loaded, batch), expected)
 
 
-class HostReads(TorchDispatchMode):
-    """Counts what makes the host wait for the device: reading a scalar, or a size that depends on values."""
-
-    READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "item")
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        self.count += name.startswith(self.READS)
-        if name.startswith("index") and any(
-            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in (args[1] if name == "index" else ())
-        ):
-            self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("mask", [True, False])
-def test_a_decode_step_reads_the_device_no_more_often_than_transformers_own(mask):
-    """Making a mask, transformers asks whether there is padding: once a stage. LVTC adds nothing to that."""
-    reads = {}
-    for name, settings in {"on": LVTC, "off": {"downsample_ratio": 0.25}}.items():
-        model = tiny_model("llama", **settings)
-        batch = tiny_batch(model.config, MIXED if mask else [[10], [3, "tile", 3]])
-        if not mask:
-            del batch["attention_mask"]
-        cache = model(**batch).past_key_values
-        inputs = {"input_ids": torch.full((len(batch["input_ids"]), 1), 11), "past_key_values": cache}
-        if mask:
-            inputs["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
-        with HostReads() as mode:
-            model(**inputs)
-        reads[name] = mode.count
-    assert reads["on"] == reads["off"] + 1
-
-
 def test_a_decode_step_with_masks_made_ahead_reads_nothing():
     """As `generate` calls it, compiled or not, with a static cache."""
     model = tiny_model("llama", **LVTC)
@@ -101,12 +63,12 @@ def test_a_decode_step_with_masks_made_ahead_reads_nothing():
     model(**batch, past_key_values=cache)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
     ids = torch.cat([batch["input_ids"], torch.full((4, 1), PAD + 11)], dim=1)
-    with HostReads() as mode:
+    with host_reads() as reads:
         inputs = model.prepare_inputs_for_generation(
             ids, next_sequence_length=1, past_key_values=cache, attention_mask=mask, position_ids=mask.cumsum(-1) - 1
         )
         logits = model(**inputs).logits
-    assert mode.count == 0
+    assert reads == []
     assert set(inputs["attention_mask"]) == {"full_attention", "expanded_full_attention"}
     torch.testing.assert_close(
         logits[:, -1], uncached(model, batch | {"input_ids": ids, "attention_mask": mask})[:, -1], **CLOSE

@@ -97,7 +97,9 @@ def memory_after(
     if cache is not None:
         seen, expanded_seen = int(cache.get_seq_length()), int(cache.get_seq_length(expand_layer))
     past_mask = attention_mask[:, :seen] if attention_mask is not None and seen else None
+    is_left_padded = expanded_seen == 0 and expansion.padding_side == "left"
     if memory is not None:
+        is_left_padded |= memory.is_left_padded and attention_mask is None and expansion.mask is None
         past_mask = memory.extend_mask(past_mask, seen)
     mask = expansion.mask
     if mask is not None or past_mask is not None:
@@ -112,7 +114,7 @@ def memory_after(
         growth=expansion.growth,
         trailing_text=expansion.trailing_text,
         last_position=expansion.last_position,
-        is_left_padded=expanded_seen == 0 and expansion.padding_side == "left",
+        is_left_padded=is_left_padded,
     )
 
 
