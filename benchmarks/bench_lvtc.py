@@ -6,7 +6,9 @@ Every time ratio stands beside the ratio of FLOPs, or of bytes moved, of exactly
 """
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from rows import Row, run_script
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
+from internvlx_hf.modeling import lvtc_stages
 from internvlx_hf.modeling.lvtc_expansion import plan_expansion
 from internvlx_hf.modeling.lvtc_stages import stage_masks
 
@@ -222,6 +225,41 @@ def bench_packing(models, tiles, args) -> list[Comparison]:
     return [Comparison("packed training step", "packed / padded", *seconds.values(), share, 1.0)]
 
 
+def bench_masks(models, tiles, args) -> list[Comparison]:
+    """A training step on right-padded rows of n and n // 2 tiles, as it is and with explicit masks in both stages."""
+    model = models["LVTC"]
+    samples = [inputs_of(model.config, n, args.device, args.dtype) for n in (tiles, tiles // 2) if n]
+    ids = torch.nn.utils.rnn.pad_sequence([s["input_ids"][0] for s in samples], batch_first=True, padding_value=0)
+    pixel_values = torch.cat([s["pixel_values"] for s in samples])
+    labels = ids.where((ids != 5) & (ids != 0), -100)
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "pixel_values": pixel_values, "labels": labels}
+    masks = {}
+
+    def note(module, _, kwargs):
+        mask = kwargs["attention_mask"]
+        if mask is not None:
+            masks[mask.data_ptr()] = mask.nbytes
+
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in model.model.language_model.layers]
+    held = {}
+
+    def run(way):
+        masks.clear()
+        model.train()
+        needs_masks = patch.object(lvtc_stages, "runs_without_mask", return_value=False)
+        with needs_masks if way == "masks" else nullcontext():
+            model(**batch, use_cache=False).loss.backward()
+        model.zero_grad()
+        model.eval()
+        held[way] = sum(masks.values())
+
+    seconds = time_alternately({way: lambda w=way: run(w) for way in ("no masks", "masks")}, args.repeats)
+    for hook in hooks:
+        hook.remove()
+    print(f"masks of {tiles} tile(s): " + ", ".join(f"{way} {size / 2**20:.1f} MiB" for way, size in held.items()))
+    return [Comparison(f"padded training step, {tiles} tile(s)", "no masks / masks", *seconds.values(), "-", 1.0)]
+
+
 def bench_native(models, tiles, args) -> list[Comparison]:
     """Without LVTC, against transformers' own InternVL with the same weights' shapes."""
     ours = models["dense-256"]
@@ -247,6 +285,7 @@ BENCHES = {
     "decode": bench_decode,
     "expansion": bench_expansion,
     "packing": bench_packing,
+    "masks": bench_masks,
     "native": bench_native,
 }
 

@@ -12,11 +12,14 @@ from transformers.cache_utils import Cache
 from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
+# besides flash attention: attention that takes None for a causal mask
+MASKLESS = ("sdpa",)
+
 
 def runs_without_mask(text_config: PretrainedConfig) -> bool:
     """Whether the language model's attention has a causal kernel that takes no mask."""
-    is_causal = getattr(text_config, "is_causal", True)
-    return is_causal and (text_config._attn_implementation == "sdpa" or is_flash_attention_requested(text_config))
+    is_known = text_config._attn_implementation in MASKLESS or is_flash_attention_requested(text_config)
+    return is_known and getattr(text_config, "is_causal", True)
 
 
 def is_static(cache: Cache | None) -> bool:

@@ -55,7 +55,7 @@ class Prompt:
         return self.is_packed is False or all(self.layer_kwargs.get(name) is not None for name in BOUNDS)
 
     def without_mask(self) -> "Prompt":
-        """For a prompt of which attention has to see every column, or at least every one before a token."""
+        """For a prompt whose mask hides nothing that causal attention would see."""
         return replace(self, attention_mask=None, is_padded=False)
 
 
@@ -114,8 +114,7 @@ def read_prompt(
     else:
         positions = torch.arange(length, device=device) + (0 if cache is None else cache.get_seq_length())
     # A mask, or columns seen before, say that each row is one sample.
-    seen = cache is not None and any(layer.is_initialized for layer in cache.layers)
-    is_packed = None if attention_mask is None and not seen else False
+    is_packed = None if attention_mask is None and is_empty(cache) else False
     return Prompt(positions.expand(batch, -1), attention_mask, layer_kwargs, is_packed=is_packed)
 
 
@@ -188,14 +187,14 @@ def _spare_masks(
     cache: Cache | None,
     padding_side: str,
 ) -> tuple[Prompt, Prompt]:
-    """Both stages' prompts, without masks that hide nothing that causal attention sees."""
+    """Both stages' prompts, without the masks that attention can do without."""
     is_flash = is_flash_attention_requested(text_config)
-    if is_flash and is_static(cache):  # it needs a mask to tell the columns of the cache that are in use
+    if is_flash and is_static(cache):  # only a mask tells it which columns of the cache are in use
         if expanded.attention_mask is None and prompt.attention_mask is not None:
             ones = torch.ones_like(expansion.position_ids, dtype=torch.bool)
             expanded = replace(expanded, attention_mask=ones)
         return prompt, expanded
-    # Of columns seen before, SDPA's causal kernel knows nothing: it has the first query see the first of them only.
+    # With columns seen before, SDPA's causal kernel would let the first query see the first of them only.
     causal_is_enough = runs_without_mask(text_config) and is_empty(cache)
     if not expansion.is_padded or (causal_is_enough and expansion.is_right_padded):
         prompt = prompt.without_mask()
