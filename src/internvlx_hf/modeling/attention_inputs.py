@@ -12,8 +12,10 @@ from transformers.cache_utils import Cache
 from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
+from .varlen_attention import VARLEN_SDPA
+
 # besides flash attention: attention that takes None for a causal mask
-MASKLESS = ("sdpa",)
+MASKLESS = ("sdpa", VARLEN_SDPA)
 
 
 def runs_without_mask(text_config: PretrainedConfig) -> bool:
