@@ -399,8 +399,9 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Tex
         if shift_labels is not None:
             loss_logits, loss_labels = logits, shift_labels
             if logits is None or asked:
-                supervised = shift_labels != -100
-                loss_logits, loss_labels = self.lm_head(hidden_states[supervised]), shift_labels[supervised]
+                rows = (shift_labels != -100).flatten().nonzero().squeeze(1)  # read from the device once
+                loss_logits = self.lm_head(hidden_states.flatten(0, 1)[rows])
+                loss_labels = shift_labels.flatten()[rows]
             loss = self.loss_function(
                 logits=loss_logits,
                 labels=None,
