@@ -40,12 +40,12 @@ def window_size(downsample_ratio: float, grid: int, name: str) -> int:
         f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}.",
     )
     side = round(inverse)
-    near = min((m for m in range(1, grid + 1) if grid % m == 0), key=lambda m: abs(m - inverse))
-    require(
-        isclose(downsample_ratio, 1 / side, rel_tol=RATIO_TOLERANCE),
-        f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}. Near it is "
-        f"1/{near} = {1 / near}.",
-    )
+    if not isclose(downsample_ratio, 1 / side, rel_tol=RATIO_TOLERANCE):
+        near = min((m for m in range(1, grid + 1) if grid % m == 0), key=lambda m: abs(m - inverse))
+        raise ValueError(
+            f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}. Near it is "
+            f"1/{near} = {1 / near}."
+        )
     require(
         grid % side == 0,
         f"`{name}`={downsample_ratio} means windows of {side}x{side} patches, which do not divide the {grid}x{grid} "
