@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import remember_expansion
 from .lvtc_expansion import Expansion
-from .lvtc_stages import Masks, Stage, attention_types, expand_prompt, make_stages, read_prompt
+from .lvtc_stages import Plan, Stage, attention_types, make_stages
 from .projector import project
 from .projectors import build_projector
 
@@ -166,10 +166,8 @@ def layerwise_forward(
     language_model: LanguageModel,
     lvtc: LVTC,
     inputs_embeds: torch.Tensor,
-    placeholders: torch.Tensor | None = None,
+    plan: Plan,
     image_tokens: ImageTokens | None = None,
-    attention_mask: torch.Tensor | Masks | None = None,
-    position_ids: torch.Tensor | None = None,
     past_key_values: Cache | None = None,
     use_cache: bool | None = None,
     **kwargs,
@@ -178,41 +176,29 @@ def layerwise_forward(
 
     Args:
         inputs_embeds: (B, L, D), the tokens of LR projector 0 already in the tiles' places.
-        placeholders: (B, L) bool, where they are; None if this forward brings no tiles.
-        image_tokens: what is added to them further on.
-        attention_mask: (B, seen + L), 1 for what may be attended to; or what [`lvtc_stages.decoding_masks`] gives; or,
-            without tiles, any 4D mask.
-        position_ids: (B, L); may restart where several samples are packed into a row (as may `cu_seq_lens_q`).
+        plan: what [`lvtc_stages.plan_forward`] makes of the same prompt and cache.
+        image_tokens: what is added to the tiles further on; None if this forward brings none.
         past_key_values: has `seen` columns in stage one's layers, and what they have grown to in the others. (A sliding
             window counts padding between two turns as tokens, as transformers' own masks do.)
 
     Returns:
         As the language model: `last_hidden_state` (B, L, D) and `past_key_values`; the `hidden_states` and `attentions`
         of each layer at its own length.
-
-    Raises:
-        ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
     """
     text, k = language_model.config, lvtc.config.lvtc_config.expand_layer
-    cache = past_key_values
+    cache, expansion = past_key_values, plan.expansion
     if use_cache and cache is None:
         cache = DynamicCache(config=text)
     layer_kwargs = {**kwargs, "past_key_values": cache, "use_cache": use_cache}
-    prompt = read_prompt(inputs_embeds, attention_mask, position_ids, layer_kwargs)
-    # A training step reads nothing from the cache that the configuration has it make.
-    trains = language_model.training and torch.is_grad_enabled()
-    is_continued = past_key_values is not None or (cache is not None and not trains)
-    prompt, expanded_prompt, expansion, memory = expand_prompt(
-        lvtc.config, prompt, placeholders, cache, "left" if is_continued else "right"
-    )
     stages = make_stages(
         text,
         k,
-        (prompt, expanded_prompt),
+        plan.prompts,
         (language_model.rotary_emb, lvtc.rotary_emb),
         inputs_embeds,
         # Masks follow the cache that was handed in: with one, even an empty one, transformers sees no packed samples.
         past_key_values,
+        layer_kwargs,
     )
     output_flags = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
     outputs = run_layers(
@@ -222,5 +208,5 @@ def layerwise_forward(
     if expansion is not None:
         outputs.last_hidden_state = expansion.undo(outputs.last_hidden_state)  # [B, L, D]
         if cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
-            remember_expansion(cache, memory)
+            remember_expansion(cache, plan.memory)
     return outputs

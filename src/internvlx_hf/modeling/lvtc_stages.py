@@ -36,7 +36,7 @@ class Prompt:
     Args:
         position_ids: (B, L) in stage one, (B, L₂) in stage two.
         attention_mask: (B, seen + L) or (B, seen + L₂); or masks that were made already, 4D or by [`decoding_masks`].
-        layer_kwargs: what the layers take besides: the cache, bounds of packed samples.
+        layer_kwargs: what the layers take besides, such as bounds of packed samples.
         is_padded: whether the mask hides anything; None if nobody has looked.
         is_left_padded: whether what it hides comes before all that is visible, as far as anybody has looked.
         is_packed: whether rows hold several samples; None if nobody has looked.
@@ -64,6 +64,7 @@ class Stage:
     """One of the two runs through layers of the language model.
 
     Args:
+        layer_kwargs: what the layers of both take besides.
         layers_see_positions: False where flash attention would look in every layer for what is known: that rows are one
             sample each, or the samples' bounds.
     """
@@ -71,6 +72,7 @@ class Stage:
     prompt: Prompt
     rotary_emb: nn.Module
     masks: Masks
+    layer_kwargs: dict
     layers_see_positions: bool = True
     _position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
 
@@ -84,15 +86,68 @@ class Stage:
         return {
             "position_embeddings": self._position_embeddings,
             "position_ids": self.prompt.position_ids if self.layers_see_positions else None,
+            **self.layer_kwargs,
             **self.prompt.layer_kwargs,
             **padding,
         }
+
+
+@dataclass
+class Plan:
+    """What a forward does with its tiles, settled before its first layer, from everything but hidden states.
+
+    Args:
+        prompts: in the columns of stages one and two.
+        expansion: where the prompt's rows go; None without tiles.
+        memory: what the cache is to remember of all expansions so far.
+    """
+
+    prompts: tuple[Prompt, Prompt]
+    expansion: Expansion | None
+    memory: ExpansionMemory | None
+
+
+def plan_forward(
+    config: InternVLXConfig,
+    inputs_embeds: torch.Tensor,
+    placeholders: torch.Tensor | None,
+    attention_mask: torch.Tensor | Masks | None,
+    position_ids: torch.Tensor | None,
+    past_key_values: Cache | None,
+    trains: bool = False,
+    use_cache: bool | None = None,
+    **layer_kwargs,
+) -> Plan:
+    """Settle a forward's [`Plan`].
+
+    Args:
+        inputs_embeds: (B, L, D), for its shape and device.
+        placeholders: (B, L) bool, where the tiles are; None for a prompt without tiles.
+        attention_mask: (B, seen + L), 1 for what may be attended to; or what [`decoding_masks`] gives; or, without
+            tiles, any 4D mask.
+        position_ids: (B, L); may restart where several samples are packed into a row (as may `cu_seq_lens_q`).
+        past_key_values: what was seen before.
+        trains: whether this is a training step, which reads nothing from a cache that the configuration has it make.
+        use_cache: None for the configuration's.
+        layer_kwargs: what the layers take besides.
+
+    Raises:
+        ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
+    """
+    use_cache = getattr(config.text_config, "use_cache", True) if use_cache is None else use_cache
+    is_continued = past_key_values is not None or (use_cache and not trains)
+    prompt = read_prompt(inputs_embeds, attention_mask, position_ids, past_key_values, layer_kwargs)
+    prompt, expanded_prompt, expansion, memory = expand_prompt(
+        config, prompt, placeholders, past_key_values, "left" if is_continued else "right"
+    )
+    return Plan((prompt, expanded_prompt), expansion, memory)
 
 
 def read_prompt(
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | Masks | None,
     position_ids: torch.Tensor | None,
+    cache: Cache | None,
     layer_kwargs: dict,
 ) -> Prompt:
     """The prompt in the columns of stage one; positions as given, or counted without padding, anew in each packed sample.
@@ -101,7 +156,7 @@ def read_prompt(
         ValueError: if bounds of packed samples come with several rows.
     """
     (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
-    bounds, cache = layer_kwargs.get("cu_seq_lens_q"), layer_kwargs.get("past_key_values")
+    bounds = layer_kwargs.get("cu_seq_lens_q")
     if bounds is not None and batch > 1:
         raise ValueError(f"`cu_seq_lens_q` bounds the samples of one row, got {batch} rows. Pack them into one.")
     if position_ids is not None:
@@ -261,6 +316,7 @@ def make_stages(
     rotary_embs: tuple[nn.Module, nn.Module],
     inputs_embeds: torch.Tensor,
     cache: Cache | None,
+    layer_kwargs: dict,
 ) -> tuple[Stage, Stage]:
     """Both stages, from the prompt in the columns of each."""
     layers = range(text_config.num_hidden_layers)
@@ -274,7 +330,7 @@ def make_stages(
         ]
     is_flash = is_flash_attention_requested(text_config)
     first, second = (
-        Stage(prompt, rotary_emb, mask, layers_see_positions=not (is_flash and prompt.samples_are_known))
+        Stage(prompt, rotary_emb, mask, layer_kwargs, layers_see_positions=not (is_flash and prompt.samples_are_known))
         for prompt, rotary_emb, mask in zip(prompts, rotary_embs, masks, strict=True)
     )
     return first, second

@@ -2,6 +2,7 @@
 """InternVL-X (arXiv 2503.21307): image tiles -> vision tower -> projectors -> language model -> logits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_of_dense_masks
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import allow_growth
-from .lvtc_stages import Masks, decoding_masks
+from .lvtc_stages import Masks, Plan, decoding_masks, plan_forward
 from .projector import Projector, project
 from .projectors import build_projector
 from .text_batches import TextBatchMixin
@@ -173,6 +174,22 @@ class InternVLXModel(InternVLXPreTrainedModel):
             ),
         )
 
+    @torch.compiler.disable
+    def _plan_tiles(
+        self,
+        placeholders: torch.Tensor,
+        image_tokens: torch.Tensor,
+        chunked: bool,
+        inputs_embeds: torch.Tensor,
+        **kwargs: Any,
+    ) -> Plan:
+        """Check the tiles and settle what LVTC does with them.
+
+        The host reads the placeholders here and nowhere else, so that a compiled forward has one break for it.
+        """
+        self._check_placeholders(placeholders, image_tokens, chunked)
+        return plan_forward(self.config, inputs_embeds, placeholders, **kwargs)
+
     def _warn_of_placeholders(self, input_ids: torch.Tensor | None, past_key_values: Cache | None) -> None:
         """Say once that a prompt without tiles has placeholders. Later inputs on a cache may continue an image's prompt.
 
@@ -241,7 +258,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_tokens = placeholders = later = None
+        image_tokens = later = plan = None
         if images is None and pixel_values is not None:
             images = self.get_image_features(pixel_values, return_dict=True)
         if images is not None:
@@ -250,38 +267,52 @@ class InternVLXModel(InternVLXPreTrainedModel):
                     "`mm_encoder_outputs['image']` has no `pooler_output`. Give what `get_image_features` returns."
                 )
             image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # [tiles, N₁², D]
-            if self.lvtc is not None:
-                later = self.lvtc.split(image_tokens, images.deepstack_features)
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
-            self._check_placeholders(placeholders, image_tokens, chunked=pixel_values is None)
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
-        else:
-            self._warn_of_placeholders(input_ids, past_key_values)
-            trains = self.training and torch.is_grad_enabled()
-            in_step = _world_size() > 1 and (past_key_values is None or trains)
-            if in_step or (trains and not inputs_embeds.requires_grad):
-                inputs_embeds = self._touch_vision(inputs_embeds)
 
+        text_config = self.config.text_config
         if kwargs.get("cu_seq_lens_q") is not None:
             warn_of_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens))
-        text_config = self.config.text_config
-        if self.lvtc is None or placeholders is None:  # LVTC itself looks at the masks of samples with tiles
+        if self.lvtc is None or image_tokens is None:  # LVTC itself looks at the masks of samples with tiles
             attention_mask, position_ids = drop_right_padding(  # type: ignore[assignment]
                 text_config, inputs_embeds, attention_mask, position_ids, past_key_values
             )
         if kwargs.get("cu_seq_lens_q") is None:
             kwargs |= sample_bounds(text_config, inputs_embeds, attention_mask, position_ids, past_key_values)  # type: ignore[typeddict-item]
-        inputs = {
-            "inputs_embeds": inputs_embeds,
+        prompt: dict[str, Any] = {
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
         }
-        if self.lvtc is None:
-            outputs = self.language_model(**inputs, **kwargs)
+        trains = self.training and torch.is_grad_enabled()
+        if images is not None and image_tokens is not None:
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
+            chunked = pixel_values is None
+            if self.lvtc is None:
+                self._check_placeholders(placeholders, image_tokens, chunked)
+            else:
+                later = self.lvtc.split(image_tokens, images.deepstack_features)
+                plan = self._plan_tiles(
+                    placeholders, image_tokens, chunked, inputs_embeds, trains=trains, **prompt, **kwargs
+                )
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
         else:
+            self._warn_of_placeholders(input_ids, past_key_values)
+            in_step = _world_size() > 1 and (past_key_values is None or trains)
+            if in_step or (trains and not inputs_embeds.requires_grad):
+                inputs_embeds = self._touch_vision(inputs_embeds)
+
+        if self.lvtc is None:
+            outputs = self.language_model(inputs_embeds=inputs_embeds, **prompt, **kwargs)
+        else:
+            if plan is None:
+                plan = plan_forward(self.config, inputs_embeds, None, trains=trains, **prompt, **kwargs)
             outputs = layerwise_forward(
-                self.language_model, self.lvtc, placeholders=placeholders, image_tokens=later, **inputs, **kwargs
+                self.language_model,
+                self.lvtc,
+                inputs_embeds,
+                plan,
+                image_tokens=later,
+                past_key_values=past_key_values,
+                **kwargs,
             )
         return InternVLModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
