@@ -167,11 +167,11 @@ def test_a_static_cache_shorter_than_the_window_still_grows_with_the_expansion(t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "padded"), [(KINDS[0], False), *((kind, True) for kind in KINDS)])
-def test_decoding_with_a_static_cache_compiles_once(kind, padded):
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_with_a_static_cache_compiles_once(kind):
     """Graphs without breaks, made in the first steps (a sliding window has a second one for when it is full)."""
     model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED if padded else [[10], [3, "tile", 3]])
+    batch = tiny_batch(model.config, MIXED)
     expected = new_tokens(model, batch, max_new_tokens=16, min_new_tokens=16)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -180,6 +180,36 @@ def test_decoding_with_a_static_cache_compiles_once(kind, padded):
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
     assert 1 <= counters["stats"]["unique_graphs"] <= (1 if kind == "full attention" else 3)
+
+
+def test_a_static_cache_is_as_long_as_the_longest_before_it():
+    """In stage two too, after text alone too; a sliding window's is no longer than the window."""
+    model, lengths = model_of_kind("qwen2, sliding and full"), []
+    for layout in ([3, "tile", 2], [9], ["tile", "tile", "tile", 4], [9], [1, "tile", "tile", 2]):
+        batch = tiny_batch(model.config, [layout, [1]])
+        outputs = model.generate(
+            **batch, **GREEDY, cache_implementation="static", disable_compile=True, return_dict_in_generate=True
+        )
+        assert torch.equal(outputs.sequences[:, batch["input_ids"].shape[1] :], new_tokens(model, batch))
+        lengths.append([layer.max_cache_len for layer in outputs.past_key_values.layers])
+    one, three = 9 + NEW - 1, 16 + NEW - 1  # tokens in stage one; a tile adds twelve in stage two
+    assert lengths == [[7, one, one + 12, 7]] * 2 + [[7, three, three + 36, 7]] * 3
+
+
+@pytest.mark.slow
+def test_decoding_compiles_once_for_prompts_of_changing_tile_counts():
+    """The longest prompt comes first."""
+    model = tiny_model("llama", **LVTC)
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for tiles in (6, 1, 4, 0, 2, 5, 3, 0, 6, 1, 2, 4):
+        batch = tiny_batch(model.config, [[1 + 2 * tiles % 3, *["tile"] * tiles, 2]])
+        compiled = new_tokens(model, batch, **settings, **COMPILED)
+        assert torch.equal(compiled, new_tokens(model, batch, **settings))
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_static_cache_that_is_too_short_raises_with_both_lengths():

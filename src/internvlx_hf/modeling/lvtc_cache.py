@@ -214,10 +214,51 @@ def seen_length(cache: Cache, new: int) -> int:
     return cache.get_max_length(0) if isinstance(seen, torch.Tensor) else seen + new
 
 
-def allow_growth(cache: Cache, expand_layer: int) -> None:
-    """Let a static cache's layers from `expand_layer` on be allocated longer, by what the prompt's expansion adds."""
+@dataclass
+class ExpandedLength:
+    """Columns that the static caches of a model's `generate` have in stage two.
+
+    As transformers does for stage one, a later cache is as long as the longest before it: a compiled decoding step is
+    compiled again for another length.
+    """
+
+    longest: int = 0
+
+
+def allow_growth(cache: Cache, text_config, expand_layer: int, max_cache_len: int, expanded: ExpandedLength) -> None:
+    """Let a new static cache's layers from `expand_layer` on be longer than the others, by what the expansion adds.
+
+    Args:
+        max_cache_len: what this generation needs in stage one; the cache may be longer already.
+        expanded: what earlier ones needed in stage two, and where this one's need will be noted.
+    """
     for layer in cache.layers[expand_layer:]:
-        layer.grows_with_expansion = True  # type: ignore[union-attr]
+        if isinstance(layer, StaticLayer):
+            layer.length_before_expansion, layer.expanded_length = max_cache_len, expanded  # type: ignore[attr-defined]
+            if not layer.is_initialized:
+                _lengthen(layer, text_config, expanded.longest)
+
+
+def remember_text(cache: Cache, expand_layer: int, growth: torch.Tensor) -> ExpansionMemory | None:
+    """Have a new static cache of [`allow_growth`] remember a prompt without tiles as one that has grown by nothing.
+
+    So a compiled decoding step is the same after all prompts.
+
+    Args:
+        growth: (B, 1) zeros.
+    """
+    layer = cache.layers[expand_layer]
+    if not isinstance(layer, StaticLayer) or not hasattr(layer, "expanded_length") or layer.is_initialized:
+        return None
+    memory = ExpansionMemory(None, 0, 0, growth, trailing_text=0, last_position=-1)
+    remember_expansion(cache, memory)
+    return memory
+
+
+def _lengthen(layer: StaticLayer, text_config, length: int) -> None:
+    if layer.is_sliding:
+        length = min(length, text_config.sliding_window)
+    layer.max_cache_len = max(layer.max_cache_len, length)
 
 
 def make_room(cache: Cache | None, text_config, expand_layer: int, length: int, expanded_length: int) -> None:
@@ -230,9 +271,10 @@ def make_room(cache: Cache | None, text_config, expand_layer: int, length: int, 
         if not isinstance(layer, StaticLayer):
             continue
         window = text_config.sliding_window if layer.is_sliding else None
-        if getattr(layer, "grows_with_expansion", False) and not layer.is_initialized:
-            room = layer.max_cache_len + expanded_length - length
-            layer.max_cache_len = room if window is None else min(room, window)
+        if hasattr(layer, "expanded_length") and not layer.is_initialized:
+            needed = layer.length_before_expansion + expanded_length - length  # type: ignore[attr-defined]
+            layer.expanded_length.longest = max(layer.expanded_length.longest, needed)
+            _lengthen(layer, text_config, layer.expanded_length.longest)
         needed = int(layer.get_seq_length()) + expanded_length
         if layer.max_cache_len == window or needed <= layer.max_cache_len:  # a whole window has room for any length
             continue

@@ -18,7 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .attention_inputs import comes_first, is_empty, is_static, read_on_host, runs_without_mask
 from .configuration_internvlx import InternVLXConfig
-from .lvtc_cache import ExpansionMemory, make_room, memory_after, recall_expansion, seen_length
+from .lvtc_cache import ExpansionMemory, make_room, memory_after, recall_expansion, remember_text, seen_length
 from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
 
 logger = logging.get_logger(__name__)
@@ -198,6 +198,8 @@ def expand_prompt(
     k, length = config.lvtc_config.expand_layer, prompt.position_ids.shape[1]
     memory = recall_expansion(cache, k)
     if placeholders is None:
+        if cache is not None and memory is None:
+            memory = remember_text(cache, k, prompt.position_ids.new_zeros(len(prompt.position_ids), 1))
         if cache is None or memory is None:
             return prompt, prompt, None, None
         return *_continue_prompt(config, prompt, memory, cache), None, memory

@@ -31,7 +31,7 @@ from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_of_dense_masks
 from .lvtc import LVTC, layerwise_forward
-from .lvtc_cache import allow_growth
+from .lvtc_cache import ExpandedLength, allow_growth
 from .lvtc_stages import Masks, Plan, decoding_masks, plan_forward
 from .projector import Projector, project
 from .projectors import build_projector
@@ -332,6 +332,7 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Tex
     def __init__(self, config: InternVLXConfig):
         super().__init__(config)
         self.model = InternVLXModel(config)
+        self._expanded_cache_length = ExpandedLength()
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
@@ -373,10 +374,11 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Tex
             )
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
 
-    def _prepare_static_cache(self, *args, **kwargs) -> Cache:
-        cache = super()._prepare_static_cache(*args, **kwargs)  # type: ignore[misc]
+    def _prepare_static_cache(self, *args, max_cache_len: int, **kwargs) -> Cache:  # type: ignore[override]
+        cache = super()._prepare_static_cache(*args, max_cache_len=max_cache_len, **kwargs)  # type: ignore[misc]
         if self.model.lvtc is not None:
-            allow_growth(cache, self.config.lvtc_config.expand_layer)
+            expand_layer = self.config.lvtc_config.expand_layer
+            allow_growth(cache, self.config.text_config, expand_layer, max_cache_len, self._expanded_cache_length)
         return cache
 
     @can_return_tuple
