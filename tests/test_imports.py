@@ -16,6 +16,7 @@ LAYERS = [
     ("cost", "hub"),
     ("data", "conversion"),
     ("training", "pictures", "evaluation", "serving"),
+    ("chat",),
     ("commands",),
 ]
 LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

@@ -10,6 +10,7 @@ from . import __version__
 
 COMMANDS = {
     "card": "write or renew a checkpoint's model card",
+    "chat": "ask a model about images",
     "convert": "convert an InternVL checkpoint",
     "cost": "say what pictures cost: tiles, tokens, FLOPs, memory",
     "init": "make a model of a vision tower and a language model",

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import shlex
 from fractions import Fraction
 
 from ..processing.rvtc import SLICING_STRATEGIES
@@ -13,9 +14,13 @@ def main(arguments: list[str]) -> None:
     options = vars(_parser().parse_args(arguments))
 
     from .. import registration  # noqa: F401
+    from ..checkpoints.names import OURS
     from ..conversion import convert_checkpoint
 
-    print(convert_checkpoint(**options).summary())
+    report = convert_checkpoint(**options)
+    print(report.summary())
+    if options.get("to", OURS) == OURS and not report.untrained_modules:
+        print(f"Ask it: internvlx chat {shlex.quote(options['out'])} photo.jpg 'What is in this image?'")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -89,7 +89,7 @@ class Answerer:
             generation_kwargs: of `generate`, or of an evaluation task: see [`generation_arguments`].
         """
         tokenizer = self.processor.tokenizer
-        inputs = self._inputs(conversations, add_generation_prompt=True)
+        inputs = self.inputs(conversations, add_generation_prompt=True)
         arguments = generation_arguments(generation_kwargs)
         if self.model.generation_config.pad_token_id is None:
             arguments["pad_token_id"] = tokenizer.pad_token_id
@@ -111,7 +111,7 @@ class Answerer:
         """
         turns = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in answers]
         complete = [[*asked, *answered] for asked, answered in zip(conversations, turns, strict=True)]
-        inputs = self._inputs(complete, return_labels=True)
+        inputs = self.inputs(complete, return_labels=True)
         targets = F.pad(inputs.pop("labels"), (0, 1), value=IGNORE_INDEX)[:, 1:]
         supervised = targets != IGNORE_INDEX
         logits = self.model(**inputs, logits_to_keep=supervised).logits.float()  # [supervised rows, vocabulary]
@@ -124,7 +124,8 @@ class Answerer:
             for loss, greedy in zip(losses.split(counts), as_greedy.split(counts), strict=True)
         ]
 
-    def _inputs(self, conversations: Sequence[Conversation], **kwargs):
+    def inputs(self, conversations: Sequence[Conversation], **kwargs):
+        """What the model takes for the conversations, padded on the left; `kwargs` are those of `apply_chat_template`."""
         inputs = self.processor.apply_chat_template(
             list(conversations),
             tokenize=True,

@@ -1,0 +1,8 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Asking a model about images: from a terminal, turn by turn, or about many images one by one."""
+
+from .answers import answer_images
+from .loading import Choice, load_answerer
+from .session import Session, Turn
+
+__all__ = ["Choice", "Session", "Turn", "answer_images", "load_answerer"]

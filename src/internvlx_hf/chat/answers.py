@@ -1,0 +1,116 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The same question about many images, one by one: answers go to a file of JSON lines, and a second run goes on there."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..evaluation.answering import Answerer, Conversation
+from ..processing.image_files import open_image
+from ..processing.image_sources import PillowSource
+
+# what tells one answer from another, in a file's lines
+KEYS = ("image", "question", "settings")
+
+
+def answer_images(
+    answerer: Answerer,
+    images: Sequence[str],
+    question: str,
+    out: Path,
+    settings: dict[str, Any],
+    batch_size: int = 1,
+    system: str | None = None,
+    **generation_kwargs,
+) -> tuple[int, int]:
+    """Ask about each image, and append `{"image", "question", "settings", "answer", "tokens"}` to `out`, a line each.
+
+    An image that cannot be read gets `"error"` in place of an answer, and is tried again by the next run.
+
+    Args:
+        images: paths or URLs.
+        settings: all that the answers depend on besides; a line of `out` counts as an answer only with the same ones.
+        generation_kwargs: see [`Answerer.answer`].
+
+    Returns:
+        How many images were answered now, and how many could not be read.
+
+    Raises:
+        ValueError: `out` holds something else.
+    """
+    answered = {_key(line) for line in read_lines(out) if "error" not in line}
+    open_images = [image for image in dict.fromkeys(images) if _key(_line(image, question, settings)) not in answered]
+    errors = 0
+    with out.open("a", encoding="utf-8") as file, tqdm(open_images, desc="Answering", unit="image") as progress:
+        for batch in _batches(open_images, batch_size):
+            readable, conversations = [], []
+            for image in batch:
+                try:
+                    conversations.append(_conversation(image, question, system))
+                    readable.append(image)
+                except ValueError as error:
+                    errors += 1
+                    _write(file, _line(image, question, settings) | {"error": str(error)})
+            answers = answerer.answer(conversations, **generation_kwargs) if readable else []
+            for image, answer in zip(readable, answers, strict=True):
+                line = _line(image, question, settings)
+                _write(file, line | {"answer": answer.text.strip(), "tokens": answer.num_tokens})
+            progress.update(len(batch))
+    return len(open_images) - errors, errors
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of an earlier run. A last line that was cut off is removed from the file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole, _, rest = content.rpartition(b"\n")
+    found = []
+    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+        try:
+            record = json.loads(line)
+            _key(record)
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path}, line {number} is no answer of this command: {line[:80]!r}. Choose another file."
+            ) from None
+        found.append(record)
+    if rest:
+        if not rest.startswith(b'{"image": '[: len(rest)]):
+            raise ValueError(
+                f"{path} ends with {rest[:80]!r}, which this command has not written. Choose another file."
+            )
+        with path.open("r+b") as file:
+            file.truncate(len(content) - len(rest))
+    return found
+
+
+def _key(line: dict) -> str:
+    return json.dumps([line[name] for name in KEYS], sort_keys=True)
+
+
+def _line(image: str, question: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"image": image, "question": question, "settings": settings}
+
+
+def _write(file, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+def _conversation(image: str, question: str, system: str | None) -> Conversation:
+    opened = PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image
+    content = [{"type": "image", "image": opened}, {"type": "text", "text": question}]
+    instruction = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
+    return [*instruction, {"role": "user", "content": content}]
+
+
+def _batches(images: Sequence[str], size: int) -> Iterable[Sequence[str]]:
+    return (images[start : start + size] for start in range(0, len(images), size))

@@ -1,0 +1,143 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The model to talk to: found or converted, and put where this machine runs it best."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub.constants import HF_HOME
+from transformers import PretrainedConfig
+
+from ..checkpoints.folders import find_source, source_name
+from ..checkpoints.names import NATIVE, OURS, REPORT
+from ..checkpoints.weights import weight_files
+from ..conversion import convert_checkpoint
+from ..evaluation.answering import Answerer
+
+# what InternVL's own checkpoints are called in their config.json, and transformers' native ones
+CONVERTED = ("internvl_chat", NATIVE)
+# of the free memory, what weights in float32 may take on a CPU
+MEMORY_SHARE = 0.6
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where and how a model runs.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps"; or "auto" for all GPUs, as accelerate spreads a model.
+        dtype: of the weights.
+        attn_implementation: unset: transformers' own choice.
+    """
+
+    device: str
+    dtype: torch.dtype
+    attn_implementation: str | None = None
+
+    @classmethod
+    def sensible(
+        cls, folder: Path, device: str | None = None, dtype: str | None = None, attn_implementation: str | None = None
+    ) -> "Choice":
+        """What is not asked for is chosen: a GPU where there is one, and the dtype that it computes fast in.
+
+        On a CPU, float32 where the weights fit into the free memory that way, since few CPUs compute in bfloat16; else
+        bfloat16.
+
+        Raises:
+            ValueError: there is no such device or dtype.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if device != "auto":
+            _require_device(device)
+        return cls(device, _dtype(folder, device) if dtype is None else getattr(torch, dtype), attn_implementation)
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.empty(0, device=torch.device(name))
+    except Exception as error:  # torch raises anything for a device that this build or machine lacks
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--device={name!r} cannot be used here: {reason:.200}") from error
+
+
+def _dtype(folder: Path, device: str) -> torch.dtype:
+    if device.startswith("mps"):
+        return torch.float16
+    if device != "cpu":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    stored = str(PretrainedConfig.get_config_dict(folder)[0].get("dtype") or "float32")
+    element_size = 4 if stored == "float32" else 2
+    in_float32 = sum(path.stat().st_size for path in weight_files(folder)[0]) * 4 // element_size
+    return torch.float32 if in_float32 < MEMORY_SHARE * psutil.virtual_memory().available else torch.bfloat16
+
+
+def load_answerer(
+    model: str,
+    revision: str | None = None,
+    images_kwargs: dict | None = None,
+    say: Say = print,
+    **wanted: str | None,
+) -> Answerer:
+    """Load a model, InternVL's own too.
+
+    Args:
+        model: a folder or a Hub id: of InternVL-X, or of InternVL 2, 2.5, 3, 3.5, which is converted into the cache first.
+        images_kwargs: see [`Answerer`].
+        say: gets what a user should know, line by line.
+        wanted: arguments of [`Choice.sensible`].
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is a model of another kind, or nothing like that can be done here.
+    """
+    folder = find_source(model, revision)
+    if not (folder / "config.json").is_file():
+        hint = " Merge the adapter first: internvlx merge" if (folder / "adapter_config.json").is_file() else ""
+        raise ValueError(f"{model} has no config.json, expected the folder of a checkpoint.{hint}")
+    kind = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if kind in CONVERTED:
+        folder = converted(model, folder, revision, say)
+    elif kind != OURS:
+        raise ValueError(f"{model} is a model of type {kind!r}, expected one of {', '.join((OURS, *CONVERTED))}.")
+    choice = Choice.sensible(folder, **wanted)
+    attention = {} if choice.attn_implementation is None else {"attn_implementation": choice.attn_implementation}
+    place = {"device_map": "auto"} if choice.device == "auto" else {}
+    answerer = Answerer.from_pretrained(str(folder), images_kwargs, dtype=choice.dtype, **place, **attention)
+    if not place:
+        answerer.model.to(choice.device)  # type: ignore[arg-type]
+    say(f"{source_name(model)} on {choice}")
+    return answerer
+
+
+def converted(model: str, folder: Path, revision: str | None, say: Say) -> Path:
+    """The conversion of an InternVL checkpoint, made once and kept in the cache."""
+    out = cache_folder() / f"{source_name(model).replace('/', '--')}-{_fingerprint(folder)}"
+    if not (out / REPORT).is_file():
+        say(f"{source_name(model)} is converted once, into {out}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        convert_checkpoint(folder, out, overwrite=out.exists(), base_model=model if not Path(model).is_dir() else None)
+    return out
+
+
+def cache_folder() -> Path:
+    """Where converted checkpoints are kept: `$INTERNVLX_CACHE`, or `internvlx` beside the Hub's own cache."""
+    return Path(os.environ.get("INTERNVLX_CACHE") or Path(HF_HOME) / "internvlx").expanduser()
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the files as they are now: another commit, or a changed file, is another checkpoint."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        status = path.stat()
+        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:12]

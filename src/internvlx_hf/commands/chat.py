@@ -1,0 +1,296 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""`internvlx chat`."""
+
+import argparse
+import os
+import sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..processing.rvtc import SLICING_STRATEGIES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..chat import Session
+    from ..chat.session import Turn
+
+MAX_NEW_TOKENS = 1024
+BATCH_SIZE_ON_GPU = 8
+PROMPT = "> "
+HELP = """\
+/image PATH      add an image (a file or a URL) to the next question
+/slicing [NAME [MAX_PATCHES]]
+                 how images are cut into tiles: {strategies}
+/cost            what the conversation's images cost, beside other ways to cut them
+/reset           forget the conversation
+/help            these lines
+/exit            end; so does the end of the input (Ctrl-D). Ctrl-C stops an answer"""
+
+
+def main(arguments: list[str]) -> None:
+    """Raises: ValueError, OSError: an image, the model or a number is not what it should be; names it."""
+    options = _parser().parse_args(arguments)
+    images, question = _split(options.words, options.question)
+    _check(options, images, question)
+    from ..chat import Session, load_answerer
+
+    images_kwargs = {"slicing": options.slicing, "max_patches": options.max_patches}
+    images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
+    opened = () if options.jsonl else tuple(_open(image) for image in images)  # before the model is loaded
+    answerer = load_answerer(
+        options.model,
+        options.revision,
+        images_kwargs,
+        say=_say,
+        device=options.device,
+        dtype=options.dtype,
+        attn_implementation=options.attn_implementation,
+    )
+    generation = {"max_new_tokens": options.max_new_tokens}
+    if options.temperature:
+        generation |= {"do_sample": True, "temperature": options.temperature}
+        _seed(options.seed)
+    if options.jsonl:
+        _answer_each(options, answerer, images, question, generation)
+        return
+    session = Session(answerer, options.system, generation)
+    if question is None:
+        Conversation(session, opened).run()
+    else:
+        print_turn(session, question, opened)
+
+
+def _split(words: list[str], question: str | None) -> tuple[list[str], str | None]:
+    """The images and the question of a command line: the question is the last word where that names no image."""
+    if question is None and words and not _names_image(words[-1]):
+        *words, question = words
+    return words, question
+
+
+def _names_image(word: str) -> bool:
+    if word.lower().startswith(("http://", "https://", "data:", "file:")) or os.path.exists(word):
+        return True
+    from PIL import Image
+
+    # a name with an image's suffix was meant as a file, also where there is none
+    return " " not in word and Path(word).suffix.lower() in Image.registered_extensions()
+
+
+def _check(options: argparse.Namespace, images: list[str], question: str | None) -> None:
+    for name in ("max_new_tokens", "batch_size", "max_patches"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
+    if options.temperature < 0:
+        raise ValueError(f"--temperature={options.temperature}, expected 0 (greedy) or more.")
+    if question is not None and not question.strip():
+        raise ValueError("The question is empty.")
+    if options.jsonl and not (images and question):
+        raise ValueError(f"--jsonl={options.jsonl} needs images and a question to ask about each.")
+    if options.jsonl and not options.jsonl.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--jsonl={options.jsonl}: there is no folder {options.jsonl.absolute().parent}.")
+
+
+def _open(image: str) -> "Image":
+    from ..processing.image_files import open_image
+
+    return open_image(image)
+
+
+def _say(line: str) -> None:
+    """To stderr, so that stdout is the answer; dim on a terminal."""
+    if sys.stderr.isatty():
+        _console().print(line, style="dim", highlight=False, markup=False)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _seed(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def _answer_each(options: argparse.Namespace, answerer, images: list[str], question: str | None, generation) -> None:
+    from ..chat import answer_images
+
+    image_processor = answerer.processor.image_processor
+    settings = {
+        "model": options.model,
+        "slicing": options.slicing or image_processor.slicing,
+        "max_patches": options.max_patches or image_processor.max_patches,
+        "system": options.system,
+        **generation,
+        **({"seed": options.seed} if options.temperature else {}),
+    }
+    batch_size = options.batch_size or (1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU)
+    answers, errors = answer_images(
+        answerer, images, question or "", options.jsonl, settings, batch_size, options.system, **generation
+    )
+    before = len(dict.fromkeys(images)) - answers - errors
+    _say(f"{options.jsonl}: {answers} answers" + (f", {before} were there before" if before else ""))
+    if errors:
+        images_word = "image" if errors == 1 else "images"
+        raise ValueError(f"{errors} {images_word} could not be read; {options.jsonl} says why.")
+
+
+def print_turn(session: "Session", question: str, images: "tuple[Image, ...]" = ()) -> "Turn":
+    """Stream an answer to stdout, what it took to stderr."""
+    waiting = _console().status("reading") if sys.stderr.isatty() and sys.stdout.isatty() else nullcontext()
+
+    def show(text: str) -> None:
+        if hasattr(waiting, "stop"):
+            waiting.stop()
+        print(text, end="", flush=True)
+
+    with waiting:
+        turn = session.ask(question, images, show)
+    print(flush=True)
+    _say(str(turn))
+    return turn
+
+
+class Conversation:
+    """Questions and commands from a terminal or a pipe, until there are no more.
+
+    Args:
+        images: go with the first question.
+    """
+
+    def __init__(self, session: "Session", images: "tuple[Image, ...]" = ()):
+        self.session = session
+        self.images = list(images)
+        self.commands = {
+            "/image": self.add_image,
+            "/slicing": self.set_slicing,
+            "/cost": self.print_cost,
+            "/reset": self.reset,
+            "/help": lambda _: print(HELP.format(strategies=", ".join(SLICING_STRATEGIES))),
+        }
+
+    def run(self) -> None:
+        is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        if is_terminal:
+            with suppress(ImportError):
+                import readline  # noqa: F401  # lets `input` edit lines
+            _say("Ask, or /help for commands.")
+        while True:
+            try:
+                line = input(PROMPT if is_terminal else "").strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                _say("")
+                continue
+            if line in ("/exit", "/quit"):
+                return
+            if line:
+                self.handle(line)
+
+    def handle(self, line: str) -> None:
+        """Run a command or answer a question; what fails is said, and the conversation goes on."""
+        word, _, rest = line.partition(" ")
+        try:
+            if word in self.commands:
+                self.commands[word](rest.strip())
+            elif word.startswith("/") and word[1:].isalpha():
+                raise ValueError(f"there is no command {word}, expected one of {', '.join([*self.commands, '/exit'])}")
+            else:
+                print_turn(self.session, line, tuple(self.images))
+                self.images = []
+        except KeyboardInterrupt:
+            _say("\nstopped; this question is not kept")
+        except (ValueError, OSError) as error:
+            _say(f"internvlx: {error}")
+
+    def add_image(self, path: str) -> None:
+        if not path:
+            raise ValueError("/image needs a file or a URL")
+        image = _open(path.strip("'\""))
+        self.images.append(image)
+        _say(f"{path}, {image.width}x{image.height} pixels, goes with the next question")
+
+    def set_slicing(self, words: str) -> None:
+        kwargs, processor = self.session.answerer.images_kwargs, self.session.answerer.processor.image_processor
+        name, _, most = words.partition(" ")
+        if name and name not in SLICING_STRATEGIES:
+            raise ValueError(f"/slicing {name!r}, expected one of {', '.join(SLICING_STRATEGIES)}")
+        if most and not (most.isdecimal() and int(most) > 0):
+            raise ValueError(f"/slicing {name} {most!r}, expected a number of tiles")
+        changed = ({"slicing": name} if name else {}) | ({"max_patches": int(most)} if most else {})
+        type(processor)(**(processor.to_dict() | kwargs | changed))  # raises where they contradict each other
+        kwargs.update(changed)
+        slicing = kwargs.get("slicing", processor.slicing)
+        _say(f"slicing {slicing}, at most {kwargs.get('max_patches', processor.max_patches)} tiles an image")
+
+    def print_cost(self, _: str) -> None:
+        if not self.session.images:
+            raise ValueError("there are no images in the conversation yet")
+        from ..cost.report import FLOP_UNITS, scaled, table
+
+        rows = [
+            [name, tiles, f"{tokens:,}", f"{expanded:,}", scaled(flops, FLOP_UNITS)]
+            for name, tiles, tokens, expanded, flops in self.session.costs()
+        ]
+        print(table(["", "tiles", "tokens", "stage two", "prefill"], rows, left=(0,)))
+
+    def reset(self, _: str) -> None:
+        self.session.reset()
+        self.images = []
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvlx chat",
+        description="Ask a model about images. With a question: one answer, streamed, and what it took. Without: a "
+        "conversation. With --jsonl: the same question about each image, one by one.",
+        epilog="internvlx chat MODEL photo.jpg 'What is this?'",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a checkpoint's folder or Hub id; InternVL's own is converted once, into the cache",
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="IMAGE... QUESTION", help="image files or URLs, and at the end the question"
+    )
+    parser.add_argument("--question", help="the question, where its words could be taken for a file's name")
+    parser.add_argument(
+        "--jsonl",
+        type=Path,
+        metavar="FILE",
+        help="ask about each image and append the answers; goes on where it stopped",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, help=f"images at once with --jsonl (1 on a CPU, {BATCH_SIZE_ON_GPU})"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="the system message (the chat template's own)")
+    images = parser.add_argument_group("images")
+    images.add_argument("--slicing", choices=SLICING_STRATEGIES, help="how an image's size bounds its tiles")
+    images.add_argument("--max-patches", type=int, help="most tiles of an image, the thumbnail not counted")
+    answer = parser.add_argument_group("answers")
+    answer.add_argument(
+        "--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help=f"longest answer ({MAX_NEW_TOKENS})"
+    )
+    answer.add_argument("--temperature", type=float, default=0.0, help="sample; 0 takes the likeliest tokens (0)")
+    answer.add_argument("--seed", type=int, default=0, help="of sampling (0)")
+    where = parser.add_argument_group("where it runs")
+    where.add_argument(
+        "--device", help="cpu, cuda, cuda:1, mps, or auto to spread it over GPUs (a GPU if there is one)"
+    )
+    where.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (what the device computes fast in)"
+    )
+    where.add_argument(
+        "--attn-implementation", metavar="NAME", help="sdpa, flash_attention_2, ... (transformers' choice)"
+    )
+    where.add_argument("--revision", help="branch, tag or commit on the Hub")
+    return parser

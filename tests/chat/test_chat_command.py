@@ -1,0 +1,223 @@
+"""`internvlx chat`: one answer, a conversation, and a file of answers."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from conversion_helpers import GOLDEN
+from internvlx_hf.chat import Session, answer_images, load_answerer
+from internvlx_hf.chat import loading as chat_loading
+from internvlx_hf.cli import main
+from internvlx_hf.commands.chat import Conversation, _split
+from internvlx_hf.evaluation.answering import Answerer
+from tiny import LVTC, tiny_model, tiny_processor
+
+NEW = {"max_new_tokens": 6}
+
+
+def image(width: int, height: int, seed: int = 0) -> PIL.Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(levels)
+
+
+@pytest.fixture(scope="module", params=[{}, LVTC], ids=["without LVTC", "with LVTC"])
+def answerer(request) -> Answerer:
+    model = tiny_model(**request.param)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return Answerer(model, tiny_processor(model.config), {"max_patches": 4})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, answerer) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    answerer.model.save_pretrained(folder)
+    answerer.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[str]:
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    for seed, path in enumerate(paths):
+        image(40 + 30 * seed, 50, seed).save(path)
+    return paths
+
+
+def whole_prompt_answer(session: Session, messages: list[dict]) -> str:
+    """Of the same conversation, read at once."""
+    return session.answerer.answer([messages], **session.generation)[0].text.strip()
+
+
+def test_later_turns_read_what_is_new_and_answer_as_one_prompt_does(answerer):
+    session, written = Session(answerer, generation=NEW), []
+    first = session.ask("What is it?", (image(70, 40),), written.append)
+    assert "".join(written).strip() == first.answer
+    assert first.tiles == 3
+    assert (first.tokens, first.expanded_tokens) == (
+        3 * answerer.model.config.image_seq_length,
+        3 * answerer.model.config.expanded_image_seq_length,
+    )
+    for question, images in (("And now?", ()), ("Like this?", (image(30, 90, 1), image(40, 40, 2))), ("So?", ())):
+        turn = session.ask(question, images)
+        assert turn.answer == whole_prompt_answer(session, session.messages[:-1])
+        everything = answerer.inputs([session.messages[:-1]], add_generation_prompt=True)["input_ids"].shape[1]
+        assert turn.prompt_tokens < everything - first.tokens
+
+
+def test_another_slicing_is_for_the_whole_conversation(answerer):
+    session = Session(Answerer(answerer.model, answerer.processor, {"max_patches": 4}), generation=NEW)
+    session.ask("What is it?", (image(90, 40),))
+    session.answerer.images_kwargs["max_patches"] = 1
+    turn = session.ask("And now?")
+    assert turn.tiles == 1
+    assert turn.answer == whole_prompt_answer(session, session.messages[:-1])
+    assert session.costs()[0][1] == 1
+
+
+def test_a_turn_that_fails_is_not_kept(answerer):
+    session = Session(answerer, generation=NEW)
+    session.ask("What is it?", (image(70, 40),))
+    kept = list(session.messages)
+    with pytest.raises(ValueError, match="IMG_CONTEXT"):
+        session.ask("What is <IMG_CONTEXT>?")
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.ask("And now?", on_text=interrupt)
+    assert session.messages == kept
+    assert session.ask("So?").answer == whole_prompt_answer(session, session.messages[:-1])
+
+
+def test_one_question_streams_to_stdout(folder, photos, capsys):
+    assert main(["chat", str(folder), *photos[:2], "What is it?", "--max-new-tokens", "5", "--max-patches", "2"]) == 0
+    printed = capsys.readouterr()
+    answerer = load_answerer(str(folder), images_kwargs={"max_patches": 2}, say=lambda line: None, device="cpu")
+    content = [{"type": "image", "path": path} for path in photos[:2]] + [{"type": "text", "text": "What is it?"}]
+    expected = answerer.answer([[{"role": "user", "content": content}]], max_new_tokens=5)[0].text
+    assert printed.out.strip() == expected.strip()
+    assert "on cpu, float32" in printed.err
+    assert "tiles, " in printed.err
+
+
+def test_a_pipe_s_lines_are_a_conversation(folder, photos, capsys, monkeypatch):
+    lines = [
+        f"/image {photos[0]}",
+        "What is it?",
+        "/cost",
+        "/slicing edge 2",
+        "/reset",
+        "/slicing no",
+        "/cost",
+        "/foo",
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, "/help", "Hello?"])))
+    assert main(["chat", str(folder), "--max-new-tokens", "4", "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert "native InternVL" in printed.out
+    assert "/image PATH" in printed.out
+    for said in (
+        "40x50 pixels, goes with the next question",
+        "slicing edge, at most 2 tiles",
+        "/slicing 'no', expected one of ",
+        "no images in the conversation yet",
+        "no command /foo, expected one of /image",
+    ):
+        assert said in printed.err
+
+
+def test_conversation_goes_on_after_an_interruption(answerer, capsys):
+    session = Session(answerer, generation=NEW)
+    conversation = Conversation(session)
+    session.ask = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+    conversation.handle("What is it?")
+    assert "not kept" in capsys.readouterr().err
+
+
+def test_each_image_gets_a_line_and_a_second_run_goes_on(answerer, photos, tmp_path):
+    out, broken = tmp_path / "out.jsonl", tmp_path / "broken.png"
+    broken.write_bytes(Path(photos[0]).read_bytes()[:100])
+    settings = {"max_new_tokens": 4}
+    ask = {"question": "What is it?", "out": out, "settings": settings, "max_new_tokens": 4}
+    assert answer_images(answerer, [photos[0], str(broken)], **ask) == (1, 1)
+    with out.open("ab") as file:  # a run that was killed while it wrote
+        file.write(b'{"image": "b.p')
+    assert answer_images(answerer, [*photos, str(broken)], batch_size=2, **ask) == (2, 1)
+    assert answer_images(answerer, photos, **ask) == (0, 0)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    answered = {line["image"]: line["answer"] for line in lines if "answer" in line}
+    assert list(answered) == photos
+    assert [line["error"].count("corrupt") for line in lines if "error" in line] == [1, 1]
+    for path in photos:
+        alone = Session(answerer, generation=settings).ask("What is it?", (PIL.Image.open(path),))
+        assert answered[path] == alone.answer
+
+
+def test_a_file_of_something_else_is_left_alone(answerer, photos, tmp_path):
+    out = tmp_path / "notes.jsonl"
+    for content in ('{"name": 1}\n', "My notes"):
+        out.write_text(content)
+        with pytest.raises(ValueError, match="Choose another file"):
+            answer_images(answerer, photos, "What?", out, {})
+        assert out.read_text() == content
+
+
+def test_an_internvl_checkpoint_is_converted_once(tmp_path, monkeypatch, photos, capsys):
+    monkeypatch.setenv("INTERNVLX_CACHE", str(tmp_path / "cache"))
+    source = str(GOLDEN / "internvl2_qwen2")
+    ask = ["chat", source, photos[0], "What is it?", "--max-new-tokens", "2", "--device", "cpu"]
+    assert main(ask) == 0
+    assert "internvl2_qwen2 is converted once, into" in capsys.readouterr().err
+    monkeypatch.setattr(chat_loading, "convert_checkpoint", None)
+    assert main(ask) == 0
+    assert "is converted" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ([], None)),
+        (["What is it?"], ([], "What is it?")),
+        (["a.png", "What"], (["a.png"], "What")),
+        (["https://example.org/a"], (["https://example.org/a"], None)),
+        (["a.png", "b.JPG"], (["a.png", "b.JPG"], None)),
+    ],
+)
+def test_the_last_word_that_names_no_image_is_the_question(words, expected):
+    assert _split(words, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere/at/all", "Hello"], "not a folder"),
+        (["MODEL", "lost.png", "Hello"], "'lost.png' does not exist"),
+        (["MODEL", "Hello", "--max-new-tokens", "0"], "--max-new-tokens=0, expected at least 1"),
+        (["MODEL", "Hello", "--device", "gpu9"], "--device='gpu9' cannot be used here"),
+        (["MODEL", " "], "The question is empty"),
+        (["MODEL", "Hello", "--jsonl", "out.jsonl"], "needs images and a question"),
+    ],
+)
+def test_wrong_arguments_are_named(folder, arguments, message, capsys):
+    assert main(["chat", *(str(folder) if word == "MODEL" else word for word in arguments)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="type 'llama', expected one of internvl_x, internvl_chat, internvl"):
+        load_answerer(str(tmp_path))
+
+
+def test_float32_on_a_cpu_only_where_it_fits(folder, monkeypatch):
+    choice = chat_loading.Choice.sensible(folder, device="cpu")
+    assert choice.dtype == torch.float32
+    monkeypatch.setattr(chat_loading, "MEMORY_SHARE", 0)
+    assert chat_loading.Choice.sensible(folder, device="cpu").dtype == torch.bfloat16
