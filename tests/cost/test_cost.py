@@ -286,6 +286,18 @@ def test_the_answer_s_cost_is_that_of_generating_it(lvtc, answer):
     assert cost.positions == cost.expanded_prompt_tokens + answer - 1
 
 
+@pytest.mark.parametrize("model", ["internvl-x-2b", "internvl2-8b"])
+@pytest.mark.parametrize(("width", "missing"), [(80, "answer"), (110, None)])
+def test_a_narrow_terminal_gets_fewer_columns(width, missing, model, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    text = run(capsys, "--size", "640x480", "--size", "1920x1080", "--model", model)
+    assert max(map(len, text.splitlines())) <= width
+    assert ("answer" in text.partition("Each picture")[0].partition("Side by side")[2]) == (missing is None)
+    for kept in ("slicing", "projector", "tokens", "prefill", "peak", "Past the limit"):
+        assert kept in text or (kept == "Past the limit" and model == "internvl2-8b")
+
+
 def test_the_table_has_the_largest_peak_of_the_pictures():
     setting = Setting("tiny", tiny_config(**LVTC), TilingRule(32, 32, max_tiles=9))
     sizes = [(32, 32), (96, 96)]

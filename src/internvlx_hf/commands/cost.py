@@ -2,6 +2,8 @@
 """`internvlx cost`."""
 
 import argparse
+import shutil
+import sys
 from dataclasses import replace
 
 from ..cost import CostModel, Setting, find_pictures, load_setting, parse_size, side_by_side
@@ -31,7 +33,8 @@ def _report(options: argparse.Namespace) -> str:
         pictures.add(f"{size[0]}x{size[1]}", size)
     if not pictures.sizes:
         raise ValueError("None of the pictures can be read: " + " ".join(pictures.broken.values()))
-    report = Report(pictures, models, options.together, tuple(notes))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    report = Report(pictures, models, options.together, tuple(notes), width)
     return report.to_json() if options.json else report.to_csv() if options.csv else report.to_text()
 
 

@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,12 +30,14 @@ class Report:
         models: a setting each.
         together: all pictures in one prompt, and not each in one of its own.
         notes: what is left out, and why.
+        width: most characters of a line of [`to_text`]; tables have fewer columns where it is small. None: no limit.
     """
 
     pictures: Pictures
     models: list[CostModel]
     together: bool = False
     notes: tuple[str, ...] = ()
+    width: int | None = None
 
     def __post_init__(self):
         sizes = self.pictures.sizes
@@ -62,11 +65,17 @@ class Report:
             tokens += f", {more} from layer {lvtc.expand_layer} of {model.sizes.text_config.num_hidden_layers} on"
         dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
-        return (
-            f"{model.setting.name}: {parameters} parameters, {weights} in {dtype}; {tokens}\n"
+        lines = (
+            f"{model.setting.name}: {parameters} parameters, {weights} in {dtype}; {tokens}",
             f"A prompt is {'all pictures' if self.together else 'one picture'} and {model.text_tokens} tokens of text, an "
-            f"answer {model.answer_tokens} tokens."
+            f"answer {model.answer_tokens} tokens.",
         )
+        return "\n".join(map(self._wrapped, lines))
+
+    def _wrapped(self, line: str) -> str:
+        if self.width is None:
+            return line
+        return textwrap.fill(line, self.width, break_long_words=False, break_on_hyphens=False)
 
     def _comparison(self) -> str:
         averages = [_average(costs) for costs in self.costs]
@@ -74,14 +83,17 @@ class Report:
         answer = unit([cost.answer_flops for cost in averages], FLOP_UNITS)
         cache = unit([cost.cache_bytes for cost in averages], BYTE_UNITS)
         memory = unit([cost.weight_bytes for cost in averages], BYTE_UNITS)
-        header = ["", "slicing", "max", "projector", "LVTC", "tiles", "tokens", "stage two"]
-        header += [f"prefill {flops[0]}", f"answer {answer[0]}", f"cache {cache[0]}", f"peak {memory[0]}*"]
+        split = " " if self.width is None else "\n"
+        header = ["", "slicing", "max", "projector", "LVTC", "tiles", "tokens", f"stage{split}two"]
+        names = (("prefill", flops[0]), ("answer", answer[0]), ("cache", cache[0]), ("peak", f"{memory[0]}*"))
+        header += [split.join(name) for name in names]
         rows = []
         for i, (model, costs, mean) in enumerate(zip(self.models, self.costs, averages, strict=True)):
             setting, tiling = model.setting, model.setting.tiling
             expanded = f"{mean.stage_two_tokens:,.0f}" if setting.has_lvtc else "-"
             tiles = f"{mean.tiles:.3f}" if len(costs) > 1 else str(costs[0].tiles)
             label = "-> this model" if i == 0 else "   native" if setting.is_native else ""
+            label = label if self.width is None else label.replace(" this model", "")
             lvtc, tokens = "on" if setting.has_lvtc else "off", f"{mean.stage_one_tokens:,.0f}"
             peak = max(cost.peak_bytes for cost in costs)
             numbers = [
@@ -95,7 +107,9 @@ class Report:
         count = len(self.costs[0])
         title = "Side by side" + (f": averages of {count:,} pictures, and the largest peak" * (count > 1))
         foot = "* estimated: the weights and what a prefill holds beside them, without the allocator's and CUDA's own"
-        return f"{title}\n{table(header, rows, left=(0, 1, 3, 4))}\n{foot}"
+        # without LVTC "stage two" has a dash
+        shown = table(header, rows, (0, 1, 3, 4), self.width, ["LVTC", header[9], header[10], header[5]])
+        return f"{title}\n{shown}\n{self._wrapped(foot)}"
 
     def _listing(self) -> str:
         tiling, costs = self.models[0].setting.tiling, self.costs[0]
@@ -110,7 +124,8 @@ class Report:
             numbers = (f"{cost.prefill_flops / flops[1]:,.2f}", f"{cost.cache_bytes / cache[1]:,.1f}")
             rows.append([name, f"{size[0]}x{size[1]}", grid, cost.tiles, tokens, *numbers])
         header = ["picture", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
-        return f"Each picture under this model\n{table(header, rows, left=(0, 2))}"
+        shown = table(header, rows, (0, 2), self.width, [header[6], "grid", "size", header[5]])
+        return f"Each picture under this model\n{shown}"
 
     def _histogram(self) -> str:
         """Shares of the pictures by number of tiles, a column of bars for each way to cut them."""
@@ -159,7 +174,7 @@ class Report:
             kinds = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
             count = len(pictures.ignored)
             lines.append(f"Not looked at: {count} file{'s' * (count > 1)} of other kinds in the folders ({kinds}).")
-        return ["\n".join(lines)] if lines else []
+        return ["\n".join(map(self._wrapped, lines))] if lines else []
 
     def _past_limits(self) -> list[str]:
         """A line for each setting under which prompts do not fit the language model's positions."""
@@ -272,16 +287,31 @@ def bar(share: float) -> str:
     return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()
 
 
-def table(header: list[str], rows: list[list], left: tuple[int, ...] = ()) -> str:
-    """Columns aligned to the right, but for those in `left`."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+def table(
+    header: list[str],
+    rows: list[list],
+    left: tuple[int, ...] = (),
+    width: int | None = None,
+    less_wanted: Sequence[str] = (),
+) -> str:
+    """Columns aligned to the right, but for those in `left`.
+
+    Args:
+        header: a cell may have several lines.
+        width: most characters of a line. Where there are more, columns go that are named in `less_wanted`, the first ones
+            first.
+    """
+    columns = [str(name).split("\n") for name in header]
+    height = max(map(len, columns))
+    head = [[*[""] * (height - len(lines)), *lines] for lines in columns]
+    cells = [list(row) for row in zip(*head, strict=True)] + [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    shown, surplus = list(range(len(header))), list(less_wanted)
+    while width is not None and sum(widths[i] + 2 for i in shown) - 2 > width and surplus:
+        shown.remove(header.index(surplus.pop(0)))
     lines = [
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+        "  ".join(row[i].ljust(widths[i]) if i in left else row[i].rjust(widths[i]) for i in shown).rstrip()
         for row in cells
     ]
     rule = "-" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return "\n".join([*lines[:height], rule, *lines[height:]])
