@@ -16,6 +16,7 @@ MODULES = [
     "internvlx_hf.pictures",
     "internvlx_hf.hub",
     "internvlx_hf.evaluation",
+    "internvlx_hf.serving",
     "internvlx_hf.quantization",
 ]
 

@@ -5,6 +5,7 @@ import asyncio
 import base64
 import io
 import json
+from shutil import copytree
 
 import pytest
 from huggingface_hub.utils import httpx
@@ -214,6 +215,31 @@ def test_a_server_reads_the_folders_that_it_is_told_to(checkpoint, tmp_path, exp
 def test_settings_that_are_not_understood_are_refused(app, settings, reason):
     (response,) = chat(app, CONVERSATIONS[0], **settings)
     assert any(part in refusal(response) for part in reason.split("|"))
+
+
+def test_tool_calls_reach_the_template_as_objects(checkpoint):
+    tools = [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": '{"by": 2}'}}
+    turns = [
+        *user(RED, "Zoom."),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "done <img>"},
+    ]
+    folder = checkpoint.parent / "tools"
+    copytree(checkpoint, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{{ tools | length }}{% for message in messages %}{{ message.role }}"
+        "{% for call in message.tool_calls or [] %}{{ call.function.arguments.by + 1 }}{% endfor %}"
+        "{% if message.content is string %}{{ message.content }}{% else %}"
+        "{% for part in message.content or [] %}{{ '<IMG_CONTEXT>' if part.type == 'image' else part.text }}{% endfor %}"
+        "{% endif %}{% endfor %}{{ 'tool' }}"
+    )
+    app = build_app(str(folder), name="tiny", device="cpu")
+    (response,) = chat(app, turns, tools=tools)
+    assert response.status_code == 200, response.text
+    for wrong in ({"function": {"name": "zoom"}}, {"function": {"name": "zoom", "arguments": "{"}}, "zoom"):
+        (response,) = chat(app, [*turns, {"role": "assistant", "tool_calls": [wrong]}], tools=tools)
+        assert "tool_calls=[" in refusal(response)
 
 
 def test_no_other_model_and_no_other_endpoint_is_served(app):

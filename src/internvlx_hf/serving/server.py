@@ -5,6 +5,7 @@ It serves one checkpoint. A request can neither load another nor choose what its
 """
 
 import asyncio
+import json
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
@@ -144,8 +145,8 @@ class _Messages(BaseHandler):
 
     @staticmethod
     def get_processor_inputs_from_messages(messages, modality) -> list[dict]:
-        """The messages as they are: what our processor does not know it refuses by name, and transformers leaves out."""
-        return messages
+        """The messages with all that they hold: our processor refuses by name what transformers would leave out."""
+        return [_with_parsed_calls(message) for message in messages]
 
 
 class _ChatCompletions(_Messages, ChatCompletionHandler):
@@ -181,6 +182,26 @@ def _require_messages(given: Any, field: str) -> None:
         raise ValueError(
             f"{field} has {wrong[0]!r:.100}, expected a list of messages {{'role': ..., 'content': ...}}."
         )
+
+
+def _with_parsed_calls(message: dict) -> dict:
+    """A message whose tool calls have objects as arguments, as templates expect them, and without the id of a call."""
+    others = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
+    given = message.get("tool_calls")
+    if not given:
+        return others
+    try:
+        calls = [{**call, "function": {**call["function"], "arguments": _object_of(call)}} for call in given]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"tool_calls={given!r:.100}, expected a list of {{'function': {{'name': ..., 'arguments': JSON}}}}."
+        ) from error
+    return {**others, "tool_calls": calls}
+
+
+def _object_of(call: Mapping) -> Any:
+    arguments = call["function"]["arguments"]
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
 def _require_template_variables(given: Any, processor: InternVLXProcessor) -> None:
