@@ -2,6 +2,7 @@
 """The image processor: pixels against the reference's, every kind of input, bad input, and memory."""
 
 import base64
+import gc
 import json
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 
 from image_cases import photo, random_image, saved, tiles_of
-from internvlx_hf.processing import InternVLXImageProcessor, resizing
-from internvlx_hf.processing.image_sources import ArraySource
+from internvlx_hf.processing import InternVLXImageProcessor, image_sources, resizing
+from internvlx_hf.processing.image_sources import ArraySource, PillowSource
 from paths import GOLDEN as GOLDEN_ROOT
 
 GOLDEN = GOLDEN_ROOT / "rvtc"
@@ -98,21 +99,55 @@ def test_pillow_backend_is_pillows_own_resize(sizes):
     image = random_image(width, height)
     source = ArraySource(np.array(image), convert_rgb=True, input_data_format="channels_last")
     resizer = resizing.Resizer(source, "pillow", Image.Resampling.BICUBIC, torch.device("cpu"))
+    (resized,) = resizer((new_height, new_width))
     expected = np.array(image.resize((new_width, new_height), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(resizer((new_height, new_width)).movedim(0, -1), expected)  # the same 8-bit levels
+    np.testing.assert_array_equal(resized.movedim(0, -1), expected)  # the same 8-bit levels
 
 
+@pytest.mark.parametrize("large", [5000, 2**24])
 @pytest.mark.parametrize("backend", ["torch", "pillow"])
 @pytest.mark.parametrize("size", [(130, 95), (95, 130), (60, 300)])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_resizing_in_bands_changes_no_value(backend, size, orientation, monkeypatch):
+@pytest.mark.parametrize("orientation", [1, 4, 6])
+def test_reading_and_resizing_in_bands_change_no_value(large, backend, size, orientation, monkeypatch):
     image = random_image(*size)
     image.getexif()[ORIENTATION] = orientation
     kwargs = {"resize_backend": backend, "slicing": "ratio"}
     whole = tiles_of(image, **kwargs)
-    monkeypatch.setattr(resizing, "LARGE", 5000)
+    monkeypatch.setattr(resizing, "LARGE", large)
     monkeypatch.setattr(resizing, "PIXELS_PER_BAND", 1000)
     assert torch.equal(tiles_of(image, **kwargs), whole)
+
+
+@pytest.mark.parametrize("size", [(20, 15), (130, 95), (60, 300)])
+@pytest.mark.parametrize("large", [5000, 2**24])
+def test_the_layout_in_memory_changes_no_value(size, large, monkeypatch):
+    image = random_image(*size)
+    kwargs = {"slicing": "ratio"}
+    planar = torch.from_numpy(np.array(image)).movedim(-1, 0).contiguous()
+    monkeypatch.setattr(resizing, "_is_interleaved", lambda pixels: True)  # so that nothing is rearranged
+    expected = tiles_of(planar, input_data_format="channels_first", **kwargs)
+    monkeypatch.undo()
+    monkeypatch.setattr(resizing, "LARGE", large)
+    cut_out = np.zeros((size[1] + 2, size[0] + 2, 3), np.uint8)
+    cut_out[1:-1, 1:-1] = image
+    for source in (image, planar, np.array(image), cut_out[1:-1, 1:-1], np.array(image) / np.float32(255)):
+        assert torch.equal(tiles_of(source, **kwargs), expected)
+    monkeypatch.setattr(image_sources, "_ArrowPixels", lambda image: image.lacks_arrow)  # as before Pillow 11.3
+    assert torch.equal(tiles_of(image, **kwargs), expected)
+
+
+def test_pixels_are_read_from_pillows_own_memory():
+    image = random_image(40, 30)
+    source = PillowSource(image, upright=True, convert_rgb=True)
+    view = source.view(padded=True)
+    if view is None:
+        pytest.skip("this Pillow does not lend its memory")
+    expected = np.moveaxis(np.array(image), -1, 0)
+    np.testing.assert_array_equal(view[:3], expected)
+    assert source.read(0, 0, 40, 30).shape == expected.shape  # without what Pillow stores beside them
+    del source, image
+    gc.collect()
+    np.testing.assert_array_equal(view[:3], expected)  # the memory is kept for as long as it is seen
 
 
 def test_rescaling_and_normalising_follow_their_switches():

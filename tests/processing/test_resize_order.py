@@ -34,5 +34,5 @@ def test_the_order_of_the_axes_is_that_of_pillow_13(width, height, first):
     )
     assert (expected != other).any()
     source = PillowSource(image, upright=True, convert_rgb=True)
-    resized = Resizer(source, "pillow", Image.Resampling.BICUBIC, torch.device("cpu"))((SIDE, SIDE))
+    (resized,) = Resizer(source, "pillow", Image.Resampling.BICUBIC, torch.device("cpu"))((SIDE, SIDE))
     np.testing.assert_array_equal(resized.movedim(0, -1).numpy(), expected)

@@ -27,7 +27,7 @@ from transformers.utils import TensorType
 
 from .image_files import ImageAccess, open_image
 from .image_sources import ALPHA, ArraySource, PillowSource, as_real_tensor
-from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer
+from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer, empty
 from .rvtc import TilePlan, TilingRule
 
 ImageSource = PillowSource | ArraySource
@@ -254,7 +254,8 @@ class InternVLXImageProcessor(PilBackend):
         num_tiles = [plan.num_tiles for plan in plans]
         device = kwargs["device"] or _the_one([source.device for source in images] or ["cpu"], "devices")
         channels = _the_one([source.channels for source in images] or [3], "numbers of channels")
-        pixel_values = _empty((sum(num_tiles), channels, rule.tile_height, rule.tile_width), torch.device(device))
+        shape = (sum(num_tiles), channels, rule.tile_height, rule.tile_width)
+        pixel_values = empty(shape, torch.float32, torch.device(device))
         for source, plan, tiles in zip(images, plans, pixel_values.split(num_tiles), strict=True):
             self._write_tiles(tiles, source, plan, **kwargs)
         return _as_feature(pixel_values, num_tiles, return_tensors)
@@ -271,12 +272,13 @@ class InternVLXImageProcessor(PilBackend):
                 f"{grid_size[1]}x{grid_size[0]} for its {plan.columns}x{plan.rows} tiles."
             )
         scale, shift = self._scale_and_shift(source, **kwargs)
-        resizer = Resizer(source, resize_backend, resample, tiles.device)
-        grid = rearrange(resizer(grid_size), "c (rows h) (columns w) -> rows columns c h w", h=height, w=width)
+        sizes = [grid_size, (height, width)] if plan.has_thumbnail else [grid_size]
+        grid, *thumbnail = Resizer(source, resize_backend, resample, tiles.device)(*sizes)
+        grid = rearrange(grid, "c (rows h) (columns w) -> rows columns c h w", h=height, w=width)
         grid_tiles = tiles[: plan.columns * plan.rows].unflatten(0, (plan.rows, plan.columns))
         _write_normalised(grid_tiles, grid, scale, shift)
-        if plan.has_thumbnail:
-            _write_normalised(tiles[-1], resizer((height, width)), scale, shift)
+        for levels in thumbnail:
+            _write_normalised(tiles[-1], levels, scale, shift)
 
     def _scale_and_shift(self, source: ImageSource, do_rescale, rescale_factor, do_normalize, **kwargs):
         """Rescaling and normalising in one step: levels * scale + shift, each (C, 1, 1)."""
@@ -332,23 +334,17 @@ def _the_one(values: list, name: str):
     return values[0]
 
 
-def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    if device.type == "cpu":
-        # numpy asks for huge pages: the first writing to them is twice as fast
-        return torch.from_numpy(np.empty(shape, np.float32))
-    return torch.empty(shape, device=device)
-
-
 def _write_normalised(tiles: torch.Tensor, levels: torch.Tensor, scale: np.ndarray, shift: np.ndarray):
     """Writes levels * scale + shift straight into `tiles` (..., C, H, W), with no array in between."""
     if tiles.device.type == "cpu":
         # By numpy, for it stays in one thread: torch's pool stalls for milliseconds where processes share the cores. One
-        # channel of a tile at a time stays in the cache.
+        # tile at a time stays in the cache.
         array, values = tiles.numpy(), levels.numpy()
-        for index in np.ndindex(array.shape[:-2]):
-            channel = array[index]
-            np.multiply(values[index], scale[index[-1]], out=channel, dtype=np.float32)
-            channel += shift[index[-1]]
+        for index in np.ndindex(array.shape[:-3]):
+            tile = array[index]
+            np.copyto(tile, values[index])
+            tile *= scale
+            tile += shift
     else:
         factor, offset = (torch.from_numpy(values).to(tiles.device) for values in (scale, shift))
         tiles.copy_(levels).mul_(factor).add_(offset)

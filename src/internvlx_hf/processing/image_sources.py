@@ -2,9 +2,11 @@
 """Reading any kind of image as 8-bit levels.
 
 A source hides where an image comes from (Pillow, numpy, torch), its layout, bit depth, transparency and EXIF orientation.
-It can be read part by part, so that an image of many megapixels is never held a second time.
+It can be read part by part, so that a very large image is never held a second time.
 """
 
+import ctypes
+import math
 import os
 import struct
 from copy import copy
@@ -74,15 +76,26 @@ class PillowSource:
         source.image = _decoded(self.image, self.name)
         return source
 
-    def read(self, left: int, top: int, right: int, bottom: int) -> torch.Tensor:
-        """The pixels of a box of the upright image, (channels, bottom - top, right - left) uint8."""
+    def view(self, padded: bool) -> torch.Tensor | None:
+        """The pixels of the whole image in Pillow's own memory, as `read` gives them; None if they cannot be had so."""
+        image = self.decoded().image
+        is_as_stored = padded and self.transposition is None and image.mode == "RGB" and not self._blends(image)
+        return _padded_view(image) if is_as_stored else None
+
+    def read(self, left: int, top: int, right: int, bottom: int, padded: bool = False) -> torch.Tensor:
+        """The pixels of a box of the upright image, (channels, bottom - top, right - left) uint8.
+
+        Args:
+            padded: a fourth channel of no meaning may follow those of an RGB image. Pillow stores it, and without it the
+                pixels have to be copied.
+        """
         image = part = self.decoded().image
         if (left, top, right, bottom) != (0, 0, self.width, self.height):
             part = part.crop(self._stored_box((left, right), (top, bottom)))
         if self.transposition is not None:
             part = part.transpose(self.transposition)
         try:
-            return self._grey(part, _values_per_level(image)) if _is_numeric(image) else self._colours(part)
+            return self._grey(part, _values_per_level(image)) if _is_numeric(image) else self._colours(part, padded)
         except Exception as error:  # Pillow's conversions raise what they like
             raise ValueError(f"{self.name} of mode {image.mode} cannot be read as {self.mode}: {error}") from error
 
@@ -96,12 +109,15 @@ class PillowSource:
             grey[torch.from_numpy(values == transparent)] = 255
         return grey.expand(self.channels, *grey.shape)
 
-    def _colours(self, part: PIL.Image.Image) -> torch.Tensor:
-        if self.alpha == "white" and self.mode != "RGBA" and _has_transparency(part):
+    def _colours(self, part: PIL.Image.Image, padded: bool) -> torch.Tensor:
+        if self._blends(part):
             return _on_white(_pixels(part, "RGBA"))[: self.channels]
         if part.mode == "RGBa":  # which Pillow turns into RGBA only
             part = part.convert("RGBA")
-        return _pixels(part, self.mode)
+        return _pixels(part, self.mode, padded)
+
+    def _blends(self, image: PIL.Image.Image) -> bool:
+        return self.alpha == "white" and self.mode != "RGBA" and _has_transparency(image)
 
     def _stored_box(self, *ranges: tuple[int, int]) -> tuple[int, int, int, int]:
         """Where a box of the upright image, given as its ranges of x and y, lies in the stored one."""
@@ -206,12 +222,56 @@ def _has_transparency(image: PIL.Image.Image) -> bool:
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
-def _pixels(image: PIL.Image.Image, mode: str) -> torch.Tensor:
-    """(channels of `mode`, H, W) uint8."""
+def _pixels(image: PIL.Image.Image, mode: str, padded: bool = False) -> torch.Tensor:
+    """(channels of `mode`, H, W) uint8; `padded` as in `PillowSource.read`."""
     if image.mode == "La":
         image = image.convert("LA")
-    pixels = _tensor(np.asarray(image if image.mode == mode else image.convert(mode)))
+    image = image if image.mode == mode else image.convert(mode)
+    view = _padded_view(image) if padded and mode == "RGB" else None
+    if view is not None:
+        return view
+    pixels = _tensor(np.asarray(image))
     return pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
+
+
+def _padded_view(image: PIL.Image.Image) -> torch.Tensor | None:
+    """The memory of an RGB image, (4, H, W) uint8."""
+    try:
+        return torch.from_numpy(np.asarray(_ArrowPixels(image))).movedim(-1, 0)
+    except (AttributeError, ValueError):  # Pillow before 11.3, or an image in several blocks of memory
+        return None
+
+
+class _ArrowArray(ctypes.Structure):
+    """A column of Apache Arrow's C data interface: https://arrow.apache.org/docs/format/CDataInterface.html"""
+
+
+_ArrowArray._fields_ = [
+    *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+    *((name, ctypes.c_void_p) for name in ("dictionary", "release", "private_data")),
+]
+
+
+class _ArrowPixels:
+    """An RGB image's memory for numpy, (H, W, 4), which must not be written to. Arrow keeps it while this lives."""
+
+    def __init__(self, image: PIL.Image.Image):
+        self.capsules = image.__arrow_c_array__()
+        pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        pixels = _ArrowArray.from_address(pointer_of(self.capsules[1], b"arrow_array"))
+        channels = pixels.children[0].contents if pixels.n_children == 1 else pixels
+        shape = (image.height, image.width, 4)
+        if channels.length != math.prod(shape) or channels.offset or channels.n_buffers != 2:
+            raise ValueError(f"Pillow's memory holds {channels.length} values, expected {shape}.")
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": "|u1",
+            "data": (channels.buffers[1], False),
+            "version": 3,
+        }
 
 
 def _on_white(rgba: torch.Tensor) -> torch.Tensor:
@@ -258,8 +318,12 @@ class ArraySource:
     def decoded(self) -> "ArraySource":
         return self
 
-    def read(self, left: int, top: int, right: int, bottom: int) -> torch.Tensor:
-        """The pixels of a box of the image, (channels, bottom - top, right - left) uint8."""
+    def view(self, padded: bool = False) -> torch.Tensor | None:
+        """The pixels of the whole image in the array's own memory; None if they have to be computed from it."""
+        return self.array if self.array.dtype == torch.uint8 and not self.blends_alpha else None
+
+    def read(self, left: int, top: int, right: int, bottom: int, padded: bool = False) -> torch.Tensor:
+        """The pixels of a box of the image, (channels, bottom - top, right - left) uint8; there is no padding."""
         pixels = _to_uint8(self.array[:, top:bottom, left:right], self.levels)
         return _on_white(pixels) if self.blends_alpha else pixels
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Resizing images to 8-bit levels, by torch or exactly as Pillow, without a second copy of a large image."""
+"""Resizing images to 8-bit levels, by torch or exactly as Pillow, without a second copy of a very large image."""
 
 import numpy as np
 import PIL.Image
@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from .image_sources import ArraySource, PillowSource
 
 # Images above LARGE pixels are resized band by band: one band is read, resized along one axis, and dropped.
-LARGE = 2**22
-PIXELS_PER_BAND = 2**20
+LARGE = 2**24
+PIXELS_PER_BAND = 2**21
 # the filters of Pillow that torch has with antialiasing for 8-bit levels
 TORCH_MODES = {PIL.Image.Resampling.BICUBIC: "bicubic", PIL.Image.Resampling.BILINEAR: "bilinear"}
+Size = tuple[int, int]
 
 
 class Resizer:
-    """Resizes one image to any number of sizes.
+    """Resizes one image to any number of sizes, reading its pixels once.
 
     Both backends resample one axis, round to 8 bits, and then resample the other. So the first step may be done
     in bands without changing a value.
@@ -28,39 +29,78 @@ class Resizer:
     """
 
     def __init__(self, source: PillowSource | ArraySource, backend: str, resample, device: torch.device):
-        source = source.decoded()
-        if source.width * source.height <= LARGE:
-            # converted and turned upright once for all sizes
-            whole = source.read(0, 0, source.width, source.height).to(device)
-            source = ArraySource(whole, convert_rgb=False, input_data_format="channels_first")
-        self.source = source
+        self.source = source.decoded()
         self.resize_part = RESIZE_BACKENDS[backend]
         self.resample = resample
         self.device = device
+        # there, layouts differ in speed only: four interleaved channels take no longer than three
+        self.may_choose_layout = backend == "torch" and device.type == "cpu"
 
-    def __call__(self, size: tuple[int, int]) -> torch.Tensor:
-        """The whole image resized to `size` (height, width), as (C, height, width) 8-bit levels."""
+    def __call__(self, *sizes: Size) -> list[torch.Tensor]:
+        """The whole image resized to each size (height, width), as (C, height, width) 8-bit levels."""
         source = self.source
-        if size == (source.height, source.width):
-            return source.read(0, 0, source.width, source.height).to(self.device)
-        columns_first = self._resamples_columns_first(size)
         is_large = source.width * source.height > LARGE
-        if not is_large and not columns_first and self.device.type == "cpu":
-            # there, both backends resample rows first
-            return self.resize_part(source.read(0, 0, source.width, source.height), size, self.resample)
-        half_way_size = (size[0], source.width) if columns_first else (source.height, size[1])
-        # channels last in memory, which torch resizes fastest
-        half_way = torch.empty(*half_way_size, source.channels, dtype=torch.uint8, device=self.device).movedim(-1, 0)
-        for left, top, right, bottom in (
-            self._bands(columns_first) if is_large else [(0, 0, source.width, source.height)]
-        ):
-            band = source.read(left, top, right, bottom).to(self.device)
-            part = half_way[:, :, left:right] if columns_first else half_way[:, top:bottom]
-            height, width = part.shape[-2:]
-            part.copy_(self.resize_part(band, (height, width), self.resample))
-        return self.resize_part(half_way, size, self.resample)
+        whole = source.view(padded=self.may_choose_layout)
+        if is_large and (whole is None or not _is_interleaved(whole)):
+            return self._resize_by_bands(sizes)
+        whole = self._assembled() if whole is None else whole
+        whole = self._in_fastest_layout(whole.to(self.device), sizes)
+        return [self._resize_whole(whole, size)[: source.channels] for size in sizes]
 
-    def _resamples_columns_first(self, size: tuple[int, int]) -> bool:
+    def _assembled(self) -> torch.Tensor:
+        """The whole image, read by bands if it is not small: so that only its own memory is new to the process."""
+        source = self.source
+        bands = self._bands(along_columns=False)
+        if len(bands) == 1:
+            return source.read(*bands[0], padded=self.may_choose_layout)
+        for left, top, right, bottom in bands:
+            band = source.read(left, top, right, bottom, padded=self.may_choose_layout)
+            if not top:
+                whole = empty((source.height, source.width, len(band)), torch.uint8).movedim(-1, 0)
+            channels = min(len(band), len(whole))  # one of them may have padding
+            whole[:channels, top:bottom] = band[:channels]
+        return whole
+
+    def _in_fastest_layout(self, pixels: torch.Tensor, sizes: tuple[Size, ...]) -> torch.Tensor:
+        """The pixels of an image that shrinks with interleaved channels, those of one that grows with separate ones."""
+        if not self.may_choose_layout:
+            return pixels
+        if max(height * width for height, width in sizes) > self.source.width * self.source.height:
+            return pixels[: self.source.channels].contiguous()
+        if _is_interleaved(pixels):
+            return pixels
+        interleaved = empty((*pixels.shape[1:], len(pixels)), torch.uint8)
+        for channel, values in enumerate(pixels):
+            np.copyto(interleaved[..., channel].numpy(), values.numpy())  # far faster than torch's own copy
+        return interleaved.movedim(-1, 0)
+
+    def _resize_whole(self, whole: torch.Tensor, size: Size) -> torch.Tensor:
+        height, width = whole.shape[-2:]
+        if size == (height, width):
+            return whole
+        columns_first = self._resamples_columns_first(size)
+        if columns_first or self.device.type != "cpu":  # on a CPU, both backends resample rows first
+            whole = self.resize_part(whole, (size[0], width) if columns_first else (height, size[1]), self.resample)
+        return self.resize_part(whole, size, self.resample)
+
+    def _resize_by_bands(self, sizes: tuple[Size, ...]) -> list[torch.Tensor]:
+        source = self.source
+        half_way: dict[Size, torch.Tensor] = {}
+        for columns_first in (False, True):
+            chosen = [size for size in sizes if self._resamples_columns_first(size) == columns_first]
+            for left, top, right, bottom in self._bands(columns_first) if chosen else ():
+                band = source.read(left, top, right, bottom, padded=self.may_choose_layout).to(self.device)
+                band = self._in_fastest_layout(band, sizes)
+                for size in chosen:
+                    if size not in half_way:
+                        half_size = (size[0], source.width) if columns_first else (source.height, size[1])
+                        half_way[size] = empty((*half_size, len(band)), torch.uint8, self.device).movedim(-1, 0)
+                    part = half_way[size][:, :, left:right] if columns_first else half_way[size][:, top:bottom]
+                    height, width = part.shape[-2:]
+                    part.copy_(self.resize_part(band, (height, width), self.resample))
+        return [self.resize_part(half_way[size], size, self.resample)[: source.channels] for size in sizes]
+
+    def _resamples_columns_first(self, size: Size) -> bool:
         """The order of the axes shows in the pixels: it is that of Pillow 13, whatever version is installed."""
         lost_height, lost_width = self.source.height - size[0], self.source.width - size[1]
         return lost_height > max(0, 2 * lost_width)
@@ -75,7 +115,18 @@ class Resizer:
         return [(0, top, width, min(top + step, height)) for top in range(0, height, step)]
 
 
-def _resize_with_torch(pixels: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    if device is None or device.type == "cpu":
+        # numpy asks for huge pages: the first writing to them is twice as fast
+        return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _is_interleaved(pixels: torch.Tensor) -> bool:
+    return pixels[None].is_contiguous(memory_format=torch.channels_last)
+
+
+def _resize_with_torch(pixels: torch.Tensor, size: Size, resample) -> torch.Tensor:
     """Resizes (C, H, W) 8-bit levels to `size` (height, width)."""
     mode = TORCH_MODES[resample]
     if pixels.device.type == "cpu":
@@ -85,7 +136,7 @@ def _resize_with_torch(pixels: torch.Tensor, size: tuple[int, int], resample) ->
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _resize_with_pillow(pixels: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
+def _resize_with_pillow(pixels: torch.Tensor, size: Size, resample) -> torch.Tensor:
     """Resizes (C, H, W) 8-bit levels to `size` (height, width) with Pillow's pixels."""
     array = pixels.movedim(0, -1).numpy(force=True)
     if array.shape[-1] == 3:
