@@ -102,7 +102,8 @@ PROCESSOR_RULES = {
     "use_thumbnail": FLAG,
     "crop_to_patches": FLAG.or_null(),
     **dict.fromkeys(
-        ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_exif_transpose"), FLAG.or_null()
+        ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_exif_transpose", "jpeg_draft"),
+        FLAG.or_null(),
     ),
     "resample": whole(0, 5).or_null(),
     "rescale_factor": number(0, 1e3, above=True).or_null(),

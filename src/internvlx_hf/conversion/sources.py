@@ -74,7 +74,7 @@ OPTIONAL_VISION_FIELDS = {
 }
 OTHER_SETTINGS = (
     *("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_exif_transpose"),
-    *("resample", "rescale_factor", "resize_backend", "alpha"),
+    *("resample", "rescale_factor", "resize_backend", "alpha", "jpeg_draft"),
 )
 
 

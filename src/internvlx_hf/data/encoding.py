@@ -36,7 +36,8 @@ class TrainingSample:
         input_ids, labels: (L,) int64; labels are -100 wherever there is no loss.
         images: what `input_ids` have room for: (C, H, W) 8-bit levels, upright. (An image of 12
             megapixels is cut into tiles a fifth faster from these than from Pillow's memory, and the same.) Of larger
-            images the tiles, (tiles, C, H, W): the whole images of a batch would take gigabytes.
+            images the tiles, (tiles, C, H, W): the whole images of a batch would take gigabytes. So with `jpeg_draft`, for
+            which the file has to be there.
         num_tiles: of each image.
         images_kwargs: what the image processor is called with for this sample.
         was_cut: whether `max_length` took something away.
@@ -135,11 +136,16 @@ class SampleEncoder:
             raise ValueError(
                 f"its images take {tiles} tiles when they are decoded, their headers say {encoded.num_tiles}"
             )
-        if sum(source.width * source.height for source in sources) > MOST_WHOLE_PIXELS:
+        pixels = sum(source.width * source.height for source in sources)
+        if pixels > MOST_WHOLE_PIXELS or self._drafts(encoded.images_kwargs):
             return self._cut(encoded)
         encoded.images = [source.read(0, 0, source.width, source.height) for source in sources]
         encoded.images_kwargs |= {"input_data_format": "channels_first"}
         return encoded
+
+    def _drafts(self, images_kwargs: dict) -> bool:
+        drafts = images_kwargs.get("jpeg_draft")
+        return getattr(self.processor.image_processor, "jpeg_draft", False) if drafts is None else drafts
 
     def _cut(self, encoded: TrainingSample) -> TrainingSample:
         """With the tiles of its images, one of which is decoded at a time."""

@@ -18,7 +18,10 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 # what an evaluation may change of the checkpoint's image processor
-IMAGE_SETTINGS = ("slicing", "min_patches", "max_patches", "use_thumbnail", "resize_backend", "do_exif_transpose")
+IMAGE_SETTINGS = (
+    *("slicing", "min_patches", "max_patches", "use_thumbnail"),
+    *("resize_backend", "do_exif_transpose", "jpeg_draft"),
+)
 
 Conversation = list[dict]  # messages as `apply_chat_template` takes them
 

@@ -34,8 +34,8 @@ class InternVLXSimple(lmms):
         device_map: "auto" spreads one copy of the model over all GPUs; for a single process only.
         attn_implementation: as in `from_pretrained`.
         system_prompt: a system message, or a file that holds it.
-        image_settings: any of `slicing`, `min_patches`, `max_patches`, `use_thumbnail`, `resize_backend` and
-            `do_exif_transpose`, in place of the checkpoint's own.
+        image_settings: any of `slicing`, `min_patches`, `max_patches`, `use_thumbnail`, `resize_backend`,
+            `do_exif_transpose` and `jpeg_draft`, in place of the checkpoint's own.
 
     Raises:
         ValueError: an argument is wrong, or the checkpoint is not an InternVL-X model.

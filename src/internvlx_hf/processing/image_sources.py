@@ -68,12 +68,20 @@ class PillowSource:
         self.channels = len(self.mode)
         self.alpha = alpha
 
-    def decoded(self) -> "PillowSource":
-        """This source with its pixels in memory, for as long as what is returned is held."""
+    def decoded(self, least_size: tuple[int, int] | None = None) -> "PillowSource":
+        """This source with its pixels in memory, for as long as what is returned is held.
+
+        Args:
+            least_size: (height, width). A JPEG file is decoded at a half, a quarter or an eighth of its size if the image
+                still measures this. By default it is decoded whole.
+        """
         if not is_undecoded(self.image):
             return self
+        if least_size is not None and not self.swaps_axes:
+            least_size = least_size[::-1]
         source = copy(self)
-        source.image = _decoded(self.image, self.name)
+        source.image = _decoded(self.image, self.name, least_size)
+        source.width, source.height = source.image.size[::-1] if self.swaps_axes else source.image.size
         return source
 
     def view(self, padded: bool) -> torch.Tensor | None:
@@ -152,21 +160,28 @@ def image_size(
     return width, height
 
 
-def _decoded(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """The image with its pixels, read from its file a second time: so the images of a batch are in memory one by one."""
+def _decoded(image: PIL.Image.Image, name: str, least_size: tuple[int, int] | None = None) -> PIL.Image.Image:
+    """The image with its pixels, read from its file a second time: so the images of a batch are in memory one by one.
+
+    Args:
+        least_size: (width, height) of the stored image that suffice, if its format can be decoded at a fraction.
+    """
     file = getattr(image, "fp", None)
     position = None
     try:
         position = file.tell() if file is not None else None
         decoded = image if position is None else _opened_again(image, file)
+        if least_size is not None and decoded is not image:
+            decoded.draft(None, least_size)
+        expected_size = decoded.size
         decoded.load()
     except Exception as error:  # each decoder of Pillow raises what it likes
         raise ValueError(f"{name} is corrupt or truncated, expected a whole image: {error}") from error
     finally:
         if file is not None and position is not None and not file.closed:
             file.seek(position)
-    if decoded.size != image.size and not _header_may_mislead(image):
-        raise ValueError(f"{name} of {image.size} pixels by its header turns out to have {decoded.size}.")
+    if decoded.size != expected_size and not _header_may_mislead(image):
+        raise ValueError(f"{name} of {expected_size} pixels by its header turns out to have {decoded.size}.")
     return decoded
 
 
@@ -315,7 +330,7 @@ class ArraySource:
         self.levels = _levels(array)
         self.is_unit_float = array.is_floating_point() and self.levels == 1 / 255
 
-    def decoded(self) -> "ArraySource":
+    def decoded(self, least_size: tuple[int, int] | None = None) -> "ArraySource":
         return self
 
     def view(self, padded: bool = False) -> torch.Tensor | None:

@@ -29,7 +29,7 @@ class Resizer:
     """
 
     def __init__(self, source: PillowSource | ArraySource, backend: str, resample, device: torch.device):
-        self.source = source.decoded()
+        self.source = source.decoded()  # once for all bands
         self.resize_part = RESIZE_BACKENDS[backend]
         self.resample = resample
         self.device = device
