@@ -57,6 +57,8 @@ demo-short: .venv/.for-demo
 # Programs that the tests start with our models, each in a folder of its own: they bring what must not be needed.
 OTHERS := build/lmms_eval/.installed build/torchao/.installed
 
+bench bench-full: build/torchvision/.installed
+
 build/%/.installed: tests/overlays/%.txt | .venv/.for-test
 	rm -rf $(@D)
 	$(PY) -m pip install -q --progress-bar off --no-deps --target $(@D) -r $<

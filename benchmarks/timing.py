@@ -7,16 +7,23 @@ from collections.abc import Callable
 import torch
 
 
-def time_alternately(runs: dict[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
+def time_alternately(
+    runs: dict[str, Callable[[], object]], repeats: int = 7, settled: bool = False
+) -> dict[str, float]:
     """Median seconds of each run; they take turns, so that whatever disturbs one disturbs all.
 
     On a GPU wall-clock time. On a CPU the time that one thread computes (call `use_one_thread` first): it does not count
     what other programs take away, so the ratios hold on a shared machine.
+
+    Args:
+        settled: in each turn, run once before the run that is timed: it takes the memory that the others gave back.
     """
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     seconds = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
+            if settled:
+                run()
             _synchronize()
             start = clock()
             run()

@@ -10,7 +10,7 @@ from .image_sources import ArraySource, PillowSource
 
 # Images above LARGE pixels are resized band by band: one band is read, resized along one axis, and dropped.
 LARGE = 2**24
-PIXELS_PER_BAND = 2**21
+PIXELS_PER_BAND = 2**20
 # the filters of Pillow that torch has with antialiasing for 8-bit levels
 TORCH_MODES = {PIL.Image.Resampling.BICUBIC: "bicubic", PIL.Image.Resampling.BILINEAR: "bilinear"}
 Size = tuple[int, int]
