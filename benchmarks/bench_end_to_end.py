@@ -2,7 +2,7 @@
 
 InternVL: transformers' own model and image processor. RVTC: its projector, tiles by "area" or "edge". PVTC, and PVTC with
 LVTC: by "edge". At most 12 tiles of 448x448 pixels and a thumbnail, 14-pixel patches; random weights, which all cases share.
-First token: reading the file, the processor, the prefill. Memory: weights, and the most held beside them. The answer has
+First token: reading the file, the processor, the prefill ("vision": up to the language model). Memory: weights, and the most held beside them. The answer has
 always as many tokens, no end token; questions a minute, one at a time, follow from the two times.
 
 On a CPU times are those that one thread computes; with `--threads`, the wall's clock. Each finished answer is kept in
@@ -12,19 +12,18 @@ On a CPU times are those that one thread computes; with `--threads`, the wall's 
 """
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from peak_memory import peak_bytes
 from PIL import Image
 from rows import Row, run_script
 from timing import print_table
@@ -42,7 +41,6 @@ from internvlx_hf.cost import PRESETS, CostModel, Setting, preset
 from internvlx_hf.processing.rvtc import TilingRule
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
-from process_memory import IS_MEASURABLE, peak_of
 from tiny import IMAGE_TOKEN, tiny_tokenizer
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
@@ -200,27 +198,10 @@ def answer(model: torch.nn.Module, processor: InternVLXProcessor, photograph: Pa
     return {
         "tiles": len(inputs["pixel_values"]),
         "tokens": int((inputs["input_ids"] == IMAGE_TOKEN).sum()),
-        "processor": prompt - start,
+        "vision": prompt - start,  # `generate` runs the vision tower before it hands over the prompt
         "first": first - start,
         "further": (last - first) / max(1, tokens - 1),
     }
-
-
-def with_peak(run: Callable[[], dict], model: torch.nn.Module, device: str) -> dict:
-    """The run's figures, and `peak`: bytes of the model's weights and the most that were held beside all weights."""
-    found: dict = {}
-    weights = sum(p.nbytes for p in model.parameters())
-    if device != "cpu":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        found |= run()
-        return found | {"peak": weights + torch.cuda.max_memory_allocated() - before}
-    if not IS_MEASURABLE:
-        return run() | {"peak": None}
-    ctypes.CDLL(None).malloc_trim(0)  # what the heap keeps for later would hide a part of the peak
-    before, peak = peak_of(lambda: found.update(run()))
-    return found | {"peak": weights + peak - before}
 
 
 class Samples:
@@ -272,8 +253,10 @@ def take_turns(samples: Samples, args: argparse.Namespace, folder: Path) -> None
         photograph = folder / f"{size[0]}x{size[1]}.jpg"
         if not photograph.exists():
             save_photograph(*size, photograph)
-        run = lambda m=models[name], p=processors[name], f=photograph: answer(m, p, f, args.new_tokens, clock)  # noqa: E731
-        samples.of(size, name).append(with_peak(run, models[name], args.device))
+        found: dict = {}
+        question = (models[name], processors[name], photograph, args.new_tokens, clock)
+        peak = peak_bytes(lambda found=found, question=question: found.update(answer(*question)), models[name])
+        samples.of(size, name).append(found | {"peak": peak})
         samples.keep()
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -292,13 +275,14 @@ def report(samples: Samples, args: argparse.Namespace) -> list[Row]:
     table, rows = [], []
     for size in args.sizes:
         for name in CASES:
-            first, further, peak = (samples.median(size, name, key) for key in ("first", "further", "peak"))
+            keys = ("first", "vision", "further", "peak")
+            first, vision, further, peak = (samples.median(size, name, key) for key in keys)
             ratio = first / samples.median(size, NATIVE, "first")
             an_answer = first + (args.new_tokens - 1) * further
             one, place = samples.of(size, name)[0], f"{size[0]}x{size[1]}"
             memory = "-" if peak is None else f"{peak / 2**30:.2f}"
             cost = 1.0 if name == NATIVE else flop_ratio(args, size, name)
-            times = [f"{first:.2f}", f"{1e3 * further:.1f}"]
+            times = [f"{first:.2f}", f"{vision:.2f}", f"{1e3 * further:.1f}"]
             table.append(
                 [place, name, one["tiles"], one["tokens"], *times, memory, f"{60 / an_answer:.2f}", ratio, cost]
             )
@@ -309,7 +293,7 @@ def report(samples: Samples, args: argparse.Namespace) -> list[Row]:
                 rows.append(Row(f"answers a minute at {place}, {name} / {NATIVE}", native / an_answer))
             if peak is not None:
                 rows.append(Row(f"peak memory at {place}, {name}", peak / 2**30, "GiB"))
-    header = ["image", "case", "tiles", "tokens", "first token s", "ms a further token", "peak GiB"]
+    header = ["image", "case", "tiles", "tokens", "first token s", "of it vision", "ms a further token", "peak GiB"]
     print_table([*header, "questions a minute", "first token, of InternVL's", "FLOPs, of InternVL's"], table)
     return rows
 

@@ -39,10 +39,17 @@ def use_one_thread() -> None:
 
 
 def print_table(header: list[str], rows: list[list[object]]) -> None:
+    print(format_table(header, rows), flush=True)
+
+
+def format_table(header: list[str], rows: list[list[object]]) -> str:
+    """A table of Markdown."""
     rows = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, ["-" * width for width in widths], *rows]:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |", flush=True)
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [header, ["-" * width for width in widths], *rows]
+    )
 
 
 def _synchronize() -> None:
