@@ -2,18 +2,19 @@
 
 The golden checkpoints are tiny and random, so the second table compares starts, it does not foretell a trained model's.
 
-python benchmarks/bench_conversion.py [GIGABYTES]
+python benchmarks/bench_conversion.py [--gigabytes 2]
 """
 
+import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from rows import Row, run_script
 from safetensors.torch import load_file, save_file
 from timing import print_table
 
@@ -97,7 +98,7 @@ def wall_seconds(run, source: Path, out: Path) -> float:
     return seconds
 
 
-def throughput(gigabytes: float) -> None:
+def throughput(gigabytes: float) -> list[Row]:
     runs = {
         "plain copy": copy,
         "convert": convert_checkpoint,
@@ -113,9 +114,12 @@ def throughput(gigabytes: float) -> None:
             for name, run in runs.items():
                 seconds[name].append(wall_seconds(run, source, Path(folder) / "out"))
         medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    rows = [[name, f"{size / s / 1e9:.2f}", f"{medians['plain copy'] / s:.2f}"] for name, s in medians.items()]
+    shares = {name: medians["plain copy"] / s for name, s in medians.items()}
+    table = [[name, f"{size / s / 1e9:.2f}", f"{shares[name]:.2f}"] for name, s in medians.items()]
     print(f"{size / 1e9:.2f} GB of bfloat16")
-    print_table(["", "GB/s of the source", "of a plain copy"], rows)
+    print_table(["", "GB/s of the source", "of a plain copy"], table)
+    del shares["plain copy"]
+    return [Row(f"throughput, {name} / a plain copy", share) for name, share in shares.items()]
 
 
 @torch.no_grad()
@@ -136,10 +140,17 @@ def distances() -> None:
     print_table(["upgrade", *(name.removeprefix("internvl2_") for name in names)], rows)
 
 
-def main(gigabytes: float = 2.0) -> None:
-    throughput(gigabytes)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the checkpoint that is converted")
+    return parser
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    rows = throughput(args.gigabytes)
     distances()
+    return rows
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:]))
+    run_script(__doc__, measure, make_parser())

@@ -2,7 +2,7 @@
 
 Every time ratio stands beside the ratio of FLOPs, or of bytes moved, of exactly that geometry.
 
-    python benchmarks/bench_lvtc.py [--width 512] [--tiles 1 5] [--repeats 3] [--only prefill train ...]
+    python benchmarks/bench_lvtc.py [--width 256] [--tiles 1 5] [--repeats 3] [--only prefill train ...]
 """
 
 import argparse
@@ -292,8 +292,8 @@ BENCHES = {
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--width", type=int, default=512, help="D of the language model; the tower's is half of it")
-    parser.add_argument("--tiles", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--width", type=int, default=256, help="D of the language model; the tower's is half of it")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=list(BENCHES), choices=list(BENCHES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

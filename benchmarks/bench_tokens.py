@@ -3,6 +3,7 @@
 python benchmarks/bench_tokens.py
 """
 
+from rows import Row, run_script
 from timing import print_table
 from transformers import GotOcr2ImageProcessorPil
 
@@ -12,16 +13,18 @@ SIZES = [(640, 480), (80, 20), (345, 372), (800, 600), (1280, 720), (1920, 1080)
 TOKENS_PER_TILE = 256
 
 
-def main() -> None:
+def measure(args) -> list[Row]:
     native = GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, crop_to_patches=True, max_patches=12)
     ours = {name: InternVLXImageProcessor(slicing=name, max_patches=12) for name in ("ratio", "edge", "area")}
-    rows = []
+    table, rows = [], []
     for width, height in SIZES:
         counts = [native.get_number_of_image_patches(height, width, {})]
         counts += [processor.get_number_of_image_patches(height, width, {}) for processor in ours.values()]
-        rows.append([f"{width}x{height}", *(f"{TOKENS_PER_TILE * count:,}" for count in counts)])
-    print_table(["size", "native InternVL", *ours], rows)
+        table.append([f"{width}x{height}", *(f"{TOKENS_PER_TILE * count:,}" for count in counts)])
+        rows.append(Row(f"{width}x{height}, tokens by edge / natively", counts[-2] / counts[0], target=1))
+    print_table(["size", "native InternVL", *ours], table)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure)

@@ -14,6 +14,7 @@ import tempfile
 import time
 
 import torch
+from rows import Row, run_script
 from timing import print_table, use_one_thread
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -99,7 +100,7 @@ class TakeTurns(TrainerCallback):
         self.seconds["bare"].append(self.started - now)
 
 
-def measure(kind: str, model, batches) -> TakeTurns:
+def take_steps(kind: str, model, batches) -> TakeTurns:
     """Steps of a trainer and bare ones in turn: `kind` is "ours" or "plain"."""
     turns = TakeTurns(copy.deepcopy(model), batches)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,26 +126,31 @@ def measure(kind: str, model, batches) -> TakeTurns:
     return turns
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=12)
-    args = parser.parse_args()
+    return parser
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
     use_one_thread()
     model = build()
     batches = batches_of(model.config, args.steps)
-    rows = []
+    table, rows = [], []
     for kind, name in (("ours", "internvlx train"), ("plain", "a plain Trainer")):
-        seconds = measure(kind, copy.deepcopy(model), batches).seconds
+        seconds = take_steps(kind, copy.deepcopy(model), batches).seconds
         # the first two warm up
         pairs = list(zip(seconds["trainer"], seconds["bare"], strict=True))[2:]
         ratio = statistics.median(trainer / bare for trainer, bare in pairs)
         medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-        rows.append([name, *medians, f"{ratio - 1:+.1%}"])
+        table.append([name, *medians, f"{ratio - 1:+.1%}"])
+        rows.append(Row(f"a training step, {name} / a bare step", ratio, target=1.05 if kind == "ours" else None))
     print(
         f"{model.num_parameters() / 1e6:.0f} million parameters, {SAMPLES} samples of a tile and {TEXT} tokens a step"
     )
-    print_table(["", "s a step", "s a bare step", "overhead"], rows)
+    print_table(["", "s a step", "s a bare step", "overhead"], table)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure, make_parser())

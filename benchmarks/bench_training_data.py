@@ -24,6 +24,7 @@ import PIL
 import torch
 import transformers
 from PIL import Image
+from rows import AT_LEAST, AT_MOST, Row, run_script
 from sklearn.datasets import load_sample_images
 from timing import print_table, time_alternately, use_one_thread
 from torch.utils.data import BatchSampler, RandomSampler
@@ -34,7 +35,7 @@ from internvlx_hf.data.packing import pack_rows
 from internvlx_hf.data.sizes import SampleSizes
 from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, PackedStream, load_training_data
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 from tiny import tiny_tokenizer
 
 # those of the pictures themselves, of a web page, of a screen, of a telephone
@@ -141,8 +142,8 @@ def padding(lengths: np.ndarray, batches) -> float:
     return float(1 - lengths.sum() / room)
 
 
-def measure_padding(config: InternVLXConfig, batch_size: int) -> list[list[object]]:
-    sizes, rows = mixed_set(), []
+def measure_padding(config: InternVLXConfig, batch_size: int) -> tuple[list[list[object]], list[Row]]:
+    sizes, table, rows = mixed_set(), [], []
     orders = {
         "random": RandomSampler(sizes.tokens, generator=torch.Generator().manual_seed(0)),
         "like cost": CostGroupedSampler(sizes.costs(config), batch_size),
@@ -150,10 +151,11 @@ def measure_padding(config: InternVLXConfig, batch_size: int) -> list[list[objec
     for name, sampler in orders.items():
         batches = [np.array(batch) for batch in BatchSampler(sampler, batch_size, drop_last=False)]
         one, two = (padding(lengths, batches) for lengths in (sizes.tokens, sizes.stage_two_tokens(config)))
-        is_met = one >= LEAST_RANDOM if name == "random" else one <= MOST_PADDING
-        wanted = f">= {LEAST_RANDOM}" if name == "random" else f"<= {MOST_PADDING}"
-        rows.append([batch_size, name, one, two, wanted, "ok" if is_met else "MISSED"])
-    return rows
+        target, direction = (LEAST_RANDOM, AT_LEAST) if name == "random" else (MOST_PADDING, AT_MOST)
+        row = Row(f"padding of {name} batches of {batch_size}", one, target=target, direction=direction)
+        table.append([batch_size, name, one, two, f"{direction} {target}", row.verdict])
+        rows.append(row)
+    return table, rows
 
 
 class Length:
@@ -175,12 +177,16 @@ def measure_packing(budget: int) -> list[list[object]]:
     return [[budget, name, number, float(kept.sum() / (budget * number))] for name, number in rows.items()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=["speed", "padding", "packing"])
-    arguments = parser.parse_args()
-    chosen = arguments.only or ["speed", "padding", "packing"]
+    return parser
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    rows: list[Row] = []
+    chosen = args.only or ["speed", "padding", "packing"]
     use_one_thread()
     print(
         f"transformers {transformers.__version__}, torch {torch.__version__}, Pillow {PIL.__version__}, "
@@ -197,18 +203,24 @@ def main() -> None:
             "ours / its way",
             "wanted",
         ]
-        rows = [[*measure_speed(size, arguments.repeats), TARGET] for size in SIZES]
+        table = [[*measure_speed(size, args.repeats), TARGET] for size in SIZES]
         print("\nImages a second, in one thread\n")
-        print_table(header, rows)
+        print_table(header, table)
+        rows += [Row(f"{cells[0]}, ours / its way", cells[-2], target=TARGET, direction=AT_LEAST) for cells in table]
     if "padding" in chosen:
         config = InternVLXConfig(lvtc_config={})
         print("\nShare of padding, batches of a mixed set\n")
         header = ["batch", "batches", "stage one", "stage two", "wanted in stage one", ""]
-        print_table(header, [row for size in (4, 8, 16) for row in measure_padding(config, size)])
+        tables, found = zip(*(measure_padding(config, size) for size in (4, 8, 16)), strict=True)
+        print_table(header, [cells for table in tables for cells in table])
+        rows += [row for each in found for row in each]
     if "packing" in chosen:
         print("\nHow full rows are that samples are packed into\n")
-        print_table(["budget", "kind", "rows", "filled"], [row for b in (4096, 8192) for row in measure_packing(b)])
+        table = [cells for budget in (4096, 8192) for cells in measure_packing(budget)]
+        print_table(["budget", "kind", "rows", "filled"], table)
+        rows += [Row(f"filled of rows of {cells[0]}, {cells[1]}", cells[-1]) for cells in table]
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure, make_parser())
