@@ -81,10 +81,13 @@ def write_all(found: dict[str, list[Row]], path: Path) -> None:
 
 
 def summarize(found: dict[str, list[Row]]) -> int:
-    """Print the closing table. Returns the number of missed targets."""
-    print_table(["benchmark", *HEADER], [[title, *row.cells()] for title, rows in found.items() for row in rows])
-    verdicts = [row.verdict for rows in found.values() for row in rows]
-    print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("met", "missed", "no target")))
+    """Print the closing table, what is missed last. Returns the number of missed targets."""
+    order = ("no target", "met", "missed")
+    listed = [(title, row) for title, rows in found.items() for row in rows]
+    listed.sort(key=lambda each: order.index(each[1].verdict))
+    print_table(["benchmark", *HEADER], [[title, *row.cells()] for title, row in listed])
+    verdicts = [row.verdict for _, row in listed]
+    print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in order))
     return verdicts.count("missed")
 
 
@@ -94,10 +97,10 @@ def main(arguments: list[str] | None = None, folder: Path = FOLDER) -> int:
     parser.add_argument("--full", action="store_true", help="with the arguments of the recorded results (hours)")
     parser.add_argument("--only", nargs="+", choices=list(known), metavar="NAME", help=", ".join(known))
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--timeout", type=float, help="minutes for a script (default: 15, with --full 240)")
+    parser.add_argument("--timeout", type=float, help="minutes for a script (default: 30, with --full 240)")
     args = parser.parse_args(arguments)
     chosen = {name: path for name, path in known.items() if name in (args.only or known)}
-    timeout = args.timeout or (240 if args.full else 15)
+    timeout = args.timeout or (240 if args.full else 30)
     return 1 if summarize(run_all(chosen, args.out, args.full, 60 * timeout)) else 0
 
 

@@ -67,7 +67,7 @@ def test_scripts_that_fail_are_missed_rows_and_the_others_run(run, tmp_path, cap
         "took more than 0.05 minutes",
         "wrote no results",
     ]
-    assert capfd.readouterr().out.splitlines()[-1] == "2 met, 4 missed, 1 no target"
+    assert capfd.readouterr().out.splitlines()[-1] == "1 no target, 2 met, 4 missed"
 
 
 def test_exit_status_is_0_when_nothing_is_missed(run, tmp_path):

@@ -66,7 +66,7 @@ def test_end_to_end_benchmark_goes_on_from_its_samples(tmp_path, capsys):
     with imported("bench_end_to_end") as script:
         rows = script.measure(arguments(script, *words))
         names = [row.name for row in rows]
-        assert "first token at 640x480, PVTC + LVTC / InternVL" in names
+        assert "640x480, first token, PVTC + LVTC / InternVL" in names
         table = capsys.readouterr().out
         assert all(f"| {name} " in table for name in script.CASES)
 
