@@ -30,6 +30,7 @@ from .attention_inputs import drop_right_padding, sample_bounds
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_of_dense_masks
+from .engines import find_engine, keep_whole
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import ExpandedLength, allow_growth
 from .lvtc_stages import Masks, Plan, decoding_masks, plan_forward
@@ -128,6 +129,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             ValueError: if the tiles are not the model's size.
         """
         self._check_tiles(pixel_values)
+        kwargs.pop("image_grid_thw", None)  # type: ignore[typeddict-item]  # vLLM hands on all that the processor returned
         layer, others = self.config.vision_feature_layer, self.config.projector_config.token_packer_layers or []
         wanted = sorted({*others, *([] if layer == -1 else [layer])})
         if wanted and not kwargs.get("output_hidden_states"):
@@ -335,6 +337,20 @@ class InternVLXForConditionalGeneration(InternVLXPreTrainedModel, ChatMixin, Tex
         self._expanded_cache_length = ExpandedLength()
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def _from_config(cls, config: InternVLXConfig, **kwargs) -> InternVLXPreTrainedModel:
+        """As transformers'; a serving engine gets the base model, [`InternVLXModel`].
+
+        Raises:
+            ValueError: an engine asks for a model with LVTC.
+        """
+        if find_engine(config) is None:
+            return super()._from_config(config, **kwargs)
+        model = InternVLXModel._from_config(config, **kwargs)
+        keep_whole(model.vision_tower)
+        keep_whole(model.multi_modal_projector)
+        return model
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

@@ -1,0 +1,85 @@
+"""What vLLM and SGLang get from AutoModel and from the processor, tested without them."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from internvlx_hf import InternVLXForConditionalGeneration, InternVLXModel
+from internvlx_hf.modeling.engines import ENGINES, keep_whole
+from tiny import LVTC, tiny_batch, tiny_config, tiny_model, tiny_processor
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    """The name under which an engine registers its attention; SDPA stands in for it."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, request.param, ALL_ATTENTION_FUNCTIONS["sdpa"])
+    return request.param
+
+
+def config_of(engine, **kwargs):
+    config = tiny_config("llama", **kwargs)
+    config.text_config._attn_implementation = engine
+    return config
+
+
+def test_engine_gets_the_base_model_with_the_checkpoint_s_names(engine):
+    with torch.device("meta"):
+        model = AutoModel.from_config(config_of(engine), dtype=torch.bfloat16)
+    assert type(model) is InternVLXModel
+    assert model.dtype == torch.bfloat16
+    assert model.language_model.config._attn_implementation == engine
+    assert model.vision_tower.config._attn_implementation == "sdpa"
+    whole = tiny_model("llama").state_dict()
+    assert {f"model.{name}" for name in model.state_dict()} == whole.keys() - {"lm_head.weight"}
+
+
+def test_engine_that_asks_for_lvtc_is_refused(engine):
+    message = (
+        rf"{ENGINES[engine]} cannot serve a model with LVTC.*layer 2 on a tile takes 16 tokens instead of 4.*serve"
+    )
+    with pytest.raises(ValueError, match=message):
+        AutoModel.from_config(config_of(engine, **LVTC))
+
+
+@pytest.mark.parametrize("kwargs", [{}, LVTC], ids=["lvtc_off", "lvtc_on"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_users_get_the_model_that_chats(kwargs, attention, tmp_path):
+    model = AutoModel.from_config(tiny_config("llama", **kwargs), attn_implementation=attention)
+    assert type(model) is InternVLXForConditionalGeneration
+    assert model.config.text_config._attn_implementation == attention
+    model.save_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is InternVLXForConditionalGeneration
+
+
+def test_parts_that_are_kept_whole_compute_the_same():
+    model = tiny_model("llama").model
+    pixels = tiny_batch(model.config, [["tile", "tile"]])["pixel_values"]
+    expected = model.get_image_features(pixels, return_dict=True).pooler_output
+    attention, mlp = model.vision_tower.encoder.layer[0].attention, model.multi_modal_projector.local_layers[0].mlp
+    parents = type(attention), type(mlp)
+    keep_whole(model.vision_tower)
+    keep_whole(model.multi_modal_projector)
+    for module, parent in zip((attention, mlp), parents, strict=True):
+        assert isinstance(module, parent)
+        assert type(module).forward is not parent.forward
+    # vLLM hands on all that the processor returned
+    found = model.get_image_features(pixels, return_dict=True, image_grid_thw=torch.tensor([[1, 1, 2]])).pooler_output
+    assert torch.equal(found, expected)
+
+
+def test_processor_tells_vllm_each_image_s_tiles_under_the_settings_of_the_call():
+    config = tiny_config()
+    processor = tiny_processor(config)
+    images = [Image.new("RGB", size) for size in ((64, 64), (20, 30))]
+    for settings, tiles in (
+        ({}, [5, 1]),
+        ({"max_patches": 12, "slicing": "ratio"}, [5, 7]),
+        ({"max_patches": 1}, [1, 1]),
+    ):
+        call = {"text": "<IMG_CONTEXT> and <IMG_CONTEXT>", "return_tensors": "pt", **settings}
+        assert "image_grid_thw" not in processor(images, **call)
+        inputs = processor(images, **call, return_text_replacement_offsets=True)
+        assert inputs["image_grid_thw"].prod(-1).tolist() == tiles
+        assert len(inputs["pixel_values"]) == sum(tiles)
