@@ -151,7 +151,8 @@ class InternVLXProcessor(ProcessorMixin):
                 text.
 
         Returns:
-            `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images.
+            `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images; with
+            `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose product is an image's tiles.
 
         Raises:
             ValueError: `text` is something else, there are more or fewer images than image tokens, or videos or sounds.
@@ -175,7 +176,14 @@ class InternVLXProcessor(ProcessorMixin):
         if chat and keeps_tokens:
             replacements = inputs.pop("text_replacement_offsets") or [[] for _ in texts or ()]
             chat.tokens = list(zip(inputs["offset_mapping"], replacements, strict=True))
+        elif not chat and inputs.get("text_replacement_offsets"):
+            inputs["image_grid_thw"] = self._image_grids(inputs["text_replacement_offsets"])
         return inputs
+
+    def _image_grids(self, replacements: list[list[dict]]) -> torch.Tensor:
+        """(images, 3): 1, 1 and the image's tiles, where vLLM looks for them: its own count knows no `mm_processor_kwargs`."""
+        placeholders = [image["replacement"].count(self.image_token) for text in replacements for image in text]
+        return torch.tensor([(1, 1, count // self.image_seq_length) for count in placeholders])
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         if isinstance(images, list | tuple) and not _holds_anything(images):
