@@ -7,8 +7,8 @@ from PIL import Image
 
 from tiny import tiny_model, tiny_processor
 
-# a suite of its own: `make test-hf`
-collect_ignore = ["hf_suite"]
+# suites of their own: `make test-hf`, `make test-vllm`
+collect_ignore = ["hf_suite", "engines"]
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,251 @@
+"""vLLM serves checkpoints without LVTC as they were saved: its greedy tokens are those of `generate`, in float32.
+
+`make test-vllm` runs these tests. vLLM runs in processes of its own, whose environment lacks the package.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from internvlx_hf.training.train import SETTINGS, parse_arguments, train
+from paths import HELPERS, ROOT
+from tiny import LVTC, TEXT_MODELS, tiny_model, tiny_processor
+from training_helpers import write_config, write_data
+
+ENVIRONMENT = ROOT / "build/vllm"
+VARIABLES = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+# vLLM's attention on a CPU wants heads of 64
+HEADS = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "num_hidden_layers": 2,
+}
+TWO_RANKS = HEADS | {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+# less than four prompts together, so that most of them are cut, images too; no less than an image takes
+CHUNKS = {"max_num_batched_tokens": 224}
+# where the best two logits are nearer than this, another order of summation may exchange them
+TIE = 1e-3
+RATIO = {"max_patches": 12, "slicing": "ratio"}
+QUESTION = "What is on the picture? "
+SIZES = {"one": (30, 20), "many": (96, 64), "wide": (128, 32), "4:3": (60, 45)}
+
+
+def image(name: str) -> Image.Image:
+    width, height = SIZES[name]
+    generator = torch.Generator().manual_seed(width)
+    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def prompt(folder: Path, text: str, *images: str, tokens: int = 8, **settings) -> dict:
+    paths = []
+    for name in images:
+        paths.append(str(folder / f"{name.replace(':', '_')}.png"))
+        image(name).save(paths[-1])
+    text = f"<|im_start|>user\n{QUESTION * 3}{'<IMG_CONTEXT>' * len(images)}{text}<|im_end|>\n<|im_start|>assistant\n"
+    return {"text": text, "images": paths, "settings": settings, "tokens": tokens}
+
+
+def prompts(folder: Path) -> dict[str, dict]:
+    return {
+        "no image": prompt(folder, "Read the digits.", tokens=20),
+        "one tile": prompt(folder, "Read the digits.", "one"),
+        "many tiles": prompt(folder, "Read the digits.", "many", tokens=20),
+        "two images": prompt(folder, "Read.", "many", "one"),
+        "four images": prompt(folder, "What?", "one", "4:3", "one", "wide"),
+        "4:3": prompt(folder, "Read the digits.", "4:3"),
+        "max_patches": prompt(folder, "Read the digits.", "many", max_patches=2),
+        "max_patches and slicing": prompt(folder, "Read the digits.", "4:3", **RATIO),
+    }
+
+
+def reference(model, processor, request: dict) -> dict:
+    inputs = processor(
+        [Image.open(path) for path in request["images"]] or None,
+        text=request["text"],
+        return_tensors="pt",
+        **request["settings"],
+    )
+    return generated(model, inputs, request["tokens"])
+
+
+@torch.no_grad()
+def generated(model, inputs, tokens: int) -> dict:
+    output = model.generate(
+        **inputs,
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=-1,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    best = torch.stack(output.logits)[:, 0].topk(2).values
+    ids = inputs["input_ids"][0].tolist()
+    return {
+        "prompt": ids,
+        "tokens": output.sequences[0, len(ids) :].tolist(),
+        "margins": (best[:, 0] - best[:, 1]).tolist(),
+    }
+
+
+def assert_same(found: dict, expected: dict):
+    assert found["prompt"] == expected["prompt"]
+    for token, wanted, margin in zip(found["tokens"], expected["tokens"], expected["margins"], strict=True):
+        if token != wanted:
+            assert margin < TIE, (found["tokens"], expected["tokens"])
+            return
+
+
+def save(folder: Path, text: str = "llama", **kwargs) -> Path:
+    kwargs = {"text_config": HEADS} | kwargs
+    model = tiny_model(text, **kwargs)
+    model.save_pretrained(folder)
+    tiny_processor(model.config).save_pretrained(folder)
+    return folder
+
+
+def loaded(folder: Path):
+    return AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def trained_adapter(checkpoint: Path, folder: Path) -> Path:
+    """What `internvlx train` leaves of the language model's adapters; vLLM takes no fully trained modules with them."""
+    folder.mkdir()
+    settings = {
+        "model_name_or_path": str(checkpoint),
+        "train_data": str(write_data(folder / "data")),
+        "lora_rank": 4,
+        "lora_modules_to_save": [],
+        "learning_rate": 0.05,
+        "max_steps": 4,
+        "save_strategy": "no",
+    }
+    train(*parse_arguments([write_config(folder, **settings)], SETTINGS))
+    return folder / "out"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+    home = {"HF_HOME": str(folder / "home"), "VLLM_CACHE_ROOT": str(folder / "home"), "TMPDIR": str(folder)}
+    return kept | VARIABLES | home
+
+
+def run_jobs(folder: Path, jobs: dict[str, dict], **variables: str) -> dict:
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [ENVIRONMENT / "bin/python", "-I", HELPERS / "vllm_process.py", "jobs.json", "results.json"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder) | variables, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    found = {text: save(folder / text, text) for text in TEXT_MODELS}
+    found["adapter"] = trained_adapter(found["llama"], folder / "adapter")
+    found["two ranks"] = save(folder / "two_ranks", text_config=TWO_RANKS)
+    found["lvtc"] = save(folder / "lvtc", **LVTC, text_config=HEADS | {"num_hidden_layers": 4})
+    return found
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> dict[str, dict]:
+    return prompts(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def found(checkpoints, cases, tmp_path_factory) -> dict[str, list]:
+    """What every engine answers. They are slow to start: all prompts go to each, and all run in one process."""
+    everything = list(cases.values())
+    alone = [[case] for case in everything]
+    jobs = {name: {"model": str(checkpoints[name]), "options": CHUNKS, "rounds": [everything]} for name in TEXT_MODELS}
+    jobs["llama"]["rounds"] += [everything, *alone]
+    jobs["settings"] = {
+        "model": str(checkpoints["llama"]),
+        "options": CHUNKS | {"mm_processor_kwargs": RATIO},
+        "rounds": [[cases["4:3"], cases["no image"]]],
+    }
+    jobs["adapter"] = {
+        "model": str(checkpoints["llama"]),
+        "options": CHUNKS | {"enable_lora": True, "max_lora_rank": 8},
+        "adapter": str(checkpoints["adapter"]),
+        "rounds": [everything],
+    }
+    jobs["lvtc"] = {"model": str(checkpoints["lvtc"]), "options": CHUNKS, "rounds": []}
+    return run_jobs(tmp_path_factory.mktemp("engines"), jobs, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints, cases) -> dict[str, list[dict]]:
+    """What `generate` answers each model's prompts."""
+    answers = {}
+    for name in TEXT_MODELS:
+        model, processor = loaded(checkpoints[name])
+        answers[name] = [reference(model, processor, case) for case in cases.values()]
+    return answers
+
+
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_tokens_are_those_of_generate(found, expected, text):
+    assert len({tuple(answer["tokens"][:8]) for answer in expected[text]}) == len(expected[text])
+    for answer, wanted in zip(found[text][0], expected[text], strict=True):
+        assert_same(answer, wanted)
+
+
+def test_cached_prefixes_give_the_same_tokens(found, expected):
+    first, second, *alone = found["llama"]
+    assert sum(answer["cached"] for answer in first) < sum(answer["cached"] for answer in second)
+    for again in (second, [answer for (answer,) in alone]):
+        assert all(answer["cached"] > 0 for answer in again if len(answer["prompt"]) > 96)
+        for answer, wanted in zip(again, expected["llama"], strict=True):
+            assert_same(answer, wanted)
+
+
+def test_settings_of_the_engine_decide_on_the_tiles(found, checkpoints, cases):
+    model, processor = loaded(checkpoints["llama"])
+    (answers,) = found["settings"]
+    for answer, case in zip(answers, (cases["4:3"], cases["no image"]), strict=True):
+        assert_same(answer, reference(model, processor, case | {"settings": RATIO}))
+
+
+def test_trained_adapter_is_served(found, expected, checkpoints, cases):
+    from peft import PeftModel
+
+    model, processor = loaded(checkpoints["llama"])
+    model = PeftModel.from_pretrained(model, checkpoints["adapter"]).eval()
+    (answers,) = found["adapter"]
+    wanted = [reference(model, processor, case) for case in cases.values()]
+    assert [answer["tokens"] for answer in wanted] != [answer["tokens"] for answer in expected["llama"]]
+    for answer, want in zip(answers, wanted, strict=True):
+        assert_same(answer, want)
+
+
+def test_model_with_lvtc_is_refused_by_name(found):
+    assert "vLLM cannot serve a model with LVTC" in found["lvtc"]
+
+
+def test_two_ranks_give_the_same_tokens(checkpoints, cases, tmp_path):
+    asked = [cases[name] for name in ("no image", "many tiles", "four images")]
+    options = CHUNKS | {"tensor_parallel_size": 2}
+    job = {"model": str(checkpoints["two ranks"]), "options": options, "rounds": [asked]}
+    answers = run_jobs(tmp_path, {"two ranks": job})["two ranks"]
+    model, processor = loaded(checkpoints["two ranks"])
+    for answer, case in zip(answers[0], asked, strict=True):
+        assert_same(answer, reference(model, processor, case))
