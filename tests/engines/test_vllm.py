@@ -3,12 +3,19 @@
 `make test-vllm` runs these tests. vLLM runs in processes of its own, whose environment lacks the package.
 """
 
+import base64
+import io
 import json
 import os
+import socket
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -249,3 +256,122 @@ def test_two_ranks_give_the_same_tokens(checkpoints, cases, tmp_path):
     model, processor = loaded(checkpoints["two ranks"])
     for answer, case in zip(answers[0], asked, strict=True):
         assert_same(answer, reference(model, processor, case))
+
+
+# -- vLLM's OpenAI-compatible server
+
+
+@contextmanager
+def running_server(folder: Path, *arguments: str):
+    """`vllm serve` on a free port, as its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [ENVIRONMENT / "bin/vllm", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log)
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 400
+    try:
+        while not answers_health(address):
+            assert server.poll() is None, (folder / "log").read_text()[-6000:]
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-6000:]
+            time.sleep(1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def answers_health(address: str) -> bool:
+    try:
+        return requests.get(f"{address}/health", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints, tmp_path_factory):
+    options = ["--trust-remote-code", "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32"]
+    options += ["--enforce-eager", "--max-num-seqs", "4", "--max-num-batched-tokens", "224"]
+    options += ["--served-model-name", "tiny", "--trust-request-mm-kwargs"]
+    options += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"adapter={checkpoints['adapter']}"]
+    with running_server(tmp_path_factory.mktemp("server"), str(checkpoints["llama"]), *options) as address:
+        yield address
+
+
+def chat(text: str, *images: str) -> list[dict]:
+    parts = []
+    for name in images:
+        image(name).save(buffer := io.BytesIO(), "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def body(messages: list[dict], **settings) -> dict:
+    greedy = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
+    return {"model": "tiny", "messages": messages, **greedy, **settings}
+
+
+def ask(server: str, messages: list[dict], **settings) -> dict:
+    answer = requests.post(f"{server}/v1/chat/completions", json=body(messages, **settings), timeout=120)
+    assert answer.ok, answer.text
+    found = answer.json()
+    return {
+        "prompt": found["prompt_token_ids"],
+        "tokens": found["choices"][0]["token_ids"],
+        "text": found["choices"][0]["message"]["content"],
+    }
+
+
+def expected_chat(model, processor, messages: list[dict], **settings) -> dict:
+    form = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    inputs = processor.apply_chat_template(messages, **form, processor_kwargs=settings)
+    return generated(model, inputs, 8)
+
+
+CHATS = [("Read.",), ("What?", "one"), ("Read the digits.", "many"), ("What is on the picture?", "wide", "4:3")]
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["model", "adapter"])
+def test_server_answers_messages_as_generate_does(server, checkpoints, adapter):
+    from peft import PeftModel
+
+    model, processor = loaded(checkpoints["llama"])
+    if adapter:
+        model = PeftModel.from_pretrained(model, checkpoints["adapter"]).eval()
+    for case in CHATS:
+        found = ask(server, chat(*case), model="adapter" if adapter else "tiny")
+        assert_same(found, expected_chat(model, processor, chat(*case)))
+
+
+def test_server_takes_a_request_s_settings(server, checkpoints):
+    model, processor = loaded(checkpoints["llama"])
+    messages = chat("Read.", "4:3")
+    for settings in (RATIO, {"max_patches": 2}):
+        expected = expected_chat(model, processor, messages, **settings)
+        assert_same(ask(server, messages, mm_processor_kwargs=settings), expected)
+    refused = body(messages, mm_processor_kwargs={"slicing": "rate"})
+    answer = requests.post(f"{server}/v1/chat/completions", json=refused, timeout=120)
+    assert "slicing='rate' is unknown, expected one of edge, area, ratio" in answer.text
+
+
+def test_streamed_answer_is_the_whole_one(server):
+    messages = chat("What?", "many")
+    pieces = []
+    with requests.post(
+        f"{server}/v1/chat/completions", json=body(messages, stream=True), stream=True, timeout=120
+    ) as answer:
+        for line in answer.iter_lines():
+            if line.startswith(b"data: {"):
+                pieces += [choice["delta"].get("content") or "" for choice in json.loads(line[6:])["choices"]]
+    assert len([piece for piece in pieces if piece]) > 1
+    assert "".join(pieces) == ask(server, messages)["text"]
+
+
+def test_concurrent_requests_are_answered_as_single_ones(server):
+    """Eight requests on four places; their prompts differ from those that are cached."""
+    chats = [chat(f"{case[0]} {i}", *case[1:]) for i in range(2) for case in CHATS]
+    with ThreadPoolExecutor(len(chats)) as pool:
+        together = list(pool.map(lambda messages: ask(server, messages), chats))
+    assert together == [ask(server, messages) for messages in chats]
