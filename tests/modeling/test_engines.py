@@ -7,6 +7,7 @@ from transformers import AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXModel
+from internvlx_hf.modeling import modeling_internvlx
 from internvlx_hf.modeling.engines import ENGINES, keep_whole
 from tiny import LVTC, tiny_batch, tiny_config, tiny_model, tiny_processor
 
@@ -33,6 +34,16 @@ def test_engine_gets_the_base_model_with_the_checkpoint_s_names(engine):
     assert model.vision_tower.config._attn_implementation == "sdpa"
     whole = tiny_model("llama").state_dict()
     assert {f"model.{name}" for name in model.state_dict()} == whole.keys() - {"lm_head.weight"}
+
+
+@torch.no_grad()
+def test_engine_of_several_ranks_runs_the_tower_for_images_only(engine, monkeypatch):
+    model = AutoModel.from_config(config_of(engine)).eval()
+    embeddings = torch.randn(1, 7, 64)
+    expected = model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    monkeypatch.setattr(modeling_internvlx, "_world_size", lambda: 2)
+    monkeypatch.delattr(InternVLXModel, "get_image_features")
+    assert torch.equal(model(inputs_embeds=embeddings, use_cache=False).last_hidden_state, expected)
 
 
 def test_engine_that_asks_for_lvtc_is_refused(engine):

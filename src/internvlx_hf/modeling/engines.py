@@ -11,6 +11,10 @@ from .configuration_internvlx import InternVLXConfig
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
+def runs_in_engine(config: InternVLXConfig) -> bool:
+    return config.text_config._attn_implementation in ENGINES
+
+
 def find_engine(config: InternVLXConfig) -> str | None:
     """The engine that asks for a model of this configuration, None for transformers itself.
 

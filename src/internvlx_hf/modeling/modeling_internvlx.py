@@ -30,7 +30,7 @@ from .attention_inputs import drop_right_padding, sample_bounds
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_of_dense_masks
-from .engines import find_engine, keep_whole
+from .engines import find_engine, keep_whole, runs_in_engine
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import ExpandedLength, allow_growth
 from .lvtc_stages import Masks, Plan, decoding_masks, plan_forward
@@ -298,7 +298,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)
         else:
             self._warn_of_placeholders(input_ids, past_key_values)
-            in_step = _world_size() > 1 and (past_key_values is None or trains)
+            in_step = _world_size() > 1 and (past_key_values is None or trains) and not runs_in_engine(self.config)
             if in_step or (trains and not inputs_embeds.requires_grad):
                 inputs_embeds = self._touch_vision(inputs_embeds)
 
