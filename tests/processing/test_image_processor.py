@@ -381,6 +381,7 @@ def test_a_saved_processor_comes_back_with_its_code(tmp_path):
         "image_processing_internvlx.py",
         "image_sources.py",
         "resizing.py",
+        "public_hosts.py",
         "rvtc.py",
     }
 

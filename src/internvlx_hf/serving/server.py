@@ -15,7 +15,7 @@ from transformers.utils.import_utils import is_serve_available
 
 if not is_serve_available():  # else transformers' modules fail on names that they have not imported
     raise ImportError(
-        "Serving needs fastapi, uvicorn and openai: pip install 'internvlx-hf[serving]', or '.[serving]' in a clone of the repository"
+        "Serving needs fastapi, uvicorn and openai, which are not all installed: pip install fastapi uvicorn openai"
     )
 
 from fastapi import FastAPI, HTTPException, Request
