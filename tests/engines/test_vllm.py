@@ -263,7 +263,7 @@ def test_two_ranks_give_the_same_tokens(checkpoints, cases, tmp_path):
 
 @contextmanager
 def running_server(folder: Path, *arguments: str):
-    """`vllm serve` on a free port, as its address."""
+    """`vllm serve` on a free port, compiled as by default; gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -292,7 +292,7 @@ def answers_health(address: str) -> bool:
 @pytest.fixture(scope="module")
 def server(checkpoints, tmp_path_factory):
     options = ["--trust-remote-code", "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32"]
-    options += ["--enforce-eager", "--max-num-seqs", "4", "--max-num-batched-tokens", "224"]
+    options += ["--max-num-seqs", "4", "--max-num-batched-tokens", "224"]
     options += ["--served-model-name", "tiny", "--trust-request-mm-kwargs"]
     options += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"adapter={checkpoints['adapter']}"]
     with running_server(tmp_path_factory.mktemp("server"), str(checkpoints["llama"]), *options) as address:
