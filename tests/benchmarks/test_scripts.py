@@ -40,7 +40,7 @@ def test_every_section_of_the_gpu_benchmark_runs_on_a_cpu(gpu, tmp_path):
         "batch of 2",
         "first token",
         "compiled",
-        "packed / padded",
+        "packed, varlen_sdpa / padded",
         "autocast",
         "InternVL-X",
         "peak memory",
