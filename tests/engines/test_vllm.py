@@ -47,8 +47,19 @@ TWO_RANKS = HEADS | {"hidden_size": 256, "num_attention_heads": 4, "num_key_valu
 CHUNKS = {"max_num_batched_tokens": 224}
 # where the best two logits are nearer than this, another order of summation may exchange them
 TIE = 1e-3
+# besides PVTC behind InternVL's tower, which all others have
+PARTS = {
+    "pixel_shuffle": {"projector_config": {"projector_type": "pixel_shuffle", "num_heads": None}},
+    "token_packer": {"projector_config": {"projector_type": "token_packer"}},
+    "ldpv2": {"projector_config": {"projector_type": "ldpv2", "num_heads": None}},
+    "linear": {"projector_config": {"projector_type": "linear", "num_heads": None}, "downsample_ratio": 1.0},
+    "norms of InternViT-6B": {"vision_config": {"use_qk_norm": True, "norm_type": "rms_norm"}},
+    "CLIP": {"vision_config": {"model_type": "clip_vision_model"}},
+    "tied embeddings": {"tie_word_embeddings": True},
+}
 RATIO = {"max_patches": 12, "slicing": "ratio"}
 QUESTION = "What is on the picture? "
+FEW = ("no image", "many tiles", "two images")
 SIZES = {"one": (30, 20), "many": (96, 64), "wide": (128, 32), "4:3": (60, 45)}
 
 
@@ -166,6 +177,7 @@ def run_jobs(folder: Path, jobs: dict[str, dict], **variables: str) -> dict:
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     found = {text: save(folder / text, text) for text in TEXT_MODELS}
+    found |= {name: save(folder / name, **kwargs) for name, kwargs in PARTS.items()}
     found["adapter"] = trained_adapter(found["llama"], folder / "adapter")
     found["two ranks"] = save(folder / "two_ranks", text_config=TWO_RANKS)
     found["lvtc"] = save(folder / "lvtc", **LVTC, text_config=HEADS | {"num_hidden_layers": 4})
@@ -184,6 +196,8 @@ def found(checkpoints, cases, tmp_path_factory) -> dict[str, list]:
     alone = [[case] for case in everything]
     jobs = {name: {"model": str(checkpoints[name]), "options": CHUNKS, "rounds": [everything]} for name in TEXT_MODELS}
     jobs["llama"]["rounds"] += [everything, *alone]
+    few, room = [cases[name] for name in FEW], {"max_num_batched_tokens": 1024}
+    jobs |= {name: {"model": str(checkpoints[name]), "options": room, "rounds": [few]} for name in PARTS}
     jobs["settings"] = {
         "model": str(checkpoints["llama"]),
         "options": CHUNKS | {"mm_processor_kwargs": RATIO},
@@ -214,6 +228,13 @@ def test_tokens_are_those_of_generate(found, expected, text):
     assert len({tuple(answer["tokens"][:8]) for answer in expected[text]}) == len(expected[text])
     for answer, wanted in zip(found[text][0], expected[text], strict=True):
         assert_same(answer, wanted)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_other_parts_give_the_tokens_of_generate(found, checkpoints, cases, part):
+    model, processor = loaded(checkpoints[part])
+    for answer, name in zip(found[part][0], FEW, strict=True):
+        assert_same(answer, reference(model, processor, cases[name]))
 
 
 def test_cached_prefixes_give_the_same_tokens(found, expected):
@@ -249,7 +270,7 @@ def test_model_with_lvtc_is_refused_by_name(found):
 
 
 def test_two_ranks_give_the_same_tokens(checkpoints, cases, tmp_path):
-    asked = [cases[name] for name in ("no image", "many tiles", "four images")]
+    asked = [cases[name] for name in FEW]
     options = CHUNKS | {"tensor_parallel_size": 2}
     job = {"model": str(checkpoints["two ranks"]), "options": options, "rounds": [asked]}
     answers = run_jobs(tmp_path, {"two ranks": job})["two ranks"]
