@@ -1,7 +1,7 @@
 """Questions per second in vLLM: InternVL's slicing (`ratio`) against RVTC's (`edge`), in one engine and over one list of images.
 
     make build/vllm/.installed
-    build/vllm/bin/python benchmarks/bench_vllm.py
+    build/vllm/bin/python benchmarks/vllm_throughput.py
 
 The model is small and random; its tower and its language model share the work as those of a 2B model do. Every round asks all
 questions at once, about new images, so that no cache answers. The two sides take turns.
@@ -127,7 +127,7 @@ def main() -> None:
     try:
         import vllm  # noqa: F401
     except ImportError:
-        print("bench_vllm.py: no vLLM here; run it with build/vllm/bin/python (make build/vllm/.installed).")
+        print("vllm_throughput.py: no vLLM here; run it with build/vllm/bin/python (make build/vllm/.installed).")
         return None
     os.environ.update(VARIABLES)
     with tempfile.TemporaryDirectory() as folder:
