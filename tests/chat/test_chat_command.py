@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +210,17 @@ def test_the_last_word_that_names_no_image_is_the_question(words, expected):
 def test_wrong_arguments_are_named(folder, arguments, message, capsys):
     assert main(["chat", *(str(folder) if word == "MODEL" else word for word in arguments)]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_program_answers_without_a_question_of_its_own(folder, photos):
+    ask = [sys.executable, "-m", "internvlx_hf", "chat", str(folder), photos[0], "What is it?"]
+    done = subprocess.run(
+        [*ask, "--max-new-tokens", "3", "--device", "cpu"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "remote code" not in done.stderr + done.stdout
+    assert "custom code" not in done.stderr + done.stdout
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig, StoppingCriteria
 from transformers.utils import logging
 
+from .. import registration  # noqa: F401
 from ..modeling import InternVLXConfig
 from ..processing.literals import IMAGE_MARK, escaped
 from ..processing.processing_internvlx import IGNORE_INDEX
