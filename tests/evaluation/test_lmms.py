@@ -34,6 +34,7 @@ def run(folder: Path, *command, **env) -> str:
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "HF_HOME": str(folder / "hf"),
         "HF_HUB_OFFLINE": "1",
+        "OPENAI_API_KEY": "none",  # where openai is installed, lmms-eval makes a client of it before any task asks for one
         **env,
     }
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=env, timeout=600)
