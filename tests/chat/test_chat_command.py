@@ -213,6 +213,7 @@ def test_wrong_arguments_are_named(folder, arguments, message, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
 def test_the_program_answers_without_a_question_of_its_own(folder, photos):
     ask = [sys.executable, "-m", "internvlx_hf", "chat", str(folder), photos[0], "What is it?"]
     done = subprocess.run(

@@ -3,8 +3,11 @@
 Tolerances: as in test_lvtc_training.py; where the same operations run, exact.
 """
 
+import runpy
+
 import pytest
 import torch
+from transformers import AttentionInterface
 
 import lvtc_reference  # noqa: F401  registers the "varlen" attention
 from internvlx_hf.modeling import dense_masks, varlen_attention
@@ -124,6 +127,12 @@ def test_torch_s_kernel_gets_the_bounds_and_windows_of_both_stages(monkeypatch):
         calls.clear()
         loss_and_gradients(model, pack([batch]))
         assert [(bounds, longest) for bounds, longest, _ in calls[1:3]] == [(stages[0][0], short[-1]), (long, 104)]
+
+
+def test_a_checkpoint_s_copy_of_the_code_leaves_the_attention_as_it_is():
+    known = AttentionInterface()["varlen_sdpa"]
+    runpy.run_path(varlen_attention.__file__, run_name=f"{varlen_attention.__package__}.copy")
+    assert AttentionInterface()["varlen_sdpa"] is known is varlen_attention.varlen_sdpa_forward
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's variable-length kernel needs a GPU")

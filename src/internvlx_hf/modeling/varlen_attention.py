@@ -129,5 +129,6 @@ def _sample_by_sample(
     return torch.cat(outputs)
 
 
-AttentionInterface.register(VARLEN_SDPA, varlen_sdpa_forward)
-AttentionMaskInterface.register(VARLEN_SDPA, varlen_sdpa_mask)
+if VARLEN_SDPA not in AttentionInterface().valid_keys():  # the copies of this file that checkpoints carry come later
+    AttentionInterface.register(VARLEN_SDPA, varlen_sdpa_forward)
+    AttentionMaskInterface.register(VARLEN_SDPA, varlen_sdpa_mask)
