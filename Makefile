@@ -15,7 +15,7 @@ export PYTHONUNBUFFERED := 1
 help:
 	@echo "make demo        train a small model on handwritten digits, read unseen pages with it (5 minutes)"
 	@echo "make demo-short  the same path in about a minute, without asking for accuracy"
-	@echo "make test        lint, then all tests (6 minutes)"
+	@echo "make test        lint, then all tests (7 minutes)"
 	@echo "make test-fast   ruff, then the tests not marked slow (2 minutes)"
 	@echo "make test-oldest the tests with the oldest supported transformers, but for some that hardly call it"
 	@echo "make test-hf     transformers' own tests on our classes"
