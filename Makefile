@@ -57,7 +57,7 @@ demo-short: .venv/.for-demo
 	cd out/demo-short && $(CURDIR)/$(PY) -I $(CURDIR)/demo/read.py .
 
 # Programs that the tests start with our models, each in a folder of its own: they bring what must not be needed.
-OTHERS := build/lmms_eval/.installed build/torchao/.installed
+OTHERS := build/lmms_eval/.installed build/torchao/.installed build/web/.installed build/notebook/.installed
 
 bench bench-full: build/torchvision/.installed
 
