@@ -21,7 +21,7 @@ help:
 	@echo "make test-hf     transformers' own tests on our classes"
 	@echo "make test-vllm   our checkpoints in vLLM, which is installed for it (2.5 GB; 10 minutes)"
 	@echo "make wheel       build the wheel, install it into an empty environment, try it there"
-	@echo "make docs        build the reference of all public names into build/docs"
+	@echo "make docs        build the documentation site into build/site, and check it"
 	@echo "make lint        ruff check, ruff format --check, and the types"
 	@echo "make types       mypy on src"
 	@echo "make format      apply what ruff can mend"
@@ -71,7 +71,7 @@ PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) 
 
 test: lint $(OTHERS)
 	$(PYTEST)
-	@echo "left out of make test: tests/hf_suite (make test-hf), tests/engines (make test-vllm)"
+	@echo "left out of make test: tests/hf_suite (make test-hf), tests/engines (make test-vllm), tests/site (make docs)"
 
 test-fast: style
 	$(PYTEST) -m "not slow"
@@ -119,8 +119,10 @@ wheel: .venv/.for-test
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
 	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/helpers/installed_wheel.py
 
-docs: .venv/.for-test
-	$(PY) docs/build_reference.py build/docs
+# Without --quiet, under which --strict finds nothing.
+docs: .venv/.for-test build/docs_tools/.installed
+	PYTHONPATH=build/docs_tools NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	$(PY) -m pytest -q tests/site
 
 lint: style types
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from tiny import tiny_model, tiny_processor
 
-# suites of their own: `make test-hf`, `make test-vllm`
-collect_ignore = ["hf_suite", "engines"]
+# suites of their own: `make test-hf`, `make test-vllm`, `make docs`
+collect_ignore = ["hf_suite", "engines", "site"]
 
 
 def pytest_collection_modifyitems(items):

@@ -6,10 +6,10 @@ would leave nothing out. They go into `BitsAndBytesConfig(llm_int8_skip_modules=
 `TorchAoConfig(modules_to_not_convert=...)`. docs/serving.md shows both.
 """
 
-# PVTC or another projector, and LVTC's: 8 % of the weights of a 2B or 8B model, and every visual token comes out of them
 COMPRESSION_MODULES = ("model.multi_modal_projector", "model.lvtc")
+"""The projectors, LVTC's included: 8 % of the weights of a 2B or 8B model, and the source of every visual token."""
 
-# Those, the vision tower and the head: all but the language model's layers.
 UNQUANTISED_MODULES = (*COMPRESSION_MODULES, "model.vision_tower", "lm_head")
+"""The projectors, the vision tower and the head: everything but the language model's layers."""
 
 __all__ = ["COMPRESSION_MODULES", "UNQUANTISED_MODULES"]

@@ -111,6 +111,8 @@ GEOMETRIES = {
 # the paper's own models: PVTC, and LVTC with k = 17 and 23 (our defaults where it says nothing), sliced by "edge"
 INTERNVL_X = {"internvl-x-2b": "internvl2-2b", "internvl-x-8b": "internvl2-8b"}
 PRESETS = (*INTERNVL_X, *GEOMETRIES)
+"""Names of all presets."""
+
 ALIASES = {"internvl2-76b": "internvl2-llama3-76b"}
 
 

@@ -28,15 +28,24 @@ Conversation = list[dict]  # messages as `apply_chat_template` takes them
 
 
 class Answer(NamedTuple):
+    """A generated answer.
+
+    Args:
+        text: without special tokens.
+        num_tokens: generated tokens, the end marker included.
+    """
+
     text: str
-    num_tokens: int  # generated, the end marker included
+    num_tokens: int
 
 
 class AnswerScore(NamedTuple):
     """How likely a given answer is.
 
-    loss: mean negative log-likelihood of its tokens, the end marker included; small is likely.
-    is_greedy: whether greedy decoding would have written it.
+    Args:
+        loss: mean negative log-likelihood of its tokens, the end marker included; small is likely.
+        num_tokens: its tokens, the end marker included.
+        is_greedy: whether greedy decoding would have written it.
     """
 
     loss: float

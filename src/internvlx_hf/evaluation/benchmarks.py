@@ -69,3 +69,4 @@ BENCHMARKS = (
     # the paper's SEED-IMG is the metric over the pictures; the task has SEED's videos, too
     Benchmark("SEED-IMG", "seedbench", "seed_image", LETTER),
 )
+"""The twelve benchmarks of the paper's Table 1."""

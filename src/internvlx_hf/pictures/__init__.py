@@ -6,13 +6,18 @@ figure.savefig("tiles.png")
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .attention import Attention, attend
+
+if TYPE_CHECKING:
+    from .attention_figure import draw_attention
+    from .tiles_figure import draw_tiles
 
 # imported when they are asked for: they need matplotlib
 _LAZY = {"draw_attention": "attention_figure", "draw_tiles": "tiles_figure"}
 
-__all__ = ["Attention", "attend", *_LAZY]
+__all__ = ["Attention", "attend", "draw_attention", "draw_tiles"]
 
 
 def __getattr__(name: str):
