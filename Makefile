@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-fast test-oldest test-hf test-vllm wheel docs lint style types format bench bench-full ablation ablation-quick clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-hf test-vllm wheel docs lint style types format bench bench-full ablation ablation-quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,7 +20,7 @@ help:
 	@echo "make test-oldest the tests with the oldest supported transformers, but for some that hardly call it"
 	@echo "make test-hf     transformers' own tests on our classes"
 	@echo "make test-vllm   our checkpoints in vLLM, which is installed for it (2.5 GB; 10 minutes)"
-	@echo "make wheel       build the wheel, install it into an empty environment, try it there"
+	@echo "make wheel       build source distribution and wheel, try the wheel in an empty environment"
 	@echo "make docs        build the documentation site into build/site, and check it"
 	@echo "make lint        ruff check, ruff format --check, and the types"
 	@echo "make types       mypy on src"
@@ -56,8 +56,9 @@ demo-short: .venv/.for-demo
 	OMP_WAIT_POLICY=passive $(PY) demo/train.py --out out/demo-short --steps 60 --test-pages 2
 	cd out/demo-short && $(CURDIR)/$(PY) -I $(CURDIR)/demo/read.py .
 
-# Programs that the tests start with our models, each in a folder of its own: they bring what must not be needed.
-OTHERS := build/lmms_eval/.installed build/torchao/.installed build/web/.installed build/notebook/.installed
+# What some tests start, each in a folder of its own: it brings packages that must not be needed elsewhere.
+OTHERS := build/lmms_eval/.installed build/torchao/.installed build/web/.installed build/notebook/.installed \
+	build/workshop/.installed
 
 bench bench-full: build/torchvision/.installed
 
@@ -69,7 +70,9 @@ build/%/.installed: tests/overlays/%.txt | .venv/.for-test
 # The models of the tests are tiny: more than one thread a worker makes them several times slower.
 PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-test: lint $(OTHERS)
+test: lint test-unlinted
+
+test-unlinted: $(OTHERS)
 	$(PYTEST)
 	@echo "left out of make test: tests/hf_suite (make test-hf), tests/engines (make test-vllm), tests/site (make docs)"
 
@@ -113,7 +116,7 @@ test-vllm: .venv/.for-test build/vllm/.installed
 # Run from another folder and isolated, with only what pip brings.
 wheel: .venv/.for-test
 	rm -rf dist build/lib build/empty
-	$(PY) -m build --wheel --outdir dist .
+	$(PY) -m build --outdir dist .
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt "$(TORCH)"
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
