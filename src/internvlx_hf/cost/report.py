@@ -19,6 +19,7 @@ FLOP_UNITS = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "kFLOP": 1e3}
 BYTE_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 MOST_LISTED = 20  # pictures that are listed one by one in a terminal
 BAR, BLOCKS = 14, " ▏▎▍▌▋▊▉█"
+LEAST_NAME = 24  # characters that an image's name keeps before other columns are left out
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Report:
             expanded = f"{mean.stage_two_tokens:,.0f}" if setting.has_lvtc else "-"
             tiles = f"{mean.tiles:.3f}" if len(costs) > 1 else str(costs[0].tiles)
             label = "-> this model" if i == 0 else "   native" if setting.is_native else ""
-            label = label if self.width is None else label.replace(" this model", "")
+            label = label if self.width is None else label.replace(" this model", "").strip()
             lvtc, tokens = "on" if setting.has_lvtc else "off", f"{mean.stage_one_tokens:,.0f}"
             peak = max(cost.peak_bytes for cost in costs)
             numbers = [
@@ -105,11 +106,13 @@ class Report:
             cut = (tiling.slicing, tiling.max_tiles)
             rows.append([label, *cut, setting.projector, lvtc, tiles, tokens, expanded, *numbers])
         count = len(self.costs[0])
-        title = "Side by side" + (f": averages of {count:,} pictures, and the largest peak" * (count > 1))
         foot = "* estimated: the weights and what a prefill holds beside them, without the allocator's and CUDA's own"
-        # without LVTC "stage two" has a dash
-        shown = table(header, rows, (0, 1, 3, 4), self.width, ["LVTC", header[9], header[10], header[5]])
-        return f"{title}\n{shown}\n{self._wrapped(foot)}"
+        less_wanted = ["LVTC", *header[9:11], "tiles", *header[11:], "max"]  # without LVTC "stage two" has a dash
+        shown = table(header, rows, (0, 1, 3, 4), self.width, less_wanted)
+        has_peak = "*" in shown
+        averages_of = f": averages of {count:,} pictures" + ", and the largest peak" * has_peak
+        title = self._wrapped("Side by side" + averages_of * (count > 1))
+        return "\n".join([title, shown, *[self._wrapped(foot)] * has_peak])
 
     def _listing(self) -> str:
         tiling, costs = self.models[0].setting.tiling, self.costs[0]
@@ -124,7 +127,7 @@ class Report:
             numbers = (f"{cost.prefill_flops / flops[1]:,.2f}", f"{cost.cache_bytes / cache[1]:,.1f}")
             rows.append([name, f"{size[0]}x{size[1]}", grid, cost.tiles, tokens, *numbers])
         header = ["picture", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
-        shown = table(header, rows, (0, 2), self.width, [header[6], "grid", "size", header[5]])
+        shown = table(header, rows, (0, 2), self.width, [header[6], "grid", "size", header[5]], elastic=0)
         return f"Each picture under this model\n{shown}"
 
     def _histogram(self) -> str:
@@ -135,20 +138,22 @@ class Report:
             rule = replace(tiling, slicing=slicing)
             shares[slicing] = Counter(rule.plan(*size).num_tiles for size in sizes)
         rows = []
+        # beside its bar a strategy has a share of at most 4 characters and two gaps
+        most = BAR if self.width is None else max(4, min(BAR, (self.width - len("tokens")) // len(shares) - 8))
         largest = max(max(counts.values()) for counts in shares.values()) / len(sizes)
         for tiles in sorted(set().union(*shares.values())):
             row: list = [tiles]
             for counts in shares.values():
                 share = counts[tiles] / len(sizes)
-                row += [bar(share / largest), f"{share:.0%}" if counts[tiles] else ""]
+                row += [bar(share / largest, most), f"{share:.0%}" if counts[tiles] else ""]
             rows.append(row)
         means = [sum(tiles * n for tiles, n in counts.items()) / len(sizes) for counts in shares.values()]
         tokens = self.models[0].sizes.image_seq_length
-        rows.append(["mean", *(cell for mean in means for cell in (f"{mean:.3f} tiles", ""))])
-        rows.append(["", *(cell for mean in means for cell in (f"{mean * tokens:,.0f} tokens", ""))])
+        rows.append(["mean", *(cell for mean in means for cell in (f"{mean:.3f}", ""))])
+        rows.append(["tokens", *(cell for mean in means for cell in (f"{mean * tokens:,.0f}", ""))])
         header = ["tiles", *(cell for slicing in shares for cell in (slicing, ""))]
         title = f"Pictures by tiles, thumbnail included; at most {tiling.max_tiles} without it"
-        return f"{title}\n{table(header, rows, left=(1, 3, 5))}"
+        return f"{self._wrapped(title)}\n{table(header, rows, left=(1, 3, 5))}"
 
     def _modules(self) -> str:
         cost = _average(self.costs[0])
@@ -163,7 +168,8 @@ class Report:
         ]
         rows.append(["prefill", f"{total / divisor:,.3f}", "100.0%"])
         mean = ", on average" if len(self.costs[0]) > 1 else ""
-        return f"Where the prefill's FLOPs go in this model{mean}\n{table(['module', name, 'share'], rows, left=(0,))}"
+        title = self._wrapped(f"Where the prefill's FLOPs go in this model{mean}")
+        return f"{title}\n{table(['module', name, 'share'], rows, (0,), self.width, elastic=0)}"
 
     def _remarks(self) -> list[str]:
         pictures, lines = self.pictures, self._past_limits()
@@ -281,10 +287,18 @@ def scaled(value: float, units: Mapping[str, float]) -> str:
     return f"{value / size:.2f} {name}"
 
 
-def bar(share: float) -> str:
-    """A bar of eighths of a character, `BAR` characters for 1."""
-    eighths = max(round(share * BAR * 8), 1 if share else 0)
+def bar(share: float, most: int = BAR) -> str:
+    """A bar of eighths of a character, `most` characters for 1."""
+    eighths = max(round(share * most * 8), 1 if share else 0)
     return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()
+
+
+def _without_middle(text: str, most: int) -> str:
+    """`text` in at most `most` characters; of a path the end says more than the start."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) * 2 // 3
+    return text[: most - 1 - end] + "…" + text[len(text) - end :]
 
 
 def table(
@@ -293,13 +307,16 @@ def table(
     left: tuple[int, ...] = (),
     width: int | None = None,
     less_wanted: Sequence[str] = (),
+    elastic: int | None = None,
 ) -> str:
     """Columns aligned to the right, but for those in `left`.
 
     Args:
         header: a cell may have several lines.
-        width: most characters of a line. Where there are more, columns go that are named in `less_wanted`, the first ones
-            first.
+        width: most characters of a line. Where there are more, columns that are named in `less_wanted` are left out, the
+            first ones first.
+        elastic: a column whose cells lose their middle where that makes room. Other columns are left out only where it
+            would have fewer than `LEAST_NAME` characters.
     """
     columns = [str(name).split("\n") for name in header]
     height = max(map(len, columns))
@@ -307,8 +324,16 @@ def table(
     cells = [list(row) for row in zip(*head, strict=True)] + [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     shown, surplus = list(range(len(header))), list(less_wanted)
+    full = widths[elastic] if elastic is not None else 0
+    if elastic is not None:
+        widths[elastic] = min(full, LEAST_NAME)
     while width is not None and sum(widths[i] + 2 for i in shown) - 2 > width and surplus:
         shown.remove(header.index(surplus.pop(0)))
+    if elastic is not None:
+        room = full if width is None else width - sum(widths[i] + 2 for i in shown if i != elastic)
+        widths[elastic] = max(min(full, room), 1)
+        for row in cells:
+            row[elastic] = _without_middle(row[elastic], widths[elastic])
     lines = [
         "  ".join(row[i].ljust(widths[i]) if i in left else row[i].rjust(widths[i]) for i in shown).rstrip()
         for row in cells
