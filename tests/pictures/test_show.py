@@ -14,14 +14,15 @@ from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
-from internvlx_hf.pictures import attend, draw_attention, draw_tiles
+from internvlx_hf.cost.settings import TilingRule
+from internvlx_hf.pictures import Attention, attend, draw_attention, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
 from paths import ROOT
 from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
 
-SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3000, 100), (2000, 2000)]
+SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3200, 400), (2000, 2000)]
 
 
 @pytest.fixture
@@ -89,6 +90,18 @@ def test_a_slide_of_many_tiles_is_readable():
     figure = draw_tiles(Image.new("RGB", (3600, 2300)), setting)
     assert "10,496 → 41,984 tokens" in texts(figure)
     assert_readable(figure)
+
+
+def widest(figure) -> float:
+    """The largest part of the slide's area that an image covers."""
+    width, height = figure.get_size_inches()
+    extents = [image.get_extent() for image in figure.axes[0].images]
+    return max(abs((right - left) * (bottom - top)) for left, right, bottom, top in extents) / (width * height)
+
+
+@pytest.mark.parametrize(("size", "least"), [((800, 600), 0.04), ((3200, 400), 0.03), ((400, 3200), 0.02)], ids=str)
+def test_tiles_of_images_of_every_shape_are_shown_large(size, least):
+    assert widest(draw_tiles(Image.new("RGB", size), cost.load_setting("internvl-x-2b"))) > least
 
 
 @pytest.mark.slow
@@ -313,14 +326,58 @@ def test_a_sliding_window_does_not_look_at_what_it_has_left(photo):
     assert_readable(draw_attention(found, "mine"))
 
 
-@pytest.mark.parametrize("size", [(128, 96), (20, 20), (32, 192), (192, 32)], ids=str)
-def test_an_attention_slide_is_readable_whatever_the_picture(size):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "least"), [((128, 96), 0.04), ((20, 20), 0.04), ((32, 192), 0.02), ((192, 32), 0.03)], ids=str
+)
+def test_an_attention_slide_is_readable_and_shows_an_image_of_any_shape_large(size, least):
     model = tiny_model("qwen3", **LVTC)
     processor = tiny_processor(model.config, max_patches=6)
     found = attend(model, processor, Image.new("RGB", size), "What is it? " * 20, max_new_tokens=24)
     figure = draw_attention(found, "a model of a long name " * 9)
     assert_readable(figure)
-    assert any(text.startswith("Language layers 2–3") for text in texts(figure))
+    assert widest(figure) > least
+    assert {"PVTC's local queries", "Stage one: layers 0–1", "Stage two: layers 2–3"} <= set(texts(figure))
+
+
+def recorded(size, stage_one=0.4, stage_two=0.6, expand_layer=1, layers=4) -> Attention:
+    """Attention that no model had: the last tile, of 4×4 or 8×8 tokens, gets twice an even share."""
+    plan = TilingRule(32, 32, max_tiles=12).plan(*size)
+    stages = {}
+    for stage, share, side in ((STAGE_ONE, stage_one, 4), (STAGE_TWO, stage_two, 8)):
+        maps = torch.ones(3, plan.num_tiles, side, side)
+        maps[:, -1] = 2
+        stages[stage] = share * maps / maps[0].sum()
+    spans = {STAGE_ONE: range(expand_layer), STAGE_TWO: range(expand_layer, layers)}
+    queries = {name: torch.rand(plan.num_tiles, 16, 16) * 2 for name in ("local", "global")}
+    return Attention(Image.new("RGB", size), plan, "What?", "yes, it", ["yes", ",", " it"], queries, stages, spans)
+
+
+def test_each_stage_s_panel_names_its_layers_and_what_goes_to_text():
+    found = texts(draw_attention(recorded((128, 96)), "mine"))
+    assert {"Stage one: layer 0", "Stage two: layers 1–3", "Token by token, layers 1–3"} <= set(found)
+    assert {"attention: 40% image, 60% text", "attention: 60% image, 40% text"} <= set(found)
+    assert found.count("≥2.0× an even share") == 3
+    assert any("Layers are counted from 0." in text for text in found)
+
+
+def test_panels_and_token_maps_show_the_thumbnail():
+    attention = recorded((128, 96))
+    assert attention.plan.num_tiles == 13
+    figure = draw_attention(attention, "mine")
+    thumbnails = [patch for patch in figure.axes[0].patches if patch.get_linestyle() not in ("-", "solid")]
+    assert len(thumbnails) == 4 + 3
+    assert any("Dashed: the thumbnail." in text for text in texts(figure))
+
+
+def test_a_stage_that_looks_at_text_has_a_line_and_no_panel():
+    found = texts(draw_attention(recorded((128, 96), stage_two=0.001), "mine"))
+    assert "Stage two: layers 1–3 looks at text: 0.1% of its attention is on the image." in found
+    assert "Stage two: layers 1–3" not in found
+    assert "Token by token, layer 0" in found
+    figure = draw_attention(recorded((128, 96), 0.0, 0.0), "mine")
+    assert not any(text.startswith("Token by token") for text in texts(figure))
+    assert_readable(figure)
 
 
 def test_overlays_are_strong_where_much_is_seen():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    """Raises: ValueError, OSError: the picture, the model or the file to write is not what it should be; names it."""
+    """Raises: ValueError, OSError: the image, the model or the file to write is not what it should be; names it."""
     options = _parser().parse_args(arguments)
     try:
         from ..pictures.canvas import check_out, save
@@ -53,7 +53,7 @@ def _attention(options: argparse.Namespace, setting: "Setting") -> tuple["Figure
     if not folder.is_dir():
         raise ValueError(f"--attention needs weights, but {options.model!r} is a preset. Give a checkpoint's folder.")
     if not options.question:
-        raise ValueError("--attention needs a --question to the picture, as 'What is on the picture?'.")
+        raise ValueError("--attention needs a --question about the image, as 'What is in the image?'.")
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens={options.max_new_tokens}, expected at least 1.")
     if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
@@ -76,14 +76,14 @@ def _attention(options: argparse.Namespace, setting: "Setting") -> tuple["Figure
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx show",
-        description="Draw a picture with the grid of each strategy over it, the tiles that a model gets, and what they "
+        description="Draw an image with the grid of each strategy over it, the tiles that a model gets, and what they "
         "cost; or, with --attention, where a loaded model looks while it answers a question. A 16:9 slide.",
     )
-    parser.add_argument("image", metavar="IMAGE", help="a picture")
+    parser.add_argument("image", metavar="IMAGE", help="an image")
     parser.add_argument("--out", required=True, metavar="FILE", help="what to write: a .png, .pdf, .svg or .jpg")
     add_model_options(parser)
     attention = parser.add_argument_group("attention")
     attention.add_argument("--attention", action="store_true", help="where the model of --model (a folder) looks")
-    attention.add_argument("--question", help="what to ask about the picture")
+    attention.add_argument("--question", help="what to ask about the image")
     attention.add_argument("--max-new-tokens", type=int, default=64, help="most tokens of the answer (64)")
     return parser

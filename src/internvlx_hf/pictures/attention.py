@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Where a model looks while it answers a question about a picture: PVTC's queries, and both stages of the language model."""
+"""Where a model looks while it answers a question about an image: PVTC's queries, and both stages of the language model."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Attention:
     """What was looked at while an answer was written; n tiles, S patches a side, N₁ and N₂ tokens a side.
 
     Args:
-        image: the picture, upright.
+        image: upright.
         plan: its grid of tiles; the thumbnail comes after them.
         question, answer: as text.
         tokens: the answer's tokens as text.
@@ -56,7 +56,7 @@ def attend(
     question: str,
     max_new_tokens: int = 64,
 ) -> Attention:
-    """Ask a question about a picture, answer it greedily, and record the attention.
+    """Ask a question about an image, answer it greedily, and record the attention.
 
     The prompt runs with the model's own attention implementation, all but its last token; from there on one token a time
     runs under eager attention, whose weights over the cache are small even for large prompts.
@@ -93,7 +93,7 @@ def attend(
 
 
 def open_upright(image: str | os.PathLike | PIL.Image.Image, alpha: str = "white") -> PIL.Image.Image:
-    """The picture as the image processor sees it: upright and in RGB.
+    """The image as the image processor sees it: upright and in RGB.
 
     Raises:
         ValueError: it is corrupt, empty or too large.

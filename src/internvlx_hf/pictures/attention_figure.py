@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A slide: where PVTC's queries and the two stages of the language model look on a picture."""
+"""A slide: where PVTC's queries and the two stages of the language model look on an image."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,32 @@ import torch
 
 from ..cost.flops import STAGE_ONE, STAGE_TWO
 from .attention import Attention
-from .canvas import GREY, INK, WIDTH, Box, Canvas
+from .canvas import GREY, HEIGHT, INK, WIDTH, Box, Canvas, printable, text_width
+from .layout import ImageGrid, ImageShape, split
 
 MARGIN, GAP = 0.5, 0.35
-TOP, BOTTOM = 1.95, 4.62  # of the large maps, thumbnails included
-STRIP_TOP, STRIP_BOTTOM = 5.72, 7.05
+TOP, BOTTOM = 1.2, HEIGHT - 0.5  # of the maps with their titles
+HEADING = 0.78  # title, caption and colour scale above maps
 MOST_TOKENS = 8
+LEAST_SHARE = 0.005  # of the attention: a map of less would show noise
 MORE, LESS, LOOK = (217, 95, 2), (47, 111, 183), (200, 30, 60)  # RGB of the overlays
 
 
 @dataclass
 class Panel:
-    """A map to draw: `overlay` (tiles, h, w, 4) RGBA."""
+    """A map to draw: `overlay` (tiles, h, w, 4) RGBA, and the colour scale (1, steps, 4) with its ends' labels."""
 
     title: str
     caption: str
     overlay: np.ndarray
+    scale: np.ndarray
+    ends: tuple[str, str]
 
 
 def draw_attention(attention: Attention, model_name: str):
-    """Draw what [`attend`] recorded: each map over the picture's grid, and how the gaze moves from token to token.
+    """Draw what [`attend`] recorded: each map over the image's grid and its thumbnail, and the gaze from token to token.
+
+    A stage whose attention goes to text instead is named in a line and has no map.
 
     Returns:
         A matplotlib `Figure`, 16:9.
@@ -37,30 +43,66 @@ def draw_attention(attention: Attention, model_name: str):
     canvas.text(MARGIN, 0.42, attention.question, 19, WIDTH - 2 * MARGIN, weight="bold")
     answer = " / ".join(attention.answer.split("\n"))
     canvas.text(MARGIN, 0.82, f"{model_name} answers: {answer}", 13, WIDTH - 2 * MARGIN)
+    shape = ImageShape(attention.image.width / attention.image.height, attention.plan.has_thumbnail)
     panels = _panels(attention)
-    width = (WIDTH - 2 * MARGIN - (len(panels) - 1) * GAP) / len(panels)
-    for i, panel in enumerate(panels):
-        left = MARGIN + i * (width + GAP)
-        canvas.text(left, 1.36, panel.title, 13, width, weight="bold")
-        canvas.text(left, 1.64, panel.caption, 9, width, color=GREY)
-        _draw_map(canvas, attention, panel.overlay, Box(left, TOP, width, BOTTOM - TOP))
-    _draw_strip(canvas, attention)
+    stage, steps = _strip_steps(attention)
+    box = Box(MARGIN, TOP, WIDTH - 2 * MARGIN, BOTTOM - TOP)
+    grid = ImageGrid(len(panels), shape, head=HEADING, least_width=2.05, gap=GAP)
+    if panels and steps:
+        strip = ImageGrid(len(steps), shape, foot=_strip_foot, least_width=0.75, gap=0.2)
+        box, rest = split(box, grid, strip, HEADING, GAP)
+        _draw_strip(canvas, attention, stage, steps, strip, rest)
+    for panel, cell in zip(panels, grid.cells(box)[1], strict=True):
+        _draw_head(canvas, panel.title, panel.caption, cell)
+        _draw_scale(canvas, panel.scale, panel.ends, cell)
+        _draw_map(canvas, attention, panel.overlay, grid.image_box(cell))
+    _draw_foot(canvas, attention)
     return canvas.figure
+
+
+def stage_name(attention: Attention, stage: str) -> str:
+    """`"Stage two: layers 2–3"`; the layers are counted from 0, as `expand_layer` is."""
+    name = (
+        {STAGE_ONE: "Stage one", STAGE_TWO: "Stage two"}[stage] if STAGE_TWO in attention.stages else "Language model"
+    )
+    return f"{name}: {_layers(attention, stage)}"
+
+
+def _layers(attention: Attention, stage: str) -> str:
+    layers = attention.layers[stage]
+    return f"layer {layers.start}" if len(layers) == 1 else f"layers {layers.start}–{layers.stop - 1}"
+
+
+def image_share(attention: Attention, stage: str) -> float:
+    """The share of a stage's attention that goes to the image; the rest goes to text. Mean over the answer's tokens."""
+    return attention.stages[stage].sum(dim=(1, 2, 3)).mean().item()
 
 
 def _panels(attention: Attention) -> list[Panel]:
     titles = {"local": "PVTC's local queries", "global": "PVTC's global queries"}
+    # from half of an even share to double
+    steps = 2 ** torch.linspace(-1, 1, 41)[None, None]
     panels = [
-        Panel(titles[name], "orange: above an even share of a window", even_share_overlay(maps))
+        Panel(
+            titles[name],
+            "attention inside each window",
+            even_share_overlay(maps),
+            even_share_overlay(steps)[0],
+            ("≤½×", "≥2× an even share"),
+        )
         for name, maps in attention.queries.items()
     ]
-    when = {STAGE_ONE: "before the expansion: ", STAGE_TWO: "after the expansion: "}
-    for stage, maps in attention.stages.items():
-        layers, share = attention.layers[stage], maps.sum(dim=(1, 2, 3)).mean().item()
-        caption = (when[stage] if STAGE_TWO in attention.stages else "") + f"{share:.0%} on the picture"
-        title = f"Language layers {layers.start}–{layers.stop - 1}"
-        panels.append(Panel(title, caption, share_overlay(maps.mean(0))))
+    for stage in _shown_stages(attention):
+        maps, share = attention.stages[stage].mean(0), image_share(attention, stage)
+        full = _full_strength(maps)
+        caption = f"attention: {share:.0%} image, {1 - share:.0%} text"
+        ends = ("1×", f"≥{full:.1f}× an even share")
+        panels.append(Panel(stage_name(attention, stage), caption, share_overlay(maps), _share_scale(), ends))
     return panels
+
+
+def _shown_stages(attention: Attention) -> list[str]:
+    return [stage for stage in attention.stages if image_share(attention, stage) >= LEAST_SHARE]
 
 
 def even_share_overlay(maps: torch.Tensor) -> np.ndarray:
@@ -70,14 +112,26 @@ def even_share_overlay(maps: torch.Tensor) -> np.ndarray:
     return _rgba(colours, np.abs(strength), most=0.7)
 
 
-def share_overlay(maps: torch.Tensor) -> np.ndarray:
+def share_overlay(maps: torch.Tensor, full: float | None = None) -> np.ndarray:
     """(n, h, w) shares -> (n, h, w, 4): what gets more than an even share; the stronger, the larger.
 
-    Full at the 99th percentile, for single tokens may have many times what all others have, and not below double.
+    Args:
+        full: the multiple of an even share that has the full colour; by default the 99th percentile, for single tokens
+            may have many times what all others have, and not below double.
     """
     even = maps.mean().item() or 1.0
-    full = max(torch.quantile(maps.flatten(), 0.99, interpolation="higher").item() / even, 2.0)
+    full = _full_strength(maps) if full is None else full
     return _rgba(np.broadcast_to(LOOK, (*maps.shape, 3)), (maps.numpy() / even - 1) / (full - 1))
+
+
+def _full_strength(maps: torch.Tensor) -> float:
+    even = maps.mean().item() or 1.0
+    return max(torch.quantile(maps.flatten(), 0.99, interpolation="higher").item() / even, 2.0)
+
+
+def _share_scale() -> np.ndarray:
+    strength = np.linspace(0, 1, 41)[None]
+    return _rgba(np.broadcast_to(LOOK, (*strength.shape, 3)), strength)
 
 
 def _rgba(colours: np.ndarray, strength: np.ndarray, most: float = 0.85) -> np.ndarray:
@@ -85,25 +139,35 @@ def _rgba(colours: np.ndarray, strength: np.ndarray, most: float = 0.85) -> np.n
     return np.concatenate([colours / 255, alpha], axis=-1)
 
 
-def _draw_map(canvas: Canvas, attention: Attention, overlay: np.ndarray, box: Box) -> None:
-    """The map of the tiles over the picture, and below that of the thumbnail."""
-    plan, picture_box = attention.plan, box
-    side = 0.3 * box.height
-    if plan.has_thumbnail:
-        picture_box = Box(box.left, box.top, box.width, box.height - side - 0.18)
+def _draw_head(canvas: Canvas, title: str, caption: str, box: Box) -> None:
+    for y, text, size, style in ((0.12, title, 13, {"weight": "bold"}), (0.37, caption, 9, {"color": GREY})):
+        fitting = size * min(1, max(0.99 * box.width / text_width(text, size, style.get("weight", "normal")), 0.75))
+        canvas.text(box.left, box.top + y, text, fitting, box.width, **style)
+
+
+def _draw_scale(canvas: Canvas, scale: np.ndarray, ends: tuple[str, str], box: Box) -> None:
+    """A bar of colours between the labels of its ends, below a title and a caption."""
+    widths, gap, y = [text_width(end, 8) for end in ends], 0.06, box.top + 0.6
+    canvas.text(box.left, y, ends[0], 8, color=GREY)
+    bar = Box(box.left + widths[0] + gap, y - 0.06, min(0.9, box.width - sum(widths) - 2 * gap), 0.12)
+    canvas.picture(scale, bar)
+    canvas.frame(bar, GREY, 0.5)
+    canvas.text(bar.left + bar.width + gap, y, ends[1], 8, color=GREY)
+
+
+def _draw_map(canvas: Canvas, attention: Attention, overlay: np.ndarray, box: Box, linewidth: float = 1.0) -> None:
+    """The map of the tiles over the image, and that of the thumbnail beside or below it."""
+    plan = attention.plan
+    shape = ImageShape(attention.image.width / attention.image.height, plan.has_thumbnail)
+    place, thumbnail = shape.place(box)
     image = _faded(attention.image)
-    picture = picture_box.fit(*image.size)
-    picture = Box(box.left, box.top, picture.width, picture.height)
-    canvas.picture(image, picture)
-    tiles = overlay[: plan.columns * plan.rows]
-    canvas.picture(_assembled(tiles, plan.columns), picture, sharp=True)
-    canvas.grid(picture, plan.columns, plan.rows, INK, 1.0, seam=0)
-    if plan.has_thumbnail:
-        place = Box(box.left, picture.top + picture.height + 0.18, side, side)
-        canvas.picture(image.resize((256, 256)), place)
-        canvas.picture(overlay[-1], place, sharp=True)
-        canvas.frame(place, INK, 0.8, linestyle=(0, (3, 2)))
-        canvas.text(place.left + side + 0.1, place.top + side / 2, "thumbnail", 9, color=GREY)
+    canvas.picture(image, place)
+    canvas.picture(_assembled(overlay[: plan.columns * plan.rows], plan.columns), place, sharp=True)
+    canvas.grid(place, plan.columns, plan.rows, INK, linewidth, seam=0)
+    if thumbnail is not None:
+        canvas.picture(image.resize((256, 256)), thumbnail)
+        canvas.picture(overlay[-1], thumbnail, sharp=True)
+        canvas.frame(thumbnail, INK, 0.8 * linewidth, linestyle=(0, (3, 2)))
 
 
 def _assembled(tiles: np.ndarray, columns: int) -> np.ndarray:
@@ -112,37 +176,64 @@ def _assembled(tiles: np.ndarray, columns: int) -> np.ndarray:
     return np.concatenate(rows, axis=0)
 
 
-def _draw_strip(canvas: Canvas, attention: Attention) -> None:
-    """The last stage's gaze for tokens from all over the answer."""
-    stage, maps = list(attention.stages.items())[-1]
+def _strip_steps(attention: Attention) -> tuple[str, list[int]]:
+    """The last stage that looks at the image, and tokens from all over the answer that are not blank."""
+    stages = _shown_stages(attention)
     written = [i for i, token in enumerate(attention.tokens) if token.strip()]
-    if not written:
-        return
+    if not stages or not written:
+        return "", []
     count = min(MOST_TOKENS, len(written))
-    chosen = [written[round(i * (len(written) - 1) / max(1, count - 1))] for i in range(count)]
-    title = "Token by token" + (", after the expansion" if stage == STAGE_TWO else "")
-    canvas.text(MARGIN, 5.02, title, 13, weight="bold")
-    text = "red: above an even share of what goes to the picture while a token is written; " + (
-        f"all {count} of the answer"
-        if count == len(written)
-        else f"{count} of the answer's {len(written)}, evenly chosen"
-    )
-    canvas.text(MARGIN, 5.29, text, 9.5, color=GREY)
-    gap = 0.2
-    width = (WIDTH - 2 * MARGIN - (MOST_TOKENS - 1) * gap) / MOST_TOKENS
-    image, plan = _faded(attention.image), attention.plan
-    for i, step in enumerate(chosen):
-        box = Box(MARGIN + i * (width + gap), STRIP_TOP, width, STRIP_BOTTOM - STRIP_TOP)
-        picture = box.fit(*image.size)
-        picture = Box(box.left, box.top, picture.width, picture.height)
-        canvas.picture(image, picture)
-        overlay = share_overlay(maps[step])[: plan.columns * plan.rows]
-        canvas.picture(_assembled(overlay, plan.columns), picture, sharp=True)
-        canvas.grid(picture, plan.columns, plan.rows, INK, 0.8, seam=0)
-        canvas.text(box.left, picture.top + picture.height + 0.2, f"“{attention.tokens[step].strip()}”", 12, width)
+    return stages[-1], [written[round(i * (len(written) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def _strip_foot(width: float) -> float:
+    """Height of a token and its share below a map, one below the other where a cell is narrow."""
+    return 0.28 if width >= 1.2 else 0.46
+
+
+def _draw_strip(canvas: Canvas, attention: Attention, stage: str, steps: list[int], grid: ImageGrid, box: Box) -> None:
+    """The gaze of a stage while single tokens are written, on one scale for all of them."""
+    written = sum(bool(token.strip()) for token in attention.tokens)
+    which = f"all {written} tokens" if written == len(steps) else f"{len(steps)} of {written} tokens"
+    _draw_head(canvas, f"Token by token, {_layers(attention, stage)}", f"{which}, share on the image", box)
+    maps = attention.stages[stage][steps]
+    full = max(_full_strength(each) for each in maps)
+    _draw_scale(canvas, _share_scale(), ("1×", f"≥{full:.1f}× an even share"), box)
+    below = Box(box.left, box.top + HEADING, box.width, box.height - HEADING)
+    for step, each, cell in zip(steps, maps, grid.cells(below)[1], strict=True):
+        place = grid.image_box(cell)
+        _draw_map(canvas, attention, share_overlay(each, full), place, 0.8)
+        bottom = max(part.top + part.height for part in grid.shape.place(place) if part is not None)
+        token, share = f"“{printable(attention.tokens[step].strip())}”", f"{each.sum().item():.0%}"
+        if _strip_foot(cell.width) < 0.3:
+            most = cell.width - text_width(share, 9) - 0.08
+            canvas.text(cell.left, bottom + 0.16, token, 12, most)
+            canvas.text(cell.left + min(text_width(token, 12), most) + 0.08, bottom + 0.16, share, 9, color=GREY)
+        else:
+            size = 12 * min(1, max(cell.width / text_width(token, 12), 0.6))
+            canvas.text(cell.left, bottom + 0.16, token, size, cell.width)
+            canvas.text(cell.left, bottom + 0.36, share, 9, cell.width, color=GREY)
+
+
+def _draw_foot(canvas: Canvas, attention: Attention) -> None:
+    lines = []
+    for stage in attention.stages:
+        if stage not in _shown_stages(attention):
+            share = image_share(attention, stage)
+            lines.append(
+                f"{stage_name(attention, stage)} looks at text: {share:.1%} of its attention is on the image."
+            )
+    legend = "Red: more than an even share of what goes to the image. Layers are counted from 0."
+    if attention.queries:
+        legend = "Orange: more than an even share of a window, blue: less. " + legend
+    if attention.plan.has_thumbnail:
+        legend += " Dashed: the thumbnail."
+    lines.append(legend)
+    for i, line in enumerate(reversed(lines)):
+        canvas.text(MARGIN, HEIGHT - 0.16 - 0.18 * i, line, 8, WIDTH - 2 * MARGIN, color=GREY)
 
 
 def _faded(image: PIL.Image.Image) -> PIL.Image.Image:
     """Grey and light, so that colour belongs to the maps."""
     grey = image.convert("L").convert("RGB")
-    return PIL.Image.blend(grey, PIL.Image.new("RGB", grey.size, "white"), 0.35)
+    return PIL.Image.blend(grey, PIL.Image.new("RGB", grey.size, "white"), 0.5)

@@ -49,7 +49,7 @@ class Canvas:
     def text(self, x: float, y: float, text: str, size: float, width: float | None = None, **style) -> None:
         """Text whose middle is at height `y`; cut in its middle where it is longer than `width`."""
         style = {"color": INK, "va": "center"} | style
-        text = "".join(letter if letter.isprintable() else "·" for letter in text)
+        text = printable(text)
         if width is not None:
             text = shorten(text, width, size, style.get("weight", "normal"))
         # a $ is a dollar, not the start of a formula
@@ -62,7 +62,7 @@ class Canvas:
             image = _reduced(image, box)
         interpolation = "nearest" if sharp else "antialiased"
         self.axes.imshow(image, extent=extent, aspect="auto", interpolation=interpolation, **style)
-        # imshow narrows the view to the picture
+        # imshow narrows the view to the image
         width, height = self.figure.get_size_inches()
         self.axes.set(xlim=(0, width), ylim=(height, 0))
 
@@ -75,7 +75,7 @@ class Canvas:
         self.axes.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor="none"))
 
     def grid(self, box: Box, columns: int, rows: int, colour: str, linewidth: float = 2.0, seam: float = 2.0) -> None:
-        """Lines around and between the cells of a grid, on a light seam, so that they show on any picture."""
+        """Lines around and between the cells of a grid, on a light seam, so that they show on any image."""
         for line_colour, line_width in (("white", linewidth + seam), (colour, linewidth)):
             style: dict[str, Any] = {
                 "color": line_colour,
@@ -89,6 +89,11 @@ class Canvas:
             for i in range(rows + 1):
                 y = box.top + i * box.height / rows
                 self.axes.plot([box.left, box.left + box.width], [y, y], **style)
+
+
+def printable(text: str) -> str:
+    """The text with a dot for each control character."""
+    return "".join(letter if letter.isprintable() else "·" for letter in text)
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
