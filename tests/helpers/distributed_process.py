@@ -108,13 +108,13 @@ def run_ddp(folder: Path) -> None:
     """The bare `Trainer`; then `accelerate launch -m internvlx_hf.training` with each configuration file."""
     train_all(folder)
     text_only = []
-    touch_vision = InternVLXModel._touch_vision
+    add_dummy_tile = InternVLXModel._add_dummy_tile
 
     def counted(model, inputs_embeds):
         text_only.append(model.training)
-        return touch_vision(model, inputs_embeds)
+        return add_dummy_tile(model, inputs_embeds)
 
-    InternVLXModel._touch_vision = counted
+    InternVLXModel._add_dummy_tile = counted
     for config in sorted(folder.glob("*.yaml")):
         text_only.clear()
         sys.argv = ["internvlx_hf.training", str(config)]

@@ -221,5 +221,5 @@ def test_a_cache_made_in_training_can_be_continued():
     ids = torch.cat([batch["input_ids"], token], dim=1)
     expected = model(input_ids=ids, pixel_values=batch["pixel_values"], use_cache=False).logits[:, -1:]
     torch.testing.assert_close(logits, expected, **CLOSE)
-    with pytest.raises(ValueError, match="cropped by 0 tokens"):
+    with pytest.raises(ValueError, match="cropped by at most 0 tokens"):
         cache.crop(-2)

@@ -65,7 +65,7 @@ def test_unknown_name_in_a_part_raises_with_the_nearest(part, name, nearest, tmp
 
 
 def test_unknown_name_like_no_other_lists_what_is_known():
-    with pytest.raises(ValueError, match=r"'nope' in `lvtc_config`\. Known are expand_layer, .*upsample_mode"):
+    with pytest.raises(ValueError, match=r"'nope' in `lvtc_config`\. Known settings: expand_layer, .*upsample_mode"):
         InternVLXConfig(lvtc_config={"nope": 1})
 
 
@@ -254,9 +254,18 @@ def test_names_of_this_or_an_older_version_raise(version):
         ({"projector_config": {"num_heads": 4.5}}, r"`num_heads` must be int \| None, got 4\.5"),
         ({"projector_config": {"rms_norm_eps": float("nan")}}, "`rms_norm_eps` must be positive, got nan"),
         ({"projector_config": {"mlp_ratio": float("inf")}}, "`mlp_ratio` must be positive, got inf"),
-        ({"text_config": {"hidden_size": "wide"}}, r"`text_config` is no qwen2 configuration.*hidden_size.*'wide'"),
-        ({"text_config": {"layer_types": ["odd"], "num_hidden_layers": 1}}, r"`text_config` is no qwen2 .*'odd'"),
-        ({"vision_config": {"patch_size": None}}, r"`vision_config` is no internvl_vision configuration.*patch_size"),
+        (
+            {"text_config": {"hidden_size": "wide"}},
+            r"`text_config` is not a valid qwen2 configuration.*hidden_size.*'wide'",
+        ),
+        (
+            {"text_config": {"layer_types": ["odd"], "num_hidden_layers": 1}},
+            r"`text_config` is not a valid qwen2 .*'odd'",
+        ),
+        (
+            {"vision_config": {"patch_size": None}},
+            r"`vision_config` is not a valid internvl_vision configuration.*patch_size",
+        ),
         ({"text_config": {"model_type": ["qwen2"]}}, r"Unknown model type \['qwen2'\] of `text_config`"),
         ({"projector_config": InternVLXLVTCConfig()}, "`projector_config` must be .*InternVLXProjectorConfig"),
         ({"dtype": "float99"}, "`dtype` of the configuration must be a torch dtype .*'float99'"),

@@ -265,13 +265,13 @@ IMPOSSIBLE = {
         r"`lvtc_config.downsample_ratio`=0\.333.* 3x3 patches.* do not divide the 8x8 grid",
     ),
     "LVTC's ratio above one": (lvtc(downsample_ratio=2), r"`lvtc_config.downsample_ratio` must be 1 / M .* got 2"),
-    "grids that do not divide one another": (
+    "grids of which neither divides the other": (
         {
             "vision_config": {"image_size": 24},
             "downsample_ratio": 0.5,
             "lvtc_config": {"downsample_ratio": 1 / 3},
         },
-        r"grids that divide one another, got 2 and 3 tokens a side",
+        r"token grids of which one divides the other, got 2 and 3 tokens per side",
     ),
     "unknown HR projector": (lvtc(hr_projector_type="x"), r"`hr_projector_type` must be one of .* None, got 'x'"),
     "unknown LR projector": (lvtc(lr_projector_type="x"), r"`lr_projector_type` must be one of .*'ldpv2', got 'x'"),

@@ -388,12 +388,12 @@ def test_text_rows_are_exact_and_placeholders_read_the_last_of_their_children():
 
 
 @pytest.mark.parametrize("settings", [lvtc(num_lr_projectors=1), lvtc(4, 2)], ids=["N2>N1", "N2<N1"])
-def test_placeholders_torn_apart_raise(settings):
+def test_placeholders_of_a_tile_that_are_not_contiguous_raise(settings):
     model = tiny_model("llama", **settings)
     batch = tiny_batch(model.config, [["tile", 4]])
     ids, tokens = batch["input_ids"], model.config.image_seq_length
     ids[0, [tokens - 1, tokens]] = ids[0, [tokens, tokens - 1]]  # a word before the tile's last placeholder
-    with pytest.raises(ValueError, match=f"{tokens} image placeholders of a tile must stand together"):
+    with pytest.raises(ValueError, match=f"{tokens} image placeholders of a tile must be contiguous"):
         model(**batch)
 
 

@@ -128,7 +128,7 @@ def test_cropping_into_an_image_raises_and_leaves_the_cache_as_it_was():
     model = tiny_model("llama", **LVTC)
     batch, cache = prefilled(model)
     with pytest.raises(
-        ValueError, match="cropped by 4 tokens into the prompt, back to its last image or padding, got 5"
+        ValueError, match="cropped by at most 4 tokens of the prompt, back to its last image or padding, got 5"
     ):
         cache.crop(-5)
     torch.testing.assert_close(*step(model, batch, cache), **CLOSE)
@@ -138,7 +138,7 @@ def test_cropping_right_padding_raises():
     """What is at the end of the padded rows is padding in stage one, but text in stage two."""
     model = tiny_model("llama", **LVTC)
     _, cache = prefilled(model, padding_side="right")
-    with pytest.raises(ValueError, match="cropped by 0 tokens"):
+    with pytest.raises(ValueError, match="cropped by at most 0 tokens"):
         cache.crop(-1)
 
 

@@ -45,7 +45,7 @@ def test_positions_of_stage_two_past_the_limit_are_said_once(limit, warns, packe
             model(**batch, use_cache=False)
     assert len(warnings()) == warns
     if warns:
-        assert "pass 131" in warnings()[0]
+        assert "exceed 131" in warnings()[0]
         assert "`max_position_embeddings`" in warnings()[0]
 
 
@@ -169,7 +169,7 @@ def test_a_cache_rebuilt_from_keys_and_values_raises():
     _, cache = prefilled(model)
     pairs = [(layer.keys, layer.values) for layer in cache.layers]
     for plain in (rebuilt(cache), DynamicCache(pairs)):
-        with pytest.raises(ValueError, match=r"12 tokens before LVTC's expansion and 24 after it.*Hand on the cache"):
+        with pytest.raises(ValueError, match=r"12 tokens before LVTC's expansion and 24 after it.*Pass the cache"):
             model(input_ids=torch.tensor([[20]]), past_key_values=plain)
         with pytest.raises(ValueError, match="12 tokens before"):
             model(**tiny_batch(model.config, [["tile", 2]]), past_key_values=plain)
@@ -193,7 +193,7 @@ def test_a_copied_cache_that_was_cropped_still_knows_where_its_image_is(carry):
     _, cache = prefilled(model)
     cache.crop(-2)
     cache = carry(cache)
-    with pytest.raises(ValueError, match=r"cropped by 3 tokens .* got 4"):
+    with pytest.raises(ValueError, match=r"cropped by at most 3 tokens .* got 4"):
         cache.crop(-4)
     cache.crop(-3)
     with torch.no_grad():
@@ -213,11 +213,11 @@ def test_a_cache_cropped_twice_is_not_cropped_into_an_image(decoded):
             model(input_ids=torch.tensor([[20]]), past_key_values=cache)
     cache.crop(-3 - decoded)
     before = lengths(cache)
-    with pytest.raises(ValueError, match=r"cropped by 2 tokens .* got 3"):
+    with pytest.raises(ValueError, match=r"cropped by at most 2 tokens .* got 3"):
         cache.crop(-3)
     assert lengths(cache) == before
     cache.crop(-2)
-    with pytest.raises(ValueError, match=r"cropped by 0 tokens .* got 1"):
+    with pytest.raises(ValueError, match=r"cropped by at most 0 tokens .* got 1"):
         cache.crop(-1)
     with pytest.raises(ValueError, match="got 106"):
         cache.crop(-106)

@@ -110,7 +110,7 @@ def test_packed_samples_do_not_see_each_other():
 def test_bounds_of_packed_samples_in_a_batch_of_two_rows_raise():
     model = training_model()
     batch = labelled(model, [[3, "tile", 2], [4, "tile", 1]])
-    with pytest.raises(ValueError, match="`cu_seq_lens_q` bounds the samples of one row, got 2 rows"):
+    with pytest.raises(ValueError, match="`cu_seq_lens_q` needs all samples packed into one row, got 2 rows"):
         model(**batch, **bounds_of(batch))
 
 

@@ -136,21 +136,25 @@ MISFITS = {
     "CLS asked of a tower without": (
         {"model_type": "siglip_vision_model"},
         {"projector_config": {"global_query": "cls"}},
-        r"'cls' does not fit the vision tower SiglipVisionModel: a tile gives 64 features for 8x8=64 patches, and a pooled "
-        r"output of shape \(32,\) beside the width 32. Take 'pooled' or 'mean'",
+        r"'cls' does not fit the vision tower SiglipVisionModel: a tile has 64 features for 8x8=64 patches, a pooled "
+        r"output of shape \(32,\) and the width 32. Set 'pooled' or 'mean'",
     ),
     "pooled output asked of a tower without": (
         {"model_type": "internvl_vision"},
         {"projector_config": {"global_query": "pooled"}},
-        r"'pooled' does not fit .* InternVLVisionModel: a tile gives 65 .* no pooled output .* Take 'cls' or 'mean'",
+        r"'pooled' does not fit .* InternVLVisionModel: a tile has 65 .* no pooled output .* Set 'cls' or 'mean'",
     ),
     "too few patches": (
         {"model_type": "vit_mae"},
         {},
-        r"ViTMAEModel gives features of shape \(2, 17, 32\) .* 8x8 patches, so n at least 64",
+        r"ViTMAEModel returns features of shape \(2, 17, 32\) .* 8x8 patches, so n at least 64",
     ),
-    "tiles that are joined": ({"model_type": "pixtral"}, {}, r"PixtralVisionModel gives .*\(1, 128, 32\) for 2 tiles"),
-    "a map instead of rows": ({"model_type": "vitdet"}, {}, r"VitDetModel gives features of shape \(2, 32, 8, 8\)"),
+    "tiles that are joined": (
+        {"model_type": "pixtral"},
+        {},
+        r"PixtralVisionModel returns .*\(1, 128, 32\) for 2 tiles",
+    ),
+    "a map instead of rows": ({"model_type": "vitdet"}, {}, r"VitDetModel returns features of shape \(2, 32, 8, 8\)"),
     "more than pixels": (
         {"model_type": "siglip2_vision_model"},
         {},
@@ -192,7 +196,7 @@ def test_more_patches_than_expected_are_not_taken_for_registers(monkeypatch):
     monkeypatch.setitem(MODEL_MAPPING._extra_content, OverlappingConfig, Overlapping)
     vision = OverlappingConfig(hidden_size=32, num_hidden_layers=2, image_size=32, patch_size=4)
     config = InternVLXConfig(vision_config=vision)
-    with pytest.raises(ValueError, match=r"Overlapping gives 225 .* 32x32 .* 289 .* 36x36.* 8x8 patches, then 9x9"):
+    with pytest.raises(ValueError, match=r"Overlapping returns 225 .* 32x32 .* 289 .* 36x36.* 8x8 and 9x9 patches"):
         check_tower(config)
 
 
@@ -207,12 +211,12 @@ def test_one_over_m_is_read_as_m_also_from_json(side):
 
 @pytest.mark.parametrize(("ratio", "near"), [(0.333, r"1/3 = 0\.33333"), (0.11, r"1/9 = 0\.1111"), (0.7, "1/1 = 1")])
 def test_a_rounded_ratio_raises_and_names_the_one_near_it(ratio, near):
-    with pytest.raises(ValueError, match=rf"`downsample_ratio` must be 1 / M .* got {ratio}\. Near it is {near}"):
+    with pytest.raises(ValueError, match=rf"`downsample_ratio` must be 1 / M .* got {ratio}\. Did you mean {near}"):
         tiny_config("llama", vision_config=ODD, downsample_ratio=ratio)
 
 
 def test_the_ratio_named_fits_the_grid():
-    with pytest.raises(ValueError, match=r"Near it is 1/4 = 0\.25"):
+    with pytest.raises(ValueError, match=r"Did you mean 1/4 = 0\.25"):
         window_size(0.333, 32, "downsample_ratio")
 
 

@@ -172,7 +172,7 @@ def test_a_packed_row_s_dense_masks_are_warned_of_once(monkeypatch):
         model(**pack([batch]), **bounds_of(batch))
     (line,) = said
     size = (44**2 + 104**2) / 2**20
-    assert f"packed row of 44 tokens, 104 after LVTC's expansion, apart by dense masks of {size:.1f} MiB" in line
+    assert f"packed row of 44 tokens, 104 after LVTC's expansion, with dense masks of {size:.1f} MiB" in line
     assert "`attn_implementation='varlen_sdpa'`" in line
     for attention in ("varlen_sdpa", "varlen"):
         model.set_attn_implementation({"text_config": attention})

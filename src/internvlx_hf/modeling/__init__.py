@@ -18,7 +18,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Import a class when it is asked for: a configuration does not need the models."""
+    """Import a class on first use: a configuration does not need the models."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     file = "configuration_internvlx" if name.endswith("Config") else "modeling_internvlx"

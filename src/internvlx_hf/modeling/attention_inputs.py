@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What attention has to be told of a batch: a mask only where one is needed, the bounds of packed samples once a forward.
+"""Attention's inputs for a batch: a mask only where one is needed, and the bounds of packed samples once per forward.
 
-SDPA and flash attention take None for "causal, nothing hidden" and have their fast kernels for it. Padding behind a row's
-tokens needs no mask: no token sees what comes after it. Symbols: B samples, L their padded length.
+SDPA and flash attention read None as "causal, nothing hidden" and run their fast kernels for it. Right padding needs no
+mask: no token sees what comes after it. Symbols: B samples, L their padded length.
 """
 
 import torch
@@ -14,18 +14,18 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .varlen_attention import VARLEN_SDPA
 
-# besides flash attention: attention that takes None for a causal mask
+# implementations, besides flash attention, that read None as a causal mask
 MASKLESS = ("sdpa", VARLEN_SDPA)
 
 
 def runs_without_mask(text_config: PretrainedConfig) -> bool:
-    """Whether the language model's attention has a causal kernel that takes no mask."""
+    """Whether the language model's attention has a causal kernel that needs no mask."""
     is_known = text_config._attn_implementation in MASKLESS or is_flash_attention_requested(text_config)
     return is_known and getattr(text_config, "is_causal", True)
 
 
 def is_static(cache: Cache | None) -> bool:
-    """Whether the cache hands on more columns than were seen, with its length on the device."""
+    """Whether the cache returns all its columns, used or not, and keeps its length on the device."""
     return bool(getattr(cache, "is_compileable", False))
 
 
@@ -34,13 +34,13 @@ def is_empty(cache: Cache | None) -> bool:
 
 
 def read_on_host(*numbers: torch.Tensor) -> list[int]:
-    """Scalars of one device, all read at once."""
+    """Read scalars from one device with a single synchronisation."""
     return torch.stack([number.long() for number in numbers]).tolist()
 
 
-def comes_first(visible: torch.Tensor) -> torch.Tensor:
-    """Scalar bool: whether (B, L) bool `visible` has padding behind the tokens only."""
-    return (visible[:, 1:] <= visible[:, :-1]).all()
+def is_prefix(flags: torch.Tensor) -> torch.Tensor:
+    """Scalar bool: whether each row of (B, L) bool `flags` is True up to some column and False after it."""
+    return (flags[:, 1:] <= flags[:, :-1]).all()
 
 
 def drop_right_padding(
@@ -50,9 +50,9 @@ def drop_right_padding(
     position_ids: torch.Tensor | None,
     cache: Cache | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """`attention_mask` and `position_ids`, both None where causal attention at positions 0…L−1 does the same for all tokens.
+    """Replace `attention_mask` and `position_ids` by None if causal attention at positions 0…L−1 gives the same result.
 
-    Looking waits for the device once; transformers, which otherwise does, has nothing to look at then.
+    The check waits for the device once, instead of transformers' own check.
     """
     shape = inputs_embeds.shape[:2]
     given = attention_mask, position_ids
@@ -63,11 +63,11 @@ def drop_right_padding(
     if is_tracing(attention_mask) or attention_mask.is_meta:
         return given
     visible = attention_mask.bool()
-    suffices = comes_first(visible)
+    is_plain = is_prefix(visible)
     if position_ids is not None:
         column = torch.arange(shape[1], device=visible.device)
-        suffices &= ((position_ids.to(visible.device) == column) | ~visible).all()
-    return (None, None) if suffices else given
+        is_plain &= ((position_ids.to(visible.device) == column) | ~visible).all()
+    return (None, None) if is_plain else given
 
 
 def sample_bounds(
@@ -77,13 +77,13 @@ def sample_bounds(
     position_ids: torch.Tensor | None,
     cache: Cache | None,
 ) -> dict:
-    """Bounds of the samples in a single row, as flash attention takes them; without them every layer looks at the positions.
+    """Bounds of the samples in a single row, as flash attention takes them. Without them, every layer reads the positions.
 
     Args:
         position_ids: (1, L); each sample begins at their minimum. None for a single sample.
 
     Returns:
-        `cu_seq_lens_q`, `cu_seq_lens_k` (samples + 1,), `max_length_q`, `max_length_k`; empty where they do not matter.
+        `cu_seq_lens_q`, `cu_seq_lens_k` (samples + 1,), `max_length_q`, `max_length_k`; empty if the attention needs none.
     """
     (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
     if batch > 1 or attention_mask is not None or not is_empty(cache):

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL's own way to ask about images: `model.chat(tokenizer, pixel_values, question, generation_config)`."""
+"""InternVL's chat interface: `model.chat(tokenizer, pixel_values, question, generation_config)`."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ from .literal_text import (
 
 logger = logging.get_logger(__name__)
 
-History = list[tuple[str, str]]  # questions and their answers
+History = list[tuple[str, str]]  # (question, answer)
 
 
 class ChatMixin:
-    """`chat` and `batch_chat` for a model that has these:"""
+    """`chat` and `batch_chat` for a model with these attributes:"""
 
     config: Any
     device: Any
     generate: Any
 
-    # what the user wants to be the system message of `chat` and `batch_chat`; unset: the chat template's own
+    # system message of `chat` and `batch_chat`; None: the chat template's own
     system_message: str | None = None
 
     @torch.no_grad()
@@ -50,26 +50,25 @@ class ChatMixin:
         """Answer a question about any number of images, as InternVL2's remote code does.
 
         Args:
-            tokenizer: with a chat template and InternVL's image tokens; a processor has one, `processor.tokenizer`.
-            pixel_values: (tiles, 3, H, W), the tiles of all images of the conversation, as
-                `processor.image_processor(images, return_tensors="pt")["pixel_values"]` gives them; None for text only.
+            tokenizer: has a chat template and InternVL's image tokens, such as `processor.tokenizer`.
+            pixel_values: (tiles, 3, H, W), the tiles of all images in the conversation, from
+                `processor.image_processor(images, return_tensors="pt")["pixel_values"]`; None for text only.
             question: `<image>` marks where an image goes. Without a mark, the first question of a conversation with
-                images gets one in front. U+2060 behind the `<` makes it text.
-            generation_config: arguments of `generate` as a dict, where an answer always ends at the chat template's end
-                marker; or a `GenerationConfig`, whose own `eos_token_id` counts if it has one.
-            history: the questions and answers so far, as an earlier call returned them. Answers are text, whatever they
-                look like.
-            return_history: also return the history with this turn.
-            num_patches_list: tiles of each image; unset: `pixel_values` is one image.
-            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: what an image is written with.
+                images gets one in front. Write U+2060 after the `<` to have it read as text.
+            generation_config: a dict of `generate` arguments, with which an answer always ends at the chat template's
+                end marker; or a `GenerationConfig`, whose `eos_token_id`, if set, takes precedence.
+            history: the questions and answers so far, as an earlier call returned them. Answers are always read as text.
+            return_history: also return the history including this turn.
+            num_patches_list: tiles of each image (default: all of `pixel_values` are one image's).
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: the tokens around and of an image.
             verbose: log the prompt and the answer.
 
         Returns:
             The answer, or (answer, history).
 
         Raises:
-            ValueError: if `tokenizer` or `pixel_values` is something else, marks, images and tiles do not match, or a
-                question or the system message contains an image token of its own.
+            ValueError: if `tokenizer` or `pixel_values` has the wrong type, if marks, images and tiles do not match, or if
+                a question or the system message contains an image token.
         """
         history = list(history or [])
         _require_inputs(tokenizer, pixel_values, [*(text for turn in history for text in turn), question])
@@ -105,19 +104,19 @@ class ChatMixin:
         Args:
             pixel_values: (tiles, 3, H, W), the tiles of all images; None for text only.
             questions: each gets an `<image>` in front unless it has one.
-            num_patches_list: tiles of each question's image; 0 where a question has none. Unset: one tile each.
+            num_patches_list: tiles of each question's image, 0 for a question without one (default: one tile each).
             history, return_history: not supported, as in InternVL2.
-            image_counts: InternVL's older name of `num_patches_list`.
+            image_counts: InternVL's older name for `num_patches_list`.
 
         The other arguments are those of `chat`.
 
         Raises:
-            NotImplementedError: a history is given or wanted.
-            ValueError: as `chat`, or if there are more or fewer questions than images.
+            NotImplementedError: if `history` or `return_history` is set.
+            ValueError: as in `chat`, or if the numbers of questions and images differ.
         """
         if history is not None or return_history:
             raise NotImplementedError(
-                "`batch_chat` answers single questions. Use `chat` for conversations of more turns."
+                "`batch_chat` answers single questions. Use `chat` for conversations of several turns."
             )
         _require_inputs(tokenizer, pixel_values, questions)
         num_patches_list = image_counts if num_patches_list is None else num_patches_list
@@ -141,7 +140,7 @@ class ChatMixin:
         return answers
 
     def _checked_query(self, tokenizer, question, history, num_patches_list, image_tokens) -> str:
-        """`chat_query`, or an error where it would have to guess."""
+        """`chat_query`, with an error for anything ambiguous."""
         context = image_tokens[1]
         if tokenizer.convert_tokens_to_ids(context) != self.config.image_token_id:
             raise ValueError(
@@ -160,7 +159,7 @@ class ChatMixin:
         }
         for token in _literal_tokens(image_tokens):
             if query.count(token) != counts.get(token, 0):
-                raise ValueError(f"Texts of the conversation form the image token {token!r} together: {query!r:.200}")
+                raise ValueError(f"Adjacent texts of the conversation form the image token {token!r}: {query!r:.200}")
         return query
 
     def _answers(self, tokenizer, pixel_values, queries: list[str], generation_config, image_tokens) -> list[str]:
@@ -185,7 +184,7 @@ class ChatMixin:
 
 
 def opening_question(question: str, history: History, has_images: bool) -> str:
-    """The question as it goes into the prompt: a conversation with images that has no mark yet starts with one."""
+    """The question as the prompt has it: with an `<image>` in front if it opens a conversation whose images have no mark."""
     if has_images and not history and IMAGE_MARK not in question:
         return f"{IMAGE_MARK}\n{question}"
     return question
@@ -200,10 +199,10 @@ def chat_query(
     system_message: str | None = None,
     image_tokens: tuple[str, str, str] = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN),
 ) -> str:
-    """The prompt of a conversation, its `<image>` marks filled with the images' placeholders in reading order.
+    """The prompt of a conversation, with each `<image>` mark replaced by an image's placeholders in reading order.
 
-    As in InternVL, marks without an image stay as they are, and images without a mark are left out. Unlike there, answers
-    are text: what looks like a mark or an image token in them is escaped, for `literals_as_text`.
+    As in InternVL, marks without an image stay, and images without a mark are left out. Unlike in InternVL, answers are
+    text: marks and image tokens in them are escaped, for `literals_as_text`.
     """
     literals = (*_literal_tokens(image_tokens), IMAGE_MARK)
     messages = [] if system_message is None else [{"role": "system", "content": system_message}]
@@ -218,7 +217,7 @@ def chat_query(
 
 
 def end_marker(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What the chat template writes after an answer, or the EOS token if that is not one token."""
+    """The token that the chat template writes after an answer, or the EOS token if the template writes several."""
     answer = "answer"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
     marker = _rendered(tokenizer, messages).rpartition(answer)[2].strip()
@@ -231,7 +230,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
 
 
 def _literal_tokens(image_tokens: tuple[str, str, str]) -> tuple[str, ...]:
-    """InternVL's image tokens, and the caller's."""
+    """InternVL's image tokens and the caller's."""
     return tuple(dict.fromkeys((IMG_CONTEXT_TOKEN, IMG_START_TOKEN, IMG_END_TOKEN, *image_tokens)))
 
 
@@ -246,10 +245,10 @@ def _refuse_image_tokens(texts: list[str], image_tokens: tuple[str, str, str]):
 
 
 def _require_marks(questions: list[str], system_message: str, num_images: int):
-    as_text = f"A mark that is only text is written {MARK_AS_TEXT!r}."
+    as_text = f"To write the mark as text, use {MARK_AS_TEXT!r}."
     if IMAGE_MARK in system_message:
         raise ValueError(
-            f"The system message {system_message!r:.200} has {IMAGE_MARK!r}, expected it in questions. {as_text}"
+            f"The system message {system_message!r:.200} has {IMAGE_MARK!r}, which belongs in questions. {as_text}"
         )
     marks = sum(question.count(IMAGE_MARK) for question in questions)
     if marks != num_images:
@@ -267,8 +266,8 @@ def _require_inputs(tokenizer, pixel_values, texts: list[str]):
     if pixel_values is not None and not is_tiles:
         shape = f" of shape {tuple(pixel_values.shape)}" if hasattr(pixel_values, "shape") else ""
         raise ValueError(
-            f"`pixel_values` is {pixel_values!r:.100}{shape}, expected a tensor (tiles, 3, H, W) or None. Of a path, a URL or a "
-            'Pillow image make it with `processor.image_processor(image, return_tensors="pt")["pixel_values"]`.'
+            f"`pixel_values` is {pixel_values!r:.100}{shape}, expected a tensor (tiles, 3, H, W) or None. Make one from a path, "
+            'a URL or a Pillow image with `processor.image_processor(image, return_tensors="pt")["pixel_values"]`.'
         )
     for text in texts:
         if not isinstance(text, str):
@@ -285,5 +284,5 @@ def _require_tiles(pixel_values: torch.Tensor | None, num_patches_list: list[int
 
 def _log_turn(query: str, answer: str, image_tokens: tuple[str, str, str]):
     start, context, end = image_tokens
-    # as a warning, since who asks for it wants to see it
+    # at warning level, so that the default log level shows it
     logger.warning("%s%s", query.replace(context, "").replace(start + end, IMAGE_MARK), answer)

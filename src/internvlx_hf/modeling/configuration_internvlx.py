@@ -26,7 +26,7 @@ from .version import VERSION
 
 logger = logging.get_logger(__name__)
 
-# What every saved checkpoint says about the code that it carries.
+# `auto_map` of every saved checkpoint: which class of its own code each Auto class loads
 AUTO_MAP = {
     "AutoConfig": "configuration_internvlx.InternVLXConfig",
     "AutoModel": "modeling_internvlx.InternVLXForConditionalGeneration",
@@ -42,13 +42,13 @@ def _is_newer(version: str | None) -> bool:
     return next(numbers) > next(numbers)
 
 
-# Parts are given as dictionaries, too, but read as configurations: `Any` lets a type checker accept both.
+# Sub-configurations may be given as dictionaries but are read as objects: `Any` lets a type checker accept both.
 if TYPE_CHECKING:
     ModelConfig = PretrainedConfig | Any
     ProjectorConfig = InternVLXProjectorConfig | Any
     LVTCConfig = InternVLXLVTCConfig | Any
 else:
-    # a configuration first: for each type that does not match, validation forms an error with the whole value in it
+    # `PretrainedConfig` first: for each type that does not match, validation formats an error with the whole value
     ModelConfig = ProjectorConfig = LVTCConfig = PretrainedConfig | dict | None
 
 
@@ -60,29 +60,29 @@ class InternVLXConfig(PretrainedConfig):
 
     Args:
         vision_config (`dict` or `PretrainedConfig`, *optional*):
-            The vision tower: `internvl_vision`, or any vision model that `AutoModel` builds and that gives a square grid
-            of patches, with or without a CLS token and registers before it (`clip_vision_model`, `siglip_vision_model`,
-            `dinov2`, ...).
+            The vision tower: `internvl_vision` (the default), or any vision model that `AutoModel` builds and that returns
+            a square grid of patches, with or without a CLS token and registers before it (`clip_vision_model`,
+            `siglip_vision_model`, `dinov2`, ...).
         text_config (`dict` or `PretrainedConfig`, *optional*, `qwen2` by default):
             The language model: llama, qwen2, qwen3, phi3 or mistral.
-        image_token_id (`int`, defaults to 151667): id of the placeholder that image tokens take the place of.
+        image_token_id (`int`, defaults to 151667): id of the placeholder that image tokens replace.
         downsample_ratio (`float`, defaults to 0.5): 1 / M, tokens per patch along one side (`1 / 3` for M = 3).
-        vision_feature_layer (`int`, defaults to -1): which of the tower's hidden states is projected (0: embeddings).
+        vision_feature_layer (`int`, defaults to -1): the hidden state of the tower to project (0: embeddings).
         projector_config (`dict` or [`InternVLXProjectorConfig`], *optional*): the projector.
         lvtc_config (`dict` or [`InternVLXLVTCConfig`], *optional*): layer-wise compression; `None` for none.
-        tie_word_embeddings (`bool`, *optional*): share input and output embeddings; unset: as `text_config` says.
+        tie_word_embeddings (`bool`, *optional*): share input and output embeddings (default: `text_config`'s value).
         internvlx_version (`str`, *optional*): the version of this package that saved the configuration.
 
-    Other names are kept, with a warning: tools add their own. Names of a newer version that would
-    raise are left out, with a warning.
+    Other names are kept with a warning, since other tools add their own. In a configuration that a newer version saved,
+    names that would raise are dropped with a warning.
 
     Raises:
-        ValueError: for every combination that cannot work, with the values and what would be right; for a name that is
-            nearly one of these; for an unknown one in `projector_config` or `lvtc_config`.
+        ValueError: if values cannot work together (the message gives them and what would be right), if a name is a near
+            miss of one above, or if `projector_config` or `lvtc_config` has an unknown name.
     """
 
     model_type = "internvl_x"
-    # a batch of texts has no image hidden states: a Trainer that evaluates must not put them beside those of other batches
+    # A batch of text has no image hidden states, so a Trainer cannot concatenate them over the batches of an evaluation.
     keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
     sub_configs = {
         "text_config": AutoConfig,
@@ -107,35 +107,37 @@ class InternVLXConfig(PretrainedConfig):
             kwargs = {name: kwargs[name] for name in kwargs.keys() - misspelt_names(type(self), kwargs)}
         refuse_misspelt_names(type(self), kwargs)
         require_dtype("the configuration", kwargs.get("torch_dtype") if self.dtype is None else self.dtype)
-        self._warn_of_unused(unknown, "the configuration")
-        self._build_parts()
+        self._warn_about_unused(unknown, "the configuration")
+        self._build_sub_configs()
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         super().__post_init__(**kwargs)
         self.check_geometry()
 
-    def _build_parts(self) -> None:
-        """Make configurations of the parts that are given as dictionaries."""
+    def _build_sub_configs(self) -> None:
+        """Turn sub-configurations that are given as dictionaries into objects."""
         self.vision_config = _auto_sub_config("vision_config", self.vision_config, "internvl_vision")
         self.text_config = _auto_sub_config("text_config", self.text_config, "qwen2")
-        self.projector_config = self._own_part(InternVLXProjectorConfig, self.projector_config or {})
+        self.projector_config = self._own_sub_config(InternVLXProjectorConfig, self.projector_config or {})
         if self.lvtc_config is not None:
-            self.lvtc_config = self._own_part(InternVLXLVTCConfig, self.lvtc_config)
+            self.lvtc_config = self._own_sub_config(InternVLXLVTCConfig, self.lvtc_config)
 
-    def _own_part(self, part_class: type[PretrainedConfig], values: dict | PretrainedConfig) -> PretrainedConfig:
+    def _own_sub_config(
+        self, config_class: type[PretrainedConfig], values: dict | PretrainedConfig
+    ) -> PretrainedConfig:
         if isinstance(values, PretrainedConfig):
             require(
-                values.model_type == part_class.model_type,
-                f"`{part_class.base_config_key}` must be a dict or {part_class.__name__}, got {type(values).__name__}.",
+                values.model_type == config_class.model_type,
+                f"`{config_class.base_config_key}` must be a dict or {config_class.__name__}, got {type(values).__name__}.",
             )
             return values
         if _is_newer(self.internvlx_version):
-            unknown = unknown_names(part_class, values)
-            self._warn_of_unused(unknown, f"`{part_class.base_config_key}`")
+            unknown = unknown_names(config_class, values)
+            self._warn_about_unused(unknown, f"`{config_class.base_config_key}`")
             values = {name: value for name, value in values.items() if name not in unknown}
-        return part_class(**values)
+        return config_class(**values)
 
-    def _warn_of_unused(self, names: list[str], place: str) -> None:
+    def _warn_about_unused(self, names: list[str], place: str) -> None:
         if not names:
             return
         text = f"InternVL-X {VERSION} does not use {', '.join(map(repr, names))} of {place}."
@@ -145,7 +147,7 @@ class InternVLXConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As transformers', which sets `kwargs` on the finished configuration: what they change is checked here."""
+        """As in transformers, which sets `kwargs` on the finished configuration; the result is checked afterwards."""
         refuse_misspelt_names(cls, kwargs)
         projector = config_dict.get("projector_config")
         if isinstance(projector, dict):
@@ -156,27 +158,27 @@ class InternVLXConfig(PretrainedConfig):
         return loaded
 
     def update(self, config_dict: dict) -> None:
-        """As transformers'; raises a `ValueError` for misspelt names and changes nothing then."""
+        """As in transformers, but a misspelt name raises a `ValueError` and leaves the configuration unchanged."""
         refuse_misspelt_names(type(self), config_dict)
         before = dict(self.__dict__)
         try:
             super().update(config_dict)
-            self._build_parts()
+            self._build_sub_configs()
         except ValueError:
             self.__dict__ = before
             raise
 
     def to_dict(self) -> dict:
-        """As transformers', with the version that saves it."""
+        """As in transformers, with this package's version added."""
         return {**super().to_dict(), "internvlx_version": VERSION}
 
     def check_geometry(self) -> None:
-        """Check that the parts fit each other. Models call it again, since a configuration may have been edited.
+        """Check that the parts fit together. Models check again, since a configuration may have been edited.
 
         Raises:
-            ValueError: naming the value that does not fit and what would.
+            ValueError: if they do not; the message names the value and what would fit.
         """
-        self._build_parts()
+        self._build_sub_configs()
         text = self.text_config
         require_choice("text_config.model_type", text.model_type, SUPPORTED_TEXT_MODELS)
         require(
@@ -199,14 +201,15 @@ class InternVLXConfig(PretrainedConfig):
             self.lvtc_config.resolve(text.num_hidden_layers)
             small, large = sorted((self.token_grid, self.expanded_token_grid))
             require(
-                large % small == 0, f"LVTC needs grids that divide one another, got {small} and {large} tokens a side."
+                large % small == 0,
+                f"LVTC needs token grids of which one divides the other, got {small} and {large} tokens per side.",
             )
         for projector_type, side in dict.fromkeys(self.projectors.values()):
             PROJECTORS[projector_type].check_config(self, side)
 
     @property
     def projectors(self) -> dict[str, tuple[str, int]]:
-        """Type and window side M of each projector by its module in the model, in the order in which they run."""
+        """Type and window side M of each projector, keyed by module name, in the order in which they run."""
         side = window_size(self.downsample_ratio, self.patch_grid, "downsample_ratio")
         found = {"multi_modal_projector": (self.projector_config.projector_type, side)}
         if (lvtc := self.lvtc_config) is not None:
@@ -228,7 +231,7 @@ class InternVLXConfig(PretrainedConfig):
 
     @property
     def patch_grid(self) -> int:
-        """S, the side of a tile's grid of patches; pixels beyond the last whole patch belong to none."""
+        """S, the side of a tile's grid of patches; pixels beyond the last whole patch are ignored."""
         height, width = pair(self.vision_config.patch_size)
         require(
             height == width and 0 < height <= self.tile_size,
@@ -238,12 +241,12 @@ class InternVLXConfig(PretrainedConfig):
 
     @property
     def token_grid(self) -> int:
-        """N₁ = S / M₁, the side of the grid of tokens that a tile takes in `input_ids`."""
+        """N₁ = S / M₁, the side of a tile's token grid in `input_ids`."""
         return self.patch_grid // window_size(self.downsample_ratio, self.patch_grid, "downsample_ratio")
 
     @property
     def expanded_token_grid(self) -> int:
-        """N₂ = S / M₂, the side of a tile's grid of tokens in the layers after LVTC's expansion; N₁ without LVTC."""
+        """N₂ = S / M₂, the side of a tile's token grid in the layers after LVTC's expansion; N₁ without LVTC."""
         if self.lvtc_config is None:
             return self.token_grid
         ratio = self.lvtc_config.downsample_ratio
@@ -261,10 +264,10 @@ class InternVLXConfig(PretrainedConfig):
 
     @property
     def position_limit(self) -> int:
-        """Positions that the language model's rotary embedding is made for.
+        """Number of positions that the language model's rotary embedding supports.
 
-        `max_position_embeddings`; times the factor for linear and dynamic NTK scaling, which extend it; for YaRN, of which
-        both are seen, whichever is more of `max_position_embeddings` and what the factor makes of the original number.
+        This is `max_position_embeddings`, times the factor for linear and dynamic NTK scaling. YaRN checkpoints store either
+        the original or the extended number there, so the larger of it and factor × original counts.
         """
         limit, rope = self.text_config.max_position_embeddings, self.text_config.rope_parameters or {}
         kind, factor = rope.get("rope_type"), rope.get("factor") or 1
@@ -273,9 +276,9 @@ class InternVLXConfig(PretrainedConfig):
         return max(limit, int(factor * rope["original_max_position_embeddings"])) if kind == "yarn" else limit
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """Save the configuration together with the code and the `auto_map` that `trust_remote_code=True` loads.
+        """Save the configuration with the code and the `auto_map` that `trust_remote_code=True` loads.
 
-        A model's `save_pretrained` comes through here, so every checkpoint, a `Trainer`'s too, carries them.
+        A model's `save_pretrained` calls this, so every checkpoint carries them, including a `Trainer`'s.
         """
         if not os.path.isfile(save_directory):
             os.makedirs(save_directory, exist_ok=True)
@@ -287,7 +290,7 @@ class InternVLXConfig(PretrainedConfig):
 def _copy_code(folder: Path) -> None:
     for module in {reference.split(".")[0] for reference in AUTO_MAP.values()}:
         source = Path(__file__).with_name(f"{module}.py")
-        if source.is_file():  # a configuration alone, loaded from a checkpoint, does not come with the model's code
+        if source.is_file():  # not for a configuration loaded as remote code without its model
             for file in {str(source), *get_relative_import_files(str(source))}:
                 if not (folder / Path(file).name).exists() or not os.path.samefile(file, folder / Path(file).name):
                     shutil.copy(file, folder)
@@ -300,13 +303,13 @@ def _auto_sub_config(name: str, config: dict | PretrainedConfig | None, default_
     model_type = config.pop("model_type", default_type)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"Unknown model type {model_type!r} of `{name}`: this transformers has no configuration for it."
+            f"Unknown model type {model_type!r} of `{name}`: the installed transformers has no configuration for it."
         )
     require_dtype(name, config.get("dtype", config.get("torch_dtype")))
     try:
         return CONFIG_MAPPING[model_type](**config)
     except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"`{name}` is no {model_type} configuration. {error}") from error
+        raise ValueError(f"`{name}` is not a valid {model_type} configuration. {error}") from error
 
 
 __all__ = ["InternVLXConfig", "InternVLXLVTCConfig", "InternVLXProjectorConfig"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The parts of a configuration that are InternVL-X's own: the projector's, and LVTC's."""
+"""InternVL-X's own sub-configurations: the projector's and LVTC's."""
 
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from .setting_names import refuse_unknown_names, with_value_errors
 GLOBAL_QUERIES = ("cls", "pooled", "mean")
 
 
-class _PartConfig(PretrainedConfig):
-    """A part of an InternVL-X configuration, which takes only the names that it knows."""
+class _SubConfig(PretrainedConfig):
+    """A sub-configuration, which accepts only known names."""
 
     def __post_init__(self, **kwargs):
         refuse_unknown_names(type(self), kwargs)
@@ -27,7 +27,7 @@ class _PartConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
 
     def update(self, config_dict: dict) -> None:
-        """As transformers'; raises a `ValueError` for names that are not known."""
+        """As in transformers, but an unknown name raises a `ValueError`."""
         refuse_unknown_names(type(self), config_dict)
         super().update(config_dict)
 
@@ -40,9 +40,9 @@ else:
 
 @with_value_errors
 @strict
-class InternVLXProjectorConfig(_PartConfig):
+class InternVLXProjectorConfig(_SubConfig):
     r"""
-    The projector between vision tower and language model.
+    Configuration of the projector between vision tower and language model.
 
     Args:
         projector_type (`str`, defaults to `"pvtc"`):
@@ -50,30 +50,29 @@ class InternVLXProjectorConfig(_PartConfig):
             patch), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"` (MobileVLM V2, arXiv 2402.03766).
         num_layers (`int`, defaults to 1): PVTC's attention layers per branch, L in the paper.
         num_heads (`int`, *optional*):
-            Heads of PVTC's attention, which must divide the language width D, and of TokenPacker's, which must divide the
-            vision width C. Unset: 16, but C / 128 for `projector_type="token_packer"`.
-        use_local (`bool`, defaults to `True`): PVTC's local branch (a query from each window).
-        use_global (`bool`, defaults to `True`): PVTC's global branch (a query from the global feature).
-        use_cls_scale (`bool`, defaults to `True`): scale the global query by a learnable vector at every position.
+            Attention heads, which must divide the language width D for PVTC and the vision width C for TokenPacker.
+            Defaults to 16 for PVTC and to C / 128 for `projector_type="token_packer"`.
+        use_local (`bool`, defaults to `True`): use PVTC's local branch (a query from each window).
+        use_global (`bool`, defaults to `True`): use PVTC's global branch (a query from the global feature).
+        use_cls_scale (`bool`, defaults to `True`): scale the global query by a learnable vector for each position.
         global_query (`str`, *optional*):
             The tile's global feature: `"cls"`, the tower's CLS token (as released), `"pooled"`, its pooled output, or
-            `"mean"`, the mean of its patches. Unset: the first of these that the tower has, filled in when the model is
-            built. CLS token and mean are of `vision_feature_layer`; the pooled output is always of the last layer.
+            `"mean"`, the mean of its patches. Defaults to the first of these that the tower has, filled in when the model
+            is built. CLS token and mean come from `vision_feature_layer`, the pooled output always from the last layer.
         query_mlp (`str`, defaults to `"released"`):
             What forms PVTC's local query: `"released"` (norm, linear, SiLU) or `"internvl2"`, InternVL2's own projector
-            (LayerNorm, linear, GELU, linear), so that a converted checkpoint can start where it was.
+            (LayerNorm, linear, GELU, linear), with which a converted checkpoint can start from its old weights.
         mlp_ratio (`int`, defaults to 4): width of PVTC's SwiGLU MLP in units of D.
         drop_path_rate (`float`, defaults to 0.1): stochastic depth of PVTC's residual branches, in training only.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP projectors.
         rms_norm_eps (`float`, defaults to 1e-6): epsilon of PVTC's RMSNorms.
         token_packer_form (`str`, defaults to `"original"`):
-            `"original"` is TokenPacker as published: one linear layer without bias forms the query, its LayerNorms have an
-            epsilon of 1e-6. `"mlp_query"` is what earlier versions built: an MLP forms the query, the epsilon is 1e-5.
-            Saved configurations without this key mean that.
+            `"original"` is TokenPacker as published: one linear layer without bias forms the query, and its LayerNorms have
+            an epsilon of 1e-6. `"mlp_query"` is what earlier versions of this package built: an MLP forms the query, and
+            the epsilon is 1e-5. A saved configuration without this key means `"mlp_query"`.
         token_packer_layers (`list[int]`, *optional*):
-            The tower's hidden states that form TokenPacker's keys and values, side by side; it was published with
-            `[12, 16, 22, 23]` of CLIP's 24 layers. Unset: `vision_feature_layer`, so that all projectors see the same
-            features.
+            The tower's hidden states that are concatenated for TokenPacker's keys and values, `[12, 16, 22, 23]` of CLIP's
+            24 layers as published. Defaults to `vision_feature_layer`, so that all projectors see the same features.
     """
 
     model_type = "internvl_x_projector"
@@ -96,12 +95,12 @@ class InternVLXProjectorConfig(_PartConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As transformers', for a saved configuration, which may be older than some names."""
+        """As in transformers, for a saved configuration, which may be older than some names."""
         return super().from_dict(cls.with_earlier_meaning(config_dict), **kwargs)
 
     @staticmethod
     def with_earlier_meaning(saved: dict) -> dict:
-        """A saved configuration with the names that earlier versions did not write, as they meant them."""
+        """A saved configuration with the values that earlier versions implied for names they did not write."""
         return {"token_packer_form": "mlp_query"} | saved
 
     def __post_init__(self, **kwargs):
@@ -136,25 +135,25 @@ class InternVLXProjectorConfig(_PartConfig):
 
 @with_value_errors
 @strict
-class InternVLXLVTCConfig(_PartConfig):
+class InternVLXLVTCConfig(_SubConfig):
     r"""
-    Layer-wise visual token compression, LVTC (paper, section 3.2 and Algorithm 1): the layers before `expand_layer` see
-    N₁² tokens a tile, the others N₂².
+    Configuration of layer-wise visual token compression, LVTC (paper, section 3.2 and Algorithm 1): the layers before
+    `expand_layer` see N₁² tokens per tile, the rest N₂².
 
     Args:
         expand_layer (`int`, *optional*):
-            k, the first layer (counted from 0) that sees N₂² tokens. Unset: max(1, ⌊3n/4⌋ − 1) of n layers, the paper's
-            17 of 24 and 23 of 32.
+            k, the first layer (counted from 0) that sees N₂² tokens. Defaults to max(1, ⌊3n/4⌋ − 1) for n layers, the
+            paper's 17 of 24 and 23 of 32.
         downsample_ratio (`float`, defaults to 1.0): 1 / M₂; N₂ = S / M₂.
         hr_projector_type (`str`, *optional*, defaults to `"pixel_shuffle"`):
-            The high-resolution projector, whose N₂² tokens are added at the expansion; `None` for upsampling alone.
+            The high-resolution projector, whose N₂² tokens are added at the expansion; `None` only upsamples.
         num_lr_projectors (`int`, *optional*):
-            T, low-resolution projectors, the model's `multi_modal_projector` included; 1 adds none. The paper does not
-            state T, s and i. Our choice where unset: T = min(4, k), i = s = k // T, which spreads the T − 1 insertions
+            T, the number of low-resolution projectors including the model's `multi_modal_projector`; 1 adds none. The paper
+            does not state T, s and i. Our defaults are T = min(4, k) and i = s = k // T, which spread the T − 1 insertions
             evenly over the layers before k (4, 8, 12 for k = 17).
-        lr_projector_type (`str`, defaults to `"pixel_shuffle"`): type of the T − 1 further projectors.
+        lr_projector_type (`str`, defaults to `"pixel_shuffle"`): type of the T − 1 additional projectors.
         insert_start (`int`, *optional*): s, the layer before which the first of them is added.
-        insert_interval (`int`, *optional*): i, layers between one insertion and the next.
+        insert_interval (`int`, *optional*): i, the number of layers from one insertion to the next.
         upsample_mode (`str`, defaults to `"nearest"`): `"nearest"` or `"bilinear"`.
     """
 
@@ -177,10 +176,10 @@ class InternVLXLVTCConfig(_PartConfig):
         require_choice("upsample_mode", self.upsample_mode, ("nearest", "bilinear"))
 
     def resolve(self, num_layers: int) -> None:
-        """Fill in what is unset for a language model of `num_layers` layers, and check that it fits.
+        """Fill in unset values for a language model of `num_layers` layers and check that all fit.
 
         Raises:
-            ValueError: if the expansion is outside the model, or an insertion does not come before it.
+            ValueError: if `expand_layer` is not one of the layers, or an insertion does not come before it.
         """
         if self.expand_layer is None:
             self.expand_layer = max(1, 3 * num_layers // 4 - 1)
@@ -208,5 +207,5 @@ class InternVLXLVTCConfig(_PartConfig):
 
     @property
     def insertion_layers(self) -> list[int]:
-        """Layers before which LR projector 1, 2, ... T − 1 is added (Algorithm 1's s + i·j)."""
+        """The layers before which the tokens of LR projectors 1, 2, ... T − 1 are added (Algorithm 1's s + i·j)."""
         return [self.insert_start + self.insert_interval * j for j in range(self.num_lr_projectors - 1)]

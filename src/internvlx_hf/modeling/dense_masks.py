@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the dense masks take that "sdpa" and "eager" attention keep the samples of a packed row apart by."""
+"""Memory of the dense masks with which "sdpa" and "eager" attention separate the samples of a packed row."""
 
 import torch
 from transformers.utils import is_tracing, logging
@@ -10,18 +10,18 @@ from .varlen_attention import VARLEN_SDPA
 
 logger = logging.get_logger(__name__)
 
-# attention implementations that keep packed samples apart by a mask of (L, L)
+# attention implementations that separate packed samples with a mask of (L, L)
 DENSE_MASKS = ("sdpa", "eager")
-# those that this process has warned of
+# those that this process has already warned about
 _warned: set[str] = set()
 
 
 def dense_mask_bytes(config: InternVLXConfig, length: int, expanded_length: int, itemsize: int = 1) -> int:
-    """Bytes of the masks that "sdpa" and "eager" make for a packed row: all of a forward, which live together.
+    """Bytes of all masks that "sdpa" and "eager" hold during the forward of a packed row.
 
     Args:
         length, expanded_length: L and L₂, tokens of the row before and after LVTC's expansion.
-        itemsize: bytes of an entry: 1 for "sdpa" (bool), for "eager" those of the model's dtype.
+        itemsize: bytes per entry: 1 for "sdpa" (bool), the size of the model's dtype for "eager".
     """
     types = attention_types(config.text_config)
     if config.lvtc_config is None:
@@ -31,16 +31,16 @@ def dense_mask_bytes(config: InternVLXConfig, length: int, expanded_length: int,
 
 
 def describe_dense_masks(config: InternVLXConfig, attention: str, length: int, expanded_length: int, size: int) -> str:
-    """What a warning or an error says of masks of `size` bytes."""
+    """First half of a warning or an error about masks of `size` bytes."""
     expanded = "" if config.lvtc_config is None else f", {expanded_length} after LVTC's expansion,"
     return (
-        f"`attn_implementation={attention!r}` keeps the samples of a packed row of {length} tokens{expanded} apart by dense "
+        f"`attn_implementation={attention!r}` separates the samples of a packed row of {length} tokens{expanded} with dense "
         f"masks of {size / 2**20:,.1f} MiB"
     )
 
 
-def warn_of_dense_masks(config: InternVLXConfig, inputs_embeds: torch.Tensor, tiles: int) -> None:
-    """Say once what the masks of a packed row, (1, L, D), take where the attention needs them."""
+def warn_about_dense_masks(config: InternVLXConfig, inputs_embeds: torch.Tensor, tiles: int) -> None:
+    """Warn once how much memory the masks of a packed row (1, L, D) take, if the attention needs them."""
     attention = config.text_config._attn_implementation
     if attention not in DENSE_MASKS or attention in _warned or is_tracing():
         return
@@ -51,6 +51,6 @@ def warn_of_dense_masks(config: InternVLXConfig, inputs_embeds: torch.Tensor, ti
     size = dense_mask_bytes(config, length, expanded_length, itemsize)
     masks = describe_dense_masks(config, attention, length, expanded_length, size)
     logger.warning(
-        f"{masks}, which grow with the square of its length. Load the model with `attn_implementation={VARLEN_SDPA!r}` or "
+        f"{masks}, which grow with the square of the length. Load the model with `attn_implementation={VARLEN_SDPA!r}` or "
         "'flash_attention_2', which need none."
     )

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What serving engines get: vLLM and SGLang run the base model and bring attention, cache and head of their own."""
+"""Support for serving engines: vLLM and SGLang run the base model with their own attention, cache and head."""
 
 from functools import lru_cache
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from .configuration_internvlx import InternVLXConfig
 
-# by what they set `text_config._attn_implementation` to before they ask `AutoModel` for the model
+# keyed by the `text_config._attn_implementation` that they set before they ask `AutoModel` for the model
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
@@ -16,10 +16,10 @@ def runs_in_engine(config: InternVLXConfig) -> bool:
 
 
 def find_engine(config: InternVLXConfig) -> str | None:
-    """The engine that asks for a model of this configuration, None for transformers itself.
+    """The engine that asks for a model with this configuration; None for transformers itself.
 
     Raises:
-        ValueError: an engine asks for a model with LVTC.
+        ValueError: if an engine asks for a model with LVTC.
     """
     engine = ENGINES.get(config.text_config._attn_implementation)
     if engine is not None and config.lvtc_config is not None:
@@ -33,11 +33,11 @@ def find_engine(config: InternVLXConfig) -> str | None:
 
 
 def keep_whole(part: nn.Module) -> None:
-    """Keep a part as it is on every rank of tensor parallelism.
+    """Replicate a part on every rank of tensor parallelism instead of splitting it.
 
     vLLM merges sibling linear layers and splits them among the ranks wherever it can rewrite the forward that calls them,
-    also where that counts on all heads (`InternVLVisionAttention`) or on a whole output (`PVTCMLP`). These modules get a
-    forward that has nothing to rewrite.
+    even a forward that needs all heads (`InternVLVisionAttention`) or the whole output (`PVTCMLP`). Such modules get a
+    forward that vLLM cannot rewrite.
     """
     for module in part.modules():
         if sum(isinstance(child, nn.Linear) for child in module.children()) > 1:

@@ -10,7 +10,7 @@ from .projector import MLP, Projector, tile_counts
 
 
 class LDPv2Projector(Projector):
-    """MLP, average pooling, depthwise convolution + residual."""
+    """MLP, average pooling, and a depthwise convolution with a residual connection."""
 
     projector_type = "ldpv2"
     zero_parameters = ("mlp.linear_2.*",)

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The tokens and the mark that stand for images, and text that looks like one and is to be read as text.
+"""The tokens and the mark that stand for images, and how to have text that looks like them read as text.
 
-`modeling/literal_text.py` and `processing/literals.py` are one text: each folder travels without the other.
+`modeling/literal_text.py` and `processing/literals.py` are identical, since each folder travels without the other.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,15 +11,15 @@ from threading import RLock
 from transformers.convert_slow_tokenizer import normalizers, pre_tokenizers
 
 IMAGE_MARK = "<image>"
-# what InternVL writes an image with, between the first two
+# InternVL writes an image as start, context tokens, end
 IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
-# U+2060 takes no room. Behind the first character of a token it keeps everybody from reading it as one.
+# U+2060 has no width. After a token's first character it keeps tokenizers from recognising the token.
 _JOINER = "\u2060"
 _TOKENIZER_LOCK = RLock()
 
 
 def escaped(text: str, tokens: Iterable[str]) -> str:
-    """The text with a word joiner (U+2060) in each of the tokens, for `literals_as_text` to take out again."""
+    """The text with a word joiner (U+2060) in each of the tokens, which `literals_as_text` removes again."""
     for token in tokens:
         text = text.replace(token, _escaped_token(token))
     return text
@@ -34,12 +34,12 @@ MARK_AS_TEXT = _escaped_token(IMAGE_MARK)
 
 @contextmanager
 def literals_as_text(tokenizer, texts: Iterable[str], tokens: Sequence[str]) -> Iterator[None]:
-    """Within, the tokenizer reads each escaped token as the token's characters: as text, without the joiner.
+    """Within this context, the tokenizer reads each escaped token as plain text, without the joiner.
 
-    Offsets count in the escaped text.
+    Offsets refer to the escaped text.
 
     Raises:
-        ValueError: a text holds an escaped token and the tokenizer is none of the `tokenizers` library.
+        ValueError: if a text holds an escaped token and the tokenizer is not a fast one.
     """
     if not any(_escaped_token(token) in text for text in texts for token in tokens):
         yield
@@ -52,7 +52,7 @@ def literals_as_text(tokenizer, texts: Iterable[str], tokens: Sequence[str]) -> 
         )
     with _TOKENIZER_LOCK:
         normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-        # Added tokens are found before the normalizer runs, unless they are to be found in what it gives
+        # Added tokens are found before the normalizer runs, except those marked to be found in its output
         if any(token.normalized for token in tokenizer.added_tokens_decoder.values() if token.content in tokens):
             steps = [pre_tokenizers.Split(_JOINER, "removed"), pre_tokenizer]
             backend.pre_tokenizer = pre_tokenizers.Sequence([step for step in steps if step is not None])

@@ -2,15 +2,16 @@
 """LVTC, layer-wise visual token compression (InternVL-X, arXiv 2503.21307, section 3.2 and Algorithm 1).
 
 The language model runs in two stages. In stage one, its first k layers, a tile is N₁² tokens; before some of these layers
-the tokens of a further low-resolution (LR) projector are added to them. Before layer k each tile's grid is upsampled to
-N₂×N₂ and the tokens of the high-resolution (HR) projector are added; stage two, the other layers, runs on that. Outside
-nothing changes: inputs and outputs have a row for each of the prompt's tokens.
+the tokens of another low-resolution (LR) projector are added to them. Before layer k each tile's grid is upsampled to
+N₂×N₂ and the tokens of the high-resolution (HR) projector are added. Stage two, the remaining layers, runs on the result.
+Calling code is unchanged: inputs and outputs have one row for each token of the prompt.
 
-This file has the projectors and the algorithm. Beside it: `lvtc_expansion.py`, where each row goes at the expansion;
-`lvtc_stages.py`, masks and positions of the two stages; `lvtc_cache.py`, what a cache remembers for the next forward.
+This file has the projectors and the algorithm. `lvtc_expansion.py` computes where each row goes at the expansion,
+`lvtc_stages.py` the masks and positions of the two stages, `lvtc_cache.py` what a cache keeps for the next forward, and
+`lvtc_generation.py` what `generate` does differently.
 
-Symbols: k expand layer, T LR projectors, s and i where the first is added and how often, N₁ and N₂ tokens a side before
-and after, B samples, L and L₂ their padded length in stages one and two, D width.
+Symbols: k expand layer, T LR projectors, s and i first insertion and interval, N₁ and N₂ tokens per side before and after,
+B samples, L and L₂ their padded length in stages one and two, D width.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from .projectors import build_projector
 
 
 class LanguageModel(Protocol):
-    """What LVTC asks of a language model."""
+    """The attributes of a language model that LVTC uses."""
 
     config: PretrainedConfig
     training: bool
@@ -47,10 +48,10 @@ class LanguageModel(Protocol):
 
 @dataclass
 class ImageTokens:
-    """What LVTC adds to a forward's tiles.
+    """The tokens that LVTC adds to a forward's tiles.
 
     Args:
-        lr: V_LR[1:], T − 1 of (tiles, N₁², D); the j-th is added before layer s + i·j.
+        lr: V_LR[1:], T − 1 tensors (tiles, N₁², D); the j-th is added before layer s + i·j.
         hr: V_HR (tiles, N₂², D), added at the expansion; None without an HR projector.
     """
 
@@ -61,8 +62,8 @@ class ImageTokens:
 class LVTC(nn.Module):
     """LVTC's own projectors, and the rotary embedding of stage two.
 
-    Stage two has a rotary embedding of its own because dynamic NTK and longrope ones remember the longest sequence that
-    they saw; the stages see different lengths.
+    Stage two needs its own rotary embedding because dynamic NTK and longrope remember the longest sequence so far, and the
+    two stages see different lengths.
     """
 
     def __init__(self, config: InternVLXConfig, language_model: LanguageModel):
@@ -79,7 +80,7 @@ class LVTC(nn.Module):
         self.rotary_emb = type(language_model.rotary_emb)(config.text_config)
 
     def project(self, features: torch.Tensor, layers: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
-        """(tiles, 1 + S², C) features, CLS first -> T − 1 of (tiles, N₁², D), then the HR tokens (tiles, N₂², D).
+        """(tiles, 1 + S², C) features, CLS first -> T − 1 tensors (tiles, N₁², D), then the HR tokens (tiles, N₂², D).
 
         Args:
             layers: see [`projector.project`].
@@ -90,10 +91,14 @@ class LVTC(nn.Module):
     def split(
         self, image_tokens: torch.Tensor, later: Sequence[torch.Tensor | list[torch.Tensor]] | None
     ) -> ImageTokens:
-        """Undo [`LVTC.project`]'s list. `generate` may have repeated its entries for beams, tile by tile.
+        """Read the list that [`LVTC.project`] returned. `generate` may have repeated its entries for beams, tile by tile.
+
+        Args:
+            image_tokens: (tiles, N₁², D), the tokens of LR projector 0.
+            later: `deepstack_features`, the tokens of the other projectors.
 
         Raises:
-            ValueError: if they are not one of each for every tile of `image_tokens` (tiles, N₁², D).
+            ValueError: if a tensor is missing or does not have one entry per tile.
         """
         tensors = [torch.stack(tokens) if isinstance(tokens, list) else tokens for tokens in later or []]
         tiles = image_tokens.shape[0]
@@ -104,12 +109,12 @@ class LVTC(nn.Module):
         if got != expected:
             raise ValueError(
                 f"LVTC needs `pooler_output` and `deepstack_features` of (tiles, tokens) {expected}, got {got}. "
-                "Give them as `get_image_features` returns them."
+                "Pass them as `get_image_features` returns them."
             )
         return ImageTokens(tensors[: len(self.lr_projectors)], tensors[-1] if self.hr_projector is not None else None)
 
     def upsample(self, tiles: torch.Tensor) -> torch.Tensor:
-        """(tiles, N₁², D) -> (tiles, N₂², D). Where N₂ < N₁ ("forward compression", Table 4), the mean of each block."""
+        """(tiles, N₁², D) -> (tiles, N₂², D). If N₂ < N₁ ("forward compression", Table 4), each block becomes its mean."""
         before, after = self.config.token_grid, self.config.expanded_token_grid
         grid = rearrange(tiles, "t (h w) d -> t h w d", h=before)
         if after < before:
@@ -133,13 +138,13 @@ def run_layers(
     stages: tuple[Stage, Stage],
     **output_flags,
 ) -> BaseModelOutputWithPast:
-    """The layers of Algorithm 1.
+    """Run the layers of Algorithm 1.
 
     Args:
         hidden_states: X (B, L, D), the text's embeddings and V_LR[0].
-        image_tokens, expansion: what is added to the tiles, and where the tiles are; None if there are none.
-        stages: what the layers before k and from k on are called with besides.
-        output_flags: `output_hidden_states` and `output_attentions`, which the decorator reads.
+        image_tokens, expansion: what to add to the tiles, and where the tiles are; None if there are none.
+        stages: the other inputs of the layers before k, and of the layers from k on.
+        output_flags: `output_hidden_states` and `output_attentions`, for the decorator.
 
     Returns:
         `last_hidden_state` (B, L₂, D).
@@ -172,18 +177,18 @@ def layerwise_forward(
     use_cache: bool | None = None,
     **kwargs,
 ) -> BaseModelOutputWithPast:
-    """Algorithm 1 in place of the language model's own forward.
+    """Run Algorithm 1 instead of the language model's own forward.
 
     Args:
-        inputs_embeds: (B, L, D), the tokens of LR projector 0 already in the tiles' places.
-        plan: what [`lvtc_stages.plan_forward`] makes of the same prompt and cache.
-        image_tokens: what is added to the tiles further on; None if this forward brings none.
-        past_key_values: has `seen` columns in stage one's layers, and what they have grown to in the others. (A sliding
-            window counts padding between two turns as tokens, as transformers' own masks do.)
+        inputs_embeds: (B, L, D), with the tokens of LR projector 0 in place of the placeholders.
+        plan: the result of [`lvtc_stages.plan_forward`] for the same prompt and cache.
+        image_tokens: what later layers add to the tiles; None if this forward has no tiles.
+        past_key_values: the cache; its layers have the length of their own stage. (A sliding window counts padding between
+            two turns as tokens, as in transformers' own masks.)
 
     Returns:
-        As the language model: `last_hidden_state` (B, L, D) and `past_key_values`; the `hidden_states` and `attentions`
-        of each layer at its own length.
+        The language model's output: `last_hidden_state` (B, L, D) and `past_key_values`; `hidden_states` and `attentions`
+        have each layer's own length.
     """
     text, k = language_model.config, lvtc.config.lvtc_config.expand_layer
     cache, expansion = past_key_values, plan.expansion
@@ -196,7 +201,7 @@ def layerwise_forward(
         plan.prompts,
         (language_model.rotary_emb, lvtc.rotary_emb),
         inputs_embeds,
-        # Masks follow the cache that was handed in: with one, even an empty one, transformers sees no packed samples.
+        # The caller's cache, not a new one: given any cache, even an empty one, transformers ignores packed samples.
         past_key_values,
         layer_kwargs,
     )

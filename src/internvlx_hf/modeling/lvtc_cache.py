@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a key/value cache has to remember of LVTC's expansion, and how it travels with the cache.
+"""What a key/value cache stores about LVTC's expansion, and how this travels with the cache.
 
-Callers see the short prompt: their `attention_mask` and `position_ids` have a column for each row of stage one. Stage two
-has other columns, and its mask and positions follow from theirs only together with what the expansion did.
+Callers see the short prompt: their `attention_mask` and `position_ids` have one column per row of stage one. To derive the
+mask and positions of stage two, a later forward needs to know what the expansion did.
 """
 
 from dataclasses import dataclass, replace
@@ -16,16 +16,16 @@ from .lvtc_expansion import Expansion
 
 @dataclass(frozen=True)
 class ExpansionMemory:
-    """State of stage two's cache layers right after an expansion; what comes later is text, a column for a column.
+    """State of stage two's cache layers right after an expansion. Later columns are text and the same in both stages.
 
     Args:
         mask: (B, `expanded_length`) bool, which columns of stage two may be attended to; None for all.
         length: columns of stage one that the expansion covers.
         expanded_length: columns of stage two that it covers.
-        growth: (B, 1), by how many tokens each sample has grown; what its positions are ahead in stage two.
-        trailing_text: how many of the last columns are text in every sample, padding excluded, and can be cropped away.
-        last_position: the highest of stage two.
-        is_left_padded: whether what `mask` hides comes before all that is visible.
+        growth: (B, 1), tokens that each sample has gained, which is how far its positions in stage two are ahead.
+        trailing_text: columns at the end that are text in every sample, padding excluded, and can be cropped.
+        last_position: the highest position in stage two.
+        is_left_padded: whether `mask` hides columns at the left only.
     """
 
     mask: torch.Tensor | None
@@ -43,8 +43,8 @@ class ExpansionMemory:
     def crop(self, surplus: int) -> "ExpansionMemory":
         if surplus > self.trailing_text:
             raise ValueError(
-                f"The cache can be cropped by {self.trailing_text} tokens into the prompt, back to its last image or padding, got "
-                f"{surplus}. Run the prompt again to go back further."
+                f"The cache can be cropped by at most {self.trailing_text} tokens of the prompt, back to its last image or "
+                f"padding, got {surplus}. To go back further, run the prompt again."
             )
         mask = None if self.mask is None else self.mask[:, : self.expanded_length - surplus]
         return replace(
@@ -60,7 +60,7 @@ class ExpansionMemory:
         """Mask of stage two, from the caller's (B, `length`) mask of stage one.
 
         Returns:
-            (B, `expanded_length` + what came later) bool, or None if everything may be attended to.
+            (B, `expanded_length` + later columns) bool, or None if everything may be attended to.
         """
         if self.mask is None and attention_mask is None:
             return None
@@ -85,12 +85,12 @@ def memory_after(
     cache: Cache | None,
     expand_layer: int,
 ) -> ExpansionMemory:
-    """What a cache is to remember after an expansion.
+    """The memory that a cache keeps after an expansion.
 
     Args:
-        memory: of earlier expansions on the cache.
+        memory: memory of earlier expansions on the cache.
         attention_mask: (B, seen + `length`), the caller's.
-        length: columns of stage one that this forward brings.
+        length: columns of stage one that this forward adds.
     """
     batch, expanded_length = expansion.position_ids.shape
     seen = expanded_seen = 0
@@ -118,12 +118,12 @@ def memory_after(
     )
 
 
-class RemembersExpansion(CacheLayerMixin):
-    """Mixed into the class of a cache's first layer, so that the memory follows all that happens to the cache.
+class ExpansionMemoryMixin(CacheLayerMixin):
+    """Mixed into the class of a cache's first layer, so that the memory follows every change of the cache.
 
-    A cache hands every change of its batch and length to its layers, one after another, and to nobody else. The memory is
-    with the first of them because what a cache with images cannot do, to crop one in the middle, must be refused before any
-    layer is changed. The layer's own class stays a base: it may be of any kind (dynamic, static, quantized).
+    A cache passes every change of its batch and length to its layers one after another, and to nothing else. The first
+    layer holds the memory because cropping into an image must be refused before any layer is changed. The layer's own class
+    stays a base class: it may be of any kind (dynamic, static, quantized).
     """
 
     layer_class: type[CacheLayerMixin]
@@ -150,8 +150,8 @@ class RemembersExpansion(CacheLayerMixin):
         expansion, length = self.expansion, self.get_seq_length()
         if expansion is not None and tokens_to_remove > 0:
             raise ValueError(
-                f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}: "
-                "as a length to keep it would be another one in each of LVTC's stages."
+                f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}. "
+                "A length to keep is ambiguous: LVTC's two stages have different lengths."
             )
         left = length + tokens_to_remove
         if expansion is not None and left < expansion.length:
@@ -168,20 +168,20 @@ class RemembersExpansion(CacheLayerMixin):
 
 
 @lru_cache
-def _with_memory(layer_class: type) -> type[RemembersExpansion]:
-    return type(layer_class.__name__, (RemembersExpansion, layer_class), {"layer_class": layer_class})
+def _with_memory(layer_class: type) -> type[ExpansionMemoryMixin]:
+    return type(layer_class.__name__, (ExpansionMemoryMixin, layer_class), {"layer_class": layer_class})
 
 
-def _restore_layer(layer_class: type, state: dict) -> RemembersExpansion:
+def _restore_layer(layer_class: type, state: dict) -> ExpansionMemoryMixin:
     layer = object.__new__(_with_memory(layer_class))
     layer.__dict__ = state
     return layer
 
 
 def remember_expansion(cache: Cache, memory: ExpansionMemory | None) -> None:
-    """Put the memory into the cache's first layer, so that it goes wherever the cache goes."""
+    """Store the memory in the cache's first layer, so that it travels with the cache."""
     layer = cache.layers[0]
-    if not isinstance(layer, RemembersExpansion):
+    if not isinstance(layer, ExpansionMemoryMixin):
         layer_class: type = type(layer)
         layer = cache.layers[0] = _restore_layer(layer_class, vars(layer))
     layer.expansion = memory
@@ -191,46 +191,46 @@ def recall_expansion(cache: Cache | None, expand_layer: int) -> ExpansionMemory 
     """The memory of a cache; None if it has seen no images.
 
     Raises:
-        ValueError: if the stages' lengths say that it has, but the memory is lost.
+        ValueError: if the lengths of the two stages show that it has seen images, but the memory is lost.
     """
     if cache is None or not cache.layers:
         return None
     memory = getattr(cache.layers[0], "expansion", None)
     if memory is None and len(cache.layers) > expand_layer:
         lengths = cache.get_seq_length(0), cache.get_seq_length(expand_layer)
-        # a static cache's are on the device
+        # a static cache keeps its lengths on the device
         if all(isinstance(length, int) for length in lengths) and lengths[0] != lengths[1]:
             raise ValueError(
                 f"The cache holds {lengths[0]} tokens before LVTC's expansion and {lengths[1]} after it, but not where its "
-                "images are: it was made of another one's keys and values. Hand on the cache object itself (it can be "
+                "images are: it was built from another cache's keys and values. Pass the cache object itself (it can be "
                 "copied, pickled and reordered), or run the prompt again."
             )
     return memory
 
 
 def seen_length(cache: Cache, new: int) -> int:
-    """Columns of stage one with `new` ones; all that there is room for in a static cache, whose length is on the device."""
+    """Columns of stage one including `new` ones; for a static cache, whose length is on the device, its full size."""
     seen = cache.get_seq_length()
     return cache.get_max_length(0) if isinstance(seen, torch.Tensor) else seen + new
 
 
 @dataclass
 class ExpandedLength:
-    """Columns that the static caches of a model's `generate` have in stage two.
+    """Columns of stage two in the static caches that a model's `generate` makes.
 
-    As transformers does for stage one, a later cache is as long as the longest before it: a compiled decoding step is
-    compiled again for another length.
+    As in transformers for stage one, a cache is as long as the longest before it, because a new length recompiles the
+    decoding step.
     """
 
     longest: int = 0
 
 
 def allow_growth(cache: Cache, text_config, expand_layer: int, max_cache_len: int, expanded: ExpandedLength) -> None:
-    """Let a new static cache's layers from `expand_layer` on be longer than the others, by what the expansion adds.
+    """Allow a new static cache's layers from `expand_layer` on to grow by the tokens that the expansion adds.
 
     Args:
-        max_cache_len: what this generation needs in stage one; the cache may be longer already.
-        expanded: what earlier ones needed in stage two, and where this one's need will be noted.
+        max_cache_len: columns that this generation needs in stage one; the cache may be longer already.
+        expanded: columns that earlier generations needed in stage two; updated with what this one needs.
     """
     for layer in cache.layers[expand_layer:]:
         if isinstance(layer, StaticLayer):
@@ -240,9 +240,9 @@ def allow_growth(cache: Cache, text_config, expand_layer: int, max_cache_len: in
 
 
 def remember_text(cache: Cache, expand_layer: int, growth: torch.Tensor) -> ExpansionMemory | None:
-    """Have a new static cache of [`allow_growth`] remember a prompt without tiles as one that has grown by nothing.
+    """Store a memory of zero growth in a new static cache of [`allow_growth`] after a prompt without tiles.
 
-    So a compiled decoding step is the same after all prompts.
+    This way the same compiled decoding step serves all prompts.
 
     Args:
         growth: (B, 1) zeros.
@@ -261,11 +261,11 @@ def _lengthen(layer: StaticLayer, text_config, length: int) -> None:
     layer.max_cache_len = max(layer.max_cache_len, length)
 
 
-def make_room(cache: Cache | None, text_config, expand_layer: int, length: int, expanded_length: int) -> None:
-    """Check that `expanded_length` columns fit into stage two's layers, where stage one gets `length`.
+def ensure_capacity(cache: Cache | None, text_config, expand_layer: int, length: int, expanded_length: int) -> None:
+    """Ensure that `expanded_length` columns fit into stage two's layers when stage one gets `length`.
 
     Raises:
-        ValueError: if a static cache that was handed in is too short.
+        ValueError: if a static cache that the caller made is too short.
     """
     for layer in [] if cache is None else cache.layers[expand_layer:]:
         if not isinstance(layer, StaticLayer):
@@ -276,10 +276,10 @@ def make_room(cache: Cache | None, text_config, expand_layer: int, length: int, 
             layer.expanded_length.longest = max(layer.expanded_length.longest, needed)
             _lengthen(layer, text_config, layer.expanded_length.longest)
         needed = int(layer.get_seq_length()) + expanded_length
-        if layer.max_cache_len == window or needed <= layer.max_cache_len:  # a whole window has room for any length
+        if layer.max_cache_len == window or needed <= layer.max_cache_len:  # a sliding window fits any length
             continue
         raise ValueError(
             f"The static cache has room for {layer.max_cache_len} tokens, but the layers after LVTC's expansion need "
-            f"{needed} ({expanded_length} for the {length} of this prompt). Make it with "
-            f"`max_cache_len` of at least {needed} and the tokens to generate, or let `generate` make it."
+            f"{needed} ({expanded_length} for the {length} of this prompt). Create it with a `max_cache_len` of at least "
+            f"{needed} plus the tokens to generate, or let `generate` create it."
         )

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Where everything goes at LVTC's expansion: the plan that a forward makes once, from its input alone.
+"""Where every row goes at LVTC's expansion, computed once per forward.
 
-Symbols as in `lvtc.py`: B samples, L and L₂ their padded length in stages one and two, N₁² and N₂² tokens a tile, D width.
+Symbols as in `lvtc.py`: B samples, L and L₂ their padded length in stages one and two, N₁² and N₂² tokens per tile, D width.
 """
 
 from dataclasses import dataclass
@@ -9,49 +9,49 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .attention_inputs import comes_first, read_on_host
+from .attention_inputs import is_prefix, read_on_host
 from .configuration_internvlx import InternVLXConfig
 
 
 @dataclass
 class Expansion:
-    """Where every row of stage one goes at layer k: computed once a forward, from the input alone.
+    """Where every row of stage one goes at layer k. It depends on the input only, not on hidden states.
 
-    Rows are counted over the flattened batch; row B·L₂ of stage two is nowhere, for padding. Each sample's tokens stand
-    together at one side of its row, without what was padding, so that L₂ is the longest sample's length.
+    Rows are numbered over the flattened batch; row B·L₂ of stage two does not exist and takes the padding. Each sample's
+    tokens are contiguous at one side of its row and its padding is dropped, so that L₂ is the longest sample's length.
     """
 
     tile_length: int  # N₁²
     tile_rows: torch.Tensor  # (tiles·N₁²,) rows of stage one that hold tiles
-    text_to: torch.Tensor  # (B·L,) rows of stage two; nowhere for placeholders and padding
+    text_to: torch.Tensor  # (B·L,) rows of stage two; B·L₂ for placeholders and padding
     tiles_to: torch.Tensor  # (tiles·N₂²,) rows of stage two
-    read_from: torch.Tensor  # (B·L,) rows of stage two that answer for the rows of stage one
+    read_from: torch.Tensor  # (B·L,) row of stage two from which each row of stage one is read at the end
     position_ids: torch.Tensor  # (B, L₂)
     mask: torch.Tensor | None  # (B, L₂) bool; None if rows are equally long or packed
-    padding_side: str  # "left" or "right", of the rows of stage two
+    padding_side: str  # "left" or "right", in stage two
     growth: torch.Tensor  # (B, 1) tokens that each sample gains
-    tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, masked-out ones excluded
+    tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, without masked-out ones
     trailing_text: int  # columns at the end that are text in every sample, padding excluded
     last_position: int  # the highest of `position_ids`
     is_padded: bool  # whether `attention_mask` hides anything
-    is_left_padded: bool  # whether what it hides comes before all that is visible
-    is_right_padded: bool  # ... or after it
+    is_left_padded: bool  # whether it hides columns at the left only
+    is_right_padded: bool  # whether it hides columns at the right only
     is_packed: bool  # whether rows hold several samples
-    longest_sample: int  # of those that `bounds` are of, in stage two; 0 without
+    longest_sample: int  # length in stage two of the longest sample of `bounds`; 0 without bounds
 
     def add_to_tiles(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) of stage one plus (tiles, N₁², D) -> (B, L, D)."""
+        """(B, L, D) in stage one plus (tiles, N₁², D) -> (B, L, D)."""
         rows = hidden_states.flatten(0, 1)
         added = rows.index_add(0, self.tile_rows.to(rows.device), tokens.flatten(0, 1).to(rows.device, rows.dtype))
         return added.view_as(hidden_states)
 
     def take_tiles(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) of stage one -> (tiles, N₁², D)."""
+        """(B, L, D) in stage one -> (tiles, N₁², D)."""
         rows = hidden_states.flatten(0, 1)[self.tile_rows.to(hidden_states.device)]
         return rows.unflatten(0, (-1, self.tile_length))
 
     def place(self, hidden_states: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) of stage one and (tiles, N₂², D) -> (B, L₂, D) of stage two: text rows and tiles in their places."""
+        """(B, L, D) in stage one and (tiles, N₂², D) -> (B, L₂, D) in stage two: text rows and tiles in their places."""
         rows, (batch, length) = hidden_states.flatten(0, 1), self.position_ids.shape
         text_to, tiles_to = self.text_to.to(rows.device), self.tiles_to.to(rows.device)
         expanded = rows.new_zeros(batch * length + 1, rows.shape[-1])
@@ -59,7 +59,7 @@ class Expansion:
         return expanded[:-1].unflatten(0, (batch, length))
 
     def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L₂, D) -> (B, L, D): text rows as they are, placeholders read the last of their expanded children."""
+        """(B, L₂, D) -> (B, L, D): text rows are copied, a placeholder reads the last of its expanded tokens."""
         read_from = self.read_from.to(hidden_states.device)
         return hidden_states.flatten(0, 1)[read_from].unflatten(0, (len(hidden_states), -1))
 
@@ -74,27 +74,27 @@ def plan_expansion(
     bounds: torch.Tensor | None = None,
     padding_side: str = "left",
 ) -> Expansion:
-    """Work out an [`Expansion`].
+    """Compute an [`Expansion`].
 
     Args:
         placeholders: (B, L) bool, where the tiles are.
-        attention_mask: (B, seen + L) bool, False for padding; None for none.
-        position_ids: (B, L) of stage one. Without `attention_mask`, a row may hold several samples, each starting where
-            the positions do not go on by one.
-        past_growth: (B, 1), what the samples have grown by in earlier forwards on the same cache.
+        attention_mask: (B, seen + L) bool, False for padding; None without padding.
+        position_ids: (B, L) in stage one. Without `attention_mask`, a row may hold several samples; one starts wherever
+            the position is not the previous one plus 1.
+        past_growth: (B, 1), tokens that the samples gained in earlier forwards on the same cache.
         bounds: (samples + 1,) columns of stage one that bound the samples of a single row.
-        padding_side: of the rows of stage two. Right padding needs no mask in causal attention; on a cache, with left
-            padding, what is decoded next follows each row's tokens.
+        padding_side: side of the padding in stage two. Right padding needs no mask in causal attention; left padding suits
+            a cache, where decoded tokens follow each row's last token.
 
     Raises:
-        ValueError: if the placeholders of a tile do not stand together.
+        ValueError: if the placeholders of a tile are not contiguous.
     """
     before, after = config.image_seq_length, config.expanded_image_seq_length
     gain, nothing = after - before, placeholders.new_zeros((), dtype=torch.long)
     visible = None if attention_mask is None else attention_mask[:, -placeholders.shape[1] :]
     order = placeholders.cumsum(1) - 1
-    first = placeholders & (order % before == 0)  # of its tile
-    is_text, is_tile = ~placeholders, first  # what becomes 1 and N₂² rows of stage two
+    first = placeholders & (order % before == 0)  # placeholder of its tile
+    is_text, is_tile = ~placeholders, first  # columns that become 1 and N₂² rows of stage two
     if visible is not None:
         is_text, is_tile = is_text & visible, is_tile & visible
     width = is_text + after * is_tile
@@ -103,10 +103,10 @@ def plan_expansion(
     sample_starts = F.pad(position_ids.diff(dim=1) != 1, (1, 0), value=True)
     # Tiles of other samples packed into the same row do not count.
     earlier = _count_since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
-    # of what becomes text, or a tile's first token
+    # valid for text and for the first token of each tile
     positions = position_ids + gain * earlier + past_growth
     continues_tile = F.pad(placeholders[:, :-1], (1, 0))
-    # All that the host has to know of the input, read from the device at once.
+    # everything that the host needs to know about the input, read from the device at once
     shortest, longest, trailing_text, last_position, *flags, longest_sample, tile_rows = read_on_host(
         lengths.min(),
         lengths.max(),
@@ -115,15 +115,15 @@ def plan_expansion(
         nothing if visible is not None else sample_starts[:, 1:].any(),
         (placeholders & ~first & ~continues_tile).any(),
         nothing if attention_mask is None else (~attention_mask).any(),
-        nothing if attention_mask is None else comes_first(~attention_mask),
-        nothing if visible is None else comes_first(visible),
+        nothing if attention_mask is None else is_prefix(~attention_mask),
+        nothing if visible is None else is_prefix(visible),
         nothing if bounds is None else _expanded_bounds(bounds.to(nothing.device), tiles_before, gain).diff().max(),
         placeholders.sum(),
     )
     is_packed, is_interrupted, is_padded, is_left_padded, is_right_padded = map(bool, flags)
     if is_interrupted:
         raise ValueError(
-            f"The {before} image placeholders of a tile must stand together, but text comes between them."
+            f"The {before} image placeholders of a tile must be contiguous, but there is text between them."
         )
     mask, pads_left = None, padding_side == "left"
     if shortest < longest and not is_packed:
@@ -157,13 +157,13 @@ def _place_rows(
     longest: int,
     pads_left: bool,
 ) -> dict[str, torch.Tensor]:
-    """Where rows go, and their positions in stage two.
+    """Compute where rows go, and their positions in stage two.
 
     Args:
-        count: how many placeholders there are.
-        order: (B, L), which of a sample's placeholders each is.
-        is_text, is_tile: (B, L) bool, what becomes 1 and N₂² rows.
-        positions: (B, L), in stage two, of what becomes text or a tile's first token.
+        count: number of placeholders.
+        order: (B, L), index of each placeholder in its sample.
+        is_text, is_tile: (B, L) bool, columns that become 1 and N₂² rows.
+        positions: (B, L) positions in stage two, valid for text and for the first token of each tile.
         longest: L₂.
     """
     before, after = config.image_seq_length, config.expanded_image_seq_length
@@ -185,7 +185,7 @@ def _place_rows(
     last_child = _last_children(config, device)[place_in_tile] - after * (place_in_tile > 0)
     read_from = (starts + last_child * placeholders).clamp(0, nowhere - 1).flatten()
     positions = positions.flatten()
-    # Padding stays at 0: each is a sample of its own where samples are told apart by positions.
+    # Padding stays at position 0, so that attention that finds samples by their positions sees each as its own sample.
     position_ids = positions.new_zeros(nowhere + 1).index_copy(0, text_to, positions)
     position_ids.index_copy_(0, tiles_to, (positions[tile_starts][:, None] + children).flatten())
     return {
@@ -198,13 +198,14 @@ def _place_rows(
 
 
 def _count_since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """(B, L) running counts, from the last of (B, L) bool `starts` on."""
+    """(B, L) running counts, counted anew from each start in (B, L) bool `starts`."""
     column = torch.arange(starts.shape[1], device=starts.device)
     return counts - counts.gather(1, torch.where(starts, column, 0).cummax(1).values)
 
 
 def _last_children(config: InternVLXConfig, device: torch.device) -> torch.Tensor:
-    """(N₁²,): which of a tile's N₂² tokens answers for each placeholder: its last child, or what it was merged into."""
+    """(N₁²,) index of the tile's token in stage two that each placeholder reads: the last one it expanded to, or the one
+    that it was merged into."""
     before, after = config.token_grid, config.expanded_token_grid
     line = torch.arange(before, device=device)
     line = (line + 1) * (after // before) - 1 if after >= before else line // (before // after)
@@ -217,7 +218,7 @@ def _expanded_bounds(bounds: torch.Tensor, tiles_before: torch.Tensor, gain: int
 
 
 def expanded_sequence_lengths(expansion: Expansion, config: InternVLXConfig, kwargs: dict) -> dict:
-    """Bounds of the samples packed into one row, as variable-length attention kernels take them, in stage two."""
+    """Bounds in stage two of the samples packed into one row, as variable-length attention kernels take them."""
     gain = config.expanded_image_seq_length - config.image_seq_length
     expanded: dict[str, torch.Tensor | int] = {}
     for side in ("q", "k"):

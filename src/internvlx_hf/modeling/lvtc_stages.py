@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Masks and positions of LVTC's two stages: the same prompt has other columns before and after the expansion.
+"""Masks and positions of LVTC's two stages: the same prompt has different columns before and after the expansion.
 
 Symbols as in `lvtc.py`. "Seen" columns are those of earlier forwards on the same cache.
 """
@@ -16,16 +16,17 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.utils import is_tracing, logging
 from transformers.utils.generic import is_flash_attention_requested
 
-from .attention_inputs import comes_first, is_empty, is_static, read_on_host, runs_without_mask
+from .attention_inputs import is_empty, is_prefix, is_static, read_on_host, runs_without_mask
 from .configuration_internvlx import InternVLXConfig
-from .lvtc_cache import ExpansionMemory, make_room, memory_after, recall_expansion, remember_text, seen_length
+from .lvtc_cache import ExpansionMemory, ensure_capacity, memory_after, recall_expansion, remember_text, seen_length
 from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
 
 logger = logging.get_logger(__name__)
 
 MASK_FUNCTIONS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# by attention type, "full_attention" or "sliding_attention"; None where the kernel needs none, bounds in place of padding
+# by attention type, "full_attention" or "sliding_attention"; None if the kernel needs no mask, a dict of sample bounds if
+# these replace a mask of padding
 Masks = dict[str, torch.Tensor | BlockMask | dict | None]
 
 
@@ -35,11 +36,11 @@ class Prompt:
 
     Args:
         position_ids: (B, L) in stage one, (B, L₂) in stage two.
-        attention_mask: (B, seen + L) or (B, seen + L₂); or masks that were made already, 4D or by [`decoding_masks`].
-        layer_kwargs: what the layers take besides, such as bounds of packed samples.
-        is_padded: whether the mask hides anything; None if nobody has looked.
-        is_left_padded: whether what it hides comes before all that is visible, as far as anybody has looked.
-        is_packed: whether rows hold several samples; None if nobody has looked.
+        attention_mask: (B, seen + L) or (B, seen + L₂); or finished masks, 4D or from [`decoding_masks`].
+        layer_kwargs: other arguments of the layers, such as bounds of packed samples.
+        is_padded: whether the mask hides anything; None if not known.
+        is_left_padded: whether the mask is known to hide columns at the left only.
+        is_packed: whether rows hold several samples; None if not known.
     """
 
     position_ids: torch.Tensor
@@ -51,22 +52,22 @@ class Prompt:
 
     @property
     def samples_are_known(self) -> bool:
-        """Whether flash attention can do without positions: each row is one sample, or has the bounds of its samples."""
+        """Whether flash attention needs no positions: each row is one sample, or the samples' bounds are given."""
         return self.is_packed is False or all(self.layer_kwargs.get(name) is not None for name in BOUNDS)
 
     def without_mask(self) -> "Prompt":
-        """For a prompt whose mask hides nothing that causal attention would see."""
+        """The prompt without its mask, for a mask that hides nothing from causal attention."""
         return replace(self, attention_mask=None, is_padded=False)
 
 
 @dataclass
 class Stage:
-    """One of the two runs through layers of the language model.
+    """One of the two runs of layers of the language model.
 
     Args:
-        layer_kwargs: what the layers of both take besides.
-        layers_see_positions: False where flash attention would look in every layer for what is known: that rows are one
-            sample each, or the samples' bounds.
+        layer_kwargs: other arguments of the layers of both stages.
+        layers_see_positions: False if the samples in each row are known, so that flash attention does not search the
+            positions for them in every layer.
     """
 
     prompt: Prompt
@@ -77,7 +78,7 @@ class Stage:
     _position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, init=False)
 
     def layer_inputs(self, attention_type: str, hidden_states: torch.Tensor) -> dict:
-        """What a layer of the stage is called with besides `hidden_states`."""
+        """The arguments of a layer of the stage besides `hidden_states`."""
         if self._position_embeddings is None:
             self.prompt.position_ids = self.prompt.position_ids.to(hidden_states.device)
             self._position_embeddings = self.rotary_emb(hidden_states, position_ids=self.prompt.position_ids)
@@ -94,12 +95,12 @@ class Stage:
 
 @dataclass
 class Plan:
-    """What a forward does with its tiles, settled before its first layer, from everything but hidden states.
+    """What a forward does with its tiles, decided before its first layer. It does not depend on hidden states.
 
     Args:
-        prompts: in the columns of stages one and two.
+        prompts: the prompt in the columns of stage one and of stage two.
         expansion: where the prompt's rows go; None without tiles.
-        memory: what the cache is to remember of all expansions so far.
+        memory: what the cache stores about all expansions so far.
     """
 
     prompts: tuple[Prompt, Prompt]
@@ -118,21 +119,21 @@ def plan_forward(
     use_cache: bool | None = None,
     **layer_kwargs,
 ) -> Plan:
-    """Settle a forward's [`Plan`].
+    """Make a forward's [`Plan`].
 
     Args:
         inputs_embeds: (B, L, D), for its shape and device.
         placeholders: (B, L) bool, where the tiles are; None for a prompt without tiles.
-        attention_mask: (B, seen + L), 1 for what may be attended to; or what [`decoding_masks`] gives; or, without
+        attention_mask: (B, seen + L), 1 for what may be attended to; or the masks of [`decoding_masks`]; or, without
             tiles, any 4D mask.
-        position_ids: (B, L); may restart where several samples are packed into a row (as may `cu_seq_lens_q`).
-        past_key_values: what was seen before.
-        trains: whether this is a training step, which reads nothing from a cache that the configuration has it make.
-        use_cache: None for the configuration's.
-        layer_kwargs: what the layers take besides.
+        position_ids: (B, L); they restart at each sample if several are packed into a row.
+        past_key_values: the cache of earlier forwards.
+        trains: whether this is a training step, which does not use a cache unless one is given.
+        use_cache: None for the configuration's value.
+        layer_kwargs: other arguments of the layers; `cu_seq_lens_q` bounds packed samples.
 
     Raises:
-        ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
+        ValueError: if a tile's placeholders are not contiguous, a mask cannot be expanded or a static cache is too short.
     """
     use_cache = getattr(config.text_config, "use_cache", True) if use_cache is None else use_cache
     is_continued = past_key_values is not None or (use_cache and not trains)
@@ -150,15 +151,15 @@ def read_prompt(
     cache: Cache | None,
     layer_kwargs: dict,
 ) -> Prompt:
-    """The prompt in the columns of stage one; positions as given, or counted without padding, anew in each packed sample.
+    """The prompt in the columns of stage one. Unless given, positions skip padding and restart in each packed sample.
 
     Raises:
-        ValueError: if bounds of packed samples come with several rows.
+        ValueError: if bounds of packed samples are given for several rows.
     """
     (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
     bounds = layer_kwargs.get("cu_seq_lens_q")
     if bounds is not None and batch > 1:
-        raise ValueError(f"`cu_seq_lens_q` bounds the samples of one row, got {batch} rows. Pack them into one.")
+        raise ValueError(f"`cu_seq_lens_q` needs all samples packed into one row, got {batch} rows.")
     if position_ids is not None:
         positions = position_ids.to(device)
     elif bounds is not None:
@@ -168,7 +169,7 @@ def read_prompt(
         positions = (attention_mask.to(device).cumsum(-1) - 1).clamp(min=0)[:, -length:]
     else:
         positions = torch.arange(length, device=device) + (0 if cache is None else cache.get_seq_length())
-    # A mask, or columns seen before, say that each row is one sample.
+    # A mask or a filled cache means that each row is one sample.
     is_packed = None if attention_mask is None and is_empty(cache) else False
     return Prompt(positions.expand(batch, -1), attention_mask, layer_kwargs, is_packed=is_packed)
 
@@ -183,17 +184,17 @@ def expand_prompt(
     """The prompt in the columns of both stages, each with a mask only if attention needs one.
 
     Args:
-        prompt: as [`read_prompt`] gives it.
+        prompt: the result of [`read_prompt`].
         placeholders: (B, L) bool, where the tiles are; None for a prompt without tiles.
-        cache: what was seen before.
+        cache: the cache of earlier forwards.
         padding_side: see [`plan_expansion`].
 
     Returns:
-        The prompt of stage one and of stage two; where its rows go, None without tiles; what the cache is to remember of
-        all expansions so far.
+        The prompts of stage one and stage two; where rows go, None without tiles; what the cache stores about all
+        expansions so far.
 
     Raises:
-        ValueError: for tiles that do not stand together, masks that cannot be expanded, a static cache that is too short.
+        ValueError: see [`plan_forward`].
     """
     k, length = config.lvtc_config.expand_layer, prompt.position_ids.shape[1]
     memory = recall_expansion(cache, k)
@@ -214,9 +215,9 @@ def expand_prompt(
         bounds=prompt.layer_kwargs.get("cu_seq_lens_q"),
         padding_side=padding_side,
     )
-    make_room(cache, config.text_config, k, length, expansion.position_ids.shape[1])
+    ensure_capacity(cache, config.text_config, k, length, expansion.position_ids.shape[1])
     memory = memory_after(expansion, memory, mask if expansion.is_padded else None, length, cache, k)
-    _warn_of_positions(memory.last_position, config)
+    _warn_about_positions(memory.last_position, config)
     layer_kwargs = prompt.layer_kwargs | expanded_sequence_lengths(expansion, config, prompt.layer_kwargs)
     prompt = replace(
         prompt,
@@ -233,10 +234,10 @@ def expand_prompt(
         is_left_padded=memory.is_left_padded,
         is_packed=expansion.is_packed,
     )
-    return *_spare_masks(config.text_config, prompt, expanded, expansion, cache, padding_side), expansion, memory
+    return *_drop_masks(config.text_config, prompt, expanded, expansion, cache, padding_side), expansion, memory
 
 
-def _spare_masks(
+def _drop_masks(
     text_config: PretrainedConfig,
     prompt: Prompt,
     expanded: Prompt,
@@ -244,14 +245,14 @@ def _spare_masks(
     cache: Cache | None,
     padding_side: str,
 ) -> tuple[Prompt, Prompt]:
-    """Both stages' prompts, without the masks that attention can do without."""
+    """Both stages' prompts, without masks that attention does not need."""
     is_flash = is_flash_attention_requested(text_config)
-    if is_flash and is_static(cache):  # only a mask tells it which columns of the cache are in use
+    if is_flash and is_static(cache):  # flash attention needs a mask to know which columns of the cache are in use
         if expanded.attention_mask is None and prompt.attention_mask is not None:
             ones = torch.ones_like(expansion.position_ids, dtype=torch.bool)
             expanded = replace(expanded, attention_mask=ones)
         return prompt, expanded
-    # With columns seen before, SDPA's causal kernel would let the first query see the first of them only.
+    # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
     causal_is_enough = runs_without_mask(text_config) and is_empty(cache)
     if not expansion.is_padded or (causal_is_enough and expansion.is_right_padded):
         prompt = prompt.without_mask()
@@ -263,7 +264,7 @@ def _spare_masks(
 def _continue_prompt(
     config: InternVLXConfig, prompt: Prompt, memory: ExpansionMemory, cache: Cache
 ) -> tuple[Prompt, Prompt]:
-    """A prompt of text in both stages, after tiles that the cache has seen."""
+    """A text prompt in the columns of both stages, after tiles that the cache has seen."""
     length, mask = prompt.position_ids.shape[1], prompt.attention_mask
     expanded_mask: torch.Tensor | Masks | None
     is_padded = is_padded_later = None
@@ -278,11 +279,11 @@ def _continue_prompt(
         elif runs_without_mask(config.text_config) and not is_static(cache) and not is_tracing(mask):
             hidden = ~mask.bool()
             later = hidden[:, memory.length :]
-            flags = read_on_host(hidden.any(), later.any(), comes_first(hidden))
+            flags = read_on_host(hidden.any(), later.any(), is_prefix(hidden))
             is_padded, is_padded_later, is_left_padded = map(bool, flags)
     seen = cache.get_seq_length()
-    if isinstance(seen, int):  # a static cache's is on the device
-        _warn_of_positions(memory.last_position + seen + length - memory.length, config)
+    if isinstance(seen, int):  # a static cache keeps its length on the device
+        _warn_about_positions(memory.last_position + seen + length - memory.length, config)
     position_ids = prompt.position_ids + memory.growth.to(prompt.position_ids.device)
     expanded = Prompt(position_ids, expanded_mask, prompt.layer_kwargs, is_packed=False)
     if is_padded is None:
@@ -299,14 +300,14 @@ def _require_2d(attention_mask: torch.Tensor | Masks | None) -> torch.Tensor | N
         return attention_mask
     got = f"one of shape {tuple(attention_mask.shape)}" if isinstance(attention_mask, torch.Tensor) else "several"
     raise ValueError(
-        f"LVTC makes the masks of samples with images itself, from a 2D `attention_mask` (samples, tokens), got {got}."
+        f"With images, LVTC needs a 2D `attention_mask` (samples, tokens) to make its masks from, got {got}."
     )
 
 
-def _warn_of_positions(last_position: int, config: InternVLXConfig) -> None:
+def _warn_about_positions(last_position: int, config: InternVLXConfig) -> None:
     if not is_tracing() and last_position >= (limit := config.position_limit):
         logger.warning_once(
-            f"Positions after LVTC's expansion pass {limit}, which is what the language model is made for (its "
+            f"Positions after LVTC's expansion exceed {limit}, the limit of the language model (its "
             "`max_position_embeddings`), so answers may be poor. Use fewer tiles per prompt (`max_patches`) or less text."
         )
 
@@ -320,10 +321,10 @@ def make_stages(
     cache: Cache | None,
     layer_kwargs: dict,
 ) -> tuple[Stage, Stage]:
-    """Both stages, from the prompt in the columns of each."""
+    """Both stages, each from the prompt in its own columns."""
     layers = range(text_config.num_hidden_layers)
     parts = layers[:expand_layer], layers[expand_layer:]
-    if prompts[0] is prompts[1] and not is_static(cache):  # no tiles so far: both have the same columns
+    if prompts[0] is prompts[1] and not is_static(cache):  # no tiles so far: both stages have the same columns
         masks = [prompt_masks(text_config, layers, prompts[0], inputs_embeds, cache)] * 2
     else:
         masks = [
@@ -339,7 +340,7 @@ def make_stages(
 
 
 def attention_types(text_config: PretrainedConfig) -> list[str]:
-    """Mask pattern of every layer, as transformers' own models choose it."""
+    """Attention type of every layer, as transformers' own models choose it."""
     if getattr(text_config, "layer_types", None):
         return text_config.layer_types
     sliding = getattr(text_config, "sliding_window", None) is not None
@@ -349,7 +350,7 @@ def attention_types(text_config: PretrainedConfig) -> list[str]:
 def prompt_masks(
     text_config: PretrainedConfig, layers: range, prompt: Prompt, inputs_embeds: torch.Tensor, cache: Cache | None
 ) -> Masks:
-    """Masks of the layers of a stage; where [`decoding_masks`] made them ahead, picked from those."""
+    """Masks of the layers of a stage, selected from those of [`decoding_masks`] if they were made ahead."""
     if isinstance(prompt.attention_mask, dict):
         made, prefix = prompt.attention_mask, "expanded_" if layers.start else ""
         return {kind: made.get(prefix + kind, made.get(kind)) for kind in attention_types(text_config)}
@@ -375,7 +376,7 @@ def stage_masks(
     """Masks of the layers of a stage, each sized for the cache of the first layer of its attention type.
 
     Args:
-        is_padded, is_left_padded: what is known of the mask, see [`Prompt`]: transformers would wait for the device to look.
+        is_padded, is_left_padded: see [`Prompt`]; they save transformers a check that waits for the device.
         mask_kwargs: see transformers' `create_causal_mask`.
     """
     types = attention_types(text_config)
@@ -397,7 +398,7 @@ def _padding_mask(
     past_key_values: Cache | None,
     **_,
 ) -> torch.Tensor:
-    """Flash attention's mask: which of the columns that a layer's cache hands on are visible, (B, columns) bool."""
+    """Flash attention's mask: which columns that a layer's cache returns are visible, (B, columns) bool."""
     columns = attention_mask.shape[1]
     if past_key_values is not None:
         columns, _offset = past_key_values.get_mask_sizes(inputs_embeds.shape[1], layer)
@@ -405,9 +406,9 @@ def _padding_mask(
 
 
 def _padding_bounds(layer: int, inputs_embeds: torch.Tensor, **mask_kwargs) -> dict:
-    """In place of flash attention's mask of left padding: bounds of samples, a row's padding one and its tokens another.
+    """Sample bounds that replace flash attention's mask of left padding: each row is two samples, padding and tokens.
 
-    Given a mask, every layer waits twice for the device and copies keys and values without the padding.
+    With a mask, every layer would wait twice for the device and copy keys and values without the padding.
     """
     mask = _padding_mask(layer, inputs_embeds, **mask_kwargs)
     (batch, columns), queries = mask.shape, inputs_embeds.shape[1]
@@ -424,7 +425,7 @@ def _padding_bounds(layer: int, inputs_embeds: torch.Tensor, **mask_kwargs) -> d
 def decoding_masks(
     config: InternVLXConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache
 ) -> Masks:
-    """Masks of both stages for a step on text, made ahead of a compiled forward; stage two's are `expanded_...`."""
+    """Masks of both stages for a step on text, made ahead of a compiled forward; stage two's keys are `expanded_...`."""
     text, k = config.text_config, config.lvtc_config.expand_layer
     memory, expanded_mask = recall_expansion(cache, k), attention_mask
     if memory is not None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Windows of patches, pixel shuffle, and InternVL2's own projector on top of it."""
+"""Windows of patches, pixel shuffle, and InternVL2's projector, which builds on it."""
 
 import torch
 from einops import rearrange
@@ -10,7 +10,7 @@ from .projector import Projector, activation, tile_counts
 
 
 def partition_windows(patches: torch.Tensor, side: int) -> torch.Tensor:
-    """Cut a grid of patches into windows (paper, section 3.1).
+    """Partition a grid of patches into windows (paper, section 3.1).
 
     Args:
         patches: (B, H, W, C), rows and columns of patches.
@@ -43,9 +43,9 @@ def patch_windows(features: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class InternVL2MLP(nn.Module):
-    """InternVL2's projector behind the pixel shuffle: LayerNorm, linear, GELU, linear; (..., M²·C) -> (..., D).
+    """InternVL2's projector after the pixel shuffle: LayerNorm, linear, GELU, linear; (..., M²·C) -> (..., D).
 
-    Parameter names are those of transformers' native InternVL.
+    Parameters are named as in transformers' native InternVL.
     """
 
     def __init__(self, config: PretrainedConfig, side: int):

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a projector is, and what most of them are made of.
+"""The base class of projectors, and building blocks that they share.
 
-`config` is an `InternVLXConfig` everywhere. It imports the projectors' files for its checks: what would make transformers
-import its models is imported where it is used.
+`config` is always an `InternVLXConfig`. That class imports the projectors' files for its checks, so imports that load
+transformers' models stand inside functions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ from .setting_checks import require
 
 
 class Projector(nn.Module):
-    """Makes tokens of a tile's features: (B, 1 + S², C), CLS first -> (B, N², D) in raster order, N = S / M.
+    """Turns a tile's features into tokens: (B, 1 + S², C), CLS first -> (B, N², D) in raster order, N = S / M.
 
-    A new type is a file with its class, and the class in the list of `projectors`. Its modules start as their
-    `reset_parameters` says: torch's layers have one, and a module with parameters of its own needs one.
+    To add a type, write a file with its class and add the class to the list in `projectors`. Modules are initialised by
+    their `reset_parameters`: torch's layers have one, and a module with its own parameters needs one.
 
     Attributes:
-        projector_type: its name in configurations.
-        zero_parameters: patterns of the parameters that are zero in a projector that adds nothing at first.
-        is_whole: whether device maps and FSDP must leave it in one piece.
+        projector_type: name in configurations.
+        zero_parameters: patterns of the parameters that must be zero for the projector's output to be zero.
+        is_whole: whether device maps and FSDP must not split it.
         takes_layers: whether its second argument is the patches of `projector_config.token_packer_layers`.
-        is_recomputed: whether gradient checkpointing recomputes it as a whole; not where its layers are
+        is_recomputed: whether gradient checkpointing recomputes it as a whole; False if its layers are
             `GradientCheckpointingLayer`s.
-        gradient_checkpointing: switched by the model's `gradient_checkpointing_enable`.
+        gradient_checkpointing: set by the model's `gradient_checkpointing_enable`.
     """
 
     projector_type: ClassVar[str]
@@ -41,37 +41,37 @@ class Projector(nn.Module):
 
     @classmethod
     def check_config(cls, config: PretrainedConfig, side: int) -> None:
-        """Check that the configuration suits this type with windows of `side`² patches.
+        """Check that the configuration fits this type with windows of `side`² patches.
 
         Raises:
-            ValueError: naming the value that does not fit and what would.
+            ValueError: if it does not; the message names the value and what would fit.
         """
 
     @classmethod
     def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
-        """Estimate of the most bytes that the projector holds at once for a tile, its tokens included."""
+        """Estimated peak memory in bytes that the projector needs per tile, including its tokens."""
         raise NotImplementedError(f"{cls.__name__} lacks `peak_bytes`.")
 
     @classmethod
     def internvl2_part(cls, config: PretrainedConfig) -> str | None:
-        """Name of the submodule that is InternVL2's projector, "" where the whole is, None where none is."""
+        """Name of the submodule that is InternVL2's projector, "" if the whole projector is, None if none is."""
         return None
 
 
 def project(projector: nn.Module, features: torch.Tensor, layers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tokens of a projector, which is given the patches of other layers, (B, S², C) each, where it takes them."""
+    """A projector's tokens. `layers`, the patches of other layers, (B, S², C) each, go to projectors that take them."""
     inputs = (features, layers) if getattr(projector, "takes_layers", False) else (features,)
     is_recomputed = getattr(projector, "gradient_checkpointing", False) and getattr(projector, "is_recomputed", False)
     if is_recomputed and projector.training and torch.is_grad_enabled():
-        # whatever the model's choice: with a frozen vision tower, the reentrant kind would leave out the gradients
+        # never reentrant: with a frozen vision tower, reentrant checkpointing computes no gradients
         return checkpoint(projector, *inputs, use_reentrant=False)
     return projector(*inputs)
 
 
 def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """`function(*inputs)`, of which the backward pass has only the inputs and computes the rest anew.
+    """`function(*inputs)`, which keeps only its inputs for the backward pass and recomputes the rest there.
 
-    For what is large and cheap. The function must not draw random numbers.
+    For large and cheap intermediate values. The function must not draw random numbers.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
@@ -79,7 +79,7 @@ def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> 
 
 
 def tile_counts(config: PretrainedConfig, side: int) -> tuple[int, int]:
-    """S² patches and N² tokens of a tile for windows of `side`² patches."""
+    """S² patches and N² tokens per tile for windows of `side`² patches."""
     patches = config.patch_grid**2
     return patches, patches // side**2
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The projectors by name: PVTC, InternVL2's own, and those that the paper's Figure 7 compares them with."""
+"""The projectors by name: PVTC, InternVL2's own, and the others in the paper's Figure 7."""
 
 from transformers import PretrainedConfig
 
@@ -22,6 +22,6 @@ PROJECTORS = {projector_class.projector_type: projector_class for projector_clas
 
 
 def build_projector(config: PretrainedConfig, projector_type: str, downsample_ratio: float) -> Projector:
-    """Projector of a type and ratio: (B, 1 + S², C) features, CLS first -> (B, N², D), N = S · downsample_ratio."""
+    """Build a projector: (B, 1 + S², C) features, CLS first -> (B, N², D), N = S · downsample_ratio."""
     side = window_size(downsample_ratio, config.patch_grid, "downsample_ratio")
     return PROJECTORS[projector_type](config, side)

@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """PVTC, the projector visual token compressor (InternVL-X, arXiv 2503.21307, section 3.1).
 
-Every M×M window of patches becomes one token. Two queries look at the window: a local one made of its own patches, and a
-global one made of the CLS token. Symbols: S patches a side, N = S / M tokens a side, C vision width, D language width.
+Every M×M window of patches becomes one token. Two queries attend to the window: a local one formed from its patches, and a
+global one formed from the CLS token. Symbols: S patches per side, N = S / M tokens per side, C vision width, D language
+width.
 """
 
 import torch
@@ -15,11 +16,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .pixel_shuffle import InternVL2MLP, patch_windows
 from .projector import Projector, recomputed, require_heads, tile_counts
 
-# The queries of this many heads, (windows, heads, D), are in flight at once, in the backward pass too: enough for large
-# matrix products, few enough to stay in a CPU's cache between them.
+# Heads are processed in groups of this size, (windows, heads, D), also in the backward pass: enough for large matrix
+# products, few enough to stay in a CPU's cache.
 HEADS_AT_ONCE = 4
 DEFAULT_HEADS = 16  # as released
-FLOAT32 = 4  # bytes of the numbers that RMSNorm computes with
+FLOAT32 = 4  # bytes; RMSNorm computes in float32
 
 
 def num_heads(config: PretrainedConfig) -> int:
@@ -45,15 +46,15 @@ class PVTCEmbedding(nn.Module):
 
 
 class PVTCAttention(nn.Module):
-    """Point-to-region cross-attention: one query a window, which sees the M² patches of its own window only.
+    """Point-to-region cross-attention: one query per window, which sees only the M² patches of its own window.
 
-    K and V of the patches are never formed. With one query q a window, head by head,
+    K and V of the patches are never formed. With one query q per window, for each head,
 
         q · (Wk x) = (q Wk) · x        and        Σ a (Wv x) = Wv (Σ a x),
 
-    so Wk and Wv meet the N² queries instead of the S² patches, 1/M² of the work. They are bare parameters, not linear
-    layers: nothing calls them on a tensor, so whatever hooks into a layer's call (LoRA, quantisation, offloading) must not
-    find one here.
+    so Wk and Wv are applied to the N² queries instead of the S² patches, 1/M² of the work. They are plain parameters and
+    not linear layers because they are never called on a tensor: anything that hooks into a layer's call (LoRA,
+    quantization, offloading) must not find one here.
     """
 
     def __init__(self, config: PretrainedConfig):
@@ -67,31 +68,33 @@ class PVTCAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def reset_parameters(self) -> None:
-        """As linear layers start."""
+        """Initialise as linear layers do."""
         for weight in (self.key, self.value):
             init.kaiming_uniform_(weight, a=5**0.5)
 
     def forward(self, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            query: (n, D), one a window.
+            query: (n, D), one per window.
             patches: (n, M², D).
 
         Returns:
             (n, D)
         """
         query = (self.query(query) * self.scaling).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)  # [H, n, d]
-        # cast once: under autocast every product would cast its factors anew, and keep the copy for the backward pass
+        # cast once: under autocast every product would cast its factors again and keep the copy for the backward pass
         patches = patches.to(query.dtype)
         key = self.key.to(query.dtype).unflatten(0, (self.num_heads, -1))  # [H, d, D]
         value = self.value.to(query.dtype).unflatten(0, (self.num_heads, -1)).transpose(1, 2)  # [H, D, d]
         groups = zip(*(tensor.split(HEADS_AT_ONCE) for tensor in (query, key, value)), strict=True)
-        heads = [recomputed(self._look, *group, patches) for group in groups]
+        heads = [recomputed(self._attend_heads, *group, patches) for group in groups]
         return self.output(torch.cat(heads).transpose(0, 1).flatten(1))
 
     @staticmethod
-    def _look(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-        """What some heads see, [h, n, d]. The queries on the patches and what they see are D wide for every head."""
+    def _attend_heads(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, patches: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of a group of heads, [h, n, d]. Queries and attended patches have the full width D in every head."""
         query_on_patches = torch.bmm(query, key).transpose(0, 1)  # [n, h, D]
         weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(-1, dtype=torch.float32)  # [n, h, M²]
         return torch.bmm(torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1), value)
@@ -113,9 +116,9 @@ class PVTCMLP(nn.Module):
 
 
 class StochasticDepth(nn.Dropout):
-    """Leaves a residual branch (n, D) out for a random share of the n windows, in training only.
+    """Drops a residual branch (n, D) for a random share of the n windows, in training only.
 
-    A kind of dropout also for what looks for dropout to switch it off (trl's `disable_dropout`).
+    It is a subclass of dropout so that tools which disable dropout find it (trl's `disable_dropout`).
     """
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
@@ -178,7 +181,7 @@ class PVTCProjector(Projector):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         windows = patch_windows(features, self.side)  # [B, N², M², C]
         shape = windows.shape[:2]
-        # three dimensions: 8-bit linear layers take no more
+        # three dimensions, since 8-bit linear layers accept no more
         patches = self.patch_embedding(windows.flatten(0, 1))  # [B·N², M², D]
         branches = []
         if hasattr(self, "local_layers"):
@@ -188,7 +191,7 @@ class PVTCProjector(Projector):
             query = self.global_query(features[:, :1])  # [B, 1, D]
             query = query.expand(*shape, -1) if self.cls_scale is None else query * self.cls_scale  # [B, N², D]
             branches.append(self.attend(self.global_layers, query.flatten(0, 1), patches))
-        # a tensor of its own: FSDP warns of modules that return a view
+        # `sum` makes a new tensor: FSDP warns about modules that return a view
         return sum(branch.unflatten(0, shape) for branch in branches)
 
     @staticmethod
@@ -198,7 +201,7 @@ class PVTCProjector(Projector):
         return query
 
     def reset_parameters(self) -> None:
-        """The scales of CLS start from N(0, 1), as released, so that every position asks for something else."""
+        """Draw the CLS scales from N(0, 1), as released, so that every position has a different global query."""
         if self.cls_scale is not None:
             init.normal_(self.cls_scale)
 
@@ -211,7 +214,7 @@ class PVTCProjector(Projector):
         patches, tokens = tile_counts(config, side)
         c, d = config.vision_config.hidden_size, config.text_config.hidden_size
         projector, e = config.projector_config, element_size
-        in_float32 = FLOAT32 if e != FLOAT32 else 0  # a copy, where the numbers are not such
+        in_float32 = FLOAT32 if e != FLOAT32 else 0  # a copy, unless the numbers are float32 already
         windows, embedded = e * patches * c, e * patches * d
         heads = min(HEADS_AT_ONCE, num_heads(config))
         norm = patches * d * (in_float32 + FLOAT32 + (e if e == FLOAT32 else 0))

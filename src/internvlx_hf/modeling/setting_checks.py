@@ -1,12 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checks of a configuration's values. Each raises a `ValueError` with the value and what would be right."""
+"""Checks of a configuration's values. Each raises a `ValueError` that gives the value and what would be right."""
 
 from collections.abc import Collection
 from math import inf, isclose
 
 import torch
 
-RATIO_TOLERANCE = 1e-6  # a third as float32 is no further from a third
+RATIO_TOLERANCE = 1e-6  # accepts 1/3 rounded to float32
 
 
 def require(condition: bool, message: str) -> None:
@@ -24,12 +24,12 @@ def require_dtype(place: str, dtype: str | torch.dtype | None) -> None:
 
 
 def window_size(downsample_ratio: float, grid: int, name: str) -> int:
-    """Side M of the window that one token stands for, M = 1 / ratio (paper, section 3.1: N = S / M).
+    """Side M of the window that becomes one token, M = 1 / ratio (paper, section 3.1: N = S / M).
 
     Args:
         downsample_ratio: tokens per patch along one side, in (0, 1].
         grid: side S of the patch grid.
-        name: what the ratio belongs to, for the message.
+        name: the ratio's name, for messages.
 
     Raises:
         ValueError: if the ratio is not 1 / M (1/3 as `1 / 3`, not as 0.333), or M does not divide S.
@@ -43,8 +43,8 @@ def window_size(downsample_ratio: float, grid: int, name: str) -> int:
     if not isclose(downsample_ratio, 1 / side, rel_tol=RATIO_TOLERANCE):
         near = min((m for m in range(1, grid + 1) if grid % m == 0), key=lambda m: abs(m - inverse))
         raise ValueError(
-            f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}. Near it is "
-            f"1/{near} = {1 / near}."
+            f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}. Did you mean "
+            f"1/{near} = {1 / near}?"
         )
     require(
         grid % side == 0,

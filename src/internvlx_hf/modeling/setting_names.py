@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which names a configuration knows, and what its errors say. transformers itself takes any name."""
+"""Checks of the names in a configuration, and its errors. transformers itself accepts any name."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -11,10 +11,10 @@ from transformers import GenerationConfig, PretrainedConfig
 
 Config = TypeVar("Config", bound=PretrainedConfig)
 
-# difflib's ratio from which a name is taken for another one misspelt: `downsampling_ratio` is at 0.882 of `downsample_ratio`,
-# but other models' `image_token` at 0.880 and `image_end_token_id` at 0.875 of `image_token_id`.
+# difflib ratio above which a name counts as misspelt: `downsampling_ratio` has 0.882 with `downsample_ratio`, but the names
+# of other models have less: `image_token` has 0.880 with `image_token_id`, `image_end_token_id` 0.875.
 MISSPELT = 0.881
-# What transformers, of this major version or the last, puts into any configuration beside its fields and properties.
+# names that this or the last major version of transformers adds to any configuration besides its fields and properties
 TRANSFORMERS_NAMES = {
     "add_cross_attention",
     "attn_implementation",
@@ -45,7 +45,7 @@ def _generation_names() -> set[str]:
 
 
 def unknown_names(config_class: type[PretrainedConfig], names) -> list[str]:
-    """Those that neither the class nor transformers knows. A leading underscore marks transformers' internals."""
+    """The names that neither the class nor transformers knows. A leading underscore marks transformers' internals."""
     known = TRANSFORMERS_NAMES | _generation_names() | {field.name for field in fields(config_class)}
     return [name for name in names if not (name in known or name.startswith("_") or hasattr(PretrainedConfig, name))]
 
@@ -55,7 +55,7 @@ def _nearest(name: str, known, cutoff: float = 0.6) -> str | None:
 
 
 def _own_names(config_class: type[PretrainedConfig]) -> list[str]:
-    """The fields that are not every configuration's."""
+    """The fields that the class adds to those of every configuration."""
     inherited = {field.name for field in fields(PretrainedConfig)}
     return [field.name for field in fields(config_class) if field.name not in inherited]
 
@@ -67,12 +67,12 @@ def refuse_unknown_names(config_class: type[PretrainedConfig], names) -> None:
         nearest = _nearest(name, known)
         raise ValueError(
             f"Unknown setting {name!r} in `{config_class.base_config_key}`. "
-            + (f"Did you mean `{nearest}`?" if nearest else f"Known are {', '.join(known)}.")
+            + (f"Did you mean `{nearest}`?" if nearest else f"Known settings: {', '.join(known)}.")
         )
 
 
 def misspelt_names(config_class: type[PretrainedConfig], names) -> dict[str, str | None]:
-    """Names that are nearly a field, with that field; and those of properties, with None."""
+    """Names that are a near miss of a field, with that field; and names of properties, with None."""
     near = {name: _nearest(name, _own_names(config_class), MISSPELT) for name in unknown_names(config_class, names)}
     return {name: field for name, field in near.items() if field is not None or _is_property(config_class, name)}
 
@@ -89,11 +89,11 @@ def _is_property(config_class: type[PretrainedConfig], name: str) -> bool:
 
 def _refuse_property(config_class: type[PretrainedConfig], name: str) -> None:
     if _is_property(config_class, name):
-        raise ValueError(f"{name!r} cannot be set: it follows from other settings.")
+        raise ValueError(f"{name!r} cannot be set: it is computed from other settings.")
 
 
 def with_value_errors(config_class: type[Config]) -> type[Config]:
-    """Make what a strict dataclass raises a `ValueError` that names the field, the value and what would be right."""
+    """Turn the errors of a strict dataclass into a `ValueError` that names the field, the value and what would be right."""
     strict_setattr, strict_validate = config_class.__setattr__, config_class.validate  # type: ignore[attr-defined]
     types = {field.name: field.type for field in fields(config_class)}
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Continuous batching, which transformers offers for prompts of text only."""
+"""Continuous batching, which transformers supports for text prompts only."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,15 +8,15 @@ from transformers import GenerationMixin
 
 
 class TextBatchMixin(GenerationMixin):
-    """Continuous batching that refuses images instead of leaving them out."""
+    """Continuous batching that refuses images instead of ignoring them."""
 
     config: Any
 
     def generate_batch(self, inputs, *args, **kwargs):
-        """See transformers' `generate_batch`. Prompts hold text only.
+        """See transformers' `generate_batch`. Prompts must be text only.
 
         Raises:
-            ValueError: a prompt holds image placeholders, or there are `pixel_values`.
+            ValueError: if a prompt has image placeholders or `pixel_values` is given.
         """
         if kwargs.get("pixel_values") is not None:
             raise ValueError("`generate_batch` takes no `pixel_values`. Use `generate` for prompts with images.")
@@ -39,6 +39,6 @@ class TextBatchMixin(GenerationMixin):
         token = self.config.image_token_id
         if token in input_ids:
             raise ValueError(
-                f"{name} has image placeholders (token {token}), which continuous batching has no images for. Use "
-                "`generate` for prompts with images."
+                f"{name} has image placeholders (token {token}), but continuous batching supports text only. Use `generate` "
+                "for prompts with images."
             )

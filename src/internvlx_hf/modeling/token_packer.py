@@ -14,21 +14,21 @@ from .projector import MLP, Projector, require_heads, tile_counts
 
 
 def num_heads(config: PretrainedConfig) -> int:
-    """Heads of the attention: as configured, else of 128 channels each, as in TokenPacker's own code."""
+    """Attention heads: the configured number, or one per 128 channels, as in TokenPacker's own code."""
     return config.projector_config.num_heads or max(1, config.vision_config.hidden_size // 128)
 
 
 def num_layers(config: PretrainedConfig) -> int:
-    """Layers of the tower that keys and values are made of."""
+    """Number of the tower's layers that form keys and values."""
     return len(config.projector_config.token_packer_layers or (config.vision_feature_layer,))
 
 
 class TokenPackerProjector(Projector):
-    """Bilinearly downsampled patches query the M² patches of their own window.
+    """Bilinearly downsampled patches attend to the M² patches of their own window.
 
-    The form `"original"` is that of TokenPacker's own code. In `"mlp_query"`, which earlier versions saved, an MLP forms
-    the query and the norms have torch's epsilon. Keys and values are of the same features as the query, or of those of
-    `token_packer_layers`, side by side.
+    The form `"original"` follows TokenPacker's own code. In `"mlp_query"`, which earlier versions of this package saved, an
+    MLP forms the query and the norms have torch's epsilon. Keys and values come from the same features as the query, or
+    from the features of `token_packer_layers`, concatenated.
     """
 
     projector_type = "token_packer"
@@ -64,7 +64,7 @@ class TokenPackerProjector(Projector):
         tokens = coarse.shape[-2:].numel()
         coarse = rearrange(coarse, "b c h w -> (b h w) 1 c")
         fine = torch.cat([*layers], dim=-1).unflatten(1, (grid, grid)) if layers else patches.permute(0, 2, 3, 1)
-        fine = partition_windows(fine, self.side).flatten(0, 2)  # [B·N², M², C], or the layers' C side by side
+        fine = partition_windows(fine, self.side).flatten(0, 2)  # [B·N², M², C], or layers·C
         coarse = self.query_linear(coarse) if self.is_original else self.query_mlp(coarse)
         query = self.query(self.query_norm(coarse))
         key = self.key(self.key_norm(self.key_mlp(fine)))

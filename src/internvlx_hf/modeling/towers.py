@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a vision tower gives for a tile, and the features that projectors get of it: the global feature, then the patches."""
+"""What a vision tower returns for a tile, and the features that projectors get: the global feature, then the patches."""
 
 import copy
 import json
@@ -16,18 +16,18 @@ from transformers import AutoModel, PretrainedConfig
 from .configuration_internvlx import InternVLXConfig
 from .setting_checks import pair, require
 
-PROBED_TILES = 2  # with one, a tower that joins the tiles of a batch would go unnoticed
+PROBED_TILES = 2  # a single one would hide a tower that joins the tiles of a batch
 
 
 @dataclass(frozen=True)
 class TowerOutput:
-    """What a tower gives for `PROBED_TILES` tiles, as shapes.
+    """Shapes of a tower's output for `PROBED_TILES` tiles.
 
     Args:
         class_name: the tower's class.
-        last: of `last_hidden_state`.
-        pooled: of `pooler_output`, None without one.
-        has_layers: whether it gives hidden states of the same shape before and after every layer.
+        last: shape of `last_hidden_state`.
+        pooled: shape of `pooler_output`, None without one.
+        has_layers: whether the tower returns hidden states of the same shape before and after every layer.
     """
 
     class_name: str
@@ -42,9 +42,9 @@ class Tower:
 
     Args:
         class_name: the tower's class.
-        extra_tokens: features before the patches: CLS, then registers.
-        pooled_width: width of its pooled output, None without one.
-        global_queries: what `global_query` can be, the default first.
+        extra_tokens: number of features before the patches: CLS, then registers.
+        pooled_width: width of the pooled output, None without one.
+        global_queries: possible values of `global_query`, the default first.
     """
 
     class_name: str
@@ -54,12 +54,12 @@ class Tower:
 
 
 def check_tower(config: InternVLXConfig) -> Tower:
-    """Check the vision tower, and fill in `projector_config.global_query` where it is unset.
+    """Check the vision tower, and fill in `projector_config.global_query` if it is unset.
 
-    The tower's class is run with one layer, without memory. The first feature before the patches is taken for CLS.
+    This runs the tower's class with one layer on the meta device. The first feature before the patches counts as CLS.
 
     Raises:
-        ValueError: naming the tower's class, what it gives and what is needed.
+        ValueError: if the tower does not fit; the message gives its class, its output and what is needed.
     """
     vision, grid, size = config.vision_config, config.patch_grid, config.tile_size
     output = probe(vision)
@@ -67,7 +67,7 @@ def check_tower(config: InternVLXConfig) -> Tower:
     rows = output.last[1] if len(output.last) == 3 else 0
     require(
         len(output.last) == 3 and output.last[::2] == (PROBED_TILES, vision.hidden_size) and rows >= grid**2,
-        f"The vision tower {output.class_name} gives features of shape {output.last} for {tiles}, expected "
+        f"The vision tower {output.class_name} returns features of shape {output.last} for {tiles}, expected "
         f"({PROBED_TILES}, n, {vision.hidden_size}) with {grid}x{grid} patches, so n at least {grid**2}.",
     )
     extra = rows - grid**2
@@ -77,15 +77,15 @@ def check_tower(config: InternVLXConfig) -> Tower:
     require(
         (layer == -1 and not others) or output.has_layers,
         f"`vision_feature_layer`={layer} and `projector_config.token_packer_layers`={others} need the hidden states of every "
-        f"layer, but the vision tower {output.class_name} does not give them as {output.last[1:]} each. Take -1 and None.",
+        f"layer, but the vision tower {output.class_name} does not return them as {output.last[1:]} each. Set -1 and None.",
     )
-    pools = output.pooled == (PROBED_TILES, vision.hidden_size)
-    has = {"cls": extra > 0, "pooled": pools, "mean": True}
+    is_pooled = output.pooled == (PROBED_TILES, vision.hidden_size)
+    available = {"cls": extra > 0, "pooled": is_pooled, "mean": True}
     tower = Tower(
         class_name=output.class_name,
         extra_tokens=extra,
         pooled_width=None if output.pooled is None else output.pooled[-1],
-        global_queries=tuple(name for name, there in has.items() if there),
+        global_queries=tuple(name for name, is_available in available.items() if is_available),
     )
     projector = config.projector_config
     if projector.global_query is None:
@@ -93,29 +93,29 @@ def check_tower(config: InternVLXConfig) -> Tower:
     require(
         projector.global_query in tower.global_queries,
         f"`projector_config.global_query`={projector.global_query!r} does not fit the vision tower {tower.class_name}: a "
-        f"tile gives {rows} features for {grid}x{grid}={grid**2} patches, and "
+        f"tile has {rows} features for {grid}x{grid}={grid**2} patches, "
         + ("no pooled output" if output.pooled is None else f"a pooled output of shape {output.pooled[1:]}")
-        + f" beside the width {vision.hidden_size}. Take {' or '.join(map(repr, tower.global_queries))}.",
+        + f" and the width {vision.hidden_size}. Set {' or '.join(map(repr, tower.global_queries))}.",
     )
     return tower
 
 
 def _check_grid(vision: PretrainedConfig, rows: int, extra: int) -> None:
-    """Tell registers from a grid of another size: with a row and a column of patches more, registers stay as many."""
+    """Check that the extra features are registers: their number must not change when the grid gains a row and a column."""
     (size, _), (patch, _) = pair(vision.image_size), pair(vision.patch_size)
     larger = copy.deepcopy(vision)
     larger.image_size = size + patch if isinstance(vision.image_size, int) else [size + patch] * 2
     more_rows, grid = probe(larger).last[1], size // patch
     require(
         more_rows == extra + (grid + 1) ** 2,
-        f"The vision tower {probe(vision).class_name} gives {rows} features for a tile of {size}x{size} pixels, but "
-        f"{more_rows} for one of {size + patch}x{size + patch}, expected a grid of {grid}x{grid} patches, then "
-        f"{grid + 1}x{grid + 1}, behind as many other tokens.",
+        f"The vision tower {probe(vision).class_name} returns {rows} features for a tile of {size}x{size} pixels and "
+        f"{more_rows} for one of {size + patch}x{size + patch}, expected {grid}x{grid} and {grid + 1}x{grid + 1} patches "
+        "after the same number of other tokens.",
     )
 
 
 def probe(vision: PretrainedConfig) -> TowerOutput:
-    """Run the tower's class on the meta device with one layer, or with all where it cannot have one; else on the CPU.
+    """Run the tower's class on the meta device with one layer, else with all layers, else with one on the CPU.
 
     Raises:
         ValueError: if there is no such class, or it cannot encode tiles of its own size.
@@ -129,7 +129,7 @@ def _probe(config_class: type[PretrainedConfig], json_config: str) -> TowerOutpu
     single = copy.deepcopy(full)
     single.num_hidden_layers = 1
     error: Exception | None = None
-    # a tower may read values, which the meta device has not
+    # the meta device has no values, which some towers read
     for tower, device in ((single, "meta"), (full, "meta"), (single, "cpu")):
         try:
             return _run(tower, device)
@@ -160,7 +160,7 @@ def _run(vision: PretrainedConfig, device: str) -> TowerOutput:
 
 @contextmanager
 def _without_zero_init() -> Iterator[None]:
-    """Outside of DeepSpeed's ZeRO-3, which would partition the probe's parameters as the model's."""
+    """Suspend DeepSpeed's ZeRO-3, which would partition the probe's parameters like the model's."""
     partition = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
     if partition is None:
         yield
@@ -173,10 +173,9 @@ def _without_zero_init() -> Iterator[None]:
 
 
 def projected_features(config: InternVLXConfig, outputs: Any) -> torch.Tensor:
-    """The features that projectors get of a tower's outputs: (B, 1 + S², C), the global feature first, no registers.
+    """The features that projectors get from a tower's outputs: (B, 1 + S², C), the global feature first, no registers.
 
-    CLS and the patches are those of `vision_feature_layer`; the pooled output is what the tower itself makes of its last
-    layer.
+    CLS and the patches come from `vision_feature_layer`, the pooled output from the tower's last layer.
     """
     layer, query, count = config.vision_feature_layer, config.projector_config.global_query, config.patch_grid**2
     features = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
@@ -184,9 +183,9 @@ def projected_features(config: InternVLXConfig, outputs: Any) -> torch.Tensor:
         return features
     patches = features[:, -count:]
     if query == "cls":
-        whole = features[:, :1]
+        global_feature = features[:, :1]
     elif query == "pooled":
-        whole = outputs.pooler_output[:, None].to(patches.device)
+        global_feature = outputs.pooler_output[:, None].to(patches.device)
     else:
-        whole = patches.mean(1, keepdim=True)
-    return torch.cat([whole, patches], dim=1)
+        global_feature = patches.mean(1, keepdim=True)
+    return torch.cat([global_feature, patches], dim=1)

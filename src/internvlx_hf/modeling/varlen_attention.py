@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Attention over packed rows without a mask: `attn_implementation="varlen_sdpa"`.
 
-Several samples packed into a row must not see each other. With "sdpa" and "eager" transformers keeps them apart by a dense
-mask of L² entries; this attention hands the samples' bounds to torch's variable-length kernel, or calls SDPA once per sample.
-On rows that are not packed it is "sdpa".
+Several samples packed into a row must not see each other. With "sdpa" and "eager", transformers separates them with a dense
+mask of L² entries. This attention passes the samples' bounds to torch's variable-length kernel, or calls SDPA once per
+sample. Rows that are not packed use "sdpa".
 """
 
 import inspect
@@ -25,13 +25,13 @@ VARLEN_SDPA = "varlen_sdpa"
 HALF = (torch.float16, torch.bfloat16)
 
 
-# its first versions lack windows and grouped queries
+# its first versions lack sliding windows and grouped queries
 _KERNEL_ARGUMENTS = inspect.signature(varlen_attn).parameters.keys() if varlen_attn is not None else set()
 _KERNEL_SUFFICES = {"enable_gqa", "window_size"} <= _KERNEL_ARGUMENTS
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's own variable-length kernel runs there."""
+    """Whether torch's own variable-length kernel supports the device and dtype."""
     if not _KERNEL_SUFFICES or device.type != "cuda" or torch.version.hip or dtype not in HALF:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -47,10 +47,10 @@ def varlen_sdpa_mask(
     device: torch.device | str = "cpu",
     **kwargs,
 ) -> torch.Tensor | None:
-    """For packed rows the bounds of their samples in the flattened batch, (samples + 1,) int32; else SDPA's mask.
+    """For packed rows, the bounds of their samples in the flattened batch, (samples + 1,) int32; else SDPA's mask.
 
-    transformers has found the samples by then and made them part of `mask_function`: a token that does not see the one
-    before it is a sample's first.
+    transformers has already found the samples and put them into `mask_function`: a token that does not see the one before
+    it is the first of a sample.
     """
     if attention_mask is not None or allow_is_causal_skip or not q_length == kv_length > 1:
         return sdpa_mask(
@@ -85,8 +85,8 @@ def varlen_sdpa_forward(
     """Causal attention within each sample: (B, heads, L, width) -> (B, L, heads, width).
 
     Args:
-        attention_mask: as `varlen_sdpa_mask` gives it.
-        cu_seq_lens_q, max_length_q: bounds and longest of the samples, as the collator and LVTC give them.
+        attention_mask: the result of `varlen_sdpa_mask`.
+        cu_seq_lens_q, max_length_q: bounds of the samples and length of the longest, from the collator or LVTC.
     """
     batch, _, length, width = query.shape
     is_packed = cu_seq_lens_q is not None and length == key.shape[2]
@@ -107,7 +107,7 @@ def varlen_sdpa_forward(
     return output.unflatten(0, (batch, length)), None
 
 
-@torch.compiler.disable  # lengths differ from row to row: each would be compiled anew
+@torch.compiler.disable  # lengths differ from row to row, and each would be compiled again
 def _sample_by_sample(
     module: nn.Module,
     rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
@@ -116,7 +116,7 @@ def _sample_by_sample(
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
-    """(rows, heads, width) queries, keys and values -> (rows, heads, width). On a GPU the lengths wait for the device."""
+    """(rows, heads, width) queries, keys and values -> (rows, heads, width). Waits for the device to read the lengths."""
     lengths = bounds.diff().tolist()
     outputs = []
     for sample in zip(*(part.split(lengths) for part in rows), strict=True):
@@ -129,6 +129,6 @@ def _sample_by_sample(
     return torch.cat(outputs)
 
 
-if VARLEN_SDPA not in AttentionInterface().valid_keys():  # the copies of this file that checkpoints carry come later
+if VARLEN_SDPA not in AttentionInterface().valid_keys():  # a checkpoint's copy of this file must not replace it
     AttentionInterface.register(VARLEN_SDPA, varlen_sdpa_forward)
     AttentionMaskInterface.register(VARLEN_SDPA, varlen_sdpa_mask)

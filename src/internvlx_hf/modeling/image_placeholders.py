@@ -1,0 +1,56 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Checks that a prompt's image placeholders match the tiles that come with it."""
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.utils import is_tracing, logging
+from transformers.utils.import_utils import torch_compilable_check
+
+logger = logging.get_logger(__name__)
+
+
+def check_placeholders(placeholders: torch.Tensor, image_tokens: torch.Tensor, is_chunked: bool) -> None:
+    """Check that every tile has its placeholders.
+
+    Args:
+        placeholders: (B, L) bool.
+        image_tokens: (tiles, N₁², D).
+        is_chunked: whether a single "tile" may hold the tokens of several, as `generate`'s chunked prefill slices them.
+
+    Raises:
+        ValueError: if the number of placeholders is wrong, in the whole prompt or in a row.
+    """
+    tiles, tokens = image_tokens.shape[:2]
+    counts = placeholders.sum(-1)
+    matches = counts.sum() == tiles * tokens
+    if tiles > 1 or not is_chunked:
+        matches &= (counts % tokens == 0).all()
+    torch_compilable_check(
+        matches,
+        lambda: (
+            f"Image features and image tokens do not match: {tiles} tiles of {tokens} tokens need "
+            f"{tiles * tokens} image placeholders, a multiple of {tokens} in every row, but the rows of the prompt have "
+            f"{counts.tolist()}."
+        ),
+    )
+
+
+def warn_about_placeholders(
+    input_ids: torch.Tensor | None, image_token_id: int, cache: Cache | None, is_training: bool
+) -> None:
+    """Warn once if a prompt without tiles has placeholders.
+
+    Input on a filled cache is not checked: it may continue an image's prompt. Neither is a training step on a GPU, because
+    the check waits for the device.
+    """
+    layers = [] if cache is None else cache.layers
+    is_continued = any(layer.is_initialized for layer in layers)  # type: ignore[union-attr]
+    if input_ids is None or is_continued or input_ids.is_meta or is_tracing(input_ids):
+        return
+    if is_training and input_ids.device.type != "cpu":
+        return
+    if (input_ids == image_token_id).any():
+        logger.warning_once(
+            f"The prompt has image placeholders (token {image_token_id}) but no `pixel_values`: they are read as text. Pass "
+            "everything that the processor returns."
+        )
