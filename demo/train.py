@@ -16,7 +16,7 @@ from internvlx_hf import (
     InternVLXImageProcessor,
     InternVLXProcessor,
 )
-from internvlx_hf.checkpoints.whole_folder import refuse_existing, whole_folder
+from internvlx_hf.checkpoints.atomic_folder import atomic_folder, refuse_existing
 from internvlx_hf.training import InternVLXDataCollator
 
 QUESTION = "Transcribe this page."
@@ -181,7 +181,7 @@ def main():
     trainer.train()
 
     # Both carry the code that they need, so that they load where this package is not installed.
-    with whole_folder(args.out / "model", overwrite=True) as folder:
+    with atomic_folder(args.out / "model", overwrite=True) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     write_test_pages(test_digits, args.test_pages, args.out / "pages", args.seed)

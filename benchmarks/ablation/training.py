@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 import internvlx_hf
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
-from internvlx_hf.checkpoints.whole_folder import whole_folder
+from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 from internvlx_hf.modeling.pixel_shuffle import patch_windows
 
 VISION_WIDTH, WIDTH = 64, 96
@@ -118,7 +118,7 @@ def make_base(schedule: Schedule, cache: Path) -> Path:
     steps, rate, batch = (schedule.base_steps, schedule.base_tiled_steps), schedule.base_rate, schedule.batch
     folder = cache / f"base-{steps[0]}-{steps[1]}-{rate}-{batch}"
     if not (folder / "model.safetensors").exists():
-        with whole_folder(folder) as unfinished:
+        with atomic_folder(folder) as unfinished:
             processor = build_processor()
             collator = Collator(processor, (PATCHES // BASE.window) ** 2)
             set_seed(0)

@@ -203,7 +203,7 @@ def test_links_to_nothing_and_loops_are_refused(folder):
     (folder / "dangling").symlink_to("nowhere")
     os.symlink("loop", folder / "loop")
     for name in ("dangling", "loop"):
-        with pytest.raises(LinkError, match=re.escape(f"{name} is a link to nothing")):
+        with pytest.raises(LinkError, match=re.escape(f"{name} is a broken link")):
             resolve_inside(folder, name)
     with pytest.raises(LinkError, match="absent does not exist"):
         resolve_inside(folder, "absent")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 from internvlx_hf.checkpoints.manifest import MANIFEST
-from internvlx_hf.checkpoints.whole_folder import whole_folder
 from small_folder import PERSONS, content, names, whole, write
 
 
@@ -61,7 +61,7 @@ def test_what_came_into_a_folder_of_ours_later_is_listed_before_the_work(change,
     out = tmp_path / "out"
     write(out, "old")
     change(out)
-    with pytest.raises(FileExistsError) as error, whole_folder(out, overwrite=True):
+    with pytest.raises(FileExistsError) as error, atomic_folder(out, overwrite=True):
         raise AssertionError("the work began")
     assert f"did not write, and is not overwritten: {listed}. Move" in str(error.value)
     assert names(tmp_path) == ["out"]
@@ -70,12 +70,12 @@ def test_what_came_into_a_folder_of_ours_later_is_listed_before_the_work(change,
 def test_weights_that_were_trained_in_place_are_not_what_was_written(tmp_path):
     """Of a large file only parts are compared; training changes values everywhere."""
     out = tmp_path / "out"
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         (partial / "model.safetensors").write_bytes(bytes(5_000_000))
     (out / "model.safetensors").write_bytes(bytes(2_000_000) + b"\1" * 3_000_000)
     with (
         pytest.raises(FileExistsError, match=r"model\.safetensors \(changed since\)"),
-        whole_folder(out, overwrite=True),
+        atomic_folder(out, overwrite=True),
     ):
         pass
 

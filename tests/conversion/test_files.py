@@ -103,7 +103,7 @@ def test_shard_that_was_cut_short_is_named(tmp_path):
     source = copy_of(SHARDED, tmp_path / "source")
     shard = source / "model-00002-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    refused(source, r"model-00002-of-00003\.safetensors is damaged or cut short")
+    refused(source, r"model-00002-of-00003\.safetensors is damaged or truncated")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_existing_folder_is_kept_unless_it_is_a_checkpoint_to_overwrite(source, 
 @pytest.mark.parametrize("place", [".", ".."])
 def test_output_never_takes_the_place_of_its_source(source, place):
     (source.parent / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="holds the source"):
+    with pytest.raises(FileExistsError, match="contains the source"):
         convert_checkpoint(source, source / place, overwrite=True)
     assert (source / "model.safetensors").is_file()
 

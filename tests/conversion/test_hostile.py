@@ -84,7 +84,7 @@ def test_file_that_is_a_link_out_of_the_folder_is_refused(source, file):
 def test_link_to_nothing_is_named(source, file):
     (source / file).unlink(missing_ok=True)
     (source / file).symlink_to("nowhere")
-    refused(source, f"{file} is a link to nothing", LinkError)
+    refused(source, f"{file} is a broken link", LinkError)
 
 
 def test_cost_follows_no_link_either(source):
@@ -169,7 +169,7 @@ def test_made_up_depth_in_the_other_layouts_is_refused_at_once(source, tmp_path,
         (b'{"model_type": "\xff"}', r"config\.json is not valid JSON"),
         (b"[" * 100_000, r"config\.json is not valid JSON: maximum recursion"),
         (b'{"vocab_size": ' + b"9" * 5000 + b"}", r"config\.json is not valid JSON"),
-        (b'{"a": {"b": 1, "b": 2}}', r"config\.json is not valid JSON: 'b' stands there twice"),
+        (b'{"a": {"b": 1, "b": 2}}', r"config\.json is not valid JSON: 'b' appears twice"),
         (b"{}", r"has no config\.json"),
     ],
 )

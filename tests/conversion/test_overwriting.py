@@ -181,7 +181,7 @@ def test_card_that_is_damaged_during_the_conversion_costs_no_work(damage, out, m
         damage(out)
 
     monkeypatch.setattr(convert, "write_weights", write_and_damage)
-    with pytest.raises(ValueError, match=r"README\.md.* What was written is in .*out\.finished-") as error:
+    with pytest.raises(ValueError, match=r"README\.md.* The finished folder is kept as .*out\.finished-") as error:
         convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
     (kept,) = out.parent.glob("out.finished-*")
     assert str(kept) in str(error.value)
@@ -210,7 +210,7 @@ def forbid_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "target", "match"),
     [
-        ("NOTICE", "gone", "NOTICE is a link to nothing"),
+        ("NOTICE", "gone", "NOTICE is a broken link"),
         ("LICENSE-x", "../secret", "LICENSE-x leads to .*secret, outside"),
         ("LICENSES/MIT.txt", "../../secret", "MIT.txt leads to .*secret, outside"),
         ("LICENSES", "..", "LICENSES leads to .*, outside"),
@@ -251,7 +251,7 @@ def test_licences_come_along_those_of_a_folder_too(tmp_path):
 def test_training_names_a_licence_that_cannot_be_copied_before_it_trains(tmp_path):
     base = save_checkpoint(tmp_path / "base")
     (base / "NOTICE").symlink_to("gone")
-    with pytest.raises(LinkError, match="NOTICE is a link to nothing"):
+    with pytest.raises(LinkError, match="NOTICE is a broken link"):
         run(tmp_path)
     assert not (tmp_path / "out").exists()
 
@@ -290,7 +290,7 @@ def test_merge_refuses_what_it_did_not_write_and_its_own_base(adapter, tmp_path)
     with pytest.raises(FileExistsError, match="is not the folder of a checkpoint that internvlx wrote"):
         merge_adapter(adapter, tmp_path / "base", overwrite=True)
     (out / "notes.txt").unlink()
-    with pytest.raises(FileExistsError, match="merged holds the source"):
+    with pytest.raises(FileExistsError, match="merged contains the source"):
         merge_adapter(adapter, out, base=str(out), overwrite=True)
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 from internvlx_hf.checkpoints.manifest import MANIFEST
-from internvlx_hf.checkpoints.whole_folder import whole_folder
 
 PERSONS = "Written by a person.\n"
 
@@ -11,7 +11,7 @@ PERSONS = "Written by a person.\n"
 def write(out, text: str, overwrite: bool = False) -> None:
     """A writer of a checkpoint in small: some files, a folder, and a card that a person may have written into."""
     out = Path(out)
-    with whole_folder(out, overwrite=overwrite) as partial:
+    with atomic_folder(out, overwrite=overwrite) as partial:
         for name in ("config.json", "model.safetensors", "LICENSES/MIT.txt"):
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_text(text)

@@ -140,7 +140,7 @@ def damaged_card(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_short, "model-00002-of-00008.safetensors is damaged or cut short"),
+        (cut_short, "model-00002-of-00008.safetensors is damaged or truncated"),
         (both_kinds, "There are model.safetensors and model-00001-of-00008.safetensors, model-00002"),
         (left_over_shard, "model-00001-of-00002.safetensors is not named by model.safetensors.index.json"),
         (

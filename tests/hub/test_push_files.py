@@ -288,8 +288,8 @@ def test_links_to_nothing_and_loops_are_refused(folder):
     (folder / "LICENSE").symlink_to("LICENSE")
     with pytest.raises(FolderError) as error:
         plan_push(folder, "you/model")
-    assert "LICENSE is a link to nothing" in str(error.value)
-    assert "NOTICE is a link to nothing" in str(error.value)
+    assert "LICENSE is a broken link" in str(error.value)
+    assert "NOTICE is a broken link" in str(error.value)
 
 
 def test_links_inside_the_folder_are_followed(folder):

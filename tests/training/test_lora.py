@@ -174,7 +174,7 @@ def test_what_cannot_be_merged_is_named_and_nothing_is_written(trained, tmp_path
         ({"adapter": short}, ValueError, r"1 of its tensors are missing, unexpected or of another shape, " + first),
         ({"dtype": "int8"}, ValueError, r"dtype='int8', expected one of 'float32'"),
         ({"out": folder / "base"}, FileExistsError, r"exists already"),
-        ({"out": adapter, "overwrite": True}, FileExistsError, r"holds the source"),
+        ({"out": adapter, "overwrite": True}, FileExistsError, r"contains the source"),
         ({"out": folder / "data", "overwrite": True}, FileExistsError, r"not the folder of a checkpoint"),
     ]
     for options, error, message in cases:

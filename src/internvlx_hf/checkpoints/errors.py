@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What is wrong with a checkpoint, in words."""
+"""Errors about checkpoints."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,19 +11,19 @@ MOST_LISTED = 12
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names what is wrong with it and what would be right."""
+    """A checkpoint cannot be used. The message names what is wrong and what would be right."""
 
 
 class LinkError(CheckpointError):
-    """A file of a folder that is a link to nothing or out of the folder, or a pipe, a socket or a device."""
+    """A file in a folder is a broken link, a link out of the folder, a pipe, a socket or a device."""
 
 
 @contextmanager
 def blaming(path: str | Path) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a `CheckpointError` that names `path`; an `OSError` that does so stays."""
+    """Turn any error inside into a `CheckpointError` that names `path`. A `ValueError` or `OSError` that names it stays."""
     try:
         yield
-    except Exception as error:  # transformers and tokenizers raise anything for what they did not expect in a file
+    except Exception as error:  # transformers and tokenizers raise errors of any type for unexpected file contents
         text = " ".join(str(error).split())
         if str(path) in text and isinstance(error, ValueError | OSError):
             raise
@@ -32,7 +32,7 @@ def blaming(path: str | Path) -> Iterator[None]:
 
 
 def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
-    """Names for a message, the first few of them."""
+    """Join names for a message; beyond the first `most`, only their number is given."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoint folders that somebody else filled: where they are, and which of their files belong to the checkpoint.
+"""Checkpoint folders to read: finding them, and which of their files belong to the checkpoint.
 
-A symbolic link in one must not lead out of it. None of their code is run.
+Their content is not trusted: a symbolic link must not lead out of the folder, and none of their code is run.
 """
 
 import os
@@ -18,15 +18,15 @@ from .errors import CheckpointError, LinkError
 from .json_files import read_json, read_weight_map
 from .names import CODE_MAPS, FILES, LICENCES, SAFE_WEIGHTS, is_known
 
-# what is downloaded of a repository; the rest stays where it is
+# files of a repository that are downloaded
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "README.md", *LICENCES]
 
 
 def find_source(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint; what is not a folder is taken for a Hub id and downloaded.
+    """The folder of a checkpoint. If `source` is not a folder, it is read as a Hub id and downloaded.
 
     Raises:
-        FileNotFoundError: there is no such folder, and it cannot be had from the Hub.
+        FileNotFoundError: if there is no such folder and no such repository on the Hub.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -39,12 +39,12 @@ def find_source(source: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=HUB_PATTERNS))
     except Exception as error:
         raise FileNotFoundError(
-            f"{source} is no folder here, and downloading it from the Hub failed: {error}"
+            f"{source} is not a local folder, and downloading it from the Hub failed: {error}"
         ) from error
 
 
 def is_hub_id(name: str | None, needs_owner: bool = True) -> TypeGuard[str]:
-    """Whether a name can be a repository's on the Hub."""
+    """Whether a name is a valid repository id on the Hub."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
@@ -53,22 +53,22 @@ def is_hub_id(name: str | None, needs_owner: bool = True) -> TypeGuard[str]:
 
 
 def source_name(source: str | Path) -> str:
-    """A Hub id, or a folder's name without its path, which is private."""
+    """A Hub id, or a folder's name without its path, which may be private."""
     folder = Path(source).expanduser()
     return folder.absolute().name if folder.is_dir() else str(source)
 
 
 def require_apart(out: Path, source: str | Path) -> None:
-    """Raise `FileExistsError` if a folder to make is, or holds, the one that it is made from."""
+    """Raise `FileExistsError` if an output folder is, or contains, its own source."""
     folder = Path(source).expanduser().resolve()
     if folder.is_dir() and out in (folder, *folder.parents):
-        raise FileExistsError(f"{out} holds the source {source}. Choose another folder.")
+        raise FileExistsError(f"{out} contains the source {source}. Choose another folder.")
 
 
 def resolve_inside(folder: str | Path, path: str | Path) -> Path:
-    """The real path of a file or folder that lies in `folder`, links followed.
+    """The real path of a file or folder inside `folder`, with links followed.
 
-    Links may lead anywhere inside `folder`, and to the files of repositories in the Hub's cache, whose snapshots consist of
+    Links may lead anywhere inside `folder`, and to files of repositories in the Hub's cache, whose snapshots consist of
     such links.
 
     Args:
@@ -76,17 +76,17 @@ def resolve_inside(folder: str | Path, path: str | Path) -> Path:
         path: absolute, or relative to `folder`.
 
     Raises:
-        LinkError: the path leads out of the folder, or to nothing, or to what is neither a file nor a folder (a pipe).
+        LinkError: if the path leads out of the folder, does not exist, or is neither a file nor a folder (a pipe).
     """
     root, path = Path(folder).resolve(), Path(folder, path)
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        kind = "is a link to nothing" if path.is_symlink() else "does not exist"
+        kind = "is a broken link" if path.is_symlink() else "does not exist"
         raise LinkError(f"{path} {kind}. Remove it, or put the file there.") from error
     if not (target.is_relative_to(root) or _is_blob(target, root)):
         raise LinkError(
-            f"{path} leads to {target}, outside of {root}. Replace it by a copy of the file, or remove it."
+            f"{path} leads to {target}, outside of {root}. Replace it with a copy of the file, or remove it."
         )
     if not (target.is_file() or target.is_dir()):
         raise LinkError(f"{path} is not a regular file. Remove it.")
@@ -103,10 +103,10 @@ def _is_blob(target: Path, root: Path) -> bool:
 
 
 def check_links(folder: Path) -> None:
-    """Check that no file beside the weights is a link out of the checkpoint's folder.
+    """Check that no file, apart from weights, is a link out of the checkpoint's folder.
 
     Raises:
-        LinkError: naming the link and where it leads.
+        LinkError: if one is; the message names the link and its target.
     """
     for name in FILES:
         if os.path.lexists(folder / name):
@@ -114,12 +114,12 @@ def check_links(folder: Path) -> None:
 
 
 def find_companions(source: str | Path, patterns: Iterable[str] = LICENCES) -> dict[str, Path]:
-    """Real paths, by name, of a folder's files that hold for what is made of it; of what is no folder, none.
+    """Real paths, by name, of the files that also apply to checkpoints derived from this one, such as its licence.
 
-    Look for them before heavy work: what cannot be copied raises here.
+    Call this before heavy work: a file that cannot be copied raises here. A source that is not a folder has none.
 
     Raises:
-        LinkError: a file is a link that leads out of the folder or to nothing, or is neither a file nor a folder.
+        LinkError: if a file is a broken link, a link out of the folder, or neither a file nor a folder.
     """
     folder = Path(source).expanduser()
     paths = [path for pattern in patterns for place in sorted(folder.glob(pattern)) for path in _files(place)]
@@ -127,7 +127,7 @@ def find_companions(source: str | Path, patterns: Iterable[str] = LICENCES) -> d
 
 
 def copy_companions(files: dict[str, Path], out: Path) -> None:
-    """Copy what [`find_companions`] found to the same names in another folder."""
+    """Copy the files that [`find_companions`] found into another folder, under the same names."""
     for name, file in files.items():
         target = out / name
         target.parent.mkdir(exist_ok=True, parents=True)
@@ -150,14 +150,14 @@ def _regular(folder: Path, path: Path) -> Path:
 
 
 def checkpoint_files(folder: str | Path) -> set[str]:
-    """The files of a folder that belong to a checkpoint, as paths in it with forward slashes.
+    """The files of a folder that belong to a checkpoint, as relative paths with forward slashes.
 
-    These are the weights that the index names, or the one file that holds them all; known configurations, tokenizers,
-    templates, reports, card and licences; and the code that an `auto_map` names or that such code imports. Folders that
-    are links are not entered. A file that is a link counts, wherever it leads.
+    These are the weights that the index names, or the single weight file; known configurations, tokenizers, templates,
+    reports, the model card and licences; and the code that an `auto_map` names, with its imports. Links to folders are not
+    entered. A link to a file counts, wherever it leads.
 
     Raises:
-        CheckpointError: an index, a configuration or a module is damaged, naming it.
+        CheckpointError: if an index, a configuration or a module is damaged; the message names it.
     """
     folder = Path(folder)
     names = set(walk_files(folder))
@@ -169,29 +169,29 @@ def checkpoint_files(folder: str | Path) -> set[str]:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """Paths in a folder of all that is no folder and no link to one. Links are not entered."""
+    """Relative paths of everything in a folder except folders and links to folders. Links are not entered."""
     for place, _, files in os.walk(folder):
         yield from (Path(place, name).relative_to(folder).as_posix() for name in files)
 
 
 def linked_folders(folder: Path) -> list[str]:
-    """Paths in a folder of the links to folders."""
+    """Relative paths of the links to folders in a folder."""
     found = (Path(place, name) for place, folders, _ in os.walk(folder) for name in folders)
     return [path.relative_to(folder).as_posix() for path in found if path.is_symlink()]
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """The safetensors index's names of files by tensor; empty where there is no index.
+    """File names by tensor, from the safetensors index; empty without an index.
 
     Raises:
-        CheckpointError: the index is damaged, or leads out of the folder.
+        CheckpointError: if the index is damaged or leads out of the folder.
     """
     index = folder / SAFE_WEIGHTS[1]
     return read_weight_map(index) if index.is_file() else {}
 
 
 def code_files(folder: Path) -> set[str]:
-    """The modules that an `auto_map` of the folder names, and those that they import, whether they are there or not."""
+    """The modules that an `auto_map` of the folder names, and the modules that these import, whether they exist or not."""
     waiting = {_module(reference) for file in CODE_MAPS for reference in auto_map(folder / file).values()}
     found: set[str] = set()
     while waiting := {module for module in waiting if module.isidentifier()} - found:
@@ -205,10 +205,10 @@ def _module(reference: str) -> str:
 
 
 def relative_imports(path: Path) -> set[str]:
-    """The modules beside it that a module imports, by transformers' own rule; none where there is no such file.
+    """The sibling modules that a module imports, by transformers' own rule; none if the file does not exist.
 
     Raises:
-        CheckpointError: it is no text.
+        CheckpointError: if the file is not UTF-8 text.
     """
     try:
         return set(get_relative_imports(path)) if path.is_file() else set()
@@ -217,12 +217,12 @@ def relative_imports(path: Path) -> set[str]:
 
 
 def auto_map(path: Path) -> dict[str, str]:
-    """The classes that a saved configuration names by auto class, those of its image and video processor included.
+    """The classes that a saved configuration names, by auto class, including those of its image and video processor.
 
     A tokenizer's second class has the key `<auto class>[1]`.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: if the configuration is damaged.
     """
     saved = read_json(path)
     found = {}

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""JSON files that somebody else wrote: reading them, and checking what they hold before anything is made of it.
+"""Reading JSON files that are not trusted, and checking their content before it is used.
 
-A kind is a type or a tuple of them; `[kind]`, a list; `{str: kind}`, an object of any names; or an object of known names,
-`{"name": kind, "other?": kind}`, where a question mark says that the name may be missing. Other names are let be.
+A kind is a type or a tuple of types; `[kind]`, a list; `{str: kind}`, an object with any names; or `{"name": kind,
+"other?": kind}`, an object with known names, where a question mark means that the name is optional. Other names are ignored.
 """
 
 import json
@@ -20,16 +20,16 @@ WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or
 
 
 def read_json(path: str | Path) -> dict:
-    """The JSON object in a file; empty where there is no such file.
+    """The JSON object in a file; empty if the file does not exist.
 
     Raises:
-        CheckpointError: the file is not UTF-8 or no JSON, gives a name two values, or holds something else than an object.
-        OSError: it cannot be opened: a folder, a pipe, a link to nothing, not permitted.
+        CheckpointError: if the file is not UTF-8 or not JSON, gives a name two values, or does not hold an object.
+        OSError: if it cannot be opened: a folder, a pipe, a broken link, no permission.
     """
     if not os.path.lexists(path):
         return {}
     if stat.S_ISFIFO(os.stat(path).st_mode):
-        raise OSError(f"{path} is a pipe, expected a file.")  # to open it would wait for ever
+        raise OSError(f"{path} is a pipe, expected a file.")  # opening it would block forever
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
@@ -40,11 +40,11 @@ def read_json(path: str | Path) -> dict:
 
 
 def read_weight_map(path: str | Path) -> dict[str, str]:
-    """File names by tensor, out of an index of shards: bare names of files of the index's own kind.
+    """File names by tensor from an index of shards. They must be bare names of files of the index's own format.
 
     Raises:
-        CheckpointError: the index is damaged, or names a file elsewhere.
-        OSError: it cannot be opened.
+        CheckpointError: if the index is damaged or names a file in another folder.
+        OSError: if it cannot be opened.
     """
     index = read_json(path)
     found = index.get("weight_map")
@@ -66,7 +66,7 @@ def _unambiguous(pairs: list[tuple[str, object]]) -> dict:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found and found[name] != value:
-            raise ValueError(f"{name!r} stands there twice, as {found[name]!r:.80} and as {value!r:.80}")
+            raise ValueError(f"{name!r} appears twice, as {found[name]!r:.80} and as {value!r:.80}")
         found[name] = value
     return found
 
@@ -75,12 +75,12 @@ def check_fields(value: Any, kind: Any, file: str | Path, field: str = "") -> No
     """Check a value read from JSON.
 
     Args:
-        kind: see the module.
-        file: where it was read, for the message.
-        field: what it is called there.
+        kind: see the module's docstring.
+        file: the file it comes from, for messages.
+        field: its name in the file.
 
     Raises:
-        CheckpointError: naming the file, the field, what it is, and what would be right.
+        CheckpointError: if the value is wrong; the message gives the file, the field, the value and what would be right.
     """
     problem = f"{file}: {field or 'its content'} is {_shown(value)}, expected {_in_words(kind)}."
     if isinstance(kind, list | dict):
@@ -93,7 +93,7 @@ def check_fields(value: Any, kind: Any, file: str | Path, field: str = "") -> No
 
 
 def _parts(value: Any, kind: Any, file: str | Path, field: str) -> Iterator[tuple[str, Any, Any]]:
-    """Name, value and kind of each part that is to be checked."""
+    """Name, value and kind of each part to check."""
     if isinstance(kind, list):
         yield from ((f"{field}[{number}]", part, kind[0]) for number, part in enumerate(value))
     elif str in kind:

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a write of a whole folder put there, by which a later one tells what it may replace."""
+"""A record of the files that a write put into a folder, which tells a later write what it may replace."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from .names import CARD, NATIVE, OURS, RECIPE, REPORT
 
 MANIFEST = "internvlx_manifest.json"
 FORMAT = 1
-# Reading all of the weights would take minutes. Training changes values everywhere, so that samples show it.
+# Hashing all weights would take minutes. Training changes values everywhere, so samples detect it.
 SAMPLES, SAMPLE_BYTES = 64, 4096
-# in the place of a fingerprint, for a folder without a manifest
+# stands for a fingerprint in a folder without a manifest
 NOT_RECORDED = object()
 
 
@@ -23,7 +23,7 @@ def write_manifest(folder: Path, run_id: str) -> None:
     """Record every file of a folder.
 
     Args:
-        run_id: by which [`written_by`] knows the folder again.
+        run_id: identifies the write, see [`written_by`].
     """
     files = {name: _fingerprint(folder / name) for name in _leaves(folder)}
     manifest = {"format": FORMAT, "internvlx_hf": __version__, "run": run_id, "files": files}
@@ -31,19 +31,19 @@ def write_manifest(folder: Path, run_id: str) -> None:
 
 
 def written_by(folder: Path) -> str | None:
-    """The `run_id` of the write that made a folder; None where none of ours did."""
+    """The `run_id` of the write that made a folder; None if this package did not write it."""
     return _read(folder).get("run")
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a write of ours made a folder: it has a manifest, or is a conversion's from before there were manifests."""
+    """Whether this package wrote a folder: it has a manifest, or is a conversion from before manifests existed."""
     return bool(_read(folder)) or _is_conversion(folder)
 
 
-def files_in_the_way(folder: Path) -> list[str]:
-    """Names of what stands in a folder and no write of ours put there, or was changed since.
+def foreign_files(folder: Path) -> list[str]:
+    """Names of files in a folder that this package did not write, or that were changed since.
 
-    The model card may be changed: whoever replaces the folder carries over what a person wrote into it.
+    The model card may have been changed: code that replaces the folder carries over what a person wrote into it.
     """
     manifest = _read(folder)
     written = manifest.get("files", {}) if manifest else dict.fromkeys(_names_of_conversion(folder), NOT_RECORDED)
@@ -52,7 +52,7 @@ def files_in_the_way(folder: Path) -> list[str]:
 
 
 def _label(name: str, written: dict) -> str:
-    """A file by its name, a folder's whole content by the folder's."""
+    """A changed file's own name; for other files the name of the top-level folder or file."""
     if name in written:
         return f"{name} (changed since)"
     first, slash, _ = name.partition("/")
@@ -66,14 +66,14 @@ def _is_as_written(path: Path, name: str, written: dict) -> bool:
 
 
 def _leaves(folder: Path) -> list[str]:
-    """Paths relative to a folder of all that is no folder, and of empty folders; links are not followed."""
+    """Relative paths of all files and empty folders in a folder; links are not followed."""
     paths = sorted(folder.rglob("*"))
     parents = {path.parent for path in paths}
     return [path.relative_to(folder).as_posix() for path in paths if path not in parents]
 
 
 def _fingerprint(path: Path) -> dict:
-    """A file's size, and a digest of parts of it at equal distances: of all of it where it is small."""
+    """A file's size, and a digest of evenly spaced parts of it; of the whole file if it is small."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         for start in range(0, size, max(size // SAMPLES, SAMPLE_BYTES)):
@@ -83,7 +83,7 @@ def _fingerprint(path: Path) -> dict:
 
 
 def _read(folder: Path) -> dict:
-    """A folder's manifest; empty where there is none that can be understood."""
+    """A folder's manifest; empty if there is none or it cannot be read."""
     manifest = _json(folder / MANIFEST)
     is_known = manifest.get("format") == FORMAT and isinstance(manifest.get("files"), dict)
     return manifest if is_known else {}
@@ -94,9 +94,9 @@ def _is_conversion(folder: Path) -> bool:
 
 
 def _names_of_conversion(folder: Path) -> set[str]:
-    """The files of a checkpoint that a folder without a manifest holds, if a conversion wrote it.
+    """The checkpoint files in a folder without a manifest, if a conversion wrote it.
 
-    A recipe is not among them: it stands beside weights that were trained.
+    A training recipe is not among them, since it means that the weights were trained.
     """
     try:
         return checkpoint_files(folder) - {RECIPE} if _is_conversion(folder) else set()

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Names that checkpoints use: of model types, of dtypes, and of files."""
+"""Names that checkpoints use: model types, dtypes and files."""
 
 from fnmatch import fnmatchcase
 
@@ -21,26 +21,26 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-# the model types of transformers' own InternVL and of ours
+# model types of transformers' own InternVL and of this package
 NATIVE, OURS = "internvl", "internvl_x"
-# that models are computed and saved in
+# for computing and saving models
 DTYPES = ("float32", "float16", "bfloat16")
 
-# Weights: of the first of these that is there. An index names shards.
+# Weights are read from the first of these that exists. An index names shards.
 SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 PICKLED_WEIGHTS = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 WEIGHTS = (*SAFE_WEIGHTS, *PICKLED_WEIGHTS)
 SAFE_SHARDS, PICKLED_SHARDS = "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"
 ADAPTER_WEIGHTS = (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
 
-# settings of the image processor: where both are there, the first has the last word
+# settings of the image processor; the first takes precedence
 PROCESSOR_FILES = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
-# whose `auto_map` may name code
+# files whose `auto_map` may name code
 CODE_MAPS = (CONFIG_NAME, *PROCESSOR_FILES, VIDEO_PROCESSOR_NAME, "tokenizer_config.json")
 CARD = "README.md"
 REPORT = "conversion_report.json"
 RECIPE = "training_recipe.json"
-# beside weights and code
+# files besides weights and code
 FILES = (
     *CODE_MAPS,
     GENERATION_CONFIG_NAME,
@@ -60,13 +60,13 @@ FILES = (
     CARD,
     ".gitattributes",
 )
-# a folder `LICENSES/` holds several, by the convention of reuse.software
+# a folder `LICENSES/` holds several licences, by the convention of reuse.software
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 PATTERNS = (*FILES, f"{CHAT_TEMPLATE_DIR}/*.jinja", *LICENCES, "LICENSES/*")
 
 
 def is_known(name: str) -> bool:
-    """Whether a path in a checkpoint's folder is that of a file beside weights and code. A star crosses no slash."""
+    """Whether a relative path is a known checkpoint file other than weights and code. A star does not match a slash."""
     return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in PATTERNS)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which values a setting may have: a rule checks one, and says in words what would be right."""
+"""Rules for the values of settings: a rule checks a value, and describes in words what would be right."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,7 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FieldRule:
-    """Args: expected: what is right, in words; holds: whether a value is."""
+    """A rule for a value.
+
+    Args:
+        expected: what is right, in words.
+        holds: whether a value is right.
+    """
 
     expected: str
     holds: Callable[[Any], bool]
@@ -28,7 +33,7 @@ def whole(low: int, high: int) -> FieldRule:
 
 
 def number(low: float, high: float, *, above: bool = False) -> FieldRule:
-    """A number from `low` to `high`; `above`: not `low` itself."""
+    """A number from `low` to `high`; with `above`, excluding `low` itself."""
     return FieldRule(
         f"a number {'above' if above else 'from'} {low} {'and up ' if above else ''}to {high}",
         lambda value: is_number(value) and (low < value if above else low <= value) and value <= high,
@@ -41,7 +46,7 @@ def choice(names: Iterable[str]) -> FieldRule:
 
 
 def list_of(rule: FieldRule, length: int | None = None) -> FieldRule:
-    """A list, of so many values if a length is given, none of them null."""
+    """A list of `length` values, or of any number; none may be null."""
     size = "" if length is None else f"{length} "
     return FieldRule(
         f"a list of {size}values, each {rule.expected}",

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Writing weights without ever holding them: safetensors shards tensor by tensor."""
+"""Writing safetensors shards tensor by tensor, without holding all weights in memory."""
 
 import json
 from collections.abc import Iterable
@@ -13,13 +13,13 @@ from .names import SAFE_WEIGHTS
 from .weights import TensorInfo
 
 DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
-# Bytes that are cast, checked and written at a time: few enough to stay in the cache on the way.
+# bytes to cast, check and write at a time: few enough to stay in the CPU's cache
 CHUNK = 2**20
 HEADER_ALIGNMENT = 8
 
 
 def plan_shards(groups: Iterable[dict[str, TensorInfo]], max_bytes: int) -> list[dict[str, TensorInfo]]:
-    """Share tensors out to shards in order, each of at most `max_bytes` unless one group is larger; groups stay whole."""
+    """Distribute tensors over shards in order, keeping groups whole: at most `max_bytes` each unless a group is larger."""
     shards: list[dict[str, TensorInfo]] = [{}]
     size = 0
     for group in groups:
@@ -33,11 +33,11 @@ def plan_shards(groups: Iterable[dict[str, TensorInfo]], max_bytes: int) -> list
 
 
 class ShardWriter:
-    """One safetensors file whose tensors are known beforehand and arrive one by one, in any order.
+    """Writes a safetensors file whose tensors are announced in advance and arrive one by one, in any order.
 
     Args:
         path: the file to write.
-        tensors: what will arrive. Wide dtypes are laid out first, so that every tensor is aligned.
+        tensors: the tensors that will arrive. Wide dtypes come first in the file, so that every tensor is aligned.
     """
 
     def __init__(self, path: Path, tensors: dict[str, TensorInfo]):
@@ -62,9 +62,9 @@ class ShardWriter:
         """Cast a tensor to its planned dtype, check it, and write it.
 
         Args:
-            name: as it was announced.
-            tensor: of the shape that was announced.
-            source: name of the tensor that it was made of, for messages.
+            name: one of the announced names.
+            tensor: has the announced shape.
+            source: name of the tensor that it was made from, for messages.
 
         Raises:
             CheckpointError: if a value is not finite, in the tensor or after the cast.
@@ -89,7 +89,7 @@ class ShardWriter:
 
 def _cast(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if {part.dtype, dtype} == {torch.bfloat16, torch.float16}:
-        part = part.float()  # exact, and twice as fast as the direct way
+        part = part.float()  # exact, and twice as fast as a direct cast
     return part.to(dtype)
 
 
@@ -117,7 +117,7 @@ def write_index(folder: Path, shards: dict[str, dict[str, TensorInfo]]) -> None:
 
 
 def shard_names(count: int) -> list[str]:
-    """File names of a checkpoint of so many shards, as transformers counts them."""
+    """File names of a checkpoint with `count` shards, as in transformers."""
     if count == 1:
         return [SAFE_WEIGHTS[0]]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The weight files of a checkpoint: which tensors they hold, which they should, and one tensor at a time out of them."""
+"""The weight files of a checkpoint: which tensors they hold, which they should hold, and reading them one at a time."""
 
 import os
 import pickle
@@ -18,20 +18,20 @@ from .folders import resolve_inside
 from .json_files import read_weight_map
 from .names import WEIGHTS
 
-# the output embeddings, which may be tied to the input's
+# the output embeddings, which may be tied to the input embeddings
 HEAD = "lm_head.weight"
 
 
 def weight_files(folder: Path, kinds: Sequence[str] = WEIGHTS) -> tuple[list[Path], dict[str, str] | None]:
-    """The files that hold a checkpoint's weights; and the index that names them by tensor, None where there is one file.
+    """The files that hold a checkpoint's weights, and the index of file names by tensor, None for a single file.
 
     Args:
         folder: the checkpoint.
-        kinds: names of single files and of indices; the first that is there counts.
+        kinds: names of single files and of indices; the first that exists is used.
 
     Raises:
-        CheckpointError: there are none, one is missing, or the index is damaged or names a file elsewhere.
-        LinkError: one is a link out of the folder.
+        CheckpointError: if there are no weights, a shard is missing, or the index is damaged or names a file elsewhere.
+        LinkError: if one is a link out of the folder.
     """
     name = next((name for name in kinds if os.path.lexists(folder / name)), None)
     if name is None:
@@ -50,7 +50,7 @@ def weight_files(folder: Path, kinds: Sequence[str] = WEIGHTS) -> tuple[list[Pat
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a tensor is, without its values."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -64,10 +64,10 @@ class TensorInfo:
 
 
 def model_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
-    """Name, shape and dtype of every tensor of a model, tied output embeddings included.
+    """Name, shape and dtype of every tensor of a model, including tied output embeddings.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: if the configuration does not make a model.
     """
     with blaming("config.json"), torch.device("meta"):
         model = InternVLXForConditionalGeneration(config)
@@ -75,16 +75,16 @@ def model_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
 
 
 class Weights:
-    """The weights of a checkpoint folder. Values are read when they are asked for.
+    """The weights of a checkpoint folder. Values are read on request.
 
     Args:
         folder: holds safetensors files, or `.bin` files, which are read with `torch.load(weights_only=True)` only.
         kinds: see [`weight_files`].
 
     Raises:
-        CheckpointError: naming everything that is wrong: there are no weights, shards are missing or damaged, or index and
-            shards disagree.
-        LinkError: a shard is a link out of the folder.
+        CheckpointError: if there are no weights, shards are missing or damaged, or index and shards disagree. The message
+            names every problem.
+        LinkError: if a shard is a link out of the folder.
     """
 
     def __init__(self, folder: Path, kinds: Sequence[str] = WEIGHTS):
@@ -117,7 +117,7 @@ class Weights:
                     for name, part in found.items()
                 }
         except SafetensorError as error:
-            raise CheckpointError(f"{path} is damaged or cut short ({error}). Download or save it again.") from error
+            raise CheckpointError(f"{path} is damaged or truncated ({error}). Download or save it again.") from error
 
     def _disagreements(self, index: dict[str, str] | None) -> Iterator[str]:
         if index is None:
@@ -131,7 +131,7 @@ class Weights:
 
     @contextmanager
     def open(self, path: Path) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-        """Yield an iterator over (name, tensor) of one shard. A tensor's memory is the file's, mapped, while it is open."""
+        """Yield an iterator over (name, tensor) of one shard. Tensors are memory-mapped and valid while it is open."""
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as shard:
                 yield ((name, shard.get_tensor(name)) for name in shard.offset_keys())
@@ -154,8 +154,8 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"{path} holds a {type(tensor).__name__} as {name!r:.200}, expected tensors by name alone. Save those that "
-                "are the model's."
+                f"{path} holds a {type(tensor).__name__} as {name!r:.200}, expected only tensors by name. Save the model's "
+                "state dict alone."
             )
         if tensor.layout != torch.strided or tensor.is_complex():
             raise CheckpointError(
@@ -171,12 +171,14 @@ def _unpickle(path: Path) -> object:
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-        # written in the format before zip files, which cannot be mapped
+        # the format before zip files cannot be memory-mapped
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds more than tensors, and running what it holds is refused.") from error
+        raise CheckpointError(
+            f"{path} holds more than tensors; its code is not run. Save the tensors alone."
+        ) from error
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # a damaged pickle may raise any type
         text = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is damaged or cut short ({text}). Download or save it again.") from error
+        raise CheckpointError(f"{path} is damaged or truncated ({text}). Download or save it again.") from error

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..checkpoints.atomic_folder import require_room, resolve_out
 from ..checkpoints.folders import copy_companions, find_companions, find_source, require_apart, source_name
 from ..checkpoints.names import NATIVE, REPORT
 from ..checkpoints.shards import ShardWriter, plan_shards, shard_names, write_index
 from ..checkpoints.weights import TensorInfo
-from ..checkpoints.whole_folder import require_room, resolve_out
 from ..hub.checkpoint_folder import checkpoint_folder
 from .native import save_native_sidecar
 from .options import ConversionOptions

@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from ..checkpoints.atomic_folder import require_room, resolve_out
 from ..checkpoints.errors import CheckpointError, blaming
 from ..checkpoints.folders import copy_companions, find_companions, find_source, require_apart, source_name
 from ..checkpoints.names import REPORT
 from ..checkpoints.shards import plan_shards
 from ..checkpoints.weights import HEAD
-from ..checkpoints.whole_folder import require_room, resolve_out
 from ..hub.checkpoint_folder import checkpoint_folder
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXModel, InternVLXProjectorConfig
 from ..processing.chat_templates import has_generation_marks

@@ -133,7 +133,7 @@ def _take_apart(text: str) -> tuple[str, dict[str, str], str]:
             "own. Mend the mark, or delete the section with both its marks to have it generated again."
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise CardError(f"README.md: the section {twice[0]!r} stands there twice. Delete one with both its marks.")
+        raise CardError(f"README.md: the section {twice[0]!r} appears twice. Delete one with both its marks.")
     return block, digests, body.strip("\n")
 
 

@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..checkpoints.atomic_folder import atomic_folder, resolve_out
 from ..checkpoints.manifest import written_by
-from ..checkpoints.whole_folder import resolve_out, whole_folder
 from .card_text import writing
 from .model_card import read_card, write_card
 
 
 @contextmanager
 def checkpoint_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A [`whole_folder`] that gets a model card at the end, with what a person wrote into that of `out` by then.
+    """A [`atomic_folder`] that gets a model card at the end, with what a person wrote into that of `out` by then.
 
     Raises:
         CardError: what a person wrote into the card of `out` cannot be told from what was generated. Where a mark was
@@ -27,7 +27,7 @@ def checkpoint_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[P
 
     before = written_by(out)
     try:
-        with whole_folder(out, overwrite=overwrite, complete=add_card) as folder:
+        with atomic_folder(out, overwrite=overwrite, complete=add_card) as folder:
             writing(read_card(out))
             yield folder
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_pef
 from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ..checkpoints.atomic_folder import require_room, resolve_out
 from ..checkpoints.errors import blaming, listed
 from ..checkpoints.folders import (
     check_links,
@@ -20,7 +21,6 @@ from ..checkpoints.folders import (
 )
 from ..checkpoints.names import ADAPTER_WEIGHTS, DTYPES, RECIPE
 from ..checkpoints.rules import choice
-from ..checkpoints.whole_folder import require_room, resolve_out
 from ..hub.checkpoint_folder import checkpoint_folder
 from ..processing import InternVLXProcessor
 from .arguments import ModelArguments

@@ -11,8 +11,8 @@ from itertools import count
 import pytest
 
 import forked
-from internvlx_hf.checkpoints import whole_folder as module
-from internvlx_hf.checkpoints.whole_folder import whole_folder
+from internvlx_hf.checkpoints import atomic_folder as module
+from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 from small_folder import PERSONS, content, names, whole, write
 
 pytestmark = pytest.mark.any_transformers
@@ -185,7 +185,7 @@ def test_of_processes_that_write_one_folder_at_once_one_does_and_the_others_fail
             time.sleep(0.001)
         start = time.monotonic()
         try:
-            with whole_folder(out, overwrite=overwrite) as partial:
+            with atomic_folder(out, overwrite=overwrite) as partial:
                 (partial / "config.json").write_text(str(number))
                 time.sleep(1)
         except BlockingIOError as error:
@@ -212,9 +212,9 @@ def test_lock_of_a_file_that_the_run_before_removed_is_taken_again(tmp_path, mon
         try_lock(file)
 
     monkeypatch.setattr(module, "_try_lock", remove_and_lock)
-    with whole_folder(tmp_path / "out"):
+    with atomic_folder(tmp_path / "out"):
         assert len(calls) == 3
-        with pytest.raises(BlockingIOError), whole_folder(tmp_path / "out"):
+        with pytest.raises(BlockingIOError), atomic_folder(tmp_path / "out"):
             pass
     assert names(tmp_path) == ["out"]
 
@@ -224,9 +224,9 @@ def test_lock_holds_for_other_paths_to_the_same_folder(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("real")
     monkeypatch.chdir(tmp_path)
     with (
-        whole_folder("real/out"),
+        atomic_folder("real/out"),
         pytest.raises(BlockingIOError, match="Another process is writing"),
-        whole_folder("link/out"),
+        atomic_folder("link/out"),
     ):
         pass
 
@@ -235,12 +235,14 @@ def test_file_that_appears_in_out_is_kept_and_so_is_the_finished_work(tmp_path):
     out = tmp_path / "out"
 
     def write_while_another_does():
-        with whole_folder(out) as partial:
+        with atomic_folder(out) as partial:
             (partial / "config.json").write_text("new")
             out.mkdir()
             (out / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(FileExistsError, match=r"exists already.*What was written is in .*out\.finished-") as error:
+    with pytest.raises(
+        FileExistsError, match=r"exists already.*The finished folder is kept as .*out\.finished-"
+    ) as error:
         write_while_another_does()
     assert content(out) == {"thesis.txt": "years of work"}
     (kept,) = tmp_path.glob("out.finished-*")
@@ -263,7 +265,7 @@ def test_file_that_appears_in_a_folder_to_overwrite_stays_there(moment, tmp_path
                 lambda event, arguments: appear() if event == "os.rename" and str(arguments[0]) == str(out) else None
             )
         try:
-            with whole_folder(out, overwrite=True) as partial:
+            with atomic_folder(out, overwrite=True) as partial:
                 (partial / "config.json").write_text("new")
                 if moment == "while it is written":
                     appear()
@@ -341,7 +343,7 @@ def test_relative_path_and_new_parents(tmp_path, monkeypatch):
 
 
 def test_failure_leaves_no_parents_behind(tmp_path):
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "a" / "b" / "out"):
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "a" / "b" / "out"):
         raise RuntimeError
     assert names(tmp_path) == []
 
@@ -350,7 +352,7 @@ def test_failure_leaves_no_parents_behind(tmp_path):
 def test_place_that_cannot_be_written_is_named(parent, tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / parent / "out"
-    with pytest.raises(OSError, match=f"{out} cannot be written: "), whole_folder(out):
+    with pytest.raises(OSError, match=f"{out} cannot be written: "), atomic_folder(out):
         pass
 
 
@@ -367,5 +369,5 @@ def test_private_folder_stays_private_and_others_follow_the_umask(tmp_path):
 
 
 def test_disk_that_is_mounted_at_out_is_named_before_the_work():
-    with pytest.raises(FileExistsError, match="where a disk is mounted"), whole_folder("/proc", overwrite=True):
+    with pytest.raises(FileExistsError, match="a mount point"), atomic_folder("/proc", overwrite=True):
         raise AssertionError("the work began")

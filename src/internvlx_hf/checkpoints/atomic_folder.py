@@ -1,14 +1,14 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A folder that appears whole: written beside its place under a lock, and moved there at the end.
+"""Writing a folder atomically: under a lock, into a hidden folder beside it, which is renamed at the end.
 
-Beside a folder OUT a run uses hidden names with an id of its own, and notes the id in the lock file before it makes any:
+Beside a folder OUT, a run uses hidden names with its own id, which it first notes in the lock file:
 
-    .OUT.internvlx.lock     locked while the run lives; the ids of this run and of killed ones
-    .OUT.writing-ID         the new folder, until it is whole
-    .OUT.replaced-ID        the old folder, from when it makes room until the new one is in its place
+    .OUT.internvlx.lock     locked while the run is alive; lists the ids of this run and of killed ones
+    .OUT.writing-ID         the new folder, until it is complete
+    .OUT.replaced-ID        the old folder, until the new one has its name
     .OUT.removed-ID         the old folder, while it is deleted
 
-What a killed run left says how far it came, so that the next one puts it in order. All names are gone after a run.
+The names that a killed run left show how far it got, and the next run cleans up. After a run none of them remain.
 """
 
 import os
@@ -25,12 +25,12 @@ from typing import BinaryIO
 from transformers.utils import logging
 
 from .errors import listed
-from .manifest import files_in_the_way, is_ours, write_manifest, written_by
+from .manifest import foreign_files, is_ours, write_manifest, written_by
 
 logger = logging.get_logger(__name__)
 
 RUN_ID = re.compile(r"[0-9a-f]{8}")
-# a parent folder, or the lock file, may vanish while another run ends
+# a parent folder or the lock file may disappear while another run ends
 LOCK_ATTEMPTS = 100
 
 if sys.platform == "win32":
@@ -46,25 +46,26 @@ else:
 
 
 @contextmanager
-def whole_folder(
+def atomic_folder(
     out: str | Path, *, overwrite: bool = False, complete: Callable[[Path], object] | None = None
 ) -> Iterator[Path]:
-    """Yield an empty folder that becomes `out` if all goes well, and is removed if anything does not.
+    """Yield an empty folder that becomes `out` on success and is removed on any error.
 
-    Enter it before heavy work: what forbids to write `out` is found first. What runs left that were killed is put in order:
-    a folder that one was about to replace is put back.
+    Enter this before heavy work: it first checks that `out` can be written. It also cleans up after killed runs, and puts
+    back a folder that such a run was about to replace.
 
     Args:
-        out: the folder to make; parents are made too. It may be there if it is empty.
-        overwrite: replace a folder that was written this way. All of its files go, so carry over what shall stay.
+        out: the folder to make, with its parents. It may exist if it is empty.
+        overwrite: replace a folder that was written this way (default: no). All its files are deleted, so carry over those
+            to keep.
         complete: called with the folder at the end. If it raises a `ValueError` or an `OSError`, the folder is kept beside
             `out`, and the message names it.
 
     Raises:
-        BlockingIOError: another process is writing `out`.
-        FileExistsError: `out` may not be replaced, see [`refuse_existing`]. Where that is so only at the end, what was
-            written is kept beside `out`, and the message names it.
-        OSError: `out` cannot be written.
+        BlockingIOError: if another process is writing `out`.
+        FileExistsError: if `out` may not be replaced, see [`refuse_existing`]. If this happens only at the end, the new
+            folder is kept beside `out`, and the message names it.
+        OSError: if `out` cannot be written.
     """
     out = resolve_out(out)
     refuse_existing(out, overwrite)
@@ -82,10 +83,10 @@ def whole_folder(
 
 
 def resolve_out(out: str | Path) -> Path:
-    """The absolute path of a folder to make, links followed: where one leads is replaced, not the link.
+    """The absolute path of an output folder, with links followed, so that a link's target is replaced and not the link.
 
     Raises:
-        ValueError: the path is not UTF-8, which safetensors and the model card want.
+        ValueError: if the path is not UTF-8, which safetensors and the model card need.
     """
     path = os.path.realpath(os.path.expanduser(out))
     if path.encode(errors="replace").decode() != path:
@@ -94,23 +95,23 @@ def resolve_out(out: str | Path) -> Path:
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
-    """Raise `OSError` if the disk that a folder is on has less room than will be written."""
+    """Raise `OSError` if the disk of a folder has less than `num_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, but {num_bytes / 1e9:.1f} GB will be written.")
 
 
 def refuse_existing(out: Path, overwrite: bool, shown: Path | None = None) -> None:
-    """Raise `FileExistsError` if something is at `out` that may not be replaced.
+    """Raise `FileExistsError` if `out` exists and may not be replaced.
 
-    An empty folder may be. With `overwrite`, so may one that was written by [`whole_folder`] and holds nothing else.
+    An empty folder may be replaced; with `overwrite`, also one that [`atomic_folder`] wrote and that holds nothing else.
 
     Args:
-        shown: how messages call `out`.
+        shown: the path to show in messages (default: `out`).
     """
     shown = shown or out
     if os.path.ismount(out):
-        raise FileExistsError(f"{shown} is where a disk is mounted and cannot be replaced. Choose a folder in it.")
+        raise FileExistsError(f"{shown} is a mount point and cannot be replaced. Choose a folder in it.")
     if not _is_filled(out):
         return
     if not overwrite:
@@ -119,20 +120,20 @@ def refuse_existing(out: Path, overwrite: bool, shown: Path | None = None) -> No
         )
     if not out.is_dir():
         raise FileExistsError(f"{shown} is not the folder of a checkpoint and is not overwritten.")
-    in_the_way = listed(dict.fromkeys(files_in_the_way(out)))
+    foreign = listed(dict.fromkeys(foreign_files(out)))
     if not is_ours(out):
         raise FileExistsError(
-            f"{shown} is not the folder of a checkpoint that internvlx wrote, and is not overwritten. It holds {in_the_way}."
+            f"{shown} is not the folder of a checkpoint that internvlx wrote, and is not overwritten. It holds {foreign}."
         )
-    if in_the_way:
+    if foreign:
         raise FileExistsError(
-            f"{shown} holds what internvlx did not write, and is not overwritten: {in_the_way}. Move these files away, or choose "
-            "another folder."
+            f"{shown} holds files that internvlx did not write, and is not overwritten: {foreign}. Move them away, or "
+            "choose another folder."
         )
 
 
 class _Run:
-    """One write of `out`, this process's or one that was killed."""
+    """One write of `out`, by this process or by one that was killed."""
 
     def __init__(self, out: Path, run_id: str):
         self.out, self.run_id = out, run_id
@@ -145,7 +146,7 @@ class _Run:
         return any(map(os.path.lexists, (self.writing, self.replaced, self.removed)))
 
     def start(self) -> tuple[int, int]:
-        """Make the folder to write into, as private as the one that it replaces; by its identity it is known again."""
+        """Make the folder to write into, with the permissions of the one that it replaces, and return its identity."""
         self.writing.mkdir()
         if self.out.is_dir():
             self.writing.chmod(stat.S_IMODE(self.out.stat().st_mode) | stat.S_IRWXU)
@@ -158,20 +159,20 @@ class _Run:
             write_manifest(self.writing, self.run_id)
             self._move_to_its_place(overwrite)
         except (ValueError, OSError) as error:
-            kept = self._show(self.writing, "finished")
+            kept = self._unhide(self.writing, "finished")
             is_taken = isinstance(error, FileExistsError) or os.path.lexists(self.out)
             kind = ValueError if isinstance(error, ValueError) else FileExistsError if is_taken else OSError
-            raise kind(f"{error} What was written is in {kept}.") from error
+            raise kind(f"{error} The finished folder is kept as {kept}.") from error
 
     def _move_to_its_place(self, overwrite: bool) -> None:
         refuse_existing(self.out, overwrite)
         if _is_filled(self.out):
             os.rename(self.out, self.replaced)
-            refuse_existing(self.replaced, overwrite, shown=self.out)  # no file can come any more
-        os.rename(self.writing, self.out)  # fails if anything has come to be there
+            refuse_existing(self.replaced, overwrite, shown=self.out)  # no file can be added to it any more
+        os.rename(self.writing, self.out)  # fails if anything was created there meanwhile
 
     def settle(self) -> None:
-        """Leave `out` as it was, or as the run wrote it, and none of the hidden folders; wherever the run ended."""
+        """Remove the hidden folders and leave `out` as it was or as the run wrote it, wherever the run ended."""
         if os.path.lexists(self.replaced):
             self._settle_replaced()
         for folder in (self.removed, self.writing):
@@ -182,12 +183,14 @@ class _Run:
             os.rename(self.replaced, self.removed)
         elif not os.path.lexists(self.out):
             os.rename(self.replaced, self.out)
-            logger.warning(f"{self.out} was about to be replaced when that was interrupted. It has been put back.")
+            logger.warning(f"An interrupted run was about to replace {self.out}. The folder has been put back.")
         else:
-            kept = self._show(self.replaced, "replaced")
-            logger.warning(f"{self.out} was put there while it was being replaced. What it was before is in {kept}.")
+            kept = self._unhide(self.replaced, "replaced")
+            logger.warning(
+                f"Another process created {self.out} while it was being replaced. The old folder is {kept}."
+            )
 
-    def _show(self, folder: Path, state: str) -> Path:
+    def _unhide(self, folder: Path, state: str) -> Path:
         shown = self.out.with_name(f"{self.out.name}.{state}-{self.run_id}")
         os.rename(folder, shown)
         return shown
@@ -195,7 +198,7 @@ class _Run:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[list[_Run]]:
-    """Lock `out`, put in order what killed runs left, and yield them, a new one last."""
+    """Lock `out`, clean up after killed runs, and yield these and a new one at the end."""
     path = out.with_name(f".{out.name}.internvlx.lock")
     with _open_locked(path, out) as file:
         runs = [_Run(out, run_id) for run_id in _read_ids(file, path)]
@@ -207,7 +210,7 @@ def _locked(out: Path) -> Iterator[list[_Run]]:
             yield runs
         finally:
             if not any(run.has_left_something for run in runs):
-                with suppress(OSError):  # Windows keeps a file that is open
+                with suppress(OSError):  # Windows cannot remove an open file
                     path.unlink()
 
 
@@ -227,7 +230,7 @@ def _open_locked(path: Path, out: Path) -> BinaryIO:
 
 
 def _has_locked(file: BinaryIO, path: Path, out: Path) -> bool:
-    """Lock a file; False, and it is closed, if another run has ended and removed it meanwhile."""
+    """Lock a file; close it and return False if another run has ended and removed it meanwhile."""
     try:
         _try_lock(file)
         if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
@@ -266,7 +269,7 @@ def _parents_only_if_used(out: Path) -> Iterator[None]:
 
 
 def _is_filled(path: Path) -> bool:
-    """Whether anything but an empty folder is at a path."""
+    """Whether a path exists and is not an empty folder."""
     return os.path.lexists(path) and not (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
 
 
