@@ -18,7 +18,7 @@ __all__ = [
     "InternVLXProjectorConfig",
 ]
 
-# The program `internvlx` registers them when a command works with models: its help must not wait for them.
+# The program `internvlx` registers the classes only when a command needs models, so that its help is quick.
 if TYPE_CHECKING or not getattr(sys.modules.get("internvlx_cli"), "is_program", False):
     from . import registration as registration
     from .modeling import (

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The command line, `internvlx`: a sub-command a task, each a module of `commands`, loaded when it is asked for."""
+"""The command line, `internvlx`: each sub-command is a module of `commands`, imported only when it runs."""
 
 import os
 import sys
@@ -12,23 +12,23 @@ COMMANDS = {
     "card": "write or renew a checkpoint's model card",
     "chat": "ask a model about images",
     "convert": "convert an InternVL checkpoint",
-    "cost": "say what pictures cost: tiles, tokens, FLOPs, memory",
-    "init": "make a model of a vision tower and a language model",
-    "merge": "make a full checkpoint of an adapter that LoRA training left",
+    "cost": "report what images cost: tiles, tokens, FLOPs, memory",
+    "init": "make a model from a vision tower and a language model",
+    "merge": "merge a LoRA adapter into a full checkpoint",
     "push": "push a checkpoint to the Hub",
     "serve": "serve a checkpoint through OpenAI's API",
-    "show": "draw a picture's tiles and what they cost, or where a model looks",
+    "show": "draw an image's tiles and their cost, or where a model looks",
     "train": "train a checkpoint: the stages of the paper, or LoRA",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sub-command; the exit status is 0, 1 if it failed, 2 if there is none such, 130 if it was interrupted.
+    """Run a sub-command. The exit status is 0, 1 if it failed, 2 if there is no such command, 130 if it was interrupted.
 
-    What fails is told in one line, and with `--debug` by a traceback too. Where nobody reads its output to the end
-    (`| head`), it ends without a word, with 141.
+    An error is printed as one line, and with `--debug` as a traceback too. If the reader of the output ends first
+    (`| head`), the status is 141, without a message.
     """
-    debug, (name, *arguments) = _take_debug(sys.argv[1:] if arguments is None else arguments)
+    debug, (name, *arguments) = _split_debug(sys.argv[1:] if arguments is None else arguments)
     if name in ("-h", "--help"):
         print(_help())
         return 0
@@ -43,9 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except SystemExit:
         raise
-    except BaseException as error:  # what Rust code panics with is no Exception
+    except BaseException as error:  # a panic in Rust code is not an Exception
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
-            return 128 + 13  # as a shell says of SIGPIPE
+            return 128 + 13  # a shell's status for SIGPIPE
         if debug:
             traceback.print_exception(error)
         print(f"internvlx: {_message(error)}", file=sys.stderr)
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
-    """Whether `--debug` is there, and the command with its other arguments. The trainer has a `--debug` of its own."""
+def _split_debug(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether `--debug` is given, and the command with its other arguments. The trainer has its own `--debug`."""
     others = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     if others[0] == "train":
         before = arguments.index("train")
@@ -67,18 +67,18 @@ def _message(error: BaseException) -> str:
         return ", ".join(("interrupted", *map(str, error.args)))
     if isinstance(error, ValueError | OSError):
         return str(error)
-    from huggingface_hub.errors import StrictDataclassError  # takes a while
+    from huggingface_hub.errors import StrictDataclassError  # slow to import
 
     text = " ".join(str(error).split())
     return text if isinstance(error, StrictDataclassError) else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def _stdout_is_closed() -> bool:
-    """Whether the reader of what is printed has gone (`| head`). What it has not read is thrown away then."""
+    """Whether the reader of the output has ended (`| head`). If so, unread output is discarded."""
     try:
-        print(flush=True)  # an empty line finds out; a write that failed before has left nothing to flush
+        print(flush=True)  # an empty line shows it; an earlier failed write has left nothing to flush
     except BrokenPipeError:
-        # else Python would try again at its end, and complain
+        # Python would try to flush again at exit, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
@@ -90,8 +90,8 @@ def _help() -> str:
     return "\n".join(
         ("usage: internvlx COMMAND ...", "", "InternVL-X for Hugging Face Transformers.", "", *lines, "")
     ) + (
-        "\n`internvlx COMMAND --help` explains a command; `internvlx --version` says which version this is; `--debug` "
-        "shows where an error comes from."
+        "\n`internvlx COMMAND --help` explains a command; `internvlx --version` prints the version; `--debug` shows the "
+        "traceback of an error."
     )
 
 

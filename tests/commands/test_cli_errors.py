@@ -84,4 +84,4 @@ def test_debug_after_train_is_the_trainer_s_own(monkeypatch):
 
 def test_help_names_debug(capsys):
     assert main(["--debug"]) == 0
-    assert "`--debug` shows where an error comes from" in capsys.readouterr().out
+    assert "`--debug` shows the traceback of an error" in capsys.readouterr().out

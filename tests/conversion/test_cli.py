@@ -59,7 +59,7 @@ def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "65 tensors converted, 0 dropped, 0 new, 0 derived" in printed.out
     assert "verified tensors: 73 tensors of the right shapes, all finite" in printed.out
-    assert "verified reference: as the source computed another way" in printed.out
+    assert "verified reference: matches the source computed independently" in printed.out
     assert "Converting: 100%" in printed.err
     report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
     assert report["checks"].keys() == {"tensors", "forward", "reference"}
@@ -69,7 +69,7 @@ def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
 def test_verification_says_when_the_model_does_not_fit_into_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "_free_memory", lambda: 1000)
     checks = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", verify=True).checks
-    assert checks["forward"].startswith("skipped: takes")
+    assert checks["forward"].startswith("skipped: needs")
     assert "all finite" in checks["tensors"]
 
 

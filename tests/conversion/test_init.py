@@ -370,7 +370,7 @@ def _gguf(parts):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (_swap("vision"), {}, "model_type='qwen2' is no vision tower"),
+        (_swap("vision"), {}, "model_type='qwen2' is not a vision tower"),
         (_swap("language"), {}, "model_type='clip_vision_model'.*expected a language model of one of the types llama"),
         (_edited("language", model_type="gemma2"), {}, "model_type='gemma2'.*qwen3.*internlm2"),
         (_edited("vision", model_type="no_tower"), {}, "model_type='no_tower'"),

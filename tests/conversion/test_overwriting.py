@@ -64,7 +64,7 @@ def test_interrupt_says_that_the_new_folder_is_in_its_place(out, monkeypatch, ca
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     old = json.loads((out / MANIFEST).read_text())["run"]
     assert main(["convert", str(GOLDEN / QWEN), str(out), "--overwrite"]) == 130
-    assert f"internvlx: interrupted, {out} was written before\n" in capsys.readouterr().err
+    assert f"internvlx: interrupted, {out} had already been written\n" in capsys.readouterr().err
     assert json.loads((out / MANIFEST).read_text())["run"] != old
 
 
@@ -276,7 +276,7 @@ def test_merge_replaces_its_own_folder_keeps_the_person_s_card_and_takes_licence
     assert PERSONS in (out / "README.md").read_text()
     assert (out / "LICENSES" / "MIT.txt").read_text() == "MIT"
     add_to_card(out, "<!-- internvlx:begin -->\n")
-    with pytest.raises(CardError, match="damaged or out of place"):
+    with pytest.raises(CardError, match="damaged or misplaced"):
         merge_adapter(adapter, out, overwrite=True)
     assert names(tmp_path) == ["adapter", "base", "merged"]
 

@@ -38,7 +38,7 @@ def test_language_models_without_golden_files_agree_with_the_slow_reference(tmp_
     architecture, more = TEXTS[text]
     raw = raw_config(vision, *architecture, tile=56, dtype="float32", **more)
     report = convert_checkpoint(write_checkpoint(tmp_path / "source", raw), tmp_path / "out", verify=True)
-    assert report.checks["reference"].startswith("as the source computed another way")
+    assert report.checks["reference"].startswith("matches the source computed independently")
 
 
 def test_slow_reference_notices_a_wrong_conversion(tmp_path, monkeypatch):
@@ -51,7 +51,7 @@ def test_slow_reference_notices_a_wrong_conversion(tmp_path, monkeypatch):
         return lambda tensor: tuple(part.roll(8, 0) for part in split(query_heads, kv_heads)(tensor))
 
     monkeypatch.setattr(tensor_tables, "split_query_groups", wrong)
-    with pytest.raises(CheckpointError, match="does not answer as the source"):
+    with pytest.raises(CheckpointError, match="differs from the source"):
         convert_checkpoint(GOLDEN / "internvl2_internlm2", tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
 
@@ -168,7 +168,7 @@ def test_generation_stops_where_the_source_s_does_and_at_the_template_s_end(tmp_
             lambda raw: raw["vision_config"].update(architectures=["SiglipVisionModel"]),
             "SiglipVisionModel.*InternVisionModel",
         ),
-        (lambda raw: raw.update(ps_version="v1"), "ps_version='v1'.*Supported is 'v2'"),
+        (lambda raw: raw.update(ps_version="v1"), "ps_version='v1'.*Only 'v2'"),
         (lambda raw: raw.pop("ps_version"), "ps_version='v1'"),
         (lambda raw: raw["llm_config"].pop("num_key_value_heads"), "lacks num_key_value_heads"),
         (lambda raw: raw["vision_config"].pop("qkv_bias"), "lacks qkv_bias"),

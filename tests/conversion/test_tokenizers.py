@@ -270,7 +270,7 @@ def test_a_truncated_sentencepiece_file_is_refused(editable, kept):
     assert len(content) > kept
     file.unlink()
     file.write_bytes(content[:kept])
-    with pytest.raises(ValueError, match=r"tokenizer\.model is damaged or no sentencepiece model"):
+    with pytest.raises(ValueError, match=r"tokenizer\.model is damaged or not a sentencepiece model"):
         convert_tokenizer(file.parent)
 
 
@@ -328,7 +328,7 @@ def test_vocabularies_of_unknown_classes_are_refused(editable):
 
 def test_a_tokenizer_without_image_tokens_is_refused(editable):
     without = {"added_tokens_decoder": None, "additional_special_tokens": None}
-    with pytest.raises(ValueError, match="has no token '<img>', expected the image tokens of InternVL"):
+    with pytest.raises(ValueError, match="has no token '<img>', expected InternVL's image tokens"):
         convert_tokenizer(editable(remove=["added_tokens.json", "special_tokens_map.json"], **without))
 
 
@@ -338,7 +338,7 @@ def test_an_added_token_that_is_another_piece_is_refused(editable):
 
 
 def test_an_added_token_whose_id_leaves_a_gap_is_refused(editable):
-    with pytest.raises(ValueError, match=r"The token '<img>' of .* has id 2000 in the vocabulary, expected 2100"):
+    with pytest.raises(ValueError, match=r"The token '<img>' of .* has id 2000 in the vocabulary, but 2100"):
         convert_tokenizer(
             editable(
                 remove=["added_tokens.json"], added_tokens_decoder={"2100": {"content": "<img>", "special": True}}

@@ -169,9 +169,9 @@ def test_each_benchmark_is_a_task_with_that_prompt_and_metric(benchmark, report)
     ("what", "message"),
     [
         ("automatic batch size", "batch_size='auto', expected a positive whole number"),
-        ("unknown argument", "internvlx has no model_args ['max_tiles']; settings of images are ['slicing', "),
+        ("unknown argument", "internvlx has no model_args ['max_tiles']; image settings are ['slicing', "),
         ("no tiles", "max_patches"),
-        ("video", "Task 'films' has videos or sounds, expected text and images."),
+        ("video", "Task 'films' has video or audio, expected text and images."),
         ("video of a simple task", "Task 'films' has a str as visual, expected Pillow images."),
         ("a device for two processes", "device='cuda:0', device_map=None with 2 processes: expected neither"),
         ("shards of a model", "expected plain `accelerate launch --multi_gpu`, or one process with device_map=auto"),

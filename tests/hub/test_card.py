@@ -13,7 +13,7 @@ from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import CardError, model_card, write_card
-from internvlx_hf.hub.card_text import renew_card, validate_card, writing
+from internvlx_hf.hub.card_text import manual_content, renew_card, validate_card
 from tiny import LVTC, tiny_model, tiny_processor
 
 METADATA = {"library_name": "transformers", "tags": ["one", "two"], "base_model": "owner/base"}
@@ -104,7 +104,7 @@ def test_renewing_a_card_with_the_same_changes_nothing():
     again = renew(card.text)
     assert again == card
     assert again.edited == []
-    assert not writing(card.text)
+    assert not manual_content(card.text)
 
 
 def test_generated_sections_are_replaced_in_their_places_and_all_else_stays():
@@ -114,7 +114,7 @@ def test_generated_sections_are_replaced_in_their_places_and_all_else_stays():
     later = renew(text, sections={**SECTIONS, "cost": "## Cost\n\nA tile is cheap."})
     assert "dear" not in later.text
     assert later.text == text.replace("dear", "cheap").replace(*digests_of("cost", text, later.text))
-    assert writing(later.text) == {"Before the cost.", "## Mine", "- a list", "      and  code"}
+    assert manual_content(later.text) == {"Before the cost.", "## Mine", "- a list", "      and  code"}
 
 
 def digests_of(name: str, *texts: str) -> list[str]:
@@ -231,7 +231,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_edits():
         (lambda text: text.replace("<!-- internvlx:end use -->", ""), r"line \d+.*begin use .*its other half"),
         (
             lambda text: re.sub("<!-- internvlx:begin cost.*", "", text),
-            r"line \d+.*internvlx:end cost.*damaged or out of place",
+            r"line \d+.*internvlx:end cost.*damaged or misplaced",
         ),
         (lambda text: text.replace("internvlx:begin cost ", "internvlx:begin cost #"), "begin cost #"),
         (lambda text: text.replace("end cost -->", "end cost ->"), r"line \d+.*begin cost .*its other half"),
@@ -277,7 +277,7 @@ def test_card_of_an_earlier_version_is_renewed():
     text = EARLIER.replace("load()", "load_mine()").replace("- one\n", "") + "\nMine.\n"
     card = renew(text, METADATA | {"base_model": "owner/other"}, SECTIONS | {"cost": "## Cost\n\nA tile is cheap."})
     assert sorted(card.edited) == ["tags", "use"]
-    assert writing(card.text) == writing(text)
+    assert manual_content(card.text) == manual_content(text)
     assert "A tile is cheap." in card.text
     assert ModelCard(card.text).data.to_dict() == METADATA | {"tags": ["two"], "base_model": "owner/other"}
 
@@ -337,8 +337,8 @@ def test_modules_count_as_untrained_until_a_training_has_seen_them(trained):
 def test_card_of_an_upgrade_promises_no_more_than_its_start_keeps(options, tmp_path):
     convert_checkpoint(GOLDEN / "internvl2_qwen2", tmp_path / "out", **options)
     untrained = (tmp_path / "out" / "README.md").read_text().split("Not trained yet")[1].split("internvlx:end")[0]
-    assert "starts near what the original knows" in untrained
-    assert ("before training the answers say little" in untrained) == ("lvtc" in options)
+    assert "starts from the original's weights" in untrained
+    assert ("answers before training say little" in untrained) == ("lvtc" in options)
 
 
 def test_converting_again_keeps_what_was_written_into_the_card(tmp_path):
@@ -351,7 +351,7 @@ def test_converting_again_keeps_what_was_written_into_the_card(tmp_path):
     assert "Written by hand." in renewed
     assert "slicing `edge`" in renewed
     (out / "README.md").write_text(card.replace("internvlx:end cost", "internvlx:end"))
-    with pytest.raises(CardError, match="damaged or out of place"):
+    with pytest.raises(CardError, match="damaged or misplaced"):
         convert_checkpoint(source, out, overwrite=True)
 
 

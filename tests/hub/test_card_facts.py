@@ -12,7 +12,7 @@ from card_reports import RECIPE, REPORT
 from conversion_helpers import GOLDEN
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import model_card, write_card
-from internvlx_hf.hub.card_text import validate_card, writing
+from internvlx_hf.hub.card_text import manual_content, validate_card
 from tiny import LVTC, tiny_model, tiny_processor
 
 MARKS = (
@@ -60,7 +60,7 @@ def card_of(folder, report=None, recipe=None) -> str:
 
 def assert_reads_again(folder, text: str) -> None:
     validate_card(text)
-    assert not writing(text), "all of it is generated"
+    assert not manual_content(text), "all of it is generated"
     assert model_card(folder, "you/model", text).text == text
     assert ModelCard(text).data.library_name == "transformers"
 
@@ -232,7 +232,7 @@ def test_card_after_lvtc_training_lists_what_no_training_has_seen(upgraded):
     projector, hr_projector = "model.multi_modal_projector", "model.lvtc.hr_projector"
     modules, text = untrained(upgraded)
     assert modules == [hr_projector, projector]
-    assert "before training the answers say little" in text
+    assert "answers before training say little" in text
     # a name that begins like a module's is another module's
     assert untrained(upgraded, "model.lv", "model.multi_modal", f"{projector}.linear")[0] == modules
 
@@ -241,7 +241,7 @@ def test_card_after_lvtc_training_lists_what_no_training_has_seen(upgraded):
         modules, text = untrained(upgraded, trained, "model.language_model")
         assert modules == [projector]
         assert "say little" not in text, "that is of LVTC, which is trained"
-        assert "starts near what the original knows" in text
+        assert "starts from the original's weights" in text
         assert untrained(upgraded, trained, projector) == ([], "")
     assert untrained(upgraded, "model") == ([], "")
 
@@ -276,7 +276,7 @@ def test_impossible_tiles_of_a_native_checkpoint_are_named(native, field, messag
         card_of(native, report)
 
 
-@pytest.mark.parametrize(("init", "start"), [("warm", "near what the original knows"), ("paper", "at random")])
+@pytest.mark.parametrize(("init", "start"), [("warm", "from the original's weights"), ("paper", "at random")])
 def test_card_says_how_untrained_modules_start(native, init, start):
     assert f"start{'s' * (init == 'warm')} {start}" in card_of(native, REPORT | {"options": {"init": init}})
     assert start not in card_of(native, REPORT | {"options": {"init": "of a later version"}})

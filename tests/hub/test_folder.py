@@ -45,7 +45,7 @@ def test_everything_that_is_missing_is_named_at_once(folder):
     )
     assert found[1].startswith("tokenizer.json is missing")
     assert found[2].startswith("processor_config.json is missing")
-    assert found[3] == "pvtc.py is missing: a part of the code that travels with the checkpoint."
+    assert found[3] == "pvtc.py is missing: it belongs to the code that travels with the checkpoint."
     assert len(found) == 4
 
 
@@ -161,11 +161,11 @@ def damaged_card(folder):
         ),
         (other_vocabulary, "has the shape (320, 64), but config.json makes it (321, 64)"),
         (a_million_layers, "config.json has text_config.num_hidden_layers=1000000, but the weights are only"),
-        (other_tokens, "Processor and model do not fit: tokens a tile is 16 of the processor and 4 of config.json."),
+        (other_tokens, "Processor and model do not fit: tokens per tile is 16 in the processor and 4 in config.json."),
         (no_auto_map, "config.json has no auto_map for AutoModel:"),
         (
             foreign_code,
-            "config.json takes InternVLXForConditionalGeneration from another repository (owner/name--model",
+            "config.json loads InternVLXForConditionalGeneration from another repository (owner/name--model",
         ),
         (broken_code, "lvtc.py is not valid Python"),
         (other_class, "modeling_internvlx.py does not define InternVLXForConditionalGeneration."),

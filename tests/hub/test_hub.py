@@ -265,14 +265,14 @@ def test_private_repositories_and_tokens(hub, folders, writer, reader):
         assert len(hub.requests("PUT", "")) == before
         return error
 
-    assert "the token may not write there" in refusal("you/private", "--token", READER)
-    assert "the token may not write there" in refusal("you/private", "--token", STRANGER)
+    assert "the token has no write access" in refusal("you/private", "--token", READER)
+    assert "the token has no write access" in refusal("you/private", "--token", STRANGER)
     assert "does not accept the token" in refusal("you/private", "--token", "hf_wrong")
     writer.result("from huggingface_hub import create_repo; create_repo('you/open')")
-    assert "exists and is public: --private would not change that" in refusal("you/open", "--private")
+    assert "exists and is public, which --private does not change" in refusal("you/open", "--private")
     assert "is not a repository id" in refusal("you/versions/too/deep")
     writer.result("import os; token = os.environ.pop('HF_TOKEN')")
-    assert "the Hub wants a token. Run `hf auth login`, set HF_TOKEN, or pass --token." in refusal("you/private")
+    assert "the Hub requires a token. Run `hf auth login`, set HF_TOKEN, or pass --token." in refusal("you/private")
     writer.result("os.environ['HF_TOKEN'] = token")
 
 

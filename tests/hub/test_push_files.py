@@ -18,8 +18,8 @@ from internvlx_hf.hub import push as push_module
 pytestmark = pytest.mark.any_transformers
 
 SECRET, HIDDEN, UNKNOWN = "may hold a secret", "is hidden", "is not part of a checkpoint"
-STATE, LOG, HALF = "is a state of the training", "is a log", "is half written"
-WEIGHTS, CODE = "holds weights that the index does not name", "is code that no auto_map leads to"
+STATE, LOG, HALF = "is training state", "is a log", "is incomplete"
+WEIGHTS, CODE = "holds weights that the index does not name", "is code that no auto_map names"
 # a file, as what it is listed, and why
 STAYS = (
     ("id_rsa", "id_rsa", SECRET),
@@ -239,7 +239,7 @@ def test_pattern_does_not_send_what_may_hold_a_secret_and_its_whole_path_does(fo
     assert sent(folder, ["*"]) - plain == {Path(name).with_name("other.txt").as_posix()}
     assert [file.name for file in plan_push(folder, "you/model", ["*"]).left] == [name]
     assert sent(folder, [name]) - plain == {name}
-    with pytest.raises(FolderError, match=f"write its whole path: {name}"):
+    with pytest.raises(FolderError, match=f"give its full path: {name}"):
         plan_push(folder, "you/model", ["*" + name[-4:]])
 
 
@@ -317,7 +317,7 @@ def test_linked_file_and_folder_that_are_no_part_of_the_checkpoint_stay(folder, 
     (folder / "data").symlink_to(secret.parent)
     plan = plan_push(folder, "you/model")
     assert {file.name: file.reason for file in plan.left} == {
-        "data.txt": "is a link out of the folder, or to nothing",
+        "data.txt": "is a link out of the folder or a broken link",
         "LICENSES": "is a link to a folder",
         "data": "is a link to a folder",
     }
@@ -425,7 +425,7 @@ def test_untrained_modules_and_an_unknown_licence_are_told_before_the_push(folde
     write(folder / "README.md", "# Mine\n")
     write(folder / "conversion_report.json", json.dumps(report))
     untrained, licence = plan_push(folder, "you/model").warnings
-    assert "no training has seen: model.lvtc, model.multi_modal_projector" in untrained
+    assert "are not trained: model.lvtc, model.multi_modal_projector" in untrained
     assert "The licence" in licence
     _, errors = dry_run(folder, capsys)
     assert errors.splitlines() == [f"warning: {untrained}", f"warning: {licence}"]

@@ -1,4 +1,5 @@
-"""InternVL checkpoints, original, native or InternVL-X's own, become checkpoints of this package, and back; and models from parts."""
+"""Converting InternVL checkpoints (original, native or InternVL-X) to this package's layout and back, and building models
+from a vision tower and a language model."""
 
 from ..checkpoints.errors import CheckpointError
 from .convert import convert_checkpoint

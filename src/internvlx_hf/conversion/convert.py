@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Converting a checkpoint: plan, then one pass over its tensors, then everything that goes beside the weights."""
+"""Converting a checkpoint: a plan, one pass over its tensors, then all other files."""
 
 import os
 from collections.abc import Iterator
@@ -32,29 +32,29 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert an InternVL checkpoint to an InternVL-X checkpoint that carries its code, or back.
 
-    With the defaults the converted model answers as the original does: same weights, same tiles. The weights are streamed,
-    a tensor at a time; `out` appears when it is complete, and not at all if anything fails.
+    With the defaults, the converted model gives the same answers as the original: same weights, same tiles. The weights are
+    streamed one tensor at a time. `out` appears only when it is complete.
 
         convert_checkpoint("OpenGVLab/InternVL2-1B", "converted", projector="pvtc", lvtc=True)
 
     Args:
         source: a folder, or the id of a model on the Hub.
         out: the folder to make.
-        options: what to change about the model, and how to write it; by default nothing is changed.
-        changes: fields of [`ConversionOptions`] in place of those of `options`: `to`, `projector`, `lvtc`,
+        options: what to change about the model and how to write it (default: change nothing).
+        changes: fields of [`ConversionOptions`] that override those of `options`: `to`, `projector`, `lvtc`,
             `downsample_ratio`, `init`, `slicing`, `max_patches`, `dtype`, `revision`, `base_model`, `max_shard_gigabytes`,
             `seed`, `verify`, `overwrite`.
 
     Returns:
-        What was done, as it is saved in `conversion_report.json`.
+        What was done, as saved in `conversion_report.json`.
 
     Raises:
-        CheckpointError: the checkpoint is of an unknown kind, or has tensors that are missing, unexpected, misshapen or
-            not finite; a shard is missing or damaged. A `ValueError`.
-        FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
-        OSError: the disk is full, or another process is writing `out`.
-        ValueError: an option is not possible or does not fit the checkpoint.
-        TypeError: there is no such option.
+        CheckpointError: if the checkpoint is of an unknown kind, if tensors are missing, unexpected, misshapen or not
+            finite, or if a shard is missing or damaged. It is a `ValueError`.
+        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not write.
+        OSError: if the disk is full or another process is writing `out`.
+        ValueError: if an option is invalid or does not fit the checkpoint.
+        TypeError: if there is no such option.
     """
     for name, path in (("source", source), ("out", out)):
         if not isinstance(path, str | os.PathLike) or not str(path):
@@ -79,7 +79,7 @@ def convert_checkpoint(
 
 
 def tensor_groups(conversion: Conversion) -> list[dict[str, TensorInfo]]:
-    """Target tensors in the order in which they will be written, those of one source tensor together."""
+    """Target tensors in the order in which they are written, grouped by source tensor."""
     plan, rename = conversion.plan, conversion.rename
     stored = [
         plan.groups[name] for contents in conversion.weights.shards.values() for name in contents if name in plan.steps
@@ -93,7 +93,7 @@ def num_bytes(shards: list[dict[str, TensorInfo]]) -> int:
 
 
 def write_weights(conversion: Conversion, folder: Path, shards: list[dict[str, TensorInfo]]) -> None:
-    """One pass over the source's tensors, each converted, checked and written at once; then the new ones."""
+    """Convert, check and write the source's tensors in one pass, then write the new tensors."""
     files = dict(zip(shard_names(len(shards)), shards, strict=True))
     writers = {file: ShardWriter(folder / file, tensors) for file, tensors in files.items()}
     writer_of = {name: writers[file] for file, tensors in files.items() for name in tensors}
@@ -112,7 +112,7 @@ def write_weights(conversion: Conversion, folder: Path, shards: list[dict[str, T
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch from sharing out pieces that take less time than waking a thread, tens of times on a busy machine."""
+    """Run torch on one thread: the pieces are so small that waking other threads takes longer than the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -122,7 +122,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _tensors(conversion: Conversion) -> Iterator[tuple[str | None, str, torch.Tensor]]:
-    """Source name, target name and value of everything that is to be written."""
+    """Source name, target name and value of every tensor to write."""
     plan = conversion.plan
     for path in conversion.weights.shards:
         with conversion.weights.open(path) as tensors:
@@ -137,7 +137,7 @@ def _tensors(conversion: Conversion) -> Iterator[tuple[str | None, str, torch.Te
 
 
 def write_sidecar(conversion: Conversion, folder: Path) -> None:
-    """Write the configuration and the processor, ours with their code, and the generation settings."""
+    """Write the configuration, the processor (both with their code, unless native) and the generation settings."""
     if conversion.options.to == NATIVE:
         save_native_sidecar(folder, conversion.config, conversion.tokenizer, conversion.source.tiling)
     else:

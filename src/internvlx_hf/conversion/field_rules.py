@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which values the settings in a checkpoint's JSON files may have, by name, in every layout.
+"""Allowed values of the settings in a checkpoint's JSON files, by name, for every layout.
 
-A setting that is not listed is not read here. The bounds are far beyond every published model: they keep a made-up number
+Settings that are not listed are not read here. The bounds are far beyond every published model: they keep a bogus number
 from costing minutes or gigabytes before the tensors contradict it.
 """
 
@@ -160,10 +160,10 @@ def _is_added(token) -> bool:
 
 
 def check_values(raw: dict, rules: dict[str, FieldRule], section: str = "") -> None:
-    """Check the settings of a JSON object, and of the sections in it, against `rules`.
+    """Check the settings of a JSON object and of its sections against `rules`.
 
     Raises:
-        ValueError: naming the setting, its value and what would be right.
+        ValueError: if a value is wrong; the message gives the setting, its value and what would be right.
     """
     for name, value in raw.items():
         if name in rules:

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A model from parts: a conversion whose tensors come from a vision tower and from a language model."""
+"""Building a model from parts: a conversion whose tensors come from a vision tower and a language model."""
 
 import copy
 import shutil
@@ -25,9 +25,9 @@ from ..processing.processing_internvlx import IMAGE_TOKENS
 from .convert import GIGABYTE, num_bytes, tensor_groups, write_sidecar, write_weights
 from .joined_weights import JoinedWeights
 from .options import ConversionOptions, InitOptions
-from .parts import LANGUAGE, TOWER, Part, pixel_settings, read_language_model, read_tower
+from .parts import LANGUAGE, TOWER, ModelPart, pixel_settings, read_language_model, read_tower
 from .plan import EMBEDDING
-from .prepare import Conversion, settle, settle_tying
+from .prepare import Conversion, assemble, resolve_tied_embeddings
 from .report import ConversionReport, base_model, make_report, source_card
 from .sources import Source, Tiling, check_parts
 from .templates import TEMPLATES, chat_template, template_tokens, with_generation_marks, with_images
@@ -36,23 +36,23 @@ from .tokenizers import language_tokenizer
 from .upgrades import LVTC, Upgrade, attention_heads
 from .verify import verify
 
-# a vocabulary that grows becomes a multiple of this, which GPUs multiply faster
+# an extended vocabulary is padded to a multiple of this, for fast matrix products on GPUs
 VOCABULARY_MULTIPLE = 64
-# how far rows of new tokens scatter about the mean row, in units of the other rows' standard deviation
-SCATTER = 0.02
+# standard deviation of the rows of new tokens around the mean row, relative to that of the other rows
+NEW_ROW_STD = 0.02
 GGUF = ".gguf"
 
 
 @dataclass
 class _PartSource:
-    """Where a part comes from: folder or Hub id, revision, and the folder that it lies in."""
+    """Where a part comes from: the folder or Hub id that was given, its revision, and the local folder."""
 
     given: str | Path
     revision: str | None
     folder: Path
 
     def recorded(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """The part's entry in the report."""
         commit = self.folder.name if self.folder.parent.name == "snapshots" else self.revision
         card = source_card(self.folder)
         return {
@@ -71,31 +71,31 @@ def init_checkpoint(
     options: InitOptions | None = None,
     **changes: Any,
 ) -> ConversionReport:
-    """Make an InternVL-X checkpoint of a vision tower and a language model, as the paper begins.
+    """Make an InternVL-X checkpoint from a vision tower and a language model, the starting point of the paper's training.
 
-    The parts' tensors are copied bit by bit; the projector, LVTC and the rows of added tokens are new. The weights are
-    streamed, a tensor at a time; `out` appears when it is complete, and not at all if anything fails.
+    The parts' tensors are copied bit for bit; the projector, LVTC and the rows of added tokens are new. The weights are
+    streamed one tensor at a time. `out` appears only when it is complete.
 
         init_checkpoint("model", vision="OpenGVLab/InternViT-300M-448px", language="internlm/internlm2-chat-1_8b")
 
     Args:
         out: the folder to make.
-        vision: a folder or Hub id: a tower, or a model that holds one (CLIP, an InternVL).
-        language: a folder or Hub id: a language model, or an InternVL. `FOLDER/FILE.gguf` and `OWNER/NAME/FILE.gguf` are
-            read by transformers, which takes the whole model's memory.
-        options: what to choose about the model, and how to write it.
-        changes: fields of [`InitOptions`] in place of those of `options`.
+        vision: folder or Hub id of a tower, or of a model that contains one (CLIP, an InternVL).
+        language: folder or Hub id of a language model or an InternVL. `FOLDER/FILE.gguf` and `OWNER/NAME/FILE.gguf` are
+            read by transformers, which needs memory for the whole model.
+        options: choices about the model and how to write it.
+        changes: fields of [`InitOptions`] that override those of `options`.
 
     Returns:
-        What was done, as it is saved in `conversion_report.json`.
+        What was done, as saved in `conversion_report.json`.
 
     Raises:
-        CheckpointError: a part is of an unknown kind, or has tensors that are missing, unexpected, misshapen or not
-            finite. A `ValueError`.
-        FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
-        OSError: the disk is full, or another process is writing `out`.
-        ValueError: an option is not possible or does not fit the parts.
-        TypeError: there is no such option.
+        CheckpointError: if a part is of an unknown kind, or has tensors that are missing, unexpected, misshapen or not
+            finite. It is a `ValueError`.
+        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not write.
+        OSError: if the disk is full or another process is writing `out`.
+        ValueError: if an option is invalid or does not fit the parts.
+        TypeError: if there is no such option.
     """
     options = replace(options or InitOptions(), **changes)
     out = resolve_out(out)
@@ -139,21 +139,21 @@ def _language_source(given: str | Path, revision: str | None, workspace: Path) -
         model = AutoModelForCausalLM.from_pretrained(folder, **where)
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except ImportError as error:
-        raise CheckpointError(f"{given}: to read a GGUF file needs the package gguf: pip install gguf.") from error
-    except Exception as error:  # transformers raises anything for a file that it does not know
+        raise CheckpointError(f"{given}: reading a GGUF file needs the package gguf: pip install gguf.") from error
+    except Exception as error:  # transformers raises errors of any type for an unknown file
         raise CheckpointError(f"{given}: transformers cannot load it. {' '.join(str(error).split()):.300}") from error
     model.save_pretrained(workspace)
     tokenizer.save_pretrained(workspace)
     return _PartSource(given, revision, workspace)
 
 
-def _prepare(tower: Part, language: Part, options: InitOptions) -> Conversion:
-    """Settle everything about a model from parts without reading a weight's values (but for tied embeddings)."""
+def _prepare(tower: ModelPart, language: ModelPart, options: InitOptions) -> Conversion:
+    """Prepare a model from parts without reading weight values, except to compare tied embeddings."""
     notes = [note for note in (tower.note, language.note) if note]
     tokenizer, added = _tokenizer(language, options.template, notes)
     pixels, pixel_note = pixel_settings(tower)
     notes += [pixel_note] if pixel_note else []
-    # of each source's own, and with the vocabulary that it has
+    # with the vocabulary of the language model as it is stored
     config = _config(tower.config, language.config, options)
     check_parts(config)
     _check_features(config)
@@ -176,7 +176,7 @@ def _prepare(tower: Part, language: Part, options: InitOptions) -> Conversion:
         position_grid=config.patch_grid,
         notes=notes,
     )
-    table = settle_tying(source, weights, [*tower.joined_table, *language.joined_table])
+    table = resolve_tied_embeddings(source, weights, [*tower.joined_table, *language.joined_table])
     before = copy.deepcopy(config)
     before.lvtc_config = None
     upgrade = Upgrade(new=[f"{PROJECTOR}.*", f"{LVTC}.*"], absent=[f"{PROJECTOR}.*"])
@@ -184,26 +184,26 @@ def _prepare(tower: Part, language: Part, options: InitOptions) -> Conversion:
     config.image_token_id = _image_token_id(tokenizer)
     config.check_geometry()
     config.dtype = language.dtype
-    conversion = settle(_conversion_options(options), source, weights, before, config, upgrade, table, tokenizer)
+    conversion = assemble(_conversion_options(options), source, weights, before, config, upgrade, table, tokenizer)
     if options.dtype_name is None and tower.dtype != language.dtype:
         source.notes.append(
-            f"The tower's tensors are stored in {tower.dtype} and the language model's in {language.dtype}, as in their "
-            f"sources; dtype='auto' loads all in {config.dtype}."
+            f"As in their sources, the tower's tensors are stored in {tower.dtype} and the language model's in "
+            f"{language.dtype}; dtype='auto' loads all in {config.dtype}."
         )
     return conversion
 
 
 def _conversion_options(options: InitOptions) -> ConversionOptions:
-    """The same choices as those of a conversion whose new modules start at random."""
+    """The options of the equivalent conversion, whose new modules start at random."""
     names = ("lvtc", "downsample_ratio", "slicing", "max_patches", "dtype", "max_shard_gigabytes", "seed", "verify")
     return ConversionOptions(init="paper", **{name: getattr(options, name) for name in names})
 
 
 def _check_features(config: InternVLXConfig) -> None:
-    """Encode a tile without values.
+    """Encode a tile on the meta device.
 
     Raises:
-        CheckpointError: the tower's features are not what the projector takes.
+        CheckpointError: if the projector cannot take the tower's features.
     """
     channels, size = getattr(config.vision_config, "num_channels", 3), config.tile_size
     with blaming(f"The vision tower {config.vision_config.model_type}"), torch.device("meta"), torch.no_grad():
@@ -230,11 +230,13 @@ def _config(vision: PretrainedConfig, text: PretrainedConfig, options: InitOptio
     )
 
 
-def _tokenizer(language: Part, template: str | None, notes: list[str]) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """The language model's tokenizer with image tokens and a chat template that writes images; and the new tokens' ids.
+def _tokenizer(
+    language: ModelPart, template: str | None, notes: list[str]
+) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """The language model's tokenizer with image tokens and a chat template that writes images, and the new tokens' ids.
 
     Raises:
-        ValueError: there is no such template, or the language model has none and none is given.
+        ValueError: if there is no such template, or if neither the language model nor `template` gives one.
     """
     named = template in TEMPLATES
     tokens = [*IMAGE_TOKENS.values(), *(template_tokens(template) if template is not None and named else ())]
@@ -260,17 +262,17 @@ def _read_template(path: str) -> str:
 
 
 def _adapt_template(tokenizer: PreTrainedTokenizerFast, source: str, notes: list[str]) -> None:
-    """Make a chat template that writes texts write images too, and mark what the assistant writes.
+    """Extend a text chat template so that it writes images and marks the assistant's answers.
 
     Raises:
-        ValueError: it cannot be made so.
+        ValueError: if the template cannot be made to write images.
     """
     if not _writes_images(tokenizer):
         tokenizer.chat_template = with_images(tokenizer.chat_template)
         if not _writes_images(tokenizer):
             raise ValueError(
-                f"The chat template of {source} does not write what a user's message with an image holds. Choose one with "
-                f"`template` (--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
+                f"The chat template of {source} does not write a user's message with an image. Choose one with `template` "
+                f"(--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
             )
     if has_generation_marks(tokenizer.chat_template):
         return
@@ -279,23 +281,23 @@ def _adapt_template(tokenizer: PreTrainedTokenizerFast, source: str, notes: list
         tokenizer.chat_template = marked
     else:
         notes.append(
-            "The chat template does not mark what the assistant writes, so the model answers but cannot be trained: choose "
+            "The chat template does not mark the assistant's answers, so the model can answer but cannot be trained: choose "
             f"another one with `template` (--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
         )
 
 
 def _writes_images(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the chat template writes an image part as its placeholder, beside the text."""
+    """Whether the chat template writes an image part as its placeholder, along with the text."""
     content: Any = [{"type": "image"}, {"type": "text", "text": "question"}]
     try:
         prompt: Any = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    except Exception:  # a template raises what it likes for content that it does not know
+    except Exception:  # a template may raise any error for unknown content
         return False
     return prompt.count(IMAGE_TOKENS["context_image_token"]) == 1 and "question" in prompt
 
 
 def _marks_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> bool:
-    """Whether a template marks every answer of a conversation, and writes what the tokenizer's own does."""
+    """Whether a template marks every answer of a conversation and otherwise writes the same as the tokenizer's own."""
     texts = ("first question", "first answer", "second question", "second answer")
     turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
     try:
@@ -319,7 +321,7 @@ def _image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
 def _grow_vocabulary(
     config: InternVLXConfig, tokenizer: PreTrainedTokenizerFast, added: list[int], seed: int, notes: list[str]
 ) -> list[Rule]:
-    """Make room for added tokens in the configuration; the rules that give them rows of the embeddings."""
+    """Extend the configuration's vocabulary for added tokens, and return the rules that add their embedding rows."""
     text, old = config.text_config, config.text_config.vocab_size
     needed = max(_image_token_id(tokenizer), *added, 0) + 1
     if needed > old:
@@ -327,11 +329,9 @@ def _grow_vocabulary(
     rows = sorted({*added, *range(old, text.vocab_size)})
     if not rows:
         return []
-    room = (
-        f"the vocabulary grew from {old} to {text.vocab_size}" if needed > old else f"of the vocabulary's {old} rows"
-    )
+    place = f"the vocabulary grew from {old} to {text.vocab_size}" if needed > old else f"in unused rows of the {old}"
     names = ", ".join(tokenizer.convert_ids_to_tokens(added))
-    notes.append(f"New tokens {names}, {room}: their rows start near the mean of the others.")
+    notes.append(f"New tokens {names} ({place}): their rows start near the mean of the other rows.")
     known = min([old, *added])
     tied = config.tie_word_embeddings
     return [
@@ -341,7 +341,7 @@ def _grow_vocabulary(
 
 
 def fill_rows(rows: list[int], size: int, known: int, seed: int) -> Operation:
-    """(V, C) embeddings -> (`size`, C) with new `rows`, at random near the mean of the first `known`; the others stay."""
+    """(V, C) embeddings -> (`size`, C) with new `rows`, drawn near the mean of the first `known`; others are kept."""
 
     def fill(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         filled = tensor.new_empty(size, tensor.shape[1])
@@ -353,7 +353,7 @@ def fill_rows(rows: list[int], size: int, known: int, seed: int) -> Operation:
         )
         std = (square - mean.square()).clamp(min=0).sqrt()
         noise = torch.randn(len(rows), tensor.shape[1], generator=torch.Generator().manual_seed(seed))
-        filled[rows] = (mean + SCATTER * std * noise).to(tensor.dtype)
+        filled[rows] = (mean + NEW_ROW_STD * std * noise).to(tensor.dtype)
         return (filled,)
 
     return fill
@@ -375,7 +375,7 @@ def _report(conversion: Conversion, options: InitOptions, parts: dict[str, dict]
 
 
 def _joined_card(cards: list[dict]) -> dict:
-    """What the cards of all parts say: values that they agree in, and the licences of all."""
+    """Metadata of the parts' model cards combined: the values on which all agree, and the licences of all."""
     agreed = {name: value for name, value in cards[0].items() if all(card.get(name) == value for card in cards)}
     licences = list(dict.fromkeys(name for card in cards for name in _as_list(card.get("license"))))
     return agreed | ({"license": licences} if len(licences) > 1 else {})

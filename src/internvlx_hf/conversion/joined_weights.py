@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The weights of several checkpoints as those of one."""
+"""The weights of several checkpoints, read as one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,11 +16,11 @@ SEPARATOR = ":"
 
 @dataclass(frozen=True)
 class PartWeights:
-    """Those tensors of a checkpoint that belong to one part of a model.
+    """The tensors of a checkpoint that belong to one part of a model.
 
     Args:
-        part: what the part is called.
-        weights: of the whole checkpoint.
+        part: name of the part.
+        weights: weights of the whole checkpoint.
         owns: whether a tensor of this name belongs to the part.
     """
 
@@ -29,12 +29,12 @@ class PartWeights:
     owns: Callable[[str], bool]
 
     def name(self, name: str) -> str:
-        """What the joined weights call a tensor."""
+        """A tensor's name in the joined weights."""
         return f"{self.part}{SEPARATOR}{name}"
 
 
 class JoinedWeights:
-    """The tensors of several parts, as [`Weights`] has those of one checkpoint; names begin with their part's."""
+    """The tensors of several parts, with the interface of [`Weights`]; names begin with the part's name."""
 
     def __init__(self, parts: list[PartWeights]):
         self.parts = {part.part: part for part in parts}

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The way back: a model that kept InternVL2's projector, in transformers' native `internvl` layout."""
+"""Converting back: saving a model that kept InternVL2's projector in transformers' native `internvl` layout."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from transformers import GotOcr2ImageProcessorPil, InternVLConfig, PreTrainedTok
 from ..modeling import InternVLXConfig
 from .sources import Tiling
 
-# how files name what modules call model.language_model, model.vision_tower, ...
+# module prefixes -> prefixes in the files
 FILE_NAMES = {
     "lm_head.": "language_model.lm_head.",
     "model.language_model.": "language_model.model.",
@@ -22,15 +22,15 @@ VIDEO_TOKEN = "<video>"
 
 
 def native_names(config: InternVLXConfig) -> Callable[[str], str]:
-    """How native checkpoints name our tensors.
+    """A function from our tensor names to those of native checkpoints.
 
     Raises:
-        ValueError: if native InternVL has no counterpart of the model.
+        ValueError: if native InternVL cannot represent the model.
     """
     projector = config.projector_config.projector_type
     if projector != "pixel_shuffle" or config.lvtc_config is not None:
         raise ValueError(
-            f"Native InternVL has InternVL2's projector only, but the model has the projector {projector!r}"
+            f"Native InternVL supports only InternVL2's projector, but the model has the projector {projector!r}"
             f"{' and LVTC' if config.lvtc_config is not None else ''}. Expected 'pixel_shuffle' without LVTC."
         )
 
@@ -59,7 +59,7 @@ def save_native_sidecar(
     )
     native.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # InternVLProcessor asks for it; it is no piece of the vocabulary, for the processor replaces it
+    # InternVLProcessor needs it; it is not in the vocabulary, since the processor replaces it
     saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     _write(folder / "tokenizer_config.json", {**saved, "video_token": VIDEO_TOKEN})
     sizes: dict[str, Any] = {
@@ -74,7 +74,7 @@ def save_native_sidecar(
         **sizes,
     )
     image_processor.save_pretrained(folder)
-    # transformers makes a video processor only where torchvision is
+    # transformers can make a video processor only if torchvision is installed
     _write(folder / "video_preprocessor_config.json", {"video_processor_type": "InternVLVideoProcessor", **sizes})
     processor = {"processor_class": "InternVLProcessor", "image_seq_length": config.image_seq_length}
     _write(folder / "processor_config.json", processor)

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What can be chosen about a conversion, and about a model from parts."""
+"""Options of a conversion and of a model from parts."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,12 +44,12 @@ INIT_RULES = {
     **dict.fromkeys(("vision_revision", "language_revision"), TEXT.or_null()),
     **{name: RULES[name] for name in ("lvtc", "dtype", "max_shard_gigabytes", "seed", "verify", "overwrite")},
 }
-# what they change is how a conversion runs, not what comes out
+# these change how a conversion runs, not its result
 UNRECORDED = ("max_shard_gigabytes", "verify", "overwrite")
 
 
 class _Options:
-    """What [`ConversionOptions`] and [`InitOptions`] do with their values."""
+    """Common base of [`ConversionOptions`] and [`InitOptions`]."""
 
     dtype: "str | torch.dtype | None"
     rules: ClassVar[dict[str, FieldRule]]
@@ -64,35 +64,38 @@ class _Options:
         return None if self.dtype is None else str(self.dtype).removeprefix("torch.")
 
     def recorded(self) -> dict[str, Any]:
-        """What a report says of them."""
+        """The options as the report records them."""
         options = vars(self) | {"dtype": self.dtype_name}
         return {name: value for name, value in options.items() if name not in UNRECORDED}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionOptions(_Options):
-    """What can be chosen about a conversion; by default the converted model answers as the original does.
+    """Options of a conversion. With the defaults, the converted model gives the same answers as the original.
 
     Args:
-        to: "internvl_x", or "internvl" for transformers' native layout (a kept projector, no LVTC).
-        projector: "keep", or "pvtc" to put PVTC in the place of InternVL2's projector.
-        lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig`. The new modules need training.
-        downsample_ratio: another 1 / M for the tokens of the input than the checkpoint's; the projector needs training.
-        init: how new modules start: "warm", close to what the checkpoint knows, or "paper", at random.
-        slicing: "ratio", "edge" or "area"; unset: as the checkpoint was made for, "ratio" for InternVL, "edge" for the
-            InternVL-X release. "edge" costs fewer tokens for small images and needs no training.
-        max_patches: most tiles per image; unset: the checkpoint's.
-        dtype: to save in, "bfloat16", "float16" or "float32"; unset: the source's.
-        revision: branch, tag or commit on the Hub.
-        base_model: Hub id for the model card where the source is a folder.
-        max_shard_gigabytes: size of an output shard.
-        seed: of random values.
-        verify: load the result and compare it with the source computed another way; takes the model's memory in float32.
-        overwrite: replace the output folder if this package wrote it and it holds nothing else; what a person wrote into
-            its model card stays.
+        to: target layout: "internvl_x" (default), or "internvl", transformers' native layout, which needs the kept
+            projector and no LVTC.
+        projector: "keep" (default), or "pvtc" to replace InternVL2's projector with PVTC.
+        lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig` (default: False). The new modules need
+            training.
+        downsample_ratio: a new 1 / M for the input tokens (default: the checkpoint's); the projector then needs training.
+        init: start of new modules: "warm" (default), from the checkpoint's weights, or "paper", at random.
+        slicing: "ratio", "edge" or "area" (default: "ratio" for InternVL, "edge" for the InternVL-X release, as they were
+            trained). "edge" needs fewer tokens for small images and no training.
+        max_patches: maximum number of tiles per image (default: the checkpoint's).
+        dtype: dtype to save in, "bfloat16", "float16" or "float32" (default: the source's).
+        revision: branch, tag or commit on the Hub (default: its main branch).
+        base_model: Hub id to name in the model card if the source is a folder.
+        max_shard_gigabytes: maximum size of an output shard (default: 5).
+        seed: seed of random values (default: 0).
+        verify: load the result and compare it with an independent computation of the source (default: no). Needs memory
+            for the model in float32.
+        overwrite: replace the output folder if this package wrote it and it holds nothing else (default: no). Text that a
+            person added to its model card is kept.
 
     Raises:
-        ValueError: an option has a value that it cannot have, naming both and what would be right.
+        ValueError: if an option has an invalid value; the message gives both and what would be right.
     """
 
     to: str = OURS
@@ -115,25 +118,25 @@ class ConversionOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class InitOptions(_Options):
-    """What can be chosen about a model that is made from a vision tower and a language model.
+    """Options of a model that is made from a vision tower and a language model.
 
     Args:
-        projector: its type, or arguments of `InternVLXProjectorConfig`.
-        lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig`.
-        downsample_ratio: 1 / M for the tokens of the input.
-        vision_feature_layer: which of the tower's hidden states is projected.
-        slicing: "edge", "area" or "ratio".
-        max_patches: most tiles per image.
-        template: a conversation template of InternVL by name, or the path of a Jinja file; unset: the language model's own.
-        dtype: to save in, "bfloat16", "float16" or "float32"; unset: each part in its own.
-        vision_revision, language_revision: branch, tag or commit on the Hub.
-        max_shard_gigabytes: size of an output shard.
-        seed: of random values.
-        verify: load the result and run it on an image; takes the model's memory in float32.
+        projector: the projector's type, or arguments of `InternVLXProjectorConfig` (default: "pvtc").
+        lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig` (default: False).
+        downsample_ratio: 1 / M for the input tokens (default: 0.5).
+        vision_feature_layer: the hidden state of the tower to project (default: -1, the last).
+        slicing: "edge" (default), "area" or "ratio".
+        max_patches: maximum number of tiles per image (default: 6).
+        template: name of a conversation template of InternVL, or path of a Jinja file (default: the language model's own).
+        dtype: dtype to save in, "bfloat16", "float16" or "float32" (default: each part's own).
+        vision_revision, language_revision: branch, tag or commit on the Hub (default: the main branch).
+        max_shard_gigabytes: maximum size of an output shard (default: 5).
+        seed: seed of random values (default: 0).
+        verify: load the result and run it on an image (default: no). Needs memory for the model in float32.
         overwrite: as in [`ConversionOptions`].
 
     Raises:
-        ValueError: an option has a value that it cannot have, naming both and what would be right.
+        ValueError: if an option has an invalid value; the message gives both and what would be right.
     """
 
     projector: str | dict = "pvtc"

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The parts of a model: the vision tower or the language model that a checkpoint is or holds."""
+"""The parts of a model: reading the vision tower or the language model of a checkpoint."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -41,9 +41,9 @@ from .tensor_tables import TEXT_TABLE, Rule, internlm2_table, source_table, visi
 
 TOWER, LANGUAGE = "vision_tower", "language_model"
 INTERNLM2 = "InternLM2ForCausalLM"
-# how the layout internvl_chat names what a checkpoint of one part names without a prefix
+# prefixes of the layout internvl_chat, which a checkpoint of a single part lacks
 CHAT_PREFIXES = {TOWER: "vision_model.", LANGUAGE: "language_model."}
-# what checkpoints of whole models call a part, older and newer
+# names of a part in checkpoints of whole models, older and newer
 NATIVE_TABLES = {
     TOWER: [Rule(f"{name}.{{rest}}", (VISION + "{rest}",)) for name in ("vision_tower", "model.vision_tower")],
     LANGUAGE: [
@@ -51,34 +51,34 @@ NATIVE_TABLES = {
         *(Rule(f"{name}.{{rest}}", (TEXT + "{rest}",)) for name in ("language_model.model", "model.language_model")),
     ],
 }
-# beginnings of the names of what a whole model has beside its part
+# prefixes of the other tensors of a whole model
 OTHER_PARTS = ("projector.", "mlp1.", "multi_modal_projector.", "model.multi_modal_projector.", "model.lvtc.")
-BESIDE = {
+OTHER_PREFIXES = {
     TOWER: (*OTHER_PARTS, "language_model.", "model.language_model.", HEAD),
     LANGUAGE: (*OTHER_PARTS, "vision_model.", "vision_tower.", "model.vision_tower."),
 }
-# how a family normalises, where no processor says so; ImageNet's else
+# normalisation of a family without a saved processor; ImageNet's for all others
 NORMALISATION = {
     "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     "siglip": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
 }
 PIXEL_SETTINGS = ("image_mean", "image_std", "resample", "rescale_factor", "do_rescale", "do_normalize")
-# some classes of transformers hold their modules in one of this name, others do not, and it depends on the version
+# some tower classes, depending on the version of transformers, wrap their modules in one of this name
 WRAPPER = "vision_model."
 
 
 @dataclass
-class Part:
-    """A vision tower or a language model of a checkpoint.
+class ModelPart:
+    """The vision tower or the language model of a checkpoint.
 
     Args:
         name: `TOWER` or `LANGUAGE`.
         folder: the checkpoint.
-        raw: its config.json.
-        config: of the part.
-        architecture: class of the part.
-        weights: the part's tensors.
-        table: their names -> those of an `InternVLXForConditionalGeneration`.
+        raw: the checkpoint's config.json.
+        config: configuration of the part.
+        architecture: class name of the part.
+        weights: tensors of the part.
+        table: rules from their names to those of an `InternVLXForConditionalGeneration`.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Part:
 
     @property
     def joined_table(self) -> list[Rule]:
-        """The table with names as `JoinedWeights` has them."""
+        """The table with the names of `JoinedWeights`."""
         return [replace(rule, source=self.weights.name(rule.source)) for rule in self.table]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of most of the stored numbers."""
+        """The dtype with the most stored bytes."""
         sizes: dict[torch.dtype, int] = {}
         for name, info in self.weights.weights.tensors.items():
             if self.weights.owns(name):
@@ -105,60 +105,60 @@ class Part:
 
     @property
     def note(self) -> str | None:
-        """What of the checkpoint is not used."""
+        """A note on the tensors of the checkpoint that are not used, None if all are."""
         unused = [name for name in self.weights.weights.tensors if not self.weights.owns(name)]
         if not unused:
             return None
-        return f"{len(unused)} tensors beside the {self.name} are not used: {listed(unused, 3)}."
+        return f"{len(unused)} tensors outside the {self.name} are not used: {listed(unused, 3)}."
 
 
-def read_tower(folder: Path) -> Part:
-    """The vision tower that a checkpoint is, or that a bigger model holds.
+def read_tower(folder: Path) -> ModelPart:
+    """Read the vision tower from a checkpoint of a tower or of a model that contains one.
 
     Raises:
-        CheckpointError: there is none, or it is not supported, by name.
+        CheckpointError: if there is none, or it is not supported; the message names it.
     """
     raw, weights = _read(folder)
     with blaming(folder / "config.json"):
         if raw.get("model_type") in LAYOUTS:
-            return _part_of_whole(TOWER, folder, raw, weights)
+            return _part_of_model(TOWER, folder, raw, weights)
         if set(raw.get("architectures") or ()) & set(VISION_ARCHITECTURES):
             config = chat_vision_config(raw, pair(raw.get("image_size", 0))[0])
             grid = config.image_size[0] // config.patch_size[0]
             table = _without_prefix(vision_table(grid, grid), TOWER)
-            return Part(TOWER, folder, raw, config, raw["architectures"][0], _everything(TOWER, weights), table)
+            return ModelPart(TOWER, folder, raw, config, raw["architectures"][0], _everything(TOWER, weights), table)
         return _native_tower(folder, raw, weights)
 
 
-def read_language_model(folder: Path) -> Part:
-    """The language model that a checkpoint is, or that an InternVL holds.
+def read_language_model(folder: Path) -> ModelPart:
+    """Read the language model from a checkpoint of one or of an InternVL.
 
     Raises:
-        CheckpointError: there is none, or it is not supported, by name.
+        CheckpointError: if there is none, or it is not supported; the message names it.
     """
     raw, weights = _read(folder)
     with blaming(folder / "config.json"):
         if raw.get("model_type") in LAYOUTS:
-            return _part_of_whole(LANGUAGE, folder, raw, weights)
+            return _part_of_model(LANGUAGE, folder, raw, weights)
         config, table = _language_config(raw), TEXT_TABLE
         names = raw.get("architectures") or [config.model_type]
         if INTERNLM2 in names:
             table = internlm2_table(config)
         table = _without_prefix(table, LANGUAGE)
-        return Part(LANGUAGE, folder, raw, config, names[0], _everything(LANGUAGE, weights), table)
+        return ModelPart(LANGUAGE, folder, raw, config, names[0], _everything(LANGUAGE, weights), table)
 
 
 def _read(folder: Path) -> tuple[dict, Weights]:
     check_links(folder)
     raw = read_json(folder / "config.json")
     if not raw:
-        raise CheckpointError(f"{folder} has no config.json, expected the folder of a checkpoint.")
+        raise CheckpointError(f"{folder} has no config.json, expected a checkpoint's folder.")
     with blaming(folder / "config.json"):
         check_values(raw, CONFIG_RULES)
     return raw, Weights(folder)
 
 
-def _part_of_whole(part: str, folder: Path, raw: dict, weights: Weights) -> Part:
+def _part_of_model(part: str, folder: Path, raw: dict, weights: Weights) -> ModelPart:
     """A part of an InternVL in any layout."""
     source = read_source(folder, weights.tensors)
     config = source.config.vision_config if part == TOWER else source.config.text_config
@@ -169,8 +169,8 @@ def _part_of_whole(part: str, folder: Path, raw: dict, weights: Weights) -> Part
     else:
         table = NATIVE_TABLES[part]
     architecture = source.architecture if part == LANGUAGE else config.model_type
-    owned = PartWeights(part, weights, lambda name: not name.startswith(BESIDE[part]))
-    return Part(part, folder, raw, config, architecture, owned, table)
+    owned = PartWeights(part, weights, lambda name: not name.startswith(OTHER_PREFIXES[part]))
+    return ModelPart(part, folder, raw, config, architecture, owned, table)
 
 
 def _everything(part: str, weights: Weights) -> PartWeights:
@@ -186,20 +186,20 @@ def _language_config(raw: dict) -> PretrainedConfig:
     if INTERNLM2 in names:
         return chat_text_config(raw)
     if kind not in SUPPORTED_TEXT_MODELS:
-        holds = ", a model that holds others" if isinstance(raw.get("text_config"), dict) else ""
+        contains = ", a composite model" if isinstance(raw.get("text_config"), dict) else ""
         raise CheckpointError(
-            f"model_type={kind!r}, architectures={names}{holds}: expected a language model of one of the types "
-            f"{', '.join(SUPPORTED_TEXT_MODELS)} and internlm2, or an InternVL ({', '.join(LAYOUTS)}) that holds one."
+            f"model_type={kind!r}, architectures={names}{contains}: expected a language model of one of the types "
+            f"{', '.join(SUPPORTED_TEXT_MODELS)} and internlm2, or an InternVL ({', '.join(LAYOUTS)})."
         )
     if missing := [name for name in REQUIRED_TEXT_FIELDS if raw.get(name) is None]:
         raise CheckpointError(f"The configuration of a {kind} lacks {', '.join(missing)}.")
     return CONFIG_MAPPING[kind].from_dict(raw)
 
 
-def _native_tower(folder: Path, raw: dict, weights: Weights) -> Part:
-    """A tower that AutoModel builds: all of the checkpoint, or what its configuration calls `vision_config`."""
+def _native_tower(folder: Path, raw: dict, weights: Weights) -> ModelPart:
+    """A tower that AutoModel builds: the whole checkpoint, or the part described by its `vision_config`."""
     config = _tower_config(raw)
-    # before the model is built, which takes time by its layers
+    # before the model is built, whose time grows with its layers
     if config.num_hidden_layers > len(weights.tensors):
         raise CheckpointError(
             f"num_hidden_layers={config.num_hidden_layers}, but the checkpoint holds {len(weights.tensors)} tensors."
@@ -207,11 +207,11 @@ def _native_tower(folder: Path, raw: dict, weights: Weights) -> Part:
     model = build_tower(config)
     table, prefixes = _tower_table(model, weights)
     owned = PartWeights(TOWER, weights, lambda name: name.startswith(prefixes))
-    return Part(TOWER, folder, raw, config, type(model).__name__, owned, table)
+    return ModelPart(TOWER, folder, raw, config, type(model).__name__, owned, table)
 
 
 def _tower_table(model: PreTrainedModel, weights: Weights) -> tuple[list[Rule], tuple[str, ...]]:
-    """The table of a tower of transformers, and the beginnings of its names in the checkpoint."""
+    """The table of a tower of transformers, and the prefixes of its names in the checkpoint."""
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     renamed = {name: rename_source_key(name, renamings, [])[0] for name in weights.tensors}
@@ -233,54 +233,54 @@ def _tower_config(raw: dict) -> Any:
     kind: Any = raw.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise CheckpointError(
-            f"model_type={kind!r}, architectures={raw.get('architectures')}: expected a vision tower that transformers "
-            f"has, {', '.join(VISION_ARCHITECTURES)}, or a model that holds one."
+            f"model_type={kind!r}, architectures={raw.get('architectures')}: expected a vision tower of transformers, "
+            f"{', '.join(VISION_ARCHITECTURES)}, or a model that contains one."
         )
     config: Any = CONFIG_MAPPING[kind].from_dict(raw)
     config = getattr(config, "vision_config", config)
     needed = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
     if missing := [name for name in needed if not isinstance(getattr(config, name, None), int | list | tuple)]:
         raise CheckpointError(
-            f"model_type={kind!r} is no vision tower with a square grid of patches: its configuration has no "
+            f"model_type={kind!r} is not a vision tower with a square grid of patches: its configuration has no "
             f"{', '.join(missing)}. Expected for example clip, siglip, dinov2 or internvl_vision."
         )
     return config
 
 
 def build_tower(config: PretrainedConfig) -> PreTrainedModel:
-    """A tower without values.
+    """Build a tower on the meta device.
 
     Raises:
-        CheckpointError: AutoModel builds none of this configuration.
+        CheckpointError: if AutoModel cannot build one from this configuration.
     """
     try:
         with torch.device("meta"):
             return AutoModel.from_config(config)
-    except Exception as error:  # transformers raises anything for settings that do not fit each other
+    except Exception as error:  # transformers raises errors of any type for settings that do not fit together
         text = " ".join(str(error).split())
         raise CheckpointError(
-            f"transformers builds no model of model_type={config.model_type!r}: {text:.300}"
+            f"transformers cannot build a model of model_type={config.model_type!r}: {text:.300}"
         ) from error
 
 
 def _prefix(stems: set[str], names: set[str]) -> str:
-    """What stands before a tower's own names, `stems`, in the names of a checkpoint: the prefix that finds most of them."""
+    """The prefix of a tower's own names, `stems`, in a checkpoint: the one under which most of them are found."""
     example = min(stems)
     found = {name.removesuffix(example) for name in names if name.endswith(example)}
     found = {prefix for prefix in found if not prefix or prefix.endswith(".")}
     if not found:
         raise CheckpointError(
-            f"The checkpoint has no vision tower: no tensor's name ends with {example!r}, as one of the tower's would. It "
-            f"holds {listed(sorted(names), 3)}."
+            f"The checkpoint has no vision tower: expected a tensor whose name ends with {example!r}, but it holds "
+            f"{listed(sorted(names), 3)}."
         )
     return max(sorted(found), key=lambda prefix: sum(f"{prefix}{stem}" in names for stem in stems))
 
 
-def pixel_settings(tower: Part) -> tuple[dict, str | None]:
-    """How a tower's images are normalised, by names of `InternVLXImageProcessor`; and a note where nothing says so.
+def pixel_settings(tower: ModelPart) -> tuple[dict, str | None]:
+    """Image normalisation of a tower, as settings of `InternVLXImageProcessor`, and a note if none was saved.
 
     Raises:
-        CheckpointError: its processor has an impossible setting.
+        CheckpointError: if its processor has an invalid setting.
     """
     saved: dict = {}
     for name in reversed(PROCESSOR_FILES):
@@ -299,5 +299,5 @@ def pixel_settings(tower: Part) -> tuple[dict, str | None]:
     used = normalisation | saved
     return used, (
         f"The tower has no preprocessor_config.json with image_mean and image_std: images are normalised with "
-        f"{used['image_mean']} and {used['image_std']}, as the type {tower.config.model_type} is."
+        f"{used['image_mean']} and {used['image_std']}, the values of the type {tower.config.model_type}."
     )

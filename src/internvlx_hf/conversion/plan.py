@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The plan of a conversion: every source tensor accounted for, every target tensor filled, before a value is read."""
+"""The plan of a conversion, made before a value is read: what happens to each source tensor, and what fills each target."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from .upgrades import Upgrade
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 TEXT, VISION = "model.language_model.", "model.vision_tower."
-# of a configuration: what settles the tensors' shapes
+# settings that determine the tensors' shapes
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "image_size", "patch_size", "num_channels"),
@@ -25,13 +25,13 @@ SIZES = (
 )
 
 
-# what the layout internvl_chat calls them
+# their names in the layout internvl_chat
 ALIASES = {"attention_bias": " (qkv_bias)", "use_qk_norm": " (qk_normalization)"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """What becomes of a source tensor: the rule that converts it, its targets, and for each the upgrade's rules for it."""
+    """How a source tensor is converted: a rule, its targets, and for each target the upgrade's rules."""
 
     rule: Rule
     targets: tuple[str, ...]
@@ -40,14 +40,14 @@ class Step:
 
 @dataclass
 class Plan:
-    """What becomes of a checkpoint.
+    """How a checkpoint is converted.
 
     Args:
-        steps: by source tensor: how it is converted.
-        groups: by source tensor: the target tensors that it fills.
-        dropped: by source tensor: why it is left out.
+        steps: how each source tensor is converted, by name.
+        groups: target tensors that each source tensor fills, by its name.
+        dropped: why source tensors are left out, by name.
         new: target tensors that no source tensor fills.
-        dtype: what the model is said to be saved in.
+        dtype: the dtype to state in the model's configuration.
     """
 
     steps: dict[str, Step] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Plan:
     dtype: torch.dtype = torch.float32
 
     def convert(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """The target tensors that a source tensor fills, with their names."""
+        """Names and values of the target tensors that a source tensor fills."""
         step = self.steps[name]
         parts = apply(step.rule, name, tensor)
         for target, part, upgrades in zip(step.targets, parts, step.upgrades, strict=True):
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def derived(self) -> dict[str, str]:
-        """Targets that come from a tensor of the model as it was, but stand elsewhere or have another shape; and from which."""
+        """Targets that come from a tensor with another name or shape in the old model, with that tensor's name."""
         pairs = [pair for step in self.steps.values() for pair in zip(step.targets, step.upgrades, strict=True)]
         return {
             new: target
@@ -80,7 +80,7 @@ class Plan:
 
 
 def target_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
-    """What every tensor is that a saved model of this configuration has."""
+    """Shape and dtype of every tensor in a saved model with this configuration."""
     tensors = model_tensors(config)
     if config.tie_word_embeddings:
         tensors.pop(HEAD)
@@ -99,23 +99,23 @@ def make_plan(
     """Match a source's tensors with those of the target.
 
     Args:
-        table: source names -> names of the model as it was.
-        before: configuration of the model as it was.
-        tensors: the source's.
-        upgrade: those names -> names of the model as it shall be, and which of its tensors are new.
-        after: configuration of the model as it shall be.
-        dtype: of what is written; None: as it was stored.
+        table: rules from source names to names in the old model.
+        before: configuration of the old model.
+        tensors: tensors of the source.
+        upgrade: rules from names in the old model to names in the new one, and which of its tensors are new.
+        after: configuration of the new model.
+        dtype: dtype to write; None: as stored.
 
     Raises:
-        CheckpointError: naming every tensor that is missing, unexpected, of the wrong shape or not floating-point.
+        CheckpointError: if tensors are missing, unexpected, of the wrong shape or not floating-point; the message names them.
     """
     upgrade, after = upgrade or Upgrade(), after or before
     plan = Plan()
-    unexpected = [name for name in tensors if not _place(plan, table, name)]
+    unexpected = [name for name in tensors if not _match(plan, table, name)]
     _check_dtypes(plan, tensors)
     _check_depth(plan, before)
     _check_source(plan, table, before, tensors, unexpected, upgrade)
-    _place_upgrades(plan, upgrade)
+    _add_upgrades(plan, upgrade)
     for name in plan.steps:
         converted = plan.convert(name, tensors[name].meta())
         plan.groups[name] = {target: TensorInfo(tuple(meta.shape), dtype or meta.dtype) for target, meta in converted}
@@ -123,8 +123,8 @@ def make_plan(
     return plan
 
 
-def _place(plan: Plan, table: list[Rule], name: str) -> bool:
-    """Find the line of the table that a tensor belongs to."""
+def _match(plan: Plan, table: list[Rule], name: str) -> bool:
+    """Find the rule of the table for a tensor and add it to the plan."""
     for rule in table:
         if rule.matches(name):
             targets = rule.targets_of(name)
@@ -137,20 +137,20 @@ def _place(plan: Plan, table: list[Rule], name: str) -> bool:
 
 
 def _check_dtypes(plan: Plan, tensors: dict[str, TensorInfo]) -> None:
-    """All that a model of ours reads from a file is floating-point, of 16 bits at least."""
+    """Check that all tensors to convert are floating-point with at least 16 bits."""
     dtypes = {name: tensors[name].dtype for name in plan.steps}
     wrong = [
         f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype.itemsize < 2 or not dtype.is_floating_point
     ]
     if wrong:
         raise CheckpointError(
-            f"The weights are not all floating-point numbers: {listed(wrong)}, expected 16 bits each at least. Convert the "
-            "checkpoint that has not been quantised."
+            f"Not all weights are floating-point numbers of at least 16 bits: {listed(wrong)}. Convert the checkpoint that has "
+            "not been quantized."
         )
 
 
 def _check_depth(plan: Plan, config: InternVLXConfig) -> None:
-    """Refuse more layers than there are tensors: to build such a model would take its time."""
+    """Refuse more layers than there are tensors, before building such a model takes long."""
     targets = [target for step in plan.steps.values() for target in step.targets]
     for part, prefix in (("text_config", TEXT), ("vision_config", VISION)):
         layers = getattr(config, part).num_hidden_layers
@@ -171,7 +171,7 @@ def _check_source(
     unexpected: list[str],
     upgrade: Upgrade,
 ) -> None:
-    """Check that a source's tensors, once renamed and split, are those of the model that its config.json describes."""
+    """Check that a source's tensors, renamed and split, are those of the model that its config.json describes."""
     targets, misshapen, filled = target_tensors(config), [], set()
     for name in plan.steps:
         for target, meta in plan.convert(name, tensors[name].meta()):
@@ -202,12 +202,12 @@ def _sizes(config: PretrainedConfig | None) -> str:
 
 
 def _source_name(table: list[Rule], target: str) -> str:
-    """What a checkpoint would call a tensor; the last line counts, where native ones have older names too."""
+    """A tensor's name in the source; the last matching rule counts, since native checkpoints have older names too."""
     names = [name for rule in table if (name := rule.source_of(target))]
     return names[-1] if names else target
 
 
-def _place_upgrades(plan: Plan, upgrade: Upgrade) -> None:
+def _add_upgrades(plan: Plan, upgrade: Upgrade) -> None:
     for name, step in list(plan.steps.items()):
         upgrades = tuple(tuple(upgrade.rules_for(target)) for target in step.targets)
         if reasons := [rules[0].reason for rules in upgrades if rules and rules[0].reason]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""All that is settled about a conversion before the first value is read."""
+"""Preparing a conversion: everything that is decided before the first value is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .upgrades import Upgrade, build_upgrade
 
 @dataclass
 class Conversion:
-    """All that is settled about a conversion before the first value is read."""
+    """Everything that is decided about a conversion before the first value is read."""
 
     options: ConversionOptions
     source: Source
@@ -47,12 +47,12 @@ class Conversion:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the model answers as the source does."""
+        """Whether the model gives the same answers as the source."""
         return not self.plan.new and not self.plan.derived
 
     @property
     def starts_as_source(self) -> bool:
-        """Whether the model answers as the source does before any training: a warm PVTC does."""
+        """Whether the model gives the same answers as the source before any training, as with a warm PVTC."""
         options = self.options
         changes_tokens = options.lvtc or options.downsample_ratio is not None
         return self.is_exact or (options.init == "warm" and not changes_tokens)
@@ -64,26 +64,26 @@ class Conversion:
 
 
 def prepare(folder: Path, options: ConversionOptions) -> Conversion:
-    """Settle everything about a conversion without reading a weight's values (but for tied embeddings).
+    """Prepare a conversion without reading weight values, except to compare tied embeddings.
 
     Raises:
-        CheckpointError: the checkpoint is of an unknown kind, damaged, or at odds with itself.
-        ValueError: an option does not fit the checkpoint.
+        CheckpointError: if the checkpoint is of an unknown kind, damaged or inconsistent.
+        ValueError: if an option does not fit the checkpoint.
     """
     weights = Weights(folder)
     source = read_source(folder, weights.tensors)
     tokenizer = convert_tokenizer(folder)
-    _settle_image_token(source, tokenizer)
-    table = settle_tying(source, weights, source_table(source))
+    _resolve_image_token(source, tokenizer)
+    table = resolve_tied_embeddings(source, weights, source_table(source))
     config, upgrade = build_upgrade(source.config, options)
     rename = native_names(config) if options.to == NATIVE else str
     for name in ("slicing", "max_patches"):
         if (value := getattr(options, name)) is not None:
             setattr(source.tiling, name, value)
-    return settle(options, source, weights, source.config, config, upgrade, table, tokenizer, rename)
+    return assemble(options, source, weights, source.config, config, upgrade, table, tokenizer, rename)
 
 
-def settle(
+def assemble(
     options: ConversionOptions,
     source: Source,
     weights: Weights | JoinedWeights,
@@ -94,12 +94,12 @@ def settle(
     tokenizer: PreTrainedTokenizerFast,
     rename: Callable[[str], str] = str,
 ) -> Conversion:
-    """The plan, the dtype and what is saved beside the weights.
+    """Make the plan, and determine the dtype and the files to save besides the weights.
 
     Args:
         before: configuration of the model whose tensors the source has.
-        config: of the new model; gets the dtype of its tensors.
-        table: what becomes of the source's tensors.
+        config: configuration of the new model; its dtype is set.
+        table: rules for the source's tensors.
     """
     dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
     plan = make_plan(table, before, weights.tensors, upgrade=upgrade, after=config, dtype=dtype)
@@ -119,7 +119,7 @@ def settle(
     )
 
 
-def _settle_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
+def _resolve_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
     token: int = tokenizer.convert_tokens_to_ids(tokenizer.context_image_token)  # type: ignore[assignment]
     vocabulary = source.config.text_config.vocab_size
     if source.layout != "internvl_chat" and token != source.config.image_token_id:
@@ -134,8 +134,8 @@ def _settle_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> N
     source.config.image_token_id = token
 
 
-def settle_tying(source: Source, weights: Weights | JoinedWeights, table: list[Rule]) -> list[Rule]:
-    """Find out whether output and input embeddings are one tensor: by what is stored, since configs contradict it."""
+def resolve_tied_embeddings(source: Source, weights: Weights | JoinedWeights, table: list[Rule]) -> list[Rule]:
+    """Determine from the stored tensors whether output and input embeddings are tied, since configs may be wrong."""
     config = source.config
     names = {target: name for name in weights.tensors for rule in table for target in rule.targets_of(name)}
     if config.tie_word_embeddings and HEAD in names and EMBEDDING in names:
@@ -152,7 +152,11 @@ def settle_tying(source: Source, weights: Weights | JoinedWeights, table: list[R
 
 
 def image_processor(tiling: Tiling) -> InternVLXImageProcessor:
-    """Raises: ValueError: the tiling contradicts itself."""
+    """The image processor for a tiling.
+
+    Raises:
+        ValueError: if the tiling's settings contradict each other.
+    """
     return InternVLXImageProcessor(
         size={"height": tiling.tile_size, "width": tiling.tile_size},
         min_patches=tiling.min_patches,
@@ -162,15 +166,15 @@ def image_processor(tiling: Tiling) -> InternVLXImageProcessor:
         slicing=tiling.slicing,
         image_mean=tiling.image_mean,
         image_std=tiling.image_std,
-        **({"alpha": "drop"} | tiling.others),  # InternVL takes no notice of transparency
+        **({"alpha": "drop"} | tiling.others),  # InternVL ignores transparency
     )
 
 
 def generation_config(source: Source, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """The source's generation settings; the chat template's end marker always stops.
+    """The source's generation settings, with the chat template's end marker added to the stop tokens.
 
     Raises:
-        CheckpointError: a setting is impossible.
+        CheckpointError: if a setting is invalid.
     """
     path = source.folder / "generation_config.json"
     if raw := read_json(path):

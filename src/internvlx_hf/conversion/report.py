@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a conversion did, for people and for programs."""
+"""The report of a conversion, for people and for programs."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,35 +13,35 @@ from yaml import YAMLError
 from ..checkpoints.names import CARD
 from .prepare import Conversion
 
-# what the source's model card says that holds for the converted model too
+# metadata of the source's model card that also applies to the converted model
 CARD_FIELDS = ("language", "license", "license_name", "license_link")
 
 
 @dataclass
 class ConversionReport:
-    """What a conversion did, as `conversion_report.json` holds it.
+    """What a conversion did, as saved in `conversion_report.json`.
 
     Args:
         source: Hub id, or name of the folder.
-        base_model: the source's id on the Hub where it is known.
-        revision: the source's commit where it is known.
+        base_model: the source's id on the Hub, if known.
+        revision: the source's commit, if known.
         source_card: licence and language, from the metadata of the source's model card.
         layout: layout of the source, see `sources.LAYOUTS`.
-        language_model: class of the source's language model, and the model type that it became.
+        language_model: class of the source's language model, and its model type after conversion.
         options: source and options of the conversion.
-        parameters: of the converted model.
-        dtype: of the weights.
-        tokens: a tile's side in pixels, its tokens in the prompt and after LVTC's expansion; how pictures are cut, and into
-            how many tiles at most, the thumbnail not counted.
-        converted_tensors: how many of the source's tensors were converted.
-        dropped_tensors: those that were not, and why.
-        new_tensors: those that no source tensor filled, and how they start.
-        derived_tensors: those that started from a tensor of another shape or place, and from which.
-        exact: whether the model's answers are those of the source: nothing new, nothing in another place.
+        parameters: number of parameters of the converted model.
+        dtype: dtype of the weights.
+        tokens: a tile's side in pixels, tokens per tile in the prompt and after LVTC's expansion, the slicing strategy, and
+            the maximum number of tiles per image without the thumbnail.
+        converted_tensors: number of source tensors that were converted.
+        dropped_tensors: source tensors that were not converted, and why.
+        new_tensors: tensors that no source tensor filled, and how they start.
+        derived_tensors: tensors that came from one with another name or shape, and which one.
+        exact: whether the model gives the same answers as the source: no new and no derived tensors.
         notes: what else a user should know.
-        versions: of this package and of the libraries.
-        checks: what `verify` found.
-        parts: of a model from parts, what a report says of each one's source.
+        versions: versions of this package and of the libraries.
+        checks: results of `verify`.
+        parts: for a model from parts, the entry of each part's source.
     """
 
     source: str
@@ -69,7 +69,7 @@ class ConversionReport:
 
     def summary(self) -> str:
         """The report in a few lines."""
-        tokens = f"{self.tokens['per_tile']} tokens a tile"
+        tokens = f"{self.tokens['per_tile']} tokens per tile"
         if self.tokens["per_tile_expanded"] != self.tokens["per_tile"]:
             tokens += f", {self.tokens['per_tile_expanded']} after the expansion"
         lines = [
@@ -96,7 +96,7 @@ def _module(name: str) -> str:
 
 
 def make_report(conversion: Conversion, name: str) -> ConversionReport:
-    """The report of a conversion whose source has a name."""
+    """The report of a conversion; `name` is the source's."""
     source, config, plan, options = conversion.source, conversion.config, conversion.plan, conversion.options
     start = {True: "zero", False: "random or constant, as the model initialises it"}
     return ConversionReport(
@@ -127,13 +127,13 @@ def make_report(conversion: Conversion, name: str) -> ConversionReport:
 
 
 def base_model(folder: Path) -> str | None:
-    """Hub id of a checkpoint, as the Hub's cache names the folder."""
+    """Hub id of a checkpoint in the Hub's cache, read from the folder's name; None elsewhere."""
     cached = folder.parent.parent.name
     return cached.removeprefix("models--").replace("--", "/", 1) if cached.startswith("models--") else None
 
 
 def source_card(folder: Path) -> dict:
-    """What of the source's model card holds for the converted model too; nothing where there is no legible one."""
+    """Metadata of the source's model card that also applies to the converted model; empty without a readable card."""
     path = folder / CARD
     try:
         metadata = (metadata_load(path) if path.is_file() else None) or {}
@@ -143,7 +143,7 @@ def source_card(folder: Path) -> dict:
 
 
 def source_revision(conversion: Conversion) -> str | None:
-    """Commit of the source: a Hub snapshot's folder is named after it."""
+    """Commit of the source, which is the folder's name in the Hub's cache."""
     folder = conversion.source.folder
     if folder.parent.name == "snapshots":
         return folder.name

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Sentencepiece's BPE models, read without sentencepiece and rebuilt with `tokenizers`."""
+"""Reading sentencepiece's BPE models without sentencepiece, and rebuilding them with `tokenizers`."""
 
 import re
 import struct
@@ -26,7 +26,7 @@ class PieceType(IntEnum):
 
 @dataclass
 class SentencePieceModel:
-    """What matters of a `tokenizer.model`; `pieces` are (text, score, type) in the order of their ids."""
+    """The fields of a `tokenizer.model` that are used; `pieces` are (text, score, type) in the order of their ids."""
 
     pieces: list[tuple[str, float, PieceType]]
     byte_fallback: bool
@@ -34,19 +34,19 @@ class SentencePieceModel:
 
     @classmethod
     def read(cls, path: Path) -> "SentencePieceModel":
-        """Read a sentencepiece file: a `ModelProto` of sentencepiece_model.proto, of which these fields are needed.
+        """Read a sentencepiece file, a `ModelProto` of sentencepiece_model.proto.
 
         Raises:
-            ValueError: the file is damaged, or not a BPE model that keeps text as it is (no Unicode normalisation, all
-                spaces kept), as those of InternVL's language models are.
+            ValueError: if the file is damaged, or is not a BPE model without text normalisation that keeps all spaces, as
+                in InternVL's language models.
         """
         try:
             fields = list(_fields(path.read_bytes()))
             pieces = [_piece(message) for number, message in fields if number == 1]
             trainer, normalizer = (dict(_fields(dict(fields)[number])) for number in (2, 3))
         except (IndexError, KeyError, ValueError, TypeError, struct.error) as error:
-            raise ValueError(f"{path} is damaged or no sentencepiece model.") from error
-        # a field that is not there has its default: unigram, no byte fallback, a dummy prefix, extra spaces removed
+            raise ValueError(f"{path} is damaged or not a sentencepiece model.") from error
+        # defaults of missing fields: unigram, no byte fallback, a dummy prefix, extra spaces removed
         properties = {
             "model_type (2 is BPE)": (trainer.get(3, 1), 2),
             "precompiled_charsmap": (normalizer.get(2, b""), b""),
@@ -64,7 +64,7 @@ def _piece(message: bytes) -> tuple[str, float, PieceType]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of the fields of a protobuf message: integers, 32-bit floats, and everything that has a length."""
+    """(number, value) of the fields of a protobuf message: integers, floats, and values with a length."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
@@ -104,23 +104,23 @@ def sentencepiece_tokenizer(
     legacy: bool = True,
     unprefixed: Collection[str] = (),
 ) -> Tokenizer:
-    """A fast tokenizer that splits text as transformers' slow tokenizers do with a sentencepiece model.
+    """A fast tokenizer that splits text like transformers' slow tokenizers with a sentencepiece model.
 
     Args:
-        added_tokens: by id. One with the id of a piece takes the piece's place in the vocabulary.
-        legacy: where the model wants a dummy prefix, every part of a text between added tokens gets one; without `legacy`
-            the text as a whole does.
-        unprefixed: added tokens before which a text gets no prefix; only looked at without `legacy`.
+        added_tokens: added tokens by id. One with the id of a piece replaces the piece in the vocabulary.
+        legacy: if the model has a dummy prefix, add it to every part of a text between added tokens; without `legacy`, only
+            to the whole text.
+        unprefixed: added tokens before which a text gets no prefix; used only without `legacy`.
 
     Raises:
-        ValueError: an added token is also a piece with another id.
+        ValueError: if an added token is also a piece with another id.
     """
     shadows = {index: token.content for index, token in added_tokens.items() if index < len(model.pieces)}
     own_ids = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
     for index, text in shadows.items():
         if own_ids.get(text, index) != index:
             raise ValueError(f"The added token {text!r} has id {index}, but {own_ids[text]} among the pieces.")
-    # (text, score, type) as the vocabulary has them; only normal pieces are ever the result of a merge
+    # (text, score, type) as in the vocabulary; only normal pieces result from merges
     pieces = [(shadows.get(index, piece), score, kind) for index, (piece, score, kind) in enumerate(model.pieces)]
     vocabulary = {piece: index for index, (piece, _, _) in enumerate(pieces)}
     scores = {piece: score for piece, score, kind in pieces if kind == PieceType.NORMAL}
@@ -145,7 +145,7 @@ def sentencepiece_tokenizer(
     core.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip_prefix]
     )
-    # sentencepiece never splits user-defined pieces; they are looked for after spaces have become ▁, hence "normalized"
+    # sentencepiece never splits user-defined pieces; it finds them after spaces have become ▁, hence "normalized"
     unsplit = [
         piece
         for index, (piece, _, kind) in enumerate(pieces)
@@ -157,10 +157,10 @@ def sentencepiece_tokenizer(
 
 
 def _prefix_once(added_tokens: Collection[str], unprefixed: Collection[str]) -> normalizers.Normalizer:
-    """Puts ▁ before a text as a whole, for added tokens with `normalized=True`.
+    """A normalizer that puts ▁ before the whole text, for added tokens with `normalized=True`.
 
-    Spaces stay as they are, so that tokens with `rstrip` or `lstrip` can still take them. Since the tokens' own text is
-    normalised as well, a text that is nothing but one of them gets no prefix.
+    Spaces are kept, so that tokens with `rstrip` or `lstrip` can still consume them. Because the tokens' own text is
+    normalised too, a text that consists of a single added token gets no prefix.
     """
     starts, alone = ("|".join(re.escape(token) for token in tokens) for tokens in (unprefixed, added_tokens))
     at_start = rf"(?:{starts})|" if starts else ""

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""An `internvl_chat` checkpoint computed from its own tensors, names and config, formula by formula: to verify against.
+"""An independent implementation of `internvl_chat` checkpoints, formula by formula, to verify conversions against.
 
-It shares nothing with the conversion's tables or with transformers' models: one sample, no cache, float32, and a tensor is
-read when it is needed.
+It shares nothing with the conversion's tables or with transformers' models. It runs one sample without a cache in float32
+and reads each tensor when it is needed.
 """
 
 import math
@@ -15,7 +15,13 @@ Read = Callable[[str], torch.Tensor]
 
 
 class SlowReference:
-    """Args: read: gives a source tensor by name, in float32; raw: the source's config.json."""
+    """The source model.
+
+    Args:
+        read: returns a source tensor by name, in float32.
+        raw: the source's config.json.
+        names: names of the source's tensors.
+    """
 
     def __init__(self, read: Read, raw: dict, names: set[str]):
         self.read, self.raw, self.names = read, raw, names
@@ -69,7 +75,7 @@ class SlowReference:
         return self.linear(f"{name}.attn.proj", seen.transpose(0, 1).flatten(1))
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """(1 + S², C) -> (N², D), with InternVL2's projector."""
+        """(1 + S², C) -> (N², D) by InternVL2's projector."""
         grid, side = math.isqrt(len(features) - 1), round(1 / self.raw["downsample_ratio"])
         patches = features[1:].reshape(grid, grid, -1)
         windows = [
@@ -81,7 +87,7 @@ class SlowReference:
         return self.linear("mlp1.3", F.gelu(self.linear("mlp1.1", x)))
 
     def logits(self, ids: torch.Tensor, image_token: int, image_tokens: torch.Tensor) -> torch.Tensor:
-        """(L,) ids whose placeholders `image_tokens` (n, D) take -> (vocabulary,): logits of the last position."""
+        """(L,) ids, with (n, D) `image_tokens` in place of their placeholders -> (vocabulary,) logits of the last position."""
         raw = self.raw["llm_config"]
         internlm2 = raw["architectures"][0] == "InternLM2ForCausalLM"
         embedding = "language_model.model." + ("tok_embeddings" if internlm2 else "embed_tokens")
@@ -115,7 +121,7 @@ class SlowReference:
     def head_rows(
         self, name: str, x: torch.Tensor, head: int, heads: int, kv_heads: int, size: int, internlm2: bool
     ) -> list[torch.Tensor]:
-        """One query head and the key/value head that it looks at, by the rows where the fused matrix has them."""
+        """Query, key and value of one query head, from their rows in the fused or separate matrices."""
         group = heads // kv_heads
         kv = head // group
         if internlm2:
@@ -144,10 +150,10 @@ class SlowReference:
 
 
 def rotations(length: int, size: int, raw: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (L, size / 2) of the rotary embedding that the config asks for.
+    """Cosines and sines (L, size / 2) of the configured rotary embedding.
 
     Raises:
-        NotImplementedError: for a kind of rope scaling that InternVL2's families do not use.
+        NotImplementedError: if the kind of rope scaling is not one that InternVL2's families use.
     """
     scaling = raw.get("rope_scaling") or {}
     kind = scaling.get("type", scaling.get("rope_type", "default"))

@@ -1,11 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint folder is, and which `InternVLXConfig` describes the same model: told from its own config.json.
+"""Recognising a checkpoint from its config.json, and describing the same model as an `InternVLXConfig`.
 
 Three layouts are known:
 - `internvl_chat`: InternVL2, 2.5, 3 and 3.5 as OpenGVLab published them, with remote code (`mlp1.*`), and the InternVL-X
   release, whose config has the same names and whose weights have PVTC (`projector.*`) instead of `mlp1.*`;
 - `internvl`: transformers' own, the `-hf` checkpoints;
-- `internvl_x`: ours.
+- `internvl_x`: this package's.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from .templates import chat_template
 
 LAYOUTS = ("internvl_chat", "internvl", "internvl_x")
 
-# remote-code and native class -> model type that computes the same
+# remote-code or native class -> equivalent model type
 TEXT_ARCHITECTURES = {
     "InternLM2ForCausalLM": "llama",
     "LlamaForCausalLM": "llama",
@@ -36,7 +36,7 @@ TEXT_ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
 }
 VISION_ARCHITECTURES = ("InternVisionModel",)
-# what a kind of rope scaling cannot do without, and what else it reads
+# required and optional settings of each kind of rope scaling
 ROPE_NEEDS = {
     "default": (),
     "linear": ("factor",),
@@ -50,10 +50,10 @@ ROPE_OPTIONS = {
     "longrope": ("attention_factor", "factor"),
 }
 ROPE_FIELDS = ("type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-# Position embeddings that are resized to more than so many times their side are made up rather than kept.
+# resizing position embeddings to more than this many times their side would hardly keep any of their information
 MAX_GRID_GROWTH = 8
 
-# what a config must say itself: a default would be another model's
+# settings without a safe default: a default would describe another model
 REQUIRED_TEXT_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -80,7 +80,7 @@ OTHER_SETTINGS = (
 
 @dataclass
 class Tiling:
-    """How a checkpoint wants pictures to be cut and normalised."""
+    """How a checkpoint's images are tiled and normalised."""
 
     tile_size: int
     min_patches: int = 1
@@ -90,7 +90,7 @@ class Tiling:
     slicing: str = "ratio"
     image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
     image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
-    # further settings of `InternVLXImageProcessor` that a processor was saved with
+    # other saved settings of `InternVLXImageProcessor`
     others: dict = field(default_factory=dict)
 
 
@@ -99,13 +99,13 @@ class Source:
     """A checkpoint that can be converted.
 
     Args:
-        folder: where it lies.
+        folder: the checkpoint's folder.
         layout: one of `LAYOUTS`.
         raw: its config.json.
-        config: the same model as a configuration of ours; `image_token_id` is set from the tokenizer later.
-        tiling: how it wants pictures to be cut.
+        config: the same model as an `InternVLXConfig`; `image_token_id` is set later, from the tokenizer.
+        tiling: how its images are tiled.
         architecture: class name of its language model.
-        template: name of its conversation template; None where the checkpoint carries a Jinja template itself.
+        template: name of its conversation template; None if the checkpoint has a Jinja template.
         position_grid: side of its grid of position embeddings, which may differ from the tile's grid of patches.
         notes: what a user should know about how settings were read.
     """
@@ -126,17 +126,17 @@ def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> S
 
     Args:
         folder: the checkpoint.
-        tensors: its tensors, where they are known already.
+        tensors: its tensors, if already known.
 
     Raises:
-        CheckpointError: for a layout, an architecture or a setting that is not supported, by name.
-        LinkError: one of the files that describe the checkpoint is a link out of the folder.
+        CheckpointError: if its layout, architecture or a setting is not supported; the message names it.
+        LinkError: if a file that describes the checkpoint is a link out of the folder.
     """
     path = folder / "config.json"
     check_links(folder)
     raw = read_json(path)
     if not raw:
-        raise CheckpointError(f"{folder} has no config.json, expected the folder of a checkpoint.")
+        raise CheckpointError(f"{folder} has no config.json, expected a checkpoint's folder.")
     readers = {"internvl_chat": _read_chat, "internvl": _read_native, "internvl_x": _read_ours}
     with blaming(path):
         check_values(raw, CONFIG_RULES)
@@ -154,17 +154,20 @@ def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> S
 
 
 def check_parts(config: InternVLXConfig) -> None:
-    """Check what the settings of a language model or a vision tower say together.
+    """Check that the settings of the language model and of the vision tower are consistent.
 
     Raises:
-        CheckpointError: naming the settings and what would be right.
+        CheckpointError: if they are not; the message gives the settings and what would be right.
     """
     text, vision = config.text_config, config.vision_config
     heads, kv_heads, width = text.num_attention_heads, text.num_key_value_heads, text.hidden_size
     size = getattr(text, "head_dim", None) or width // heads
-    _require(heads % kv_heads == 0, f"num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}.")
     _require(
-        size > 0 and size % 2 == 0, f"num_attention_heads={heads} of hidden_size={width} are of {size}, expected even."
+        heads % kv_heads == 0, f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}."
+    )
+    _require(
+        size > 0 and size % 2 == 0,
+        f"num_attention_heads={heads} and hidden_size={width} make heads of size {size}, expected an even size.",
     )
     rope = text.rope_parameters or {}
     check_rope(rope, int(size * rope.get("partial_rotary_factor", 1)))
@@ -177,10 +180,10 @@ def check_parts(config: InternVLXConfig) -> None:
 
 
 def check_rope(rope: dict, size: int) -> None:
-    """Check that rotary embedding settings for `size` rotated dimensions a head are complete, and none unknown.
+    """Check that rotary embedding settings are complete and known, for `size` rotated dimensions per head.
 
     Raises:
-        CheckpointError: naming what is missing, unknown or of the wrong length.
+        CheckpointError: if a setting is missing, unknown or of the wrong length; the message names it.
     """
     kind = rope.get("rope_type", "default")
     _require(kind in ROPE_NEEDS, f"rope_type={kind!r}, expected one of {', '.join(ROPE_NEEDS)}.")
@@ -191,13 +194,13 @@ def check_rope(rope: dict, size: int) -> None:
         )
     if unknown := sorted(name for name in rope.keys() - known if rope[name] is not None):
         raise CheckpointError(
-            f"rope_scaling (rope_parameters) of the type {kind!r} does not know {', '.join(unknown)}: {rope}."
+            f"rope_scaling (rope_parameters) of the type {kind!r} has unknown settings {', '.join(unknown)}: {rope}."
         )
     for name in ("short_factor", "long_factor"):
         found = rope.get(name)
         _require(
             found is None or len(found) == size // 2,
-            f"{name} has {len(found or ())} values, expected {size // 2}, half of the size of a head: {found}.",
+            f"{name} has {len(found or ())} values, expected {size // 2}, half the size of a head: {found}.",
         )
 
 
@@ -211,10 +214,10 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
     if not released and raw.get("ps_version", "v1") != "v2":
         raise CheckpointError(
             f"ps_version={raw.get('ps_version', 'v1')!r} (InternVL 1.x): its pixel shuffle swaps the axes of the token grid. "
-            "Supported is 'v2', that of InternVL2 and later."
+            "Only 'v2', InternVL2's and later, is supported."
         )
     for name in ("vision_config", "llm_config", "template"):
-        _require(raw.get(name) is not None, f"lacks {name!r}, which the layout internvl_chat has.")
+        _require(raw.get(name) is not None, f"lacks {name!r}, which the layout internvl_chat requires.")
     chat_template(raw["template"])
     vision = _chat_vision(raw["vision_config"])
     select, layers = raw.get("select_layer", -1), vision["num_hidden_layers"]
@@ -256,7 +259,7 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
         position_grid=position_grid,
     )
     if raw.get("pad2square"):
-        source.notes.append("pad2square is set; the image processor stretches pictures to the tile grid instead.")
+        source.notes.append("pad2square is set; the image processor stretches images to the tile grid instead.")
     if vision.get("drop_path_rate"):
         source.notes.append(
             f"The vision tower's drop_path_rate={vision['drop_path_rate']} (training only) is not carried over: "
@@ -266,7 +269,7 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
 
 
 def _chat_vision(raw: dict) -> dict:
-    """The `vision_config` with what is required, and with sizes as one number."""
+    """The `vision_config`, checked for required settings and with sizes as one number."""
     names = raw.get("architectures") or []
     if not set(names) & set(VISION_ARCHITECTURES):
         raise CheckpointError(
@@ -280,7 +283,7 @@ def _chat_vision(raw: dict) -> dict:
 
 
 def _position_grid(vision: dict, tensors: dict[str, TensorInfo]) -> int:
-    """Side of the grid of position embeddings, which is that of the stored ones where they are known."""
+    """Side of the grid of position embeddings, checked against the stored ones if they are known."""
     grid = vision["image_size"] // vision["patch_size"]
     stored = tensors.get("vision_model.embeddings.position_embedding")
     if stored is not None and len(stored.shape) == 3 and stored.shape[1] != 1 + grid**2:
@@ -317,10 +320,10 @@ def chat_text_config(raw: dict) -> PretrainedConfig:
 
 
 def rope_parameters(raw: dict) -> dict:
-    """Rotary embedding settings as transformers 5 names them.
+    """Rotary embedding settings with the names of transformers 5.
 
-    `rope_scaling` of an old config may be {"type": "dynamic", "factor": 2.0} (NTK), "linear", "su" (longrope's first
-    name), or in the new form already.
+    In an old config, `rope_scaling` may be {"type": "dynamic", "factor": 2.0} (NTK), "linear", "su" (longrope's first
+    name), or already have the new form.
     """
     scaling = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
     rope_type = scaling.pop("type", None)
@@ -333,7 +336,7 @@ def rope_parameters(raw: dict) -> dict:
 
 
 def chat_vision_config(raw: dict, tile_size: int) -> PretrainedConfig:
-    """Native configuration of InternViT (`vision_config`) for tiles of `tile_size` pixels a side."""
+    """Native configuration of InternViT (`vision_config`) for tiles of `tile_size` pixels per side."""
     raw = _chat_vision(raw)
     kwargs = {ours: raw[theirs] for ours, theirs in VISION_FIELDS.items()}
     kwargs |= {ours: raw[theirs] for ours, theirs in OPTIONAL_VISION_FIELDS.items() if theirs in raw}
@@ -341,7 +344,7 @@ def chat_vision_config(raw: dict, tile_size: int) -> PretrainedConfig:
 
 
 def _require_sizes(raw: dict) -> None:
-    """What a native configuration leaves out would be its class's default, and another model's."""
+    """Check that a native configuration states its sizes: a default would describe another model."""
     for section, names in (("text_config", REQUIRED_TEXT_FIELDS), ("vision_config", REQUIRED_VISION_FIELDS)):
         if missing := [name for name in names if (raw.get(section) or {}).get(name) is None]:
             raise CheckpointError(f"{section} lacks {', '.join(missing)}.")
@@ -406,7 +409,7 @@ def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
         saved |= settings
     names = ["min_patches", "max_patches", "use_thumbnail", "slicing", "image_mean", "image_std"]
     known = {}
-    if layout == "internvl_x":  # of a native one, InternVLProcessor sets it
+    if layout == "internvl_x":  # in the native layout, InternVLProcessor sets it
         names.append("crop_to_patches")
         known = {name: getattr(InternVLXImageProcessor, name) for name in names}
     known |= {name: saved[name] for name in names if saved.get(name) is not None}

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL's conversation templates as chat templates: the prompts that its checkpoints were trained on, byte for byte."""
+"""InternVL's conversation templates as chat templates, byte for byte the prompts that its checkpoints were trained on."""
 
 import json
 import re
@@ -21,7 +21,7 @@ _CHATML = {
     "system_message": _SHANGHAI_AI,
 }
 
-# What a template writes before each role's text, after it, between the turns, and as the system message if none is given
+# text that a template writes before each role's text, after it and between turns, and the default system message
 TEMPLATES = {
     "internlm2-chat": _CHATML,
     "Hermes-2": _CHATML,
@@ -81,17 +81,17 @@ _JINJA = (
 def chat_template(name: str) -> str:
     """A conversation template of InternVL as Jinja, for `tokenizer.chat_template`.
 
-    The system block is always written, with the template's own message if the conversation brings none. A message without
+    The system block is always written, with the template's own message if the conversation has none. A message without
     text leaves only its role's header, as in InternVL. An image becomes `<IMG_CONTEXT>` and a newline, as
-    `InternVLXProcessor` expects. What a model is trained to write, the end marker included, lies between the generation
-    marks. No template writes the BOS token: the tokenizer and the processor add it, `tokenizer.apply_chat_template` with
-    `tokenize=True` does so with `tokenizer_kwargs={"add_special_tokens": True}`.
+    `InternVLXProcessor` expects. The generation marks enclose the text that a model is trained to write, including the end
+    marker. No template writes the BOS token: the tokenizer and the processor add it, and so does
+    `tokenizer.apply_chat_template` with `tokenize=True` and `tokenizer_kwargs={"add_special_tokens": True}`.
 
     Args:
-        name: `template` of an InternVL checkpoint's config: internlm2-chat, Hermes-2, phi3-chat or internvl2_5.
+        name: `template` in an InternVL checkpoint's config: internlm2-chat, Hermes-2, phi3-chat or internvl2_5.
 
     Raises:
-        ValueError: there is no such template.
+        ValueError: if there is no such template.
     """
     if name not in TEMPLATES:
         raise ValueError(f"Unknown conversation template {name!r}, expected one of {', '.join(TEMPLATES)}.")
@@ -106,7 +106,7 @@ def template_tokens(name: str) -> list[str]:
     return list(dict.fromkeys(token for text in texts for token in re.findall(r"<\|\w+\|>", text)))
 
 
-# before a template that writes texts only: its messages get their contents as texts
+# put before a template that writes text only, to turn each message's content into text
 _FLAT_MESSAGES = (
     CONTENT_MACRO.partition("{%- if tools")[0]
     + """\
@@ -121,11 +121,11 @@ _FLAT_MESSAGES = (
 
 
 def with_images(template: str) -> str:
-    """A chat template that writes texts only as one that writes images too, as `InternVLXProcessor` expects them."""
+    """Extend a text chat template so that it also writes images, as `InternVLXProcessor` expects them."""
     return _FLAT_MESSAGES + template
 
 
-# Around a template that marks nothing: what an answer adds to the prompt for it is marked, white space at its end aside.
+# Wraps a template without marks: marks the text that an answer adds to its prompt, except trailing white space.
 _MARKED = (
     "{%- macro written(messages, add_generation_prompt) -%}TEMPLATE{%- endmacro -%}"
     + """\
@@ -150,8 +150,8 @@ _MARKED = (
 
 
 def with_generation_marks(template: str) -> str:
-    """A chat template that writes the same and marks what the assistant writes, as training needs.
+    """Extend a chat template so that it writes the same and marks the assistant's answers, as training needs.
 
-    An answer is marked where the prompt up to it is the beginning of the whole, which is not so of every template.
+    An answer is marked only if the prompt up to it is a prefix of the whole, which does not hold for every template.
     """
     return _MARKED.replace("TEMPLATE", template)

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which tensor becomes which: one table per part of a model.
+"""Tables that map source tensors to target tensors, one per part of a model.
 
-In names, `{i}` stands for a number, `{kind}` for weight or bias, `{rest}` for anything. An operation takes the source's
-tensor and gives one tensor per target, without changing a value but where its docstring says so.
+In names, `{i}` stands for a number, `{kind}` for weight or bias, `{rest}` for anything. An operation takes the source
+tensor and returns one tensor per target. It changes values only if its docstring says so.
 """
 
 import re
@@ -29,7 +29,7 @@ def keep(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line of a table: source name, target names (none: the tensor is dropped, for `reason`), operation."""
+    """A rule of a table: source name, target names (none if the tensor is dropped, for `reason`), operation."""
 
     source: str
     targets: tuple[str, ...] = ()
@@ -37,16 +37,16 @@ class Rule:
     reason: str = ""
 
     def matches(self, name: str) -> bool:
-        """Whether this line is about a source tensor."""
+        """Whether this rule applies to a source tensor."""
         return _regex(self.source).fullmatch(name) is not None
 
     def targets_of(self, name: str) -> tuple[str, ...]:
-        """Target names of a source tensor; none if this line is not about it."""
+        """Target names of a source tensor; none if this rule does not apply to it."""
         found = _regex(self.source).fullmatch(name)
         return () if found is None else tuple(target.format(**found.groupdict()) for target in self.targets)
 
     def source_of(self, target: str) -> str | None:
-        """Name of the source tensor that this line would make a target of, or None if it makes another."""
+        """Name of the source tensor that this rule would turn into a target, None if the target is not one of its own."""
         for pattern in self.targets:
             if found := _regex(pattern).fullmatch(target):
                 return self.source.format(**found.groupdict())
@@ -62,14 +62,14 @@ def _regex(pattern: str) -> re.Pattern:
 
 
 def split_in_three(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(3C, ...) rows in order q, k, v -> three of (C, ...)."""
+    """(3C, ...) rows in the order q, k, v -> three tensors (C, ...)."""
     return tensor.chunk(3)
 
 
 def split_query_groups(query_heads: int, kv_heads: int) -> Operation:
     """InternLM2's `wqkv`, grouped by key/value head: (kv · (g + 2) · d, ...) -> q (kv · g · d, ...), k and v (kv · d, ...).
 
-    Of a group's g + 2 slices the first g are queries, the last but one is the key, the last the value.
+    A group has g + 2 slices: g queries, then the key, then the value.
     """
     group = query_heads // kv_heads
 
@@ -81,7 +81,7 @@ def split_query_groups(query_heads: int, kv_heads: int) -> Operation:
 
 
 def resize_positions(old_grid: int, new_grid: int) -> Operation:
-    """(1, 1 + old², C) position embeddings, CLS first -> (1, 1 + new², C): bicubic, as InternVL does at run time."""
+    """(1, 1 + old², C) position embeddings, CLS first -> (1, 1 + new², C), resized bicubically as InternVL does at run time."""
 
     def resize(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if old_grid == new_grid:
@@ -100,7 +100,8 @@ def flatten_grid(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def vision_table(old_grid: int, new_grid: int) -> list[Rule]:
-    """InternViT -> transformers' `InternVLVisionModel`; grids are the sides of that of stored positions and of patches."""
+    """InternViT -> transformers' `InternVLVisionModel`. `old_grid`, `new_grid`: sides of the stored positions' and the patch
+    grid."""
     ours, theirs = "model.vision_tower", "vision_model"
     layer, their_layer = ours + ".encoder.layer.{i}", theirs + ".encoder.layers.{i}"
     attention = layer + ".attention"
@@ -167,7 +168,7 @@ PVTC_TABLE = [
     *_pvtc_branch("attn_global", "global_layers"),
 ]
 
-# Llama, Mistral, Phi3, Qwen2 and Qwen3 have transformers' own names inside their wrapper
+# Llama, Mistral, Phi3, Qwen2 and Qwen3 have transformers' own names inside the wrapper
 TEXT_TABLE = [
     Rule("language_model.model.layers.{i}.self_attn.rotary_emb.inv_freq", reason="follows from rope_parameters"),
     Rule("language_model.model.rotary_emb.inv_freq", reason="follows from rope_parameters"),
@@ -177,7 +178,7 @@ TEXT_TABLE = [
 
 
 def internlm2_table(text: PretrainedConfig) -> list[Rule]:
-    """InternLM2 -> transformers' Llama, which has the configuration `text`."""
+    """InternLM2 -> transformers' Llama with the configuration `text`."""
     split = split_query_groups(text.num_attention_heads, text.num_key_value_heads)
     ours, theirs = "model.language_model.layers.{i}", "language_model.model.layers.{i}"
     return [
@@ -195,7 +196,7 @@ def internlm2_table(text: PretrainedConfig) -> list[Rule]:
     ]
 
 
-# transformers' native InternVL, with the names of files (older and newer) and of modules
+# transformers' native InternVL, with the names in files (older and newer) and of modules
 NATIVE_TABLE = [
     Rule("language_model.lm_head.weight", ("lm_head.weight",)),
     Rule("language_model.model.{rest}", ("model.language_model.{rest}",)),
@@ -207,7 +208,7 @@ NATIVE_TABLE = [
 
 
 def source_table(source: Source) -> list[Rule]:
-    """The table of a checkpoint: its tensors -> those of an `InternVLXForConditionalGeneration` with `source.config`."""
+    """Rules from a checkpoint's tensors to those of an `InternVLXForConditionalGeneration` with `source.config`."""
     if source.layout != "internvl_chat":
         return NATIVE_TABLE
     config = source.config
@@ -218,7 +219,7 @@ def source_table(source: Source) -> list[Rule]:
 
 
 def apply(rule: Rule, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Run a rule's operation; works on the meta device too, where it tells the shapes.
+    """Run a rule's operation. On the meta device, this computes the shapes only.
 
     Raises:
         CheckpointError: if the tensor's shape does not allow the operation.

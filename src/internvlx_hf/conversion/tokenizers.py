@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""An InternVL checkpoint's tokenizer as a fast tokenizer that transformers loads without remote code."""
+"""Converting an InternVL checkpoint's tokenizer to a fast tokenizer that transformers loads without remote code."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,12 +19,12 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
-    """Convert the tokenizer of an InternVL checkpoint, native `-hf` ones included.
+    """Convert the tokenizer of an InternVL checkpoint, including native `-hf` ones.
 
-    Nothing is looked up by a model's name: pieces, their types and the dummy prefix are read from `tokenizer.model`, added
-    tokens and their ids from `tokenizer_config.json`, the conversation template's name from `config.json`. An added token
-    keeps its id, also where that is the id of a reserved piece. The piece is then gone as text: InternLM2's
-    `[UNUSED_TOKEN_146]` is spelled out, while the original reads it as `<|im_start|>`.
+    Nothing depends on a model's name: pieces, their types and the dummy prefix come from `tokenizer.model`, added tokens and
+    their ids from `tokenizer_config.json`, the conversation template's name from `config.json`. An added token keeps its id
+    even if this is the id of a reserved piece. The piece then no longer exists as text: InternLM2's `[UNUSED_TOKEN_146]`
+    is split into several tokens, while the original reads it as `<|im_start|>`.
 
     Args:
         source: the checkpoint's folder.
@@ -34,18 +34,18 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
         `context_image_token`, and with a chat template (see `chat_template`).
 
     Raises:
-        FileNotFoundError: the folder has no tokenizer.
-        ValueError: a file is damaged, of a kind that no InternVL checkpoint has, or at odds with another; the tokenizer
-            has no image tokens; or the config names an unknown template.
+        FileNotFoundError: if the folder has no tokenizer.
+        ValueError: if a file is damaged, of an unknown kind or contradicts another, if the tokenizer has no image tokens,
+            or if the config names an unknown template.
     """
     return _read(Path(source))[0]
 
 
 def language_tokenizer(source: Path, tokens: Iterable[str]) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """The tokenizer of a language model, as [`convert_tokenizer`] makes it, with special tokens of these texts.
+    """Convert the tokenizer of a language model as [`convert_tokenizer`] does, and add `tokens` as special tokens.
 
     Returns:
-        The tokenizer, and the ids of the tokens that its source did not have.
+        The tokenizer, and the ids of the tokens that the source did not have.
     """
     return _read(source, tokens)
 
@@ -71,8 +71,8 @@ def _convert(source: Path, config: dict, tokens: Iterable[str]) -> tuple[PreTrai
     for index, token in added_tokens.items():
         if core.token_to_id(token.content) != index:
             raise ValueError(
-                f"The token {token.content!r} of {source} has id {core.token_to_id(token.content)} in the vocabulary, "
-                f"expected {index} as among the added tokens (tokenizer_config.json, added_tokens.json)."
+                f"The token {token.content!r} of {source} has id {core.token_to_id(token.content)} in the vocabulary, but "
+                f"{index} in the added tokens (tokenizer_config.json, added_tokens.json)."
             )
     for role, text in named.items():
         if core.token_to_id(text) is None:
@@ -84,8 +84,8 @@ def _convert(source: Path, config: dict, tokens: Iterable[str]) -> tuple[PreTrai
     for text in IMAGE_TOKENS.values():
         if core.token_to_id(text) is None:
             raise ValueError(
-                f"The tokenizer in {source} has no token {text!r}, expected the image tokens of InternVL among the added "
-                "tokens (tokenizer_config.json, added_tokens.json)."
+                f"The tokenizer in {source} has no token {text!r}, expected InternVL's image tokens among the added tokens "
+                "(tokenizer_config.json, added_tokens.json)."
             )
 
     taken = {*named.values(), *IMAGE_TOKENS.values()}
@@ -111,7 +111,7 @@ def _core(source: Path, config: dict, added_tokens: dict[int, AddedToken], named
     has = {
         name for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt") if (source / name).exists()
     }
-    # InternVL's own code reads tokenizer.model where the class is one of the slow ones
+    # InternVL's own code reads tokenizer.model if the class is a slow one
     if "tokenizer.model" in has and ("tokenizer.json" not in has or kind in ("InternLM2Tokenizer", "LlamaTokenizer")):
         return _sentencepiece_core(source, config, added_tokens, named)
     if "tokenizer.json" in has:
@@ -126,7 +126,7 @@ def _core(source: Path, config: dict, added_tokens: dict[int, AddedToken], named
             )
         vocabulary, merges = str(source / "vocab.json"), str(source / "merges.txt")
         try:
-            # no special tokens: it would append them to the vocabulary
+            # without special tokens, which would be appended to the vocabulary
             return Qwen2Tokenizer(vocabulary, merges, **dict.fromkeys(_NAMED_TOKENS)).backend_tokenizer  # type: ignore[arg-type]
         except Exception as error:  # tokenizers raises nothing more specific
             raise ValueError(f"vocab.json and merges.txt in {source} are damaged: {error}") from error
@@ -151,7 +151,7 @@ def _sentencepiece_core(
 
 
 def _added_tokens(source: Path, config: dict) -> dict[int, AddedToken]:
-    """By id: those that `tokenizer_config.json` describes, and others that only `added_tokens.json` has."""
+    """Added tokens by id, from `tokenizer_config.json`, and from `added_tokens.json` if they are only there."""
     tokens = {int(index): AddedToken(**fields) for index, fields in config.get("added_tokens_decoder", {}).items()}
     special = {*map(_content, config.get("additional_special_tokens") or [])}
     for content, index in read_json(source / "added_tokens.json").items():
@@ -164,7 +164,7 @@ def _added_tokens(source: Path, config: dict) -> dict[int, AddedToken]:
 
 
 def _template(source: Path, config: dict) -> str | None:
-    """The conversation template that the checkpoint's config names; native checkpoints bring a chat template instead."""
+    """The conversation template that the checkpoint's config names, or a native checkpoint's chat template."""
     name = read_json(source / "config.json").get("template")
     if name is not None:
         return chat_template(name)

@@ -1,13 +1,13 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Giving a checkpoint what it did not have, PVTC or LVTC: where the new tensors' first values come from.
+"""Adding PVTC or LVTC to a checkpoint: the initial values of the new tensors.
 
-`init="paper"` starts new modules at random. `init="warm"` starts them close to what the checkpoint knows:
+`init="paper"` starts new modules at random. `init="warm"` starts them from the checkpoint's weights:
 
-- PVTC's local query is InternVL2's own projector, and everything that would change it, the output of the local attention
-  and MLP, the global query, the output of the global attention and MLP, starts at zero. The projector's answers are those
-  of before.
+- PVTC's local query is InternVL2's own projector. Everything that would change its output starts at zero: the outputs of
+  the local attention and MLP, the global query, and the outputs of the global attention and MLP. So the projector's output
+  is the same as before.
 - LVTC's projectors start as InternVL2's with the last linear layer at zero: the tokens are upsampled and nothing is added.
-  The HR projector's first layer is InternVL2's, made for a window of M² equal patches (`fold_windows`).
+  The HR projector's first layer is InternVL2's, adapted to a window of M² equal patches (`fold_windows`).
 """
 
 import copy
@@ -30,14 +30,14 @@ LVTC = "model.lvtc"
 
 @dataclass
 class Upgrade:
-    """A change of the model on the way.
+    """A change of the model during conversion.
 
     Args:
-        rules: names of the model as it was -> names as they shall be. A name may have several rules; one that has none
-            stays.
-        new: patterns of tensors that the checkpoint need not fill.
+        rules: rules from names in the old model to names in the new one. A name may have several rules; without any it is
+            kept.
+        new: patterns of tensors in the new model that the checkpoint need not fill.
         zero: patterns of new tensors that start at zero.
-        absent: patterns of tensors of the model as it was that its sources need not have.
+        absent: patterns of tensors in the old model that the source need not have.
     """
 
     rules: list[Rule] = field(default_factory=list)
@@ -59,11 +59,11 @@ class Upgrade:
 
 
 def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[InternVLXConfig, Upgrade]:
-    """The configuration after an upgrade, and how its tensors come about.
+    """The configuration after an upgrade, and the upgrade of its tensors.
 
     Args:
-        config: of the model as it was.
-        options: which say how it shall be.
+        config: configuration of the old model.
+        options: options that define the new model.
 
     Raises:
         ValueError: if the checkpoint does not allow the change.
@@ -74,7 +74,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         after.downsample_ratio = options.downsample_ratio
     if lvtc:
         if config.lvtc_config is not None:
-            raise ValueError("The checkpoint has LVTC already; convert it without `lvtc`.")
+            raise ValueError("The checkpoint already has LVTC. Convert it without `lvtc`.")
         with blaming(f"lvtc={lvtc!r}"):
             after.lvtc_config = InternVLXLVTCConfig(**({} if lvtc is True else lvtc))
     if options.projector == "pvtc" and before.projector_config.projector_type != "pvtc":
@@ -100,8 +100,8 @@ def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVL
         return
     if old != "pixel_shuffle":
         raise ValueError(
-            f"The checkpoint's projector is {old!r} with downsample_ratio={before.downsample_ratio}: only InternVL2's "
-            "('pixel_shuffle') can be given another ratio."
+            f"The checkpoint's projector is {old!r} with downsample_ratio={before.downsample_ratio}, but only InternVL2's "
+            "('pixel_shuffle') can be changed to another ratio."
         )
     upgrade.new.append(f"{PROJECTOR}.*")
     if init == "paper":
@@ -129,7 +129,7 @@ def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig,
             derived = _reshaped(_join(name, part), before, side)
             upgrade.rules += [rule for rule in derived if not upgrade.starts_at_zero(_example(rule))]
     if not upgrade.is_new(PROJECTOR + "."):
-        # the projector stays, beside what is derived from it
+        # the projector itself is kept as well
         upgrade.rules.insert(0, Rule(PROJECTOR + ".{rest}", (PROJECTOR + ".{rest}",)))
 
 
@@ -142,7 +142,7 @@ def _join(name: str, part: str | None) -> str:
 
 
 def _reshaped(name: str, before: InternVLXConfig, new: int) -> list[Rule]:
-    """InternVL2's projector `PROJECTOR` of one window side -> `name`, of another."""
+    """Rules from InternVL2's projector, `PROJECTOR`, to `name`, with windows of `new`² patches."""
     _, old = before.projectors["multi_modal_projector"]
     return [
         Rule(PROJECTOR + ".layer_norm.{kind}", (name + ".layer_norm.{kind}",), fold_windows(old, new, total=False)),
@@ -155,10 +155,10 @@ def _reshaped(name: str, before: InternVLXConfig, new: int) -> list[Rule]:
 def fold_windows(old: int, new: int, *, total: bool) -> Operation:
     """Weights for windows of old x old patches -> for windows of new x new: (..., old² · C) -> (..., new² · C).
 
-    A smaller window is taken as one of equal patches, a larger one by the means of its parts.
+    The result treats a smaller window as if each of its patches were several equal ones, and a larger one by block means.
 
     Args:
-        total: whether the weights are summed over a window, so that their total stays, or else their mean stays.
+        total: preserve the sum of the weights over a window; otherwise their mean.
     """
 
     def fold(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -176,11 +176,11 @@ def fold_windows(old: int, new: int, *, total: bool) -> Operation:
 
 
 class InitialValues:
-    """First values of new tensors: zero where the upgrade says so, else as the model itself initialises them.
+    """Initial values of new tensors: zero if the upgrade says so, else as the model itself initialises them.
 
     Args:
-        config: of the model as it shall be.
-        seed: together with a tensor's name it settles its random values.
+        config: configuration of the new model.
+        seed: determines random values together with a tensor's name.
     """
 
     def __init__(self, config: InternVLXConfig, upgrade: Upgrade, seed: int):
@@ -207,5 +207,5 @@ class InitialValues:
 
 
 def attention_heads(width: int) -> int:
-    """The paper's 16 heads of a projector, or as many of them as divide its width."""
+    """The paper's 16 heads, or the largest smaller number that divides the width."""
     return max(heads for heads in range(1, 17) if width % heads == 0)

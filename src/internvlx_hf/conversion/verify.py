@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checking a converted checkpoint: what is on the disk, a forward on a drawn picture, and the source computed another way."""
+"""Verifying a converted checkpoint: its files, a forward on a test image, and an independent computation of the source."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,10 @@ from .slow_reference import SlowReference
 
 logger = logging.get_logger(__name__)
 
-# largest difference that float32 explains, in units of the largest value
+# largest difference due to float32, relative to the largest value
 TOLERANCE = 1e-4
-# Linux
-MEMORY = Path("/proc/meminfo")
-QUESTION = "What is in the picture?"
+MEMORY = Path("/proc/meminfo")  # exists on Linux
+QUESTION = "What is in the image?"
 
 
 @torch.no_grad()
@@ -32,11 +31,11 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, str]:
     """Check a checkpoint that was just written.
 
     Args:
-        conversion: that wrote it.
-        folder: where it lies.
+        conversion: the conversion that wrote it.
+        folder: the checkpoint's folder.
 
     Returns:
-        By check, what was found; checks that are not possible say why.
+        The result of each check by its name, or why it was skipped.
 
     Raises:
         CheckpointError: if a check fails.
@@ -44,13 +43,13 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, str]:
     checks = {"tensors": _check_tensors(conversion, folder)}
     needed = 4 * conversion.num_parameters
     if (free := _free_memory()) is not None and free < 1.2 * needed:
-        checks["forward"] = f"skipped: takes {needed / 1e9:.0f} GB of memory in float32, {free / 1e9:.0f} GB are free"
+        checks["forward"] = f"skipped: needs {needed / 1e9:.0f} GB of memory in float32, {free / 1e9:.0f} GB are free"
         return checks
     inputs = _drawn_inputs(conversion)
     features, logits = _answers(folder, conversion.options.to, inputs)
     if not logits.isfinite().all():
-        raise CheckpointError("The converted model's answer to a drawn picture is not finite.")
-    checks["forward"] = f"finite logits for a drawn picture and {inputs['input_ids'].shape[1]} tokens"
+        raise CheckpointError("The converted model's logits for a test image are not finite.")
+    checks["forward"] = f"finite logits for a test image and {inputs['input_ids'].shape[1]} tokens"
     checks["reference"] = _compare(conversion, inputs, features, logits)
     return checks
 
@@ -62,7 +61,7 @@ def _check_tensors(conversion: Conversion, folder: Path) -> str:
         name for name in targets.keys() | weights.tensors.keys() if not _same_shape(targets, weights.tensors, name)
     ]
     if wrong:
-        raise CheckpointError(f"What was written is not what was planned: {', '.join(sorted(wrong))}.")
+        raise CheckpointError(f"The written tensors differ from the planned ones: {', '.join(sorted(wrong))}.")
     for path in weights.shards:
         with weights.open(path) as tensors:
             for name, tensor in tensors:
@@ -77,7 +76,7 @@ def _same_shape(targets: dict, found: dict, name: str) -> bool:
 
 
 def _answers(folder: Path, layout: str, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image features, and logits of the last position, of a checkpoint that transformers or this package loads."""
+    """Image features and logits of the last position from a checkpoint in this package's or the native layout."""
     loader = InternVLForConditionalGeneration if layout == NATIVE else InternVLXForConditionalGeneration
     model: Any = loader.from_pretrained(folder, dtype=torch.float32).eval()
     features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
@@ -85,13 +84,13 @@ def _answers(folder: Path, layout: str, inputs: dict) -> tuple[torch.Tensor, tor
 
 
 def _drawn_inputs(conversion: Conversion) -> dict[str, torch.Tensor]:
-    """A chat about one tile with a disc and a bar on it."""
+    """The inputs of a question about a drawn image of one tile."""
     size = conversion.config.tile_size
-    picture = Image.new("RGB", (size, size), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(image)
     draw.ellipse([size // 8, size // 8, size // 2, size // 2], fill="red")
     draw.rectangle([size // 2, size // 2, size - size // 8, size - size // 4], fill="blue")
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
     inputs = conversion.processor().apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -103,34 +102,35 @@ def _drawn_inputs(conversion: Conversion) -> dict[str, torch.Tensor]:
 
 
 def _compare(conversion: Conversion, inputs: dict, features: torch.Tensor, logits: torch.Tensor) -> str:
-    """Compare with the source computed another way."""
+    """Compare with an independent computation of the source."""
     source = conversion.source
     if not conversion.starts_as_source:
-        return "skipped: after this upgrade the model does not answer as the source"
+        return "skipped: after this upgrade the model's answers differ from the source's"
     if source.layout == "internvl_chat":
         if source.config.projector_config.projector_type != "pixel_shuffle":
-            return "skipped: there is no second implementation of the InternVL-X release's projector here"
+            return "skipped: there is no independent implementation of the InternVL-X release's projector"
         try:
             expected = _slowly(conversion, inputs)
         except NotImplementedError as error:
-            return f"skipped: the slow path does not know {error}"
+            return f"skipped: the reference implementation does not support {error}"
     else:
         expected = _answers(source.folder, source.layout, inputs)
     errors = [_relative(ours, theirs) for ours, theirs in zip((features, logits), expected, strict=True)]
     if max(errors) > TOLERANCE:
         raise CheckpointError(
-            f"The converted model does not answer as the source: features differ by {errors[0]:.1e} and logits by "
-            f"{errors[1]:.1e} of their largest value, expected at most {TOLERANCE:.0e}."
+            f"The converted model differs from the source: features by {errors[0]:.1e} and logits by {errors[1]:.1e} of their "
+            f"largest value, expected at most {TOLERANCE:.0e}."
         )
     return (
-        f"as the source computed another way: features to {errors[0]:.1e}, logits to {errors[1]:.1e} of their largest"
+        f"matches the source computed independently: features to {errors[0]:.1e}, logits to {errors[1]:.1e} of their "
+        "largest value"
     )
 
 
 def _slowly(conversion: Conversion, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
     weights, dtype = conversion.weights, conversion.options.dtype_name
 
-    # attention reads its matrices head by head
+    # cached, since attention reads its matrices head by head
     @lru_cache(maxsize=4)
     def read(name: str) -> torch.Tensor:
         tensor = weights.read(name)
@@ -146,7 +146,7 @@ def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def _free_memory() -> int | None:
-    """Bytes that may be had without swapping, where the system tells."""
+    """Bytes available without swapping; None if the system does not report them."""
     if not MEMORY.is_file():
         return None
     lines = dict(line.split(":") for line in MEMORY.read_text().splitlines())

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Answer and score conversations in batches: all that an evaluation harness wants of a model."""
+"""Answering and scoring conversations in batches, which is what an evaluation harness needs from a model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,13 +18,13 @@ from ..processing.processing_internvlx import IGNORE_INDEX
 logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 1024
-# what an evaluation may change of the checkpoint's image processor
+# settings of the checkpoint's image processor that an evaluation may change
 IMAGE_SETTINGS = (
     *("slicing", "min_patches", "max_patches", "use_thumbnail"),
     *("resize_backend", "do_exif_transpose", "jpeg_draft"),
 )
 
-Conversation = list[dict]  # messages as `apply_chat_template` takes them
+Messages = list[dict]  # a conversation, as `apply_chat_template` takes it
 
 
 class Answer(NamedTuple):
@@ -43,9 +43,9 @@ class AnswerScore(NamedTuple):
     """How likely a given answer is.
 
     Args:
-        loss: mean negative log-likelihood of its tokens, the end marker included; small is likely.
+        loss: mean negative log-likelihood of its tokens, the end marker included; lower is more likely.
         num_tokens: its tokens, the end marker included.
-        is_greedy: whether greedy decoding would have written it.
+        is_greedy: whether greedy decoding would have generated it.
     """
 
     loss: float
@@ -54,12 +54,13 @@ class AnswerScore(NamedTuple):
 
 
 class Answerer:
-    """A model with its processor, asked batch by batch.
+    """A model and its processor, which answer conversations in batches.
 
     Args:
         model: an `InternVLXForConditionalGeneration` in evaluation mode.
         processor: its processor.
-        images_kwargs: what to change of the image processor's settings, such as `{"max_patches": 12, "slicing": "edge"}`.
+        images_kwargs: image processor settings to override, such as `{"max_patches": 12, "slicing": "edge"}` (default:
+            none).
     """
 
     def __init__(self, model, processor, images_kwargs: dict | None = None):
@@ -74,16 +75,17 @@ class Answerer:
 
         Args:
             path: a folder or a Hub id.
-            model_kwargs: of `AutoModel.from_pretrained`: `dtype`, `device_map`, `attn_implementation`, ...
+            model_kwargs: arguments of `AutoModel.from_pretrained`: `dtype`, `device_map`, `attn_implementation`, ...
 
         Raises:
-            ValueError: it is not an InternVL-X model, or `images_kwargs` are wrong. Nothing large is read before.
+            ValueError: if it is not an InternVL-X model or `images_kwargs` are invalid. This is checked before any weights
+                are read.
         """
         model_type = AutoConfig.from_pretrained(path, revision=revision).model_type
         if model_type != InternVLXConfig.model_type:
             raise ValueError(
                 f"{path!r} is a {model_type!r} model, expected {InternVLXConfig.model_type!r}. `internvlx convert {path} "
-                "FOLDER` makes one of InternVL checkpoints."
+                "FOLDER` converts InternVL checkpoints."
             )
         processor = AutoProcessor.from_pretrained(path, revision=revision)
         _check_images_kwargs(processor.image_processor, images_kwargs or {})
@@ -92,14 +94,14 @@ class Answerer:
 
     @torch.inference_mode()
     def answer(
-        self, conversations: Sequence[Conversation], until: Sequence[str] = (), **generation_kwargs
+        self, conversations: Sequence[Messages], until: Sequence[str] = (), **generation_kwargs
     ) -> list[Answer]:
         """Generate an answer for each conversation, all in one batch.
 
         Args:
-            conversations: each ends with the user's turn.
-            until: an answer ends before the first of these strings that it contains.
-            generation_kwargs: of `generate`, or of an evaluation task: see [`generation_arguments`].
+            conversations: messages that end with the user's turn.
+            until: an answer ends before the first of these strings that it contains (default: none).
+            generation_kwargs: arguments of `generate` or of an evaluation task, see [`generation_arguments`].
         """
         tokenizer = self.processor.tokenizer
         inputs = self.inputs(conversations, add_generation_prompt=True)
@@ -117,10 +119,10 @@ class Answerer:
         ]
 
     @torch.inference_mode()
-    def score(self, conversations: Sequence[Conversation], answers: Sequence[str]) -> list[AnswerScore]:
-        """How likely each answer is after its conversation, all in one batch.
+    def score(self, conversations: Sequence[Messages], answers: Sequence[str]) -> list[AnswerScore]:
+        """Score how likely each answer is after its conversation, all in one batch.
 
-        The answer is written as in training: by the chat template, with the end marker after it.
+        The chat template writes the answer with an end marker after it, as in training.
         """
         turns = [[{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in answers]
         complete = [[*asked, *answered] for asked, answered in zip(conversations, turns, strict=True)]
@@ -137,8 +139,8 @@ class Answerer:
             for loss, greedy in zip(losses.split(counts), as_greedy.split(counts), strict=True)
         ]
 
-    def inputs(self, conversations: Sequence[Conversation], **kwargs):
-        """What the model takes for the conversations, padded on the left; `kwargs` are those of `apply_chat_template`."""
+    def inputs(self, conversations: Sequence[Messages], **kwargs):
+        """The model's inputs for the conversations, padded on the left; `kwargs` are those of `apply_chat_template`."""
         inputs = self.processor.apply_chat_template(
             list(conversations),
             tokenize=True,
@@ -150,8 +152,8 @@ class Answerer:
         return inputs.to(self.model.device)
 
 
-def marks_as_text(conversation: Conversation) -> Conversation:
-    """The conversation of a harness, which gives images as parts: a mark `<image>` that its questions hold is text."""
+def marks_as_text(conversation: Messages) -> Messages:
+    """Escape `<image>` in the texts of a conversation whose images are given as parts, so that it is read as text."""
 
     def as_text(part: dict) -> dict:
         return {**part, "text": escaped(part["text"], [IMAGE_MARK])} if part.get("type") == "text" else part
@@ -165,17 +167,17 @@ def marks_as_text(conversation: Conversation) -> Conversation:
 
 
 class StopAtText(StoppingCriteria):
-    """Ends a row as soon as what was generated contains one of the strings.
+    """Stops a row as soon as its generated text contains one of the strings.
 
-    transformers' `stop_strings` also look at the prompt's last characters, so that after ChatML's `assistant\\n` the first
-    line break of an answer is taken for the second half of "\\n\\n".
+    transformers' `stop_strings` also match the last characters of the prompt: after ChatML's `assistant\\n`, the first line
+    break of an answer would complete "\\n\\n".
     """
 
     def __init__(self, tokenizer, strings: Sequence[str], prompt_length: int):
         self.decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
         self.strings = tuple(strings)
         self.prompt_length = prompt_length
-        # A token is a byte at least; a few more, since the first ones may be the rest of a character.
+        # a token is at least one byte; a few more, since the window may start inside a character
         self.window = max(len(string.encode()) for string in strings) + 4
 
     def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
@@ -186,21 +188,21 @@ class StopAtText(StoppingCriteria):
 
 
 def cut_at(text: str, until: Sequence[str]) -> str:
-    """The text before the first of the strings that occurs in it."""
+    """The text before the first occurrence of any of the strings."""
     return text[: min((text.find(string) for string in until if string in text), default=len(text))]
 
 
 def generation_arguments(task_kwargs: dict) -> dict:
-    """Arguments of `generate` for what an evaluation task asks.
+    """Arguments of `generate` from those of an evaluation task.
 
-    Without `max_new_tokens`, 1024. Sampling only if the task asks for it (`do_sample=True`, or a `temperature` above zero
-    without `do_sample=False`): whatever the checkpoint's own generation config says, the answers are greedy otherwise.
-    What is no argument of `generate` (tasks carry such for other models) is left out with a warning.
+    `max_new_tokens` defaults to 1024. Answers are greedy, whatever the checkpoint's generation config says, unless the task
+    asks for sampling (`do_sample=True`, or a `temperature` above zero without `do_sample=False`). Other names, which tasks
+    may have for other models, are left out with a warning.
     """
     known = vars(GenerationConfig())
     unknown = sorted(set(task_kwargs) - set(known))
     if unknown:
-        logger.warning_once(f"`generate` has no arguments {unknown}: they are left out.")
+        logger.warning_once(f"`generate` has no arguments {unknown}: they are ignored.")
     arguments = {name: value for name, value in task_kwargs.items() if name in known and value is not None}
     arguments.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
     arguments.setdefault("do_sample", arguments.get("temperature", 0) > 0)
@@ -217,7 +219,7 @@ def _check_images_kwargs(image_processor, images_kwargs: dict) -> None:
 
 
 def _count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:
-    """Tokens of a generated row without the padding that follows its end."""
+    """Number of tokens in a generated row without the padding at its end."""
     if pad_token_id is None:
         return len(row)
     generated = (row != pad_token_id).nonzero()

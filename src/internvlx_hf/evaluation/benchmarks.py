@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The twelve benchmarks of the paper's Table 1, as the tasks of lmms-eval that correspond.
+"""The twelve benchmarks of the paper's Table 1, with the corresponding tasks of lmms-eval.
 
-The paper names the benchmarks, not their splits or prompts. The splits here are those that can be scored without handing
-answers in; the prompts are lmms-eval's own for each task.
+The paper names the benchmarks but not their splits or prompts. These splits can be scored without submitting answers; the
+prompts are lmms-eval's own for each task.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ LETTER = "Answer with the option's letter from the given choices directly."
 class Benchmark:
     """A benchmark and how to run it.
 
-    name: in the paper's Table 1.
-    task, metric: in lmms-eval.
-    prompt: the instruction that the task puts beside the question.
-    max_patches: most tiles, the thumbnail not counted, in InternVL2's own evaluation scripts.
+    name: name in the paper's Table 1.
+    task, metric: names in lmms-eval.
+    prompt: the instruction that the task adds to the question.
+    max_patches: maximum number of tiles, without the thumbnail, in InternVL2's own evaluation scripts.
     as_internvl: whether those scripts give the same instruction.
-    needs_judge: whether a model behind an API decides what is right.
+    needs_judge: whether a model behind an API judges the answers.
     """
 
     name: str
@@ -53,7 +53,7 @@ BENCHMARKS = (
         "exact_match",
         f"When the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT_ANSWER}",
     ),
-    # the judge is asked only about answers in which no letter can be found
+    # the judge is asked only about answers without a recognisable letter
     Benchmark("MMBench", "mmbench_en_dev", "gpt_eval_score", LETTER, needs_judge=True),
     # InternVL: the question alone
     Benchmark(
@@ -66,7 +66,7 @@ BENCHMARKS = (
     ),
     Benchmark("MMMU", "mmmu_val", "mmmu_acc", LETTER),
     Benchmark("POPE", "pope", "pope_f1_score", SHORT_ANSWER),
-    # the paper's SEED-IMG is the metric over the pictures; the task has SEED's videos, too
+    # the paper's SEED-IMG is the metric over the images; the task also has SEED's videos
     Benchmark("SEED-IMG", "seedbench", "seed_image", LETTER),
 )
 """The twelve benchmarks of the paper's Table 1."""

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""lmms-eval's view of a model: `lmms_eval --model internvlx --model_args pretrained=PATH --tasks ...`.
+"""Model classes for lmms-eval: `lmms_eval --model internvlx --model_args pretrained=PATH --tasks ...`.
 
-lmms-eval hands a task's requests over in one of two forms. To a *chat* model it gives messages, images in their place; to
-a *simple* one (`--force_simple`) a text and a list of images. Multiple choice by likelihood exists for simple ones only.
+lmms-eval passes a task's requests in one of two forms. A *chat* model gets messages with images in their place; a *simple*
+model (`--force_simple`) gets a text and a list of images. Multiple choice by likelihood exists only for simple models.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,26 +19,26 @@ from lmms_eval.utils import Collator
 from PIL.Image import Image
 from tqdm import tqdm
 
-from .answering import IMAGE_SETTINGS, Answerer, Conversation, marks_as_text
+from .answering import IMAGE_SETTINGS, Answerer, Messages, marks_as_text
 
 
 class InternVLXSimple(lmms):
-    """Texts with their images in front.
+    """Requests as texts with their images in front.
 
     Args:
         pretrained: a folder or Hub id of an InternVL-X model.
-        revision: of the Hub repository.
-        batch_size: conversations that a process generates at once.
-        dtype: of the weights; "auto" as they were saved.
-        device: unset: the GPU of this process, or the CPU.
-        device_map: "auto" spreads one copy of the model over all GPUs; for a single process only.
+        revision: revision of the Hub repository (default: "main").
+        batch_size: number of conversations per batch and process (default: 1).
+        dtype: dtype of the weights (default: "auto", as they were saved).
+        device: device of the model (default: the GPU of this process, or the CPU).
+        device_map: "auto" spreads one copy of the model over all GPUs, for a single process only (default: none).
         attn_implementation: as in `from_pretrained`.
-        system_prompt: a system message, or a file that holds it.
+        system_prompt: a system message, or a file that holds it (default: none).
         image_settings: any of `slicing`, `min_patches`, `max_patches`, `use_thumbnail`, `resize_backend`,
-            `do_exif_transpose` and `jpeg_draft`, in place of the checkpoint's own.
+            `do_exif_transpose` and `jpeg_draft`, to override the checkpoint's own.
 
     Raises:
-        ValueError: an argument is wrong, or the checkpoint is not an InternVL-X model.
+        ValueError: if an argument is invalid or the checkpoint is not an InternVL-X model.
     """
 
     is_simple = True
@@ -59,7 +59,7 @@ class InternVLXSimple(lmms):
         super().__init__()
         self.batch_size = _whole_number(batch_size)
         if unknown := sorted(set(image_settings) - set(IMAGE_SETTINGS)):
-            raise ValueError(f"internvlx has no model_args {unknown}; settings of images are {list(IMAGE_SETTINGS)}.")
+            raise ValueError(f"internvlx has no model_args {unknown}; image settings are {list(IMAGE_SETTINGS)}.")
         # a rank may have to wait for hours for the others' last answers
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=1))])
         placement = self._placement(device, device_map)
@@ -72,31 +72,31 @@ class InternVLXSimple(lmms):
         self.system_prompt = self._resolve_system_prompt(system_prompt)
 
     def _placement(self, device: str | None, device_map: str | None) -> str | dict:
-        """Each process has a copy of its own on its own device. Nothing is synchronised while they generate."""
+        """The device or device map of this process's copy. Processes do not synchronise while they generate."""
         if self.accelerator.num_processes > 1 and (device or device_map):
             raise ValueError(
                 f"device={device!r}, device_map={device_map!r} with {self.accelerator.num_processes} processes: expected "
-                "neither, each process takes its own device. To spread one copy over several GPUs, start one process."
+                "neither, since each process uses its own device. To spread one copy over several GPUs, start one process."
             )
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError(
                 f"Started with {self.accelerator.distributed_type}, expected plain `accelerate launch --multi_gpu`, or one "
-                "process with device_map=auto where a copy does not fit on a GPU."
+                "process with device_map=auto if a copy does not fit on one GPU."
             )
         return device_map or {"": torch.device(device) if device else self.accelerator.device}
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answers in the order of the requests."""
+        """Generate answers, in the order of the requests."""
         in_groups = Collator(
             [request.args for request in requests],
-            sort_fn=lambda arguments: 0,  # as they come: what a row takes depends on its images, which nobody has seen
+            sort_fn=lambda arguments: 0,  # unsorted: a row's cost depends on its images, which are not loaded yet
             group_fn=self._generation_kwargs,
             grouping=True,
         )
         results = []
         with self._progress(requests) as progress:
             for batch in in_groups.get_batched(n=self.batch_size):
-                # a copy: lmms-eval keeps the same dict in its log of samples
+                # a copy, since lmms-eval keeps the same dict in its log of samples
                 kwargs = dict(self._generation_kwargs(batch[0]))
                 until = kwargs.pop("until", None) or ()
                 until = [until] if isinstance(until, str) else [string for string in until if string]
@@ -109,10 +109,10 @@ class InternVLXSimple(lmms):
         return in_groups.get_original(results)
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """(loss, is_greedy) of every continuation, wrapped: lmms-eval 0.7 makes a string of a bare pair.
+        """(loss, is_greedy) of every continuation, wrapped because lmms-eval 0.7 turns a bare pair into a string.
 
-        lmms-eval's multiple choice takes the choice with the *smallest* number, unlike its documentation of this method and
-        like its own model classes, which return losses. So do we: the mean over the answer's tokens and the end marker.
+        lmms-eval's multiple choice picks the *smallest* number, contrary to its documentation of this method, and its own
+        model classes return losses. So does this class: the mean over the answer's tokens and the end marker.
         """
         results = []
         with self._progress(requests) as progress:
@@ -128,7 +128,7 @@ class InternVLXSimple(lmms):
         return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("internvlx answers tasks of one round; this task asks for several.")
+        raise NotImplementedError("internvlx supports only tasks of one round, but this task has several.")
 
     def clean(self) -> None:
         """Called before a judge is started on the same GPU."""
@@ -139,11 +139,11 @@ class InternVLXSimple(lmms):
     def _generation_kwargs(arguments: tuple) -> dict:
         return arguments[1]
 
-    def _conversation(self, arguments: tuple) -> Conversation:
+    def _conversation(self, arguments: tuple) -> Messages:
         context, _, doc_to_visual, number, task, split = arguments
         return images_then_text(doc_to_visual(self.task_dict[task][split][number]), context, task)
 
-    def _prepared(self, conversation: Conversation) -> Conversation:
+    def _prepared(self, conversation: Messages) -> Messages:
         return self._apply_system_prompt(marks_as_text(conversation), self.system_prompt)
 
     def _progress(self, requests: list) -> tqdm:
@@ -151,7 +151,7 @@ class InternVLXSimple(lmms):
 
 
 class InternVLXChat(InternVLXSimple):
-    """Messages with their images where the task puts them: what `--model internvlx` gives."""
+    """Requests as messages with images in their place, the default of `--model internvlx`."""
 
     is_simple = False
 
@@ -159,17 +159,21 @@ class InternVLXChat(InternVLXSimple):
     def _generation_kwargs(arguments: tuple) -> dict:
         return arguments[2]
 
-    def _conversation(self, arguments: tuple) -> Conversation:
+    def _conversation(self, arguments: tuple) -> Messages:
         _, doc_to_messages, _, number, task, split = arguments
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][number]))
         _, videos, audios = messages.extract_media()
         if videos or audios:
-            raise ValueError(f"Task {task!r} has videos or sounds, expected text and images.")
+            raise ValueError(f"Task {task!r} has video or audio, expected text and images.")
         return messages.to_hf_messages()
 
 
-def images_then_text(visuals: Iterable | None, text: str, task: str) -> Conversation:
-    """A user's turn. Raises a ValueError if a visual is no image."""
+def images_then_text(visuals: Iterable | None, text: str, task: str) -> Messages:
+    """A user's turn.
+
+    Raises:
+        ValueError: if a visual is not an image.
+    """
     visuals = list(visuals or ())
     for visual in visuals:
         if not isinstance(visual, Image):

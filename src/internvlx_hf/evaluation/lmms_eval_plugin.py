@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What lmms-eval's registry loads from the entry point `lmms_eval.models`: the name `internvlx` and its two classes."""
+"""The entry point `lmms_eval.models`, which registers the name `internvlx` and its two classes with lmms-eval."""
 
 
 def manifest():
-    """`--model internvlx`: messages with images in their place, or with `--force_simple` images before the text."""
+    """The classes for `--model internvlx`: chat by default, simple with `--force_simple`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     module = f"{__package__}.lmms_eval_models"

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints on the Hugging Face Hub: their model cards, and pushing them."""
+"""Checkpoints on the Hugging Face Hub: writing their model cards and pushing them."""
 
 from .card_text import Card, CardError
 from .checks import check_folder

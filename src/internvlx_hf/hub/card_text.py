@@ -1,14 +1,14 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A model card's text: generated metadata and sections among what a person wrote, which stays.
+"""A model card's text: generated metadata and sections, mixed with manual content, which is kept.
 
-A generated section stands between two marks, a digest of its text in the first:
+A generated section stands between two marks, the first with a digest of the section's text:
 
     <!-- internvlx:begin cost 1a2b3c4d -->
     ...
     <!-- internvlx:end cost -->
 
-A third mark after the metadata holds a digest of each generated value. A value or section that still has its digest is
-renewed; any other one is a person's.
+A third mark after the metadata holds a digest of each generated value. A value or section that still matches its digest is
+renewed; any other counts as manual.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from huggingface_hub.utils import yaml_dump
 from ..checkpoints.folders import is_hub_id
 
 HINT = (
-    "What stands between the marks `begin` and `end` is generated. Write anywhere else. What you edit there stays as you "
-    "leave it; delete a part with its marks to have it generated again."
+    "The text between the marks `begin` and `end` is generated. Write anywhere else. Sections that you edit are kept as "
+    "they are; delete a section with its marks to have it generated again."
 )
 CARD_MARK = re.compile(r"<!-- internvlx:card [^\n]*?metadata:(?P<digests>(?: [\w-]+=[0-9a-f]{8})*) -->")
-# anything that looks like a mark, whole or not
+# anything that looks like a mark, complete or not
 MARK = re.compile(r"<!--[^\n]*internvlx:|internvlx:(?:begin|end|card)\b")
 SECTION = re.compile(
     r"^[ \t]*<!-- internvlx:begin (?P<name>[\w-]+) (?P<digest>[0-9a-f]{8}) -->[ \t]*\n"
@@ -40,7 +40,7 @@ TITLE = "title"
 
 
 class CardError(ValueError):
-    """A model card that cannot be renewed or is not valid; the message names the place and what would be right."""
+    """A model card cannot be renewed or is not valid. The message names the place and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Card:
 
     Args:
         text: the whole of README.md.
-        edited: names of the generated sections and metadata that a person changed and that were left so.
+        edited: names of the generated sections and metadata that a person changed and that were kept.
     """
 
     text: str
@@ -57,37 +57,37 @@ class Card:
 
 
 def is_generated(text: str) -> bool:
-    """Whether a card has generated parts, which may be renewed."""
+    """Whether a card has generated parts, which can be renewed."""
     return MARK.search(text) is not None
 
 
-def writing(text: str) -> set[str]:
+def manual_content(text: str) -> set[str]:
     """What a person wrote into a card: paragraphs, edited sections, and added, changed or deleted metadata.
 
     Raises:
-        CardError: a mark is damaged, or the metadata is no YAML mapping.
+        CardError: if a mark is damaged or the metadata is not a YAML mapping.
     """
-    block, digests, body = _take_apart(text)
+    block, digests, body = _split_card(text)
     metadata = _load_yaml(block)
-    values = {f"{name}: {metadata.get(name)!r}" for name in _persons_names(metadata, digests)}
+    values = {f"{name}: {metadata.get(name)!r}" for name in _manual_names(metadata, digests)}
     edited = {f"{section['name']}: {section['text']}" for section in SECTION.finditer(body) if _is_edited(section)}
     paragraphs = {paragraph.strip("\n") for paragraph in SECTION.sub("\n\n", body).split("\n\n")}
     return values | edited | paragraphs - {""}
 
 
 def renew_card(previous: str, metadata: dict, make_sections: Callable[[dict], dict[str, str]]) -> Card:
-    """Put generated metadata and sections into a card, in place of those that were generated before.
+    """Put generated metadata and sections into a card, replacing those that were generated before.
 
     Args:
-        previous: the card as it is; empty for none.
-        metadata: generated metadata, as [`~huggingface_hub.ModelCardData`] names it.
-        make_sections: gives the generated sections in their order, Markdown by name, empty for none, for the metadata that
-            the card will have, a person's included. A new section goes after the one before it in this order.
+        previous: the current card; empty for none.
+        metadata: generated metadata, with the names of [`~huggingface_hub.ModelCardData`].
+        make_sections: returns the generated sections in order, Markdown by name, empty to omit a section. It is called with
+            the metadata that the card will have, manual values included. A new section goes after its predecessor.
 
     Raises:
-        CardError: a mark is damaged, or the metadata is not valid. Nothing can be renewed then without losing something.
+        CardError: if a mark is damaged or the metadata is not valid, so that renewing could lose something.
     """
-    block, digests, body = _take_apart(previous)
+    block, digests, body = _split_card(previous)
     block, digests, edited = _renew_metadata(block, digests, metadata)
     body, edited_sections = _renew_sections(body, make_sections(_load_yaml(block)))
     marks = "".join(f" {name}={digest}" for name, digest in digests.items())
@@ -97,13 +97,13 @@ def renew_card(previous: str, metadata: dict, make_sections: Callable[[dict], di
 
 
 def validate_card(text: str) -> None:
-    """Check a card by `huggingface_hub`'s own means, as far as they need no network.
+    """Check a card with `huggingface_hub`'s own checks, as far as they need no network.
 
     Raises:
-        CardError: the metadata is no YAML mapping, or does not make a `ModelCardData`; a base model or data set is not
-            named as on the Hub; a mark is damaged.
+        CardError: if the metadata is not a YAML mapping or not a valid `ModelCardData`, if a base model or data set is not a
+            Hub id, or if a mark is damaged.
     """
-    _load_yaml(_take_apart(text)[0])
+    _load_yaml(_split_card(text)[0])
     try:
         data = ModelCard(text.removeprefix("\ufeff")).data
     except (ValueError, TypeError, KeyError) as error:
@@ -115,8 +115,8 @@ def validate_card(text: str) -> None:
                 raise CardError(f"README.md: {name}={repo!r} in its metadata is not a Hub id.")
 
 
-def _take_apart(text: str) -> tuple[str, dict[str, str], str]:
-    """The YAML block, the digests of generated metadata, and the rest of a card, whose marks are in order."""
+def _split_card(text: str) -> tuple[str, dict[str, str], str]:
+    """The YAML block, the digests of generated metadata, and the rest of a card. Checks that the marks are in order."""
     text = text.replace("\r\n", "\n").removeprefix("\ufeff")
     front = REGEX_YAML_BLOCK.match(text)
     block, body = (front[2], text[front.end() :]) if front else ("", text)
@@ -129,8 +129,8 @@ def _take_apart(text: str) -> tuple[str, dict[str, str], str]:
         line = text.count("\n") - body.count("\n") + outside.count("\n", 0, damaged.start()) + 1
         raise CardError(
             f"README.md, line {line}: the mark {outside[damaged.start() :].splitlines()[0]!r} or its other half is "
-            "damaged or out of place, expected `<!-- internvlx:begin NAME DIGEST -->` and then `<!-- internvlx:end NAME -->`, each on a line of its "
-            "own. Mend the mark, or delete the section with both its marks to have it generated again."
+            "damaged or misplaced, expected `<!-- internvlx:begin NAME DIGEST -->` and then `<!-- internvlx:end NAME -->`, each on its own "
+            "line. Repair the mark, or delete the section with both marks to have it generated again."
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CardError(f"README.md: the section {twice[0]!r} appears twice. Delete one with both its marks.")
@@ -143,26 +143,29 @@ def _load_yaml(block: str) -> dict:
     except (yaml.YAMLError, ValueError) as error:
         raise CardError(f"README.md: its metadata is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(metadata, dict):
-        raise CardError(f"README.md: its metadata is a {type(metadata).__name__}, expected names with values.")
+        raise CardError(
+            f"README.md: its metadata is a {type(metadata).__name__}, expected a mapping of names to values."
+        )
     return metadata
 
 
-def _persons_names(metadata: dict, digests: dict[str, str]) -> set[str]:
+def _manual_names(metadata: dict, digests: dict[str, str]) -> set[str]:
     """Names of the metadata that a person added, changed or deleted."""
     same = {name for name, digest in digests.items() if name in metadata and _digest(metadata[name]) == digest}
     return (metadata.keys() | digests.keys()) - same
 
 
 def _renew_metadata(block: str, digests: dict[str, str], generated: dict) -> tuple[str, dict[str, str], list[str]]:
-    """The new YAML block, the digests of what is generated in it, and the generated names that a person changed.
+    """The new YAML block, the digests of its generated values, and the generated names that a person changed.
 
-    Lines of the block stay, comments included, but for generated values that are out of date; new ones go to its end.
+    All lines of the block are kept, including comments, except generated values that are out of date. New values are
+    appended.
     """
     metadata = _load_yaml(block)
-    persons = _persons_names(metadata, digests)
-    edited = {name: digest for name, digest in digests.items() if name in persons}
-    renewed = {name: _digest(value) for name, value in generated.items() if name not in persons}
-    for name in digests.keys() - persons:
+    manual = _manual_names(metadata, digests)
+    edited = {name: digest for name, digest in digests.items() if name in manual}
+    renewed = {name: _digest(value) for name, value in generated.items() if name not in manual}
+    for name in digests.keys() - manual:
         if renewed.get(name) != digests[name]:
             del metadata[name]
             lines = rf"^{re.escape(name)}[ \t]*:.*(?:\n+[ \t-].*)*(?:\n|\Z)"
@@ -187,7 +190,7 @@ def _dump(metadata: dict) -> str:
 
 
 def _renew_sections(body: str, sections: dict[str, str]) -> tuple[str, list[str]]:
-    """The body with new sections in place of old ones, and the names of those that a person changed."""
+    """The body with old sections replaced by new ones, and the names of sections that a person changed."""
     if re.search("^# ", SECTION.sub("", body), re.MULTILINE):
         sections = sections | {TITLE: ""}
     body = body and f"{body}\n\n"
@@ -203,7 +206,7 @@ def _renew_sections(body: str, sections: dict[str, str]) -> tuple[str, list[str]
 
 
 def _section(name: str, text: str) -> str:
-    """A generated section with its marks. A mark in a value of the text shows as such, and is none."""
+    """A generated section with its marks. Marks inside the text are escaped."""
     text = MARK.sub(lambda mark: mark[0].replace("internvlx:", "internvlx&#58;"), text.strip("\n"))
     return f"<!-- internvlx:begin {name} {_digest(text)} -->\n{text}\n<!-- internvlx:end {name} -->\n\n"
 
@@ -213,6 +216,6 @@ def _is_edited(section: re.Match) -> bool:
 
 
 def _digest(value) -> str:
-    """Eight hexadecimal digits of a text, whitespace at its ends aside, or of a value of the metadata."""
+    """Eight hexadecimal digits of a text without surrounding whitespace, or of a metadata value."""
     text = value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

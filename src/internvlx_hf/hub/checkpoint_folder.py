@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A checkpoint folder that appears whole, with its model card."""
+"""Writing a checkpoint folder atomically, with its model card."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from ..checkpoints.atomic_folder import atomic_folder, resolve_out
 from ..checkpoints.manifest import written_by
-from .card_text import writing
+from .card_text import manual_content
 from .model_card import read_card, write_card
 
 
 @contextmanager
 def checkpoint_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A [`atomic_folder`] that gets a model card at the end, with what a person wrote into that of `out` by then.
+    """An [`atomic_folder`] that gets a model card at the end, with the manual content of the card in `out`.
 
     Raises:
-        CardError: what a person wrote into the card of `out` cannot be told from what was generated. Where a mark was
-            damaged only meanwhile, what was written is kept beside `out`, and the message names it.
-        KeyboardInterrupt: saying whether `out` was written.
+        CardError: if manual and generated content of the card in `out` cannot be told apart. If a mark was damaged only
+            during the run, the new folder is kept beside `out`, and the message names it.
+        KeyboardInterrupt: on an interrupt; its message tells whether `out` was written.
     """
     out = resolve_out(out)
 
@@ -28,8 +28,8 @@ def checkpoint_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[P
     before = written_by(out)
     try:
         with atomic_folder(out, overwrite=overwrite, complete=add_card) as folder:
-            writing(read_card(out))
+            manual_content(read_card(out))  # raises for a damaged card before heavy work
             yield folder
     except KeyboardInterrupt:
-        outcome = "nothing was written" if written_by(out) == before else f"{out} was written before"
+        outcome = "nothing was written" if written_by(out) == before else f"{out} had already been written"
         raise KeyboardInterrupt(outcome) from None

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Whether a folder is a whole checkpoint, one that loads from where it is pushed to."""
+"""Checks that a folder is a complete checkpoint, which will load from the repository that it is pushed to."""
 
 import ast
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ MODEL_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "Auto
 
 
 def check_folder(folder: str | Path) -> None:
-    """Check that a folder is a whole checkpoint. Reads no weights, and runs no code of the folder's.
+    """Check that a folder is a complete checkpoint, without reading weights or running its code.
 
     Raises:
-        FolderError: naming everything that is wrong.
+        FolderError: if it is not; the message lists every problem.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FolderError(f"{folder} is not a folder, expected that of a checkpoint.")
+        raise FolderError(f"{folder} is not a folder, expected a checkpoint's folder.")
     if (folder / "adapter_config.json").is_file():
         raise FolderError(
-            f"{folder} holds a LoRA adapter (adapter_config.json), which does not load by itself. Make a checkpoint of it "
+            f"{folder} holds a LoRA adapter (adapter_config.json), which does not load by itself. Merge it into a checkpoint "
             f"first: internvlx merge {folder} OUT"
         )
-    # what is inside files is looked at when they are all there: it would only tell again what is missing
+    # each group runs only if the groups before found nothing, so that a missing file is reported once
     for checks in (
         (_model_type,),
         (_links,),
@@ -74,8 +74,8 @@ def _weight_files(folder: Path) -> Iterator[str]:
     shards = {path.name for path in folder.glob(SAFE_SHARDS)}
     if single.is_file() and (index.is_file() or shards):
         yield (
-            f"There are {single.name} and {listed(sorted(shards)) or index.name}. `from_pretrained` takes the first and "
-            "ignores the others: delete what is out of date."
+            f"There are both {single.name} and {listed(sorted(shards)) or index.name}. `from_pretrained` reads the first and "
+            "ignores the others: delete the outdated files."
         )
         return
     if index.is_file():
@@ -87,16 +87,16 @@ def _weight_files(folder: Path) -> Iterator[str]:
 
 
 def _depth(folder: Path) -> Iterator[str]:
-    """Refuse more layers than there are tensors: the configuration of such a model alone would take minutes."""
+    """Refuse more layers than there are tensors: loading such a model's configuration alone would take minutes."""
     config, num_tensors = read_json(folder / "config.json"), len(Weights(folder, SAFE_WEIGHTS).tensors)
     check_fields(config, dict.fromkeys(("text_config?", "vision_config?"), LAYERS), folder / "config.json")
     for part in ("text_config", "vision_config"):
         if (layers := config.get(part, {}).get("num_hidden_layers", 0)) > num_tensors:
-            yield f"config.json has {part}.num_hidden_layers={layers}, but the weights are only {num_tensors} tensors."
+            yield f"config.json has {part}.num_hidden_layers={layers}, but the weights hold only {num_tensors} tensors."
 
 
 def _tensors(folder: Path) -> Iterator[str]:
-    """Compare what is stored with what the configuration's model wants."""
+    """Compare the stored tensors with those of the configured model."""
     if not _is_ours(folder) or "quantization_config" in read_json(folder / "config.json"):
         return
     config, stored = InternVLXConfig.from_pretrained(folder), Weights(folder, SAFE_WEIGHTS).tensors
@@ -118,9 +118,9 @@ def _tensors(folder: Path) -> Iterator[str]:
 def _processor_files(folder: Path) -> Iterator[str]:
     for name in TOKENIZER_FILES:
         if not (folder / name).is_file():
-            yield f"{name} is missing: save the processor into the folder too, `processor.save_pretrained(...)`."
+            yield f"{name} is missing: save the processor into the folder as well, `processor.save_pretrained(...)`."
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
-        yield f"{PROCESSOR_FILES[0]} is missing: save the processor into the folder too."
+        yield f"{PROCESSOR_FILES[0]} is missing: save the processor into the folder as well."
 
 
 def _processor(folder: Path) -> Iterator[str]:
@@ -129,18 +129,18 @@ def _processor(folder: Path) -> Iterator[str]:
     config, processor = InternVLXConfig.from_pretrained(folder), _load_processor(folder)
     size = processor.image_processor.size
     for what, ours, models in (
-        ("tokens a tile", processor.image_seq_length, config.image_seq_length),
+        ("tokens per tile", processor.image_seq_length, config.image_seq_length),
         ("image token id", processor.image_token_id, config.image_token_id),
-        ("size of a tile", (size["height"], size["width"]), (config.tile_size, config.tile_size)),
+        ("tile size", (size["height"], size["width"]), (config.tile_size, config.tile_size)),
     ):
         if ours != models:
-            yield f"Processor and model do not fit: {what} is {ours} of the processor and {models} of config.json."
+            yield f"Processor and model do not fit: {what} is {ours} in the processor and {models} in config.json."
 
 
 def _load_processor(folder: Path) -> InternVLXProcessor:
     try:
         return InternVLXProcessor.from_pretrained(folder)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:  # of files that transformers does not check
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # for files that transformers does not check
         raise ValueError(f"The processor of {folder} does not load: {type(error).__name__}: {error}") from error
 
 
@@ -148,26 +148,26 @@ def _load_processor(folder: Path) -> InternVLXProcessor:
 
 
 def _code(folder: Path) -> Iterator[str]:
-    """Follow every `auto_map` to the files that it names, and those to the files that they import."""
+    """Check the files that every `auto_map` names, and the files that these import."""
     if not _is_ours(folder):
         return
     maps = {name: auto_map(folder / name) for name in CODE_MAPS}
     for file, wanted in (("config.json", MODEL_CLASSES), (PROCESSOR_FILES[0], ("AutoProcessor",))):
         if (folder / file).is_file() and (missing := [name for name in wanted if name not in maps[file]]):
-            yield f"{file} has no auto_map for {', '.join(missing)}: without the package the model would not load."
+            yield f"{file} has no auto_map for {', '.join(missing)}: the model would not load without this package."
     classes: dict[str, set[str]] = {}
     for file, references in maps.items():
         for reference in references.values():
             module, _, name = reference.rpartition(".")
             if "--" in module:
-                yield f"{file} takes {name} from another repository ({reference}), expected code in the folder."
+                yield f"{file} loads {name} from another repository ({reference}), expected code in the folder."
             elif not module.isidentifier():
                 yield f"{file} has {reference!r} in its auto_map, expected 'module.Class' of a module in the folder."
             else:
                 classes.setdefault(f"{module}.py", set()).add(name)
     for file in sorted(code_files(folder)):
         if not (folder / file).is_file():
-            yield f"{file} is missing: a part of the code that travels with the checkpoint."
+            yield f"{file} is missing: it belongs to the code that travels with the checkpoint."
             continue
         try:
             tree = ast.parse((folder / file).read_bytes())

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A folder that is to be pushed: which of its files travel, which stay, and what its card will be."""
+"""A folder to push: which of its files are uploaded, which are not, and the text of its card."""
 
 import posixpath
 import re
@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..checkpoints.errors import LinkError
 from ..checkpoints.folders import checkpoint_files, linked_folders, resolve_inside, walk_files
 from ..checkpoints.names import CARD, LICENCES
-from .card_text import CardError, is_generated, validate_card, writing
+from .card_text import CardError, is_generated, manual_content, validate_card
 from .model_card import model_card, read_card
 
-# Why a file stays that is not on the list of those that travel: the first reason with a pattern that the file's path, one
-# of its folders or its name matches. The patterns explain, they do not protect: without them it stays all the same.
+# Why a file is not uploaded: the first reason with a pattern that the file's path, one of its folders or its name matches.
+# The patterns only explain: a file that is not on the list to upload is left out in any case.
 SECRET, HIDDEN, UNKNOWN = "may hold a secret", "is hidden", "is not part of a checkpoint"
 REASONS = {
     SECRET: (
@@ -38,11 +38,11 @@ REASONS = {
         "*token.*",
         "token",
         ".netrc",
-        # pickled with the token of the Hub
+        # a pickle that holds the Hub token
         "training_args.bin",
     ),
     HIDDEN: (".*",),
-    "is a state of the training": (
+    "is training state": (
         "checkpoint-*",
         "tmp-checkpoint-*",
         "optimizer*",
@@ -59,20 +59,20 @@ REASONS = {
     "is a log": ("runs", "wandb", "mlruns", "*.tfevents.*", "*.log", "slurm-*"),
     "is a memory dump": ("core.[0-9]*",),
     "is a cache": ("__pycache__",),
-    "is half written": ("*.tmp", "*.incomplete"),
-    "says what a conversion wrote, for the next one": ("internvlx_manifest.json",),
+    "is incomplete": ("*.tmp", "*.incomplete"),
+    "is the manifest of the last write": ("internvlx_manifest.json",),
     "holds weights that the index does not name": ("*.safetensors", "*.bin"),
-    "is code that no auto_map leads to": ("*.py",),
+    "is code that no auto_map names": ("*.py",),
 }
-# these travel only if `include` has their whole path
+# uploaded only if `include` has their full path
 GUARDED = (SECRET, HIDDEN)
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
 # the target of a Markdown link or image, or the source of an HTML one
 SHOWN = re.compile(r"""\]\(\s*(?:<([^>\n]+)>|([^)\s]+))|<img\b[^>]*?\bsrc\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
-# smaller files are read when they are checked, and sent as they were then
+# smaller files are read during the checks and uploaded as they were then
 READ_AT_ONCE = 2**24
 
-# as `transformers.utils.hub.create_and_tag_model_card` has it
+# as in `transformers.utils.hub.create_and_tag_model_card`
 TEMPLATE_DESCRIPTION = (
     "This is the model card of a \U0001f917 transformers model that has been pushed on the Hub. This model card has been "
     "automatically generated."
@@ -80,7 +80,7 @@ TEMPLATE_DESCRIPTION = (
 
 
 class FolderError(ValueError):
-    """A folder that is not fit to be pushed; the message lists everything that is wrong with it."""
+    """A folder cannot be pushed. The message lists every problem."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class PushedFile:
 
     Args:
         name: path in the repository.
-        content: where it is, links followed, or what it holds.
-        stamp: what tells whether the file at `content` was changed since it was listed.
+        content: its real path, or its bytes.
+        stamp: shows whether the file at `content` has changed since it was listed.
     """
 
     name: str
@@ -110,12 +110,12 @@ class PushedFile:
 
 @dataclass(frozen=True)
 class LeftFile:
-    """A file, or a folder of such files, that stays where it is.
+    """A file that is not uploaded, or a folder of such files.
 
     Args:
-        name: path in the folder; that of a folder ends with a slash.
-        reason: why, as a sentence about it: "is hidden".
-        num_files: how many it stands for.
+        name: relative path; a folder's ends with a slash.
+        reason: why, as the rest of a sentence: "is hidden".
+        num_files: number of files that it stands for.
     """
 
     name: str
@@ -124,12 +124,12 @@ class LeftFile:
 
     @property
     def is_guarded(self) -> bool:
-        """Whether only its whole path includes it, and no pattern."""
+        """Whether `include` must have its full path, not just a matching pattern."""
         return self.reason in GUARDED
 
 
 def file_stamp(path: Path) -> tuple | None:
-    """What changes when a file does: its identity, size and time of writing; None where there is no file."""
+    """A value that changes when a file does: its identity, size and modification time; None without a file."""
     try:
         found = path.stat()
     except OSError:
@@ -138,23 +138,23 @@ def file_stamp(path: Path) -> tuple | None:
 
 
 def folder_stamps(folder: Path) -> dict[str, tuple | None]:
-    """The stamps of all files of a folder, by path in it."""
+    """The stamps of all files in a folder, by relative path."""
     return {name: file_stamp(folder / name) for name in walk_files(folder)}
 
 
 def files_to_push(folder: Path, card: str, include: Sequence[str] = ()) -> list[PushedFile]:
-    """The files of a checkpoint folder that travel, by name; the model card is not among them.
+    """The files of a checkpoint folder to upload, except the model card.
 
-    These are the files of the checkpoint, the images in the folder that the card shows, and what `include` asks for.
+    These are the checkpoint's files, the images in the folder that the card shows, and the files that `include` matches.
 
     Args:
         card: text of the model card.
-        include: patterns of other files or folders: `checkpoint-*`, `*.tfevents.*`. A file that may hold a secret, or that
-            is hidden, is sent only if its whole path stands there.
+        include: patterns of other files or folders: `checkpoint-*`, `*.tfevents.*` (default: none). A file that may hold a
+            secret or is hidden is uploaded only if its full path is given.
 
     Raises:
-        FolderError: a pattern of `include` matches nothing that may be sent; a file is a link out of the folder.
-        ValueError: an index or a configuration is damaged.
+        FolderError: if a pattern of `include` matches nothing to upload, or a file is a link out of the folder.
+        ValueError: if an index or a configuration is damaged.
     """
     names = names_to_push(folder, card) - {CARD}
     for pattern in include:
@@ -166,12 +166,12 @@ def files_to_push(folder: Path, card: str, include: Sequence[str] = ()) -> list[
 
 
 def names_to_push(folder: Path, card: str) -> set[str]:
-    """Paths in the folder of what travels unasked: the files of the checkpoint, and the images that the card shows.
+    """Relative paths of the files that are uploaded by default: the checkpoint's, and the images that the card shows.
 
-    `LICENSE.key` may be a key, and stays.
+    `LICENSE.key` is not uploaded, since it may be a key.
 
     Raises:
-        ValueError: an index or a configuration is damaged.
+        ValueError: if an index or a configuration is damaged.
     """
     names = checkpoint_files(folder)
     keys = {name for name in names if _matches(name, LICENCES) and _reason(name) in GUARDED}
@@ -179,11 +179,11 @@ def names_to_push(folder: Path, card: str) -> set[str]:
 
 
 def real_files(folder: Path, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
-    """Files by their path in the folder, links followed; and what is wrong with those that lead out of it."""
+    """Real paths of files by relative path, and the problems of those that lead out of the folder."""
     found, problems = {}, []
     for name in sorted(names):
         if name.encode(errors="replace").decode() != name:
-            problems.append(f"{name!a} in {folder} is not UTF-8, which the Hub wants of names. Rename it.")
+            problems.append(f"{name!a} in {folder} is not UTF-8, which the Hub requires of names. Rename it.")
             continue
         try:
             found[name] = resolve_inside(folder, name)
@@ -198,7 +198,7 @@ def _content(path: Path) -> Path | bytes:
 
 
 def _included(folder: Path, pattern: str) -> set[str]:
-    """What a pattern of `include` matches and may be sent."""
+    """The files that a pattern of `include` matches and that may be uploaded."""
     if links := [name for name in linked_folders(folder) if _matches(name, [pattern])]:
         raise FolderError(
             f"--include {pattern!r}: {folder / links[0]} is a link to a folder, which is not followed. Put a copy there."
@@ -209,17 +209,17 @@ def _included(folder: Path, pattern: str) -> set[str]:
     if allowed := {name for name in found if name == pattern or _reason(name) not in GUARDED}:
         return allowed
     name = min(found)
-    raise FolderError(f"--include {pattern!r}: {name} {_reason(name)}. To send it, write its whole path: {name}")
+    raise FolderError(f"--include {pattern!r}: {name} {_reason(name)}. To upload it, give its full path: {name}")
 
 
 def _shown(card: str) -> set[str]:
-    """The images that a card shows, by path; those elsewhere have an address instead."""
+    """Relative paths of the images that a card shows."""
     links = (unquote(re.split("[?#]", next(filter(None, groups)))[0]) for groups in SHOWN.findall(card))
     return {posixpath.normpath(link) for link in links if link.lower().endswith(IMAGES)}
 
 
 def files_left(folder: Path, sent: Iterable[str]) -> list[LeftFile]:
-    """What of a folder stays behind, and why; a folder from which nothing is sent is one entry."""
+    """The files that are not uploaded, and why. A folder from which nothing is uploaded is one entry."""
     sent = {*sent, CARD}
     open_folders = {parent for name in sent for parent in _folders(name)}
     grouped: dict[str, int] = {}
@@ -242,7 +242,7 @@ def _reason_here(folder: Path, name: str) -> str:
     try:
         resolve_inside(folder, name)
     except LinkError:
-        return "is a link out of the folder, or to nothing"
+        return "is a link out of the folder or a broken link"
     return _reason(name)
 
 
@@ -257,28 +257,29 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None = None) -> str:
-    """The text of the model card as it will be in the repository, with what a person wrote into it here or there.
+    """The text of the model card for the repository, with the manual content of the folder's or the repository's card.
 
-    A card without generated parts is a person's own and goes as it is; else the generated parts are renewed.
+    A card without generated parts is uploaded unchanged; otherwise the generated parts are renewed.
 
     Args:
         folder: the checkpoint.
         repo_id: the repository, which the card's example loads.
-        on_hub: the card that the repository has.
-        keep: whose writing stays where both cards have some that differs: "folder" or "hub".
+        on_hub: the repository's current card (default: none).
+        keep: whose manual content to keep if both cards have different content: "folder" or "hub" (default: raise).
 
     Raises:
-        CardError: a mark is damaged, or the metadata is not valid; both cards have writing, and `keep` is not set.
+        CardError: if a mark is damaged or the metadata is not valid, or if both cards have manual content and `keep` is not
+            set.
     """
     here = read_card(folder)
     if on_hub and not _is_template(on_hub) and keep != "folder":
-        written_there, written_here = writing(on_hub), writing(here)
-        if keep == "hub" or (written_there and not written_here):
+        manual_there, manual_here = manual_content(on_hub), manual_content(here)
+        if keep == "hub" or (manual_there and not manual_here):
             here = on_hub
-        elif not written_there <= written_here:
+        elif not manual_there <= manual_here:
             raise CardError(
-                f"The model card of {repo_id} says something that {folder / CARD} does not, and the other way round. Choose "
-                "whose writing stays, by --card hub or --card folder; or put both into the folder's and pass --card folder."
+                f"The model cards of {repo_id} and {folder / CARD} were both edited. Choose which edits to keep with --card hub "
+                "or --card folder, or merge them into the folder's card and pass --card folder."
             )
     if here and not is_generated(here):
         validate_card(here)
@@ -287,6 +288,6 @@ def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None 
 
 
 def _is_template(text: str) -> bool:
-    """Whether it is the card full of gaps that transformers' own `push_to_hub` puts into a new repository."""
+    """Whether a card is the unfilled template that transformers' own `push_to_hub` puts into a new repository."""
     template = ModelCard.from_template(ModelCardData(), model_description=TEMPLATE_DESCRIPTION)
     return ModelCard(text).text.split() == template.text.split()

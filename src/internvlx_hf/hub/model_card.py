@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The model card of a checkpoint folder, from what a conversion and a training run left in it."""
+"""The model card of a checkpoint folder, generated from its configuration, conversion report and training recipe."""
 
 import html
 import os
@@ -20,7 +20,7 @@ from .card_text import Card, CardError, renew_card
 
 TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
 TEXT, NUMBER = (str, NoneType), (int, float, NoneType)
-# what a report keeps of the source's card
+# metadata of the source's card that a report keeps
 SOURCE_CARD = ("language?", "license?", "license_name?", "license_link?")
 PART = {"source": str, "base_model?": TEXT, "revision?": TEXT}
 REPORT_FIELDS = {
@@ -54,24 +54,24 @@ RECIPE_FIELDS = {
     "tokens?": NUMBER,
     "versions?": {"internvlx_hf?": str},
 }
-# of the Trainer's metrics, those about the machine and the length of the run
+# the Trainer's metrics about the machine and the length of the run
 NOT_QUALITY = re.compile(".*(_runtime|_per_second|_flos)|epoch")
 
 
 def write_card(folder: str | Path, name: str | None = None, previous: str | None = None) -> Card:
-    """Write a checkpoint folder's README.md, or renew the generated parts of one that is there.
+    """Write a checkpoint folder's README.md, or renew the generated parts of an existing one.
 
     Args:
         folder: a checkpoint, with its `conversion_report.json` and `training_recipe.json` if it has them.
-        name: what the example loads, a Hub id or a path; unset: the folder's name.
-        previous: the card to renew; unset: the folder's README.md.
+        name: the Hub id or path that the example loads (default: the folder's name).
+        previous: the card to renew (default: the folder's README.md).
 
     Returns:
-        The card. `edited` names what a person had changed and was left so.
+        The card. `edited` names the parts that a person had changed and that were kept.
 
     Raises:
-        CardError: the card that is there has a damaged mark or metadata that are not valid. It is left as it is.
-        ValueError, OSError: the folder is no checkpoint of ours.
+        CardError: if the existing card has a damaged mark or invalid metadata; it is not changed.
+        ValueError, OSError: if the folder is not a checkpoint of this package.
     """
     folder = Path(folder)
     card = model_card(folder, name, read_card(folder) if previous is None else previous)
@@ -93,11 +93,11 @@ def model_card(folder: str | Path, name: str | None = None, previous: str = "") 
 
 
 def read_card(folder: str | Path) -> str:
-    """A folder's README.md; empty where there is none.
+    """A folder's README.md; empty if there is none.
 
     Raises:
-        CardError: it is not UTF-8 text.
-        LinkError: it is a link out of the folder or to nothing. A `ValueError`.
+        CardError: if it is not UTF-8 text.
+        LinkError: if it is a broken link or a link out of the folder. It is a `ValueError`.
     """
     path = Path(folder) / CARD
     if not os.path.lexists(path):
@@ -109,10 +109,10 @@ def read_card(folder: str | Path) -> str:
 
 
 class CardFacts:
-    """What a checkpoint folder tells about itself.
+    """Facts about a checkpoint folder, for its card.
 
     Raises:
-        ValueError: config.json is missing or of another kind of model, or a report is damaged.
+        ValueError: if config.json is missing or describes another kind of model, or if a report is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -130,30 +130,30 @@ class CardFacts:
 
     @property
     def base_model(self) -> str | None:
-        """Hub id of what this model comes from."""
+        """Hub id of the model that this one was made from."""
         return next(filter(is_hub_id, (self.recipe.get("base_model"), self.report.get("base_model"))), None)
 
     @property
     def parts(self) -> dict[str, dict]:
-        """Of a model from parts, where its vision tower and its language model come from."""
+        """Sources of the vision tower and the language model, for a model from parts."""
         parts = self.report.get("parts") or {}
         return parts if {"vision_tower", "language_model"} <= parts.keys() else {}
 
     @property
     def base_models(self) -> list[str]:
-        """Hub ids of all that this model comes from."""
+        """Hub ids of all models that this one was made from."""
         names = [self.base_model] if self.base_model else [part.get("base_model") for part in self.parts.values()]
         return list(dict.fromkeys(filter(is_hub_id, names)))
 
     @property
     def untrained_modules(self) -> list[str]:
-        """Modules that a conversion made anew and that no training has seen since, by themselves or in another one."""
+        """Modules that a conversion added and that have not been trained since."""
         trained = tuple(f"{name}." for name in self.recipe.get("trained_modules", {}))
         return [name for name in self.report.get("untrained_modules", []) if not f"{name}.".startswith(trained)]
 
     @property
     def quality(self) -> dict[str, float]:
-        """Metrics of the training that say something of the model, and not of the machine."""
+        """Training metrics about the model's quality, without those about the machine."""
         metrics = self.recipe.get("metrics", {}).items()
         return {name: x for name, x in metrics if type(x) in (int, float) and not NOT_QUALITY.fullmatch(name)}
 
@@ -166,7 +166,7 @@ class CardFacts:
         return f"{base}, {'joined as' if self.parts else 'converted to'} {kind}" if base else kind
 
     def metadata(self) -> dict:
-        """What the Hub reads, by `huggingface_hub`'s names."""
+        """Metadata for the Hub, with the names of `huggingface_hub`."""
         hub_ids = [entry.get("hub_id") for entry in self.recipe.get("data", [])]
         datasets = [name for name in dict.fromkeys(hub_ids) if is_hub_id(name, needs_owner=False)]
         results = self._eval_results()
@@ -200,11 +200,11 @@ class CardFacts:
         ]
 
     def sections(self, name: str, metadata: dict) -> dict[str, str]:
-        """Markdown by section, in the template's order; a section that has nothing to say is empty.
+        """Markdown by section, in the template's order; sections without content are empty.
 
         Args:
-            name: what the example loads.
-            metadata: of the card, a person's included.
+            name: the Hub id or path that the example loads.
+            metadata: the card's metadata, including manual values.
         """
         config = InternVLXConfig.from_pretrained(self.folder) if self.kind == OURS else None
         licence = metadata.get("license_name") or metadata.get("license")
@@ -232,7 +232,7 @@ class CardFacts:
         }
 
     def _image_processor(self) -> InternVLXImageProcessor | None:
-        """That of the folder, or one that cuts as transformers' own; None where that is not known."""
+        """The folder's image processor, or one that tiles like transformers' own; None if its settings are not known."""
         try:
             if self.kind == OURS:
                 return InternVLXImageProcessor.from_pretrained(self.folder)
@@ -245,17 +245,17 @@ class CardFacts:
 
 
 def number(value) -> str:
-    """A number as a card's text shows it."""
+    """A number, formatted for the card."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else one_line(value)
 
 
 def one_line(value) -> str:
-    """A value in a card's text or in a cell of a table, which a bar, a tag or a line's end would break."""
+    """A value, escaped for the card's text or a table cell, which a bar, a tag or a line break would corrupt."""
     return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
 
 
 def code(value) -> str:
-    """A value as code in a card's text. HTML means nothing there; a backtick would end it."""
+    """A value as inline code. HTML is not interpreted there, but a backtick would end it."""
     return f"`{' '.join(str(value).split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"

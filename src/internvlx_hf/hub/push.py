@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pushing a checkpoint folder to the Hub: checked before, in one commit, resumed where it broke off."""
+"""Pushing a checkpoint folder to the Hub: checked first, uploaded in one commit, resumable."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +24,14 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Pushed:
-    """A push that is done.
+    """The result of a push.
 
     Args:
-        url: of the commit, or of the pull request.
-        commit: its hash, which `from_pretrained(..., revision=...)` takes.
-        is_new: whether anything was to be changed.
-        deleted: weights of another checkpoint that the repository held, and does not hold any more.
-        left: what stayed in the folder, and why.
+        url: URL of the commit or of the pull request.
+        commit: the commit's hash, for `from_pretrained(..., revision=...)`.
+        is_new: whether anything changed.
+        deleted: outdated weights of another checkpoint that were deleted from the repository.
+        left: files that were not uploaded, and why.
     """
 
     url: str
@@ -46,9 +46,9 @@ class PushPlan:
     """What a push will do.
 
     Args:
-        files: what it uploads, the model card last.
-        left: what stays in the folder, and why.
-        warnings: what whoever pushes should know before.
+        files: files to upload, the model card last.
+        left: files that will not be uploaded, and why.
+        warnings: what the user should know before pushing.
     """
 
     files: list[PushedFile]
@@ -57,21 +57,21 @@ class PushPlan:
 
 
 def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> PushPlan:
-    """Check a folder, and list what a push of it uploads and what it leaves. Asks no network, runs none of its code.
+    """Check a folder and list which files a push uploads and which it does not. Uses no network and runs no code of it.
 
-    Uploaded are the files of the checkpoint (weights that the index names, configurations, processor, templates, the code
-    that an `auto_map` leads to, reports, licences), the model card, and the images in the folder that it shows.
+    A push uploads the checkpoint's files (weights that the index names, configurations, processor, templates, the code that
+    an `auto_map` names, reports, licences), the model card, and the images in the folder that the card shows.
 
     Args:
-        folder: a whole checkpoint.
+        folder: a complete checkpoint.
         repo_id: "owner/name", or "name" for the token's owner.
-        include: patterns of files or folders that would be left behind: `checkpoint-*`, `*.tfevents.*`. A file that is
-            hidden or may hold a secret is sent only if its whole path stands there.
+        include: patterns of additional files or folders to upload: `checkpoint-*`, `*.tfevents.*` (default: none). A file
+            that is hidden or may hold a secret is uploaded only if its full path is given.
 
     Raises:
-        FolderError: the folder is not a whole checkpoint, naming everything that is wrong with it; a file that would be
-            sent is a link out of the folder; a pattern of `include` matches nothing; a file is being changed.
-        ValueError: `repo_id` is not possible.
+        FolderError: if the folder is not a complete checkpoint (the message lists every problem), a file to upload is a
+            link out of the folder, a pattern of `include` matches nothing, or a file is being changed.
+        ValueError: if `repo_id` is invalid.
     """
     try:
         validate_repo_id(repo_id)
@@ -88,29 +88,29 @@ def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> 
 
 
 def _refuse_changed(names: Iterable[str]) -> None:
-    """Raises: FolderError: there are names."""
+    """Raise a `FolderError` if any file has changed."""
     if changed := sorted(names):
         raise FolderError(
             f"{', '.join(changed)} changed while the folder was being checked. Nothing was committed. Push again when "
-            "nothing writes there any more."
+            "nothing writes to the folder."
         )
 
 
 def push_warnings(folder: Path, card: str) -> list[str]:
-    """What whoever pushes a model should know before: that it is not trained, that nobody may know its licence.
+    """Warnings before a push: modules that are not trained, a licence that is not known.
 
     Args:
-        card: its text as it will be in the repository.
+        card: text of the card for the repository.
     """
     found = []
     if untrained := CardFacts(folder).untrained_modules:
-        found.append(f"{folder} has modules that no training has seen: {', '.join(untrained)}. Its card says so.")
+        found.append(f"{folder} has modules that are not trained: {', '.join(untrained)}. Its card says so.")
     metadata = ModelCard(card).data.to_dict()
     if metadata.get("license") in (None, "unknown") or not (
         metadata["license"] != "other" or metadata.get("license_name") or metadata.get("license_link")
     ):
         found.append(
-            f"The licence of {folder} is not known. Name it in the metadata of {CARD}: `license: apache-2.0`."
+            f"The licence of {folder} is not known. State it in the metadata of {CARD}: `license: apache-2.0`."
         )
     return found
 
@@ -127,30 +127,32 @@ def push_folder(
     include: Sequence[str] = (),
     card: str | None = None,
 ) -> Pushed:
-    """Push a checkpoint folder in one commit: weights, code, processor and model card belong together.
+    """Push a checkpoint folder in one commit, with weights, code, processor and model card.
 
-    What the Hub has already is not uploaded again, also what a push left there that broke off. The folder stays as it is.
+    Files that the Hub already has are not uploaded again, including those from an interrupted push. The folder is not
+    changed.
 
     Args:
-        folder: a whole checkpoint; without a README.md one is made on the way.
-        repo_id: "owner/name", or "name" for the token's owner. The repository is made if there is none.
-        private: make it private.
-        revision: branch to push to, made if there is none; unset: the main one.
-        token: of the Hub; unset: HF_TOKEN or what `hf auth login` stored.
-        message: of the commit.
-        create_pr: open a pull request instead of changing the branch.
+        folder: a complete checkpoint. A model card is generated if there is no README.md.
+        repo_id: "owner/name", or "name" for the token's owner. The repository is created if needed.
+        private: create the repository as private (default: the Hub's default).
+        revision: branch to push to, created if needed (default: the main branch).
+        token: Hub token (default: HF_TOKEN or the one that `hf auth login` stored).
+        message: commit message (default: names the folder).
+        create_pr: open a pull request instead of changing the branch (default: no).
         include: see [`plan_push`].
-        card: where the folder's model card and the repository's hold writing that differs, whose stays: "hub", "folder".
+        card: whose manual content to keep if the folder's and the repository's model cards have different content: "hub" or
+            "folder" (default: raise).
 
     Raises:
-        FolderError: the folder is not a whole checkpoint. Nothing was sent.
-        CardError: both cards hold writing, and `card` is not set. Nothing was uploaded.
-        ValueError: an argument is not possible; `private` was asked for a repository that is public.
-        OSError: the Hub refused, or the connection broke.
+        FolderError: if the folder is not a complete checkpoint. Nothing is uploaded.
+        CardError: if both cards have manual content and `card` is not set. Nothing is uploaded.
+        ValueError: if an argument is invalid, or `private` is set for a public repository.
+        OSError: if the Hub refuses or the connection fails.
     """
     choice(CARDS).or_null().check("card", card)
     if create_pr and revision is not None:
-        raise ValueError(f"create_pr and revision={revision!r} exclude one another: a pull request is against main.")
+        raise ValueError(f"create_pr and revision={revision!r} exclude each other: a pull request targets main.")
     folder = Path(folder)
     plan = plan_push(folder, repo_id, include)
     from .. import __version__
@@ -166,7 +168,7 @@ def push_folder(
         files = [*plan.files[:-1], PushedFile(CARD, new_card.encode())]
         additions = [CommitOperationAdd(file.name, file.content) for file in files]
         _refuse_changed(file.name for file in files if not file.is_unchanged)
-        # `from_pretrained` would take an old model.safetensors before new shards
+        # `from_pretrained` would read an old model.safetensors instead of new shards
         stale = sorted(name for name in there - {file.name for file in files} if is_weights(name))
         done = api.create_commit(
             repo_id,
@@ -177,22 +179,22 @@ def push_folder(
             commit_message=message or f"Upload {folder.resolve().name} with internvlx-hf",
             revision=revision,
             create_pr=create_pr,
-            # what is deleted, and the card, were decided by this commit
+            # the deleted files and the card were determined from this commit
             parent_commit=info.sha,
         )
     return Pushed(done.pr_url or done.commit_url, done.oid, done.oid != info.sha, stale, plan.left)
 
 
 def _open(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> ModelInfo:
-    """What the repository is, at the branch to push to.
+    """Information about the repository at the branch to push to.
 
     Raises:
-        ValueError: it is public, and was asked to be private.
+        ValueError: if it is public although `private` is set.
     """
     info = api.model_info(repo_id)
     if private and not info.private:
         raise ValueError(
-            f"{repo_id} exists and is public: --private would not change that. Make it private in its settings, or choose "
+            f"{repo_id} exists and is public, which --private does not change. Make it private in its settings, or choose "
             "another name."
         )
     if revision is None:
@@ -208,19 +210,19 @@ def _card_there(api: HfApi, repo_id: str, info: ModelInfo) -> str:
 
 @contextmanager
 def _explained(repo_id: str, token: str | None) -> Iterator[None]:
-    """Turn what the Hub and the connection may answer into an `OSError` that says what to do."""
+    """Turn errors of the Hub and the connection into an `OSError` that says what to do."""
     try:
         yield
     except HfHubHTTPError as error:
         raise OSError(_explanation(error, repo_id, bool(token or get_token()))) from error
     except (HTTPError, RuntimeError) as error:
-        # `huggingface_hub` wraps what ends an upload into a RuntimeError
+        # `huggingface_hub` wraps the error that ends an upload in a RuntimeError
         cause = error.__cause__ or error
         if isinstance(cause, HfHubHTTPError):
             raise OSError(_explanation(cause, repo_id, bool(token or get_token()))) from error
         raise OSError(
-            f"The connection to the Hub broke: {cause}. Nothing was committed to {repo_id}. Push again: files that have "
-            "arrived are not uploaded a second time."
+            f"The connection to the Hub failed: {cause}. Nothing was committed to {repo_id}. Push again: files that have "
+            "arrived are not uploaded again."
         ) from error
 
 
@@ -228,23 +230,23 @@ def _explanation(error: HfHubHTTPError, repo_id: str, has_token: bool) -> str:
     status = error.response.status_code
     answer = error.server_message or " ".join(str(error).split())
     if status == 401 and not has_token:
-        return f"{repo_id}: the Hub wants a token. Run `hf auth login`, set HF_TOKEN, or pass --token."
+        return f"{repo_id}: the Hub requires a token. Run `hf auth login`, set HF_TOKEN, or pass --token."
     if status == 401:
         return (
-            f"{repo_id}: the Hub does not accept the token. Make a new one, with the right to write, in its settings."
+            f"{repo_id}: the Hub does not accept the token. Create a new one with write access in the Hub's settings."
         )
     if status == 403:
         return (
-            f"{repo_id}: the token may not write there. It needs the right to write, and its owner a part in "
+            f"{repo_id}: the token has no write access. It needs write permission, and its owner must be a member of "
             f"{repo_id.partition('/')[0]}. The Hub says: {answer}"
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id}: there is no such revision. The Hub says: {answer}"
     if status == 404:
-        return f"{repo_id}: there is no such repository, or it is private and the token may not see it."
+        return f"{repo_id}: there is no such repository, or it is private and the token has no access to it."
     if status in (409, 412):
         return (
-            f"{repo_id} was changed by somebody else in the meantime. Nothing was committed. Push again: files that have "
-            f"arrived are not uploaded a second time. The Hub says: {answer}"
+            f"{repo_id} was changed by someone else in the meantime. Nothing was committed. Push again: files that have "
+            f"arrived are not uploaded again. The Hub says: {answer}"
         )
     return f"{repo_id}: the Hub refused: {answer}"

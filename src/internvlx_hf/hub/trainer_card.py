@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What `TrainingArguments(push_to_hub=True)` needs to push a model that loads, with our card, and nothing else."""
+"""Pushing from a `Trainer` with `TrainingArguments(push_to_hub=True)`: a model that loads, our card, and nothing else."""
 
 import glob
 import shutil
@@ -24,22 +24,22 @@ logger = logging.get_logger(__name__)
 
 
 class PushesCheckpoint(Base):
-    """For a `Trainer` that pushes: `class MyTrainer(PushesCheckpoint, Trainer)`.
+    """Mixin for a `Trainer` that pushes: `class MyTrainer(PushesCheckpoint, Trainer)`.
 
-    A plain `Trainer` replaces the model card by transformers' own whenever it pushes, with all that was written into it;
-    leaves the model's code out of what it pushes while it trains, which then does not load; and pushes whatever else lies in
-    the folder, a `training_args.bin` with the Hub's token among it.
+    A plain `Trainer` replaces the model card with transformers' own at every push, including manual content. While it
+    trains, it pushes models without their code, which then do not load. And it pushes everything else in the folder, such as
+    a `training_args.bin` with the Hub token.
     """
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Renew our card; of an adapter, write transformers' and peft's."""
+        """Renew our card; for an adapter, write transformers' and peft's."""
         if (self._out / "adapter_config.json").is_file():
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             write_card(self._out, name=self.hub_model_id)
 
     def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
-        """As the `Trainer`'s, but of the folder only what `internvlx push` would send goes."""
+        """As in `Trainer`, but upload only the files that `internvlx push` would upload."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         private = {"private": kwargs.pop("private")} if "private" in kwargs else {}
         if self.hub_model_id is None:
@@ -62,7 +62,7 @@ class PushesCheckpoint(Base):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         checkpoint, out = Path(checkpoint_folder), self._out
-        # the checkpoint may be deleted while it is uploaded
+        # copied, since the checkpoint may be deleted during the upload
         for name in checkpoint_files(checkpoint) - {CARD}:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(checkpoint / name, out / name)
@@ -89,7 +89,7 @@ class PushesCheckpoint(Base):
         return self._upload(self._out, message, allow_patterns=names, **options)
 
     def _upload_state(self, checkpoint: Path, message: str):
-        """Upload what a training resumes from. Its saved arguments hold the token."""
+        """Upload the state to resume training from, without the saved arguments, which hold the token."""
         is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
         return self._upload(
             checkpoint,

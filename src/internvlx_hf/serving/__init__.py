@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Transformers' OpenAI-compatible server for one checkpoint, and what its requests may reach."""
+"""Transformers' OpenAI-compatible server, for one checkpoint and with restricted access to images."""
 
 from .server import build_app
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Transformers' own server with our classes in place of those that it looks up by name.
+"""Transformers' own server, with this package's classes instead of those that it looks up by name.
 
-It serves one checkpoint. A request can neither load another nor choose what its images are read from.
+It serves one checkpoint. A request cannot load another, and images are read only from sources that the server allows.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 from transformers import ProcessorMixin
 from transformers.utils.import_utils import is_serve_available
 
-if not is_serve_available():  # else transformers' modules fail on names that they have not imported
+if not is_serve_available():  # transformers' modules would fail with a NameError
     raise ImportError(
         "Serving needs fastapi, uvicorn and openai, which are not all installed: pip install fastapi uvicorn openai"
     )
@@ -33,7 +33,7 @@ from ..processing.chat_templates import template_words
 from ..processing.image_files import open_image
 from ..processing.messages import IMAGE_KEYS, refuse_tokens
 
-# what a request cannot set through `chat_template_kwargs`, whatever words the template holds
+# names that a request cannot set through `chat_template_kwargs`, even if the template contains them
 _NOT_FOR_TEMPLATES = {"messages", "text", "videos", "audio"}.union(
     *(signature(owner.apply_chat_template).parameters for owner in (InternVLXProcessor, ProcessorMixin))
 )
@@ -52,12 +52,12 @@ def build_app(
 
     Args:
         checkpoint: a folder, or a name on the Hub.
-        name: what requests call the model (default: `checkpoint`).
-        access: what messages may name as images (default: public URLs and base64).
+        name: the model's name in requests (default: `checkpoint`).
+        access: image sources that messages may use (default: public URLs and base64).
         device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
 
     Raises:
-        ValueError, OSError: the checkpoint cannot be loaded.
+        ValueError, OSError: if the checkpoint cannot be loaded.
     """
     access = ImageAccess.for_server(public_hosts=True) if access is None else access
     manager = _OneModel(checkpoint, name or checkpoint, access, device, dtype, attn_implementation)
@@ -81,7 +81,7 @@ def build_app(
 
 
 class _OneModel(ModelManager):
-    """The checkpoint that is served, loaded from the start."""
+    """The single checkpoint that is served, loaded at startup."""
 
     def __init__(
         self, checkpoint: str, name: str, access: ImageAccess, device: str, dtype: str, attention: str | None
@@ -113,7 +113,7 @@ class _OneModel(ModelManager):
 
 
 class _Generation(GenerationState):
-    """Generation that gets the tokenizer where transformers hands on the processor, which cannot look for stop strings."""
+    """Generation with the tokenizer instead of the processor, which does not support stop strings."""
 
     def get_manager(self, model_id: str, use_cb: bool = False) -> GenerateManager:
         if model_id not in self._generate_managers:
@@ -130,7 +130,7 @@ class _WithTokenizer(GenerateManager):
 
 
 class _Messages(BaseHandler):
-    """What the two endpoints for messages have in common."""
+    """Common base of the two endpoints for messages."""
 
     model_manager: _OneModel
     messages_field: str
@@ -139,13 +139,13 @@ class _Messages(BaseHandler):
         _require_template_variables(body.get("chat_template_kwargs"), _processor(self, body))
         field = self.messages_field
         _require_messages(body.get(field), field)
-        # in a thread: a slow download must not keep the other requests waiting
+        # in a thread, so that a slow download does not block other requests
         body = {**body, field: await asyncio.to_thread(_with_images, body[field], self.model_manager.access)}
         return await super().handle_request(body, request_id)  # type: ignore[misc]
 
     @staticmethod
     def get_processor_inputs_from_messages(messages, modality) -> list[dict]:
-        """The messages with all that they hold: our processor refuses by name what transformers would leave out."""
+        """The complete messages: our processor raises for parts that transformers would silently drop."""
         return [_with_parsed_calls(message) for message in messages]
 
 
@@ -164,7 +164,7 @@ class _Completions(CompletionHandler):
 
 
 class _NotServed:
-    """Endpoints that a model of images and text has no answer for, or that read images past `ImageAccess`."""
+    """Endpoints that do not apply to a model of images and text, or that would read images without `ImageAccess`."""
 
     async def handle_request(self, *args):
         raise HTTPException(status_code=404, detail="This endpoint is not served.")
@@ -185,7 +185,7 @@ def _require_messages(given: Any, field: str) -> None:
 
 
 def _with_parsed_calls(message: dict) -> dict:
-    """A message whose tool calls have objects as arguments, as templates expect them, and without the id of a call."""
+    """A message with its tool calls' arguments as objects, as templates expect them, and without the ids of calls."""
     others = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
     given = message.get("tool_calls")
     if not given:
@@ -212,11 +212,11 @@ def _require_template_variables(given: Any, processor: InternVLXProcessor) -> No
     known = template_words(processor.resolve_chat_template()) - _NOT_FOR_TEMPLATES
     for name in given:
         if name not in known:
-            raise ValueError(f"chat_template_kwargs has {name!r}, which is no variable of the chat template.")
+            raise ValueError(f"chat_template_kwargs has {name!r}, which is not a variable of the chat template.")
 
 
 def _with_images(value: Any, access: ImageAccess) -> Any:
-    """Messages of either API with parts as in Chat Completions, their images opened."""
+    """Messages of either API with parts in the form of Chat Completions and opened images."""
     if isinstance(value, list):
         return [_with_images(item, access) for item in value]
     if not isinstance(value, Mapping):
@@ -235,6 +235,6 @@ def _image_part(part: Mapping, access: ImageAccess) -> Mapping:
     if isinstance(source, Mapping):
         source = source.get("url")
     if not isinstance(source, str):
-        return part  # our processor says what is wrong with it
+        return part  # our processor raises for it
     others = {key: value for key, value in part.items() if key not in ("type", *named)}
     return {"type": "image", "image": open_image(source, access), **others}
