@@ -17,6 +17,7 @@ LAYERS = [
     ("data", "conversion"),
     ("training", "pictures", "evaluation", "serving"),
     ("chat",),
+    ("web",),
     ("commands",),
 ]
 LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

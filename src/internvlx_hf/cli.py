@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "serve a checkpoint through OpenAI's API",
     "show": "draw an image's tiles and their cost, or where a model looks",
     "train": "train a checkpoint: the stages of the paper, or LoRA",
+    "web": "ask a model about images in a browser",
 }
 
 

@@ -79,9 +79,10 @@ class Session:
     def reset(self) -> None:
         """Forget all turns and images."""
         self.messages, self.images = [], []
-        self._forget()
+        self.drop_cache()
 
-    def _forget(self) -> None:
+    def drop_cache(self) -> None:
+        """Free what the conversation holds on the device. The next question reads all turns again."""
         self._cache, self._read, self._tiles_read = None, None, 0
 
     def ask(self, question: str, images: tuple[PIL.Image.Image, ...] = (), on_text: OnText | None = None) -> Turn:
@@ -103,7 +104,7 @@ class Session:
         try:
             output, prompt, tiles = self._generate(inputs, streamer)
         except BaseException:
-            self._forget()  # the cache may hold half a turn
+            self.drop_cache()  # the cache may hold half a turn
             raise
         answer = self.answerer.processor.tokenizer.decode(output, skip_special_tokens=True).strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
@@ -128,7 +129,7 @@ class Session:
             one in use first.
         """
         model, processor = self.answerer.model, self.answerer.processor
-        tiling = tiling_rule(self._image_processor(), model.config)
+        tiling = tiling_rule(self.answerer.image_processor, model.config)
         settings, _ = side_by_side(Setting(f"in use ({tiling.slicing})", model.config, tiling))
         upright = processor.image_processor.do_exif_transpose is not False
         sizes = [image_size(image, upright) for image in self.images]
@@ -137,10 +138,6 @@ class Session:
             (name, cost.tiles, cost.stage_one_tokens, cost.stage_two_tokens, cost.prefill_flops)
             for name, cost in costs
         ]
-
-    def _image_processor(self):
-        own = self.answerer.processor.image_processor
-        return type(own)(**(own.to_dict() | self.answerer.images_kwargs))
 
     def _inputs(self, messages: list[dict]):
         system = (
@@ -179,7 +176,7 @@ class Session:
                     if surplus:
                         self._cache.crop(-surplus)
                     return common
-        self._forget()
+        self.drop_cache()
         self._cache = DynamicCache(config=config.text_config)
         return 0
 

@@ -92,6 +92,12 @@ class Answerer:
         model = AutoModel.from_pretrained(path, revision=revision, **model_kwargs).eval()
         return cls(model, processor, images_kwargs)
 
+    @property
+    def image_processor(self):
+        """An image processor with the settings that answers are given under."""
+        own = self.processor.image_processor
+        return type(own)(**(own.to_dict() | self.images_kwargs))
+
     @torch.inference_mode()
     def answer(
         self, conversations: Sequence[Messages], until: Sequence[str] = (), **generation_kwargs

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .tiles_figure import draw_tiles
 
 # imported when they are asked for: they need matplotlib
-_LAZY = {"draw_attention": "attention_figure", "draw_tiles": "tiles_figure"}
+_LAZY = {"draw_attention": "attention_figure", "draw_slicing": "tiles_figure", "draw_tiles": "tiles_figure"}
 
 __all__ = ["Attention", "attend", "draw_attention", "draw_tiles"]
 

@@ -76,6 +76,17 @@ def draw_tiles(
     return canvas.figure
 
 
+def draw_slicing(image: PIL.Image.Image, plan: TilePlan, slicing: str, width: float = 4.2, height: float = 4.2):
+    """Draw one strategy alone: an upright image under its grid, and the tiles that a model gets.
+
+    Returns:
+        A matplotlib `Figure` of so many inches.
+    """
+    canvas = Canvas(width, height)
+    _draw_cut(canvas, image, plan, COLOURS[slicing], Box(0.05, 0.05, width - 0.1, height - 0.2))
+    return canvas.figure
+
+
 def _draw_head(canvas: Canvas, title: str, image: PIL.Image.Image, setting: Setting) -> None:
     sizes = setting.sizes
     canvas.text(MARGIN, 0.45, f"{title}, {image.width} × {image.height} pixels", 20, 12.3, weight="bold")

@@ -1,0 +1,19 @@
+"""The page of `internvlx web` as a Space of the Hugging Face Hub."""
+
+import os
+import sys
+
+from internvlx_hf.cli import main
+
+MODEL = os.environ.get("MODEL")
+if not MODEL:
+    sys.exit("The variable MODEL is not set, expected a Hub id, such as you/internvl-x-2b.")
+sys.exit(
+    main(
+        [
+            *("web", MODEL),
+            *("--host", os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0")),
+            *("--port", os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        ]
+    )
+)

@@ -1,0 +1,129 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a visitor of the page may ask for: images, tiles, lengths."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from ..processing.image_files import open_file
+from ..processing.image_sources import PillowSource
+
+# Pillow hands other formats to programs of their own, or hardly anyone reads them
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+EXPECTED = "Upload a JPEG, PNG, WebP, GIF, BMP or TIFF image"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one visitor may ask for.
+
+    Args:
+        max_bytes: of an upload.
+        max_pixels: of an image.
+        max_tiles: of an image, the thumbnail not counted.
+        max_new_tokens: of an answer.
+        max_question: characters of a question.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 50_000_000
+    max_tiles: int = 40
+    max_new_tokens: int = 1024
+    max_question: int = 4000
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field.name}={value!r}, expected a whole number of at least 1.")
+
+    def open_upload(self, path: str) -> PIL.Image.Image:
+        """The image of an uploaded file, decoded.
+
+        Raises:
+            ValueError: it cannot be read or is too large. The message has the file's name, and not where it is.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise ValueError(f"The upload {file.name!r} is no longer there. Upload the image again.")
+        if file.stat().st_size > self.max_bytes:
+            raise ValueError(
+                f"{file.name!r} has {file.stat().st_size:,} bytes, expected at most {self.max_bytes:,}. Upload a smaller image."
+            )
+        try:
+            image = open_file(file.read_bytes(), repr(file.name))
+        except ValueError as error:
+            raise ValueError(
+                f"{file.name!r} is not an image, or too large to decode. {EXPECTED} of at most {self.max_pixels:,} pixels."
+            ) from error
+        if image.format not in FORMATS:
+            raise ValueError(f"{file.name!r} is a {image.format} file, which is not accepted here. {EXPECTED}.")
+        if image.width * image.height > self.max_pixels:
+            raise ValueError(
+                f"{file.name!r} has {image.width}x{image.height} pixels, expected at most {self.max_pixels:,}. "
+                "Upload a smaller image."
+            )
+        return PillowSource(image, upright=False, convert_rgb=False).decoded().image
+
+    def check_question(self, question: str | None) -> str:
+        """The question without blanks around it.
+
+        Raises:
+            ValueError: it is empty or too long.
+        """
+        text = (question or "").strip()
+        if not text:
+            raise ValueError("The question is empty. Write what you want to know about the image.")
+        if len(text) > self.max_question:
+            raise ValueError(f"The question has {len(text):,} characters, expected at most {self.max_question:,}.")
+        return text
+
+    def check_new_tokens(self, count: float | None) -> int:
+        """Raises: ValueError: it is out of range."""
+        return _whole("The longest answer", count, self.max_new_tokens, "tokens")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How one request slices its image: arguments of the image processor."""
+
+    slicing: str
+    max_patches: int
+    min_patches: int = 1
+    use_thumbnail: bool = True
+
+    @classmethod
+    def of(cls, image_processor) -> "ImageSettings":
+        return cls(*(getattr(image_processor, field.name) for field in fields(cls)))
+
+    @classmethod
+    def checked(cls, limits: Limits, slicing, max_patches, min_patches=1, use_thumbnail=True) -> "ImageSettings":
+        """What a visitor chose.
+
+        Raises:
+            ValueError: a number of tiles is out of range. The strategy is checked by the image processor.
+        """
+        most = _whole("Most tiles", max_patches, limits.max_tiles, "tiles")
+        least = _whole("Fewest tiles", min_patches, most, "tiles, which is the most that are asked for")
+        return cls(str(slicing), most, least, bool(use_thumbnail))
+
+    @property
+    def images_kwargs(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        tiles = f"at most {self.max_patches} tile{'s' * (self.max_patches > 1)}"
+        least = f", at least {self.min_patches}" if self.min_patches > 1 else ""
+        return f"{self.slicing}, {tiles}{least}" + ("" if self.use_thumbnail else ", no thumbnail")
+
+
+def _whole(name: str, value: Any, most: int, unit: str) -> int:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not float(value).is_integer() or not 1 <= value <= most:
+        raise ValueError(f"{name}: {value!r:.50}, expected a whole number from 1 to {most:,} {unit}.")
+    return int(value)

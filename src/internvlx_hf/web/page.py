@@ -1,0 +1,227 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The page: its form, and which callback answers which button."""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import wraps
+from inspect import isgeneratorfunction
+from typing import Any
+
+import gradio as gr
+from gradio_client.utils import is_http_url_like
+
+from ..processing.rvtc import SLICING_STRATEGIES
+from .callbacks import Callbacks
+from .limits import ImageSettings
+
+logger = logging.getLogger(__name__)
+
+# files of uploads are deleted an hour after they came, looked for every minute
+DELETE_EVERY, DELETE_AFTER = 60, 3600
+MOST_WAITING = 32
+STYLE = """
+footer { display: none !important; }
+.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+"""
+
+
+# what runs the model: one request at a time, the others wait in Gradio's queue
+_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+_DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1, "api_visibility": "private"}
+_FORM: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+
+
+def build_page(callbacks: Callbacks) -> gr.Blocks:
+    """The page of one model; nothing of it is callable as an API by name."""
+    defaults = callbacks.shared.defaults
+    with gr.Blocks(
+        title=f"InternVL-X: {callbacks.shared.name}",
+        analytics_enabled=False,
+        delete_cache=(DELETE_EVERY, DELETE_AFTER),
+    ) as page:
+        gr.Markdown(f"## {callbacks.shared.name.replace('_', chr(92) + '_')}", elem_id="model")
+        conversation = gr.State(None, time_to_live=DELETE_AFTER)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                upload = _upload_box()
+                settings = _settings(callbacks, defaults)
+            with gr.Column(scale=3, min_width=320), gr.Tabs():
+                longest = _ask_tab(callbacks, conversation, upload, settings)
+                _compare_tab(callbacks, upload, longest, settings)
+                look, look_inputs, answer = _attention_tab(upload, settings)
+        slide = gr.HTML(elem_id="attention")
+        tiles = gr.HTML(elem_id="tiles")
+        look.click(_shown(callbacks.show_attention), look_inputs, [answer, slide], **_MODEL)
+        upload.change(lambda: ("", ""), None, [answer, slide], **_FORM)
+        gr.on(
+            [upload.change, *(each.change for each in settings)],
+            _shown(callbacks.show_tiles),
+            [upload, *settings],
+            [tiles],
+            trigger_mode="always_last",
+            show_progress="minimal",
+            **_DRAWING,
+        )
+    for block in page.blocks.values():
+        _refuse_urls(block)
+    return page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+
+
+def _upload_box() -> gr.Image:
+    box = gr.Image(
+        label="Image",
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        height=320,
+        buttons=[],
+        elem_id="image",
+    )
+    # the file as it was uploaded, with its name; Gradio has made sure that it is an upload
+    box.preprocess = lambda payload: None if payload is None else payload.path
+    return box
+
+
+def _refuse_urls(block: Any) -> None:
+    """A request's values are not fetched from elsewhere."""
+    move = block.async_move_resource_to_block_cache
+
+    async def keep(path):
+        if path is not None and is_http_url_like(str(path)):
+            raise gr.Error(f"{path!r:.100} is not an upload. Upload the image itself.", print_exception=False)
+        return await move(path)
+
+    block.async_move_resource_to_block_cache = keep
+
+
+def _settings(callbacks: Callbacks, defaults: ImageSettings) -> list:
+    """The inputs of `ImageSettings.checked`, in its order."""
+    slicing = gr.Radio(list(reversed(SLICING_STRATEGIES)), value=defaults.slicing, label="Slicing", elem_id="slicing")
+    most = _tiles_slider(callbacks, defaults.max_patches, "Most tiles, the thumbnail not counted", "max-tiles")
+    with gr.Accordion("More", open=False):
+        least = _tiles_slider(callbacks, defaults.min_patches, "Fewest tiles", "min-tiles")
+        thumbnail = gr.Checkbox(value=defaults.use_thumbnail, label="Thumbnail of the whole image")
+    return [slicing, most, least, thumbnail]
+
+
+def _tiles_slider(callbacks: Callbacks, value: int, label: str, elem_id: str) -> gr.Slider:
+    most = callbacks.limits.max_tiles
+    return gr.Slider(1, most, value=min(value, most), step=1, label=label, elem_id=elem_id)
+
+
+def _question_box(label: str, elem_id: str) -> gr.Textbox:
+    return gr.Textbox(label=label, value="What is in this image?", lines=1, max_lines=6, elem_id=elem_id)
+
+
+def _ask_tab(callbacks: Callbacks, conversation: gr.State, upload: gr.Image, settings: list) -> gr.Slider:
+    """Returns: the slider of the longest answer, which comparing uses, too."""
+    with gr.Tab("Ask"):
+        # as plain text: an answer in Markdown could make the browser load images from elsewhere
+        chat = gr.Chatbot(
+            label="Conversation",
+            height=360,
+            render_markdown=False,
+            feedback_options=None,
+            buttons=["copy"],
+            elem_id="chat",
+        )
+        took = gr.HTML(elem_id="took")
+        question = _question_box("Question", "question")
+        with gr.Row():
+            ask = gr.Button("Ask", variant="primary", elem_id="ask")
+            stop = gr.Button("Stop", min_width=80, elem_id="stop")
+            new = gr.Button("New conversation", min_width=80, elem_id="new")
+        most = callbacks.limits.max_new_tokens
+        longest = gr.Slider(
+            1, most, value=min(256, most), step=1, label="Longest answer, in tokens", elem_id="longest"
+        )
+    running = gr.on(
+        [ask.click, question.submit],
+        _shown(callbacks.ask),
+        [conversation, upload, question, longest, *settings],
+        [conversation, chat, took],
+        **_MODEL,
+    )
+    stop.click(None, cancels=[running])
+    gr.on(
+        [new.click, chat.clear, upload.change],
+        lambda: (None, [], ""),
+        None,
+        [conversation, chat, took],
+        cancels=[running],
+        **_FORM,
+    )
+    return longest
+
+
+def _compare_tab(callbacks: Callbacks, upload: gr.Image, longest: gr.Slider, settings: list) -> None:
+    with gr.Tab("Compare"):
+        question = _question_box("Question for both", "compare-question")
+        sides, answers = [], []
+        with gr.Row():
+            for name, slicing in (("A", "ratio"), ("B", "edge")):
+                with gr.Column(min_width=200):
+                    choice = gr.Radio(list(reversed(SLICING_STRATEGIES)), value=slicing, label=f"Slicing {name}")
+                    tiles = _tiles_slider(
+                        callbacks, callbacks.shared.defaults.max_patches, f"Most tiles {name}", f"max-tiles-{name}"
+                    )
+                    sides.append((choice, tiles))
+        compare = gr.Button("Compare", variant="primary", elem_id="compare")
+        with gr.Row():
+            for name in ("A", "B"):
+                answers.append(
+                    gr.Textbox(
+                        label=f"Answer {name}", lines=3, interactive=False, min_width=200, elem_id=f"answer-{name}"
+                    )
+                )
+        table = gr.HTML(elem_id="comparison")
+    others = settings[2:]
+    compare.click(
+        _shown(callbacks.compare),
+        [upload, question, longest, *sides[0], *others, *sides[1], *others],
+        [*answers, table],
+        **_MODEL,
+    )
+
+
+def _attention_tab(upload: gr.Image, settings: list) -> tuple[gr.Button, list, gr.Textbox]:
+    """Returns: the button, the inputs of `Callbacks.show_attention`, and where the answer goes."""
+    with gr.Tab("Attention"):
+        question = _question_box("Question", "attention-question")
+        look = gr.Button("Show where the model looks", variant="primary", elem_id="look")
+        answer = gr.Textbox(label="Answer", interactive=False, elem_id="attention-answer")
+    return look, [upload, question, *settings], answer
+
+
+def _shown(callback: Callable) -> Callable:
+    """The callback with its errors as messages of the page: what a visitor can mend as it is, others without details."""
+    if isgeneratorfunction(callback):
+
+        @wraps(callback)
+        def generator(*values) -> Iterator:
+            try:
+                yield from callback(*values)
+            except Exception as error:
+                raise _message(error) from error
+
+        return generator
+
+    @wraps(callback)
+    def function(*values):
+        try:
+            return callback(*values)
+        except Exception as error:
+            raise _message(error) from error
+
+    return function
+
+
+def _message(error: Exception) -> gr.Error:
+    if isinstance(error, ValueError):
+        return gr.Error(str(error), title="This cannot be answered", print_exception=False)
+    logger.exception("A request failed", exc_info=error)
+    return gr.Error(
+        f"The server failed ({type(error).__name__}); its log says why. Try again, or a smaller image.",
+        title="The server failed",
+        print_exception=False,
+    )

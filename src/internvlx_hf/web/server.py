@@ -1,0 +1,169 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Serving the page: what of Gradio's server is reachable, and where uploads live."""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from .limits import Limits
+
+MOST_CONVERSATIONS = 32  # the longest unused one is forgotten
+MOST_UPLOADS = 50  # of the largest size, together on the disk
+MOST_BODY_BYTES = 1_000_000  # of a request that is no upload
+_API = "/gradio_api"
+# what the page in a browser asks for
+_EXACT = {
+    *("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"),
+    *(
+        f"{_API}/{name}"
+        for name in ("info", "queue/join", "queue/data", "upload", "upload_progress", "startup-events")
+    ),
+    *(f"{_API}/{name}" for name in ("cancel", "reset", "theme.css", "user", "login_check", "app_id")),
+}
+_BELOW = ("/assets/", "/static/", "/svelte/", f"{_API}/heartbeat/")
+_FILE = f"{_API}/file="
+
+
+def serve(
+    load: Callable[[], Any],
+    limits: Limits,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    say: Callable[[str], None] = print,
+    until: threading.Event | None = None,
+) -> None:
+    """Serve the page until it is interrupted, or `until` is set. Uploads are deleted at the end.
+
+    Args:
+        load: gives the [`SharedModel`], after what the page needs has been found.
+        say: gets the page's address.
+
+    Raises:
+        ImportError: Gradio or matplotlib is not installed.
+        OSError: the port is taken.
+    """
+    missing = [name for name in ("gradio", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'The page needs {" and ".join(missing)}, not installed here: pip install "internvlx-hf[web]"'
+        )
+    with tempfile.TemporaryDirectory(prefix="internvlx-web-") as folder, _environment(folder):
+        import gradio  # reads the environment when it is imported and when the page is built
+        from starlette.middleware import Middleware
+
+        from .callbacks import Callbacks
+        from .fragments import STYLE as FRAGMENT_STYLE
+        from .page import STYLE, build_page
+
+        shared = load()
+        shared.warm_up()
+        page = build_page(Callbacks(shared, limits))
+        system_fonts = ("system-ui", "sans-serif")
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            max_file_size=limits.max_bytes,
+            state_session_capacity=MOST_CONVERSATIONS,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            ssr_mode=False,
+            num_workers=0,
+            pwa=False,
+            mcp_server=False,
+            theme=gradio.themes.Default(font=system_fonts, font_mono=("ui-monospace", "monospace")),
+            css=STYLE + FRAGMENT_STYLE,
+            app_kwargs={"middleware": [Middleware(_OnlyThePage, folder=folder, max_bytes=limits.max_bytes)]},
+        )
+        say(f"{page.local_url} answers with {shared.name}; Ctrl-C ends it")
+        with suppress(KeyboardInterrupt), _ended_by_sigterm():
+            (until or threading.Event()).wait()
+        page.close(verbose=False)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """As by Ctrl-C, so that nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there can signals be handled
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _environment(folder: str) -> Iterator[None]:
+    """Gradio's settings that have no argument: its files in a folder of their own, no reports to its makers."""
+    settings = {
+        "GRADIO_TEMP_DIR": folder,
+        "GRADIO_EXAMPLES_CACHE": str(Path(folder, "examples")),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_ALLOWED_PATHS": "",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+class _OnlyThePage:
+    """ASGI middleware: of Gradio's many routes those that the page needs, of files the uploads, and bodies of bounded size.
+
+    Gradio itself fetches URLs for whoever asks (`file=https://...`, `proxy=`), and takes uploads without an end.
+    """
+
+    def __init__(self, app, folder: str, max_bytes: int):
+        self.app, self.folder, self.max_bytes = app, os.path.realpath(folder), max_bytes
+
+    async def __call__(self, scope, receive, send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            return await self.app(scope, receive, send)
+        status, text = refusal
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    def _refusal(self, scope) -> tuple[int, str] | None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if path.startswith(_FILE):
+            inside = os.path.realpath(unquote(path.removeprefix(_FILE))).startswith(self.folder + os.sep)
+            return None if inside else (403, "This is not an upload.")
+        if path.rstrip("/") not in _EXACT and path not in _EXACT and not path.startswith(_BELOW):
+            return 404, "There is nothing here."
+        if scope["method"] == "POST":
+            return self._body_refusal(path, dict(scope["headers"]).get(b"content-length", b""))
+        return None
+
+    def _body_refusal(self, path: str, length: bytes) -> tuple[int, str] | None:
+        if not length.isdigit():
+            return 411, "The request does not say how long it is."
+        is_upload = path.rstrip("/") == f"{_API}/upload"
+        most = self.max_bytes + MOST_BODY_BYTES if is_upload else MOST_BODY_BYTES
+        if int(length) > most:
+            return 413, f"The request has {int(length):,} bytes, expected at most {most:,}. Upload a smaller image."
+        if is_upload and _folder_bytes(self.folder) > MOST_UPLOADS * self.max_bytes:
+            return 503, "There are too many uploads at the moment. Try again in some minutes."
+        return None
+
+
+def _folder_bytes(folder: str) -> int:
+    return sum(path.lstat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -1,0 +1,207 @@
+"""What the page's buttons do, without the page: one model for all visitors, settings of each request, bounded uploads."""
+
+import threading
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from internvlx_hf.chat import Session
+from internvlx_hf.cli import main
+from internvlx_hf.evaluation.answering import Answerer
+from internvlx_hf.pictures import attend
+from internvlx_hf.web import fragments, server
+from internvlx_hf.web import shared_model as shared_model_module
+from internvlx_hf.web.callbacks import Callbacks
+from internvlx_hf.web.limits import ImageSettings, Limits
+from internvlx_hf.web.shared_model import SharedModel
+from tiny import LVTC, tiny_model, tiny_processor
+
+QUESTION, LONGEST = "What is it?", 6
+EDGE, RATIO = ("edge", 1), ("ratio", 6)
+
+
+@pytest.fixture(scope="module")
+def shared() -> SharedModel:
+    model = tiny_model(**LVTC)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return SharedModel(Answerer(model, tiny_processor(model.config)), "tiny")
+
+
+@pytest.fixture
+def callbacks(shared) -> Callbacks:
+    return Callbacks(
+        shared, Limits(max_bytes=50_000, max_pixels=10_000, max_tiles=8, max_new_tokens=8, max_question=50)
+    )
+
+
+@pytest.fixture
+def upload(tmp_path) -> str:
+    levels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    PIL.Image.fromarray(levels).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def whole_answer(shared: SharedModel, upload: str, settings: tuple) -> tuple[str, int]:
+    """The answer to the only question about an image, and its tiles."""
+    chosen = ImageSettings.checked(Limits(), *settings)
+    turn = Session(shared.answerer(chosen), generation={"max_new_tokens": LONGEST}).ask(
+        QUESTION, (PIL.Image.open(upload),)
+    )
+    return turn.answer, turn.tiles
+
+
+@pytest.mark.slow
+def test_cards_have_each_slicing_with_its_tiles_and_tokens(callbacks, upload):
+    callbacks.shared.flops_per_second = None
+    assert callbacks.show_tiles(None, *EDGE) == ""
+    cards = callbacks.show_tiles(upload, *RATIO)
+    assert cards.count("data:image/webp;base64,") == cards.count('class="ix-card"') == 3
+    for slicing in ("edge", "ratio"):
+        tiles = whole_answer(callbacks.shared, upload, (slicing, 6))[1]
+        card = cards.split(f"<h3>{slicing}")[1].split("</dl>")[0]
+        assert f"<dd>{tiles} (" in card
+        assert f"<dd>{tiles * 4}</dd>" in card
+        assert f"<dd>{tiles * 16}</dd>" in card
+    assert "in use" in cards.split("<h3>ratio")[1].split("</h3>")[0]
+    assert "first token, about" not in cards
+    callbacks.shared.warm_up()
+    assert callbacks.show_tiles(upload, *RATIO).count("first token, about") == 3
+
+
+def test_an_answer_streams_and_the_conversation_goes_on(callbacks, upload):
+    states = list(callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE))
+    conversation, turns, took = states[-1]
+    assert turns[1]["content"] == whole_answer(callbacks.shared, upload, EDGE)[0]
+    assert len(states) > 2
+    assert "edge, at most 1 tile: 1 tile, " in took
+    again, turns, _ = list(callbacks.ask(conversation, upload, "And now?", LONGEST, *EDGE))[-1]
+    assert again is conversation
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+    assert len(conversation.session.images) == 1
+    other, turns, _ = list(callbacks.ask(conversation, None, "Hello?", LONGEST, *EDGE))[-1]
+    assert other is not conversation
+    assert len(turns) == 2
+
+
+def test_settings_belong_to_a_request_and_not_to_the_model(callbacks, upload):
+    shared = callbacks.shared
+    before = shared.processor.image_processor.to_dict()
+    alone = [whole_answer(shared, upload, settings) for settings in (EDGE, RATIO)]
+    assert alone[0][1] != alone[1][1]
+    answers = {}
+
+    def visit(settings):
+        answers[settings] = list(callbacks.ask(None, upload, QUESTION, LONGEST, *settings))[-1][1][1]["content"]
+
+    visitors = [threading.Thread(target=visit, args=(settings,)) for settings in (EDGE, RATIO)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert [answers[EDGE], answers[RATIO]] == [answer for answer, _ in alone]
+    assert shared.processor.image_processor.to_dict() == before
+
+
+def test_comparing_gives_the_answers_of_each_setting_alone(callbacks, upload):
+    states = list(callbacks.compare(upload, QUESTION, LONGEST, *EDGE, *RATIO))
+    assert "…" in states[0][2]
+    *answers, table = states[-1]
+    alone = [whole_answer(callbacks.shared, upload, settings) for settings in (EDGE, RATIO)]
+    assert answers == [answer for answer, _ in alone]
+    assert f"<td>tiles</td><td>{alone[0][1]}</td><td>{alone[1][1]}</td>" in table
+    assert "seconds to the first token" in table
+
+
+@pytest.mark.slow
+def test_attention_is_that_of_the_chosen_tiles(callbacks, upload):
+    shared = callbacks.shared
+    answer, slide = callbacks.show_attention(upload, QUESTION, *EDGE)
+    processor = tiny_processor(shared.model.config, slicing="edge", max_patches=1)
+    assert answer == attend(shared.model, processor, upload, QUESTION, 8).answer
+    assert 'class="ix-wide"><img src="data:image/webp;base64,' in slide
+
+
+def test_whoever_leaves_stops_the_answer(callbacks, upload):
+    states = callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE)
+    conversation = next(states)[0]
+    next(states)
+    states.close()
+    with callbacks.shared._lock:  # the answer has ended
+        pass
+    turns = list(callbacks.ask(conversation, upload, QUESTION, LONGEST, *EDGE))[-1][1]
+    assert turns[-1]["content"] == whole_answer(callbacks.shared, upload, EDGE)[0]
+
+
+def test_only_the_latest_conversations_keep_their_cache(callbacks, upload, monkeypatch):
+    monkeypatch.setattr(shared_model_module, "MOST_CACHES", 1)
+    first, second = (list(callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE))[-1][0].session for _ in range(2))
+    assert first._cache is None
+    assert second._cache is not None
+
+
+def noise(path, size, **kwargs) -> str:
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path, **kwargs)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: noise(folder / "a.png", (101, 100)), r"'a.png' has 100x101 pixels, expected at most 10,000"),
+        (lambda folder: noise(folder / "a.bmp", (130, 140)), r"'a.bmp' has 54,654 bytes, expected at most 50,000"),
+        (lambda folder: noise(folder / "a.ppm", (10, 10)), r"'a.ppm' is a PPM file.* Upload a JPEG, PNG"),
+        (lambda folder: str(folder / "gone.png"), r"'gone.png' is no longer there. Upload the image again"),
+    ],
+)
+def test_uploads_are_bounded(callbacks, tmp_path, make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        callbacks.limits.open_upload(make(tmp_path))
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_broken_uploads_are_named_without_their_folder(callbacks, upload, tmp_path):
+    content = (tmp_path / "photo.png").read_bytes()
+    for name, data in (("text.png", b"root:x:0:0"), ("half.png", content[: len(content) // 2])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=name) as error:
+            callbacks.limits.open_upload(str(tmp_path / name))
+        assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("question", "longest", "settings", "message"),
+    [
+        (" ", 1, EDGE, "The question is empty"),
+        ("a" * 51, 1, EDGE, "The question has 51 characters, expected at most 50"),
+        ("<IMG_CONTEXT>", 1, EDGE, "IMG_CONTEXT"),
+        (QUESTION, 9, EDGE, "The longest answer: 9, expected a whole number from 1 to 8 tokens"),
+        (QUESTION, float("nan"), EDGE, "The longest answer: nan"),
+        (QUESTION, 1, ("edge", 9), "Most tiles: 9, expected a whole number from 1 to 8"),
+        (QUESTION, 1, ("edge", "x"), "Most tiles: 'x'"),
+        (QUESTION, 1, ("edge", 2, 3), "Fewest tiles: 3, expected a whole number from 1 to 2"),
+        (QUESTION, 1, ("corner", 2), "slicing='corner' is unknown, expected one of edge"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_named(callbacks, upload, question, longest, settings, message):
+    with pytest.raises(ValueError, match=message):
+        list(callbacks.ask(None, upload, question, longest, *settings))
+
+
+def test_text_is_escaped():
+    assert "<b>" not in fragments.comparison([("<b>", None)]) + fragments.note("<b>")
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    assert main(["web", "nowhere"]) == 1
+    assert "gradio and matplotlib, not installed here: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(["--port", "0"], "--port=0"), (["--max-bytes", "0"], "max_bytes=0, expected")]
+)
+def test_wrong_options_are_named(options, message, capsys):
+    assert main(["web", "nowhere", *options]) == 1
+    assert message in capsys.readouterr().err
