@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from functools import wraps
+from html import escape
 from inspect import isgeneratorfunction
 from typing import Any
 
@@ -88,7 +89,7 @@ def _refuse_urls(block: Any) -> None:
 
     async def keep(path):
         if path is not None and is_http_url_like(str(path)):
-            raise gr.Error(f"{path!r:.100} is not an upload. Upload the image itself.", print_exception=False)
+            raise _message(ValueError(f"{path!r:.100} is not an upload. Upload the image itself."))
         return await move(path)
 
     block.async_move_resource_to_block_cache = keep
@@ -217,11 +218,10 @@ def _shown(callback: Callable) -> Callable:
 
 
 def _message(error: Exception) -> gr.Error:
+    """A message for the page, which takes it as HTML."""
     if isinstance(error, ValueError):
-        return gr.Error(str(error), title="This cannot be answered", print_exception=False)
-    logger.exception("A request failed", exc_info=error)
-    return gr.Error(
-        f"The server failed ({type(error).__name__}); its log says why. Try again, or a smaller image.",
-        title="The server failed",
-        print_exception=False,
-    )
+        text = str(error)
+    else:
+        logger.exception("A request failed", exc_info=error)
+        text = f"The server failed ({type(error).__name__}); its log says why. Try again, or a smaller image."
+    return gr.Error(escape(text), print_exception=False)

@@ -88,6 +88,7 @@ def serve(
         say(f"{page.local_url} answers with {shared.name}; Ctrl-C ends it")
         with suppress(KeyboardInterrupt), _ended_by_sigterm():
             (until or threading.Event()).wait()
+        page.server.force_exit = True  # without waiting for the browsers that are connected
         page.close(verbose=False)
 
 

@@ -1,0 +1,72 @@
+"""Run by test_page.py in a process of its own, where Playwright can be imported: what a visitor sees of the page.
+
+Drives a Chromium without a screen through the page at URL with the image at PATH, and prints as JSON what it found.
+"""
+
+import json
+import sys
+import tempfile
+
+from playwright.sync_api import sync_playwright
+
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+PHONE = {"width": 390, "height": 844}
+PATIENCE = 60_000  # ms, for busy machines
+
+
+def visit(page, url: str, path: str) -> dict:
+    page.set_default_timeout(PATIENCE)
+    requests, refused = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("response", lambda response: refused.append(response.url) if response.status >= 400 else None)
+    page.goto(url)
+    page.set_input_files("#image input[type=file]", path)
+    page.wait_for_selector("#tiles .ix-card img")
+    found = {"cards": page.locator("#tiles .ix-card").all_inner_texts()}
+
+    # every state of the answer that the page shows
+    page.evaluate(
+        """() => { window.states = new Set(); new MutationObserver(() => {
+            const bot = document.querySelector('#chat .bot'); if (bot) window.states.add(bot.innerText); })
+            .observe(document.querySelector('#chat'), {subtree: true, childList: true, characterData: true}); }"""
+    )
+    page.click("#ask")
+    page.wait_for_selector("#took .ix-note")
+    found["took"] = page.inner_text("#took")
+    found["answer"] = page.inner_text("#chat .bot .message, #chat .bot")
+    found["states"] = page.evaluate("window.states.size")
+
+    page.fill("#max-tiles input[type=number]", "1")
+    page.press("#max-tiles input[type=number]", "Enter")
+    page.wait_for_function("document.querySelector('#tiles').innerText.match(/1 \\(1 × 1\\)/g)?.length == 3")
+
+    page.fill("#question textarea", "What is <img>?")
+    page.click("#ask")
+    found["error"] = page.locator(".toast-body").first.inner_text()
+
+    page.get_by_role("tab", name="Compare").click()
+    page.click("#compare")
+    page.wait_for_function("""() => { const table = document.querySelector('#comparison');
+        return table.innerText.includes('seconds') && !table.innerText.includes('…'); }""")
+    found["comparison"] = page.inner_text("#comparison")
+    found["compared"] = [page.input_value(f"#answer-{name} textarea") for name in ("A", "B")]
+
+    page.get_by_role("tab", name="Attention").click()
+    page.click("#look")
+    page.wait_for_selector("#attention img")
+    page.set_viewport_size(PHONE)
+    found["width on a phone"] = page.evaluate("document.documentElement.scrollWidth")
+    found["requests elsewhere"] = [each for each in requests if not each.startswith((url, "data:", "blob:"))]
+    found["refused"] = refused
+    return found
+
+
+with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+    context = playwright.chromium.launch_persistent_context(
+        profile, executable_path="/usr/bin/chromium", headless=True, args=[*ARGUMENTS]
+    )
+    print(json.dumps(visit(context.new_page(), *sys.argv[1:])))
+    context.close()
