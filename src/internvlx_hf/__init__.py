@@ -16,6 +16,7 @@ __all__ = [
     "InternVLXModel",
     "InternVLXProcessor",
     "InternVLXProjectorConfig",
+    "InternVLXVideoProcessor",
 ]
 
 # The program `internvlx` registers the classes only when a command needs models, so that its help is quick.
@@ -28,7 +29,7 @@ if TYPE_CHECKING or not getattr(sys.modules.get("internvlx_cli"), "is_program", 
         InternVLXModel,
         InternVLXProjectorConfig,
     )
-    from .processing import InternVLXImageProcessor, InternVLXProcessor
+    from .processing import InternVLXImageProcessor, InternVLXProcessor, InternVLXVideoProcessor
 else:
 
     def __getattr__(name: str):

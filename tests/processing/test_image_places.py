@@ -244,11 +244,11 @@ def test_a_key_of_a_training_message_that_nobody_reads_is_refused(message):
         encode_sample([message, assistant("y")])
 
 
-@pytest.mark.parametrize("name", ["videos", "audio"])
-def test_the_processor_takes_no_other_media(name):
-    with pytest.raises(ValueError, match=f"Got {name}=.*, expected images and text only"):
+def test_the_processor_takes_no_sound():
+    name = "audio"
+    with pytest.raises(ValueError, match=r"Got audio=.*, expected images, videos and text only"):
         processor_of()(text="x", **{name: ["x.mp4"]})
-    with pytest.raises(ValueError, match=f"Got {name}=.*, expected images and text only"):
+    with pytest.raises(ValueError, match=r"Got audio=.*, expected images, videos and text only"):
         encode([user("x")], processor_kwargs={name: ["x.mp4"]})
-    with pytest.raises(ValueError, match=f"Got {name}=.*, expected images and text only"):
+    with pytest.raises(ValueError, match=r"Got audio=.*, expected images, videos and text only"):
         encode([user("x")], **{name: ["x.mp4"]})

@@ -35,12 +35,12 @@ from tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 
 UNKNOWN = {
-    "video": (user([{"type": "video", "video": "x.mp4"}]), r"turn 0 \(user\) has the part .*expected one of type text or image"),
-    "img": (user([{"type": "img", "img": "x.png"}]), "expected one of type text or image"),
-    "no type": (user([{"image": "x.png"}]), "expected one of type text or image"),
+    "audio": (user([{"type": "audio", "audio": "x.mp3"}]), r"turn 0 \(user\) has the part .*expected one of type text, image or video"),
+    "img": (user([{"type": "img", "img": "x.png"}]), "expected one of type text, image or video"),
+    "no type": (user([{"image": "x.png"}]), "expected one of type text, image or video"),
     "a string among parts": (user(["What?"]), "has the part 'What\\?', expected one of type"),
     "text that is None": (user([{"type": "text", "text": None}]), "has the part .*None"),
-    "text that is absent": (user([{"type": "text"}]), "expected one of type text or image"),
+    "text that is absent": (user([{"type": "text"}]), "expected one of type text, image or video"),
     "text with an image": (user([{"type": "text", "text": "x", "image": "x.png"}]), "has image='x.png' in a part of type text"),
     "two images in a part": (user([image_part(path="a.png", url="b.png")]), "has an image part with path and url"),
     "image_url without a url": (user([{"type": "image_url", "image_url": {}}]), "image_url={}, expected"),

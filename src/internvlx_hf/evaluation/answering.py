@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .. import registration  # noqa: F401
 from ..modeling import InternVLXConfig
-from ..processing.literals import IMAGE_MARK, escaped
+from ..processing.literals import MARKS, escaped
 from ..processing.processing_internvlx import IGNORE_INDEX
 
 logger = logging.get_logger(__name__)
@@ -162,12 +162,12 @@ def marks_as_text(conversation: Messages) -> Messages:
     """Escape `<image>` in the texts of a conversation whose images are given as parts, so that it is read as text."""
 
     def as_text(part: dict) -> dict:
-        return {**part, "text": escaped(part["text"], [IMAGE_MARK])} if part.get("type") == "text" else part
+        return {**part, "text": escaped(part["text"], MARKS)} if part.get("type") == "text" else part
 
     return [
         {**message, "content": [as_text(part) for part in message["content"]]}
         if isinstance(message["content"], list)
-        else {**message, "content": escaped(message["content"], [IMAGE_MARK])}
+        else {**message, "content": escaped(message["content"], MARKS)}
         for message in conversation
     ]
 

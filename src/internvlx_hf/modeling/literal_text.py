@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The tokens and the mark that stand for images, and how to have text that looks like them read as text.
+"""The tokens and marks that stand for images and videos, and how to have text that looks like them read as text.
 
 `modeling/literal_text.py` and `processing/literals.py` are identical, since each folder travels without the other.
 """
@@ -10,7 +10,7 @@ from threading import RLock
 
 from transformers.convert_slow_tokenizer import normalizers, pre_tokenizers
 
-IMAGE_MARK = "<image>"
+IMAGE_MARK, VIDEO_MARK = MARKS = "<image>", "<video>"
 # InternVL writes an image as start, context tokens, end
 IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 # U+2060 has no width. After a token's first character it keeps tokenizers from recognising the token.
@@ -29,7 +29,7 @@ def _escaped_token(token: str) -> str:
     return token[0] + _JOINER + token[1:]
 
 
-MARK_AS_TEXT = _escaped_token(IMAGE_MARK)
+MARK_AS_TEXT, VIDEO_MARK_AS_TEXT = map(_escaped_token, MARKS)
 
 
 @contextmanager

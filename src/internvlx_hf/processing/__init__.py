@@ -1,4 +1,4 @@
-"""Images and messages -> a model's inputs. This folder travels inside every checkpoint as its remote code."""
+"""Images, videos and messages -> a model's inputs. This folder travels inside every checkpoint as its remote code."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -7,13 +7,15 @@ if TYPE_CHECKING:
     from .image_files import ImageAccess
     from .image_processing_internvlx import InternVLXImageProcessor
     from .processing_internvlx import InternVLXProcessor
+    from .video_processing_internvlx import InternVLXVideoProcessor
 
-__all__ = ["ImageAccess", "InternVLXImageProcessor", "InternVLXProcessor"]
+__all__ = ["ImageAccess", "InternVLXImageProcessor", "InternVLXProcessor", "InternVLXVideoProcessor"]
 
 _FILES = {
     "ImageAccess": "image_files",
     "InternVLXImageProcessor": "image_processing_internvlx",
     "InternVLXProcessor": "processing_internvlx",
+    "InternVLXVideoProcessor": "video_processing_internvlx",
 }
 
 

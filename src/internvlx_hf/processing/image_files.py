@@ -105,7 +105,7 @@ def open_image(source: str | os.PathLike, access: ImageAccess = _ANYTHING) -> PI
             `PIL.Image.MAX_IMAGE_PIXELS`; the message names the source.
     """
     name = abbreviated(source)
-    image = open_file(_file_of(source, name, access), name)
+    image = open_file(file_of(source, name, access), name)
     if access.max_pixels is not None and math.prod(image.size) > access.max_pixels:
         raise ValueError(
             f"{name} of {image.width}x{image.height} pixels is larger than max_pixels={access.max_pixels}."
@@ -164,52 +164,56 @@ def refuse_bomb(image: PIL.Image.Image, name: str) -> None:
         )
 
 
-def _file_of(source: str | os.PathLike, name: str, access: ImageAccess) -> str | bytes:
-    """The path of a file that exists and may be read, or an image file's bytes."""
+def file_of(source: str | os.PathLike, name: str, access: ImageAccess, what: str = "an image") -> str | bytes:
+    """The path of a file that exists and may be read, or a file's bytes; `what` is what messages call its content."""
     if not isinstance(source, str):
-        return _local_file(os.fsdecode(source), name, access)
+        return _local_file(os.fsdecode(source), name, access, what)
     scheme = source[:8].lower()
     if scheme.startswith(("http://", "https://")):
         return _download(source, name, access)
     if scheme.startswith("file://"):
-        return _local_file(_path_of(source, name), name, access)
+        return _local_file(_path_of(source, name, what), name, access, what)
     if scheme.startswith("data:"):
-        return _data_of(source, name)
+        return _data_of(source, name, what)
     data = None if access.allows_file(source) and os.path.exists(source) else _from_base64(source)
-    return _local_file(source, name, access) if data is None else data
+    return _local_file(source, name, access, what) if data is None else data
 
 
-def _local_file(path: str, name: str, access: ImageAccess) -> str:
+def _local_file(path: str, name: str, access: ImageAccess, what: str) -> str:
     if not access.allows_file(path):  # nor is it told whether the file exists
         raise ValueError(
-            f"{name} is not in a folder that images may be read from ({_listed(access.folders or ())}), nor is it an http(s) URL "
+            f"{name} is not in a folder that {what.split()[1]}s may be read from ({_listed(access.folders or ())}), nor is it an http(s) URL "
             "or a base64 string."
         )
     if not os.path.exists(path):
         raise ValueError(
-            f"{name} does not exist. Expected the path of an image file, an http(s) URL, or a base64 string."
+            f"{name} does not exist. Expected the path of {what} file, an http(s) URL, or a base64 string."
         )
     if not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "not a regular file"
-        raise ValueError(f"{name} is {kind}, expected the path of an image file.")
+        raise ValueError(f"{name} is {kind}, expected the path of {what} file.")
     return path if access.folders is None else str(Path(path).resolve())
 
 
-def _path_of(url: str, name: str) -> str:
+def _path_of(url: str, name: str, what: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise ValueError(f"{name} is not a URL ({error}), expected file:///path/of/an/image.") from error
+        raise ValueError(
+            f"{name} is not a URL ({error}), expected file:///path/of/{what.replace(' ', '/')}."
+        ) from error
     if parts.netloc not in ("", "localhost"):
-        raise ValueError(f"{name} is on the host {parts.netloc!r}, expected file:///path/of/an/image.")
+        raise ValueError(f"{name} is on the host {parts.netloc!r}, expected file:///path/of/{what.replace(' ', '/')}.")
     return url2pathname(parts.path)
 
 
-def _data_of(uri: str, name: str) -> bytes:
+def _data_of(uri: str, name: str, what: str) -> bytes:
     header, _, encoded = uri.partition(",")
     data = _from_base64(encoded) if header.endswith(";base64") else None
     if data is None:
-        raise ValueError(f"{name} is not a data URI of an image, expected 'data:image/...;base64,' and base64.")
+        raise ValueError(
+            f"{name} is not a data URI of {what}, expected 'data:{what.split()[1]}/...;base64,' and base64."
+        )
     return data
 
 

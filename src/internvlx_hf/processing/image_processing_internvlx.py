@@ -122,6 +122,7 @@ class InternVLXImageProcessor(PilBackend):
     alpha = "white"
     jpeg_draft = False
     access = ImageAccess()
+    _rows_first = False  # see `Resizer`
 
     def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
         self._refuse_misspelt(kwargs)
@@ -288,7 +289,7 @@ class InternVLXImageProcessor(PilBackend):
         source = source.decoded(grid_size if jpeg_draft else None)
         scale, shift = self._scale_and_shift(source, **kwargs)
         sizes = [grid_size, (height, width)] if plan.has_thumbnail else [grid_size]
-        grid, *thumbnail = Resizer(source, resize_backend, resample, tiles.device)(*sizes)
+        grid, *thumbnail = Resizer(source, resize_backend, resample, tiles.device, self._rows_first)(*sizes)
         grid = rearrange(grid, "c (rows h) (columns w) -> rows columns c h w", h=height, w=width)
         grid_tiles = tiles[: plan.columns * plan.rows].unflatten(0, (plan.rows, plan.columns))
         _write_normalised(grid_tiles, grid, scale, shift)

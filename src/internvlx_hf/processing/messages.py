@@ -1,23 +1,49 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What messages may hold, and where their images go.
+"""What messages may hold, and where their images and videos go.
 
 One rule everywhere: image *parts* say where images go. Without parts, each mark `<image>` in a user's text is the next image.
-What the assistant or a tool wrote is text, whatever it looks like.
+The same holds for videos. What the assistant or a tool wrote is text, whatever it looks like.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
-from .literals import IMAGE_MARK, MARK_AS_TEXT, escaped
+from .literals import IMAGE_MARK, MARK_AS_TEXT, MARKS, VIDEO_MARK, VIDEO_MARK_AS_TEXT, escaped
 
 ROLES = ("system", "user", "assistant")
 LITERAL_ROLES = ("assistant", "tool")
 # where an image part says what its image is
 IMAGE_KEYS = ("image", "path", "url", "base64", "image_url")
+# where a video part says what its video is
+VIDEO_KEYS = ("video", "path", "url")
 # keys of a part that others' tools add, and that change nothing in what is written
 _METADATA = ("index", "detail", "cache_control")
 # transformers hands each of them to a template under the names of the others
 _REASONING = frozenset({"reasoning_content", "thinking", "reasoning"})
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What parts of messages bring in beside text.
+
+    Attributes:
+        kind: the type of its parts.
+        mark: what stands for it in a user's text.
+        mark_as_text: the mark where it is only text.
+        keys: where a part says what it is.
+    """
+
+    kind: str
+    mark: str
+    mark_as_text: str
+    keys: tuple[str, ...]
+
+
+IMAGE = Medium("image", IMAGE_MARK, MARK_AS_TEXT, IMAGE_KEYS)
+VIDEO = Medium("video", VIDEO_MARK, VIDEO_MARK_AS_TEXT, VIDEO_KEYS)
+_PART_KEYS = {"image": IMAGE_KEYS, "image_url": IMAGE_KEYS, "video": VIDEO_KEYS}
+_PART_TYPES = "expected one of type text, image or video"
 
 
 # ---- reading
@@ -30,8 +56,8 @@ def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = froze
     become one part.
 
     Args:
-        messages: of `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}` and `{"type": "image"}`,
-            the latter with its image under one of `IMAGE_KEYS` or without.
+        messages: of `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}`, `{"type": "image"}`
+            and `{"type": "video"}`, the latter with what they are under one of `IMAGE_KEYS` or `VIDEO_KEYS`, or without.
         tokens: what images are written with, which no text may hold.
         words: `template_words` of the chat template.
 
@@ -45,7 +71,7 @@ def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = froze
 
 
 def _read_message(given, turn: int, tokens: Sequence[str], words: frozenset[str]) -> dict:
-    literals = (*tokens, IMAGE_MARK)
+    literals = (*tokens, *MARKS)
     if not isinstance(given, Mapping):
         raise ValueError(_no_message(given, turn))
     message = _with_literals_escaped({key: value for key, value in given.items() if value is not None}, literals)
@@ -89,13 +115,19 @@ def _with_literals_escaped(message: dict, literals: Sequence[str]) -> dict:
 
 
 def _escaped_strings(value, literals: Sequence[str]):
-    """The value with all its strings escaped, but for those that say where an image is."""
+    """The value with all its strings escaped, but for those that say where an image or a video is."""
     if isinstance(value, str):
         return escaped(value, literals)
     if isinstance(value, Mapping):
-        fixed = IMAGE_KEYS if value.get("type") in ("image", "image_url") else ()
+        fixed = _keys_of(value)
         return {key: item if key in fixed else _escaped_strings(item, literals) for key, item in value.items()}
     return [_escaped_strings(item, literals) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _keys_of(part: Mapping) -> tuple[str, ...]:
+    """Where a part that is an image or a video says what it is."""
+    kind = part.get("type")
+    return _PART_KEYS.get(kind, ()) if isinstance(kind, str) else ()
 
 
 def _is_empty(value) -> bool:
@@ -112,7 +144,7 @@ def _read_content(content, place: str, literals: Sequence[str]) -> str | list[di
 
 def _read_part(part, place: str) -> dict:
     if not isinstance(part, Mapping):
-        raise ValueError(f"{place} has the part {part!r:.100}, expected one of type text or image")
+        raise ValueError(f"{place} has the part {part!r:.100}, {_PART_TYPES}")
     kept = {key: value for key, value in part.items() if value is not None}
     kind = kept.get("type")
     if kind == "text" and isinstance(kept.get("text"), str):
@@ -120,8 +152,11 @@ def _read_part(part, place: str) -> dict:
     elif kind in ("image", "image_url"):
         known = IMAGE_KEYS
         kept = _read_image(kept, place)
+    elif kind == "video":
+        known = VIDEO_KEYS
+        _require_one_source(kept, VIDEO, place)
     else:
-        raise ValueError(f"{place} has the part {part!r:.100}, expected one of type text or image")
+        raise ValueError(f"{place} has the part {part!r:.100}, {_PART_TYPES}")
     for key, value in kept.items():
         if not (key == "type" or key in known or key in _METADATA or _is_empty(value)):
             raise ValueError(f"{place} has {key}={value!r:.100} in a part of type {kind}, expected {', '.join(known)}")
@@ -129,9 +164,7 @@ def _read_part(part, place: str) -> dict:
 
 
 def _read_image(part: dict, place: str) -> dict:
-    named = [key for key in IMAGE_KEYS if key in part]
-    if len(named) > 1:
-        raise ValueError(f"{place} has an image part with {' and '.join(named)}, expected one of them")
+    named = _require_one_source(part, IMAGE, place)
     if "image_url" not in named:
         if part["type"] == "image_url":
             raise ValueError(f"{place} has the part {part!r:.100}, expected {{'type': 'image_url', 'image_url': ...}}")
@@ -144,6 +177,15 @@ def _read_image(part: dict, place: str) -> dict:
         "url": url,
         **{key: value for key, value in part.items() if key not in ("type", "image_url")},
     }
+
+
+def _require_one_source(part: dict, medium: Medium, place: str) -> list[str]:
+    """The key of a part that says what it is, if there is one."""
+    named = [key for key in medium.keys if key in part]
+    if len(named) > 1:
+        article = "an" if medium is IMAGE else "a"
+        raise ValueError(f"{place} has {article} {medium.kind} part with {' and '.join(named)}, expected one of them")
+    return named
 
 
 def _joined_where_needed(parts: list[dict], literals: Sequence[str]) -> list[dict]:
@@ -170,7 +212,7 @@ def _with_texts(content: str | list[dict], change) -> str | list[dict]:
 
 
 def refuse_tokens(value, place: str, tokens: Iterable[str]) -> None:
-    """Raises `ValueError` if any string in `value`, but for those that say where an image is, holds one of the tokens."""
+    """Raises `ValueError` if any string in `value` holds one of the tokens, but for those that say where an image or a video is."""
     for text in _strings(value):
         for token in tokens:
             if token in text:
@@ -184,94 +226,112 @@ def _strings(value) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        is_image = value.get("type") in ("image", "image_url")
+        sources = _keys_of(value)
         for key, item in value.items():
-            if not (is_image and key in IMAGE_KEYS):
+            if key not in sources:
                 yield from _strings(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
 
 
-# ---- images
+# ---- images and videos
 
 
-def image_parts(messages: list[dict]) -> list[dict]:
+def media_parts(messages: list[dict], medium: Medium) -> list[dict]:
     contents = (message.get("content") for message in messages)
-    return [part for content in contents if isinstance(content, list) for part in content if part["type"] == "image"]
+    return [
+        part for content in contents if isinstance(content, list) for part in content if part["type"] == medium.kind
+    ]
 
 
 def is_bare(part: dict) -> bool:
-    """Whether an image part leaves it to others to say what its image is."""
-    return not any(key in part for key in IMAGE_KEYS)
+    """Whether a part leaves it to others to say what its image or video is."""
+    return not any(key in part for key in _keys_of(part))
 
 
-def count_marks(messages: list[dict]) -> int:
-    """Marks `<image>` in the users' turns, which are the images where there are no image parts.
+def count_marks(messages: list[dict], medium: Medium = IMAGE) -> int:
+    """Marks in the users' turns, which are the images or videos where there are no parts that are.
 
     Raises:
-        ValueError: there are image parts as well, or a mark in the system message.
+        ValueError: there are such parts as well, or a mark in the system message.
     """
-    marks = 0
-    has_parts = bool(image_parts(messages))
+    marks, kind = 0, medium.kind
+    has_parts = bool(media_parts(messages, medium))
     for turn, message in enumerate(messages):
-        found = sum(text.count(IMAGE_MARK) for text in _strings(message.get("content")))
+        found = sum(text.count(medium.mark) for text in _strings(message.get("content")))
         if found and (has_parts or message["role"] != "user"):
-            reason = "beside image parts, which say where images go" if has_parts else "outside of users' turns"
+            reason = f"beside {kind} parts, which say where {kind}s go" if has_parts else "outside of users' turns"
             raise ValueError(
-                f"the text of turn {turn} ({message['role']}) holds {IMAGE_MARK!r} {reason}; expected either image parts "
-                f"{{'type': 'image', ...}} or marks in users' turns. A mark that is only text is written {MARK_AS_TEXT!r}"
+                f"the text of turn {turn} ({message['role']}) holds {medium.mark!r} {reason}; expected either {kind} parts "
+                f"{{'type': '{kind}', ...}} or marks in users' turns. A mark that is only text is written "
+                f"{medium.mark_as_text!r}"
             )
         marks += found
     return marks
 
 
-def place_images(messages: list[dict], images: list | None, image_token: str) -> tuple[list[dict], list]:
-    """Puts images where the messages have room for them.
+def place_media(messages: list[dict], given: list | None, medium: Medium, token: str) -> tuple[list[dict], list]:
+    """Puts images, or videos, where the messages have room for them.
 
     Args:
         messages: as `read_messages` gives them.
-        images: for the bare image parts; without any image part, for the marks; without those they go in front of the first
-            user's turn. None: there are only those that parts carry.
+        given: images for the bare image parts; without any image part, for the marks; without those they go in front of the
+            first user's turn. None: there are only those that parts carry. The same for videos.
+        token: what the marks become. Image parts are for the chat template to write; video parts, which few templates know,
+            become texts of the token and a newline.
 
     Returns:
-        The messages, marks replaced by `image_token`; and the images of all parts and marks, in order.
+        The messages; and the images or videos of all parts and marks, in order.
 
     Raises:
-        ValueError: the images and the places for them differ in number.
+        ValueError: the images or videos and the places for them differ in number.
     """
-    marks, parts = count_marks(messages), image_parts(messages)
+    kind = medium.kind
+    marks, parts = count_marks(messages, medium), media_parts(messages, medium)
     bare = [part for part in parts if is_bare(part)]
-    if images is None and marks:
+    if given is None and marks:
         raise ValueError(
-            f"its users' turns hold {IMAGE_MARK!r} {marks} times, but no images were given; expected `images=`, or image "
-            f"parts {{'type': 'image', ...}} in place of the marks. A mark that is only text is written {MARK_AS_TEXT!r}"
+            f"its users' turns hold {medium.mark!r} {marks} times, but no {kind}s were given; expected `{kind}s=`, or {kind} "
+            f"parts {{'type': '{kind}', ...}} in place of the marks. A mark that is only text is written "
+            f"{medium.mark_as_text!r}"
         )
-    if images is not None and (parts or marks):
-        places, name = (len(bare), "image parts without an image of their own") if parts else (marks, "marks <image>")
-        if places != len(images):
-            raise ValueError(f"it has {len(images)} images for {places} {name}, expected one for each")
-    if marks and images is not None:
-        return [_marks_replaced(message, image_token) for message in messages], images
-    if images and not parts:
-        messages = _with_images_in_front(messages, images)
-    elif images:
-        for part, image in zip(bare, images, strict=True):
-            part["image"] = image
-    return messages, [part[key] for part in image_parts(messages) for key in IMAGE_KEYS if key in part]
+    if given is not None and (parts or marks):
+        own = f"{kind} parts without {'an' if medium is IMAGE else 'a'} {kind} of their own"
+        places, name = (len(bare), own) if parts else (marks, f"marks {medium.mark}")
+        if places != len(given):
+            raise ValueError(f"it has {len(given)} {kind}s for {places} {name}, expected one for each")
+    if marks and given is not None:
+        return [_marks_replaced(message, medium.mark, token) for message in messages], given
+    if given and not parts:
+        messages = _with_parts_in_front(messages, given, kind)
+    elif given:
+        for part, item in zip(bare, given, strict=True):
+            part[kind] = item
+    placed = [part[key] for part in media_parts(messages, medium) for key in medium.keys if key in part]
+    return (messages if medium is IMAGE else [_written(message, kind, token) for message in messages]), placed
 
 
-def _marks_replaced(message: dict, image_token: str) -> dict:
+def _marks_replaced(message: dict, mark: str, token: str) -> dict:
     if message["role"] != "user":
         return message
-    return {**message, "content": _with_texts(message["content"], lambda text: text.replace(IMAGE_MARK, image_token))}
+    return {**message, "content": _with_texts(message["content"], lambda text: text.replace(mark, token))}
 
 
-def _with_images_in_front(messages: list[dict], images: list) -> list[dict]:
+def _written(message: dict, kind: str, token: str) -> dict:
+    """The message with its parts of a kind as text."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    text = {"type": "text", "text": f"{token}\n"}
+    return {**message, "content": [dict(text) if part["type"] == kind else part for part in content]}
+
+
+def _with_parts_in_front(messages: list[dict], given: list, kind: str) -> list[dict]:
     for turn, message in enumerate(messages):
         if message["role"] == "user":
             content = message["content"]
             rest = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            content = [*({"type": "image", "image": image} for image in images), *rest]
+            content = [*({"type": kind, kind: item} for item in given), *rest]
             return [*messages[:turn], {**message, "content": content}, *messages[turn + 1 :]]
-    raise ValueError("it has images but no user's turn to put them into")
+    raise ValueError(f"it has {kind}s but no user's turn to put them into")

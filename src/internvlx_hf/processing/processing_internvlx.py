@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Processor of InternVL-X: puts as many placeholders into the text as the images' tiles take tokens."""
+"""Processor of InternVL-X: puts as many placeholders into the text as tiles of images and frames of videos take tokens."""
 
+import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import ImageInput, make_flat_list_of_images
+from transformers.image_utils import ImageInput, concatenate_list, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils.chat_template_utils import jinja2, render_jinja_template
@@ -23,9 +24,24 @@ from .literals import (
     IMG_END_TOKEN,
     IMG_START_TOKEN,
     MARK_AS_TEXT,
+    MARKS,
+    VIDEO_MARK,
+    VIDEO_MARK_AS_TEXT,
     literals_as_text,
 )
-from .messages import count_marks, image_parts, is_bare, place_images, read_messages, refuse_tokens
+from .messages import (
+    IMAGE,
+    VIDEO,
+    Medium,
+    count_marks,
+    is_bare,
+    media_parts,
+    place_media,
+    read_messages,
+    refuse_tokens,
+)
+from .video_files import Video, flat_videos, is_one_video, open_video
+from .video_processing_internvlx import InternVLXVideoProcessor
 
 # attribute of the tokenizer that names a token (as in native InternVL), and the token that InternVL itself uses
 IMAGE_TOKENS = {
@@ -44,13 +60,14 @@ class _ChatImages:
 
     Attributes:
         template: the chat template.
-        images: of each conversation, in order.
-        counts: how often each conversation's prompt has to hold each image token and the mark `<image>`.
+        images, videos: of each conversation, in order.
+        counts: how often each conversation's prompt has to hold each image token and each of the marks.
         tokens: of each prompt, where transformers leaves `assistant_masks` to us: what [`assistant_mask`] takes.
     """
 
     template: str
     images: list[list]
+    videos: list[list]
     counts: list[dict[str, int]]
     tokens: list[tuple] | None = None
 
@@ -61,8 +78,9 @@ class _ChatImages:
                 found = prompt.count(token)
                 if found != expected and (expected or token not in self.template):
                     raise ValueError(
-                        f"The rendered conversation holds {token!r} {found} times, expected {expected}, once for each image: "
-                        "texts of the conversation form it together, or the chat template leaves images out."
+                        f"The rendered conversation holds {token!r} {found} times, expected {expected}, once for each "
+                        f"{'video' if token == VIDEO_MARK else 'image'}: texts of the conversation form it together, or the chat "
+                        "template leaves some out."
                     )
             if not prompt:
                 raise ValueError(
@@ -80,11 +98,12 @@ class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
 
 
 class InternVLXProcessor(ProcessorMixin):
-    """Joins `InternVLXImageProcessor` and a tokenizer.
+    """Joins `InternVLXImageProcessor`, `InternVLXVideoProcessor` and a tokenizer.
 
     Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image. It becomes `<img>`, then `image_seq_length`
-    `<IMG_CONTEXT>` per tile of the image, then `</img>`. Texts are padded on the left, unless the tokenizer was made with a
-    `padding_side` or a call gives one.
+    `<IMG_CONTEXT>` per tile of the image, then `</img>`. Each `<video>` becomes a line for each frame, `Frame1: ` and what an
+    image of one tile becomes. Texts are padded on the left, unless the tokenizer was made with a `padding_side` or a call
+    gives one.
 
     Args:
         image_processor: an `InternVLXImageProcessor`.
@@ -92,6 +111,8 @@ class InternVLXProcessor(ProcessorMixin):
             without them its vocabulary must hold those of InternVL.
         image_seq_length: placeholders a tile takes, `config.image_seq_length` of the model.
         chat_template: by default the tokenizer's, or else ChatML as InternVL2.5 writes it.
+        video_processor: an `InternVLXVideoProcessor` or its settings; by default its tiles are those of the image processor.
+            What its strings may name is up to the image processor's `access`.
 
     Raises:
         ValueError: the tokenizer has no image tokens, or `image_seq_length` is not positive.
@@ -103,7 +124,13 @@ class InternVLXProcessor(ProcessorMixin):
     text_kwargs = _TEXT_DEFAULTS
 
     def __init__(
-        self, image_processor=None, tokenizer=None, image_seq_length: int = 256, chat_template=None, **kwargs
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_seq_length: int = 256,
+        chat_template=None,
+        video_processor: InternVLXVideoProcessor | Mapping | None = None,
+        **kwargs,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         if image_seq_length < 1:
@@ -111,6 +138,8 @@ class InternVLXProcessor(ProcessorMixin):
         self.image_seq_length = image_seq_length
         if image_processor.crop_to_patches is None:  # made without a word about tiles
             image_processor.crop_to_patches = True
+        self.video_processor = _video_processor(video_processor, image_processor)
+        self.video_token = VIDEO_MARK
         self.start_image_token, self.end_image_token, self.image_token = (
             _image_token(tokenizer, attribute) for attribute in IMAGE_TOKENS
         )
@@ -123,6 +152,11 @@ class InternVLXProcessor(ProcessorMixin):
         # what saving sets and loading drops: with it here, a loaded processor equals the one that was saved
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"}
 
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """What transformers loads by its Auto classes: not the video processor, for which it would ask for torchvision."""
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
     @property  # type: ignore[misc]
     def image_token_ids(self) -> list[int]:  # type: ignore[override]
         """Ids of everything that an image becomes in `input_ids`."""
@@ -134,28 +168,39 @@ class InternVLXProcessor(ProcessorMixin):
         return self.image_token, self.start_image_token, self.end_image_token
 
     @property
-    def unused_input_names(self) -> list[str]:
-        return ["num_patches"]
+    def literals(self) -> tuple[str, ...]:
+        """What stands for an image or a video in a text: no other text may hold it unless it is escaped."""
+        return (*self.image_tokens, *MARKS)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [name for name in super().model_input_names if name != "num_patches"]
 
     def __call__(
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
+        videos=None,
         **kwargs: Unpack[InternVLXProcessorKwargs],
     ) -> BatchFeature:
-        """Tokenizes texts and cuts their images into tiles.
+        """Tokenizes texts, cuts their images into tiles, and makes a tile of each sampled frame of their videos.
 
         Args:
             images: all images in the order of their placeholders, flat or a list per text.
-            text: one text or several, with one image token or mark `<image>` for each image. U+2060 behind the `<` makes it
-                text.
+            text: one text or several, with one image token or mark `<image>` for each image and a mark `<video>` for each
+                video. U+2060 behind the `<` makes a mark text.
+            videos: all videos in the order of their marks, flat or a list per text: each a path, a URL, a list of images or an
+                array of frames, see `video_files.open_video`. A list of strings is a list of videos.
 
         Returns:
-            `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images; with
-            `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose product is an image's tiles.
+            `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images or
+            videos, in the order of the text; with `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose
+            product is an image's tiles.
 
         Raises:
-            ValueError: `text` is something else, there are more or fewer images than image tokens, or videos or sounds.
+            ImportError: a video is a file, and nothing is installed that reads one.
+            ValueError: `text` is something else, there are more or fewer images than image tokens, or more or fewer videos
+                than marks, or there are sounds.
         """
         _refuse_other_media(kwargs)
         texts = _as_texts(text)
@@ -163,16 +208,23 @@ class InternVLXProcessor(ProcessorMixin):
         if chat is not None:
             chat.check(texts or [])
             images = chat.images  # type: ignore[assignment]
+            videos = [video for own in chat.videos for video in own]
         elif texts is not None:
             texts = [sample.replace(IMAGE_MARK, self.image_token) for sample in texts]
+        flat = flat_videos(videos)
+        if chat is None and texts is not None:
+            _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
+            _require_shares(videos, texts)
+        opened = [self.open_video(video) for video in flat]
         # since 5.18, where its masks take account of images, transformers asks for both
         keeps_tokens = (
             chat and kwargs.get("return_offsets_mapping") and "return_text_replacement_offsets" not in kwargs
         )
         if keeps_tokens:
             kwargs["return_text_replacement_offsets"] = True
-        with literals_as_text(self.tokenizer, texts or [], (*self.image_tokens, IMAGE_MARK)):
-            inputs = super().__call__(images=images, text=texts, **kwargs)
+        with literals_as_text(self.tokenizer, texts or [], self.literals):
+            inputs = super().__call__(images=images, text=texts, videos=opened or None, **kwargs)
+        self._join_tiles(inputs, texts or [])
         if chat and keeps_tokens:
             replacements = inputs.pop("text_replacement_offsets") or [[] for _ in texts or ()]
             chat.tokens = list(zip(inputs["offset_mapping"], replacements, strict=True))
@@ -180,9 +232,39 @@ class InternVLXProcessor(ProcessorMixin):
             inputs["image_grid_thw"] = self._image_grids(inputs["text_replacement_offsets"])
         return inputs
 
+    def open_video(self, video) -> Video:
+        """A video, of which only the header is read; what strings may name is up to the image processor's `access`."""
+        return open_video(video, self.image_processor.access)
+
+    def _join_tiles(self, inputs: BatchFeature, texts: list[str]) -> None:
+        """Puts the tiles of images and videos one after another, as they come in the texts."""
+        counts = {"image": inputs.pop("num_patches", None), "video": inputs.pop("num_patches_videos", None)}
+        frames = inputs.pop("pixel_values_videos", None)
+        if frames is None:
+            return
+        tiles = inputs.get("pixel_values")
+        if tiles is None:
+            inputs["pixel_values"] = frames
+            return
+        pattern = f"(?P<image>{re.escape(self.image_token)})|(?P<video>{VIDEO_MARK})"
+        order = [str(match.lastgroup) for text in texts for match in re.finditer(pattern, text)]
+        ends = {kind: np.cumsum(np.asarray(numbers)).tolist() for kind, numbers in counts.items()}
+        rest = {"image": tiles, "video": frames}
+        begins, parts = dict.fromkeys(ends, 0), []
+        for kind in order or [*["image"] * len(ends["image"]), *["video"] * len(ends["video"])]:
+            end = ends[kind].pop(0)
+            parts.append(rest[kind][begins[kind] : end])
+            begins[kind] = end
+        inputs["pixel_values"] = concatenate_list(parts)
+
     def _image_grids(self, replacements: list[list[dict]]) -> torch.Tensor:
         """(images, 3): 1, 1 and the image's tiles, where vLLM looks for them: its own count knows no `mm_processor_kwargs`."""
-        placeholders = [image["replacement"].count(self.image_token) for text in replacements for image in text]
+        placeholders = [
+            image["replacement"].count(self.image_token)
+            for text in replacements
+            for image in text
+            if image["type"] == "image"
+        ]
         return torch.tensor([(1, 1, count // self.image_seq_length) for count in placeholders])
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
@@ -190,10 +272,16 @@ class InternVLXProcessor(ProcessorMixin):
             images = None
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
-    def validate_inputs(self, images=None, text=None, **kwargs):
+    def validate_inputs(self, images=None, text=None, videos=None, **kwargs):
         if isinstance(text, list) and all(isinstance(sample, str) for sample in text):
             self._require_an_image_for_each_token(images, [sample.count(self.image_token) for sample in text])
-        super().validate_inputs(images=images, text=text, **kwargs)
+            text = [sample.replace(VIDEO_MARK, "") for sample in text]
+        if videos is None or images is not None or text is not None:  # transformers knows no videos but its own
+            super().validate_inputs(images=images, text=text, **kwargs)
+
+    def _process_videos(self, videos: list[Video], **kwargs):
+        inputs = self.video_processor(videos, **kwargs)
+        return inputs, [self.replace_video_token(inputs, index, **kwargs) for index in range(len(videos))]
 
     def _require_an_image_for_each_token(self, images, num_tokens: list[int]):
         if images is None:
@@ -223,6 +311,16 @@ class InternVLXProcessor(ProcessorMixin):
         num_placeholders = self.image_seq_length * int(image_inputs["num_patches"][image_idx])
         return f"{self.start_image_token}{self.image_token * num_placeholders}{self.end_image_token}"
 
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        """What takes the place of one mark `<video>`: a line for each frame."""
+        return self.video_text(int(video_inputs["num_patches_videos"][video_idx]), kwargs.get("frame_label"))
+
+    def video_text(self, num_frames: int, frame_label: str | None = None) -> str:
+        """What a video of that many sampled frames becomes in the prompt."""
+        label = frame_label or self.video_processor.frame_label
+        tile = f"{self.start_image_token}{self.image_token * self.image_seq_length}{self.end_image_token}"
+        return "\n".join(label.replace("{}", str(1 + frame)) + tile for frame in range(num_frames))
+
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
         """What images of these sizes (height, width) will take, without looking at a pixel.
 
@@ -248,10 +346,11 @@ class InternVLXProcessor(ProcessorMixin):
         documents=None,
         *,
         images: ImageInput | None = None,
+        videos=None,
         return_labels: bool = False,
         **kwargs,
     ):
-        """Renders conversations, and with `tokenize=True` tokenizes them and cuts their images into tiles.
+        """Renders conversations, and with `tokenize=True` tokenizes them and makes tiles of their images and videos.
 
         What the assistant or a tool wrote is text, also where it looks like an image token. (In a prompt that is not
         tokenized, U+2060 behind its first character says so.)
@@ -259,9 +358,11 @@ class InternVLXProcessor(ProcessorMixin):
         Args:
             conversation: a list of messages, or a list of such lists. Parts of a message that are images look like
                 `{"type": "image", "image" | "path" | "url" | "base64": ...}` or like OpenAI's `image_url` parts. In
-                conversations without image parts, marks `<image>` in the users' turns stand for `images`.
+                conversations without image parts, marks `<image>` in the users' turns stand for `images`. Parts that are
+                videos look like `{"type": "video", "video" | "path" | "url": ...}`; a list there is a list of frames.
             images: images for the marks, or for image parts without an image of their own, in order; flat or a list for each
                 conversation. Without a mark and a part they go in front of the first user's turn.
+            videos: the same of videos, whose mark is `<video>`.
             return_labels: also return `labels` for training, shaped as `input_ids`: -100 everywhere but in the tokens that
                 overlap what the template marks as written by the assistant. (An answer that begins with a blank may share
                 its first token with the end of the turn's header: strip it.) Implies `tokenize` and `return_dict`.
@@ -269,17 +370,18 @@ class InternVLXProcessor(ProcessorMixin):
 
         Raises:
             ValueError: the template does not write something that is given (a role, a part, tools, ...); a message's text
-                holds one of the image tokens, which only images may bring in; marks or parts and `images` differ in
-                number, or marks stand beside parts; or labels are wanted of a template without `{% generation %}` marks.
+                holds one of the image tokens, which only images may bring in; marks or parts and `images` or `videos` differ
+                in number, or marks stand beside parts; or labels are wanted of a template without `{% generation %}` marks.
         """
         template = self.resolve_chat_template(chat_template)
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
         _refuse_other_media({**kwargs, **processor_kwargs})
         images = processor_kwargs.pop("images", None) if images is None else images
+        videos = processor_kwargs.pop("videos", None) if videos is None else videos
         self._refuse_unwritten(template, tools=tools, documents=documents)
         conversations, is_batch = _as_batch(conversation)
         tokenize = kwargs.get("tokenize", False) or return_labels
-        conversations, chat = self._read_chat(conversations, images, template, tokenize)
+        conversations, chat = self._read_chat(conversations, images, videos, template, tokenize)
         wants_mask = kwargs.get("return_assistant_tokens_mask", False)
         if return_labels:
             require_generation_marks(template, "return_labels=True")
@@ -330,49 +432,62 @@ class InternVLXProcessor(ProcessorMixin):
                 raise ValueError(
                     f"Got {name}={value!r:.100}, but the chat template writes no {name}: {template!r:.200}"
                 )
-            refuse_tokens(value, name, (*self.image_tokens, IMAGE_MARK))
+            refuse_tokens(value, name, self.literals)
 
-    def _read_chat(self, conversations: list, images, template: str, tokenize: bool):
-        """The conversations with their images in place, and what their prompts have to hold."""
+    def _read_chat(self, conversations: list, images, videos, template: str, tokenize: bool):
+        """The conversations with their images and videos in place, and what their prompts have to hold."""
         words = template_words(template)
-        read, num_places = [], []
+        read = []
         for index, messages in enumerate(conversations):
             with _named(index, len(conversations)):
                 read.append(read_messages(messages, self.image_tokens, words))
-                num_places.append(sum(map(is_bare, image_parts(read[-1]))) + count_marks(read[-1]))
-        shares = [None] * len(read) if images is None else self._shared_out(images, num_places)
-        placed, chat = [], _ChatImages(template, [], [])
-        for index, (messages, share) in enumerate(zip(read, shares, strict=True)):
-            marks = count_marks(messages)
-            own_images: list = []
-            counts = dict.fromkeys((*self.image_tokens, IMAGE_MARK), 0)
-            if marks and share is None and not tokenize:
-                counts[IMAGE_MARK] = marks  # they stay for the call that tokenizes the prompt
-            else:
-                with _named(index, len(conversations)):
-                    messages, own_images = place_images(messages, share, self.image_token)
-                counts[self.image_token] = marks or len(image_parts(messages))
-            placed.append(messages)
-            chat.images.append(own_images)
-            chat.counts.append(counts)
-        return placed, chat
+        counts = [dict.fromkeys(self.literals, 0) for _ in read]
+        # videos first: images that stand in front then stand in front of them, too
+        read, own_videos = self._place(read, videos, VIDEO, tokenize, counts)
+        read, own_images = self._place(read, images, IMAGE, tokenize, counts)
+        return read, _ChatImages(template, own_images, own_videos, counts)
 
-    def _shared_out(self, images, num_places: list[int]) -> list[list]:
-        """The images of each conversation."""
-        images = self.image_processor.fetch_images(images)
-        is_nested = isinstance(images, list | tuple) and all(isinstance(own, list | tuple) for own in images)
-        if is_nested and len(images) == len(num_places):
-            return [_flat(own) for own in images]
-        images = _flat(images)
+    def _place(self, conversations: list[list[dict]], given, medium: Medium, tokenize: bool, counts: list[dict]):
+        """The conversations with the media of a kind in place, and those of each. Adds their tokens to `counts`."""
+        num_places = []
+        for index, messages in enumerate(conversations):
+            with _named(index, len(conversations)):
+                num_places.append(sum(map(is_bare, media_parts(messages, medium))) + count_marks(messages, medium))
+        shares = [None] * len(num_places) if given is None else self._shared_out(given, num_places, medium)
+        token = self.image_token if medium is IMAGE else VIDEO_MARK
+        placed, own = [], []
+        for index, (messages, share) in enumerate(zip(conversations, shares, strict=True)):
+            marks, parts = count_marks(messages, medium), len(media_parts(messages, medium))
+            if marks and share is None and not tokenize:
+                counts[index][medium.mark] += marks  # they stay for the call that tokenizes the prompt
+                placed.append(messages)
+                own.append([])
+                continue
+            with _named(index, len(conversations)):
+                messages, found = place_media(messages, share, medium, token)
+            counts[index][token] += marks or parts or len(found)
+            placed.append(messages)
+            own.append(found)
+        return placed, own
+
+    def _shared_out(self, given, num_places: list[int], medium: Medium) -> list[list]:
+        """The images, or videos, of each conversation."""
+        if medium is IMAGE:
+            given = self.image_processor.fetch_images(given)
+        flatten = _flat if medium is IMAGE else flat_videos
+        is_nested = isinstance(given, list | tuple) and all(isinstance(own, list | tuple) for own in given)
+        if is_nested and len(given) == len(num_places) and not (medium is VIDEO and any(map(_is_frames, given))):
+            return [flatten(own) for own in given]
+        flat = flatten(given)
         if len(num_places) == 1:
-            return [images]
-        if len(images) != sum(num_places):
+            return [flat]
+        if len(flat) != sum(num_places):
             raise ValueError(
-                f"Got {len(images)} images for {sum(num_places)} places in {len(num_places)} conversations, expected one "
-                "for each, or a list of images for each conversation."
+                f"Got {len(flat)} {medium.kind}s for {sum(num_places)} places in {len(num_places)} conversations, expected one "
+                f"for each, or a list of {medium.kind}s for each conversation."
             )
         ends = np.cumsum(num_places).tolist()
-        return [images[end - places : end] for end, places in zip(ends, num_places, strict=True)]
+        return [flat[end - places : end] for end, places in zip(ends, num_places, strict=True)]
 
     def _labels(self, input_ids, assistant_masks):
         """(texts, length), of the type of `input_ids`: the ids that the assistant wrote, -100 elsewhere."""
@@ -421,10 +536,39 @@ def _holds_anything(images: list | tuple) -> bool:
     return any(_holds_anything(image) if isinstance(image, list | tuple) else True for image in images)
 
 
+def _video_processor(given, image_processor) -> InternVLXVideoProcessor:
+    if given is None:
+        return InternVLXVideoProcessor.like(image_processor)
+    if isinstance(given, Mapping):
+        return InternVLXVideoProcessor.from_dict(dict(given))
+    if not hasattr(given, "choose_frames"):
+        raise ValueError(f"video_processor is a {type(given).__name__}, expected an InternVLXVideoProcessor.")
+    return given
+
+
+def _is_frames(videos: list | tuple) -> bool:
+    return bool(videos) and is_one_video(videos)
+
+
+def _require_shares(videos, texts: list[str]) -> None:
+    """Raises `ValueError` unless each text has the videos of its own list, where there is a list for each."""
+    is_nested = isinstance(videos, list | tuple) and all(isinstance(own, list | tuple) for own in videos)
+    if is_nested and len(videos) == len(texts) > 1 and not any(map(_is_frames, videos)):
+        for index, (own, text) in enumerate(zip(videos, texts, strict=True)):
+            _require_a_video_for_each_mark(flat_videos(own), text.count(VIDEO_MARK), f" in sample {index}")
+
+
+def _require_a_video_for_each_mark(videos: list, marks: int, place: str = "") -> None:
+    if len(videos) != marks:
+        raise ValueError(
+            f"Found {marks} marks {VIDEO_MARK} and {len(videos)} videos{place}, expected a video in `videos`, or in a chat's video "
+            f"part, for each mark. A mark that is only text is written {VIDEO_MARK_AS_TEXT!r}."
+        )
+
+
 def _refuse_other_media(kwargs: Mapping[str, object]) -> None:
-    for name in ("videos", "audio"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"Got {name}={kwargs[name]!r:.100}, expected images and text only.")
+    if kwargs.get("audio") is not None:
+        raise ValueError(f"Got audio={kwargs['audio']!r:.100}, expected images, videos and text only.")
 
 
 def _as_batch(conversation) -> tuple[list, bool]:

@@ -26,9 +26,18 @@ class Resizer:
         backend: `"torch"` or `"pillow"`.
         resample: a filter of Pillow.
         device: where the resized levels are wanted; torch resizes there.
+        rows_first: resample rows first whatever the sizes, as torch does by itself.
     """
 
-    def __init__(self, source: PillowSource | ArraySource, backend: str, resample, device: torch.device):
+    def __init__(
+        self,
+        source: PillowSource | ArraySource,
+        backend: str,
+        resample,
+        device: torch.device,
+        rows_first: bool = False,
+    ):
+        self.rows_first = rows_first
         self.source = source.decoded()  # once for all bands
         self.resize_part = RESIZE_BACKENDS[backend]
         self.resample = resample
@@ -102,6 +111,8 @@ class Resizer:
 
     def _resamples_columns_first(self, size: Size) -> bool:
         """The order of the axes shows in the pixels: it is that of Pillow 13, whatever version is installed."""
+        if self.rows_first:
+            return False
         lost_height, lost_width = self.source.height - size[0], self.source.width - size[1]
         return lost_height > max(0, 2 * lost_width)
 

@@ -1,0 +1,214 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Video processor of InternVL-X: samples frames and makes one tile of each. It needs no torchvision."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import SizeDict
+from transformers.processing_utils import VideosKwargs
+from transformers.utils import TensorType
+
+from .image_processing_internvlx import InternVLXImageProcessor
+from .resizing import empty
+from .rvtc import TilingRule
+from .video_files import Frame, Video, flat_videos, open_video, sampled_indices
+
+SAMPLING = ("num_frames", "fps", "min_frames", "max_frames", "do_sample_frames", "video_metadata")
+_ABOUT_TILES = ("crop_to_patches", "min_patches", "max_patches", "slicing", "use_thumbnail", "jpeg_draft")
+_DECODED_TOGETHER = 4  # frames
+
+
+class InternVLXVideoProcessorKwargs(VideosKwargs, total=False):
+    r"""
+    num_frames (`int`, *optional*, defaults to 8):
+        Frames of a video, the middles of as many equal segments. A shorter video gives all its frames.
+    fps (`float`, *optional*):
+        Frames of each second of a video, in place of `num_frames`.
+    min_frames (`int`, *optional*, defaults to 1):
+        Least number of frames that `fps` gives.
+    max_frames (`int`, *optional*, defaults to 128):
+        Largest number of frames that `fps` gives. More frames, given or asked for otherwise, are refused.
+    do_sample_frames (`bool`, *optional*):
+        `True`: sample of every video. `False`: take all frames. By default files are sampled, and frames that are given one
+        by one or as an array are taken as they are, unless the call says `num_frames` or `fps`.
+    frame_label (`str`, *optional*, defaults to `"Frame{}: "`):
+        What stands in front of a frame in the prompt, with its number for `{}`.
+    resize_backend (`str`, *optional*, defaults to `"torch"`), do_exif_transpose, alpha:
+        As for `InternVLXImageProcessor`.
+    """
+
+    min_frames: int | None
+    max_frames: int | None
+    frame_label: str | None
+    resize_backend: str | None
+    do_exif_transpose: bool | None
+    alpha: str | None
+
+
+class InternVLXVideoProcessor(InternVLXImageProcessor):
+    """Samples the frames of videos and turns each into one normalised tile.
+
+    Calling it with one video or a list of them gives
+    - `pixel_values_videos`, (frames, 3, H, W) float32: the frames of all videos one after another,
+    - `num_patches_videos`, (videos,): how many of them belong to each video.
+
+    A video is a path, a URL, a folder of frames, a list of frames or an array (see `video_files.open_video`). Of a file only
+    what is sampled is decoded, a few frames at a time.
+
+    Raises:
+        ImportError: a video is a file, and neither PyAV nor torchcodec is installed.
+        ValueError: a video is corrupt, empty, or without a video stream, or an argument is unknown or contradicts another;
+            the message names it.
+    """
+
+    valid_kwargs = InternVLXVideoProcessorKwargs
+    model_input_names = ["pixel_values_videos", "num_patches_videos"]
+    _auto_class = None  # type: ignore[assignment]
+
+    crop_to_patches: bool | None = False
+    num_frames: int | None = 8
+    fps: float | None = None
+    min_frames = 1
+    max_frames = 128
+    do_sample_frames: bool | None = None
+    frame_label = "Frame{}: "
+    _rows_first = True  # as native InternVL's
+
+    @classmethod
+    def like(cls, image_processor: InternVLXImageProcessor, **settings) -> "InternVLXVideoProcessor":
+        """One whose tiles have the size and the levels of an image processor's."""
+        names = cls.valid_kwargs.__annotations__
+        own = {name: value for name, value in image_processor.to_dict().items() if name in names}
+        return cls(**{**own, **settings})
+
+    def __init__(self, **kwargs):
+        super().__init__(**{name: value for name, value in kwargs.items() if name not in _ABOUT_TILES})
+        self.crop_to_patches = False
+        self._sampling({})
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict, **kwargs):
+        names = {*cls.valid_kwargs.__annotations__, "access"}
+        return super().from_dict(
+            {name: image_processor_dict[name] for name in names & image_processor_dict.keys()}, **kwargs
+        )
+
+    def to_dict(self) -> dict:
+        settings = super().to_dict()
+        kept = {name: value for name, value in settings.items() if name in self.valid_kwargs.__annotations__}
+        return {**kept, "video_processor_type": type(self).__name__}
+
+    def preprocess(self, videos, *args, **kwargs) -> BatchFeature:  # type: ignore[override]
+        opened = [open_video(video, self.access) for video in flat_videos(videos)]
+        if not opened:
+            raise ValueError(f"videos={videos!r:.100}, expected at least one video.")
+        self._require_known(kwargs)
+        return_tensors = kwargs.pop("return_tensors", None)
+        chosen = self.choose_frames(opened, kwargs)
+        for name in (*SAMPLING, "frame_label", "return_metadata"):
+            kwargs.pop(name, None)
+        total = sum(map(len, chosen))
+        pixel_values, written = torch.empty(0), 0
+        for frames in _together(opened, chosen):
+            tiles = super().preprocess(frames, *args, return_tensors="pt", **kwargs)["pixel_values"]
+            if not written:
+                pixel_values = empty((total, *tiles.shape[1:]), tiles.dtype, tiles.device)
+            pixel_values[written : written + len(tiles)] = tiles
+            written += len(tiles)
+        return _as_feature(pixel_values, [len(indices) for indices in chosen], return_tensors)
+
+    def _tiling_rule(self, size: SizeDict, **kwargs) -> TilingRule:  # type: ignore[override]
+        tiles = {"crop_to_patches": False, "min_patches": 1, "max_patches": 1}
+        return super()._tiling_rule(size, slicing="ratio", use_thumbnail=False, **tiles)
+
+    def _require_known(self, kwargs: Mapping) -> None:
+        unknown = [name for name in kwargs if name not in {*self.valid_kwargs.__annotations__, "return_tensors"}]
+        if unknown:
+            raise ValueError(f"Unknown setting {unknown[0]!r} of the video processor.")
+        try:
+            validate_typed_dict(self.valid_kwargs, dict(kwargs))
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+
+    def choose_frames(self, videos: list[Video], kwargs: Mapping | None = None) -> list[list[int]]:
+        """Which frames of each video a call takes, without decoding one.
+
+        Args:
+            kwargs: arguments of the call that replace the processor's own.
+
+        Raises:
+            ValueError: one of them is out of range, or a video has more frames than `max_frames`.
+        """
+        kwargs = {name: value for name, value in (kwargs or {}).items() if value is not None}
+        num_frames, fps, min_frames, max_frames = self._sampling(kwargs)
+        asks = "num_frames" in kwargs or "fps" in kwargs
+        does = kwargs.get("do_sample_frames", self.do_sample_frames)
+        metadata = _metadata(kwargs.get("video_metadata"), videos)
+        chosen = []
+        for video, known in zip(videos, metadata, strict=True):
+            if video.fps is None and known.get("fps"):
+                video.fps = float(known["fps"])
+            if does or (does is None and (asks or not video.is_sampled)):
+                indices = sampled_indices(video, num_frames, fps, min_frames, max_frames)
+            else:
+                indices = list(range(video.num_frames))
+            if len(indices) > max_frames:
+                raise ValueError(
+                    f"{video.name} would take {len(indices)} frames, expected at most max_frames={max_frames}. Ask for fewer with "
+                    "num_frames or fps, or raise max_frames."
+                )
+            chosen.append(indices)
+        return chosen
+
+    def _sampling(self, kwargs: Mapping) -> tuple[int | None, float | None, int, int]:
+        """`num_frames`, `fps` and their bounds; what a call gives goes before what the processor has."""
+        num_frames, fps = kwargs.get("num_frames"), kwargs.get("fps")
+        if num_frames is not None and fps is not None:
+            raise ValueError(f"num_frames={num_frames} and fps={fps}, expected one of them.")
+        if num_frames is None and fps is None:
+            fps = self.fps
+            num_frames = self.num_frames if fps is None else None
+        least, most = (kwargs.get(name, getattr(self, name)) for name in ("min_frames", "max_frames"))
+        counts = {"num_frames": num_frames, "min_frames": least, "max_frames": most}
+        for name, value in counts.items():
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not is_count and not (value is None and name == "num_frames"):
+                raise ValueError(f"{name}={value!r}, expected a positive number of frames.")
+        if fps is not None and not (isinstance(fps, int | float) and 0 < fps < float("inf")):
+            raise ValueError(f"fps={fps!r}, expected a positive number of frames a second.")
+        if least > most:
+            raise ValueError(f"min_frames={least} and max_frames={most}, expected min_frames <= max_frames.")
+        label = kwargs.get("frame_label", self.frame_label)
+        if not isinstance(label, str) or label.count("{}") != 1 or label.replace("{}", "").count("{"):
+            raise ValueError(f"frame_label={label!r}, expected a text with one {{}} for the frame's number.")
+        return num_frames, fps, least, most
+
+
+def _together(videos: list[Video], chosen: list[list[int]]) -> Iterator[list[Frame]]:
+    """The chosen frames of all videos, a few at a time."""
+    for video, indices in zip(videos, chosen, strict=True):
+        frames = video.frames(indices)
+        while some := list(islice(frames, _DECODED_TOGETHER)):
+            yield some
+
+
+def _metadata(given, videos: list[Video]) -> list[Mapping]:
+    """What is known of each video besides."""
+    if given is None:
+        return [{}] * len(videos)
+    flat = [given] if isinstance(given, Mapping) else list(given)
+    flat = [one for item in flat for one in (item if isinstance(item, list | tuple) else [item])]
+    if len(flat) != len(videos) or not all(isinstance(known, Mapping) for known in flat):
+        raise ValueError(f"video_metadata={given!r:.100}, expected a dictionary for each of {len(videos)} videos.")
+    return [{name: known[name] for name in known if known[name] is not None} for known in flat]
+
+
+def _as_feature(pixel_values: torch.Tensor, num_frames: list[int], return_tensors) -> BatchFeature:
+    values = pixel_values if return_tensors == TensorType.PYTORCH else pixel_values.numpy(force=True)
+    frames = list(values) if return_tensors is None else values
+    data = {"pixel_values_videos": frames, "num_patches_videos": num_frames}
+    return BatchFeature(data, tensor_type=return_tensors)
