@@ -217,7 +217,10 @@ def test_marks_are_written_where_they_stand_and_images_without_marks_in_front(pr
         ({"messages": []}, r"messages=\[\], expected a list"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "no turn of the assistant"),
         ({"messages": [{"role": "gpt", "content": "Hi"}]}, "role 'gpt', expected one of system, user, assistant"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "expected one of type text or image"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+            "expected one of type text, image or video",
+        ),
         ({"messages": [{"role": "user"}]}, "turn 0 is .*expected {'role'"),
         (asked(answer=" \n"), r"turn 1 \(assistant\) is empty"),
         (asked("<image> or <image>?", images=1), "1 images and the marks <image> 2 times"),

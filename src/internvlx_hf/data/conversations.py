@@ -4,24 +4,25 @@
 import os
 from collections.abc import Mapping
 
-from .samples import images_of, refuse_unread
+from ..processing.messages import IMAGE, VIDEO
+from .samples import media_of, refuse_unread
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _ABSOLUTE = ("http://", "https://", "file://", "data:")
 
 
 def sample_from_record(record: Mapping, image_root: str | None = None, images_kwargs: Mapping | None = None) -> dict:
-    """A sample `{"messages": [...], "images": [...]}` from any record that training takes.
+    """A sample `{"messages": [...], "images": [...], "videos": [...]}` from any record that training takes.
 
     Args:
         record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as InternVL
             and LLaVA write them; blanks around a value are dropped, as InternVL drops them. `image` or `images` is one
-            image or a list; an empty one is none, and not both may be given.
-        image_root: folder that relative paths of images count from, those in parts of messages too.
+            image or a list; an empty one is none, and not both may be given. So are `video` or `videos`.
+        image_root: folder that relative paths of images and videos count from, those in parts of messages too.
         images_kwargs: arguments of the image processor for this record.
 
     Raises:
-        ValueError: the record is something else, has an unknown speaker, or media other than images.
+        ValueError: the record is something else, has an unknown speaker, or media other than images and videos.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
@@ -32,7 +33,9 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
         messages = _messages(record["conversations"])
     else:
         raise ValueError(f"it has the keys {', '.join(map(str, record))}, expected `messages` or `conversations`")
-    sample = {"messages": messages, "images": [_located(image, image_root) for image in images_of(record)]}
+    sample = {"messages": messages, "images": [_located(image, image_root) for image in media_of(record, IMAGE)]}
+    videos = [_located_video(video, image_root) for video in media_of(record, VIDEO)]
+    sample |= {"videos": videos} if videos else {}
     return sample | ({"images_kwargs": dict(images_kwargs)} if images_kwargs else {})
 
 
@@ -65,9 +68,15 @@ def _located_in(message, root: str):
 
 
 def _located_part(part, root: str):
-    if not isinstance(part, Mapping) or part.get("type") != "image":
+    if not isinstance(part, Mapping) or part.get("type") not in ("image", "video"):
         return part
-    return {key: _located(value, root) if key in ("image", "path") else value for key, value in part.items()}
+    keys = (part["type"], "path")
+    return {key: _located_video(value, root) if key in keys else value for key, value in part.items()}
+
+
+def _located_video(video, root: str | None):
+    """With the paths of its frames where it is a list of them."""
+    return [_located(frame, root) for frame in video] if isinstance(video, list | tuple) else _located(video, root)
 
 
 def _located(image, root: str | None):

@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""From a sample to its token ids, its labels, and the images that are still to be cut into tiles."""
+"""From a sample to its token ids, its labels, and the images that are still to be cut into tiles; frames are images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import jinja2
 import numpy as np
@@ -14,9 +15,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..processing import InternVLXProcessor
 from ..processing.chat_templates import require_generation_marks
 from ..processing.image_sources import image_size
-from ..processing.literals import IMAGE_MARK, literals_as_text
+from ..processing.literals import literals_as_text
 from ..processing.processing_internvlx import IGNORE_INDEX
-from .samples import BrokenSampleError, Conversation, TooLongError, read_conversation
+from ..processing.video_files import ChosenFrames, Video
+from .samples import MARK_OF, BrokenSampleError, Conversation, TooLongError, read_conversation
 
 logger = logging.get_logger(__name__)
 
@@ -26,6 +28,16 @@ KINDS = ("broken", "too_long", "cut")
 _WORKERS = 256  # of a data loader, that are counted apart
 # a sample's images of more pixels in all are cut into tiles at once
 MOST_WHOLE_PIXELS = 2**24
+# of the image processor and the video processor, which have to agree where both make a batch's tiles
+_LEVELS = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "size")
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """A frame of a video, which is not decoded yet. It takes one tile."""
+
+    video: Video
+    index: int
 
 
 @dataclass
@@ -37,7 +49,7 @@ class TrainingSample:
         images: what `input_ids` have room for: (C, H, W) 8-bit levels, upright. (An image of 12
             megapixels is cut into tiles a fifth faster from these than from Pillow's memory, and the same.) Of larger
             images the tiles, (tiles, C, H, W): the whole images of a batch would take gigabytes. So with `jpeg_draft`, for
-            which the file has to be there.
+            which the file has to be there, and of samples with videos.
         num_tiles: of each image.
         images_kwargs: what the image processor is called with for this sample.
         was_cut: whether `max_length` took something away.
@@ -128,6 +140,8 @@ class SampleEncoder:
             ValueError: the sample is broken: one of its images cannot be read, a text holds an image token, ...
         """
         encoded = self.measure(sample)
+        if any(isinstance(image, VideoFrame) for image in encoded.images):
+            return self._cut(encoded)
         if not encoded.images or not self.processor.image_processor.do_rescale:
             return encoded  # without rescaling it matters what range an array came in
         sources = [self._source(image, encoded.images_kwargs) for image in encoded.images]
@@ -150,8 +164,22 @@ class SampleEncoder:
     def _cut(self, encoded: TrainingSample) -> TrainingSample:
         """With the tiles of its images, one of which is decoded at a time."""
         levels = {"do_normalize": False, "rescale_factor": 1.0, "return_tensors": "pt"}
-        features = self.processor.image_processor(encoded.images, **encoded.images_kwargs | levels)
-        encoded.images = list(features.pixel_values.to(torch.uint8).split(encoded.num_tiles))
+        tiles = []
+        for video, neighbours in groupby(encoded.images, key=lambda image: getattr(image, "video", None)):
+            group = list(neighbours)
+            if video is None:
+                features = self.processor.image_processor(group, **encoded.images_kwargs | levels)
+                tiles.append(features.pixel_values)
+            else:
+                chosen = ChosenFrames(video, [frame.index for frame in group])
+                features = self.processor.video_processor(chosen, max_frames=len(group), min_frames=1, **levels)
+                tiles.append(features.pixel_values_videos)
+        found = sum(map(len, tiles))
+        if found != sum(encoded.num_tiles):
+            raise ValueError(
+                f"its images take {found} tiles when they are decoded, their headers say {sum(encoded.num_tiles)}"
+            )
+        encoded.images = list(torch.cat(tiles).to(torch.uint8).split(encoded.num_tiles))
         encoded.images_kwargs |= {"input_data_format": "channels_first", "crop_to_patches": False, "do_resize": False}
         return encoded
 
@@ -195,9 +223,39 @@ class SampleEncoder:
         images_kwargs = dict(sample.get("images_kwargs") or {})
         if self.share_tiles and len(conversation.images) > 1:
             images_kwargs |= self._shares(len(conversation.images), images_kwargs)
+        if conversation.videos:
+            conversation = self._with_frames(conversation)
         num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
         ids, has_loss = self._tokenize(conversation)
         return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
+
+    def _with_frames(self, conversation: Conversation) -> Conversation:
+        """The conversation with the sampled frames of its videos as marked images, each behind its label."""
+        video_processor, videos = self.processor.video_processor, conversation.videos
+        for name in _LEVELS:
+            own, other = (getattr(each, name) for each in (video_processor, self.processor.image_processor))
+            if (list(own) != list(other)) if isinstance(own, list | tuple) else own != other:
+                raise ValueError(
+                    f"the video processor has {name}={own} and the image processor {other}, expected the same"
+                )
+        chosen = zip(videos, video_processor.choose_frames(videos), strict=True)
+        images, rest = [], iter(conversation.images)
+        messages = []
+        for message in conversation.messages:
+            content: list[dict] = []
+            for part in message["content"]:
+                if part["type"] not in ("video", MARK_OF["video"]):
+                    images += [next(rest)] if part["type"] != "text" else []
+                    content.append(part)
+                    continue
+                video, indices = next(chosen)
+                for number, index in enumerate(indices, start=1):
+                    label = video_processor.frame_label.replace("{}", str(number))
+                    content += [{"type": "text", "text": "\n" * (number > 1) + label}, {"type": MARK_OF["image"]}]
+                    images.append(VideoFrame(video, index))
+                content += [{"type": "text", "text": "\n"}] if part["type"] == "video" else []
+            messages.append({**message, "content": content})
+        return Conversation(messages, images, [])
 
     def _shares(self, images: int, images_kwargs: dict) -> dict[str, int]:
         """The tiles that each of a sample's images may take."""
@@ -209,6 +267,8 @@ class SampleEncoder:
         return {"min_patches": min(least, most), "max_patches": most}
 
     def _count_tiles(self, image, images_kwargs: dict) -> int:
+        if isinstance(image, VideoFrame):
+            return 1
         image_processor = self.processor.image_processor
         upright = images_kwargs.get("do_exif_transpose", image_processor.do_exif_transpose)
         return self._num_tiles(*image_size(image, upright, images_kwargs.get("input_data_format")), images_kwargs)
@@ -229,7 +289,7 @@ class SampleEncoder:
         tokenizer = self.processor.tokenizer
         prompt, spans = self._render(conversation)
         has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
-        with literals_as_text(tokenizer, [prompt], (*self.processor.image_tokens, IMAGE_MARK)):
+        with literals_as_text(tokenizer, [prompt], self.processor.literals):
             tokens = tokenizer(
                 prompt,
                 add_special_tokens=not has_bos,
@@ -248,7 +308,7 @@ class SampleEncoder:
         """The prompt, and where in it the assistant's words start and end."""
         mark = {"type": "text", "text": self.processor.image_token}
         messages = [
-            message | {"content": [mark if part["type"] == "mark" else part for part in message["content"]]}
+            message | {"content": [mark if part["type"] == MARK_OF["image"] else part for part in message["content"]]}
             for message in conversation.messages
         ]
         try:

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a training sample is: messages, and the images that their image parts or marks stand for."""
+"""What a training sample is: messages, and the images and videos that their parts or marks stand for."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,19 @@ import PIL.Image
 from transformers.image_utils import is_valid_image
 
 from ..processing.image_files import open_file, open_image
-from ..processing.literals import IMAGE_MARK, MARK_AS_TEXT
-from ..processing.messages import IMAGE_KEYS, count_marks, read_messages
+from ..processing.messages import IMAGE, IMAGE_KEYS, VIDEO, Medium, count_marks, media_parts, read_messages
+from ..processing.video_files import Video, open_video
 
 # what other trainers read beside the messages, and what to do instead: a sample must not lose it silently
-_UNREAD = dict.fromkeys(("video", "videos", "audio", "audios"), "images only") | {
+_UNREAD = dict.fromkeys(("audio", "audios"), "images and videos only") | {
     "tools": "messages only: training writes no tools",
     "system": "it as the first message, of role system",
 }
+
+
+_READ = ("images", "image", "videos", "video")
+# the type of a part that was a mark in a text: nothing stands behind it but what stood there
+MARK_OF = {"image": "mark", "video": "video mark"}
 
 
 class BrokenSampleError(ValueError):
@@ -31,29 +36,32 @@ class TooLongError(BrokenSampleError):
 
 @dataclass
 class Conversation:
-    """Messages whose contents are lists of text and image parts, and the images in their order."""
+    """Messages whose contents are lists of text, image and video parts, and the images and videos in their order."""
 
     messages: list[dict]
     images: list
+    videos: list[Video]
 
 
 def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conversation:
-    """The conversation of a sample `{"messages": [...], "images": [...]}`.
+    """The conversation of a sample `{"messages": [...], "images": [...], "videos": [...]}`.
 
     A message's content is a string or a list of parts, as for `apply_chat_template`. Image parts carry their image, or take
     the sample's `images` in order. Where no message has an image part, the marks `<image>` in the users' texts stand for
     the images, as in InternVL's and LLaVA's data; they become parts `{"type": "mark"}`. Without a mark the images go in
     front of the first user turn. What the assistant says is text, also where it looks like a mark or an image token, and is
-    escaped (see `literals_as_text`).
+    escaped (see `literals_as_text`). All this holds for videos too, whose mark is `<video>`.
 
     Args:
         sample: `images` (or `image`, for a single one) may be absent. An image is whatever the image processor takes, or
-            `{"bytes": ..., "path": ...}` as `datasets` stores it.
+            `{"bytes": ..., "path": ...}` as `datasets` stores it. `videos` (or `video`) likewise: a video is a file or a
+            folder of frames, of which only the header is read here, or a list of frames.
         image_tokens: what images are written with.
 
     Raises:
-        ValueError: the sample has another shape, other media than images, an unknown role or part, an image token in a text
-            or an empty answer, or its images and the places for them differ in number.
+        ValueError: the sample has another shape, other media than these, an unknown role or part, an image token in a text
+            or an empty answer, or its images or videos and the places for them differ in
+            number.
     """
     refuse_unread(sample)
     messages = sample.get("messages")
@@ -61,23 +69,29 @@ def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conv
         raise ValueError(f"it has messages={messages!r:.100}, expected a list of messages")
     messages = [_in_parts(message) for message in read_messages(messages, image_tokens)]
     _check_turns(messages)
-    images = images_of(sample)
-    parts = [part for message in messages for part in message["content"]]
-    marks = count_marks(messages)
-    if not any(part["type"] == "image" for part in parts):
-        _place(messages, marks, len(images))
-        return Conversation(messages, [_opened(image) for image in images])
-    places = [part for part in parts if part["type"] == "image"]
-    bare = [part for part in places if "source" not in part]
-    if len(bare) != len(images):
-        raise ValueError(f"it has {len(images)} images for {len(bare)} image parts, expected one for each")
-    for part, image in zip(bare, images, strict=True):
-        part["source"] = image
-    return Conversation(messages, [_opened(part.pop("source")) for part in places])
+    # videos first: images that stand in front then stand in front of them, too
+    videos = _placed(messages, media_of(sample, VIDEO), VIDEO)
+    images = _placed(messages, media_of(sample, IMAGE), IMAGE)
+    return Conversation(messages, [_opened(image) for image in images], [_opened_video(video) for video in videos])
+
+
+def _placed(messages: list[dict], given: list, medium: Medium) -> list:
+    """The images, or videos, of all parts and marks, in order; makes parts where there are none."""
+    marks, parts = count_marks(messages, medium), media_parts(messages, medium)
+    if not parts:
+        _place(messages, marks, len(given), medium)
+        return given
+    bare = [part for part in parts if "source" not in part]
+    if len(bare) != len(given):
+        kind = medium.kind
+        raise ValueError(f"it has {len(given)} {kind}s for {len(bare)} {kind} parts, expected one for each")
+    for part, source in zip(bare, given, strict=True):
+        part["source"] = source
+    return [part.pop("source") for part in parts]
 
 
 def refuse_unread(sample: Mapping) -> None:
-    """Raises `ValueError` if a sample or a record has what training would drop, as other media than images.
+    """Raises `ValueError` if a sample or a record has what training would drop, as sounds.
 
     That is also tools, a system message beside the messages, and a misspelt `images`. Other keys are left alone, since data
     have columns for other purposes.
@@ -86,20 +100,22 @@ def refuse_unread(sample: Mapping) -> None:
         expected = _expected_instead(name)
         if expected and value is not None and (not hasattr(value, "__len__") or len(value)):
             raise ValueError(f"it has {name}={value!r:.100}, expected {expected}")
+    if sample.get("clip") is not None and any(name in sample for name in ("video", "videos")):
+        raise ValueError(f"it has clip={sample['clip']!r:.100}, expected a file of that part of the video")
 
 
 @lru_cache
 def _expected_instead(name: str) -> str | None:
-    if name in ("image", "images") or name in _UNREAD:
+    if name in _READ or name in _UNREAD:
         return _UNREAD.get(name)
-    nearest = get_close_matches(str(name).lower(), ("images", "image"), 1, cutoff=0.88)
+    nearest = get_close_matches(str(name).lower(), _READ, 1, cutoff=0.88)
     return f"`{nearest[0]}`" if nearest else None
 
 
 def _in_parts(message: dict) -> dict:
-    """The message with its content as a list of `{"type": "text", "text": ...}` and `{"type": "image"}`.
+    """The message with its content as a list of `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`.
 
-    The latter have their `source` if they carry one.
+    The latter two have their `source` if they carry one.
     """
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -109,8 +125,9 @@ def _in_parts(message: dict) -> dict:
 def _with_source(part: dict) -> dict:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
-    sources = [part[key] for key in IMAGE_KEYS if key in part]
-    return {"type": "image"} | ({"source": sources[0]} if sources else {})
+    medium = VIDEO if part["type"] == "video" else IMAGE
+    sources = [part[key] for key in medium.keys if key in part]
+    return {"type": medium.kind} | ({"source": sources[0]} if sources else {})
 
 
 def _check_turns(messages: list[dict]) -> None:
@@ -123,22 +140,23 @@ def _check_turns(messages: list[dict]) -> None:
             raise ValueError(f"turn {turn} (assistant) is empty, expected an answer")
 
 
-def images_of(sample: Mapping) -> list:
-    """What a sample or a record has in `images` or `image`, one image or a list; none where it is empty.
+def media_of(sample: Mapping, medium: Medium) -> list:
+    """What a sample or a record has in `images` or `image` (`videos` or `video`), one or a list; none where it is empty.
 
     Raises:
         ValueError: it has both.
     """
-    found = {name: _as_list(sample.get(name)) for name in ("images", "image")}
-    if all(found.values()):
-        raise ValueError("it has both `images` and `image`, expected one of them")
-    return found["images"] or found["image"]
+    names = f"{medium.kind}s", medium.kind
+    found = [_as_list(sample.get(name)) for name in names]
+    if all(found):
+        raise ValueError(f"it has both `{names[0]}` and `{names[1]}`, expected one of them")
+    return found[0] or found[1]
 
 
-def _as_list(images) -> list:
-    if images is None or (isinstance(images, str) and not images):
+def _as_list(given) -> list:
+    if given is None or (isinstance(given, str) and not given):
         return []
-    return list(images) if isinstance(images, list | tuple) else [images]
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _opened(image):
@@ -157,36 +175,48 @@ def _opened(image):
     return image
 
 
+def _opened_video(video) -> Video:
+    if isinstance(video, Mapping):
+        sources = [video[key] for key in ("bytes", *VIDEO.keys) if video.get(key) is not None]
+        if not sources:
+            raise ValueError(f"a video is {video!r:.100}, expected a video, its path or {{'bytes': ...}}")
+        video = sources[0]
+    return open_video(video)
+
+
 def _from_bytes(data: bytes, path: str | None) -> PIL.Image.Image:
     if not isinstance(data, bytes | bytearray):
         raise ValueError(f"an image's bytes are {data!r:.100}, expected bytes")
     return open_file(bytes(data), str(path or f"an image of {len(data)} bytes"))
 
 
-def _place(messages: list[dict], marks: int, num_images: int) -> None:
-    """Makes parts of the marks in the users' texts, or puts the images in front where there are none."""
-    if marks and marks != num_images:
+def _place(messages: list[dict], marks: int, number: int, medium: Medium) -> None:
+    """Makes parts of the marks in the users' texts, or puts parts in front where there are none."""
+    kind = medium.kind
+    if marks and marks != number:
         raise ValueError(
-            f"it has {num_images} images and the marks {IMAGE_MARK} {marks} times in the users' turns, expected one for each "
-            f"image; a mark that is only text is written {MARK_AS_TEXT!r}"
+            f"it has {number} {kind}s and the marks {medium.mark} {marks} times in the users' turns, expected one for each "
+            f"{kind}; a mark that is only text is written {medium.mark_as_text!r}"
         )
     if not marks:
-        front = [{"type": "image"} for _ in range(num_images)]
+        front = [{"type": kind} for _ in range(number)]
         if front:
-            _first_user(messages)["content"][:0] = front
+            _first_user(messages, kind)["content"][:0] = front
         return
     for message in messages:
-        message["content"] = [piece for part in message["content"] for piece in _split_at_marks(part["text"])]
+        message["content"] = [piece for part in message["content"] for piece in _split_at_marks(part, medium)]
 
 
-def _first_user(messages: list[dict]) -> dict:
+def _first_user(messages: list[dict], kind: str) -> dict:
     for message in messages:
         if message["role"] == "user":
             return message
-    raise ValueError("it has images but no user's turn to put them into")
+    raise ValueError(f"it has {kind}s but no user's turn to put them into")
 
 
-def _split_at_marks(text: str) -> list[dict]:
-    pieces = [{"type": "text", "text": piece} for piece in text.split(IMAGE_MARK)]
-    marked = [part for piece in pieces for part in (piece, {"type": "mark"})][:-1]
-    return [part for part in marked if part["type"] == "mark" or part["text"]]
+def _split_at_marks(part: dict, medium: Medium) -> list[dict]:
+    if part["type"] != "text":
+        return [part]
+    pieces = [{"type": "text", "text": piece} for piece in part["text"].split(medium.mark)]
+    marked = [each for piece in pieces for each in (piece, {"type": MARK_OF[medium.kind]})][:-1]
+    return [each for each in marked if each["type"] != "text" or each["text"]]

@@ -141,8 +141,8 @@ def _meta_part(place: str, entry, folder: Path) -> Part:
         raise ValueError(f"{place} sets {unknown[0]!r}, which is unknown here, expected only {', '.join(_META_KEYS)}.")
     if entry.get("data_augment"):
         raise ValueError(f"{place} sets data_augment={entry['data_augment']!r}, but images are not augmented here.")
-    if entry.get("media_type", "image") not in ("image", "text"):
-        raise ValueError(f"{place} sets media_type={entry['media_type']!r}, expected image or text.")
+    if entry.get("media_type", "image") not in ("image", "video", "text"):
+        raise ValueError(f"{place} sets media_type={entry['media_type']!r}, expected image, video or text.")
     repeat = entry.get("repeat_time", 1)
     if not isinstance(repeat, int | float) or isinstance(repeat, bool) or not 0 <= repeat < float("inf"):
         raise ValueError(f"{place} sets repeat_time={repeat!r}, expected a number from 0 on.")

@@ -279,7 +279,7 @@ class InternVLXProcessor(ProcessorMixin):
         if videos is None or images is not None or text is not None:  # transformers knows no videos but its own
             super().validate_inputs(images=images, text=text, **kwargs)
 
-    def _process_videos(self, videos: list[Video], **kwargs):
+    def _process_videos(self, videos, **kwargs):
         inputs = self.video_processor(videos, **kwargs)
         return inputs, [self.replace_video_token(inputs, index, **kwargs) for index in range(len(videos))]
 
@@ -455,7 +455,8 @@ class InternVLXProcessor(ProcessorMixin):
                 num_places.append(sum(map(is_bare, media_parts(messages, medium))) + count_marks(messages, medium))
         shares = [None] * len(num_places) if given is None else self._shared_out(given, num_places, medium)
         token = self.image_token if medium is IMAGE else VIDEO_MARK
-        placed, own = [], []
+        placed: list[list[dict]] = []
+        own: list[list] = []
         for index, (messages, share) in enumerate(zip(conversations, shares, strict=True)):
             marks, parts = count_marks(messages, medium), len(media_parts(messages, medium))
             if marks and share is None and not tokenize:

@@ -81,6 +81,19 @@ class FrameList(Video):
         return (self._frames[index] for index in indices)
 
 
+class ChosenFrames(Video):
+    """Some frames of a video, as a video of their own."""
+
+    is_sampled = True
+
+    def __init__(self, video: Video, indices: Sequence[int]):
+        self.name, self.num_frames = video.name, len(indices)
+        self._video, self._indices = video, indices
+
+    def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
+        return self._video.frames([self._indices[index] for index in indices])
+
+
 def _opened_frame(frame, index: int, name: str, access: ImageAccess | None) -> Frame:
     if isinstance(frame, str | os.PathLike):
         return open_image(frame, access or ImageAccess())

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
@@ -65,7 +66,7 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
             the message names it.
     """
 
-    valid_kwargs = InternVLXVideoProcessorKwargs
+    valid_kwargs = InternVLXVideoProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values_videos", "num_patches_videos"]
     _auto_class = None  # type: ignore[assignment]
 
@@ -114,7 +115,8 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
         total = sum(map(len, chosen))
         pixel_values, written = torch.empty(0), 0
         for frames in _together(opened, chosen):
-            tiles = super().preprocess(frames, *args, return_tensors="pt", **kwargs)["pixel_values"]
+            images: Any = frames
+            tiles = super().preprocess(images, *args, return_tensors="pt", **kwargs)["pixel_values"]
             if not written:
                 pixel_values = empty((total, *tiles.shape[1:]), tiles.dtype, tiles.device)
             pixel_values[written : written + len(tiles)] = tiles
@@ -122,15 +124,16 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
         return _as_feature(pixel_values, [len(indices) for indices in chosen], return_tensors)
 
     def _tiling_rule(self, size: SizeDict, **kwargs) -> TilingRule:  # type: ignore[override]
-        tiles = {"crop_to_patches": False, "min_patches": 1, "max_patches": 1}
-        return super()._tiling_rule(size, slicing="ratio", use_thumbnail=False, **tiles)
+        return super()._tiling_rule(
+            size, crop_to_patches=False, min_patches=1, max_patches=1, slicing="ratio", use_thumbnail=False
+        )
 
     def _require_known(self, kwargs: Mapping) -> None:
         unknown = [name for name in kwargs if name not in {*self.valid_kwargs.__annotations__, "return_tensors"}]
         if unknown:
             raise ValueError(f"Unknown setting {unknown[0]!r} of the video processor.")
         try:
-            validate_typed_dict(self.valid_kwargs, dict(kwargs))
+            validate_typed_dict(self.valid_kwargs, dict(kwargs))  # type: ignore[type-var]
         except StrictDataclassError as error:
             raise ValueError(str(error)) from error
 
