@@ -219,7 +219,7 @@ def test_package_has_the_version_of_the_code_that_travels():
     assert done.stdout.strip() == VERSION, done.stderr
 
 
-@pytest.mark.parametrize("version", ["0.1.1", "0.10.0", "1.0.0rc1"])
+@pytest.mark.parametrize("version", [f"{VERSION}9", "0.10.0", "1.0.0rc1"])
 def test_names_of_a_newer_version_only_warn(version, warnings, tmp_path):
     tiny_config(**LVTC).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -238,7 +238,7 @@ def test_names_of_a_newer_version_only_warn(version, warnings, tmp_path):
         InternVLXConfig.from_pretrained(tmp_path, lvtc_config={"expand_layers": 2})
 
 
-@pytest.mark.parametrize("version", [None, "0.0.9", "0.1.0", "0.1.0.dev3"])
+@pytest.mark.parametrize("version", [None, "0.0.9", VERSION, f"{VERSION}.dev3"])
 def test_names_of_this_or_an_older_version_raise(version):
     with pytest.raises(ValueError, match="Did you mean `expand_layer`"):
         tiny_config(lvtc_config={"expand_layers": 2}, internvlx_version=version)
