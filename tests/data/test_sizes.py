@@ -58,13 +58,20 @@ def test_sizes_are_measured_by_workers_kept_and_measured_anew_when_something_cha
     data = load_training_data(annotations, processor)
     sizes = measure_sizes(data)
     assert sizes.tokens.tolist() == [len(sample) for sample in data]
+    assert sizes.images.tolist() == [len(sample.images) for sample in data]
+    assert sizes.supervised.tolist() == [(sample.labels != -100).sum() for sample in data]
     by_workers = measure_sizes(data, num_workers=2, cache=tmp_path / "cache")
     np.testing.assert_array_equal(by_workers.tokens, sizes.tokens)
     (kept,) = (tmp_path / "cache").iterdir()
-    np.save(kept, np.stack([sizes.tokens + 1, sizes.tiles]))
+    stored = np.load(kept)
+    stored[0] += 1
+    np.save(kept, stored)
     np.testing.assert_array_equal(measure_sizes(data, cache=tmp_path / "cache").tokens, sizes.tokens + 1)
 
     others = [load_training_data(annotations, processor, max_length=30)]
+    assert measure_sizes(others[0]).cut.tolist() == [
+        sample is not None and sample.was_cut for sample in map(others[0].encode, range(len(data)))
+    ]
     others.append(load_training_data(annotations, tiny_processor(CONFIG, max_patches=2)))
     keys = {fingerprint(data), *map(fingerprint, others)}
     os.utime(annotations, ns=(0, 0))

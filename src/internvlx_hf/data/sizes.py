@@ -14,8 +14,10 @@ from transformers.utils import logging
 from ..cost.flops import STAGE_ONE, STAGE_TWO, prefill_flops, stages
 from ..cost.measure import measure
 from ..modeling import InternVLXConfig
+from ..processing.processing_internvlx import IGNORE_INDEX
 from .datasets import TrainingData
 
+_COLUMNS = ("tokens", "tiles", "images", "supervised", "cut")  # of `SampleSizes`, and of the files that keep them
 _BATCH = 256  # samples that a worker measures at a time
 
 
@@ -26,10 +28,16 @@ class SampleSizes:
     Attributes:
         tokens: of `input_ids`: text, image placeholders and what stands around them. 0 for a sample to be skipped.
         tiles: of all its images.
+        images: of each sample; None, as the next two, where they are not known.
+        supervised: tokens that carry loss.
+        cut: 1 where `max_length` took something away.
     """
 
     tokens: np.ndarray
     tiles: np.ndarray
+    images: np.ndarray | None = None
+    supervised: np.ndarray | None = None
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,7 +67,7 @@ def tile_cost(config: InternVLXConfig) -> float:
 
 
 class _Sizes(Dataset):
-    """Tokens and tiles of some samples."""
+    """Tokens, tiles, images, supervised tokens of some samples, and whether they were cut."""
 
     def __init__(self, data: TrainingData, indices: np.ndarray):
         self.data = data
@@ -68,9 +76,12 @@ class _Sizes(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
+    def __getitem__(self, index: int) -> tuple[int, ...]:
         sample = self.data.encode(int(self.indices[index]), decode=False)
-        return (0, 0) if sample is None else (len(sample), sum(sample.num_tiles))
+        if sample is None:
+            return (0,) * len(_COLUMNS)
+        supervised = int((sample.labels != IGNORE_INDEX).sum())
+        return len(sample), sum(sample.num_tiles), len(sample.num_tiles), supervised, int(sample.was_cut)
 
 
 def measure_sizes(
@@ -91,7 +102,7 @@ def measure_sizes(
     file = None
     if cache is not None and (key := fingerprint(data)) is not None:
         file = Path(cache) / f"sizes-{key}.npy"
-    sizes = np.zeros((2, len(data)), dtype=np.int64)
+    sizes = np.zeros((len(_COLUMNS), len(data)), dtype=np.int64)
     if file is not None and file.exists():
         sizes = np.load(file)
         if not again or sizes[0].all():
@@ -119,6 +130,7 @@ def fingerprint(data: TrainingData) -> str | None:
     encoder, processor = data.encoder, data.encoder.processor
     origins = [[part.records.fingerprint(), part.image_root, part.repeat, part.images_kwargs] for part in data.parts]
     settings = {
+        "columns": _COLUMNS,
         "origins": origins,
         "records": hashlib.sha256(data.records.tobytes()).hexdigest(),
         "image_processor": processor.image_processor.to_dict(),

@@ -39,6 +39,7 @@ class RunData:
         sizes: of each sample, where they were measured.
         sources, evaluation_sources: for the record of the run, `{"name", "samples", ...}` each.
         settings: for the record too, what was done to them.
+        skipped: how many samples measuring left out, by why.
     """
 
     train: Dataset | IterableDataset
@@ -49,6 +50,7 @@ class RunData:
     sources: list[dict] = field(default_factory=list)
     evaluation_sources: list[dict] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def load_run_data(
@@ -106,6 +108,8 @@ def load_run_data(
     elif arguments.train_sampling_strategy == "group_by_cost":
         run.sizes = _measure(data, arguments, config)
         run.costs = run.sizes.costs(config)
+    if run.sizes is not None:
+        run.skipped = {kind: count for kind, count in data.counts.items() if kind != "cut"}
     return run
 
 

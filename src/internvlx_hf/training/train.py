@@ -23,6 +23,8 @@ from .arguments import (
     parse_arguments,  # noqa: F401  for whoever calls `train`
 )
 from .attention import settle_attention
+from .console import ConsoleCallback
+from .data_summary import data_summary
 from .drop_path import add_drop_path
 from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
@@ -78,7 +80,9 @@ def train(
         callbacks=[signals] if arguments.save_on_signal else None,
     )
     throughput = ThroughputCallback.attach(trainer)
+    ConsoleCallback.attach(trainer)
     if trainer.is_world_process_zero():
+        print(data_summary(data, arguments, config), end="\n\n", flush=True)
         print(trainable_table(model), flush=True)
         print(f"Attention: {model.config.text_config._attn_implementation}", flush=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,0 +1,146 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""A training's console: a readable line for each log, and on a terminal the progress bar below them."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from transformers import PrinterCallback, ProgressCallback, Trainer
+
+# of what an evaluation or the end of a training logs, what a line leaves out
+_LEFT_OUT = ("_runtime", "_steps_per_second", "_samples_per_second", "_seen", "epoch", "total_flos")
+# parts of a line that go first where a terminal is narrow
+_LESS_WANTED = ("grad", "each", "text")
+
+
+class ConsoleCallback(ProgressCallback):
+    """Prints a line for each log of the `Trainer`, from the first process only.
+
+        step 120/5,000  loss 1.2345  lr 3.98e-05  grad 0.81  text 1.2k/s  image 3.4k → 13.6k/s  1.31 s/step  1:46:35 left
+
+    `text` and `image` are tokens per second, the image tokens those of both stages where LVTC expands them; they come from
+    [`ThroughputCallback`]. The progress bar stands on stderr, where that is a terminal and `disable_tqdm` is not set; lines go
+    to stdout.
+
+    Args:
+        show_bar: whether there is a progress bar.
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, show_bar: bool = False, clock: Callable[[], float] = time.monotonic):
+        super().__init__()
+        self.show_bar = show_bar
+        self.clock = clock
+        self._start = self._since = (0, 0.0)  # step and time, of the training and of the last log
+
+    @classmethod
+    def attach(cls, trainer: Trainer) -> "ConsoleCallback | None":
+        """Take the place of the `Trainer`'s own console; None where it has another one, as in a notebook."""
+        replaced = [
+            each for each in trainer.callback_handler.callbacks if type(each) in (PrinterCallback, ProgressCallback)
+        ]
+        if not replaced:
+            return None
+        for each in replaced:
+            trainer.remove_callback(each)
+        callback = cls(show_bar=sys.stderr.isatty() and not trainer.args.disable_tqdm)
+        trainer.add_callback(callback)
+        return callback
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start = self._since = (state.global_step, self.clock())
+        if self.show_bar:
+            super().on_train_begin(args, state, control, **kwargs)
+            self._advance(state)  # a resumed training begins further on
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._advance(state)
+
+    def _advance(self, state) -> None:
+        if self.training_bar is not None:
+            self.training_bar.update(state.global_step - self.current_step)
+            self.current_step = state.global_step
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.show_bar:
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs:
+            return
+        line = self._line(state, logs)
+        bar = self.prediction_bar if self.training_bar is None else self.training_bar
+        if bar is None:
+            print(line, flush=True)
+        else:
+            bar.write(line)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def _line(self, state, logs: dict) -> str:
+        step = f"step {state.global_step:>{len(f'{state.max_steps:,}')},}/{state.max_steps:,}"
+        if "loss" in logs:
+            return fitted({"step": step, **self._parts(state, logs)}, line_width())
+        if "train_runtime" in logs:
+            steps, seconds = state.global_step - self._start[0], logs["train_runtime"]
+            return f"trained {steps:,} steps in {duration(seconds)}, mean loss {_short(logs.get('train_loss', 0.0))}"
+        values = {name: value for name, value in logs.items() if not name.endswith(_LEFT_OUT)}
+        seconds = next((value for name, value in logs.items() if name.endswith("_runtime")), None)
+        took = [] if seconds is None else [f"in {duration(seconds)}"]
+        return "  ".join([step, *(f"{name} {_short(value)}" for name, value in values.items()), *took])
+
+    def _parts(self, state, logs: dict) -> dict[str, str]:
+        """The parts of a line by name, in order."""
+        parts = {"loss": f"loss {_short(logs['loss'])}"}
+        if "learning_rate" in logs:
+            parts["rate"] = f"lr {logs['learning_rate']:.2e}"
+        if "grad_norm" in logs:
+            parts["grad"] = f"grad {_short(logs['grad_norm'])}"
+        text, one, two = (logs.get(f"{name}_tokens_per_second") for name in ("text", "stage_one", "stage_two"))
+        if text is not None and one is not None and two is not None:
+            parts["text"] = f"text {thousands(text)}/s"
+            parts["image"] = f"image {thousands(one)}" + (f" → {thousands(two)}" if two != one else "") + "/s"
+        now = self.clock()
+        (first, start), (last, since) = self._start, self._since
+        if state.global_step > last:
+            parts["each"] = f"{(now - since) / (state.global_step - last):.3g} s/step"
+            left = (now - start) / (state.global_step - first) * (state.max_steps - state.global_step)
+            parts["left"] = f"{duration(left)} left"
+        self._since = (state.global_step, now)
+        return parts
+
+
+def line_width() -> int | None:
+    """Characters of a line on a terminal; None for files and pipes, which get all."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fitted(parts: dict[str, str], width: int | None) -> str:
+    """The parts in a line, without those that matter least where it would be longer than `width`."""
+    parts = dict(parts)
+    for name in _LESS_WANTED:
+        if width is not None and len("  ".join(parts.values())) > width:
+            parts.pop(name, None)
+    return "  ".join(parts.values())
+
+
+def _short(value) -> str:
+    """A number in four significant digits; other values as they are."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def thousands(value: float) -> str:
+    """`1234` as `"1.23k"`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, `"1:02:03"`; less than a minute as `"5.2 s"`."""
+    return f"{seconds:.2g} s" if seconds < 59.5 else str(timedelta(seconds=round(seconds)))

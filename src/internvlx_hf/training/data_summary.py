@@ -1,0 +1,87 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a training is about to learn from, in a few lines for its console."""
+
+import math
+
+import numpy as np
+from transformers import TrainingArguments
+
+from ..cost.report import table
+from ..data import PackedData
+from ..modeling import InternVLXConfig
+from .run_data import RunData
+
+
+def data_summary(data: RunData, arguments: TrainingArguments, config: InternVLXConfig) -> str:
+    """The data sets, the sizes of their samples where these were measured, and the steps that they make."""
+    parts = [_sources(data)]
+    if data.sizes is not None:
+        parts += [_sizes(data, config), "\n".join(_remarks(data))]
+    parts.append(_steps(data, arguments))
+    return "\n\n".join(parts)
+
+
+def _sources(data: RunData) -> str:
+    """A row for each data set. A stream does not say how many samples it has."""
+    rows = []
+    for use, sources in (("train", data.sources), ("eval", data.evaluation_sources)):
+        for source in sources:
+            records, repeat = source.get("samples"), source.get("repeat_time", 1)
+            counts = ["?", "", "?"] if records is None else [f"{records:,}", f"{repeat:g}", f"{records * repeat:,.0f}"]
+            rows.append([source["name"], use, *counts])
+    return table(["data", "use", "records", "repeat", "samples"], rows, left=(0, 1))
+
+
+def _sizes(data: RunData, config: InternVLXConfig) -> str:
+    sizes = data.sizes
+    assert sizes is not None
+    kept = sizes.tokens > 0
+    columns = {"images": sizes.images, "tiles": sizes.tiles, "tokens": sizes.tokens}
+    if config.lvtc_config is not None:
+        del columns["tokens"]
+        columns |= {"tokens in stage one": sizes.tokens, "tokens in stage two": sizes.stage_two_tokens(config)}
+    columns["supervised tokens"] = sizes.supervised
+    rows = [
+        [name, f"{values[kept].mean():,.1f}", f"{np.median(values[kept]):,.0f}", f"{values[kept].max():,}"]
+        for name, values in columns.items()
+        if values is not None
+    ]
+    return table(["per sample", "mean", "median", "max"], rows, left=(0,))
+
+
+def _remarks(data: RunData) -> list[str]:
+    sizes, limit = data.sizes, data.settings.get("max_length")
+    assert sizes is not None
+    lines = []
+    reasons = {"broken": "cannot be read", "too_long": f"longer than max_length={limit}"}
+    for kind, count in data.skipped.items():
+        if count:
+            lines.append(f"Left out: {_samples(count)}, {reasons[kind]} (named in the warnings above).")
+    if sizes.cut is not None and (cut := int(sizes.cut.sum())):
+        lines.append(f"Truncated: {_samples(cut)}, to max_length={limit}.")
+    if sizes.supervised is not None:
+        lines.append(f"Supervised: {sizes.supervised.sum() / max(sizes.tokens.sum(), 1):.1%} of all tokens.")
+    if isinstance(data.train, PackedData):
+        rows, budget = len(data.train), data.train.budget
+        filled = sizes.tokens.sum() / (rows * budget)
+        lines.append(f"Packed: {rows:,} rows of {budget:,} tokens, {filled:.1%} of them filled.")
+    return lines
+
+
+def _samples(count: int) -> str:
+    return f"{count:,} sample{'s' * (count > 1)}"
+
+
+def _steps(data: RunData, arguments: TrainingArguments) -> str:
+    """As the `Trainer` counts them: what is left of an epoch makes a step, too."""
+    accumulation = arguments.gradient_accumulation_steps
+    batch = arguments.train_batch_size * arguments.world_size
+    unit = "rows" if data.settings.get("packing_tokens") else "samples"
+    each = f"{batch * accumulation:,} {unit} per step"
+    if not hasattr(data.train, "__len__"):
+        return f"{arguments.max_steps:,} steps, {each}"
+    count = len(data.train)
+    batches = count // batch if arguments.dataloader_drop_last else math.ceil(count / batch)
+    steps = max(math.ceil(batches / accumulation), 1)
+    total = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * steps)
+    return f"{total:,} steps, {each}; {steps:,} steps per epoch"
