@@ -23,7 +23,7 @@ def seconds(preset: str, sizes: list[tuple[int, int]], side_by_side: bool) -> fl
     _plan.cache_clear()
     _measured_presets.cache_clear()
     start = time.process_time()
-    setting = cost.load_setting(preset)
+    setting = cost.load_setup(preset)
     settings = cost.side_by_side(setting)[0] if side_by_side else [setting]
     for each in settings:
         cost.CostModel(each).of_sizes(sizes)

@@ -37,7 +37,7 @@ from internvlx_hf import (
     InternVLXImageProcessor,
     InternVLXProcessor,
 )
-from internvlx_hf.cost import PRESETS, CostModel, Setting, preset
+from internvlx_hf.cost import PRESETS, CostModel, ModelSetup, preset
 from internvlx_hf.processing.rvtc import TilingRule
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
@@ -267,7 +267,7 @@ def flop_ratio(args: argparse.Namespace, size: tuple[int, int], name: str) -> fl
     flops = []
     for case in (CASES[name], CASES[NATIVE]):
         tiling = TilingRule(TILE, TILE, max_tiles=MAX_TILES, slicing=case.slicing)
-        flops.append(CostModel(Setting(name, case.config(args), tiling)).of_size(*size).prefill_flops)
+        flops.append(CostModel(ModelSetup(name, case.config(args), tiling)).of_size(*size).prefill_flops)
     return flops[0] / flops[1]
 
 

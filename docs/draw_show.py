@@ -31,7 +31,7 @@ def save_small(figure, path: Path) -> None:
 def main() -> None:
     photo = PIL.Image.fromarray(load_sample_image("china.jpg")).crop((0, 0, 569, 427))
     photo = photo.resize((800, 600), PIL.Image.Resampling.LANCZOS)
-    setting = cost.load_setting("internvl-x-2b")
+    setting = cost.load_setup("internvl-x-2b")
     setting = replace(setting, tiling=replace(setting.tiling, max_tiles=12))
     save_small(draw_tiles(photo, setting, title="china.jpg"), FOLDER / "show-tiles.png")
     if len(sys.argv) > 1:

@@ -72,8 +72,8 @@ def test_the_lvtc_figure_is_drawn_from_the_paper_s_layer(tmp_path):
 def test_what_lvtc_costs_beside_one_grid_in_all_layers_is_what_is_counted():
     from internvlx_hf import cost
 
-    setting = cost.load_setting("internvl-x-2b")
-    one_grid = {256: cost.load_setting("internvl2-2b"), 1024: cost.load_setting("internvl2-2b")}
+    setting = cost.load_setup("internvl-x-2b")
+    one_grid = {256: cost.load_setup("internvl2-2b"), 1024: cost.load_setup("internvl2-2b")}
     one_grid[1024].config.downsample_ratio = 1.0
     text = (ROOT / "docs" / "lvtc.md").read_text(encoding="utf-8")
     in_readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -90,7 +90,7 @@ def test_link_to_nothing_is_named(source, file):
 def test_cost_follows_no_link_either(source):
     moved_out(source / "config.json")
     with pytest.raises(LinkError, match=r"config\.json leads to"):
-        cost.load_setting(source)
+        cost.load_setup(source)
 
 
 def test_snapshot_of_the_hub_s_cache_is_read_through_its_links(tmp_path):

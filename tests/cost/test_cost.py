@@ -1,4 +1,4 @@
-"""`internvlx cost` and `internvlx_hf.cost`: pictures measured by their headers, and what they cost as text, JSON and CSV."""
+"""`internvlx cost` and `internvlx_hf.cost`: images measured by their headers, and what they cost as text, JSON and CSV."""
 
 import csv
 import io
@@ -15,9 +15,9 @@ from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost import CostModel
 from internvlx_hf.cost.flops import decode_flops
-from internvlx_hf.cost.images import Pictures
+from internvlx_hf.cost.images import ImageSizes
 from internvlx_hf.cost.report import BYTE_UNITS, Report, bar, table, unit
-from internvlx_hf.cost.settings import Setting
+from internvlx_hf.cost.setups import ModelSetup
 from internvlx_hf.processing.image_files import open_image
 from internvlx_hf.processing.image_sources import PillowSource
 from internvlx_hf.processing.rvtc import TilingRule
@@ -26,7 +26,7 @@ from tiny import LVTC, tiny_config, tiny_model
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three pictures, one in a folder below, a text file, and a photo that lies on its side."""
+    """Three images, one in a subfolder, a text file, and a photo that lies on its side."""
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     Image.new("RGB", (640, 480)).save(folder / "a.png")
@@ -54,15 +54,15 @@ def refused(capsys, *arguments) -> str:
 
 
 def test_a_folder_is_measured_with_all_below_upright(photos):
-    found = cost.find_pictures([photos])
+    found = cost.find_images([photos])
     assert [os.path.basename(name) for name in found.names] == ["a.png", "b.jpg", "turned.jpg"]
     assert found.sizes == [(640, 480), (1000, 300), (300, 1000)]
     assert [os.path.basename(name) for name in found.ignored] == ["labels.txt"]
 
 
 def test_patterns_and_files_are_measured(photos):
-    assert cost.find_pictures([str(photos / "**" / "*.jpg")]).sizes == [(1000, 300), (300, 1000)]
-    assert cost.find_pictures([photos / "a.png", photos / "a.png"]).sizes == [(640, 480)] * 2
+    assert cost.find_images([str(photos / "**" / "*.jpg")]).sizes == [(1000, 300), (300, 1000)]
+    assert cost.find_images([photos / "a.png", photos / "a.png"]).sizes == [(640, 480)] * 2
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
@@ -71,20 +71,20 @@ def test_a_header_says_the_size_that_the_processor_sees(tmp_path, ending, orient
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
-    path = tmp_path / f"picture.{ending}"
+    path = tmp_path / f"image.{ending}"
     Image.new("RGB", (40, 20)).save(path, exif=exif)
     source = PillowSource(open_image(path), upright=True, convert_rgb=True)
-    assert cost.picture_size(path) == (source.width, source.height)
+    assert cost.read_image_size(path) == (source.width, source.height)
 
 
 def test_pixels_are_not_decoded(tmp_path):
     path = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:500])  # the header is whole, the pixels are not
-    assert cost.picture_size(path) == (400, 300)
+    assert cost.read_image_size(path) == (400, 300)
 
 
-def test_what_is_no_picture_is_named(photos, capsys):
+def test_a_file_that_is_not_an_image_is_named(photos, capsys):
     (photos / "broken.png").write_text("no")
     assert "broken.png" in refused(capsys, photos)
     assert "labels.txt" in refused(capsys, photos / "labels.txt")
@@ -92,7 +92,7 @@ def test_what_is_no_picture_is_named(photos, capsys):
     text = run(capsys, photos, "--skip-broken")
     assert "Skipped" in text
     assert "broken.png" in text
-    assert "averages of 3 pictures" in text
+    assert "averages of 3 images" in text
     assert "Where the prefill's FLOPs go in this model, on average\n" in text
     skipped = json.loads(run(capsys, photos, "--skip-broken", "--json"))["skipped"]
     assert [os.path.basename(name) for name in skipped] == ["broken.png"]
@@ -102,7 +102,7 @@ def test_what_is_no_picture_is_named(photos, capsys):
 def test_nothing_to_measure_is_said(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("")
     assert "nothing to measure" in refused(capsys)
-    assert "holds no pictures (1 other files)" in refused(capsys, tmp_path)
+    assert "has no images (1 other files)" in refused(capsys, tmp_path)
     assert "does not exist" in refused(capsys, tmp_path / "none.png")
     assert "No file matches" in refused(capsys, tmp_path / "*.png")
     assert "path is empty" in refused(capsys, "")
@@ -116,7 +116,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("size", ["640", "640x", "x480", "640*480", "-1x5", "640x480x3", "1.5x2", ""])
 def test_a_size_that_is_none_is_named(size, capsys):
-    assert f"{size!r} is no size, expected WIDTHxHEIGHT" in refused(capsys, f"--size={size}")
+    assert f"{size!r} is not a size, expected WIDTHxHEIGHT" in refused(capsys, f"--size={size}")
 
 
 @pytest.mark.parametrize("size", ["0x480", "640x0"])
@@ -129,7 +129,7 @@ def test_sizes_are_width_first():
 
 
 def test_other_arguments_out_of_range_are_named(tmp_path, capsys):
-    assert "nearest is 'internvl2-2b'" in refused(capsys, "--size", "9x9", "--model", "internvl2-2bb")
+    assert "Did you mean 'internvl2-2b'" in refused(capsys, "--size", "9x9", "--model", "internvl2-2bb")
     assert "no config.json" in refused(capsys, "--size", "9x9", "--model", tmp_path)
     assert "text_tokens=0" in refused(capsys, "--size", "9x9", "--text-tokens", "0")
     assert "answer_tokens=0" in refused(capsys, "--size", "9x9", "--answer-tokens", "0")
@@ -146,7 +146,7 @@ def test_the_paper_s_example_costs_what_it_says(capsys):
 def test_the_table_shows_every_setting_aligned(capsys):
     text = run(capsys, "--size", "640x480")
     assert text.startswith(
-        "internvl-x-2b: 2.38 billion parameters, 4.44 GiB in bfloat16; 256 tokens a tile, 1024 from"
+        "internvl-x-2b: 2.38 billion parameters, 4.44 GiB in bfloat16; 256 tokens per tile, 1024 from"
     )
     lines = text.split("\n")
     start = lines.index("Side by side") + 1
@@ -162,38 +162,38 @@ def test_the_table_shows_every_setting_aligned(capsys):
 
 def test_a_data_set_gets_averages_and_a_histogram(photos, capsys):
     text = run(capsys, photos, "--model", "internvl2-8b")
-    assert "averages of 3 pictures" in text
-    assert "Pictures by tiles, thumbnail included; at most 12 without it" in text
-    assert "Not looked at: 1 file of other kinds in the folders (txt)." in text
+    assert "averages of 3 images" in text
+    assert "Images by number of tiles, thumbnail included; at most 12 without it" in text
+    assert "Ignored: 1 file of other kinds in the folders (txt)." in text
     processor = InternVLXImageProcessor(slicing="ratio", max_patches=12)
-    sizes = cost.find_pictures([photos]).sizes
+    sizes = cost.find_images([photos]).sizes
     mean = sum(processor.get_number_of_image_patches(h, w) for w, h in sizes) / 3
     assert f"{mean:.3f}" in text.partition("  mean  ")[2].partition("\n")[0]
     assert f"{256 * mean:,.0f}" in text.partition("\ntokens  ")[2].partition("\n")[0]
 
 
-def test_many_pictures_are_not_listed_one_by_one(tmp_path, capsys):
+def test_many_images_are_not_listed_one_by_one(tmp_path, capsys):
     for number in range(25):
         Image.new("1", (50 + number, 40)).save(tmp_path / f"{number}.png")
     text = run(capsys, tmp_path)
-    assert "averages of 25 pictures" in text
-    assert "Each picture" not in text
+    assert "averages of 25 images" in text
+    assert "Each image" not in text
     assert "24.png" not in text
 
 
-def test_json_has_every_number_of_every_picture(photos, capsys):
+def test_json_has_every_number_of_every_image(photos, capsys):
     report = json.loads(run(capsys, photos, "--json", "--text-tokens", "10", "--answer-tokens", "5"))
     assert (report["model"], report["text_tokens"], report["answer_tokens"]) == ("internvl-x-2b", 10, 5)
     assert report["estimated"] == ["peak_bytes"]
     assert [picture["width"] for picture in report["pictures"]] == [640, 1000, 300]
-    model = cost.CostModel(cost.load_setting("internvl-x-2b"), text_tokens=10, answer_tokens=5)
+    model = cost.CostModel(cost.load_setup("internvl-x-2b"), text_tokens=10, answer_tokens=5)
     for prompt, size in zip(report["settings"][0]["prompts"], [(640, 480), (1000, 300), (300, 1000)], strict=True):
         assert prompt == {"pictures": prompt["pictures"], **model.of_size(*size).to_dict()}
         assert prompt["prompt_tokens"] == 10 + prompt["stage_one_tokens"]
         assert prompt["prefill_flops"] == sum(prompt["flops"].values())
 
 
-def test_csv_has_a_row_for_each_picture_under_each_setting(photos, capsys):
+def test_csv_has_a_row_for_each_image_with_each_setup(photos, capsys):
     rows = list(csv.DictReader(io.StringIO(run(capsys, photos, "--size", "20x20", "--csv"))))
     assert len(rows) == 4 * 8
     first = rows[0]
@@ -203,19 +203,19 @@ def test_csv_has_a_row_for_each_picture_under_each_setting(photos, capsys):
     assert {row["picture"] for row in rows} == {*map(str, sorted(photos.rglob("*.[jp][pn]g"))), "20x20"}
 
 
-def test_pictures_may_share_a_prompt(photos, capsys):
+def test_images_may_share_a_prompt(photos, capsys):
     together = json.loads(run(capsys, photos, "--json", "--together"))["settings"][0]["prompts"]
     apart = json.loads(run(capsys, photos, "--json"))["settings"][0]["prompts"]
     assert len(together) == 1
     assert together[0]["tiles"] == sum(prompt["tiles"] for prompt in apart)
-    assert "all pictures and 64 tokens of text" in run(capsys, photos, "--together")
+    assert "all images and 64 tokens of text" in run(capsys, photos, "--together")
     assert run(capsys, photos, "--together", "--csv").count("\n") == 9
 
 
 def test_a_model_of_one_s_own_is_measured_in_its_own_way(tmp_path, capsys):
     tiny_config(**LVTC).save_pretrained(tmp_path / "mine")
     text = run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--dtype", "float32")
-    assert "in float32; 4 tokens a tile, 16 from layer 2 of 4 on" in text
+    assert "in float32; 4 tokens per tile, 16 from layer 2 of 4 on" in text
     assert "MFLOP" in text
     assert "KiB" in text
     ours = json.loads(run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--slicing", "ratio", "--json"))
@@ -228,13 +228,13 @@ def test_without_lvtc_there_is_one_stage(capsys):
     text = run(capsys, "--size", "640x480", "--model", "internvl2-1b")
     assert "stage two\n" not in text
     assert "language model  " in text
-    found = cost.CostModel(cost.load_setting("internvl2-1b")).of_size(640, 480)
+    found = cost.CostModel(cost.load_setup("internvl2-1b")).of_size(640, 480)
     assert found.flops["language_model.stage_two"] == 0
     assert found.stage_one_tokens == found.stage_two_tokens
 
 
 def test_costs_add_up():
-    model = cost.CostModel(cost.load_setting("internvl-x-2b"))
+    model = cost.CostModel(cost.load_setup("internvl-x-2b"))
     found = model.of_size(1024, 768)
     assert found.prompt_tokens == 64 + found.tiles * 256
     assert found.expanded_prompt_tokens == 64 + found.tiles * 1024
@@ -246,9 +246,9 @@ def test_costs_add_up():
 
 def test_a_size_without_pixels_is_refused():
     with pytest.raises(ValueError, match="0x5"):
-        cost.CostModel(cost.load_setting("internvl-x-2b")).of_size(0, 5)
+        cost.CostModel(cost.load_setup("internvl-x-2b")).of_size(0, 5)
     with pytest.raises(ValueError, match="tiles=-1"):
-        cost.CostModel(cost.load_setting("internvl-x-2b")).of_tiles(-1)
+        cost.CostModel(cost.load_setup("internvl-x-2b")).of_tiles(-1)
 
 
 def test_units_and_bars_and_tables():
@@ -265,7 +265,7 @@ def test_units_and_bars_and_tables():
 def test_the_answer_s_cost_is_that_of_generating_it(lvtc, answer):
     """The prefill gives the first token, and the last one is not read again."""
     config = tiny_config("llama", **lvtc)
-    setting = Setting("tiny", config, TilingRule(config.tile_size, config.tile_size, max_tiles=1))
+    setting = ModelSetup("tiny", config, TilingRule(config.tile_size, config.tile_size, max_tiles=1))
     model = CostModel(setting, text_tokens=5, answer_tokens=answer, dtype=torch.float32)
     cost = model.of_tiles(1)
     ids = torch.tensor([[10] * 5 + [config.image_token_id] * config.image_seq_length])
@@ -297,17 +297,17 @@ def test_a_narrow_terminal_gets_fewer_columns(width, missing, model, tmp_path, c
     assert max(map(len, text.splitlines())) <= width
     assert "its-end.png  " in text
     assert "1920x1080  " in text
-    comparison = text.partition("Each picture")[0].partition("Side by side")[2].partition("->")[0]
+    comparison = text.partition("Each image")[0].partition("Side by side")[2].partition("->")[0]
     assert missing is None or missing not in comparison
     for kept in ("slicing", "projector", "tokens", "prefill", *(["peak", "answer"][: (width - 60) // 20])):
         assert kept in comparison
-    assert "Past the limit" in text or model == "internvl2-8b"
+    assert "Over the limit" in text or model == "internvl2-8b"
 
 
-def test_the_table_has_the_largest_peak_of_the_pictures():
-    setting = Setting("tiny", tiny_config(**LVTC), TilingRule(32, 32, max_tiles=9))
+def test_the_table_has_the_largest_peak_of_the_images():
+    setting = ModelSetup("tiny", tiny_config(**LVTC), TilingRule(32, 32, max_tiles=9))
     sizes = [(32, 32), (96, 96)]
-    report = Report(Pictures(["small", "large"], sizes), [CostModel(setting)])
+    report = Report(ImageSizes(["small", "large"], sizes), [CostModel(setting)])
     (row,) = [line for line in report.to_text().splitlines() if line.startswith("-> this model")]
     peaks = [cost.peak_bytes for cost in report.costs[0]]
     name, size = unit([report.costs[0][0].weight_bytes], BYTE_UNITS)

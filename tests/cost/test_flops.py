@@ -16,7 +16,7 @@ FORWARD_COMPRESSION = {
     "downsample_ratio": 0.5,
     "lvtc_config": {"downsample_ratio": 0.25, "hr_projector_type": None, "num_lr_projectors": 1},
 }
-IMAGES = [7, "tile", 3, "tile", "tile", "tile", 5]  # one picture of a tile, one of three
+IMAGES = [7, "tile", 3, "tile", "tile", "tile", 5]  # one image of one tile, one of three
 
 
 def counted(config, layout, steps: int = 0, attention: str = "eager") -> tuple[dict[str, int], int, int]:
@@ -185,7 +185,7 @@ def test_features_that_are_put_together_anew_take_their_memory():
     assert registers == pixels + (69 + 65) * row + tokens
 
 
-def test_flops_do_not_depend_on_what_is_in_the_batch_beside():
+def test_flops_do_not_depend_on_the_rest_of_the_batch():
     config = tiny_config(**LVTC)
     flops, _, _ = counted(config, IMAGES)
     once = measure(config).tile_flops

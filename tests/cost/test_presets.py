@@ -12,7 +12,7 @@ from conversion_geometry import PUBLISHED, VISION, raw_config, write_checkpoint
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration, InternVLXImageProcessor, cost
 from internvlx_hf.conversion.sources import chat_text_config, chat_vision_config
 from internvlx_hf.cost.measure import measure
-from internvlx_hf.cost.settings import native, side_by_side
+from internvlx_hf.cost.setups import native, side_by_side
 from internvlx_hf.cost.sizes import preset_sizes
 from internvlx_hf.cost.variants import VARIANTS, vary
 from internvlx_hf.processing.rvtc import TilingRule
@@ -52,7 +52,7 @@ BILLIONS = {
 
 @pytest.mark.parametrize("name", BILLIONS)
 def test_a_preset_has_as_many_parameters_as_published(name):
-    parameters = cost.load_setting(name).sizes.parameters
+    parameters = cost.load_setup(name).sizes.parameters
     digits = len(str(BILLIONS[name]).partition(".")[2])
     assert parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.75 * 10**-digits)
 
@@ -92,7 +92,7 @@ assert not {{"torch", "transformers", "numpy"}} & set(sys.modules)
 
 
 def test_a_preset_s_setting_builds_its_configuration_when_it_is_asked_for():
-    setting = cost.load_setting("internvl2-8b")
+    setting = cost.load_setup("internvl2-8b")
     assert "config" not in vars(setting)
     changed = replace(setting, tiling=replace(setting.tiling, max_tiles=3))
     assert changed.config.to_dict() == cost.preset("internvl2-8b").to_dict()
@@ -104,7 +104,7 @@ def test_a_preset_s_setting_builds_its_configuration_when_it_is_asked_for():
 
 
 def test_an_edit_of_a_preset_s_configuration_changes_its_cost():
-    setting = cost.load_setting("internvl2-1b")
+    setting = cost.load_setup("internvl2-1b")
     before = cost.CostModel(setting).of_tiles(1)
     setting.config.downsample_ratio = 1.0
     assert cost.CostModel(setting).of_tiles(1).stage_one_tokens == 4 * before.stage_one_tokens
@@ -154,49 +154,49 @@ def test_a_preset_is_a_model_s_configuration():
 def test_names_of_the_hub_are_understood():
     same = ("OpenGVLab/InternVL2_5-8B", "InternVL2_5-8B", "internvl2.5-8b")
     assert len({cost.preset(name).to_json_string() for name in same}) == 1
-    assert cost.load_setting("InternVL2-76B").name == "internvl2-llama3-76b"
+    assert cost.load_setup("InternVL2-76B").name == "internvl2-llama3-76b"
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("internvl2-3b", "internvl2-"), ("internvlx-2b", "internvl-x-2b")])
 def test_an_unknown_preset_is_told_the_nearest(name, nearest):
-    for ask in (cost.preset, cost.preset_tiling, cost.load_setting):
-        with pytest.raises(ValueError, match=f"'{name}'.*nearest is '{nearest}"):
+    for ask in (cost.preset, cost.preset_tiling, cost.load_setup):
+        with pytest.raises(ValueError, match=f"'{name}'.*Did you mean '{nearest}"):
             ask(name)
 
 
 def test_a_folder_of_ours_is_read_without_weights(tmp_path):
     tiny_config(**LVTC).save_pretrained(tmp_path)
-    setting = cost.load_setting(tmp_path)
+    setting = cost.load_setup(tmp_path)
     assert setting.config.image_seq_length == 4
     assert setting.tiling == TilingRule(32, 32, max_tiles=6, slicing="edge")
     InternVLXImageProcessor(
         size={"height": 32, "width": 32}, slicing="area", max_patches=9, use_thumbnail=False
     ).save_pretrained(tmp_path)
-    assert cost.load_setting(tmp_path).tiling == TilingRule(32, 32, max_tiles=9, slicing="area", use_thumbnail=False)
+    assert cost.load_setup(tmp_path).tiling == TilingRule(32, 32, max_tiles=9, slicing="area", use_thumbnail=False)
 
 
 def test_a_processor_that_does_not_cut_makes_one_tile(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     InternVLXImageProcessor(size={"height": 32, "width": 32}, crop_to_patches=False).save_pretrained(tmp_path)
-    assert cost.CostModel(cost.load_setting(tmp_path)).of_size(500, 100).tiles == 1
+    assert cost.CostModel(cost.load_setup(tmp_path)).of_size(500, 100).tiles == 1
 
 
 def test_a_checkpoint_need_not_be_converted_to_know_its_cost(tmp_path):
     raw = raw_config((64, 2, 4, 128, False), "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
     folder = write_checkpoint(tmp_path / "source", raw)
-    with_weights = cost.load_setting(folder)
+    with_weights = cost.load_setup(folder)
     (folder / "model.safetensors").unlink()
-    for setting in (with_weights, cost.load_setting(folder)):
+    for setting in (with_weights, cost.load_setup(folder)):
         assert setting.projector == "pixel_shuffle"
         assert setting.tiling == TilingRule(448, 448, max_tiles=12, slicing="ratio")
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
-        cost.load_setting(tmp_path)
+        cost.load_setup(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
-        cost.load_setting(tmp_path)
+        cost.load_setup(tmp_path)
     for text, complaint in (
         ('{"model_type": "bert"}', "bert"),
         ('{"model_type": "internvl_chat", "ps_version": "v2"}', r"config\.json: lacks 'vision_config'"),
@@ -204,7 +204,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=complaint):
-            cost.load_setting(tmp_path)
+            cost.load_setup(tmp_path)
 
 
 def test_shared_embeddings_weigh_once():
@@ -212,20 +212,20 @@ def test_shared_embeddings_weigh_once():
     assert measure(apart).parameters - measure(shared).parameters == 320 * 64
 
 
-def test_the_same_picture_costs_the_same_as_the_processor_makes_tiles_of_it(tmp_path):
+def test_an_image_costs_as_many_tiles_as_the_processor_makes(tmp_path):
     processor = InternVLXImageProcessor(size={"height": 32, "width": 32}, max_patches=6)
     processor.save_pretrained(tmp_path)
     config = tiny_config(**LVTC)
     config.save_pretrained(tmp_path)
-    model = cost.CostModel(cost.load_setting(tmp_path))
+    model = cost.CostModel(cost.load_setup(tmp_path))
     for size in ((10, 10), (100, 64), (33, 200), (400, 20)):
         tiles = processor(Image.new("RGB", size), return_tensors="pt")["num_patches"].item()
         found = model.of_size(*size)
         assert (found.tiles, found.stage_one_tokens, found.stage_two_tokens) == (tiles, 4 * tiles, 16 * tiles)
 
 
-def test_every_way_is_put_beside_a_setting_once():
-    setting = cost.load_setting("internvl-x-2b")
+def test_side_by_side_has_every_setup_once():
+    setting = cost.load_setup("internvl-x-2b")
     settings, notes = side_by_side(setting)
     assert settings[0] is setting
     assert not notes
@@ -234,32 +234,32 @@ def test_every_way_is_put_beside_a_setting_once():
     expected = {(s, 6, "pvtc", lvtc) for s in ("ratio", "area", "edge") for lvtc in (False, True)}
     assert ways == expected | {("ratio", 6, "pixel_shuffle", False), ("ratio", 12, "pixel_shuffle", False)}
     # a native model is one of its own native settings
-    settings, _ = side_by_side(cost.load_setting("internvl2-8b"))
+    settings, _ = side_by_side(cost.load_setup("internvl2-8b"))
     assert len(settings) == 7
     assert settings[0].is_native
 
 
-def test_the_model_s_own_lvtc_is_the_one_put_beside():
+def test_side_by_side_has_the_model_s_own_lvtc():
     config = tiny_config(**LVTC)
-    setting = cost.Setting("tiny", config, TilingRule(32, 32))
+    setting = cost.ModelSetup("tiny", config, TilingRule(32, 32))
     others, _ = side_by_side(setting)
     assert all(s.config.lvtc_config.expand_layer == 2 for s in others if s.has_lvtc)
 
 
 def test_what_does_not_fit_a_model_is_left_out_and_said():
     config = tiny_config(text_config={"num_hidden_layers": 1})  # no layer left for stage two
-    settings, notes = side_by_side(cost.Setting("tiny", config, TilingRule(32, 32)))
+    settings, notes = side_by_side(cost.ModelSetup("tiny", config, TilingRule(32, 32)))
     assert not any(s.has_lvtc for s in settings)
     assert len(notes) == 1
     assert "expand_layer" in notes[0]
     odd = tiny_config(vision_config={"image_size": 28}, downsample_ratio=1.0)  # 7 patches a side
-    settings, notes = side_by_side(cost.Setting("tiny", odd, TilingRule(28, 28)))
+    settings, notes = side_by_side(cost.ModelSetup("tiny", odd, TilingRule(28, 28)))
     assert not any(s.is_native for s in settings)
     assert "do not divide the 7x7 grid" in notes[-1]
 
 
 def test_varying_a_setting_leaves_it_as_it_was():
-    setting = cost.load_setting("internvl-x-2b")
+    setting = cost.load_setup("internvl-x-2b")
     before = setting.config.to_json_string()
     side_by_side(setting)
     native(setting, 6)

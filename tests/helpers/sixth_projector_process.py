@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
 
     sizes = measure(model.config)
     report["flops"] = sizes.tile_flops["multi_modal_projector"]
-    report["peak"] = cost.CostModel(cost.load_setting(folder / "saved")).of_size(64, 64).peak_bytes
+    report["peak"] = cost.CostModel(cost.load_setup(folder / "saved")).of_size(64, 64).peak_bytes
     report["card"] = write_card(str(folder / "saved")).text
 
     native = tiny_model(projector_config={"projector_type": "pixel_shuffle"}, downsample_ratio=0.25)

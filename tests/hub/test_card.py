@@ -273,7 +273,8 @@ def test_metadata_that_the_hub_cannot_read_are_refused(metadata, message):
 
 
 def test_card_of_an_earlier_version_is_renewed():
-    assert renew().text == EARLIER, "the format is still that"
+    hint = re.compile("(?<=internvlx:card ).*(?= metadata:)")
+    assert hint.sub("", renew().text) == hint.sub("", EARLIER), "the format has changed"
     text = EARLIER.replace("load()", "load_mine()").replace("- one\n", "") + "\nMine.\n"
     card = renew(text, METADATA | {"base_model": "owner/other"}, SECTIONS | {"cost": "## Cost\n\nA tile is cheap."})
     assert sorted(card.edited) == ["tags", "use"]

@@ -76,7 +76,7 @@ STAYS = (
     ("__pycache__/pvtc.cpython-311.pyc", "__pycache__/", "is a cache"),
     ("config.json.tmp", "config.json.tmp", HALF),
     ("model.safetensors.incomplete", "model.safetensors.incomplete", HALF),
-    ("internvlx_manifest.json", "internvlx_manifest.json", "says what a conversion wrote, for the next one"),
+    ("internvlx_manifest.json", "internvlx_manifest.json", "is the manifest of the last write"),
     ("other.safetensors", "other.safetensors", WEIGHTS),
     ("pytorch_model.bin", "pytorch_model.bin", WEIGHTS),
     ("train.py", "train.py", CODE),
@@ -430,7 +430,7 @@ def test_untrained_modules_and_an_unknown_licence_are_told_before_the_push(folde
     _, errors = dry_run(folder, capsys)
     assert errors.splitlines() == [f"warning: {untrained}", f"warning: {licence}"]
     write(folder / "training_recipe.json", json.dumps({"trained_modules": {"model.lvtc": 1}}))
-    assert "seen: model.multi_modal_projector." in plan_push(folder, "you/model").warnings[0]
+    assert "not trained: model.multi_modal_projector." in plan_push(folder, "you/model").warnings[0]
     write(folder / "training_recipe.json", json.dumps({"trained_modules": {"model": 1}}))
     assert plan_push(folder, "you/model").warnings == [licence]
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from internvlx_hf.cost.settings import TilingRule
 from PIL import Image
 
 from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
-from internvlx_hf.cost.settings import TilingRule
 from internvlx_hf.pictures import Attention, attend, draw_attention, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
@@ -79,13 +79,13 @@ def assert_readable(figure) -> None:
     ("name", "size"), [*(("internvl-x-2b", size) for size in SIZES), ("internvl2-llama3-76b", (2000, 1500))], ids=str
 )
 def test_a_slide_is_readable_whatever_the_picture(name, size):
-    figure = draw_tiles(Image.new("RGB", size), cost.load_setting(name), title="a picture " * 30)
+    figure = draw_tiles(Image.new("RGB", size), cost.load_setup(name), title="a picture " * 30)
     assert_readable(figure)
     assert tuple(figure.get_size_inches()) == (13.33, 7.5)
 
 
 def test_a_slide_of_many_tiles_is_readable():
-    setting = cost.load_setting("internvl-x-2b")
+    setting = cost.load_setup("internvl-x-2b")
     setting = replace(setting, tiling=replace(setting.tiling, max_tiles=40))
     figure = draw_tiles(Image.new("RGB", (3600, 2300)), setting)
     assert "10,496 → 41,984 tokens" in texts(figure)
@@ -115,7 +115,7 @@ def test_many_tiles_and_few(capsys, tmp_path):
 
 
 def test_the_slide_says_what_the_command_for_costs_says():
-    setting = cost.load_setting("internvl-x-2b")
+    setting = cost.load_setup("internvl-x-2b")
     found = texts(draw_tiles(Image.new("RGB", (640, 480)), setting))
     assert {"7 tiles", "1 tile", "1,792 → 7,168 tokens", "256 → 1,024 tokens"} <= set(found)
     own = cost.CostModel(setting).of_size(640, 480)
@@ -124,7 +124,7 @@ def test_the_slide_says_what_the_command_for_costs_says():
 
 
 def test_lines_are_drawn_between_the_tiles():
-    figure = draw_tiles(Image.new("RGB", (640, 480)), cost.load_setting("internvl-x-2b"))
+    figure = draw_tiles(Image.new("RGB", (640, 480)), cost.load_setup("internvl-x-2b"))
     # of ratio's 3x2 tiles and twice one tile: a line at each edge, on a white one
     assert len(figure.axes[0].lines) == 2 * ((4 + 3) + (2 + 2) + (2 + 2))
     # the picture three times, ratio's six tiles and thumbnail, and twice one tile
@@ -136,7 +136,7 @@ def test_a_turned_photo_is_drawn_upright(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (100, 50)).save(tmp_path / "turned.jpg", exif=exif)
     assert open_upright(tmp_path / "turned.jpg").size == (50, 100)
-    found = texts(draw_tiles(tmp_path / "turned.jpg", cost.load_setting("internvl-x-2b")))
+    found = texts(draw_tiles(tmp_path / "turned.jpg", cost.load_setup("internvl-x-2b")))
     assert "turned.jpg, 50 × 100 pixels" in found
 
 
@@ -151,7 +151,7 @@ def test_every_format_is_written(photo, tmp_path, ending, capsys):
 
 
 def test_a_dollar_in_a_name_is_no_formula(tmp_path):
-    figure = draw_tiles(Image.new("RGB", (9, 9)), cost.load_setting("internvl-x-2b"), title="costs $5_$6^{")
+    figure = draw_tiles(Image.new("RGB", (9, 9)), cost.load_setup("internvl-x-2b"), title="costs $5_$6^{")
     save(figure, tmp_path / "dollar.png")
     assert "costs $5_$6^{, 9 × 9 pixels" in texts(figure)
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(photo, tmp_path,
     (tmp_path / "folder.png").mkdir()
     assert "is a folder" in refused(capsys, photo, "--out", tmp_path / "folder.png")
     (tmp_path / "folder.png").rmdir()
-    assert "nearest is" in refused(capsys, photo, "--out", out, "--model", "internvl9-2b")
+    assert "Did you mean" in refused(capsys, photo, "--out", out, "--model", "internvl9-2b")
     assert "max_patches=0" in refused(capsys, photo, "--out", out, "--max-patches", "0")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(photo, tmp_path,
 def test_an_interrupted_write_leaves_the_old_file(photo, tmp_path, monkeypatch):
     out = tmp_path / "tiles.png"
     out.write_text("old")
-    figure = draw_tiles(photo, cost.load_setting("internvl-x-2b"))
+    figure = draw_tiles(photo, cost.load_setup("internvl-x-2b"))
 
     def fail(path, **kwargs):
         path.write_text("half")

@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache, TextStreamer
 from transformers.cache_utils import Cache
 
-from ..cost import CostModel, Setting, side_by_side
-from ..cost.settings import tiling_rule
+from ..cost import CostModel, ModelSetup, side_by_side
+from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer, generation_arguments
 from ..processing.image_sources import image_size
 
@@ -130,7 +130,7 @@ class Session:
         """
         model, processor = self.answerer.model, self.answerer.processor
         tiling = tiling_rule(self.answerer.image_processor, model.config)
-        settings, _ = side_by_side(Setting(f"in use ({tiling.slicing})", model.config, tiling))
+        settings, _ = side_by_side(ModelSetup(f"in use ({tiling.slicing})", model.config, tiling))
         upright = processor.image_processor.do_exif_transpose is not False
         sizes = [image_size(image, upright) for image in self.images]
         costs = [(setting.name, CostModel(setting).together(sizes)) for setting in settings]

@@ -6,7 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 
-from ..cost import CostModel, Setting, find_pictures, load_setting, parse_size, side_by_side
+from ..cost import CostModel, ModelSetup, find_images, load_setup, parse_size, side_by_side
 from ..cost.estimate import ANSWER_TOKENS, ELEMENT_SIZES, TEXT_TOKENS
 from ..cost.presets import PRESETS
 from ..cost.report import Report
@@ -23,12 +23,12 @@ def main(arguments: list[str]) -> None:
 
 def _report(options: argparse.Namespace) -> str:
     sizes = [parse_size(size) for size in options.size]
-    setting = choose_setting(options.model, options.slicing, options.max_patches)
+    setting = choose_setup(options.model, options.slicing, options.max_patches)
     settings, notes = side_by_side(setting)
     models = [CostModel(each, options.text_tokens, options.answer_tokens, options.dtype) for each in settings]
     if not options.images and not sizes:
         raise ValueError("There is nothing to measure, expected pictures, folders, patterns, or --size 640x480.")
-    pictures = find_pictures(options.images, skip_broken=options.skip_broken)
+    pictures = find_images(options.images, skip_broken=options.skip_broken)
     for size in sizes:
         pictures.add(f"{size[0]}x{size[1]}", size)
     if not pictures.sizes:
@@ -38,9 +38,9 @@ def _report(options: argparse.Namespace) -> str:
     return report.to_json() if options.json else report.to_csv() if options.csv else report.to_text()
 
 
-def choose_setting(model: str, slicing: str | None, max_patches: int | None) -> Setting:
+def choose_setup(model: str, slicing: str | None, max_patches: int | None) -> ModelSetup:
     """The setting of `--model`, with `--slicing` and `--max-patches` in place of its own."""
-    setting = load_setting(model)
+    setting = load_setup(model)
     tiling = setting.tiling
     tiling = tiling if slicing is None else replace(tiling, slicing=slicing)
     tiling = tiling if max_patches is None else replace(tiling, max_tiles=max_patches)

@@ -5,12 +5,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cost import add_model_options, choose_setting
+from .cost import add_model_options, choose_setup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..cost import Setting
+    from ..cost import ModelSetup
 
 
 def main(arguments: list[str]) -> None:
@@ -21,11 +21,11 @@ def main(arguments: list[str]) -> None:
     except ImportError as error:
         raise ValueError(str(error)) from error
     from ..cost import CostModel
-    from ..cost.images import picture_size
+    from ..cost.images import read_image_size
 
     check_out(options.out)
-    width, height = picture_size(options.image)
-    setting = choose_setting(options.model, options.slicing, options.max_patches)
+    width, height = read_image_size(options.image)
+    setting = choose_setup(options.model, options.slicing, options.max_patches)
     if options.attention:
         figure, found = _attention(options, setting)
     else:
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     print(f"{options.out}: {options.image}, {width}x{height} pixels; {found}")
 
 
-def _attention(options: argparse.Namespace, setting: "Setting") -> tuple["Figure", str]:
+def _attention(options: argparse.Namespace, setting: "ModelSetup") -> tuple["Figure", str]:
     """The figure, and the answer in words."""
     import torch
 

@@ -1,26 +1,29 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a picture costs before it is run: tokens, FLOPs and memory, from a configuration and a size. Needs no weights.
+"""What an image will cost: tokens, FLOPs and memory, from a model's configuration and the image's size, without weights.
 
-setting = load_setting("internvl-x-2b")  # a preset, or a checkpoint's folder
-cost = CostModel(setting).of_size(640, 480)
+setup = load_setup("internvl-x-2b")  # a preset, or a checkpoint's folder
+cost = CostModel(setup).of_size(640, 480)
 """
 
 from .estimate import Cost, CostModel
-from .images import find_pictures, parse_size, picture_size
-from .loading import load_setting
+from .images import find_images, parse_size, read_image_size
+from .loading import load_setup
 from .presets import PRESETS, preset, preset_tiling
-from .settings import Setting, side_by_side
+from .setups import ModelSetup, side_by_side
 
 __all__ = [
     "PRESETS",
     "Cost",
     "CostModel",
-    "Setting",
-    "find_pictures",
-    "load_setting",
+    "ModelSetup",
+    "find_images",
+    "load_setup",
     "parse_size",
-    "picture_size",
     "preset",
     "preset_tiling",
+    "read_image_size",
     "side_by_side",
 ]
+
+# former names, which still import
+Setting, load_setting, find_pictures, picture_size = ModelSetup, load_setup, find_images, read_image_size

@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""FLOPs of the language model on a prompt and an answer; those of the tiles are measured (`measure`).
+"""FLOPs of the language model for a prompt and an answer. FLOPs of the tiles are measured (`measure`).
 
-A FLOP is what torch's `FlopCounterMode` counts: two for each multiplication of a matrix product or a convolution, none for
-norms, activations and softmax. Attention is counted in full, L queries times L keys, though causal kernels skip half of it.
-The angles of rotary embeddings, which some versions of transformers form by a matrix product, are left out.
+FLOPs are counted as by torch's `FlopCounterMode`: two for each multiplication of a matrix product or convolution, none for
+norms, activations and softmax. Attention counts in full, L queries times L keys, although causal kernels skip half of it.
+Angles of rotary embeddings, which some versions of transformers compute by a matrix product, are not counted.
 """
 
 from itertools import pairwise
@@ -18,24 +18,24 @@ STAGE_ONE, STAGE_TWO = "language_model.stage_one", "language_model.stage_two"
 
 
 def linear(rows: int, *widths: int) -> int:
-    """Of `rows` rows through linear layers from one width to the next."""
+    """FLOPs of `rows` rows through linear layers from one width to the next."""
     return sum(2 * rows * before * after for before, after in pairwise(widths))
 
 
 def attention(queries: int, keys: int, width: int) -> int:
-    """Of scores and weighted sums, `width` being that of all heads together."""
+    """FLOPs of scores and weighted sums; `width` is that of all heads together."""
     return 2 * linear(queries, width, keys)
 
 
 def stages(model: "Sizes | InternVLXConfig") -> dict[str, range]:
-    """The language model's layers by stage; without LVTC all are stage one."""
+    """The language model's layers by stage; without LVTC, all are in stage one."""
     n = model.text_config.num_hidden_layers
     k = n if model.lvtc_config is None else model.lvtc_config.expand_layer
     return {STAGE_ONE: range(k), STAGE_TWO: range(k, n)}
 
 
 def prefill_flops(sizes: Sizes, lengths: tuple[int, int]) -> dict[str, int]:
-    """FLOPs of the language model on a prompt of `lengths` tokens in stages one and two, its head on the last one."""
+    """FLOPs of the language model for a prompt of `lengths` tokens in stages one and two, with the head on the last token."""
     flops = {}
     for (stage, layers), length in zip(stages(sizes).items(), lengths, strict=True):
         flops[stage] = _layer_flops(sizes.text_config, len(layers) * length, len(layers) * length**2)
@@ -43,7 +43,7 @@ def prefill_flops(sizes: Sizes, lengths: tuple[int, int]) -> dict[str, int]:
 
 
 def decode_flops(sizes: Sizes, lengths: tuple[int, int], steps: int) -> int:
-    """FLOPs of the language model and its head on `steps` more tokens, one at a time on a dynamic cache."""
+    """FLOPs of the language model and its head for `steps` more tokens, one at a time with a dynamic cache."""
     text, pairs = sizes.text_config, 0
     for layers, length in zip(stages(sizes).values(), lengths, strict=True):
         sliding = len(set(layers) & set(text.sliding_layers))
@@ -59,12 +59,12 @@ def head_flops(sizes: Sizes) -> int:
 
 
 def cached_tokens(text: TextSizes, slides: bool, seen: int) -> int:
-    """Tokens whose keys and values a layer keeps in a dynamic cache: all, or a sliding window but for the next token."""
+    """Tokens that a layer keeps in a dynamic cache: all, or a sliding window minus the next token."""
     return min(seen, text.sliding_window - 1) if slides and text.sliding_window is not None else seen
 
 
 def _layer_flops(text: TextSizes, rows: int, pairs: int) -> int:
-    """Of `rows` rows through a layer each, in which `pairs` pairs of a query and a key meet."""
+    """FLOPs of `rows` rows through one layer each, with `pairs` pairs of query and key in attention."""
     d = text.hidden_size
     width, kv_width = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     projections = linear(rows, d, width + 2 * kv_width) + linear(rows, width, d)

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Sizes of pictures: from the headers of files, a folder, a pattern, or as text."""
+"""Sizes of images: from the headers of files, folders or patterns, or given as text."""
 
 import glob
 import os
@@ -14,13 +14,13 @@ Size = tuple[int, int]
 
 
 @dataclass
-class Pictures:
-    """Pictures by name and (width, height), upright.
+class ImageSizes:
+    """Names and (width, height) of upright images.
 
     Args:
-        names, sizes: of each picture.
-        broken: why a picture could not be read, by name; they are in neither of the lists.
-        ignored: files of folders whose names are no picture's.
+        names, sizes: name and size of each image.
+        broken: why images could not be read, by name; these are in neither list.
+        ignored: files in folders whose extension is not an image's.
     """
 
     names: list[str] = field(default_factory=list)
@@ -37,22 +37,22 @@ def parse_size(text: str) -> Size:
     """`"640x480"` -> (640, 480), width first.
 
     Raises:
-        ValueError: it is no such text, or a side is 0.
+        ValueError: if the text is not a size, or a side is 0.
     """
     match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
     if match is None:
-        raise ValueError(f"{text!r} is no size, expected WIDTHxHEIGHT in pixels, as 640x480.")
+        raise ValueError(f"{text!r} is not a size, expected WIDTHxHEIGHT in pixels, such as 640x480.")
     width, height = map(int, match.groups())
     if not width or not height:
         raise ValueError(f"{text!r} has no pixels, expected a width and a height of at least 1.")
     return width, height
 
 
-def picture_size(path: str | os.PathLike) -> Size:
-    """(width, height) of a file's picture once its EXIF orientation is applied. Reads the header only.
+def read_image_size(path: str | os.PathLike) -> Size:
+    """(width, height) of an image file after its EXIF orientation is applied. Reads only the header.
 
     Raises:
-        ValueError: it is no picture, or too large to decode safely.
+        ValueError: if it is not an image, or too large to decode safely.
     """
     from ..processing.image_files import open_image
     from ..processing.image_sources import image_size
@@ -61,22 +61,22 @@ def picture_size(path: str | os.PathLike) -> Size:
         return image_size(image)
 
 
-def find_pictures(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> Pictures:
-    """Measure the pictures of files, of folders with all that is below, and of patterns (`photos/**/*.jpg`).
+def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> ImageSizes:
+    """Read the sizes of image files, of all images in folders and their subfolders, and of patterns (`photos/**/*.jpg`).
 
-    In a folder, files are pictures by the endings that Pillow knows; what is given by name or pattern has to be one.
+    In a folder, files with the extensions that Pillow knows count as images; a file given by name or pattern must be one.
 
     Args:
-        skip_broken: list what cannot be read in `broken`, and go on.
+        skip_broken: list unreadable images in `broken` and continue (default: raise).
 
     Raises:
-        ValueError: there is nothing, or a file is no picture; the message names it.
+        ValueError: if nothing is found, or a file is not an image; the message names it.
     """
-    found = Pictures()
+    found = ImageSizes()
     for source in sources:
         for path in _paths(source, found):
             try:
-                found.add(str(path), picture_size(path))
+                found.add(str(path), read_image_size(path))
             except (ValueError, OSError) as error:
                 if not skip_broken:
                     raise
@@ -84,18 +84,18 @@ def find_pictures(sources: Iterable[str | os.PathLike], *, skip_broken: bool = F
     return found
 
 
-def _paths(source: str | os.PathLike, found: Pictures) -> Iterator[Path]:
+def _paths(source: str | os.PathLike, found: ImageSizes) -> Iterator[Path]:
     path = Path(source)
     if not str(source):
-        raise ValueError("A picture's path is empty, expected a picture, a folder, or a pattern.")
+        raise ValueError("An image path is empty, expected an image, a folder or a pattern.")
     if path.is_dir():
         paths = sorted(below for below in path.rglob("*") if below.is_file())
-        endings = PIL.Image.registered_extensions()
-        pictures = [below for below in paths if below.suffix.lower() in endings and not below.name.startswith(".")]
-        found.ignored += map(str, sorted(set(paths) - set(pictures)))
-        if not pictures:
-            raise ValueError(f"The folder {path} holds no pictures ({len(paths)} other files).")
-        yield from pictures
+        extensions = PIL.Image.registered_extensions()
+        images = [below for below in paths if below.suffix.lower() in extensions and not below.name.startswith(".")]
+        found.ignored += map(str, sorted(set(paths) - set(images)))
+        if not images:
+            raise ValueError(f"The folder {path} has no images ({len(paths)} other files).")
+        yield from images
     elif path.exists():
         yield path
     elif glob.has_magic(str(source)):
@@ -105,4 +105,4 @@ def _paths(source: str | os.PathLike, found: Pictures) -> Iterator[Path]:
             raise ValueError(f"No file matches {str(source)!r}.")
         yield from files
     else:
-        raise ValueError(f"{path} does not exist, expected a picture, a folder, or a pattern such as 'photos/*.jpg'.")
+        raise ValueError(f"{path} does not exist, expected an image, a folder or a pattern such as 'photos/*.jpg'.")

@@ -1,17 +1,17 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The setting of a preset, or of a checkpoint's folder. A preset needs none of what a folder is read with."""
+"""The setup of a preset or of a checkpoint's folder. A preset loads without transformers."""
 
 from pathlib import Path
 
 from .presets import nearest_preset, preset_name, preset_tiling
-from .settings import PresetSetting, Setting, tiling_rule
+from .setups import ModelSetup, PresetSetup, tiling_rule
 
 
-def load_setting(model: str | Path) -> Setting:
-    """The setting of a checkpoint folder, ours or one that `internvlx convert` reads, or of a preset. Reads no weights.
+def load_setup(model: str | Path) -> ModelSetup:
+    """The setup of a preset, or of a checkpoint folder of this package or one that can be converted. Reads no weights.
 
     Raises:
-        ValueError: neither is there, or the folder's configuration is of an unknown kind.
+        ValueError: if there is no such folder or preset, or the folder's configuration is of an unknown kind.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -19,13 +19,13 @@ def load_setting(model: str | Path) -> Setting:
     name = preset_name(str(model))
     if name is None:
         raise ValueError(
-            f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset; the nearest "
-            f"is {nearest_preset(str(model))!r}."
+            f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset. Did you mean "
+            f"{nearest_preset(str(model))!r}?"
         )
-    return PresetSetting(name, preset_tiling(name), name)
+    return PresetSetup(name, preset_tiling(name), name)
 
 
-def _read_folder(folder: Path) -> Setting:
+def _read_folder(folder: Path) -> ModelSetup:
     from ..checkpoints.json_files import read_json
     from ..checkpoints.names import PROCESSOR_FILES, WEIGHTS
     from ..conversion.sources import read_source
@@ -35,7 +35,7 @@ def _read_folder(folder: Path) -> Setting:
         raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
     raw = read_json(folder / "config.json")
     has_weights = any((folder / name).is_file() for name in WEIGHTS)
-    # whether a released checkpoint has PVTC shows in the names of its tensors alone
+    # only the names of a released checkpoint's tensors show whether it has PVTC
     needs_names = has_weights and raw.get("model_type") == "internvl_chat"
     source = read_source(folder, None if needs_names else {})
     processor = None
@@ -46,4 +46,4 @@ def _read_folder(folder: Path) -> Setting:
             InternVLXImageProcessor.from_pretrained(folder) if has_processor else InternVLXImageProcessor(size=size)
         )
     tiling = tiling_rule(source.tiling if processor is None else processor, source.config)
-    return Setting(folder.resolve().name, source.config, tiling)
+    return ModelSetup(folder.resolve().name, source.config, tiling)

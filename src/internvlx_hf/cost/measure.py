@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a configuration's model costs, measured on the model itself, built and run without memory.
+"""What a configuration's model costs, measured on the model itself, which is built and run on the meta device.
 
-`python -m internvlx_hf.cost.measure` measures the presets anew.
+`python -m internvlx_hf.cost.measure` measures the presets again.
 """
 
 import json
@@ -21,7 +21,7 @@ from .presets import PRESETS, preset
 from .sizes import PRESET_SIZES, LVTCSizes, Sizes, TextSizes, presets_as_json
 from .variants import VARIANTS, vary
 
-FLOAT32 = 4  # bytes of a number of the pixels that the processor gives
+FLOAT32 = 4  # bytes per value of the processor's pixels
 ELEMENT_SIZES = (1, 2, 4, 8)
 
 
@@ -92,7 +92,7 @@ def _count_flops(run: Callable, *args, **kwargs) -> int:
 
 
 def _tile_bytes(config: InternVLXConfig, e: int) -> tuple[int, int]:
-    """Bytes of what stays of a tile while the language model runs, and the peak while it is encoded."""
+    """Bytes per tile that are kept while the language model runs, and the peak while the tile is encoded."""
     vision = config.vision_config
     c, patches = vision.hidden_size, config.patch_grid**2
     inner = getattr(vision, "intermediate_size", 4 * c)
@@ -112,7 +112,7 @@ def _tile_bytes(config: InternVLXConfig, e: int) -> tuple[int, int]:
 
 
 def measure_presets() -> str:
-    """What `preset_sizes.json` holds."""
+    """The content of `preset_sizes.json`."""
     return presets_as_json(
         {name: {variant: measure(vary(preset(name), variant)) for variant in VARIANTS} for name in PRESETS}
     )

@@ -1,15 +1,15 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Bytes that a model takes: its cache exactly, the peak of a prefill as an estimate.
+"""Memory of a model in bytes: its cache exactly, the peak of a prefill as an estimate.
 
-The estimate counts the tensors that the code of this package and of transformers holds at the same time in each phase of a
-forward without gradients: one prompt, logits of its last token, attention by a kernel that never holds the L x L scores
-(sdpa, flash attention). An allocator's own rounding, the kernels' workspaces and the CUDA context come on top.
+The estimate counts the tensors that this package and transformers hold at the same time in each phase of a forward without
+gradients: one prompt, logits of its last token, and an attention kernel that never holds the L x L scores (sdpa, flash
+attention). The allocator's rounding, the kernels' workspaces and the CUDA context are not included.
 """
 
 from .flops import STAGE_ONE, STAGE_TWO, cached_tokens, stages
 from .sizes import Sizes
 
-# rows of the MLP's width that are alive at once: activated gate, up and their product; Phi3 forms gate and up together
+# tensors of the MLP's width that are alive at once: activated gate, up and their product; Phi3 computes gate and up jointly
 MLP_ROWS = {"phi3": 4}
 
 
@@ -28,12 +28,12 @@ def _cache_bytes_by_stage(sizes: Sizes, lengths: tuple[int, int], element_size: 
 
 
 def activation_bytes(sizes: Sizes, tiles: int, lengths: tuple[int, int], element_size: int) -> int:
-    """Estimate of the most bytes beside the weights that a prefill holds at once, the cache included.
+    """Estimated peak memory of a prefill in bytes, with the cache and without the weights.
 
     Args:
-        tiles: of all images of the prompt.
+        tiles: tiles of all images in the prompt.
         lengths: tokens of the prompt in stages one and two.
-        element_size: bytes of a number.
+        element_size: bytes per element.
     """
     cache = _cache_bytes_by_stage(sizes, lengths, element_size)
     one, two = (length * _row_bytes(sizes, element_size) for length in lengths)
@@ -46,8 +46,8 @@ def activation_bytes(sizes: Sizes, tiles: int, lengths: tuple[int, int], element
 
 
 def _row_bytes(sizes: Sizes, e: int) -> int:
-    """Bytes a token of a layer at its widest: the MLP, with the layer's input, residual and norm, and a stage's input."""
+    """Bytes per token at a layer's widest point: the MLP, the layer's input, residual and norm, and the stage's input."""
     text = sizes.text_config
     inputs = 3 if sizes.lvtc_config is None else 4
     width = MLP_ROWS.get(text.model_type, 3) * text.intermediate_size + inputs * text.hidden_size
-    return e * (width + 2 * text.head_dim)  # the angles, too
+    return e * (width + 2 * text.head_dim)  # and the rotary angles

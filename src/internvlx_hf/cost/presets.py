@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The published InternVL 2, 2.5, 3 and 3.5 (dense) models and InternVL-X by their sizes: configurations without weights.
+"""Presets: configurations of the published InternVL 2, 2.5, 3 and 3.5 (dense) models and of InternVL-X, without weights.
 
-They say what a model costs, not how it computes: rotary embeddings are plain ones. For a model that answers, convert its
-checkpoint. InternLM2 is written as llama, as the conversion writes it.
+They have the right sizes but not all details (rotary embeddings are plain), so use them for costs only. To run a model,
+convert its checkpoint. InternLM2 appears as llama, as in the conversion.
 """
 
 import difflib
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..modeling import InternVLXConfig
 
 TILE, PATCH = 448, 14
-# of InternVL's own image processor, and of the paper's high-resolution models (section 4.3, Table 5)
+# maximum tiles of InternVL's own image processor, and of the paper's high-resolution models (section 4.3, Table 5)
 NATIVE_TILES, INTERNVL_X_TILES = 12, 6
 
 VISION: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ VISION: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """What tells one of the models from another: the vision tower's name, and the language model's class and sizes."""
+    """The vision tower's name, and the language model's type and sizes."""
 
     vision: str
     model_type: str
@@ -66,12 +66,12 @@ class Geometry:
         }
         if self.head_dim is not None:
             sizes["head_dim"] = self.head_dim
-        # some of the classes have special tokens of their own by default, beyond the vocabulary of others
+        # some classes have default special tokens beyond another model's vocabulary
         sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         sizes["tie_word_embeddings"] = False
         text = CONFIG_MAPPING[self.model_type](**sizes)
         vision = CONFIG_MAPPING["internvl_vision"](**VISION[self.vision])
-        # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's goes on after them
+        # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's vocabulary continues after them
         end = 151678 if self.model_type == "qwen3" else self.vocab_size
         return InternVLXConfig(
             vision_config=vision, text_config=text, image_token_id=end - 7, dtype="bfloat16", **kwargs
@@ -79,7 +79,7 @@ class Geometry:
 
 
 _SMALL, _LARGE = VISION
-# vision tower; class, width, layers, heads, key/value heads, MLP width and vocabulary of the language model
+# vision tower; type, width, layers, heads, key/value heads, MLP width and vocabulary of the language model
 GEOMETRIES = {
     "internvl2-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151655),
     "internvl2-2b": Geometry(_SMALL, "llama", 2048, 24, 16, 8, 8192, 92553),
@@ -108,7 +108,7 @@ GEOMETRIES = {
     "internvl3.5-14b": Geometry(_SMALL, "qwen3", 5120, 40, 40, 8, 17408, 151936, 128),
     "internvl3.5-38b": Geometry(_LARGE, "qwen3", 5120, 64, 64, 8, 25600, 151936, 128),
 }
-# the paper's own models: PVTC, and LVTC with k = 17 and 23 (our defaults where it says nothing), sliced by "edge"
+# the paper's models: PVTC, and LVTC with k = 17 and 23 (our defaults for what it does not state), slicing "edge"
 INTERNVL_X = {"internvl-x-2b": "internvl2-2b", "internvl-x-8b": "internvl2-8b"}
 PRESETS = (*INTERNVL_X, *GEOMETRIES)
 """Names of all presets."""
@@ -117,21 +117,21 @@ ALIASES = {"internvl2-76b": "internvl2-llama3-76b"}
 
 
 def preset_name(name: str) -> str | None:
-    """The preset that `name` means, as the Hub writes it (`OpenGVLab/InternVL2_5-8B`) or as here; None for none."""
+    """The preset for a name from the Hub (`OpenGVLab/InternVL2_5-8B`) or from `PRESETS`; None if there is none."""
     name = name.lower().removeprefix("opengvlab/").replace("_", ".")
     name = ALIASES.get(name, name)
     return name if name in PRESETS else None
 
 
 def nearest_preset(name: str) -> str:
-    """The preset whose name is the most like `name`."""
+    """The preset whose name is most similar to `name`."""
     return difflib.get_close_matches(name.lower().replace("_", "."), PRESETS, n=1, cutoff=0)[0]
 
 
 def _known(name: str) -> str:
     known = preset_name(name)
     if known is None:
-        raise ValueError(f"There is no preset {name!r}. The nearest is {nearest_preset(name)!r}.")
+        raise ValueError(f"There is no preset {name!r}. Did you mean {nearest_preset(name)!r}?")
     return known
 
 
@@ -139,10 +139,10 @@ def preset(name: str) -> "InternVLXConfig":
     """Configuration of a published model, for its sizes.
 
     Args:
-        name: one of `PRESETS`, in any case, or a model's name on the Hub.
+        name: one of `PRESETS`, in upper or lower case, or a model's name on the Hub.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: if there is no such preset; the message suggests the nearest.
     """
     name = _known(name)
     if name in INTERNVL_X:
@@ -151,10 +151,10 @@ def preset(name: str) -> "InternVLXConfig":
 
 
 def preset_tiling(name: str) -> TilingRule:
-    """How that model cuts pictures: by aspect ratio into at most 12 tiles, InternVL-X by "edge" into at most 6.
+    """Tiling of a preset: "ratio" with at most 12 tiles, for InternVL-X "edge" with at most 6.
 
     Raises:
-        ValueError: there is no such preset; the message names the nearest.
+        ValueError: if there is no such preset; the message suggests the nearest.
     """
     if _known(name) in INTERNVL_X:
         return TilingRule(TILE, TILE, max_tiles=INTERNVL_X_TILES, slicing="edge")

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What pictures cost, as text for a terminal, as JSON and as CSV."""
+"""The report of `internvlx cost`, as text for a terminal, as JSON and as CSV."""
 
 import csv
 import io
@@ -13,46 +13,46 @@ from typing import Any
 from ..processing.rvtc import SLICING_STRATEGIES
 from .estimate import Cost, CostModel
 from .flops import STAGE_ONE, STAGE_TWO
-from .images import Pictures
+from .images import ImageSizes
 
 FLOP_UNITS = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "kFLOP": 1e3}
 BYTE_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
-MOST_LISTED = 20  # pictures that are listed one by one in a terminal
+MOST_LISTED = 20  # more images than this are not listed one by one in a terminal
 BAR, BLOCKS = 14, " ▏▎▍▌▋▊▉█"
 LEAST_NAME = 24  # characters that an image's name keeps before other columns are left out
 
 
 @dataclass
 class Report:
-    """The cost of pictures under several settings; the first is the one that was asked for.
+    """The cost of images with several setups, of which the first is the requested one.
 
     Args:
-        pictures: what was measured.
-        models: a setting each.
-        together: all pictures in one prompt, and not each in one of its own.
-        notes: what is left out, and why.
-        width: most characters of a line of [`to_text`]; tables have fewer columns where it is small. None: no limit.
+        images: names and sizes of the images.
+        models: cost models, one per setup.
+        together: put all images into one prompt instead of one prompt each (default: no).
+        notes: setups that are left out, and why.
+        width: maximum characters per line of [`to_text`], where narrow tables have fewer columns (default: no limit).
     """
 
-    pictures: Pictures
+    images: ImageSizes
     models: list[CostModel]
     together: bool = False
     notes: tuple[str, ...] = ()
     width: int | None = None
 
     def __post_init__(self):
-        sizes = self.pictures.sizes
+        sizes = self.images.sizes
         self.costs = [[m.together(sizes)] if self.together else m.of_sizes(sizes) for m in self.models]
 
     @property
     def prompt_names(self) -> list[str]:
-        return [f"{len(self.pictures.names)} pictures together"] if self.together else self.pictures.names
+        return [f"{len(self.images.names)} images together"] if self.together else self.images.names
 
     def to_text(self) -> str:
         parts = [self._head(), self._comparison()]
-        if len(self.pictures.names) <= MOST_LISTED and not self.together:
+        if len(self.images.names) <= MOST_LISTED and not self.together:
             parts.append(self._listing())
-        if len(self.pictures.names) > 1:
+        if len(self.images.names) > 1:
             parts.append(self._histogram())
         parts += [self._modules(), *self._remarks()]
         return "\n\n".join(parts)
@@ -60,15 +60,15 @@ class Report:
     def _head(self) -> str:
         model, lvtc = self.models[0], self.models[0].sizes.lvtc_config
         parameters = scaled(model.parameters, {"billion": 1e9, "million": 1e6})
-        tokens = f"{model.sizes.image_seq_length} tokens a tile"
+        tokens = f"{model.sizes.image_seq_length} tokens per tile"
         if lvtc is not None:
             more = model.sizes.expanded_image_seq_length
             tokens += f", {more} from layer {lvtc.expand_layer} of {model.sizes.text_config.num_hidden_layers} on"
         dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
         lines = (
-            f"{model.setting.name}: {parameters} parameters, {weights} in {dtype}; {tokens}",
-            f"A prompt is {'all pictures' if self.together else 'one picture'} and {model.text_tokens} tokens of text, an "
+            f"{model.setup.name}: {parameters} parameters, {weights} in {dtype}; {tokens}",
+            f"A prompt has {'all images' if self.together else 'one image'} and {model.text_tokens} tokens of text, an "
             f"answer {model.answer_tokens} tokens.",
         )
         return "\n".join(map(self._wrapped, lines))
@@ -90,12 +90,12 @@ class Report:
         header += [split.join(name) for name in names]
         rows = []
         for i, (model, costs, mean) in enumerate(zip(self.models, self.costs, averages, strict=True)):
-            setting, tiling = model.setting, model.setting.tiling
-            expanded = f"{mean.stage_two_tokens:,.0f}" if setting.has_lvtc else "-"
+            setup, tiling = model.setup, model.setup.tiling
+            expanded = f"{mean.stage_two_tokens:,.0f}" if setup.has_lvtc else "-"
             tiles = f"{mean.tiles:.3f}" if len(costs) > 1 else str(costs[0].tiles)
-            label = "-> this model" if i == 0 else "   native" if setting.is_native else ""
+            label = "-> this model" if i == 0 else "   native" if setup.is_native else ""
             label = label if self.width is None else label.replace(" this model", "").strip()
-            lvtc, tokens = "on" if setting.has_lvtc else "off", f"{mean.stage_one_tokens:,.0f}"
+            lvtc, tokens = "on" if setup.has_lvtc else "off", f"{mean.stage_one_tokens:,.0f}"
             peak = max(cost.peak_bytes for cost in costs)
             numbers = [
                 f"{mean.prefill_flops / flops[1]:,.2f}",
@@ -104,35 +104,35 @@ class Report:
                 f"{peak / memory[1]:,.2f}",
             ]
             cut = (tiling.slicing, tiling.max_tiles)
-            rows.append([label, *cut, setting.projector, lvtc, tiles, tokens, expanded, *numbers])
+            rows.append([label, *cut, setup.projector, lvtc, tiles, tokens, expanded, *numbers])
         count = len(self.costs[0])
-        foot = "* estimated: the weights and what a prefill holds beside them, without the allocator's and CUDA's own"
+        foot = "* estimated: weights and activations of a prefill, without the overhead of allocator and CUDA"
         less_wanted = ["LVTC", *header[9:11], "tiles", *header[11:], "max"]  # without LVTC "stage two" has a dash
         shown = table(header, rows, (0, 1, 3, 4), self.width, less_wanted)
         has_peak = "*" in shown
-        averages_of = f": averages of {count:,} pictures" + ", and the largest peak" * has_peak
+        averages_of = f": averages of {count:,} images" + ", and the largest peak" * has_peak
         title = self._wrapped("Side by side" + averages_of * (count > 1))
         return "\n".join([title, shown, *[self._wrapped(foot)] * has_peak])
 
     def _listing(self) -> str:
-        tiling, costs = self.models[0].setting.tiling, self.costs[0]
+        tiling, costs = self.models[0].setup.tiling, self.costs[0]
         flops = unit([cost.prefill_flops for cost in costs], FLOP_UNITS)
         cache = unit([cost.cache_bytes for cost in costs], BYTE_UNITS)
         rows = []
-        for name, size, cost in zip(self.pictures.names, self.pictures.sizes, costs, strict=True):
+        for name, size, cost in zip(self.images.names, self.images.sizes, costs, strict=True):
             plan = tiling.plan(*size)
             grid = f"{plan.columns}x{plan.rows}" + " + thumbnail" * plan.has_thumbnail
             tokens = f"{cost.stage_one_tokens:,}"
-            tokens += f" -> {cost.stage_two_tokens:,}" if self.models[0].setting.has_lvtc else ""
+            tokens += f" -> {cost.stage_two_tokens:,}" if self.models[0].setup.has_lvtc else ""
             numbers = (f"{cost.prefill_flops / flops[1]:,.2f}", f"{cost.cache_bytes / cache[1]:,.1f}")
             rows.append([name, f"{size[0]}x{size[1]}", grid, cost.tiles, tokens, *numbers])
-        header = ["picture", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
+        header = ["image", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
         shown = table(header, rows, (0, 2), self.width, [header[6], "grid", "size", header[5]], elastic=0)
-        return f"Each picture under this model\n{shown}"
+        return f"Each image with this model\n{shown}"
 
     def _histogram(self) -> str:
-        """Shares of the pictures by number of tiles, a column of bars for each way to cut them."""
-        sizes, tiling = self.pictures.sizes, self.models[0].setting.tiling
+        """Shares of the images by number of tiles, with a column of bars for each slicing strategy."""
+        sizes, tiling = self.images.sizes, self.models[0].setup.tiling
         shares = {}
         for slicing in reversed(SLICING_STRATEGIES):
             rule = replace(tiling, slicing=slicing)
@@ -152,14 +152,14 @@ class Report:
         rows.append(["mean", *(cell for mean in means for cell in (f"{mean:.3f}", ""))])
         rows.append(["tokens", *(cell for mean in means for cell in (f"{mean * tokens:,.0f}", ""))])
         header = ["tiles", *(cell for slicing in shares for cell in (slicing, ""))]
-        title = f"Pictures by tiles, thumbnail included; at most {tiling.max_tiles} without it"
+        title = f"Images by number of tiles, thumbnail included; at most {tiling.max_tiles} without it"
         return f"{self._wrapped(title)}\n{table(header, rows, left=(1, 3, 5))}"
 
     def _modules(self) -> str:
         cost = _average(self.costs[0])
         total, (name, divisor) = cost.prefill_flops, unit([cost.prefill_flops], FLOP_UNITS)
         labels = {STAGE_ONE: "language model, stage one", STAGE_TWO: "language model, stage two"}
-        if not self.models[0].setting.has_lvtc:
+        if not self.models[0].setup.has_lvtc:
             labels[STAGE_ONE] = "language model"
         rows = [
             [labels.get(module, module), f"{count / divisor:,.3f}", f"{count / total:.1%}"]
@@ -172,43 +172,43 @@ class Report:
         return f"{title}\n{table(['module', name, 'share'], rows, (0,), self.width, elastic=0)}"
 
     def _remarks(self) -> list[str]:
-        pictures, lines = self.pictures, self._past_limits()
+        images, lines = self.images, self._past_limits()
         lines += [f"Left out: {note}" for note in self.notes]
-        lines += [f"Skipped: {why}" for why in pictures.broken.values()]
-        if pictures.ignored:
-            endings = sorted({name.rpartition(".")[2] for name in pictures.ignored})
+        lines += [f"Skipped: {why}" for why in images.broken.values()]
+        if images.ignored:
+            endings = sorted({name.rpartition(".")[2] for name in images.ignored})
             kinds = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
-            count = len(pictures.ignored)
-            lines.append(f"Not looked at: {count} file{'s' * (count > 1)} of other kinds in the folders ({kinds}).")
+            count = len(images.ignored)
+            lines.append(f"Ignored: {count} file{'s' * (count > 1)} of other kinds in the folders ({kinds}).")
         return ["\n".join(map(self._wrapped, lines))] if lines else []
 
     def _past_limits(self) -> list[str]:
-        """A line for each setting under which prompts do not fit the language model's positions."""
+        """A line for each setup with which prompts exceed the language model's positions."""
         lines = []
         for model, costs in zip(self.models, self.costs, strict=True):
             limit, count = model.sizes.position_limit, _past_limit(model, costs)
             if count:
-                tiling, lvtc = model.setting.tiling, "with" if model.setting.has_lvtc else "without"
+                tiling, lvtc = model.setup.tiling, "with" if model.setup.has_lvtc else "without"
                 lines.append(
-                    f"Past the limit: {count:,} of {len(costs):,} prompts with their answer, under {tiling.slicing!r} with at "
-                    f"most {tiling.max_tiles} tiles, {model.setting.projector} and {lvtc} LVTC, take up to "
-                    f"{max(cost.positions for cost in costs):,} positions; the language model is made for {limit:,}."
+                    f"Over the limit: {count:,} of {len(costs):,} prompts with their answer, with slicing {tiling.slicing!r}, "
+                    f"at most {tiling.max_tiles} tiles, {model.setup.projector} and {lvtc} LVTC, take up to "
+                    f"{max(cost.positions for cost in costs):,} positions; the language model supports {limit:,}."
                 )
         return lines
 
     def to_json(self) -> str:
-        """All numbers, those of every picture under every setting; bytes and FLOPs are whole numbers."""
+        """All numbers, for every image with every setup; bytes and FLOPs are whole numbers."""
         model = self.models[0]
-        settings = []
+        setups = []
         for m, costs in zip(self.models, self.costs, strict=True):
-            tiling, mean = m.setting.tiling, _average(costs)
-            settings.append(
+            tiling, mean = m.setup.tiling, _average(costs)
+            setups.append(
                 {
-                    "name": m.setting.name,
+                    "name": m.setup.name,
                     "slicing": tiling.slicing,
                     "min_tiles": tiling.min_tiles,
                     "max_tiles": tiling.max_tiles,
-                    "projector": m.setting.projector,
+                    "projector": m.setup.projector,
                     "lvtc": None if m.sizes.lvtc_config is None else asdict(m.sizes.lvtc_config),
                     "parameters": m.parameters,
                     "position_limit": m.sizes.position_limit,
@@ -222,36 +222,36 @@ class Report:
                     ],
                 }
             )
-        pictures = zip(self.pictures.names, self.pictures.sizes, strict=True)
+        images = zip(self.images.names, self.images.sizes, strict=True)
         return json.dumps(
             {
-                "model": model.setting.name,
+                "model": model.setup.name,
                 "text_tokens": model.text_tokens,
                 "answer_tokens": model.answer_tokens,
                 "dtype": model.dtype,
                 "estimated": ["peak_bytes"],
-                "pictures": [{"name": name, "width": w, "height": h} for name, (w, h) in pictures],
-                "settings": settings,
-                "skipped": self.pictures.broken,
-                "not_pictures": self.pictures.ignored,
+                "pictures": [{"name": name, "width": w, "height": h} for name, (w, h) in images],
+                "settings": setups,
+                "skipped": self.images.broken,
+                "not_pictures": self.images.ignored,
                 "notes": list(self.notes),
             },
             indent=1,
         )
 
     def to_csv(self) -> str:
-        """A row for each picture under each setting."""
+        """A row for each image with each setup."""
         modules = list(dict.fromkeys(name for costs in self.costs for name in costs[0].flops))
         rows = []
         for m, costs in zip(self.models, self.costs, strict=True):
-            tiling = m.setting.tiling
+            tiling = m.setup.tiling
             for i, (name, cost) in enumerate(zip(self.prompt_names, costs, strict=True)):
-                width, height = ("", "") if self.together else self.pictures.sizes[i]
+                width, height = ("", "") if self.together else self.images.sizes[i]
                 flops = {f"flops.{module}": cost.flops.get(module, 0) for module in modules}
                 numbers = {key: value for key, value in cost.to_dict().items() if key != "flops"}
-                setting = {"setting": m.setting.name, "slicing": tiling.slicing, "max_tiles": tiling.max_tiles}
-                setting |= {"projector": m.setting.projector, "lvtc": "on" if m.setting.has_lvtc else "off"}
-                rows.append({"picture": name, "width": width, "height": height} | setting | numbers | flops)
+                setup = {"setting": m.setup.name, "slicing": tiling.slicing, "max_tiles": tiling.max_tiles}
+                setup |= {"projector": m.setup.projector, "lvtc": "on" if m.setup.has_lvtc else "off"}
+                rows.append({"picture": name, "width": width, "height": height} | setup | numbers | flops)
         out = io.StringIO()
         writer = csv.DictWriter(out, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -264,11 +264,11 @@ def _past_limit(model: CostModel, costs: list[Cost]) -> int:
 
 
 def _average(costs: list[Cost]) -> Cost:
-    """Every number averaged, the numbers of modules, too."""
+    """The average of every number, including the numbers of modules."""
     if len(costs) == 1:
         return costs[0]
 
-    def mean(values) -> Any:  # a float, also of a cost's whole numbers
+    def mean(values) -> Any:  # a float, even for whole numbers
         return sum(values) / len(costs)
 
     numbers = {name: mean(getattr(c, name) for c in costs) for name in vars(costs[0]) if name != "flops"}
@@ -276,19 +276,19 @@ def _average(costs: list[Cost]) -> Cost:
 
 
 def unit(values: Sequence[float], units: Mapping[str, float]) -> tuple[str, float]:
-    """The largest unit of which the largest value has at least one; the smallest unit for less."""
+    """The largest unit in which the largest value is at least 1, else the smallest unit."""
     largest = max(values)
     return next(((name, size) for name, size in units.items() if largest >= size), list(units.items())[-1])
 
 
 def scaled(value: float, units: Mapping[str, float]) -> str:
-    """`value` in its unit, `"2.38 billion"`."""
+    """`value` in a suitable unit, such as `"2.38 billion"`."""
     name, size = unit([value], units)
     return f"{value / size:.2f} {name}"
 
 
 def bar(share: float, most: int = BAR) -> str:
-    """A bar of eighths of a character, `most` characters for 1."""
+    """A bar with a resolution of an eighth of a character, `most` characters long for 1."""
     eighths = max(round(share * most * 8), 1 if share else 0)
     return BLOCKS[8] * (eighths // 8) + BLOCKS[eighths % 8].strip()
 
@@ -309,14 +309,13 @@ def table(
     less_wanted: Sequence[str] = (),
     elastic: int | None = None,
 ) -> str:
-    """Columns aligned to the right, but for those in `left`.
+    """A table whose columns are aligned to the right, except those in `left`.
 
     Args:
-        header: a cell may have several lines.
-        width: most characters of a line. Where there are more, columns that are named in `less_wanted` are left out, the
-            first ones first.
-        elastic: a column whose cells lose their middle where that makes room. Other columns are left out only where it
-            would have fewer than `LEAST_NAME` characters.
+        header: column names; a cell may have several lines.
+        width: maximum characters per line. If a line is longer, the columns in `less_wanted` are dropped, in this order.
+        elastic: a column whose cells are shortened in the middle first; other columns are dropped only where it would
+            have fewer than `LEAST_NAME` characters.
     """
     columns = [str(name).split("\n") for name in header]
     height = max(map(len, columns))

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""All of a model that decides what a prompt costs, as plain numbers: of a preset, they need neither torch nor transformers."""
+"""The numbers of a model that determine a prompt's cost. For presets they load without torch and transformers."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ PRESET_SIZES = Path(__file__).with_name("preset_sizes.json")
 
 @dataclass(frozen=True)
 class TextSizes:
-    """Of the language model; `sliding_layers` attend to the last `sliding_window` tokens only."""
+    """Sizes of the language model; `sliding_layers` attend only to the last `sliding_window` tokens."""
 
     model_type: str
     hidden_size: int
@@ -36,13 +36,13 @@ class LVTCSizes:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model. What has the name of a setting of `InternVLXConfig` is that setting.
+    """Sizes of a model. Fields with the name of an `InternVLXConfig` setting have its value.
 
     Args:
         position_limit, image_seq_length, expanded_image_seq_length: as `InternVLXConfig`'s properties.
-        parameters: shared ones once.
-        tile_flops: of one tile, by module: the vision tower and every projector.
-        tile_bytes: by an element's size, bytes for one tile: of what stays while the language model runs, and the peak.
+        parameters: number of parameters, shared ones counted once.
+        tile_flops: FLOPs per tile by module, the vision tower and every projector.
+        tile_bytes: by element size, bytes per tile that are kept while the language model runs, and the peak.
     """
 
     text_config: TextSizes
@@ -59,7 +59,7 @@ class Sizes:
 
 
 def preset_sizes(name: str, variant: str) -> Sizes:
-    """Sizes of a preset, or of a variant of it (`variants.VARIANTS`), as they were measured once."""
+    """Stored sizes of a preset or of a variant of it (`variants.VARIANTS`)."""
     variants = _measured_presets()[name]
     sizes = variants.get(variant, variants["own"])
     text, lvtc = sizes["text_config"], sizes["lvtc_config"]
@@ -79,7 +79,7 @@ def _measured_presets() -> dict[str, dict[str, dict]]:
 
 
 def presets_as_json(measured: dict[str, dict[str, Sizes]]) -> str:
-    """The text of `preset_sizes.json`. A variant that costs as the preset itself is left out."""
+    """The text of `preset_sizes.json`. Variants with the preset's own costs are left out."""
     lines = []
     for name, variants in measured.items():
         others = {key: sizes for key, sizes in variants.items() if key == "own" or sizes != variants["own"]}

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A model's configuration as it is, without and with LVTC, and as InternVL2 and 2.5 have it."""
+"""Variants of a model's configuration: unchanged, without LVTC, with LVTC, and as in InternVL2 and 2.5."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ VARIANTS = ("own", "LVTC off", "LVTC on", "native")
 
 
 def vary(config: "InternVLXConfig", variant: str) -> "InternVLXConfig":
-    """One of `VARIANTS`. LVTC is the model's own, or the default one where it has none; native is pixel shuffle by 2.
+    """One of `VARIANTS`. LVTC is the model's own, or the default if it has none; native is pixel shuffle by 2.
 
     Raises:
-        ValueError: the variant does not fit the model.
+        ValueError: if the variant does not fit the model.
     """
     config = copy.deepcopy(config)
     if variant in ("LVTC off", "native"):

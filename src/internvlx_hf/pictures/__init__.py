@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Pictures of what a model is given and of where it looks. Drawing needs matplotlib: `pip install matplotlib`.
 
-figure = draw_tiles("photo.jpg", load_setting("internvl-x-2b"))
+figure = draw_tiles("photo.jpg", load_setup("internvl-x-2b"))
 figure.savefig("tiles.png")
 """
 

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 
 from ..cost.flops import STAGE_ONE, STAGE_TWO, stages
-from ..cost.settings import tiling_rule
+from ..cost.setups import tiling_rule
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..modeling.pvtc import PVTCAttention, PVTCProjector
 from ..processing import InternVLXProcessor

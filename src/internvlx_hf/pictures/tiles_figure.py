@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import PIL.Image
 
-from ..cost import Cost, CostModel, Setting
+from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
 from ..cost.report import BYTE_UNITS, FLOP_UNITS, scaled
 from ..processing.rvtc import TilePlan
@@ -29,7 +29,7 @@ MEANINGS = {
 
 def draw_tiles(
     image: str | os.PathLike | PIL.Image.Image,
-    setting: Setting,
+    setting: ModelSetup,
     *,
     text_tokens: int = TEXT_TOKENS,
     answer_tokens: int = ANSWER_TOKENS,
@@ -87,7 +87,7 @@ def draw_slicing(image: PIL.Image.Image, plan: TilePlan, slicing: str, width: fl
     return canvas.figure
 
 
-def _draw_head(canvas: Canvas, title: str, image: PIL.Image.Image, setting: Setting) -> None:
+def _draw_head(canvas: Canvas, title: str, image: PIL.Image.Image, setting: ModelSetup) -> None:
     sizes = setting.sizes
     canvas.text(MARGIN, 0.45, f"{title}, {image.width} × {image.height} pixels", 20, 12.3, weight="bold")
     tokens = f"{sizes.image_seq_length} tokens a tile"

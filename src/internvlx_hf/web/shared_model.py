@@ -11,9 +11,9 @@ from queue import SimpleQueue
 import PIL.Image
 
 from ..chat import Session, Turn
-from ..cost import Cost, CostModel, Setting
+from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import TEXT_TOKENS
-from ..cost.settings import tiling_rule
+from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer
 from ..pictures import Attention, attend
 from ..processing.rvtc import SLICING_STRATEGIES, TilePlan
@@ -79,8 +79,8 @@ class SharedModel:
             found.append(SlicingCost(slicing, setting.tiling.plan(*size), cost, seconds))
         return found
 
-    def _setting(self, answerer: Answerer) -> Setting:
-        return Setting(self.name, self.model.config, tiling_rule(answerer.image_processor, self.model.config))
+    def _setting(self, answerer: Answerer) -> ModelSetup:
+        return ModelSetup(self.name, self.model.config, tiling_rule(answerer.image_processor, self.model.config))
 
     def ask(
         self,

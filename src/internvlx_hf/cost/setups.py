@@ -1,0 +1,136 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Setups, which determine an image's cost: a model and how it tiles images; and variants of them."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
+from .presets import preset
+from .sizes import Sizes, preset_sizes
+from .variants import vary
+
+if TYPE_CHECKING:
+    from ..conversion.sources import Tiling
+    from ..modeling import InternVLXConfig
+    from ..processing import InternVLXImageProcessor
+
+# maximum tiles per image in the training of InternVL2 and 2.5, and in their own processor
+NATIVE_MAX_TILES = (6, 12)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSetup:
+    """A model's configuration and how it tiles images.
+
+    Args:
+        name: name of the preset, the folder or the variant.
+        config: the model's configuration.
+        tiling: `tiling.plan(width, height).num_tiles` is the number of tiles of an image.
+    """
+
+    name: str
+    config: "InternVLXConfig"
+    tiling: TilingRule
+
+    @property
+    def sizes(self) -> Sizes:
+        """The numbers from which a prompt's cost is computed."""
+        from .measure import measure
+
+        return measure(self.config)
+
+    @property
+    def projector(self) -> str:
+        return self.sizes.projector_type
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it costs the same as with InternVL's own code: its projector and slicing, no LVTC."""
+        shuffles = self.projector == "pixel_shuffle" and self.sizes.downsample_ratio == 0.5
+        return shuffles and self.tiling.slicing == "ratio" and not self.has_lvtc
+
+    @property
+    def has_lvtc(self) -> bool:
+        return self.sizes.lvtc_config is not None
+
+    def costs_as(self, other: "ModelSetup") -> bool:
+        """Whether every image costs the same with both."""
+        return self.tiling == other.tiling and self.sizes == other.sizes
+
+    def varied(self, variant: str, name: str, tiling: TilingRule) -> "ModelSetup":
+        """The setup with one of `variants.VARIANTS` of the model.
+
+        Raises:
+            ValueError: if the variant does not fit the model.
+        """
+        return ModelSetup(name, vary(self.config, variant), tiling)
+
+
+@dataclass(frozen=True, eq=False)
+class PresetSetup(ModelSetup):
+    """A preset or a variant of it. Its sizes are stored; its configuration is built on first use."""
+
+    config: "InternVLXConfig" = field(init=False, repr=False)
+    preset: str
+    variant: str = "own"
+
+    def __getattr__(self, name: str):
+        if name != "config":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "config", vary(preset(self.preset), self.variant))
+        return self.config
+
+    @property
+    def sizes(self) -> Sizes:
+        # once built, the configuration may have been edited
+        return super().sizes if "config" in vars(self) else preset_sizes(self.preset, self.variant)
+
+    def varied(self, variant: str, name: str, tiling: TilingRule) -> ModelSetup:
+        if self.variant != "own":
+            return super().varied(variant, name, tiling)
+        return PresetSetup(name, tiling, self.preset, variant)
+
+
+def tiling_rule(settings: "InternVLXImageProcessor | Tiling", config: "InternVLXConfig") -> TilingRule:
+    """The tiling of an image processor, or of the settings that the conversion has read from one."""
+    cuts = settings.crop_to_patches is not False  # None: the default, which is to crop
+    return TilingRule(
+        config.tile_size,
+        config.tile_size,
+        min_tiles=settings.min_patches if cuts else 1,
+        max_tiles=settings.max_patches if cuts else 1,
+        slicing=settings.slicing,
+        use_thumbnail=settings.use_thumbnail,
+    )
+
+
+def native(setup: ModelSetup, max_tiles: int) -> ModelSetup:
+    """The same model as in InternVL2 and 2.5: pixel shuffle by 2, no LVTC, slicing "ratio"."""
+    tiling = replace(setup.tiling, min_tiles=1, max_tiles=max_tiles, slicing="ratio", use_thumbnail=True)
+    return setup.varied("native", f"native InternVL, max {max_tiles}", tiling)
+
+
+def side_by_side(setup: ModelSetup) -> tuple[list[ModelSetup], list[str]]:
+    """Setups to compare: the given one, each slicing strategy without and with LVTC, and InternVL2's and 2.5's own.
+
+    LVTC is the model's own, or the default if it has none. Setups equal to the given one are not repeated.
+
+    Returns:
+        The setups, and notes on those that are left out.
+    """
+    found, notes = [setup], []
+    for variant in ("LVTC off", "LVTC on"):
+        try:
+            for slicing in reversed(SLICING_STRATEGIES):
+                tiling = replace(setup.tiling, slicing=slicing)
+                found.append(setup.varied(variant, f"{slicing}, {variant}", tiling))
+        except ValueError as error:
+            notes.append(f"LVTC, which does not fit this model: {error}")
+    for max_tiles in NATIVE_MAX_TILES:
+        try:
+            found.append(native(setup, max_tiles))
+        except ValueError as error:
+            notes.append(f"InternVL's own settings, which do not fit this model: {error}")
+            break
+    others = [other for other in found[1:] if not other.costs_as(setup)]
+    return [setup, *others], notes
