@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..evaluation.answering import Answerer, Conversation
+from ..evaluation.answering import Answerer, Messages
 from ..processing.image_files import open_image
 from ..processing.image_sources import PillowSource
 
@@ -105,7 +105,7 @@ def _write(file, line: dict[str, Any]) -> None:
     file.flush()
 
 
-def _conversation(image: str, question: str, system: str | None) -> Conversation:
+def _conversation(image: str, question: str, system: str | None) -> Messages:
     opened = PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image
     content = [{"type": "image", "image": opened}, {"type": "text", "text": question}]
     instruction = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
