@@ -1,6 +1,10 @@
-"""The page of `internvlx web` as a Space of the Hugging Face Hub."""
+"""The page of `internvlx web` as a Space of the Hugging Face Hub.
+
+Variables: MODEL, a Hub id; OPTIONS, further options of `internvlx web`.
+"""
 
 import os
+import shlex
 import sys
 
 from internvlx_hf.cli import main
@@ -11,7 +15,7 @@ if not MODEL:
 sys.exit(
     main(
         [
-            *("web", MODEL),
+            *("web", MODEL, *shlex.split(os.environ.get("OPTIONS", ""))),
             *("--host", os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0")),
             *("--port", os.environ.get("GRADIO_SERVER_PORT", "7860")),
         ]

@@ -25,7 +25,7 @@ def visit(page, url: str, path: str) -> dict:
     page.goto(url)
     page.set_input_files("#image input[type=file]", path)
     page.wait_for_selector("#tiles .ix-card img")
-    found = {"cards": page.locator("#tiles .ix-card").all_inner_texts()}
+    found = {"title": page.title(), "cards": page.locator("#tiles .ix-card").all_inner_texts()}
 
     # every state of the answer that the page shows
     page.evaluate(

@@ -23,6 +23,7 @@ OVERLAY, CHROMIUM = ROOT / "build/web", Path("/usr/bin/chromium")
 SPACE = ROOT / "integrations/space"
 MAX_BYTES = 20_000_000
 TIMEOUT = 60
+LONGEST = 20
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.any_transformers,
@@ -53,6 +54,7 @@ def url(answerer, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     variables = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "TMPDIR": str(temporary)}
+    variables["OPTIONS"] = f"--max-new-tokens {LONGEST} --name Tiny"
     program = subprocess.Popen(
         [sys.executable, str(SPACE / "app.py")],
         env=with_overlay(MODEL=str(folder), HF_HUB_OFFLINE="1", **variables),
@@ -92,9 +94,10 @@ def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    turn = Session(answerer, generation={"max_new_tokens": 256}).ask(
+    turn = Session(answerer, generation={"max_new_tokens": LONGEST}).ask(
         "What is in this image?", (PIL.Image.open(photo),)
     )
+    assert found["title"] == "InternVL-X: Tiny"
     assert [card.split()[0] for card in found["cards"]] == ["ratio", "area", "edge"]
     assert f"{turn.tiles} (" in found["cards"][2]
     assert "in use" in found["cards"][2]

@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Serving the page: what of Gradio's server is reachable, and where uploads live."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -88,7 +89,9 @@ def serve(
         say(f"{page.local_url} answers with {shared.name}; Ctrl-C ends it")
         with suppress(KeyboardInterrupt), _ended_by_sigterm():
             (until or threading.Event()).wait()
-        page.server.force_exit = True  # without waiting for the browsers that are connected
+        # without waiting for the browsers that are connected, which uvicorn would report as an error
+        logging.getLogger("uvicorn.error").disabled = True
+        page.server.force_exit = True
         page.close(verbose=False)
 
 
