@@ -268,7 +268,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         images, image_tokens = self._encode_images(pixel_values, mm_encoder_outputs), None
         if images is not None:
-            image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # [tiles, N₁², D]
+            image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # type: ignore[union-attr]  # [tiles, N₁², D]
 
         prompt, bounds = self._attention_inputs(
             inputs_embeds, image_tokens, attention_mask, position_ids, past_key_values, kwargs.get("cu_seq_lens_q")
