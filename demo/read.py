@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
@@ -37,8 +38,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
 
-NATIVE = {"slicing": "ratio", "max_patches": 12}  # how InternVL2 cuts an image
-ORANGE, RED, GREY = "#d9730d", "#d1242f", "#6e7781"
+NATIVE = {"slicing": "ratio", "max_patches": 12}  # how InternVL2 slices an image
+NATIVE_WINDOW = 2  # patches per side that become one token there
+ORANGE, RED, GREY, LIGHT = "#d9730d", "#d1242f", "#6e7781", "#c4cad1"
 
 
 def transcribe(model, processor, question: str, files: list[Path]) -> list[str]:
@@ -67,10 +69,32 @@ def misread(text: str, answer: str) -> list[list[bool]]:
     ]
 
 
-def cost(processor, width: int, height: int, images_kwargs: dict | None = None) -> tuple[int, int]:
-    """Tiles and tokens that a page takes."""
-    tiles = processor.image_processor.get_number_of_image_patches(height, width, images_kwargs or {})
-    return tiles, tiles * processor.image_seq_length
+@dataclass
+class Cost:
+    """Tiles and visual tokens of a page: in the layers before LVTC's expansion, in those from it on, and in InternVL."""
+
+    tiles: int
+    stage_one: int
+    stage_two: int
+    native_tiles: int
+    native: int
+
+
+def cost(config, image_processor, width: int, height: int) -> Cost:
+    tiles = image_processor.get_number_of_image_patches(height, width, {})
+    native_tiles = image_processor.get_number_of_image_patches(height, width, NATIVE)
+    return Cost(
+        tiles,
+        tiles * config.image_seq_length,
+        tiles * config.expanded_image_seq_length,
+        native_tiles,
+        native_tiles * (config.patch_grid // NATIVE_WINDOW) ** 2,
+    )
+
+
+def layers_of_stages(config) -> tuple[str, str]:
+    k, last = config.lvtc_config.expand_layer, config.text_config.num_hidden_layers - 1
+    return f"layers 0-{k - 1}", f"layers {k}-{last}"
 
 
 def show(axes, picture, left: float, top: float, width: float, height: float) -> None:
@@ -104,6 +128,17 @@ def draw_tiles(axes, page: dict, processor, grid: tuple[int, int], left: float, 
         show(axes, picture, left + column * (side + 4), top + row * (side + 4), side, side)
 
 
+def draw_tokens(axes, cost: Cost, config, left: float, top: float, length: float) -> None:
+    """Bars for the visual tokens of both stages and of InternVL, `length` per token."""
+    names = (*layers_of_stages(config), "InternVL, all layers")
+    counts = (cost.stage_one, cost.stage_two, cost.native)
+    for index, (name, count, colour) in enumerate(zip(names, counts, (ORANGE, ORANGE, LIGHT), strict=True)):
+        bar_top = top + 8 + 21 * index
+        axes.text(left, bar_top - 4, name, fontsize=9, color=GREY, va="center")
+        axes.barh(bar_top + 4, count * length, 8, left=left, color=colour)
+        axes.text(left + count * length + 3, bar_top + 4, str(count), fontsize=11, va="center")
+
+
 def draw_answer(axes, page: dict, left: float, top: float) -> None:
     """What the model read, each digit where it stands on the page."""
     lines, wrong = page["answer"].split("\n"), misread(page["text"], page["answer"])
@@ -117,35 +152,41 @@ def draw_answer(axes, page: dict, left: float, top: float) -> None:
             axes.text(x, y, digit, **style, **(mark if is_wrong else {}))
 
 
-def draw(pages: list[dict], processor, title: str, path: Path) -> None:
-    """A row for each page: the page, its tiles, and what the model read. A unit is a pixel of a page."""
+def draw(pages: list[dict], config, processor, title: str, path: Path) -> None:
+    """A row for each page: the page, its tiles, its tokens, and what the model read. A unit is a pixel of a page."""
     tile = processor.image_processor.size["height"]
     heights = [max(page["size"][1], tile) for page in pages]
-    lefts = page_left, tiles_left, answer_left = 0, 156, 400
+    costs = [cost(config, processor.image_processor, *page["size"]) for page in pages]
+    lefts = page_left, tiles_left, tokens_left, answer_left = 0, 148, 376, 516
+    token_length = 100 / max(cost.native for cost in costs)
     width, head, foot = answer_left + 128, 52, 34
     height = sum(heights) + foot * len(pages)
-    figure = plt.figure(figsize=(width / 44, (height + head) / 44), dpi=110, facecolor="white")
+    figure = plt.figure(figsize=(width / 50, (height + head) / 50), dpi=110, facecolor="white")
     axes = figure.add_axes([0.03, 0, 0.94, 1], xlim=(0, width), ylim=(height, -head), aspect="equal")
     axes.axis("off")
     axes.text(0, -36, title, fontsize=17, weight="bold", va="center")
-    for left, text in zip(lefts, ("page, and where it is cut", "tiles", "what the model read"), strict=True):
+    for left, text in zip(
+        lefts, ("page, and where it is cut", "tiles", "visual tokens", "what the model read"), strict=True
+    ):
         axes.text(left, -14, text, fontsize=12, color=GREY, va="center")
 
     top = 0
-    for page, height in zip(pages, heights, strict=True):
+    for page, page_cost, height in zip(pages, costs, heights, strict=True):
         grid = tuple(math.ceil(side / tile) for side in page["size"])  # of pages in the demo's sizes
         draw_page(axes, page, grid, page_left, top)
         draw_tiles(axes, page, processor, grid, tiles_left, top, height)
+        draw_tokens(axes, page_cost, config, tokens_left, top, token_length)
         draw_answer(axes, page, answer_left, top)
-        tiles, tokens = cost(processor, *page["size"])
-        native_tiles, native_tokens = cost(processor, *page["size"], NATIVE)
         errors = sum(map(sum, misread(page["text"], page["answer"])))
-        captions = (
-            (f"{page['size'][0]}×{page['size'][1]} pixels: {tiles} tile{'s' * (tiles > 1)}, {tokens} tokens", "black"),
-            (f"InternVL's own slicing: {native_tiles} tiles, {native_tokens} tokens", GREY),
-            (f"{errors or 'none'} misread", RED if errors else GREY),
+        slicing = (
+            f"{page_cost.tiles} tile{'s' * (page_cost.tiles > 1)}; InternVL's own slicing: {page_cost.native_tiles}"
         )
-        for left, (text, colour) in zip(lefts, captions, strict=True):
+        captions = (
+            (page_left, f"{page['size'][0]}×{page['size'][1]} pixels", "black"),
+            (tiles_left, slicing, "black"),
+            (answer_left, f"{errors or 'none'} misread", RED if errors else GREY),
+        )
+        for left, text, colour in captions:
             axes.text(left, top + height + 12, text, fontsize=11, color=colour, va="center")
         top += height + foot
     figure.savefig(path)
@@ -169,7 +210,12 @@ def main():
         page["size"] = page["image"].size
         pages_of_size.setdefault(page["size"], []).append(page)
 
-    print(f"\n{'page':>8}{'digits':>8}{'tiles':>7}{'tokens':>8}{'native':>8}{'read right':>12}{'seconds a page':>16}")
+    stages = layers_of_stages(model.config)
+    print(
+        f"\nvisual tokens per page in {stages[0]}, in {stages[1]}, and in all layers of InternVL with its own slicing:\n"
+    )
+    head = f"{stages[0]:>12}{stages[1]:>12}{'InternVL':>10}"
+    print(f"{'page':>8}{'digits':>8}{'tiles':>7}{head}{'read right':>12}{'s per page':>12}")
     all_wrong = []
     for size, pages in pages_of_size.items():
         started = time.perf_counter()
@@ -179,14 +225,15 @@ def main():
         seconds = (time.perf_counter() - started) / len(pages)
         wrong = [mark for page in pages for row in misread(page["text"], page["answer"]) for mark in row]
         all_wrong += wrong
-        tiles, tokens = cost(processor, *size)
+        page_cost = cost(model.config, processor.image_processor, *size)
         print(
-            f"{f'{size[0]}x{size[1]}':>8}{len(wrong) // len(pages):8}{tiles:7}{tokens:8}"
-            f"{cost(processor, *size, NATIVE)[1]:8}{1 - sum(wrong) / len(wrong):12.1%}{seconds:16.2f}"
+            f"{f'{size[0]}x{size[1]}':>8}{len(wrong) // len(pages):8}{page_cost.tiles:7}"
+            f"{page_cost.stage_one:12}{page_cost.stage_two:12}{page_cost.native:10}"
+            f"{1 - sum(wrong) / len(wrong):12.1%}{seconds:12.2f}"
         )
     accuracy = 100 * (1 - sum(all_wrong) / len(all_wrong))
     title = f"{accuracy:.1f} % of the digits on {len(listed['pages'])} unseen pages read right"
-    draw([pages[0] for pages in pages_of_size.values()], processor, title, args.folder / "demo.png")
+    draw([pages[0] for pages in pages_of_size.values()], model.config, processor, title, args.folder / "demo.png")
     print(f"picture: {(args.folder / 'demo.png').resolve()}")
     print(f"accuracy per digit: {accuracy:.2f} % of {len(all_wrong):,} digits on {len(listed['pages'])} pages")
     if accuracy < args.min_accuracy:

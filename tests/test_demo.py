@@ -24,6 +24,13 @@ def pages(monkeypatch):
     return pages
 
 
+@pytest.fixture
+def train(pages):
+    import train
+
+    return train
+
+
 def test_no_digit_is_in_training_and_in_test_pages(pages):
     train, test = pages.Digits.load()
     assert len(train.labels) + len(test.labels) == 1797
@@ -62,6 +69,18 @@ def test_the_page_sizes_take_different_numbers_of_tiles(pages):
     assert [image_processor.get_number_of_image_patches(*size, native) for size in sizes] == [13, 11, 7, 13]
 
 
+def test_the_model_has_pvtc_and_expands_4_tokens_per_tile_to_16(train):
+    config = train.build_model(train.build_tokenizer()).config
+    assert (config.image_seq_length, config.expanded_image_seq_length) == (4, 16)
+    assert config.lvtc_config.expand_layer < config.text_config.num_hidden_layers
+    assert config.lvtc_config.insertion_layers == [1]
+    assert config.projectors == {
+        "multi_modal_projector": ("pvtc", 4),
+        "lvtc.lr_projectors.0": ("pixel_shuffle", 4),
+        "lvtc.hr_projector": ("pvtc", 2),
+    }
+
+
 @pytest.mark.slow
 def test_trains_saves_and_reads_without_the_package(tmp_path):
     def run(*command, **kwargs):
@@ -80,5 +99,8 @@ def test_trains_saves_and_reads_without_the_package(tmp_path):
     assert "below the 95 % demanded" in read.stderr, read.stderr[-3000:]
     assert read.returncode == 1
     assert "the checkpoint brought transformers_modules" in read.stdout
+    assert "layers 0-1  layers 2-3  InternVL" in read.stdout
+    rows = [line.split() for line in read.stdout.splitlines() if line.lstrip().startswith("128x96")]
+    assert rows[0][:6] == ["128x96", "64", "5", "20", "80", "208"]
     assert "accuracy per digit: " in read.stdout
     assert Image.open(out / "demo.png").width > 800
