@@ -1,6 +1,6 @@
-"""Draw docs/show-tiles.png and, given a checkpoint with LVTC and a picture, docs/show-attention.png.
+"""Draw docs/show-tiles.png and, given a checkpoint with LVTC and an image, docs/show-attention.png.
 
-python docs/draw_show.py [FOLDER PICTURE QUESTION]
+python docs/draw_show.py [FOLDER IMAGE QUESTION]
 """
 
 import sys
@@ -25,7 +25,7 @@ def save_small(figure, path: Path) -> None:
         image = (
             PIL.Image.open(Path(folder) / path.name).convert("RGB").resize((1500, 844), PIL.Image.Resampling.LANCZOS)
         )
-        image.quantize(256, dither=PIL.Image.Dither.NONE).save(path, optimize=True)
+        image.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         checkpoint, picture, question = sys.argv[1:]
         model = InternVLXForConditionalGeneration.from_pretrained(checkpoint).eval()
         attention = attend(model, InternVLXProcessor.from_pretrained(checkpoint), picture, question, 100)
-        save_small(draw_attention(attention, "a small model with LVTC"), FOLDER / "show-attention.png")
+        save_small(draw_attention(attention, "the demo's model"), FOLDER / "show-attention.png")
 
 
 if __name__ == "__main__":
