@@ -23,17 +23,18 @@ STYLE = """
 .ix-card { border: 1px solid var(--border-color-primary); border-top: 4px solid var(--ix-colour); border-radius: 8px;
   padding: 10px 12px; background: var(--block-background-fill); color: var(--body-text-color); }
 .ix-card h3 { margin: 0; color: var(--ix-colour); font-size: 1.1em; display: flex; align-items: baseline; gap: 8px; }
-.ix-card h3 small { color: var(--body-text-color-subdued); font-weight: normal; }
-.ix-card h3 .ix-used { margin-left: auto; color: #fff; background: var(--ix-colour); border-radius: 8px; padding: 0 8px;
+.ix-card h3 small { color: var(--body-text-color); opacity: 0.7; font-weight: normal; }
+.ix-card h3 .ix-used { margin-left: auto; opacity: 1; color: #fff; background: var(--ix-colour); border-radius: 8px; padding: 0 8px;
   white-space: nowrap; }
 .ix-card img { width: 100%; background: #fff; border-radius: 6px; margin: 8px 0; }
 .ix-card dl { display: grid; grid-template-columns: auto auto; gap: 2px 12px; margin: 0; }
-.ix-card dt { color: var(--body-text-color-subdued); }
+.ix-card dt { opacity: 0.7; }
 .ix-card dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
-.ix-note { color: var(--body-text-color-subdued); font-size: 0.9em; margin: 8px 0 0; }
+.ix-note { color: var(--body-text-color); opacity: 0.7; font-size: 0.9em; margin: 8px 0 0; }
 .ix-wide { overflow-x: auto; max-width: calc(100vw - 96px); }
 .ix-wide img { min-width: 900px; width: 100%; background: #fff; border-radius: 6px; }
-.ix-wide table.ix-table { border-collapse: collapse; width: 100%; color: var(--body-text-color); }
+.ix-wide table.ix-table { border-collapse: collapse; border: none; width: 100%; color: var(--body-text-color); }
+.ix-wide .ix-table tr { border: none; }
 .ix-wide .ix-table :is(th, td) { text-align: right; padding: 4px 8px; border: none; background: none;
   border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
 .ix-wide .ix-table :is(th, td):first-child { text-align: left; }

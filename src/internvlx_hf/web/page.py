@@ -22,6 +22,7 @@ DELETE_EVERY, DELETE_AFTER = 60, 3600
 MOST_WAITING = 32
 STYLE = """
 footer { display: none !important; }
+#image img { width: 100%; height: 100%; object-fit: contain; }
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
 """
 
@@ -172,7 +173,12 @@ def _compare_tab(callbacks: Callbacks, upload: gr.Image, longest: gr.Slider, set
             for name in ("A", "B"):
                 answers.append(
                     gr.Textbox(
-                        label=f"Answer {name}", lines=3, interactive=False, min_width=200, elem_id=f"answer-{name}"
+                        label=f"Answer {name}",
+                        lines=3,
+                        max_lines=8,
+                        interactive=False,
+                        min_width=200,
+                        elem_id=f"answer-{name}",
                     )
                 )
         table = gr.HTML(elem_id="comparison")

@@ -1,0 +1,24 @@
+"""The Space's folder: what the Hub reads of it."""
+
+import re
+import runpy
+
+import pytest
+
+from paths import ROOT
+
+SPACE = ROOT / "integrations/space"
+
+
+def test_the_space_runs_the_gradio_that_is_tested():
+    front_matter = (SPACE / "README.md").read_text().split("---\n")[1]
+    settings = dict(re.findall(r'^(\w+): "?(.*?)"?$', front_matter, re.MULTILINE))
+    assert f"gradio=={settings['sdk_version']}\n" in (ROOT / "tests/overlays/web.txt").read_text()
+    assert settings["sdk"] == "gradio"
+    assert (SPACE / settings["app_file"]).is_file()
+
+
+def test_a_space_without_a_model_says_so(monkeypatch):
+    monkeypatch.delenv("MODEL", raising=False)
+    with pytest.raises(SystemExit, match="MODEL is not set, expected a Hub id"):
+        runpy.run_path(str(SPACE / "app.py"))
