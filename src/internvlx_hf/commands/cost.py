@@ -22,6 +22,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _report(options: argparse.Namespace) -> str:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if options.video is None and (options.fps or options.num_frames):
+        raise ValueError("--fps and --num-frames are about a --video, expected one.")
+    if options.video is not None:
+        return _video_report(options, width)
     sizes = [parse_size(size) for size in options.size]
     setting = choose_setup(options.model, options.slicing, options.max_patches)
     settings, notes = side_by_side(setting)
@@ -33,8 +38,21 @@ def _report(options: argparse.Namespace) -> str:
         pictures.add(f"{size[0]}x{size[1]}", size)
     if not pictures.sizes:
         raise ValueError("None of the pictures can be read: " + " ".join(pictures.broken.values()))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     report = Report(pictures, models, options.together, tuple(notes), width)
+    return report.to_json() if options.json else report.to_csv() if options.csv else report.to_text()
+
+
+def _video_report(options: argparse.Namespace, width: int | None) -> str:
+    from ..cost.videos import VideoReport, measure_clip
+
+    if options.images or options.size:
+        raise ValueError("--video goes without images and sizes.")
+    try:
+        clip = measure_clip(options.video, options.fps, options.num_frames)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    setting = choose_setup(options.model, options.slicing, options.max_patches)
+    report = VideoReport(clip, setting, options.text_tokens, options.answer_tokens, options.dtype, width)
     return report.to_json() if options.json else report.to_csv() if options.csv else report.to_text()
 
 
@@ -78,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         "images", nargs="*", metavar="IMAGES", help="pictures, folders, or patterns ('photos/**/*.jpg')"
     )
     parser.add_argument("--size", action="append", default=[], metavar="WxH", help="a size instead; may be repeated")
+    parser.add_argument(
+        "--video", metavar="LENGTH", help="a video by its length, as 1h or 90s, or a file: what its frames cost"
+    )
+    frames = parser.add_mutually_exclusive_group()
+    frames.add_argument("--fps", type=float, help="frames of each second of the video (1)")
+    frames.add_argument("--num-frames", type=int, help="frames of the whole video in its place")
     add_model_options(parser)
     parser.add_argument(
         "--dtype", choices=tuple(ELEMENT_SIZES), help="of weights and cache (the model's, or bfloat16)"

@@ -126,9 +126,9 @@ class CostModel:
         """The cost of each image, given as (width, height), in its own prompt."""
         return [self.of_size(*size) for size in sizes]
 
-    def together(self, sizes: Iterable[tuple[int, int]]) -> Cost:
-        """The cost of all images, given as (width, height), in one prompt."""
-        return self.of_tiles(sum(cost.tiles for cost in self.of_sizes(sizes)))
+    def together(self, sizes: Iterable[tuple[int, int]], frames: int = 0) -> Cost:
+        """The cost of all images, given as (width, height), and so many frames of videos in one prompt."""
+        return self.of_tiles(sum(cost.tiles for cost in self.of_sizes(sizes)) + frames)
 
     def _compute(self, tiles: int) -> Cost:
         sizes, element_size = self.sizes, ELEMENT_SIZES[self.dtype]
