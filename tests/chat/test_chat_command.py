@@ -17,7 +17,9 @@ from internvlx_hf.chat import loading as chat_loading
 from internvlx_hf.cli import main
 from internvlx_hf.commands.chat import Conversation, _split
 from internvlx_hf.evaluation.answering import Answerer
+from internvlx_hf.processing.video_files import open_video
 from tiny import LVTC, tiny_model, tiny_processor
+from video_cases import numbered_video
 
 NEW = {"max_new_tokens": 6}
 
@@ -70,6 +72,61 @@ def test_later_turns_read_what_is_new_and_answer_as_one_prompt_does(answerer):
         assert turn.answer == whole_prompt_answer(session, session.messages[:-1])
         everything = answerer.inputs([session.messages[:-1]], add_generation_prompt=True)["input_ids"].shape[1]
         assert turn.prompt_tokens < everything - first.tokens
+
+
+@pytest.fixture
+def clip(tmp_path) -> str:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(numbered_video(12, size=(32, 32)))
+    return str(path)
+
+
+def test_a_video_goes_with_a_question_and_stays_in_the_cache(answerer, clip):
+    session = Session(answerer, generation=NEW)
+    first = session.ask("What happens?", (open_video(clip), image(40, 30)))
+    assert first.tiles == 8 + 1
+    (_, tiles, tokens, *_), *others = session.costs()
+    assert (tiles, tokens) == (9, 9 * answerer.model.config.image_seq_length)
+    assert all(other[1] > 8 for other in others)
+    turn = session.ask("And then?")
+    assert (turn.tiles, turn.answer) == (0, whole_prompt_answer(session, session.messages[:-1]))
+    session.reset()
+    assert session.videos == []
+
+
+def test_the_commands_take_videos(folder, clip, tmp_path, capfd):
+    main(["chat", str(folder), clip, "What happens?", "--max-new-tokens", "2", "--num-frames", "3"])
+    assert "3 tiles" in capfd.readouterr().err
+    main(
+        [
+            "chat",
+            str(folder),
+            clip,
+            "What?",
+            "--max-new-tokens",
+            "2",
+            "--fps",
+            "2",
+            "--jsonl",
+            str(tmp_path / "out.jsonl"),
+        ]
+    )
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert line["settings"]["fps"] == 2
+    assert "answer" in line
+    assert main(["chat", str(folder), "absent.mp4", "What?"])
+    assert "absent.mp4' does not exist" in capfd.readouterr().err
+
+
+def test_a_video_is_added_in_a_conversation(answerer, clip, capfd):
+    conversation = Conversation(Session(answerer, generation=NEW))
+    for line in (f"/video {clip}", "/video", "/video absent.mp4", "What happens?", "/cost"):
+        conversation.handle(line)
+    out, said = capfd.readouterr()
+    assert "8 of 12 frames in 1.5 s, goes with the next question" in said
+    assert "/video needs a file" in said
+    assert "absent.mp4' does not exist" in said
+    assert "in use" in out
 
 
 def test_another_slicing_is_for_the_whole_conversation(answerer):
@@ -129,7 +186,7 @@ def test_a_pipe_s_lines_are_a_conversation(folder, photos, capsys, monkeypatch):
         "40x50 pixels, goes with the next question",
         "slicing edge, at most 2 tiles",
         "/slicing 'no', expected one of ",
-        "no images in the conversation yet",
+        "no images or videos in the conversation yet",
         "no command /foo, expected one of /image",
     ):
         assert said in printed.err

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The same question about many images, one by one: answers go to a file of JSON lines, and a second run goes on there."""
+"""The same question about many images or videos, one by one: answers go to a file of JSON lines, and a second run goes on there."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,8 @@ from tqdm import tqdm
 from ..evaluation.answering import Answerer, Messages
 from ..processing.image_files import open_image
 from ..processing.image_sources import PillowSource
+from ..processing.video_files import names_video, open_video
+from .session import media_part
 
 # what tells one answer from another, in a file's lines
 KEYS = ("image", "question", "settings")
@@ -31,7 +33,7 @@ def answer_images(
     An image that cannot be read gets `"error"` in place of an answer, and is tried again by the next run.
 
     Args:
-        images: paths or URLs.
+        images: paths or URLs, also of videos, which are known by their names' endings.
         settings: all that the answers depend on besides; a line of `out` counts as an answer only with the same ones.
         generation_kwargs: see [`Answerer.answer`].
 
@@ -106,8 +108,11 @@ def _write(file, line: dict[str, Any]) -> None:
 
 
 def _conversation(image: str, question: str, system: str | None) -> Messages:
-    opened = PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image
-    content = [{"type": "image", "image": opened}, {"type": "text", "text": question}]
+    if names_video(image):
+        opened = open_video(image)
+    else:
+        opened = PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image
+    content = [media_part(opened), {"type": "text", "text": question}]
     instruction = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
     return [*instruction, {"role": "user", "content": content}]
 

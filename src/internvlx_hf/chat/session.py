@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A conversation: its turns and images, and answers as they are written."""
+"""A conversation: its turns, images and videos, and answers as they are written."""
 
 import time
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from ..cost import CostModel, ModelSetup, side_by_side
 from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer, generation_arguments
 from ..processing.image_sources import image_size
+from ..processing.video_files import Video
 
 OnText = Callable[[str], None]
 
@@ -72,24 +73,27 @@ class Session:
     generation: dict = field(default_factory=dict)
     messages: list[dict] = field(default_factory=list, init=False)
     images: list[PIL.Image.Image] = field(default_factory=list, init=False)
+    videos: list[Video] = field(default_factory=list, init=False)
     _cache: Cache | None = field(default=None, init=False)
     _read: torch.Tensor | None = field(default=None, init=False)  # (1, n) ids that the cache holds
     _tiles_read: int = field(default=0, init=False)
 
     def reset(self) -> None:
-        """Forget all turns and images."""
-        self.messages, self.images = [], []
+        """Forget all turns, images and videos."""
+        self.messages, self.images, self.videos = [], [], []
         self.drop_cache()
 
     def drop_cache(self) -> None:
         """Free what the conversation holds on the device. The next question reads all turns again."""
         self._cache, self._read, self._tiles_read = None, None, 0
 
-    def ask(self, question: str, images: tuple[PIL.Image.Image, ...] = (), on_text: OnText | None = None) -> Turn:
+    def ask(
+        self, question: str, images: tuple[PIL.Image.Image | Video, ...] = (), on_text: OnText | None = None
+    ) -> Turn:
         """Put a question after the turns so far.
 
         Args:
-            images: those that the question brings.
+            images: those that the question brings, videos among them.
             on_text: gets the answer piece by piece while it is written.
 
         Raises:
@@ -97,7 +101,7 @@ class Session:
                 that is interrupted.
         """
         started = time.perf_counter()
-        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+        content = [*map(media_part, images), {"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
         inputs = self._inputs(messages)
         streamer = _Streamer(self.answerer.processor.tokenizer, on_text)
@@ -108,7 +112,8 @@ class Session:
             raise
         answer = self.answerer.processor.tokenizer.decode(output, skip_special_tokens=True).strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        self.images += images
+        self.images += [image for image in images if not isinstance(image, Video)]
+        self.videos += [video for video in images if isinstance(video, Video)]
         config, ended = self.answerer.model.config, time.perf_counter()
         return Turn(
             answer=answer,
@@ -122,7 +127,7 @@ class Session:
         )
 
     def costs(self) -> list[tuple[str, int, int, int, int]]:
-        """What the conversation's images cost under this model's settings and beside others.
+        """What the conversation's images and videos cost under this model's settings and beside others.
 
         Returns:
             (setting, tiles, visual tokens before and after LVTC's expansion, FLOPs of the prefill) for each setting, the
@@ -133,7 +138,8 @@ class Session:
         settings, _ = side_by_side(ModelSetup(f"in use ({tiling.slicing})", model.config, tiling))
         upright = processor.image_processor.do_exif_transpose is not False
         sizes = [image_size(image, upright) for image in self.images]
-        costs = [(setting.name, CostModel(setting).together(sizes)) for setting in settings]
+        frames = sum(map(len, processor.video_processor.choose_frames(self.videos)))
+        costs = [(setting.name, CostModel(setting).together(sizes, frames)) for setting in settings]
         return [
             (name, cost.tiles, cost.stage_one_tokens, cost.stage_two_tokens, cost.prefill_flops)
             for name, cost in costs
@@ -179,6 +185,12 @@ class Session:
         self.drop_cache()
         self._cache = DynamicCache(config=config.text_config)
         return 0
+
+
+def media_part(image: PIL.Image.Image | Video) -> dict:
+    """The part of a message that an image or a video is."""
+    kind = "video" if isinstance(image, Video) else "image"
+    return {"type": kind, kind: image}
 
 
 def _without_tiles(inputs) -> dict:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from ..chat import Session
     from ..chat.session import Turn
+    from ..processing.video_files import Video
 
 MAX_NEW_TOKENS = 1024
 BATCH_SIZE_ON_GPU = 8
 PROMPT = "> "
 HELP = """\
 /image PATH      add an image (a file or a URL) to the next question
+/video PATH      add a video (a file, a URL or a folder of frames) to the next question
 /slicing [NAME [MAX_PATCHES]]
                  how images are cut into tiles: {strategies}
 /cost            what the conversation's images cost, beside other ways to cut them
@@ -48,6 +50,11 @@ def main(arguments: list[str]) -> None:
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
     )
+    video_processor = answerer.processor.video_processor
+    if options.num_frames:
+        video_processor.num_frames, video_processor.fps = options.num_frames, None
+    if options.fps:
+        video_processor.fps = options.fps
     generation = {"max_new_tokens": options.max_new_tokens}
     if options.temperature:
         generation |= {"do_sample": True, "temperature": options.temperature}
@@ -74,15 +81,21 @@ def _names_image(word: str) -> bool:
         return True
     from PIL import Image
 
+    from ..processing.video_files import names_video
+
+    if " " not in word and names_video(word):
+        return True
     # a name with an image's suffix was meant as a file, also where there is none
     return " " not in word and Path(word).suffix.lower() in Image.registered_extensions()
 
 
 def _check(options: argparse.Namespace, images: list[str], question: str | None) -> None:
-    for name in ("max_new_tokens", "batch_size", "max_patches"):
+    for name in ("max_new_tokens", "batch_size", "max_patches", "num_frames"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
+    if options.fps is not None and not options.fps > 0:
+        raise ValueError(f"--fps={options.fps}, expected a positive number of frames a second.")
     if options.temperature < 0:
         raise ValueError(f"--temperature={options.temperature}, expected 0 (greedy) or more.")
     if question is not None and not question.strip():
@@ -93,10 +106,21 @@ def _check(options: argparse.Namespace, images: list[str], question: str | None)
         raise FileNotFoundError(f"--jsonl={options.jsonl}: there is no folder {options.jsonl.absolute().parent}.")
 
 
-def _open(image: str) -> "Image":
+def _open(image: str) -> "Image | Video":
+    """An image, or a video by the ending of its name."""
     from ..processing.image_files import open_image
+    from ..processing.video_files import names_video
 
-    return open_image(image)
+    return _open_video(image) if names_video(image) or os.path.isdir(image) else open_image(image)
+
+
+def _open_video(path: str) -> "Video":
+    from ..processing.video_files import open_video
+
+    try:
+        return open_video(path)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
 
 
 def _say(line: str) -> None:
@@ -128,6 +152,7 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         "slicing": options.slicing or image_processor.slicing,
         "max_patches": options.max_patches or image_processor.max_patches,
         "system": options.system,
+        **{name: getattr(options, name) for name in ("num_frames", "fps") if getattr(options, name)},
         **generation,
         **({"seed": options.seed} if options.temperature else {}),
     }
@@ -142,7 +167,7 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         raise ValueError(f"{errors} {images_word} could not be read; {options.jsonl} says why.")
 
 
-def print_turn(session: "Session", question: str, images: "tuple[Image, ...]" = ()) -> "Turn":
+def print_turn(session: "Session", question: str, images: "tuple[Image | Video, ...]" = ()) -> "Turn":
     """Stream an answer to stdout, what it took to stderr."""
     waiting = _console().status("reading") if sys.stderr.isatty() and sys.stdout.isatty() else nullcontext()
 
@@ -165,11 +190,12 @@ class Conversation:
         images: go with the first question.
     """
 
-    def __init__(self, session: "Session", images: "tuple[Image, ...]" = ()):
+    def __init__(self, session: "Session", images: "tuple[Image | Video, ...]" = ()):
         self.session = session
         self.images = list(images)
         self.commands = {
             "/image": self.add_image,
+            "/video": self.add_video,
             "/slicing": self.set_slicing,
             "/cost": self.print_cost,
             "/reset": self.reset,
@@ -214,9 +240,20 @@ class Conversation:
     def add_image(self, path: str) -> None:
         if not path:
             raise ValueError("/image needs a file or a URL")
-        image = _open(path.strip("'\""))
+        from ..processing.image_files import open_image
+
+        image = open_image(path.strip("'\""))
         self.images.append(image)
         _say(f"{path}, {image.width}x{image.height} pixels, goes with the next question")
+
+    def add_video(self, path: str) -> None:
+        if not path:
+            raise ValueError("/video needs a file, a URL or a folder of frames")
+        video = _open_video(path.strip("'\""))
+        (frames,) = self.session.answerer.processor.video_processor.choose_frames([video])
+        self.images.append(video)
+        length = "" if video.seconds is None else f" in {video.seconds:.1f} s"
+        _say(f"{path}, {len(frames)} of {video.num_frames} frames{length}, goes with the next question")
 
     def set_slicing(self, words: str) -> None:
         kwargs, processor = self.session.answerer.images_kwargs, self.session.answerer.processor.image_processor
@@ -232,8 +269,8 @@ class Conversation:
         _say(f"slicing {slicing}, at most {kwargs.get('max_patches', processor.max_patches)} tiles an image")
 
     def print_cost(self, _: str) -> None:
-        if not self.session.images:
-            raise ValueError("there are no images in the conversation yet")
+        if not (self.session.images or self.session.videos):
+            raise ValueError("there are no images or videos in the conversation yet")
         from ..cost.report import FLOP_UNITS, scaled, table
 
         rows = [
@@ -250,7 +287,7 @@ class Conversation:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx chat",
-        description="Ask a model about images. With a question: one answer, streamed, and what it took. Without: a "
+        description="Ask a model about images and videos. With a question: one answer, streamed, and what it took. Without: a "
         "conversation. With --jsonl: the same question about each image, one by one.",
         epilog="internvlx chat MODEL photo.jpg 'What is this?'",
     )
@@ -260,7 +297,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a checkpoint's folder or Hub id; InternVL's own is converted once, into the cache",
     )
     parser.add_argument(
-        "words", nargs="*", metavar="IMAGE... QUESTION", help="image files or URLs, and at the end the question"
+        "words",
+        nargs="*",
+        metavar="IMAGE... QUESTION",
+        help="image or video files or URLs, and at the end the question",
     )
     parser.add_argument("--question", help="the question, where its words could be taken for a file's name")
     parser.add_argument(
@@ -276,6 +316,11 @@ def _parser() -> argparse.ArgumentParser:
     images = parser.add_argument_group("images")
     images.add_argument("--slicing", choices=SLICING_STRATEGIES, help="how an image's size bounds its tiles")
     images.add_argument("--max-patches", type=int, help="most tiles of an image, the thumbnail not counted")
+    frames = parser.add_mutually_exclusive_group()
+    frames.add_argument(
+        "--num-frames", type=int, help="frames that are sampled of a video (the model's setting, or 8)"
+    )
+    frames.add_argument("--fps", type=float, help="frames that are sampled of each second of a video, in place of it")
     answer = parser.add_argument_group("answers")
     answer.add_argument(
         "--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help=f"longest answer ({MAX_NEW_TOKENS})"

@@ -32,6 +32,10 @@ _IMAGE_SIGNATURES = ((0, b"\xff\xd8\xff"), (0, b"\x89PNG"), (0, b"BM"), (8, b"WE
 _SECONDS_TO_SEEK = 2.0
 # files whose headers promise this much more than they hold are taken for whole: headers round
 _SECONDS_OF_TOLERANCE = 1.0
+# names that end so are videos' where a name may be an image's, too; a GIF is an image there
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"
+)  # fmt: skip
 HOW_TO_READ_VIDEOS = "`pip install av` (PyAV) or `pip install torchcodec`"
 
 Frame = PIL.Image.Image | np.ndarray | torch.Tensor
@@ -329,6 +333,11 @@ def _refuse_what_is_no_video(file: str | bytes, name: str) -> None:
         )
     if all(byte >= 32 or byte in b"\t\n\r" for byte in first):
         raise ValueError(f"{name} is a text, expected a video file.")
+
+
+def names_video(name: str) -> bool:
+    """Whether the path or URL of an image or a video is a video's, by its ending."""
+    return name.partition("?")[0].lower().endswith(VIDEO_SUFFIXES) or name.lower().startswith("data:video/")
 
 
 def open_video(source, access: ImageAccess | None = None) -> Video:
