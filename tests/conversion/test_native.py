@@ -166,3 +166,40 @@ def test_what_llama_cpp_converts_has_the_names_and_classes_that_it_looks_for(tmp
     with pytest.raises(ValueError, match=r"vision_feature_layer=-2, but llama\.cpp computes -1"):
         prepare(tmp_path / "native", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def video_settings(folder) -> dict:
+    return json.loads((folder / "processor_config.json").read_text())["video_processor"]
+
+
+def test_video_settings_go_there_and_back(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours")
+    own = video_settings(tmp_path / "ours")
+    assert (own["num_frames"], own["image_mean"]) == (8, pytest.approx([0.485, 0.456, 0.406]))
+    convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
+    file = tmp_path / "native" / "video_preprocessor_config.json"
+    native = json.loads(file.read_text())
+    assert native["image_mean"] == own["image_mean"]
+    native |= {"num_frames": None, "fps": 2.0, "image_mean": [0.5, 0.5, 0.5], "do_sample_frames": False}
+    file.write_text(json.dumps(native))
+    convert_checkpoint(tmp_path / "native", tmp_path / "again")
+    again = video_settings(tmp_path / "again")
+    assert (again["fps"], again["image_mean"]) == (2.0, [0.5, 0.5, 0.5])
+    assert "do_sample_frames" not in again
+    convert_checkpoint(tmp_path / "again", tmp_path / "back", to="internvl")
+    back = json.loads((tmp_path / "back" / "video_preprocessor_config.json").read_text())
+    assert (back["fps"], back["image_mean"]) == (2.0, [0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"num_frames": 0}, "video_preprocessor_config.json.*num_frames=0"),
+        ({"size": {"height": 9, "width": 9}}, "of frames, but vision_config.image_size"),
+        ({"initial_shift": 3}, "initial_shift=3"),
+    ],
+)
+def test_video_settings_that_cannot_be_kept_are_refused(tmp_path, native, setting, error):
+    (native / "video_preprocessor_config.json").write_text(json.dumps(setting))
+    with pytest.raises(ValueError, match=error):
+        convert_checkpoint(native, tmp_path / "ours")

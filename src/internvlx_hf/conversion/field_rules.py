@@ -118,6 +118,18 @@ PROCESSOR_RULES = {
         ),
     ),
 }
+_FRAMES = whole(1, 10**6)
+VIDEO_RULES = {
+    **{name: PROCESSOR_RULES[name] for name in ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")},
+    **{name: PROCESSOR_RULES[name] for name in ("resample", "rescale_factor", "resize_backend", "size")},
+    **{name: PROCESSOR_RULES[name].or_null() for name in ("image_mean", "image_std")},
+    **dict.fromkeys(("num_frames", "min_frames", "max_frames"), _FRAMES.or_null()),
+    "fps": number(0, 1e3, above=True).or_null(),
+    "do_sample_frames": FLAG.or_null(),
+    "frame_label": FieldRule("a text with one {}", lambda value: isinstance(value, str) and value.count("{}") == 1),
+    # frames are the middles of segments here
+    "initial_shift": FieldRule("true", lambda value: value is True).or_null(),
+}
 TOKEN = FieldRule(
     "text, or an object with content",
     lambda value: isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str)),

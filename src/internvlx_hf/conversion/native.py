@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import GotOcr2ImageProcessorPil, InternVLConfig, PreTrainedTokenizerFast
+from transformers.utils import VIDEO_PROCESSOR_NAME
 
 from ..modeling import InternVLXConfig
 from .sources import Tiling
@@ -19,6 +20,7 @@ FILE_NAMES = {
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
 VIDEO_TOKEN = "<video>"
+FRAME_LABEL = "Frame{}: "
 
 
 def native_names(config: InternVLXConfig) -> Callable[[str], str]:
@@ -44,7 +46,16 @@ def native_names(config: InternVLXConfig) -> Callable[[str], str]:
 def save_native_sidecar(
     folder: Path, config: InternVLXConfig, tokenizer: PreTrainedTokenizerFast, tiling: Tiling
 ) -> None:
-    """Write the native configuration, tokenizer and image processor."""
+    """Write the native configuration, tokenizer, image and video processor.
+
+    Raises:
+        ValueError: frames are labelled otherwise than native InternVL labels them.
+    """
+    label = tiling.video.get("frame_label", FRAME_LABEL)
+    if label != FRAME_LABEL:
+        raise ValueError(
+            f"Native InternVL writes {FRAME_LABEL!r} before a frame, but the processor has frame_label={label!r}."
+        )
     native = InternVLConfig(
         vision_config=config.vision_config,
         text_config=config.text_config,
@@ -75,7 +86,10 @@ def save_native_sidecar(
     )
     image_processor.save_pretrained(folder)
     # transformers can make a video processor only if torchvision is installed
-    _write(folder / "video_preprocessor_config.json", {"video_processor_type": "InternVLVideoProcessor", **sizes})
+    sampling = {name: tiling.video[name] for name in ("num_frames", "fps") if name in tiling.video}
+    levels = {name: list(tiling.video[name]) for name in ("image_mean", "image_std") if name in tiling.video}
+    video = {"video_processor_type": "InternVLVideoProcessor", **sizes, **levels, **sampling}
+    _write(folder / VIDEO_PROCESSOR_NAME, video)
     processor = {"processor_class": "InternVLProcessor", "image_seq_length": config.image_seq_length}
     _write(folder / "processor_config.json", processor)
 

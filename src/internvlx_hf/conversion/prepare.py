@@ -13,7 +13,7 @@ from ..checkpoints.json_files import read_json
 from ..checkpoints.names import NATIVE
 from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXConfig
-from ..processing import InternVLXImageProcessor, InternVLXProcessor
+from ..processing import InternVLXImageProcessor, InternVLXProcessor, InternVLXVideoProcessor
 from .field_rules import GENERATION_RULES, check_token_ids, check_values
 from .joined_weights import JoinedWeights
 from .native import native_names
@@ -59,7 +59,11 @@ class Conversion:
 
     def processor(self) -> InternVLXProcessor:
         return InternVLXProcessor(
-            self.image_processor, self.tokenizer, self.config.image_seq_length, self.tokenizer.chat_template
+            self.image_processor,
+            self.tokenizer,
+            self.config.image_seq_length,
+            self.tokenizer.chat_template,
+            InternVLXVideoProcessor.like(self.image_processor, **self.source.tiling.video),
         )
 
 

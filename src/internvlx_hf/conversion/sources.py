@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, InternVLConfig, PretrainedConfig
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import VIDEO_PROCESSOR_NAME
 
 from ..checkpoints.errors import CheckpointError, blaming
 from ..checkpoints.folders import check_links
@@ -20,8 +21,8 @@ from ..checkpoints.json_files import read_json
 from ..checkpoints.names import PROCESSOR_FILES
 from ..checkpoints.weights import TensorInfo, Weights
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
-from ..processing import InternVLXImageProcessor
-from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_token_ids, check_values
+from ..processing import InternVLXImageProcessor, InternVLXVideoProcessor
+from .field_rules import CONFIG_RULES, PROCESSOR_RULES, VIDEO_RULES, check_token_ids, check_values
 from .templates import chat_template
 
 LAYOUTS = ("internvl_chat", "internvl", "internvl_x")
@@ -92,6 +93,8 @@ class Tiling:
     image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
     # other saved settings of `InternVLXImageProcessor`
     others: dict = field(default_factory=dict)
+    # settings of `InternVLXVideoProcessor` where they are not the image processor's
+    video: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -416,4 +419,29 @@ def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
     others = {name: saved[name] for name in OTHER_SETTINGS if saved.get(name) is not None}
     with blaming(file):
         InternVLXImageProcessor(size=tile, **others)
-    return Tiling(tile_size=tile_size, **known, others=others)
+    return Tiling(tile_size=tile_size, **known, others=others, video=_saved_video(folder, layout, tile))
+
+
+def _saved_video(folder: Path, layout: str, tile: dict) -> dict:
+    """What a checkpoint says about videos."""
+    file = folder / PROCESSOR_FILES[0]
+    saved = (read_json(file) or {}).get("video_processor")
+    if saved is None:
+        file = folder / VIDEO_PROCESSOR_NAME
+        saved = read_json(file)
+    if not saved:
+        return {}
+    with blaming(file):
+        _require(isinstance(saved, dict), f"video_processor={saved!r:.200}, expected an object.")
+        check_values(saved, VIDEO_RULES)
+        size = saved.get("size", tile)
+        _require(size == tile, f"size={size} of frames, but vision_config.image_size makes tiles of {tile}.")
+        names = InternVLXVideoProcessor.valid_kwargs.__annotations__
+        settings = {name: saved[name] for name in names if saved.get(name) is not None and name != "size"}
+        if layout == "internvl":
+            # what InternVLVideoProcessor has where the file says nothing
+            settings = {"image_mean": list(OPENAI_CLIP_MEAN), "image_std": list(OPENAI_CLIP_STD)} | settings
+            if not settings.get("do_sample_frames"):  # there it is the default, by which a file gives all its frames
+                settings.pop("do_sample_frames", None)
+        InternVLXVideoProcessor(size=tile, **settings)
+    return settings
