@@ -14,13 +14,14 @@ from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
-from internvlx_hf.cost.setups import TilingRule
-from internvlx_hf.pictures import Attention, attend, draw_attention, draw_tiles
+from internvlx_hf.cost.settings import TilingRule
+from internvlx_hf.pictures import Attention, attend, draw_attention, draw_frames, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
 from paths import ROOT
 from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
+from video_cases import frames_of, numbered_video
 
 SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3200, 400), (2000, 2000)]
 
@@ -101,7 +102,7 @@ def widest(figure) -> float:
 
 @pytest.mark.parametrize(("size", "least"), [((800, 600), 0.04), ((3200, 400), 0.03), ((400, 3200), 0.02)], ids=str)
 def test_tiles_of_images_of_every_shape_are_shown_large(size, least):
-    assert widest(draw_tiles(Image.new("RGB", size), cost.load_setting("internvl-x-2b"))) > least
+    assert widest(draw_tiles(Image.new("RGB", size), cost.load_setup("internvl-x-2b"))) > least
 
 
 @pytest.mark.slow
@@ -441,3 +442,43 @@ def test_every_command_of_the_docs_runs(checkpoint, tmp_path, monkeypatch, capsy
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)
     assert (tmp_path / "tiles.png").exists()
     assert (tmp_path / "gaze.png").exists()
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(numbered_video(24, fps=8))
+    return path
+
+
+def test_a_video_is_drawn_by_its_frames(clip, checkpoint, tmp_path, capsys):
+    out = tmp_path / "frames.png"
+    assert main(["show", str(clip), "--model", str(checkpoint), "--fps", "1", "--out", str(out)]) == 0
+    assert "clip.mp4; 3 frames, 12 tokens under" in capsys.readouterr().out
+    with Image.open(out) as drawn:
+        assert drawn.height == 1125
+
+
+@pytest.mark.parametrize("count", [1, 8, 60])
+def test_a_slide_of_frames_is_readable(count):
+    setting = cost.load_setup("internvl-x-2b")
+    frames = [frame for _ in range(20) for frame in frames_of("small")][:count]
+    figure, found = draw_frames(frames, setting)
+    assert_readable(figure)
+    assert found.tiles == count
+    assert f"video: {count} of {count} frames" in texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["absent.mp4"], "absent.mp4' does not exist"),
+        (["clip.mp4", "--num-frames", "0"], "num_frames"),
+        (["clip.mp4", "--attention", "--question", "?"], "--attention looks at an image"),
+        (["photo.png", "--fps", "1"], "--num-frames and --fps are about videos"),
+    ],
+)
+def test_frames_that_cannot_be_drawn_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert error in refused(capsys, *arguments, "--out", "out.png")
+    assert not (tmp_path / "out.png").exists()

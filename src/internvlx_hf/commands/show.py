@@ -24,6 +24,11 @@ def main(arguments: list[str]) -> None:
     from ..cost.images import read_image_size
 
     check_out(options.out)
+    if _is_video(options.image):
+        print(_show_video(options))
+        return
+    if options.num_frames or options.fps:
+        raise ValueError(f"--num-frames and --fps are about videos, but {options.image} is an image by its name.")
     width, height = read_image_size(options.image)
     setting = choose_setup(options.model, options.slicing, options.max_patches)
     if options.attention:
@@ -37,6 +42,32 @@ def main(arguments: list[str]) -> None:
         found = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}, {cost.stage_one_tokens:,} tokens under {setting.name}"
     save(figure, options.out)
     print(f"{options.out}: {options.image}, {width}x{height} pixels; {found}")
+
+
+def _is_video(source: str) -> bool:
+    from ..processing.video_files import names_video
+
+    return names_video(source) or Path(source).is_dir()
+
+
+def _show_video(options: argparse.Namespace) -> str:
+    """Draws the frames of a video; returns what to say of them."""
+    from ..pictures.canvas import save
+    from ..pictures.frames_figure import draw_frames
+
+    if options.attention:
+        raise ValueError(f"--attention looks at an image, but {options.image} is a video by its name.")
+    setting = choose_setup(options.model, options.slicing, options.max_patches)
+    sampling = {"num_frames": options.num_frames, "fps": options.fps}
+    tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
+    try:
+        figure, cost = draw_frames(options.image, setting, **tokens, **sampling)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    save(figure, options.out)
+    return (
+        f"{options.out}: {options.image}; {cost.tiles} frames, {cost.stage_one_tokens:,} tokens under {setting.name}"
+    )
 
 
 def _attention(options: argparse.Namespace, setting: "ModelSetup") -> tuple["Figure", str]:
@@ -79,9 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Draw an image with the grid of each strategy over it, the tiles that a model gets, and what they "
         "cost; or, with --attention, where a loaded model looks while it answers a question. A 16:9 slide.",
     )
-    parser.add_argument("image", metavar="IMAGE", help="an image")
+    parser.add_argument("image", metavar="IMAGE", help="an image, or a video: the frames that are sampled of it")
     parser.add_argument("--out", required=True, metavar="FILE", help="what to write: a .png, .pdf, .svg or .jpg")
     add_model_options(parser)
+    frames = parser.add_argument_group("videos").add_mutually_exclusive_group()
+    frames.add_argument("--num-frames", type=int, help="frames that are sampled of a video (8)")
+    frames.add_argument("--fps", type=float, help="frames that are sampled of each second, in place of it")
     attention = parser.add_argument_group("attention")
     attention.add_argument("--attention", action="store_true", help="where the model of --model (a folder) looks")
     attention.add_argument("--question", help="what to ask about the image")

@@ -12,12 +12,18 @@ from .attention import Attention, attend
 
 if TYPE_CHECKING:
     from .attention_figure import draw_attention
+    from .frames_figure import draw_frames
     from .tiles_figure import draw_tiles
 
 # imported when they are asked for: they need matplotlib
-_LAZY = {"draw_attention": "attention_figure", "draw_slicing": "tiles_figure", "draw_tiles": "tiles_figure"}
+_LAZY = {
+    "draw_attention": "attention_figure",
+    "draw_frames": "frames_figure",
+    "draw_slicing": "tiles_figure",
+    "draw_tiles": "tiles_figure",
+}
 
-__all__ = ["Attention", "attend", "draw_attention", "draw_tiles"]
+__all__ = ["Attention", "attend", "draw_attention", "draw_frames", "draw_tiles"]
 
 
 def __getattr__(name: str):

@@ -1,0 +1,107 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""A slide: the frames that are sampled of a video, as the model gets them, and what they cost."""
+
+import os
+
+import PIL.Image
+
+from ..cost import Cost, CostModel, ModelSetup
+from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
+from ..cost.report import BYTE_UNITS, FLOP_UNITS, scaled
+from ..cost.videos import LABEL_TOKENS
+from ..processing import InternVLXVideoProcessor
+from ..processing.video_files import Video, open_video
+from .attention import open_upright
+from .canvas import COLOURS, GREY, HEIGHT, WIDTH, Box, Canvas, text_width
+
+MARGIN, TOP, BOTTOM = 0.5, 1.15, 6.45  # of the slide, and of the frames on it
+LABEL = 0.22  # inches below a frame
+SMALLEST_LABELLED = 0.55  # inches
+PIXELS = 320  # of a frame on the slide
+
+
+def draw_frames(
+    video,
+    setup: ModelSetup,
+    *,
+    text_tokens: int = TEXT_TOKENS,
+    answer_tokens: int = ANSWER_TOKENS,
+    **sampling,
+) -> tuple[object, Cost]:
+    """Draw the frames that a model gets of a video, each stretched to a tile, and what they cost in one prompt.
+
+    Args:
+        video: a file, a URL, a folder or a list of frames.
+        setup: the model.
+        text_tokens, answer_tokens: of the prompt beside the frames and their labels, and of the answer.
+        sampling: `num_frames`, `fps` and so on, see `InternVLXVideoProcessor`.
+
+    Returns:
+        A matplotlib `Figure`, 16:9, and the cost.
+
+    Raises:
+        ImportError: it is a file, and nothing is installed that reads one.
+        ValueError: it is no video, or the sampling is out of range.
+    """
+    opened = open_video(video)
+    (indices,) = InternVLXVideoProcessor().choose_frames([opened], sampling)
+    cost = CostModel(setup, text_tokens + LABEL_TOKENS * len(indices), answer_tokens).of_tiles(len(indices))
+    canvas = Canvas()
+    title = os.path.basename(os.fspath(video)) if isinstance(video, str | os.PathLike) else "video"
+    _draw_head(canvas, title, opened, indices, setup)
+    box = Box(MARGIN, TOP, WIDTH - 2 * MARGIN, BOTTOM - TOP)
+    columns, side = _columns(len(indices), box)
+    for number, (index, frame) in enumerate(zip(indices, opened.frames(indices), strict=True)):
+        row, column = divmod(number, columns)
+        place = Box(box.left + column * side, box.top + row * (side + LABEL), 0.95 * side, 0.95 * side)
+        image = frame if isinstance(frame, PIL.Image.Image) else _as_image(frame)
+        canvas.picture(open_upright(image).resize((PIXELS, PIXELS)), place)
+        canvas.frame(place, COLOURS["edge"], 1.2)
+        if side > SMALLEST_LABELLED:
+            when = "" if not opened.fps else f"  {_clock(index / opened.fps)}"
+            label = f"Frame{1 + number}{when}"
+            label = label if text_width(label, 8) < side else str(1 + number)
+            canvas.text(place.left, place.top + place.height + 0.12, label, 8, color=GREY)
+    _draw_cost(canvas, cost, setup.has_lvtc)
+    return canvas.figure, cost
+
+
+def _as_image(frame) -> PIL.Image.Image:
+    pixels = InternVLXVideoProcessor().process_image(frame, do_convert_rgb=True)
+    return PIL.Image.fromarray(pixels.read(0, 0, pixels.width, pixels.height).movedim(0, -1).numpy())
+
+
+def _columns(count: int, box: Box) -> tuple[int, float]:
+    """How many frames stand side by side, and the inches of each, so that they are as large as they can be."""
+
+    def side(columns: int) -> float:
+        rows = -(-count // columns)
+        return min(box.width / columns, box.height / rows - LABEL)
+
+    columns = max(range(1, count + 1), key=side)
+    return columns, side(columns)
+
+
+def _draw_head(canvas: Canvas, title: str, video: Video, indices: list[int], setup: ModelSetup) -> None:
+    length = "" if video.seconds is None else f" in {_clock(video.seconds)}"
+    heading = f"{title}: {len(indices)} of {video.num_frames:,} frames{length}"
+    canvas.text(MARGIN, 0.45, heading, 20, WIDTH - 2 * MARGIN, weight="bold")
+    sizes = setup.sizes
+    tokens = f"{sizes.image_seq_length} tokens a frame"
+    if sizes.lvtc_config is not None:
+        tokens += f", {sizes.expanded_image_seq_length} from layer {sizes.lvtc_config.expand_layer} on"
+    canvas.text(MARGIN, 0.82, f"{setup.name}: {tokens}; a frame is one tile", 12, WIDTH - 2 * MARGIN, color=GREY)
+
+
+def _draw_cost(canvas: Canvas, cost: Cost, has_lvtc: bool) -> None:
+    tokens = f"{cost.stage_one_tokens:,}" + (f" → {cost.stage_two_tokens:,}" if has_lvtc else "") + " visual tokens"
+    memory = f"cache {scaled(cost.cache_bytes, BYTE_UNITS)}, peak about {scaled(cost.peak_bytes, BYTE_UNITS)}"
+    prefill = f"prefill {scaled(cost.prefill_flops, FLOP_UNITS)}, {memory}"
+    canvas.text(MARGIN, HEIGHT - 0.62, tokens, 16, weight="bold", color=COLOURS["edge"])
+    canvas.text(MARGIN, HEIGHT - 0.3, prefill, 11, WIDTH - 2 * MARGIN, color=GREY)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{int(rest):02}" if hours else f"{minutes}:{rest:04.1f}"
