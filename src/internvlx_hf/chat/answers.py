@@ -109,10 +109,10 @@ def _write(file, line: dict[str, Any]) -> None:
 
 def _conversation(image: str, question: str, system: str | None) -> Messages:
     if names_video(image):
-        opened = open_video(image)
+        part = media_part(open_video(image))
     else:
-        opened = PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image
-    content = [media_part(opened), {"type": "text", "text": question}]
+        part = media_part(PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image)
+    content = [part, {"type": "text", "text": question}]
     instruction = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
     return [*instruction, {"role": "user", "content": content}]
 

@@ -78,7 +78,8 @@ def _columns(count: int, box: Box) -> tuple[int, float]:
         rows = -(-count // columns)
         return min(box.width / columns, box.height / rows - LABEL)
 
-    columns = max(range(1, count + 1), key=side)
+    # among sizes that look alike, the one that fills the slide's width
+    columns = max(range(1, count + 1), key=lambda columns: (round(side(columns), 1), columns))
     return columns, side(columns)
 
 
