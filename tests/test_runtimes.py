@@ -1,4 +1,4 @@
-"""Other people's runtimes take the model as it is: quantisation, device maps, pipelines, Liger's kernels.
+"""Third-party runtimes accept the model unchanged: quantization, device maps, pipelines, Liger's kernels.
 
 Streaming is in test_generation.py, static caches and compiled decoding in test_lvtc_generation.py, a compiled forward and
 backward in test_lvtc_training.py. docs/serving.md says what does not work, and why.
@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from internvlx_hf.quantization import COMPRESSION_MODULES, UNQUANTISED_MODULES
+from internvlx_hf.quantization import COMPRESSION_MODULES, UNQUANTIZED_MODULES
 from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
 from versions import needs_transformers
@@ -50,13 +50,13 @@ def new_tokens(model, batch, **kwargs) -> torch.Tensor:
 
 @pytest.mark.parametrize("projector", PROJECTORS)
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
-def test_what_is_not_to_be_quantised_is_all_but_the_language_model_s_layers(projector, lvtc):
+def test_what_is_not_to_be_quantized_is_all_but_the_language_model_s_layers(projector, lvtc):
     if projector == "linear":
         lvtc = {name: value for name, value in lvtc.items() if name != "downsample_ratio"} | {"downsample_ratio": 1.0}
         lvtc.pop("lvtc_config", None)
     model = tiny_model(projector_config={"projector_type": projector}, **lvtc)
-    quantised = [name for name in linear_layers(model) if should_convert_module(name, list(UNQUANTISED_MODULES))]
-    assert quantised == [name for name in linear_layers(model) if name.startswith("model.language_model.layers.")]
+    quantized = [name for name in linear_layers(model) if should_convert_module(name, list(UNQUANTIZED_MODULES))]
+    assert quantized == [name for name in linear_layers(model) if name.startswith("model.language_model.layers.")]
 
 
 def test_the_compression_modules_are_the_projectors():
@@ -98,8 +98,8 @@ def torchao_report():
 def test_torchao_s_int8_on_the_cpu_leaves_the_named_modules_alone(torchao_report):
     found = torchao_report["all but the language model"]
     layers = linear_layers(tiny_model(**LVTC))
-    assert found["quantised"] == [name for name in layers if name.startswith("model.language_model.layers.")]
-    assert found["quantised"] + found["others"] != layers  # both kinds occur, in between each other
+    assert found["quantized"] == [name for name in layers if name.startswith("model.language_model.layers.")]
+    assert found["quantized"] + found["others"] != layers  # both kinds occur, in between each other
     found = torchao_report["compression only"]
     assert found["others"] == [name for name in layers if name.startswith((*COMPRESSION_MODULES, "lm_head"))]
 
@@ -125,13 +125,13 @@ def test_bitsandbytes_leaves_the_named_modules_alone(bits, tmp_path):
     # rows of whole blocks of 64 weights
     model = tiny_model(text_config={"intermediate_size": 128}, **LVTC)
     model.save_pretrained(tmp_path)
-    config = BitsAndBytesConfig(llm_int8_skip_modules=list(UNQUANTISED_MODULES), **BITS[bits])
+    config = BitsAndBytesConfig(llm_int8_skip_modules=list(UNQUANTIZED_MODULES), **BITS[bits])
     found = AutoModelForImageTextToText.from_pretrained(
         tmp_path, quantization_config=config, device_map={"": "cuda" if torch.cuda.is_available() else "cpu"}
     ).eval()
     kinds = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
-    quantised = [name for name, module in found.named_modules() if isinstance(module, kinds)]
-    assert quantised == [name for name in linear_layers(model) if name.startswith("model.language_model.layers.")]
+    quantized = [name for name, module in found.named_modules() if isinstance(module, kinds)]
+    assert quantized == [name for name in linear_layers(model) if name.startswith("model.language_model.layers.")]
 
     batch = tiny_batch(model.config, LAYOUTS)
     on_device = {name: value.to(found.device) for name, value in batch.items()}

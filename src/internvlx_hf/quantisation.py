@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The former name of [`internvlx_hf.quantization`]."""
+"""The former spelling of [`internvlx_hf.quantization`], for older imports."""
 
 from .quantization import COMPRESSION_MODULES, UNQUANTISED_MODULES
 

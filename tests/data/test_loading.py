@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_cases import answers, numbers, record, save_picture, write_lines
-from internvlx_hf.data.datasets import Part
+from internvlx_hf.data.datasets import RecordSet
 from internvlx_hf.data.records import JsonArray, JsonLines
 from internvlx_hf.training import (
     InternVLXDataCollator,
@@ -248,7 +248,7 @@ def test_a_relative_path_counts_from_the_image_s_folder_wherever_it_is_written(p
 
 @pytest.mark.parametrize(("repeat", "expected"), [(0.3, 3), (0.25, 2), (1.3, 12), (2.0, 18)])
 def test_a_part_that_counts_a_fraction_is_rounded_to_the_nearest_record(repeat, expected):
-    chosen = Part(range(9), repeat=repeat).chosen(np.random.default_rng(0))
+    chosen = RecordSet(range(9), repeat=repeat).chosen(np.random.default_rng(0))
     assert len(chosen) == expected
     counts = np.bincount(chosen, minlength=9)
     assert set(counts) <= {int(repeat), int(repeat) + 1}

@@ -14,14 +14,14 @@ from torchao.quantization import Int8WeightOnlyConfig
 from torchao.utils import TorchAOBaseTensor
 from transformers import AutoModelForImageTextToText, TorchAoConfig
 
-from internvlx_hf.quantization import COMPRESSION_MODULES, UNQUANTISED_MODULES
+from internvlx_hf.quantization import COMPRESSION_MODULES, UNQUANTIZED_MODULES
 from tiny import LVTC, tiny_batch, tiny_model
 
-LEFT_OUT = {"all but the language model": UNQUANTISED_MODULES, "compression only": (*COMPRESSION_MODULES, "lm_head")}
+LEFT_OUT = {"all but the language model": UNQUANTIZED_MODULES, "compression only": (*COMPRESSION_MODULES, "lm_head")}
 LAYOUTS = [[3, "tile", 5], [9], [2, "tile", "tile", 4]]
 
 
-def quantised(path: str, left_out: tuple[str, ...]):
+def quantized(path: str, left_out: tuple[str, ...]):
     config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(left_out))
     return AutoModelForImageTextToText.from_pretrained(path, quantization_config=config, dtype="auto").eval()
 
@@ -35,8 +35,8 @@ def describe(model, batch: dict, expected: torch.Tensor) -> dict:
     with torch.no_grad():
         logits = model(**batch).logits
     return {
-        "quantised": [name for name, is_quantised in kinds.items() if is_quantised],
-        "others": [name for name, is_quantised in kinds.items() if not is_quantised],
+        "quantized": [name for name, is_quantized in kinds.items() if is_quantized],
+        "others": [name for name, is_quantized in kinds.items() if not is_quantized],
         "similarity": nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0).item(),
         "differs": not torch.equal(logits, expected),
         "tokens": model.generate(**batch, max_new_tokens=6, do_sample=False)[
@@ -54,8 +54,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         for name, left_out in LEFT_OUT.items():
-            report[name] = describe(quantised(folder, left_out), batch, expected)
-        quantised(folder, UNQUANTISED_MODULES).save_pretrained(f"{folder}/int8")
+            report[name] = describe(quantized(folder, left_out), batch, expected)
+        quantized(folder, UNQUANTIZED_MODULES).save_pretrained(f"{folder}/int8")
         loaded = AutoModelForImageTextToText.from_pretrained(f"{folder}/int8", dtype="auto").eval()
         report["saved and loaded"] = describe(loaded, batch, expected)
     json.dump(report, sys.stdout)

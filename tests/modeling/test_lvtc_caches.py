@@ -244,8 +244,8 @@ def unpack_four_bits(packed, bits):
 
 
 @pytest.mark.skipif(not is_optimum_quanto_available(), reason="needs optimum-quanto")
-def test_a_quantised_cache_keeps_each_stage_s_length_and_comes_close(monkeypatch):
-    """Four bits a number: tokens may differ, the first logits (computed before anything is quantised) may not."""
+def test_a_quantized_cache_keeps_each_stage_s_length_and_comes_close(monkeypatch):
+    """Four bits a number: tokens may differ, the first logits (computed before anything is quantized) may not."""
     from optimum.quanto.library.extensions.cpp import ext
 
     # in place of its C++ extension, which takes a minute to compile

@@ -21,7 +21,7 @@ MOST_BROKEN_IN_A_ROW = 100
 
 
 @dataclass
-class Part:
+class RecordSet:
     """Records of one origin.
 
     Attributes:
@@ -65,7 +65,7 @@ class TrainingData(Dataset):
         ValueError: there is no record. When a sample is read, `BrokenSampleError`: see `SampleEncoder`.
     """
 
-    def __init__(self, parts: Sequence[Part], encoder: SampleEncoder, seed: int = 0):
+    def __init__(self, parts: Sequence[RecordSet], encoder: SampleEncoder, seed: int = 0):
         self.parts = list(parts)
         self.encoder = encoder
         chosen = [part.chosen(np.random.default_rng([seed, index])) for index, part in enumerate(self.parts)]
@@ -92,7 +92,7 @@ class TrainingData(Dataset):
         part, record = self._locate(index)
         return part.records.place(record)
 
-    def _locate(self, index: int) -> tuple[Part, int]:
+    def _locate(self, index: int) -> tuple[RecordSet, int]:
         part = int(np.searchsorted(self._part_ends, index, side="right"))
         return self.parts[part], int(self.records[index])
 

@@ -12,7 +12,7 @@ import datasets
 from transformers.utils import logging
 
 from ..processing import InternVLXProcessor
-from .datasets import Part, RecordStream, StreamingTrainingData, TrainingData
+from .datasets import RecordSet, RecordStream, StreamingTrainingData, TrainingData
 from .encoding import SampleEncoder
 from .records import ArrowRows, JsonArray, JsonLines, Records, Rows
 
@@ -74,17 +74,17 @@ def load_training_data(
     return StreamingTrainingData(data, seed=seed, endless=endless) if streaming else data
 
 
-def _parts(source, root: str | None) -> list[Part]:
+def _parts(source, root: str | None) -> list[RecordSet]:
     if isinstance(source, datasets.Dataset):
         has_transform = source.format["type"] == "custom"
-        return [Part((Rows if has_transform else ArrowRows)(source, _name(source)), root)]
+        return [RecordSet((Rows if has_transform else ArrowRows)(source, _name(source)), root)]
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.suffix == ".json" and _first_character(path) == "{":
             return _read_meta(path, root)
-        return [Part(_annotations(path), root or str(path.parent))]
+        return [RecordSet(_annotations(path), root or str(path.parent))]
     if isinstance(source, Sequence) and not isinstance(source, Mapping):
-        return [Part(Rows(source, "the list of samples"), root)]
+        return [RecordSet(Rows(source, "the list of samples"), root)]
     raise ValueError(
         f"The training data is a {type(source).__name__}, expected a path, an id on the Hub, a datasets.Dataset, a "
         "datasets.IterableDataset or a list of samples. (Of a DatasetDict, choose a split.)"
@@ -105,13 +105,13 @@ def _first_character(path: Path) -> str:
     raise ValueError(f"{path} is empty, expected annotations.")
 
 
-def _read_meta(path: Path, root: str | None) -> list[Part]:
+def _read_meta(path: Path, root: str | None) -> list[RecordSet]:
     """InternVL's meta file; or, for its first record looks the same, a JSONL file that is called .json."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_without_repeats, path))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            return [Part(JsonLines(path), root or str(path.parent))]
+            return [RecordSet(JsonLines(path), root or str(path.parent))]
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}, expected InternVL's meta file.") from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not InternVL's meta file: {error}.") from error
@@ -133,7 +133,7 @@ def _without_repeats(path: Path, pairs: list[tuple]) -> dict:
     return settings
 
 
-def _meta_part(place: str, entry, folder: Path) -> Part:
+def _meta_part(place: str, entry, folder: Path) -> RecordSet:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("annotation"), str):
         raise ValueError(f"{place} is {entry!r:.100}, expected settings with an `annotation` file.")
     unknown = [key for key in entry if key not in _META_KEYS]
@@ -155,7 +155,9 @@ def _meta_part(place: str, entry, folder: Path) -> Part:
         raise ValueError(f"{place} has the root {root!r:.100}, expected a folder.")
     if not os.path.exists(annotation):
         raise ValueError(f"{place} has the annotation {entry['annotation']!r:.200}, which does not exist.")
-    return Part(_annotations(annotation), str(_found(root, folder)) if root else str(folder), repeat, images_kwargs)
+    return RecordSet(
+        _annotations(annotation), str(_found(root, folder)) if root else str(folder), repeat, images_kwargs
+    )
 
 
 def _found(path: str, folder: Path) -> Path:

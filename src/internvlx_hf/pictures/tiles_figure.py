@@ -99,7 +99,7 @@ def _draw_head(canvas: Canvas, title: str, image: PIL.Image.Image, setting: Mode
 
 
 @dataclass(frozen=True)
-class Part:
+class StrategyLayout:
     """Where a strategy is drawn: all of it, its image and tiles, its cost; `head` has its name."""
 
     whole: Box
@@ -125,28 +125,30 @@ class Cut:
     worth: float
 
 
-def _parts(size: tuple[int, int], plans: list[TilePlan]) -> list[Part]:
+def _parts(size: tuple[int, int], plans: list[TilePlan]) -> list[StrategyLayout]:
     """The parts of the strategies, beside or below each other."""
     beside, below, count = [], [], len(plans)
     width, height = (WIDTH - 2 * MARGIN - (count - 1) * GAP) / count, BOTTOM - TOP
     for i in range(count):
         whole = Box(MARGIN + i * (width + GAP), TOP, width, height)
         image = Box(whole.left, TOP + HEAD, width, height - HEAD - COST)
-        beside.append(Part(whole, replace(whole, height=HEAD), image, Box(whole.left, BOTTOM - COST, width, COST)))
+        beside.append(
+            StrategyLayout(whole, replace(whole, height=HEAD), image, Box(whole.left, BOTTOM - COST, width, COST))
+        )
     width, height = WIDTH - 2 * MARGIN, (BOTTOM - TOP) / count
     for i in range(count):
         whole = Box(MARGIN, TOP + i * height, width, height)
         head, cost = Box(MARGIN, whole.top, TEXT, HEAD), Box(MARGIN, whole.top + HEAD, TEXT, COST)
         image = Box(MARGIN + TEXT + GAP, whole.top + 0.14, width - TEXT - GAP, height - 0.36)
-        below.append(Part(whole, head, image, cost))
+        below.append(StrategyLayout(whole, head, image, cost))
 
-    def worth(parts: list[Part]) -> float:
+    def worth(parts: list[StrategyLayout]) -> float:
         return sum(_cut(part.image, size, plan).worth for part, plan in zip(parts, plans, strict=True))
 
     return max((beside, below), key=worth)
 
 
-def _draw_strategy(canvas: Canvas, slicing: str, is_own: bool, part: Part) -> None:
+def _draw_strategy(canvas: Canvas, slicing: str, is_own: bool, part: StrategyLayout) -> None:
     colour, head, y = COLOURS[slicing], part.head, part.head.top + 0.26
     canvas.fill(replace(part.whole, height=0.04), colour)
     canvas.text(head.left, y, slicing, 16, weight="bold", color=colour)

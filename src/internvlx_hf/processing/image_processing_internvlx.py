@@ -259,8 +259,8 @@ class InternVLXImageProcessor(PilBackend):
         rule = self._tiling_rule(size, **kwargs)
         plans = [rule.plan(source.width, source.height) for source in images]
         num_tiles = [plan.num_tiles for plan in plans]
-        device = kwargs["device"] or _the_one([source.device for source in images] or ["cpu"], "devices")
-        channels = _the_one([source.channels for source in images] or [3], "numbers of channels")
+        device = kwargs["device"] or _common_value([source.device for source in images] or ["cpu"], "devices")
+        channels = _common_value([source.channels for source in images] or [3], "numbers of channels")
         shape = (sum(num_tiles), channels, rule.tile_height, rule.tile_width)
         pixel_values = empty(shape, torch.float32, torch.device(device))
         for source, plan, tiles in zip(images, plans, pixel_values.split(num_tiles), strict=True):
@@ -344,7 +344,7 @@ def _for_channels(name: str, value, channels: int) -> np.ndarray:
     return np.broadcast_to(value, channels)
 
 
-def _the_one(values: list, name: str):
+def _common_value(values: list, name: str):
     if len(set(values)) > 1:
         raise ValueError(f"The images have different {name}, {sorted(map(str, set(values)))}, expected one.")
     return values[0]

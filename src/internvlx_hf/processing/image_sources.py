@@ -402,7 +402,7 @@ def _to_uint8(values: torch.Tensor, levels: float) -> torch.Tensor:
     return (values.to(torch.float32) / levels).round_().clamp_(0, 255).to(torch.uint8)
 
 
-class _Lent:
+class _WritableView:
     """Memory that is read-only, lent to torch as if it were not: torch warns of it, though nothing here writes to it."""
 
     def __init__(self, array: np.ndarray):
@@ -440,7 +440,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor of the array's own memory. Only a foreign byte order or negative strides, unknown to torch, are copied."""
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Lent(array)))
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_WritableView(array)))
 
 
 def _is_channels_first(array: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None) -> bool:
