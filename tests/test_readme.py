@@ -1,4 +1,4 @@
-"""The README does what it says: its Python runs, and its table of costs is what the image processor answers."""
+"""The README does what it says: its Python runs, and its tables hold what was measured and what the package answers."""
 
 import os
 import re
@@ -15,26 +15,58 @@ PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.D
 
 
 def test_every_python_block_runs_in_order(demo_output, capsys):
-    assert len(PYTHON_BLOCKS) >= 4
+    assert len(PYTHON_BLOCKS) >= 3
     namespace = {"__name__": "readme"}
     for number, block in enumerate(PYTHON_BLOCKS):
         exec(compile(block, f"README block {number}", "exec"), namespace)
     printed = capsys.readouterr().out
     assert "1 tile, 256 tokens" in printed
-    assert "16 tokens a tile" in printed
     assert {"config.json", "model.safetensors", "modeling_internvlx.py", "processing_internvlx.py"} <= set(
         os.listdir(demo_output / "out/tuned")
     )
 
 
 def test_table_of_costs_is_what_the_image_processor_answers():
-    rows = re.findall(r"^\| (\d+)×(\d+) \|(.*)\|$", README, re.MULTILINE)
+    section = README.partition("## What an image costs")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+)×(\d+) \|(.*)\|$", section, re.MULTILINE)
     assert len(rows) >= 6
     for width, height, cells in rows:
         for slicing, cell in zip(("ratio", "area", "edge"), cells.split("|"), strict=True):
             image_processor = InternVLXImageProcessor(slicing=slicing, max_patches=12)
             tiles = image_processor.get_number_of_image_patches(int(height), int(width))
             assert cell.strip() == f"{tiles} tile{'s' * (tiles > 1)}, {256 * tiles} tokens"
+
+
+def test_its_times_and_memory_are_those_of_the_end_to_end_benchmark():
+    measured = (ROOT / "benchmarks/results/end_to_end.md").read_text(encoding="utf-8")
+    found = 0
+    for width, height, block in re.findall(r"^\| (\d+)×(\d+) (\| visual tokens .*\n.*\n.*)", README, re.MULTILINE):
+        tokens, seconds, memory = (line.split("|")[-5:-1] for line in block.split("\n"))
+        for case, *cells in zip(
+            ("InternVL", "RVTC edge", "PVTC", "PVTC + LVTC"), tokens, seconds, memory, strict=True
+        ):
+            (row,) = re.findall(rf"^\| {width}x{height} +\| {re.escape(case)} +\|(.*)\|$", measured, re.MULTILINE)
+            _, first, time, _, _, peak, *_ = (cell.strip() for cell in row.split("|"))
+            stages = f"{first}, then {4 * int(first)}" if "LVTC" in case else first
+            assert [cell.strip() for cell in cells] == [stages, f"{float(time):.1f} s", f"{peak} GiB"]
+            found += 1
+    assert found == 12
+
+
+def test_its_accuracies_are_those_of_the_ablation():
+    page = (ROOT / "benchmarks/results/ablation/README.md").read_text(encoding="utf-8")
+    page = page.partition("## Table 2")[2].partition("\n## ")[0]
+    measured = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 13 and "±" in cells[1]:
+            first, second = (f"{float(cell):g}" for cell in cells[7:9])
+            tokens = first if first == second else f"{first}, then {second}"
+            measured.append((tokens, f"{cells[1]} %", cells[9]))
+    section = README.partition("## Ask")[0]
+    rows = re.findall(r"^\| .* \| ([\d., then]+) \| ([\d.]+ ± [\d.]+ %) \| (\d+) \|$", section, re.MULTILINE)
+    assert len(rows) >= 7
+    assert [row for row in rows if row not in measured] == []
 
 
 def test_its_links_work_on_pypi_and_name_files_that_exist():
