@@ -15,7 +15,7 @@ LAYERS = [
     ("checkpoints",),
     ("cost", "hub"),
     ("data", "conversion"),
-    ("training", "pictures", "evaluation", "serving"),
+    ("training", "pictures", "evaluation", "serving", "vllm"),
     ("chat",),
     ("web",),
     ("commands",),

@@ -9,6 +9,15 @@ from .configuration_internvlx import InternVLXConfig
 
 # keyed by the `text_config._attn_implementation` that they set before they ask `AutoModel` for the model
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
+# why our plug-in for an engine is not at work, by the engine's key
+_plugin_errors: dict[str, str] = {}
+
+
+def set_plugin_error(engine: str, error: str | None) -> None:
+    """Say in the refusal of LVTC why our plug-in for the engine is not at work; None: it is."""
+    _plugin_errors.pop(engine, None)
+    if error is not None:
+        _plugin_errors[engine] = error
 
 
 def runs_in_engine(config: InternVLXConfig) -> bool:
@@ -23,11 +32,12 @@ def find_engine(config: InternVLXConfig) -> str | None:
     """
     engine = ENGINES.get(config.text_config._attn_implementation)
     if engine is not None and config.lvtc_config is not None:
+        plugin_error = _plugin_errors.get(config.text_config._attn_implementation)
         raise ValueError(
             f"{engine} cannot serve a model with LVTC: it keeps one sequence length for all layers, but from layer "
             f"{config.lvtc_config.expand_layer} on a tile takes {config.expanded_image_seq_length} tokens instead of "
             f"{config.image_seq_length}. Serve this model with transformers (`internvlx serve`), or serve one that was "
-            "converted and trained without `lvtc_config`."
+            "converted and trained without `lvtc_config`." + (f" ({plugin_error}.)" if plugin_error else "")
         )
     return engine
 

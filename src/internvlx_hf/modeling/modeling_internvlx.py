@@ -93,12 +93,15 @@ class InternVLXModel(InternVLXPreTrainedModel):
         self.multi_modal_projector = build_projector(
             config, config.projector_config.projector_type, config.downsample_ratio
         )
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = self.build_language_model(config)
         self.lvtc = None if config.lvtc_config is None else LVTC(config, self.language_model)
         # only classes that this model has, since accelerate's FSDP refuses any other name
         unsplit = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
         self._no_split_modules = sorted({type(projector).__name__ for projector in unsplit})
         self.post_init()
+
+    def build_language_model(self, config: InternVLXConfig) -> nn.Module:
+        return AutoModel.from_config(config.text_config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,0 +1,91 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""vLLM's settings for a checkpoint with LVTC: what it needs is set, what it cannot have is refused before any weight is read."""
+
+from typing import TYPE_CHECKING
+
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from ..modeling import InternVLXConfig
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+SCHEDULER = f"{__package__}.scheduler.make_scheduler"
+GRAPHS = (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
+
+
+class InternVLXOptions(VerifyAndUpdateConfig):
+    """What vLLM calls for the architecture, in the process that reads the configuration."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: "ModelConfig") -> None:
+        config = model_config.hf_config
+        if config.lvtc_config is None:
+            return
+        before, after = config.image_seq_length, config.expanded_image_seq_length
+        if after < before:
+            raise ValueError(
+                f"LVTC in vLLM needs at least as many tokens per tile after the expansion as before, got {after} after "
+                f"{before} (`lvtc_config.downsample_ratio`={config.lvtc_config.downsample_ratio:g}, "
+                f"`downsample_ratio`={config.downsample_ratio:g}). Serve this model with `internvlx serve`."
+            )
+        # vLLM keeps positions per request where a configuration has this; the layers read the text configuration, without it
+        config.mrope_section = [1, 1, 1]
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: "VllmConfig") -> None:
+        if vllm_config.model_config.hf_config.lvtc_config is None:
+            return
+        refused = [name for name, is_set in unsupported_options(vllm_config).items() if is_set]
+        if refused:
+            raise ValueError(f"LVTC in vLLM does not support {', '.join(refused)}. Leave it unset.")
+        scheduler, compilation = vllm_config.scheduler_config, vllm_config.compilation_config
+        scheduler.disable_chunked_mm_input = True
+        scheduler.scheduler_cls = SCHEDULER
+        compilation.mode = CompilationMode.NONE  # compilation does not reach layers that are called one by one
+        if compilation.cudagraph_mode is None:
+            compilation.cudagraph_mode = CUDAGraphMode.NONE
+
+
+def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
+    """Options by name, with whether they are set to what LVTC does not support."""
+    model, cache, scheduler = vllm_config.model_config, vllm_config.cache_config, vllm_config.scheduler_config
+    parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
+    multimodal = model.multimodal_config
+    graphs = vllm_config.compilation_config.cudagraph_mode
+    sizes = ("pipeline", "data", "decode_context", "prefill_context")
+    parallel_sizes = {f"{name}_parallel_size": getattr(parallel, f"{name}_parallel_size", 1) for name in sizes}
+    budget = scheduler.max_num_scheduled_tokens
+    return {
+        **{f"{name}={size}": size > 1 for name, size in parallel_sizes.items()},
+        "enable_dbo": bool(parallel.enable_dbo or parallel.ubatch_size),
+        "kv_transfer_config (KV connectors)": vllm_config.kv_transfer_config is not None,
+        "ec_transfer_config (encoder cache connectors)": vllm_config.ec_transfer_config is not None,
+        f"kv_offloading_size={cache.kv_offloading_size}": cache.kv_offloading_size is not None,
+        f"kv_cache_dtype={cache.cache_dtype!r}": cache.cache_dtype != "auto",
+        f"speculative method {speculative and speculative.method!r} (only 'ngram')": bool(
+            speculative and speculative.method != "ngram"
+        ),
+        "enable_lora (merge the adapter with `internvlx merge`)": vllm_config.lora_config is not None,
+        f"quantization={model.quantization!r}": model.quantization is not None,
+        f"runner={model.runner_type!r}": model.runner_type != "generate",
+        "enable_prompt_embeds": model.enable_prompt_embeds,
+        "enable_mm_embeds": bool(multimodal and multimodal.enable_mm_embeds),
+        "mm_encoder_only": bool(multimodal and multimodal.mm_encoder_only),
+        f"scheduler_cls={scheduler.scheduler_cls!r}": scheduler.scheduler_cls is not None,
+        "disable_hybrid_kv_cache_manager": bool(scheduler.disable_hybrid_kv_cache_manager),
+        f"long_prefill_token_threshold={scheduler.long_prefill_token_threshold}": scheduler.long_prefill_token_threshold
+        > 0,
+        f"max_num_scheduled_tokens={budget} below max_num_batched_tokens": bool(
+            budget and budget < scheduler.max_num_batched_tokens
+        ),
+        f"cudagraph_mode={graphs and graphs.name} (only NONE and FULL_DECODE_ONLY)": graphs not in (None, *GRAPHS),
+        "sliding windows": uses_sliding_window(model.hf_config),
+    }
+
+
+def uses_sliding_window(config: InternVLXConfig) -> bool:
+    text = config.text_config
+    types = getattr(text, "layer_types", None) or ["sliding_attention"]
+    return bool(getattr(text, "sliding_window", None)) and "sliding_attention" in types
