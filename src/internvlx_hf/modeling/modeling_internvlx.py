@@ -100,7 +100,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         self._no_split_modules = sorted({type(projector).__name__ for projector in unsplit})
         self.post_init()
 
-    def build_language_model(self, config: InternVLXConfig) -> nn.Module:
+    def build_language_model(self, config: InternVLXConfig) -> Any:
         return AutoModel.from_config(config.text_config)
 
     @torch.no_grad()

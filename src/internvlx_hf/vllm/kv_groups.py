@@ -5,12 +5,10 @@ Cached prefixes end before a request's first image. In front of it the two seque
 holds later tokens than the block of stage two with the same number.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from torch import nn
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_cache_spec_registry import register_kv_cache_spec
@@ -89,9 +87,9 @@ class StageOneSpec(_OwnGroup):
     pass
 
 
-def use_spec(attention: nn.Module, spec_class: type[FullAttentionSpec]) -> None:
+def use_spec(attention: Any, spec_class: type[FullAttentionSpec]) -> None:
     """Let an attention layer of vLLM ask for blocks of another group."""
-    original: Callable[..., Any] = attention.get_kv_cache_spec
+    original = attention.get_kv_cache_spec
 
     def get_kv_cache_spec(vllm_config):
         spec = original(vllm_config)
@@ -99,4 +97,4 @@ def use_spec(attention: nn.Module, spec_class: type[FullAttentionSpec]) -> None:
             raise ValueError(f"LVTC in vLLM supports full attention only, got {type(spec).__name__} for a layer.")
         return spec_class(**{field.name: getattr(spec, field.name) for field in fields(spec)})
 
-    attention.get_kv_cache_spec = get_kv_cache_spec  # type: ignore[assignment]
+    attention.get_kv_cache_spec = get_kv_cache_spec

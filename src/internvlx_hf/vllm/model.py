@@ -58,7 +58,7 @@ class VisionSide(InternVLXModel):
         if self.lvtc is not None:
             del self.lvtc.rotary_emb
 
-    def build_language_model(self, config: InternVLXConfig) -> nn.Module:
+    def build_language_model(self, config: InternVLXConfig) -> Any:
         with torch.device("meta"):
             return super().build_language_model(config)
 
@@ -85,9 +85,8 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         super().__init__()
         self.config: InternVLXConfig = vllm_config.model_config.hf_config
         self.before, self.after = self.config.image_seq_length, self.config.expanded_image_seq_length
-        with self._mark_tower_model(vllm_config, "image"):
-            self.vision = VisionSide(self.config).to(vllm_config.model_config.dtype)
-        with self._mark_language_model(vllm_config):
+        self.vision = VisionSide(self.config).to(vllm_config.model_config.dtype)
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model: Any = init_vllm_registered_model(
                 vllm_config,
                 hf_config=self.config.text_config,
@@ -122,15 +121,15 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         Row by row, that is the HR token beside c of the LR tokens, which fill the rows from the first on: vLLM keeps one row
         per placeholder.
         """
-        pixel_values, counts = kwargs.get("pixel_values"), kwargs.get("num_patches")
-        if pixel_values is None:
+        if kwargs.get("pixel_values") is None:
             return []
+        pixel_values, tiles = kwargs["pixel_values"], kwargs["num_patches"].flatten().tolist()
         images = self.vision.get_image_features(pixel_values, return_dict=True)
         tokens = images.pooler_output
         if self.vision.lvtc is not None:
             later = self.vision.lvtc.split(tokens, images.deepstack_features)
             tokens = self._pack(torch.stack([tokens, *later.lr], dim=1), later.hr)
-        return [image.flatten(0, 1) for image in tokens.split(counts.flatten().tolist())]
+        return [image.flatten(0, 1) for image in tokens.split(tiles)]
 
     def _pack(self, lr: torch.Tensor, hr: torch.Tensor | None) -> torch.Tensor:
         """(tiles, T, N₁², D) and (tiles, N₂², D) -> (tiles, N₂², D·(1 + c))."""
@@ -170,13 +169,13 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
 
     def forward(
         self,
-        input_ids: torch.Tensor | None,
+        input_ids: Any,
         positions: torch.Tensor,
         intermediate_tensors=None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        if self.vision.lvtc is None:
+        if self.config.lvtc_config is None:
             return self.language_model.model(input_ids, positions, intermediate_tensors, inputs_embeds)
         if inputs_embeds is None:
             inputs_embeds = self.embed_input_ids(input_ids)
@@ -206,7 +205,7 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             hidden_states[rows.tiles] = tiles[:, 0].flatten(0, 1)
         with stage_one_attention(self.stage_one_layers, rows):
             for index, layer in enumerate(model.layers[: lvtc.expand_layer]):
-                if tiles is not None and index in lvtc.insertion_layers:
+                if tiles is not None and rows.tiles is not None and index in lvtc.insertion_layers:
                     hidden_states, residual = _summed(hidden_states, residual), None
                     added = tiles[:, 1 + lvtc.insertion_layers.index(index)].flatten(0, 1)
                     hidden_states = hidden_states.index_add(0, rows.tiles, added)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageSize
 from vllm.multimodal.processing import (
@@ -79,7 +80,7 @@ class InternVLXMultiModalProcessor(BaseMultiModalProcessor[InternVLXProcessingIn
         return self.info.ctx.call_hf_processor(lambda **kwargs: processor(**kwargs, **settings), hf_data)
 
     def _get_mm_fields_config(self, hf_inputs, hf_processor_mm_kwargs) -> Mapping[str, MultiModalFieldConfig]:
-        tiles = hf_inputs.get("num_patches", [])
+        tiles = hf_inputs.get("num_patches", torch.empty(0))  # nothing where all images are cached
         return {
             "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", tiles),
             "num_patches": MultiModalFieldConfig.batched("image", keep_on_cpu=True),

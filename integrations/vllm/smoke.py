@@ -1,0 +1,164 @@
+"""The first thing to run where vLLM has a GPU: does a checkpoint with LVTC answer there as with transformers?
+
+    python integrations/vllm/smoke.py CHECKPOINT [--dtype bfloat16] [--tolerance 0.2] [--skip-graphs]
+
+It asks transformers, then vLLM without CUDA graphs, one prompt at a time and all at once, then vLLM with graphs for decoding.
+Greedy tokens must be the same, except where the best two are closer than the tolerance (in log-probability). Each line is a
+prompt; lines that begin with OFF say what differs and where to look. The exit status is the number of them, at most 1.
+"""
+
+import argparse
+import gc
+import os
+import sys
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the record of steps is in the process that runs the model
+
+import torch
+from PIL import Image
+
+TOKENS = 24
+QUESTIONS = {"text": (), "one tile": ((448, 448),), "wide": ((1344, 448),), "two images": ((900, 900), (448, 448))}
+# where the first token that differs is, and what that speaks of
+PREFILL = "the prompt: tiles, LR and HR tokens, stage one's metadata (`stage_one.short_metadata`), the expansion"
+DECODING = "decoding: positions (`stage_one.position_delta`), slots (`stage_one.slot_mapping`)"
+
+
+def image(width: int, height: int, seed: int) -> Image.Image:
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randint(0, 256, (height // 28, width // 28, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(levels.numpy()).resize((width, height), Image.Resampling.NEAREST)
+
+
+def messages(sizes: tuple) -> tuple[list[dict], list[Image.Image]]:
+    images = [image(*size, seed) for seed, size in enumerate(sizes)]
+    parts = [{"type": "image"} for _ in images] + [
+        {"type": "text", "text": "Describe what you see in three sentences."}
+    ]
+    return [{"role": "user", "content": parts}], images
+
+
+def ask_transformers(checkpoint: str, dtype: torch.dtype, device: str) -> tuple[dict[str, str], dict[str, dict]]:
+    """Prompts for vLLM, and the answers: tokens, and by how much the best was ahead of the second."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import internvlx_hf  # noqa: F401
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
+    prompts, answers = {}, {}
+    for name, sizes in QUESTIONS.items():
+        chat, images = messages(sizes)
+        inputs = processor.apply_chat_template(
+            chat,
+            images=images or None,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        ).to(device)
+        with torch.no_grad():
+            output = model.generate(
+                **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        best = torch.stack(output.logits)[:, 0].float().log_softmax(-1).topk(2).values
+        length = inputs["input_ids"].shape[1]
+        answers[name] = {
+            "tokens": output.sequences[0, length:].tolist(),
+            "margins": (best[:, 0] - best[:, 1]).tolist(),
+        }
+        prompts[name] = processor.apply_chat_template(chat, images=images or None, add_generation_prompt=True)
+    return prompts, answers
+
+
+def ask_vllm(checkpoint: str, prompts: dict[str, str], dtype: str, graphs: bool) -> dict[str, dict[str, list[int]]]:
+    from transformers import AutoConfig
+    from vllm import LLM, SamplingParams
+
+    from internvlx_hf.vllm import trace
+
+    mode = "FULL_DECODE_ONLY" if graphs else "NONE"
+    length = min(AutoConfig.from_pretrained(checkpoint).position_limit, 16384)
+    llm = LLM(
+        checkpoint, dtype=dtype, max_model_len=length, max_num_batched_tokens=length, enforce_eager=not graphs,
+        compilation_config={"cudagraph_mode": mode}, limit_mm_per_prompt={"image": 2}, disable_log_stats=False,
+    )  # fmt: skip
+    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, min_tokens=TOKENS)
+    requests = {}
+    for name, prompt in prompts.items():
+        _, images = messages(QUESTIONS[name])
+        requests[name] = {"prompt": prompt} | ({"multi_modal_data": {"image": images}} if images else {})
+    found = {"alone": {}, "together": {}}
+    with trace.record_steps() as steps:
+        for name, request in requests.items():
+            found["alone"][name] = list(llm.generate([request], sampling, use_tqdm=False)[0].outputs[0].token_ids)
+        outputs = llm.generate(list(requests.values()), sampling, use_tqdm=False)
+    found["together"] = {
+        name: list(output.outputs[0].token_ids) for name, output in zip(requests, outputs, strict=True)
+    }
+    dropped = sum(step.stage_two_rows - step.stage_one_rows for step in steps)
+    runner = type(llm.llm_engine.model_executor.driver_worker.worker.model_runner)
+    print(f"  {runner.__module__}, graphs {mode}: {len(steps)} steps in Python, {dropped} rows left out of stage one")
+    if not dropped:
+        print("OFF no row was left out of stage one: are there images, and is the plug-in at work?")
+    del llm
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found
+
+
+def compare(run: str, found: dict[str, list[int]], expected: dict[str, dict], tolerance: float) -> int:
+    """Print a line per prompt; returns how many are off."""
+    off = 0
+    for name, answer in expected.items():
+        pairs = zip(found[name], answer["tokens"], answer["margins"], strict=True)
+        first = next((i for i, (token, wanted, _) in enumerate(pairs) if token != wanted), None)
+        if first is None:
+            print(f"  {run}, {name}: all {TOKENS} tokens equal")
+        elif answer["margins"][first] < tolerance:
+            print(
+                f"  {run}, {name}: equal up to token {first}, where the best two are {answer['margins'][first]:.3f} apart"
+            )
+        else:
+            off += 1
+            place = "the language model or the dtype, not LVTC" if name == "text" else DECODING if first else PREFILL
+            margin = answer["margins"][first]
+            print(f"OFF {run}, {name}: token {first} differs, the best two are {margin:.3f} apart. Look at {place}.")
+    return off
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--tolerance", type=float, default=0.2)
+    parser.add_argument("--skip-graphs", action="store_true")
+    arguments = parser.parse_args()
+
+    import transformers
+    import vllm
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU only: graphs are left out"
+    print(f"vLLM {vllm.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, {name}")
+    prompts, expected = ask_transformers(arguments.checkpoint, getattr(torch, arguments.dtype), device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    off, eager = 0, {}
+    for graphs in [False] if arguments.skip_graphs or device == "cpu" else [False, True]:
+        found = ask_vllm(arguments.checkpoint, prompts, arguments.dtype, graphs)
+        for run, answers in found.items():
+            off += compare(f"{run}{', graphs' if graphs else ''}", answers, expected, arguments.tolerance)
+        if not graphs:
+            eager = found
+        elif found != eager and not off:
+            print("  graphs and eager steps differ within the tolerance")
+        elif found != eager:
+            print("OFF with graphs where eager steps are right points to the capture of stage one's metadata.")
+    print("all is well" if not off else f"{off} prompts are off")
+    return min(off, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
