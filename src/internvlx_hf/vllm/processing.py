@@ -20,7 +20,7 @@ from vllm.multimodal.processing import (
 )
 
 from ..modeling import InternVLXConfig
-from ..processing import InternVLXImageProcessor, InternVLXProcessor
+from ..processing import InternVLXImageProcessor
 
 
 class InternVLXProcessingInfo(BaseProcessingInfo):
@@ -30,9 +30,8 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}
 
-    def get_image_processor(self, **settings: object) -> InternVLXImageProcessor:
-        """The image processor with the engine's and a request's settings."""
-        return self.get_hf_processor(**settings).image_processor  # type: ignore[attr-defined]
+    def get_image_processor(self) -> InternVLXImageProcessor:
+        return self.get_hf_processor().image_processor  # type: ignore[attr-defined]
 
     @cached_property
     def largest_image(self) -> tuple[int, ImageSize]:
@@ -46,11 +45,21 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
         return max((processor.get_number_of_image_patches(size.height, size.width, settings), size) for size in sizes)
 
     def image_settings(self, settings: Mapping[str, object]) -> dict[str, Any]:
-        """The image processor's of `mm_processor_kwargs`, given flat or as `images_kwargs`."""
+        """The engine's `mm_processor_kwargs` and a request's, given flat or as `images_kwargs`.
+
+        Raises:
+            ValueError: one of them is unknown to the image processor, or out of range.
+        """
         merged = self.ctx.get_merged_mm_kwargs(settings)
         merged |= merged.pop("images_kwargs", None) or {}
         known = InternVLXImageProcessor.valid_kwargs.__annotations__
-        return {name: value for name, value in merged.items() if name in known}
+        for name in merged.keys() - known.keys():
+            raise ValueError(
+                f"Unknown setting {name!r} in mm_processor_kwargs, expected one of {', '.join(sorted(known))}."
+            )
+        side = self.get_hf_config().tile_size
+        self.get_image_processor().get_number_of_image_patches(side, side, merged)  # refuses what is out of range
+        return merged
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         tiles, _ = self.largest_image
@@ -76,8 +85,12 @@ class InternVLXDummyInputs(BaseDummyInputsBuilder[InternVLXProcessingInfo]):
 class InternVLXMultiModalProcessor(BaseMultiModalProcessor[InternVLXProcessingInfo]):
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]):
         settings = self.info.image_settings(hf_kwargs)
-        processor = self.info.get_image_processor(**hf_kwargs)
-        return self.info.ctx.call_hf_processor(lambda **kwargs: processor(**kwargs, **settings), hf_data)
+        processor = self.info.get_image_processor()
+
+        def cut(images, return_tensors, **of_engine):  # which `settings` has, too
+            return processor(images, return_tensors=return_tensors, **settings)
+
+        return self.info.ctx.call_hf_processor(cut, hf_data)
 
     def _get_mm_fields_config(self, hf_inputs, hf_processor_mm_kwargs) -> Mapping[str, MultiModalFieldConfig]:
         tiles = hf_inputs.get("num_patches", torch.empty(0))  # nothing where all images are cached
@@ -94,7 +107,7 @@ class InternVLXMultiModalProcessor(BaseMultiModalProcessor[InternVLXProcessingIn
         return [token for found in prompt for token in (surrounded if found == image else [found])]
 
     def _get_prompt_updates(self, mm_items, hf_processor_mm_kwargs, out_mm_kwargs) -> Sequence[PromptReplacement]:
-        processor: InternVLXProcessor = self.info.get_hf_processor()  # type: ignore[assignment]
+        processor: Any = self.info.get_hf_processor()
         tokens = self.info.get_hf_config().expanded_image_seq_length
         image = processor.image_token_id
         tiles = [int(item["num_patches"].data) for item in out_mm_kwargs.get("image", [])]
