@@ -14,7 +14,7 @@ from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
-from internvlx_hf.cost.settings import TilingRule
+from internvlx_hf.cost.setups import TilingRule
 from internvlx_hf.pictures import Attention, attend, draw_attention, draw_frames, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
