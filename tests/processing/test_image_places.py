@@ -170,7 +170,7 @@ def ask_raw(messages):
 
 @pytest.mark.parametrize("route", [encode, encode_sample, ask_chat, ask_batch_chat, ask_raw])
 def test_a_mark_without_images_names_the_remedy(route):
-    with pytest.raises(ValueError, match=r"(?i)a mark that is only text is written '<\\u2060image>'") as error:
+    with pytest.raises(ValueError, match=r"(?i)to write the mark as text, use '<\\u2060image>'") as error:
         route([user("What is <image>?"), assistant("A tag.")])
     assert any(words in str(error.value) for words in ("0 images", "no images were"))
 

@@ -94,7 +94,7 @@ def test_a_token_that_the_messages_of_a_chat_form_together_is_refused():
     model, tokenizer = recorder_and_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     for history in ([("<im", "g>")], [("x", "<im")]):
-        with pytest.raises(ValueError, match="Texts of the conversation form the image token '<img>' together"):
+        with pytest.raises(ValueError, match="Adjacent texts of the conversation form the image token '<img>'"):
             model.chat(tokenizer, None, "g>" if history[0][0] == "x" else "x", GREEDY, history)
 
 

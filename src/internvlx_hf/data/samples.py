@@ -196,7 +196,7 @@ def _place(messages: list[dict], marks: int, number: int, medium: Medium) -> Non
     if marks and marks != number:
         raise ValueError(
             f"it has {number} {kind}s and the marks {medium.mark} {marks} times in the users' turns, expected one for each "
-            f"{kind}; a mark that is only text is written {medium.mark_as_text!r}"
+            f"{kind}; to write the mark as text, use {medium.mark_as_text!r}"
         )
     if not marks:
         front = [{"type": kind} for _ in range(number)]

@@ -289,7 +289,7 @@ class InternVLXProcessor(ProcessorMixin):
                 raise ValueError(
                     f"Found {sum(num_tokens)} {self.image_token} tokens in the text but no images were passed. Expected an "
                     f"image in `images`, or in a chat's image part, for each {self.image_token} and each mark {IMAGE_MARK}; "
-                    f"a mark that is only text is written {MARK_AS_TEXT!r}."
+                    f"to write the mark as text, use {MARK_AS_TEXT!r}."
                 )
             return
         self._require_as_many_images(sum(num_tokens), len(_flat(images)), "total ")
