@@ -78,6 +78,8 @@ def elsewhere(tmp_path_factory):
         )
         expected[name]["prompt"] = prompt["input_ids"]
         expected[name]["pixels"] = prompt["pixel_values"]
+        frames = [picture().numpy()] * 2
+        expected[name]["video"] = processor(text="<video>", videos=frames, return_tensors="pt")["pixel_values"]
         expected[name]["answer"] = model.generate(**prompt, max_new_tokens=8, do_sample=False)
     run_bare(HELPERS / "bare_process.py", *(str(folder / name) for name in CASES), home=home)
     report = json.loads((home / "report.json").read_text())
@@ -119,6 +121,7 @@ def test_checkpoint_s_processor_gives_the_package_s_pixels_and_prompts(elsewhere
     _, found, expected = elsewhere
     assert torch.equal(found[case]["pixels"], expected[case]["pixels"])
     assert torch.equal(found[case]["prompt"], expected[case]["prompt"])
+    assert torch.equal(found[case]["video"], expected[case]["video"])
 
 
 @pytest.mark.slow

@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 
 HOME = Path(os.environ["HF_HOME"]).resolve()
-HIDDEN = {"internvlx_hf", "torchvision", "timm", "flash_attn", "peft", "accelerate", "datasets", "scipy", "sklearn"}
+HIDDEN = {
+    "internvlx_hf",
+    "torchvision",
+    "timm",
+    "flash_attn",
+    "peft",
+    "accelerate",
+    "datasets",
+    "scipy",
+    "sklearn",
+    "av",
+}
 refused = []
 
 
@@ -75,6 +86,7 @@ def main(folders: list[str]) -> None:
             add_generation_prompt=True,
         )
         results["prompt"] = prompt["input_ids"]
+        results["video"] = processor(text="<video>", videos=[image, image], return_tensors="pt")["pixel_values"]
 
         def run(name, model, batch=batch, prompt=prompt, results=results):
             with torch.no_grad():
