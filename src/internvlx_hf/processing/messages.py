@@ -264,7 +264,7 @@ def count_marks(messages: list[dict], medium: Medium = IMAGE) -> int:
             reason = f"beside {kind} parts, which say where {kind}s go" if has_parts else "outside of users' turns"
             raise ValueError(
                 f"the text of turn {turn} ({message['role']}) holds {medium.mark!r} {reason}; expected either {kind} parts "
-                f"{{'type': '{kind}', ...}} or marks in users' turns. A mark that is only text is written "
+                f"{{'type': '{kind}', ...}} or marks in users' turns. To write the mark as text, use "
                 f"{medium.mark_as_text!r}"
             )
         marks += found
@@ -293,7 +293,7 @@ def place_media(messages: list[dict], given: list | None, medium: Medium, token:
     if given is None and marks:
         raise ValueError(
             f"its users' turns hold {medium.mark!r} {marks} times, but no {kind}s were given; expected `{kind}s=`, or {kind} "
-            f"parts {{'type': '{kind}', ...}} in place of the marks. A mark that is only text is written "
+            f"parts {{'type': '{kind}', ...}} in place of the marks. To write the mark as text, use "
             f"{medium.mark_as_text!r}"
         )
     if given is not None and (parts or marks):

@@ -563,7 +563,7 @@ def _require_a_video_for_each_mark(videos: list, marks: int, place: str = "") ->
     if len(videos) != marks:
         raise ValueError(
             f"Found {marks} marks {VIDEO_MARK} and {len(videos)} videos{place}, expected a video in `videos`, or in a chat's video "
-            f"part, for each mark. A mark that is only text is written {VIDEO_MARK_AS_TEXT!r}."
+            f"part, for each mark. To write the mark as text, use {VIDEO_MARK_AS_TEXT!r}."
         )
 
 

@@ -52,9 +52,7 @@ def serve(
     """
     missing = [name for name in ("gradio", "matplotlib") if find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f'The page needs {" and ".join(missing)}, not installed here: pip install "internvlx-hf[web]"'
-        )
+        raise ImportError(f"The page needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="internvlx-web-") as folder, _environment(folder):
         import gradio  # reads the environment when it is imported and when the page is built
         from starlette.middleware import Middleware
