@@ -1,6 +1,6 @@
-"""Conversions: throughput, finite check included, against a plain copy; and where upgrades start.
+"""Throughput of conversions, including the check for finite values, against a plain copy; and where upgrades start.
 
-The golden checkpoints are tiny and random, so the second table compares starts, it does not foretell a trained model's.
+The golden checkpoints are tiny and random, so the second table compares only starting points, not trained models.
 
 python benchmarks/bench_conversion.py [--gigabytes 2]
 """
@@ -38,7 +38,7 @@ REPEATS = 3
 
 
 def make_source(folder: Path, gigabytes: float) -> None:
-    """The golden checkpoint with a wider and deeper language model of bfloat16, a shard a layer."""
+    """The golden checkpoint with a wider and deeper language model in bfloat16, one shard per layer."""
     shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     raw = json.loads((SOURCE / "config.json").read_text())
     layer = {
@@ -75,7 +75,7 @@ def make_source(folder: Path, gigabytes: float) -> None:
 
 
 def vision_shapes(raw: dict) -> dict[str, tuple[int, ...]]:
-    """The golden tower's tensors, and the projector's for the wider language model."""
+    """Shapes of the golden tower's tensors and of the projector's for the wider language model."""
     golden = json.loads(SOURCE.with_name(f"{SOURCE.name}.golden.json").read_text())["weights"]
     tower = {name: tuple(shape) for name, shape in golden.items() if name.startswith(("vision_model.", "mlp1.0."))}
     window = tower["mlp1.0.weight"][0]
@@ -90,7 +90,7 @@ def copy(source: Path, out: Path) -> None:
 
 
 def wall_seconds(run, source: Path, out: Path) -> float:
-    """Both wait for the disk, so it is the wall's clock that counts."""
+    """Wall-clock seconds, since both sides wait for the disk."""
     start = time.perf_counter()
     run(source, out)
     seconds = time.perf_counter() - start
@@ -124,7 +124,7 @@ def throughput(gigabytes: float) -> list[Row]:
 
 @torch.no_grad()
 def distances() -> None:
-    """Root mean square difference of upgraded models' logits from the originals', and their own spread, before training."""
+    """Root mean square difference between an upgraded model's logits and the original's before training, and their spread."""
     names = sorted(path.name for path in GOLDEN.glob("internvl2_*") if path.is_dir())
     golden = {name: load_file(GOLDEN / f"{name}.golden.safetensors") for name in names}
     rows = [["(spread of the logits)", *(golden[name]["logits"].std().item() for name in names)]]
@@ -142,7 +142,7 @@ def distances() -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the checkpoint that is converted")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the checkpoint to convert (default: 2)")
     return parser
 
 

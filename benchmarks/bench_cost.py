@@ -1,5 +1,5 @@
-"""How long it takes to know what a thousand pictures of as many sizes cost, their sizes being known: each setting alone,
-and all that `internvlx cost` puts side by side.
+"""Time to compute the costs of a thousand images of different, known sizes: one setup alone, and all setups that
+`internvlx cost` compares.
 
 python benchmarks/bench_cost.py
 """
@@ -19,7 +19,7 @@ PRESETS = ("internvl-x-2b", "internvl2-8b", "internvl2-llama3-76b")
 
 
 def seconds(preset: str, sizes: list[tuple[int, int]], side_by_side: bool) -> float:
-    """From the preset's name to the last cost; nothing is known from before."""
+    """Seconds from the preset's name to the last cost, with empty caches."""
     _plan.cache_clear()
     _measured_presets.cache_clear()
     start = time.process_time()
@@ -32,7 +32,7 @@ def seconds(preset: str, sizes: list[tuple[int, int]], side_by_side: bool) -> fl
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000, help="number of images (default: 1000)")
     parser.add_argument("--repeats", type=int, default=5)
     return parser
 
@@ -40,15 +40,15 @@ def make_parser() -> argparse.ArgumentParser:
 def measure(args: argparse.Namespace) -> list[Row]:
     use_one_thread()
     rng = random.Random(0)
-    sizes = [(rng.randint(20, 4000), rng.randint(20, 4000)) for _ in range(args.pictures)]
+    sizes = [(rng.randint(20, 4000), rng.randint(20, 4000)) for _ in range(args.images)]
     table, rows = [], []
     for preset in PRESETS:
         runs = [[seconds(preset, sizes, both) for both in (False, True)] for _ in range(args.repeats)]
         alone, side_by_side = map(min, zip(*runs, strict=True))
         table.append([preset, len(set(sizes)), alone, side_by_side])
         rows += [
-            Row(f"{preset}, {args.pictures} images", alone, "s"),
-            Row(f"{preset}, {args.pictures} images side by side", side_by_side, "s"),
+            Row(f"{preset}, {args.images} images", alone, "s"),
+            Row(f"{preset}, {args.images} images side by side", side_by_side, "s"),
         ]
     print_table(["model", "sizes", "seconds alone", "side by side"], table)
     return rows

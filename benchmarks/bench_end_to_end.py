@@ -1,7 +1,7 @@
-"""What a question about a photograph costs from its JPEG file to the answer: InternVL as transformers has it, and each idea.
+"""The cost of a question about a photograph, from the JPEG file to the answer: transformers' InternVL, and each idea.
 
 InternVL: transformers' own model and image processor. RVTC: its projector, tiles by "area" or "edge". PVTC, and PVTC with
-LVTC: by "edge". At most 12 tiles of 448x448 pixels and a thumbnail, 14-pixel patches; random weights, which all cases share.
+LVTC: by "edge". At most 12 tiles of 448x448 pixels and a thumbnail, 14-pixel patches; all cases share random weights.
 First token: reading the file, the processor, the prefill ("vision": up to the language model). Memory: weights, and the most held beside them. The answer has
 always as many tokens, no end token; questions a minute, one at a time, follow from the two times.
 
@@ -90,7 +90,7 @@ SMALL = {"small": _small(256, 8), "tiny": _small(64, 4)}
 
 
 class Clock:
-    """Seconds that one thread computes; of the wall on a GPU and with several threads."""
+    """Seconds of CPU time of one thread, or of wall-clock time on a GPU and with several threads."""
 
     def __init__(self, args: argparse.Namespace):
         self.device = args.device
@@ -103,7 +103,7 @@ class Clock:
 
 
 class Stamps(BaseStreamer):
-    """Notes when `generate` gives each token."""
+    """Records when `generate` returns each token."""
 
     def __init__(self, clock: Clock):
         self.clock, self.times = clock, []
@@ -125,7 +125,7 @@ def fill(parameters: dict[str, torch.nn.Parameter]) -> None:
 
 
 def build(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
-    """A model for each case; those without PVTC are one, and all share the weights that they have in common."""
+    """A model for each case. Cases without PVTC use the same model, and all models share their common weights."""
     torch.manual_seed(0)
     models, shared = {}, {}
     by_config: dict[tuple, torch.nn.Module] = {}
@@ -159,7 +159,7 @@ def native_config(config: InternVLXConfig) -> InternVLConfig:
 
 
 def make_processor(name: str) -> InternVLXProcessor:
-    if name == NATIVE:  # with our text side, since native InternVL's own processor needs torchvision
+    if name == NATIVE:  # with our tokenizer and template, since native InternVL's own processor needs torchvision
         size = {"height": TILE, "width": TILE}
         images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, max_patches=MAX_TILES)
     else:
@@ -168,13 +168,13 @@ def make_processor(name: str) -> InternVLXProcessor:
 
 
 def save_photograph(width: int, height: int, path: Path) -> None:
-    """Noise made smooth: its JPEG is of a photograph's size."""
+    """Save smooth noise, whose JPEG file is as large as a photograph's."""
     pixels = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def answer(model: torch.nn.Module, processor: InternVLXProcessor, photograph: Path, tokens: int, clock: Clock) -> dict:
-    """Ask about a photograph once: seconds to the first token, and for each further one."""
+    """Ask about a photograph once, and return the seconds to the first token and for each later one."""
     content = [{"type": "image", "path": str(photograph)}, {"type": "text", "text": QUESTION}]
     stamps = Stamps(clock)
     start = clock()
@@ -205,7 +205,7 @@ def answer(model: torch.nn.Module, processor: InternVLXProcessor, photograph: Pa
 
 
 class Samples:
-    """The figures of all finished answers, by size and case, kept in a file if there is one."""
+    """The measurements of all finished answers, by size and case, stored in a file if one is given."""
 
     def __init__(self, path: Path | None, settings: dict):
         self.path = path
@@ -233,7 +233,7 @@ class Samples:
 
 
 def take_turns(samples: Samples, args: argparse.Namespace, folder: Path) -> None:
-    """Round after round, every case answers about every size."""
+    """In every round, every case answers about every size."""
     missing = [
         (repeat, size, name)
         for repeat in range(args.repeats)
@@ -247,7 +247,7 @@ def take_turns(samples: Samples, args: argparse.Namespace, folder: Path) -> None
     small = folder / "small.jpg"
     save_photograph(TILE, TILE, small)
     for name, model in models.items():
-        if name != NATIVE:  # its one more tile is not worth the wait: what it runs is the others'
+        if name != NATIVE:  # skipped to save time: it runs the same code as the others
             answer(model, processors[name], small, 2, clock)
     for _, size, name in missing:
         photograph = folder / f"{size[0]}x{size[1]}.jpg"
@@ -300,7 +300,7 @@ def report(samples: Samples, args: argparse.Namespace) -> list[Row]:
 
 
 def draw(samples: Samples, args: argparse.Namespace, path: Path) -> None:
-    """Bars of the first token's seconds, a group for each size."""
+    """Draw bars of the seconds to the first token, in a group for each size."""
     import matplotlib
 
     matplotlib.use("Agg")

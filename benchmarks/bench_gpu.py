@@ -1,16 +1,16 @@
-"""What only a GPU can show, at InternVL2-2B's geometry in bfloat16, with every attention implementation that is there.
+"""Benchmarks that need a GPU, at InternVL2-2B's geometry in bfloat16, with every available attention implementation.
 
-InternVL2-HD: pixel shuffle, 5 tiles a sample (the paper's Table 5: 5.0 on average); each of the three methods alone; and
-InternVL-X: all three, 2 tiles a sample (Table 5: 2.0). Sections:
+InternVL2-HD: pixel shuffle, 5 tiles per sample (the paper's Table 5: 5.0 on average); each of the three methods alone; and
+InternVL-X: all three, 2 tiles per sample (Table 5: 2.0). Sections:
 
-    training   a step's milliseconds, peak memory and MFU (FLOPs as torch counts them with sdpa, attention in full)
-    batches    samples a second and peak memory at batch sizes that double until the memory is full
-    prefill    the first token's milliseconds and peak memory
-    decoding   milliseconds a token, eager on a dynamic cache and compiled on a static one
-    packing    a training step of samples of unlike lengths, padded, and packed into one row (also with "varlen_sdpa")
+    training   milliseconds per step, peak memory and MFU (FLOPs as torch counts them with sdpa, attention in full)
+    batches    samples per second and peak memory at batch sizes that double until the memory is full
+    prefill    milliseconds to the first token and peak memory
+    decoding   milliseconds per token, eager with a dynamic cache and compiled with a static one
+    packing    a training step of samples of different lengths, padded, and packed into one row (also with "varlen_sdpa")
     pvtc       PVTC's fast form against the plain one, in bfloat16 and under autocast, forward and training
 
-A section that fails is a missed row, and the others still run.
+A section that fails counts as a missed row, and the others still run.
 
     python benchmarks/bench_gpu.py [--sections training pvtc] [--results benchmarks/results]
     python benchmarks/bench_gpu.py --device cpu --preset tiny    # shows only that the script runs
@@ -49,7 +49,7 @@ WAYS = {
     ALL: (PVTC | {"lvtc_config": {}}, EDGE_TILES),
 }
 TARGET = 0.65  # of InternVL-X's training step, as a share of InternVL2-HD's
-# dense bfloat16 TFLOP a second, by what a GPU's name has in it
+# dense bfloat16 TFLOP per second, by a part of the GPU's name
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}
 TINY = {
     "vision": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
@@ -63,7 +63,7 @@ TINY = {
     },
 }
 GIB = 2**30
-PVTC_WIDTH = 1024  # of the features that `make_projector` takes
+PVTC_WIDTH = 1024  # width of the features that `make_projector` takes
 
 
 def build(preset: str, attention: str, device: str, dtype: torch.dtype, **kwargs) -> InternVLXForConditionalGeneration:
@@ -116,7 +116,7 @@ def train(model: InternVLXForConditionalGeneration, batch: dict[str, torch.Tenso
 
 @dataclass
 class Bench:
-    """The models of all ways with one attention implementation, built when they are first asked for."""
+    """The models of all variants with one attention implementation, built on first use."""
 
     args: argparse.Namespace
     attention: str
@@ -149,7 +149,7 @@ class Bench:
         batches = {way: self.inputs(way, self.args.samples) for way in WAYS}
         runs = {way: partial(train, self.models[way], batch) for way, batch in batches.items()}
         seconds, rows = self.compare(f"training step of {self.args.samples} samples", runs)
-        if self.args.peak_tflops and self.attention == "sdpa":  # the counter does not know other kernels
+        if self.args.peak_tflops and self.attention == "sdpa":  # the counter does not support other kernels
             for way, run in runs.items():
                 with FlopCounterMode(display=False) as counter:
                     run()
@@ -282,7 +282,7 @@ class Bench:
 
 
 def milliseconds_a_token(model: InternVLXForConditionalGeneration, tiles: int, new: int, compiled: bool) -> float:
-    """Time of `new` tokens less that of one (the prompt), a token."""
+    """Time per token: that of `new` tokens minus that of one (the prompt)."""
     kwargs = {"do_sample": False, "pad_token_id": 0, "disable_compile": not compiled}
     if compiled:
         # on a CPU, where this only has to run, the graphs are not compiled further
@@ -290,9 +290,9 @@ def milliseconds_a_token(model: InternVLXForConditionalGeneration, tiles: int, n
         compile_config._compile_all_devices = True
         kwargs |= {"cache_implementation": "static", "compile_config": compile_config}
     batch, seconds = inputs_of(model, 1, tiles), {}
-    for count in (1, new, 1, new):  # the second time counts: the first one compiles
+    for count in (1, new, 1, new):  # the first round compiles, the second counts
         start = time.perf_counter()
-        # the cache has one size for both, so that nothing is compiled again
+        # the same cache size for both, so that nothing is recompiled
         model.generate(**batch, max_new_tokens=count, min_new_tokens=count, **kwargs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -308,7 +308,7 @@ SECTIONS = ("training", "batches", "prefill", "decoding", "packing", "pvtc")
 
 
 def guarded(name: str, section: Callable[[], list[Row]]) -> list[Row]:
-    """The section's rows; if it fails, a missed one that says how."""
+    """The section's rows; if it fails, one missed row with the error."""
     try:
         return section()
     except Exception as error:

@@ -3,8 +3,8 @@
 
     python benchmarks/bench_image_processor.py [--repeats 15]
 
-All cut by aspect ratio alone (`slicing="ratio"`), into at most 6 tiles of 448 x 448 pixels and a thumbnail. In each turn a
-processor runs twice and the second time counts: so none pays for memory that another returned to the system.
+All use `slicing="ratio"`, at most 6 tiles of 448 x 448 pixels and a thumbnail. In each turn a processor runs twice and the
+second run counts, so that none pays for memory that another returned to the system.
 """
 
 import argparse
@@ -42,13 +42,13 @@ COLUMNS = ("ours", "ours, draft", "ours, exact")
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """Noise made smooth: its JPEG is of a photograph's size."""
+    """Smooth noise, whose JPEG file is as large as a photograph's."""
     pixels = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def sources(size: tuple[int, int], folder: Path) -> dict[str, object]:
-    """The same image by every route."""
+    """The same image in every form of input."""
     path = folder / "photo.jpg"
     photo(*size).save(path, quality=90)
     decoded = Image.open(path)
@@ -74,13 +74,13 @@ def processors() -> dict[str, Callable]:
 
 
 def compare(size: tuple[int, int], route: str, source, repeats: int) -> tuple[list[object], list[Row]]:
-    """A row of the printed table, and the ratios."""
+    """A row of the table, and the ratios."""
     chosen = processors()
     if route != "JPEG":
         del chosen["ours, draft"]
     if route != "decoded":
         del chosen["ours, exact"]
-    runs = {  # transformers' own take no path
+    runs = {  # transformers' own processors accept no path
         name: lambda process=process: process(process.fetch_images(source), return_tensors="pt")
         for name, process in chosen.items()
     }

@@ -1,4 +1,4 @@
-"""What the logits add to the peak memory of a training step: supervised rows only, against all rows.
+"""Peak memory that the logits add to a training step: supervised rows only, against all rows.
 
 5 tiles, 60 supervised tokens, a vocabulary of 92,553. Each way runs in a process of its own, since a process's peak
 never falls. One supervised token is the zero to count from.

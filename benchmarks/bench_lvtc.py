@@ -1,6 +1,6 @@
-"""LVTC against dense models of 256 and 1024 tokens a tile: 24 layers, k = 17, 64 text tokens, vision tower included.
+"""LVTC against dense models of 256 and 1024 tokens per tile: 24 layers, k = 17, 64 text tokens, with the vision tower.
 
-Every time ratio stands beside the ratio of FLOPs, or of bytes moved, of exactly that geometry.
+Every ratio of times is printed next to the ratio of FLOPs, or of bytes moved, for the same geometry.
 
     python benchmarks/bench_lvtc.py [--width 256] [--tiles 1 5] [--repeats 3] [--only prefill train ...]
 """
@@ -90,7 +90,7 @@ def cache_bytes(config, tiles: int, item: int) -> int:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of two ways; `cost` is the ratio of their FLOPs or bytes, `target` the most that the time ratio may be."""
+    """Seconds of two variants; `cost` is the ratio of their FLOPs or bytes, `target` the largest allowed ratio of times."""
 
     name: str
     ways: str
@@ -143,7 +143,7 @@ def bench_train(models, tiles, args) -> list[Comparison]:
 
 
 def bench_decode(models, tiles, args) -> list[Comparison]:
-    """A step on a dynamic cache; its bytes are the language model's weights and the cache, each read once."""
+    """A step with a dynamic cache; its bytes are the language model's weights and the cache, each read once."""
     caches, bytes_moved, steps = {}, {}, {}
     token = torch.full((1, 1), 7, device=args.device)
     item = args.dtype.itemsize
@@ -198,7 +198,7 @@ def bench_expansion(models, tiles, args) -> list[Comparison]:
 
 
 def bench_packing(models, tiles, args) -> list[Comparison]:
-    """Four samples of lengths 1:4 as one packed row against the padded batch, a training step each."""
+    """A training step of four samples with lengths 1:4, as one packed row and as a padded batch."""
     model = models["LVTC"]
     samples = [inputs_of(model.config, 1, args.device, args.dtype, text=n) for n in (64, 256, 512, 1024)]
     samples = [s if i else {**s, "input_ids": s["input_ids"][:, -64:]} for i, s in enumerate(samples)]
@@ -226,7 +226,7 @@ def bench_packing(models, tiles, args) -> list[Comparison]:
 
 
 def bench_masks(models, tiles, args) -> list[Comparison]:
-    """A training step on right-padded rows of n and n // 2 tiles, as it is and with explicit masks in both stages."""
+    """A training step on right-padded rows of n and n // 2 tiles, by default and with explicit masks in both stages."""
     model = models["LVTC"]
     samples = [inputs_of(model.config, n, args.device, args.dtype) for n in (tiles, tiles // 2) if n]
     ids = torch.nn.utils.rnn.pad_sequence([s["input_ids"][0] for s in samples], batch_first=True, padding_value=0)

@@ -1,6 +1,7 @@
-"""A training step on a packed row: "varlen_sdpa", which makes no mask, against the dense masks of "sdpa".
+"""A training step on a packed row: "varlen_sdpa", which needs no mask, against the dense masks of "sdpa".
 
-Forward and backward of a model with LVTC in turn, on the same row of samples of a tile and text. Losses are compared first.
+Forward and backward of a model with LVTC, in turn, on the same row of samples with one tile and text. Losses are compared
+first.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from timing import print_table, time_alternately, use_one_thread
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.modeling.dense_masks import dense_mask_bytes
 
-TEXT = 64  # tokens of a sample beside its image's
+TEXT = 64  # text tokens per sample
 WAYS = ("sdpa", "varlen_sdpa")
 
 
@@ -62,7 +63,7 @@ def packed_row(config: InternVLXConfig, samples: int) -> dict[str, torch.Tensor]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8], help="of a row")
+    parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8], help="samples per row (default: 2 4 8)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")

@@ -1,6 +1,6 @@
 """PVTC's fast form against the plain one that forms K and V of every patch: C = 1024, D = 2048, 32×32 patches.
 
-Time, and what training keeps of a tile for its backward pass.
+Time, and memory per tile that training keeps for the backward pass.
 
 python benchmarks/bench_pvtc.py [--tiles 1] [--train] [--only time|memory]
 """
@@ -131,7 +131,7 @@ def compare_memory(device: str) -> list[Row]:
 
 
 def kept_bytes(projector: torch.nn.Module, tiles: int) -> int:
-    """Bytes that a forward leaves alive for its backward pass; under bfloat16 autocast with float32 weights."""
+    """Bytes that a forward keeps for its backward pass, with bfloat16 autocast and float32 weights."""
     weight = next(projector.parameters())
     features = torch.randn(tiles, 1 + 32 * 32, 1024, device=weight.device, dtype=weight.dtype, requires_grad=True)
     autocast = torch.autocast(weight.device.type, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Visual tokens that a picture costs: InternVL2's own slicing (max 12) against RVTC.
+"""Visual tokens per image: InternVL2's own slicing (max 12) against RVTC.
 
 python benchmarks/bench_tokens.py
 """

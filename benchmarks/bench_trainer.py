@@ -1,8 +1,8 @@
 """A step of `internvlx train` against a bare forward, backward and optimizer step on the same batches.
 
-Ours is the whole of a step: the Trainer with its loop, gradient clipping and state, a log to TensorBoard at every step, the
-counting of tokens, learning rates by module. The bare step is five lines. Both run in one process and take turns, a step
-each, on copies of one model; the batches are collated beforehand for both.
+Ours is the complete step: the Trainer with its loop, gradient clipping and state, a TensorBoard log at every step, token
+counts, learning rates by module. The bare step is five lines. Both run in one process and alternate step by step on copies of
+one model; the batches are collated in advance for both.
 
     python benchmarks/bench_trainer.py [--steps 12]
 """
@@ -73,7 +73,7 @@ def batches_of(config: InternVLXConfig, count: int) -> list[dict[str, torch.Tens
 
 
 class TakeTurns(TrainerCallback):
-    """Runs a bare step after each of the Trainer's, and times both by the time that this process computes."""
+    """Runs a bare step after each of the Trainer's, and times both by this process's CPU time."""
 
     def __init__(self, model, batches):
         self.model, self.batches = model, batches
@@ -92,7 +92,7 @@ class TakeTurns(TrainerCallback):
             self.started = time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
-        # what the Trainer does after this callback, its log for one, counts with its next step
+        # the Trainer's work after this callback, such as its log, counts with its next step
         now = time.process_time()
         self.seconds["trainer"].append(now - self.started)
         self.bare_step(self.batches[state.global_step - 1])
@@ -101,7 +101,7 @@ class TakeTurns(TrainerCallback):
 
 
 def take_steps(kind: str, model, batches) -> TakeTurns:
-    """Steps of a trainer and bare ones in turn: `kind` is "ours" or "plain"."""
+    """Run steps of a trainer and bare steps in turn; `kind` is "ours" or "plain"."""
     turns = TakeTurns(copy.deepcopy(model), batches)
     with tempfile.TemporaryDirectory() as folder:
         settings = {

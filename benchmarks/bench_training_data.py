@@ -1,15 +1,15 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Loading of training data: images a second of one core, and how much of a batch is padding.
+"""Loading of training data: images per second on one core, and the share of padding in a batch.
 
     python benchmarks/bench_training_data.py [--repeats 7] [--only speed padding packing]
 
 speed: two photographs that come with scikit-learn, as JPEG files of several sizes, each in a conversation, four to a batch:
     read, decode, tile (`slicing="ratio"`, at most 6 tiles of 448 x 448 pixels and a thumbnail), tokenize, collate.
     "ours": `load_training_data` and `InternVLXDataCollator`.
-    "its images": the same, but with transformers' GotOcr2ImageProcessorPil, as native InternVL has it without torchvision.
-    "its way": that image processor, and `apply_chat_template` of the batch as transformers tokenizes and masks it.
-padding, packing: a set of chats, pictures and pages: the share of padding in random batches and in those of like cost,
-    and how full rows are that samples are packed into.
+    "its images": the same with transformers' GotOcr2ImageProcessorPil, native InternVL's processor without torchvision.
+    "its way": that image processor, and transformers' own tokenization and masking by `apply_chat_template`.
+padding, packing: a set of chats, images and pages: the share of padding in random batches and in batches of similar cost,
+    and how full packed rows are.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, Pac
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 from tiny import tiny_tokenizer
 
-# those of the pictures themselves, of a web page, of a screen, of a telephone
+# sizes of the photographs themselves, of a web page, of a screen, of a phone
 SIZES = ((640, 427), (1024, 683), (1920, 1280), (4032, 2688))
 BATCH = 4
 TARGET, MOST_PADDING, LEAST_RANDOM = 3.0, 0.10, 0.30
@@ -48,7 +48,7 @@ ANSWER = (
 
 
 class NativeImages(InternVLXDataCollator):
-    """Our collator, with transformers' image processor. Takes samples whose images are not decoded."""
+    """Our collator with transformers' image processor. Takes samples whose images are not decoded."""
 
     def __init__(self, processor: InternVLXProcessor, image_processor: GotOcr2ImageProcessorPil):
         super().__init__(processor)
@@ -86,7 +86,7 @@ class NativeWay:
 
 
 def write_records(folder: Path, size: tuple[int, int]) -> list[dict]:
-    """The photographs in this size, as records of a JSONL file."""
+    """Write the photographs in this size and a JSONL file of their records."""
     records = []
     for number, pixels in enumerate(load_sample_images().images * (BATCH // 2)):
         path = folder / f"{number}.jpg"
@@ -129,7 +129,7 @@ def measure_speed(size: tuple[int, int], repeats: int) -> list[object]:
 
 
 def mixed_set(samples: int = 20000) -> SampleSizes:
-    """Chats without a picture, pictures of 1 to 7 tiles of 256 tokens, pages of 13; texts of some hundred tokens."""
+    """Chats without images, images of 1 to 7 tiles of 256 tokens, pages of 13 tiles; texts of some hundred tokens."""
     generator = np.random.default_rng(0)
     kind = generator.choice(3, samples, p=[0.3, 0.6, 0.1])
     tiles = np.where(kind == 0, 0, np.where(kind == 1, generator.choice([1, 3, 5, 7], samples), 13))
@@ -159,7 +159,7 @@ def measure_padding(config: InternVLXConfig, batch_size: int) -> tuple[list[list
 
 
 class Length:
-    """Stands for a sample of so many tokens."""
+    """A stand-in for a sample with this many tokens."""
 
     def __init__(self, tokens: int):
         self.tokens = tokens
@@ -194,7 +194,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
     )
     if "speed" in chosen:
         header = [
-            "pictures",
+            "images",
             "tiles",
             "ours",
             "its images",

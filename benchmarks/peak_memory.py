@@ -1,4 +1,4 @@
-"""The most memory that a model and a run of it take."""
+"""Peak memory of a model and a run of it."""
 
 import ctypes
 import sys
@@ -12,7 +12,7 @@ from process_memory import IS_MEASURABLE, peak_of
 
 
 def peak_bytes(run: Callable[[], object], model: torch.nn.Module) -> int | None:
-    """Bytes of the model's weights, and the most that the run holds beside what was there before.
+    """Bytes of the model's weights, and the peak that a run adds to the memory used before.
 
     Other models may be in the same process. None on a CPU whose system cannot say (it has to be Linux).
     """

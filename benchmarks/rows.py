@@ -1,4 +1,4 @@
-"""The form in which every benchmark gives its results: rows with a value and perhaps a target, and the verdict on each."""
+"""The common format of benchmark results: rows with a value, an optional target, and a verdict."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ def read_rows(path: Path) -> list[Row]:
 def run_script(
     doc: str, measure: Callable[[argparse.Namespace], list[Row]], parser: argparse.ArgumentParser | None = None
 ) -> None:
-    """A benchmark's `main`: parse, measure, and write the rows where `--json` says.
+    """A benchmark's `main`: parse arguments, measure, and write the rows to `--json`.
 
     Args:
         doc: the script's docstring.

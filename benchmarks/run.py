@@ -1,6 +1,6 @@
-"""Run the benchmarks one after the other and close with one table: every row's value, target and verdict.
+"""Run the benchmarks one after another and print a final table with every row's value, target and verdict.
 
-Each script runs in a process of its own; one that crashes or takes too long is a missed row, and the others still run.
+Each script runs in its own process; one that crashes or takes too long counts as a missed row, and the others still run.
 Rows go to FOLDER/NAME.json, those of all scripts to FOLDER/all.json. The exit status is 1 if a target is missed.
 
     python benchmarks/run.py [--full] [--only lvtc pvtc] [--out out/bench] [--timeout 60]
@@ -35,7 +35,7 @@ def scripts(folder: Path) -> dict[str, Path]:
 
 
 def run_script(path: Path, arguments: list[str], result: Path, timeout: float) -> list[Row]:
-    """The rows of one script, those that it wrote before it failed too, after a missed row that says why it did."""
+    """The rows of one script. If it fails, a missed row with the reason, then the rows that it wrote before."""
     result.unlink(missing_ok=True)
     command = [sys.executable, str(path), "--json", str(result), *arguments]
     try:
@@ -81,7 +81,7 @@ def write_all(found: dict[str, list[Row]], path: Path) -> None:
 
 
 def summarize(found: dict[str, list[Row]]) -> int:
-    """Print the closing table, what is missed last. Returns the number of missed targets."""
+    """Print the final table, with missed rows at the end, and return the number of missed targets."""
     order = ("no target", "met", "missed")
     listed = [(title, row) for title, rows in found.items() for row in rows]
     listed.sort(key=lambda each: order.index(each[1].verdict))

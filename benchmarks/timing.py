@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timings of several ways to do the same thing, and plain tables."""
+"""Shared by the benchmarks: alternating timings of several variants, and plain tables."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 def time_alternately(
     runs: dict[str, Callable[[], object]], repeats: int = 7, settled: bool = False
 ) -> dict[str, float]:
-    """Median seconds of each run; they take turns, so that whatever disturbs one disturbs all.
+    """Median seconds of each run. They alternate, so that disturbances affect all of them.
 
     On a GPU wall-clock time. On a CPU the time that one thread computes (call `use_one_thread` first): it does not count
     what other programs take away, so the ratios hold on a shared machine.
@@ -43,7 +43,7 @@ def print_table(header: list[str], rows: list[list[object]]) -> None:
 
 
 def format_table(header: list[str], rows: list[list[object]]) -> str:
-    """A table of Markdown."""
+    """A Markdown table."""
     rows = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return "\n".join(

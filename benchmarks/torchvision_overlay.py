@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Makes torchvision importable for a benchmark. Import this before transformers, which looks for torchvision only once.
+"""Make torchvision importable for a benchmark. Import this before transformers, which looks for torchvision only once.
 
 torchvision comes from the environment, or else from build/torchvision (`make build/torchvision/.installed`). The wheel there
 is one for CUDA. Its libraries are replaced by empty ones, which a CPU never calls.
@@ -20,7 +20,7 @@ import torch  # noqa: F401  (whose libraries have to be loaded first)
 
 OVERLAY = Path(__file__).parents[1] / "build" / "torchvision"
 STUBBED = ("libc10_cuda.so", "libtorch_cuda.so", "libcudart.so.13")
-# what is used while a library is loaded; functions that are called later are never looked up
+# symbols that loading a library needs; functions that would be called later are never looked up
 STUB = """
 void *_ZN3c104cuda20CUDACachingAllocator9allocatorE[8];
 #define STUB(name) long name(void) { return 0; }

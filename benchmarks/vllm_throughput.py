@@ -24,7 +24,7 @@ SIZES = [
 SLICINGS = ("ratio", "edge")
 MAX_PATCHES = 12
 TOKENS = 16
-PROMPT = "<|im_start|>user\n<IMG_CONTEXT>\nWhat is on the picture?<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = "<|im_start|>user\n<IMG_CONTEXT>\nWhat is in the image?<|im_end|>\n<|im_start|>assistant\n"
 VARIABLES = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -1,7 +1,7 @@
-"""Rewrites what `internvlx convert --to internvl` wrote, so that llama.cpp's converter finds all of it.
+"""Rewrite a checkpoint from `internvlx convert --to internvl` so that llama.cpp's converter finds all of it.
 
-The converter asks each part's configuration for its class, and looks for the vision tower and the projector under the names
-of transformers' modules. Where it finds neither it still writes a file, without tensors.
+The converter reads the class from each part's configuration, and looks for the vision tower and the projector under the names
+of transformers' modules. If it finds neither, it still writes a file, without tensors.
 """
 
 import argparse
@@ -11,12 +11,16 @@ from shutil import copytree, ignore_patterns
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-# what llama.cpp's graph computes whatever the configuration says
+# llama.cpp's graph computes this regardless of the configuration
 FIXED = {"vision_feature_layer": -1, "projector_hidden_act": "gelu"}
 
 
 def prepare(native: Path, out: Path) -> None:
-    """Raises: ValueError: `native` is another model, or `out` exists."""
+    """Rewrite the checkpoint.
+
+    Raises:
+        ValueError: if `native` is another model or `out` exists.
+    """
     config = InternVLConfig.from_pretrained(native)
     if config.model_type != InternVLConfig.model_type:
         raise ValueError(
@@ -36,7 +40,7 @@ def prepare(native: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("native", type=Path, help="what `internvlx convert CHECKPOINT NATIVE --to internvl` wrote")
+    parser.add_argument("native", type=Path, help="the output of `internvlx convert CHECKPOINT NATIVE --to internvl`")
     parser.add_argument("out", type=Path, help="the folder to write, for llama.cpp's convert_hf_to_gguf.py")
     options = parser.parse_args()
     prepare(options.native, options.out)

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""VLMEvalKit's view of an InternVL-X model. README.md says how to use it."""
+"""A model class for VLMEvalKit. README.md explains its use."""
 
 import re
 from string import ascii_uppercase
@@ -16,7 +16,7 @@ LETTER_CHINESE = "请直接回答选项字母。"
 YES_OR_NO = "Please answer yes or no."
 IN_DETAIL = "Answer this question in detail."
 
-# Parts of the names of data sets, as InternVL tells them apart.
+# parts of data set names by which InternVL distinguishes them
 MOST_TILES = {
     12: ("ChartQA", "MMMU", "MME-RealWorld", "VCR_", "OCRVQA"),
     18: ("DocVQA", "DUDE", "MMLongBench_DOC", "SLIDEVQA"),
@@ -77,7 +77,7 @@ class InternVLX(BaseModel):
         self.generation_kwargs = {"max_new_tokens": 4096, **generation_kwargs}
 
     def use_custom_prompt(self, dataset: str) -> bool:
-        """Pictures with a question of a common kind get InternVL's prompts, everything else VLMEvalKit's own."""
+        """Whether to use InternVL's prompts, for images with questions of common kinds, or VLMEvalKit's own."""
         return DATASET_MODALITY(dataset) == "IMAGE" and DATASET_TYPE(dataset) in PROMPTS
 
     def build_prompt(self, line, dataset: str) -> list[dict]:
@@ -105,13 +105,13 @@ class InternVLX(BaseModel):
 
 
 def most_tiles(dataset: str | None, images: int) -> int:
-    """How many tiles InternVL lets an image take: more for dense documents, fewer where a question has many images."""
+    """InternVL's maximum number of tiles per image: more for dense documents, fewer if a question has many images."""
     names = {tiles: parts for tiles, parts in MOST_TILES.items() if any(part in (dataset or "") for part in parts)}
     return max(1, min(max(names, default=DEFAULT_MOST_TILES), TILES_OF_ALL_IMAGES // max(images, 1)))
 
 
 def as_conversation(turns: list[dict], images: int) -> list[dict]:
-    """Messages for `apply_chat_template`. Several images are numbered, as InternVL was trained: "Image-1: <image>"."""
+    """Messages for `apply_chat_template`. Several images are numbered as in InternVL's training: "Image-1: <image>"."""
     number = 0
     conversation = []
     for turn in turns:
@@ -155,5 +155,5 @@ PROMPTS = {"MCQ": choice_prompt, "Y/N": yes_or_no_prompt, "VQA": question_prompt
 
 
 def _is_there(line, column: str) -> bool:
-    """Whether a row has a value there, and not pandas' NaN."""
+    """Whether a row's value is present and not pandas' NaN."""
     return column in line and line[column] is not None and line[column] == line[column]

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Start VLMEvalKit's own run.py with an InternVL-X model among those that it knows.
+"""Start VLMEvalKit's own run.py with an InternVL-X model added to its models.
 
 python run.py VLMEVALKIT NAME CHECKPOINT [SETTING=VALUE ...] -- --data MMBench_DEV_EN ...
 """
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
 
 
 def setting(text: str) -> tuple[str, object]:
-    """`max_patches=12` -> ("max_patches", 12); what is no JSON is a string."""
+    """`max_patches=12` -> ("max_patches", 12). A value that is not JSON is a string."""
     name, equals, value = text.partition("=")
     if not equals:
         sys.exit(f"{text!r} is no setting, expected NAME=VALUE")
