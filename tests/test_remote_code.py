@@ -29,7 +29,7 @@ LAYOUTS = [[3, "tile", 5], [7], [2, "tile", "tile", 4]]
 CASES = {"lvtc_off": {}, "lvtc_on": LVTC}
 
 
-def picture() -> torch.Tensor:
+def gradient_image() -> torch.Tensor:
     image = Image.linear_gradient("L").resize((70, 40)).convert("RGB")
     return torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(40, 70, 3)
 
@@ -65,10 +65,13 @@ def elsewhere(tmp_path_factory):
         batch = tiny_batch(model.config, LAYOUTS)
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-        save_file({**batch, "image": picture()}, folder / name / "batch.safetensors")
+        save_file({**batch, "image": gradient_image()}, folder / name / "batch.safetensors")
         with torch.no_grad():
             expected[name] = {"logits": model(**batch).logits}
-        content = [{"type": "image", "image": picture().numpy()}, {"type": "text", "text": "What is on the picture?"}]
+        content = [
+            {"type": "image", "image": gradient_image().numpy()},
+            {"type": "text", "text": "What is on the picture?"},
+        ]
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             tokenize=True,

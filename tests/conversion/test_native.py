@@ -122,7 +122,7 @@ def test_there_and_back_is_the_same_checkpoint(tmp_path):
         assert (tmp_path / "ours" / file).read_text() == (tmp_path / "again" / file).read_text(), file
 
 
-def test_native_processor_takes_pictures(tmp_path, monkeypatch):
+def test_native_processor_takes_images(tmp_path, monkeypatch):
     convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
     # without torchvision there is no video processor to hand over
     monkeypatch.setattr(InternVLProcessor, "check_argument_for_proper_class", lambda *args: None)
@@ -131,11 +131,11 @@ def test_native_processor_takes_pictures(tmp_path, monkeypatch):
         AutoTokenizer.from_pretrained(tmp_path / "native"),
         image_seq_length=4,
     )
-    picture = Image.linear_gradient("L").convert("RGB").resize((112, 56))
-    found = processor(images=[picture], text=["<IMG_CONTEXT>Hello"], return_tensors="pt")
+    image = Image.linear_gradient("L").convert("RGB").resize((112, 56))
+    found = processor(images=[image], text=["<IMG_CONTEXT>Hello"], return_tensors="pt")
     convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours")
     ours = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=False)
-    expected = ours(images=[picture], text=["<IMG_CONTEXT>Hello"], resize_backend="pillow", return_tensors="pt")
+    expected = ours(images=[image], text=["<IMG_CONTEXT>Hello"], resize_backend="pillow", return_tensors="pt")
     assert torch.equal(found["input_ids"], expected["input_ids"])
     assert torch.allclose(found["pixel_values"], expected["pixel_values"], atol=0.02)
 

@@ -13,7 +13,7 @@ from tiny import LVTC, tiny_model, tiny_processor
 NEW = 8
 
 
-def picture(width=40, height=30, turn=0):
+def drawn_image(width=40, height=30, turn=0):
     return Image.linear_gradient("L").rotate(turn).resize((width, height)).convert("RGB")
 
 
@@ -23,9 +23,9 @@ def conversation(text, *images):
 
 
 CONVERSATIONS = [
-    conversation("What is on the picture?", picture()),
-    conversation("Read the digits.", picture(90, 40, 90), picture(30, 90)),
-    conversation("No picture at all, but a longer question than the others."),
+    conversation("What is on the picture?", drawn_image()),
+    conversation("Read the digits.", drawn_image(90, 40, 90), drawn_image(30, 90)),
+    conversation("No image at all, but a longer question than the others."),
 ]
 
 
@@ -155,7 +155,7 @@ def test_an_answer_that_the_model_would_write_is_greedy(answerer):
 
 
 def test_image_settings_change_what_an_image_takes(answerer):
-    wide = [conversation("What is it?", picture(96, 32))]
+    wide = [conversation("What is it?", drawn_image(96, 32))]
     few = Answerer(answerer.model, answerer.processor, {"max_patches": 1})
     lengths = []
     hook = answerer.model.model.vision_tower.register_forward_pre_hook(

@@ -87,8 +87,8 @@ def vlm(module, checkpoint):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two wide pictures, of 4 tiles (thumbnail included) if that many are allowed."""
+def image_paths(tmp_path):
+    """Two wide images, of 4 tiles (thumbnail included) if that many are allowed."""
     paths = [str(tmp_path / f"{number}.png") for number in range(2)]
     for turn, path in enumerate(paths):
         Image.linear_gradient("L").rotate(90 * turn).resize((96, 32)).save(path)
@@ -105,22 +105,22 @@ def text(value):
     return {"type": "text", "text": value}
 
 
-def test_a_question_about_a_picture_is_answered_as_by_our_own_loop(vlm, pictures):
-    message = [{"type": "image", "value": pictures[0]}, {"type": "text", "value": "What is it?"}]
+def test_a_question_about_an_image_is_answered_as_by_our_own_loop(vlm, image_paths):
+    message = [{"type": "image", "value": image_paths[0]}, {"type": "text", "value": "What is it?"}]
     found = vlm.generate_inner(message, dataset="MMBench_DEV_EN")
-    assert found == expected_answer(vlm, [{"type": "image", "path": pictures[0]}, text("What is it?")])
+    assert found == expected_answer(vlm, [{"type": "image", "path": image_paths[0]}, text("What is it?")])
     assert found
 
 
-def test_interleaved_pictures_keep_their_places_and_are_numbered(vlm, module, pictures):
+def test_interleaved_images_keep_their_places_and_are_numbered(vlm, module, image_paths):
     message = [
         {"type": "text", "value": "Compare"},
-        {"type": "image", "value": pictures[0]},
+        {"type": "image", "value": image_paths[0]},
         {"type": "text", "value": "with"},
-        {"type": "image", "value": pictures[1]},
+        {"type": "image", "value": image_paths[1]},
     ]
     (turn,) = module.as_conversation([{"role": "user", "content": message}], images=2)
-    first, second = ({"type": "image", "path": path} for path in pictures)
+    first, second = ({"type": "image", "path": path} for path in image_paths)
     expected = [text("Compare"), text("Image-1: "), first, text("with"), text("Image-2: "), second]
     assert turn == {"role": "user", "content": expected}
     assert vlm.generate_inner(message) == expected_answer(vlm, expected)
@@ -131,15 +131,15 @@ def test_a_question_without_a_picture_is_answered(vlm):
     assert found == expected_answer(vlm, [text("Why?")])
 
 
-def test_several_turns_are_answered_with_what_was_said_before(vlm, pictures):
-    asked = [{"type": "image", "value": pictures[0]}, {"type": "text", "value": "What is it?"}]
+def test_several_turns_are_answered_with_what_was_said_before(vlm, image_paths):
+    asked = [{"type": "image", "value": image_paths[0]}, {"type": "text", "value": "What is it?"}]
     turns = [
         {"role": "user", "content": asked},
         {"role": "assistant", "content": [{"type": "text", "value": "A gradient."}]},
         {"role": "user", "content": [{"type": "text", "value": "And where?"}]},
     ]
     conversation = [
-        {"role": "user", "content": [{"type": "image", "path": pictures[0]}, text("What is it?")]},
+        {"role": "user", "content": [{"type": "image", "path": image_paths[0]}, text("What is it?")]},
         {"role": "assistant", "content": [text("A gradient.")]},
         {"role": "user", "content": [text("And where?")]},
     ]
@@ -179,10 +179,10 @@ def test_a_part_of_another_kind_is_named(vlm):
         ("LLaVABench", {"question": "What?"}, "What?\nAnswer this question in detail."),
     ],
 )
-def test_the_prompt_of_a_data_set_is_internvl_s(dataset, row, expected, vlm, pictures):
+def test_the_prompt_of_a_data_set_is_internvl_s(dataset, row, expected, vlm, image_paths):
     assert vlm.use_custom_prompt(dataset)
-    message = vlm.build_prompt({**row, "image_path": pictures}, dataset)
-    images = [{"type": "image", "value": path} for path in pictures]
+    message = vlm.build_prompt({**row, "image_path": image_paths}, dataset)
+    images = [{"type": "image", "value": path} for path in image_paths]
     assert message == [*images, {"type": "text", "value": expected}]
 
 
@@ -205,16 +205,16 @@ def test_documents_get_as_many_tiles_as_in_the_table_of_benchmarks(module):
         assert module.most_tiles(dataset, 1) == benchmark.max_patches
 
 
-def test_settings_of_images_override_the_data_set_s(module, checkpoint, pictures):
+def test_settings_of_images_override_the_data_set_s(module, checkpoint, image_paths):
     vlm = module.InternVLX(checkpoint, max_patches=1, dtype="float32", max_new_tokens=NEW)
-    message = [{"type": "image", "value": pictures[0]}, {"type": "text", "value": "What is it?"}]
-    content = [{"type": "image", "path": pictures[0]}, text("What is it?")]
+    message = [{"type": "image", "value": image_paths[0]}, {"type": "text", "value": "What is it?"}]
+    content = [{"type": "image", "path": image_paths[0]}, text("What is it?")]
     assert vlm.generate_inner(message, "DocVQA_VAL") == expected_answer(vlm, content, max_patches=1)
     assert vlm.generate_inner(message, "DocVQA_VAL") != expected_answer(vlm, content)
 
 
-def test_the_script_adds_the_model_and_starts_the_kit_s_own(kit, checkpoint, pictures, tmp_path, monkeypatch):
-    message = json.dumps([{"type": "image", "value": pictures[0]}, {"type": "text", "value": "What is it?"}])
+def test_the_script_adds_the_model_and_starts_the_kit_s_own(kit, checkpoint, image_paths, tmp_path, monkeypatch):
+    message = json.dumps([{"type": "image", "value": image_paths[0]}, {"type": "text", "value": "What is it?"}])
     settings = ["max_patches=2", "slicing=ratio", "dtype=float32", f"max_new_tokens={NEW}"]
     out = str(tmp_path / "out.json")
     monkeypatch.setattr(sys, "argv", ["run.py", str(kit), "ours", checkpoint, *settings, "--", message, out])

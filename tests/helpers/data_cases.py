@@ -1,4 +1,4 @@
-"""Records of numbered questions, and pictures for them."""
+"""Records of numbered questions, and images for them."""
 
 import json
 

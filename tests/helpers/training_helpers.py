@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, text: str = "qwen2", **kwargs) -> Path:
 
 
 def write_data(folder: Path, samples: int = 12, seed: int = 0) -> Path:
-    """A JSONL file of conversations about noisy pictures of three sizes, every fourth about none."""
+    """A JSONL file of conversations about noisy images of three sizes, every fourth about none."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(seed)
     lines = []
