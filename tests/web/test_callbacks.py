@@ -196,7 +196,7 @@ def test_text_is_escaped():
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(server, "find_spec", lambda name: None)
     assert main(["web", "nowhere"]) == 1
-    assert "gradio and matplotlib, not installed here: pip install" in capsys.readouterr().err
+    assert "gradio and matplotlib: pip install gradio matplotlib" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
