@@ -1,0 +1,43 @@
+"""What can be said of the plug-in without vLLM; tests/engines has the rest."""
+
+import pytest
+import torch
+
+from internvlx_hf import InternVLXModel
+from internvlx_hf.modeling import engines
+from internvlx_hf.vllm.plugin import version_error
+from tiny import LVTC, tiny_config
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.32.0+cpu", "0.32.1"])
+def test_tested_versions_are_supported(version):
+    assert version_error(version) is None
+
+
+@pytest.mark.parametrize("version", ["0.30.2", "0.33.0", "1.0.0", "0.1.dev1+g1234", "dev", "0"])
+def test_other_versions_are_refused_by_name(version):
+    assert version_error(version) == f"internvlx-hf serves LVTC in vLLM 0.31.0 to 0.32.x, and this is vLLM {version}"
+
+
+def test_refusal_of_lvtc_says_why_the_plugin_is_not_at_work():
+    config = tiny_config(**LVTC)
+    config.text_config._attn_implementation = "vllm"
+    engines.set_plugin_error("vllm", version_error("0.30.0"))
+    try:
+        with pytest.raises(ValueError, match=r"vLLM cannot serve a model with LVTC.*this is vLLM 0\.30\.0\.\)"):
+            engines.find_engine(config)
+    finally:
+        engines.set_plugin_error("vllm", None)
+    with pytest.raises(ValueError, match=r"`lvtc_config`\.$"):
+        engines.find_engine(config)
+
+
+def test_language_model_is_built_where_a_subclass_says():
+    class OnMeta(InternVLXModel):
+        def build_language_model(self, config):
+            with torch.device("meta"):
+                return super().build_language_model(config)
+
+    model = OnMeta(tiny_config(**LVTC))
+    assert {parameter.device.type for parameter in model.language_model.parameters()} == {"meta"}
+    assert "meta" not in {parameter.device.type for parameter in model.lvtc.parameters()}
