@@ -17,6 +17,9 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.attention.backend import AttentionBackend, AttentionCGSupport, CommonAttentionMetadata
 from vllm.v1.attention.backends.utils import subclass_attention_backend
 
+# Backends that take lengths from the device: those on the host are the long sequence's, an upper bound, in steps without images.
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
+
 
 def find_rows(length: int, images: Sequence[Any], before: int, after: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Which rows of a prompt are tiles', and which are stage one's, each (length,) bool.
@@ -91,7 +94,16 @@ class StageOneInputs:
 
 @lru_cache
 def stage_one_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
-    """`backend` for layers of stage one."""
+    """`backend` for layers of stage one.
+
+    Raises:
+        ValueError: it is none of `BACKENDS`.
+    """
+    if backend.get_name() not in BACKENDS:
+        raise ValueError(
+            f"LVTC in vLLM supports the attention backends {', '.join(BACKENDS)}, got {backend.get_name()}. Choose one with "
+            "`--attention-backend`."
+        )
     builder: Any = backend.get_builder_cls()
 
     class StageOneBuilder(builder):
@@ -104,7 +116,8 @@ def stage_one_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]
             return self.build(0, common_attn_metadata)
 
         def build_now(self, common: CommonAttentionMetadata) -> Any:
-            return super().build(0, common)
+            # `fast_build` leaves out what FlashAttention 3 would schedule ahead, which a CUDA graph could not repeat.
+            return super().build(0, common, fast_build=True)
 
         @classmethod
         def get_cudagraph_support(cls, vllm_config, kv_cache_spec):
