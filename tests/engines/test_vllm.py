@@ -3,50 +3,35 @@
 `make test-vllm` runs these tests. vLLM runs in processes of its own, whose environment lacks the package.
 """
 
-import base64
-import io
 import json
-import os
-import socket
-import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
-import torch
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
 
 from internvlx_hf.training.train import SETTINGS, parse_arguments, train
-from paths import HELPERS, ROOT
-from tiny import LVTC, TEXT_MODELS, tiny_model, tiny_processor
+from tiny import LVTC, TEXT_MODELS
 from training_helpers import write_config, write_data
+from vllm_engines import (
+    HEADS,
+    RATIO,
+    TWO_RANKS,
+    ask,
+    assert_same,
+    body,
+    chat,
+    expected_chat,
+    loaded,
+    prompts,
+    reference,
+    run_jobs,
+    running_server,
+    save,
+)
 
-ENVIRONMENT = ROOT / "build/vllm"
-VARIABLES = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
-# vLLM's attention on a CPU wants heads of 64
-HEADS = {
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "num_hidden_layers": 2,
-}
-TWO_RANKS = HEADS | {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 # less than four prompts together, so that most of them are cut, images too; no less than an image takes
-CHUNKS = {"max_num_batched_tokens": 224}
-# where the best two logits are nearer than this, another order of summation may exchange them
-TIE = 1e-3
+CHUNKS = {"max_num_batched_tokens": 224, "trust_remote_code": True}
 # besides PVTC behind InternVL's tower, which all others have
 PARTS = {
     "pixel_shuffle": {"projector_config": {"projector_type": "pixel_shuffle", "num_heads": None}},
@@ -57,88 +42,7 @@ PARTS = {
     "CLIP": {"vision_config": {"model_type": "clip_vision_model"}},
     "tied embeddings": {"tie_word_embeddings": True},
 }
-RATIO = {"max_patches": 12, "slicing": "ratio"}
-QUESTION = "What is on the picture? "
 FEW = ("no image", "many tiles", "two images")
-SIZES = {"one": (30, 20), "many": (96, 64), "wide": (128, 32), "4:3": (60, 45)}
-
-
-def image(name: str) -> Image.Image:
-    width, height = SIZES[name]
-    generator = torch.Generator().manual_seed(width)
-    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
-
-
-def prompt(folder: Path, text: str, *images: str, tokens: int = 8, **settings) -> dict:
-    paths = []
-    for name in images:
-        paths.append(str(folder / f"{name.replace(':', '_')}.png"))
-        image(name).save(paths[-1])
-    text = f"<|im_start|>user\n{QUESTION * 3}{'<IMG_CONTEXT>' * len(images)}{text}<|im_end|>\n<|im_start|>assistant\n"
-    return {"text": text, "images": paths, "settings": settings, "tokens": tokens}
-
-
-def prompts(folder: Path) -> dict[str, dict]:
-    return {
-        "no image": prompt(folder, "Read the digits.", tokens=20),
-        "one tile": prompt(folder, "Read the digits.", "one"),
-        "many tiles": prompt(folder, "Read the digits.", "many", tokens=20),
-        "two images": prompt(folder, "Read.", "many", "one"),
-        "four images": prompt(folder, "What?", "one", "4:3", "one", "wide"),
-        "4:3": prompt(folder, "Read the digits.", "4:3"),
-        "max_patches": prompt(folder, "Read the digits.", "many", max_patches=2),
-        "max_patches and slicing": prompt(folder, "Read the digits.", "4:3", **RATIO),
-    }
-
-
-def reference(model, processor, request: dict) -> dict:
-    inputs = processor(
-        [Image.open(path) for path in request["images"]] or None,
-        text=request["text"],
-        return_tensors="pt",
-        **request["settings"],
-    )
-    return generated(model, inputs, request["tokens"])
-
-
-@torch.no_grad()
-def generated(model, inputs, tokens: int) -> dict:
-    output = model.generate(
-        **inputs,
-        max_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=-1,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    best = torch.stack(output.logits)[:, 0].topk(2).values
-    ids = inputs["input_ids"][0].tolist()
-    return {
-        "prompt": ids,
-        "tokens": output.sequences[0, len(ids) :].tolist(),
-        "margins": (best[:, 0] - best[:, 1]).tolist(),
-    }
-
-
-def assert_same(found: dict, expected: dict):
-    assert found["prompt"] == expected["prompt"]
-    for token, wanted, margin in zip(found["tokens"], expected["tokens"], expected["margins"], strict=True):
-        if token != wanted:
-            assert margin < TIE, (found["tokens"], expected["tokens"])
-            return
-
-
-def save(folder: Path, text: str = "llama", **kwargs) -> Path:
-    kwargs = {"text_config": HEADS} | kwargs
-    model = tiny_model(text, **kwargs)
-    model.save_pretrained(folder)
-    tiny_processor(model.config).save_pretrained(folder)
-    return folder
-
-
-def loaded(folder: Path):
-    return AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
 def trained_adapter(checkpoint: Path, folder: Path) -> Path:
@@ -155,22 +59,6 @@ def trained_adapter(checkpoint: Path, folder: Path) -> Path:
     }
     train(*parse_arguments([write_config(folder, **settings)], SETTINGS))
     return folder / "out"
-
-
-def environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    home = {"HF_HOME": str(folder / "home"), "VLLM_CACHE_ROOT": str(folder / "home"), "TMPDIR": str(folder)}
-    return kept | VARIABLES | home
-
-
-def run_jobs(folder: Path, jobs: dict[str, dict], **variables: str) -> dict:
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [ENVIRONMENT / "bin/python", "-I", HELPERS / "vllm_process.py", "jobs.json", "results.json"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(folder) | variables, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +84,7 @@ def found(checkpoints, cases, tmp_path_factory) -> dict[str, list]:
     alone = [[case] for case in everything]
     jobs = {name: {"model": str(checkpoints[name]), "options": CHUNKS, "rounds": [everything]} for name in TEXT_MODELS}
     jobs["llama"]["rounds"] += [everything, *alone]
-    few, room = [cases[name] for name in FEW], {"max_num_batched_tokens": 1024}
+    few, room = [cases[name] for name in FEW], {"max_num_batched_tokens": 1024, "trust_remote_code": True}
     jobs |= {name: {"model": str(checkpoints[name]), "options": room, "rounds": [few]} for name in PARTS}
     jobs["settings"] = {
         "model": str(checkpoints["llama"]),
@@ -282,34 +170,6 @@ def test_two_ranks_give_the_same_tokens(checkpoints, cases, tmp_path):
 # -- vLLM's OpenAI-compatible server
 
 
-@contextmanager
-def running_server(folder: Path, *arguments: str):
-    """`vllm serve` on a free port, compiled as by default; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [ENVIRONMENT / "bin/vllm", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    with open(folder / "log", "w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log)
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 400
-    try:
-        while not answers_health(address):
-            assert server.poll() is None, (folder / "log").read_text()[-6000:]
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-6000:]
-            time.sleep(1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def answers_health(address: str) -> bool:
-    try:
-        return requests.get(f"{address}/health", timeout=5).ok
-    except requests.ConnectionError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def server(checkpoints, tmp_path_factory):
     options = ["--trust-remote-code", "--dtype", "float32", "--max-model-len", "1024", "--block-size", "32"]
@@ -318,37 +178,6 @@ def server(checkpoints, tmp_path_factory):
     options += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"adapter={checkpoints['adapter']}"]
     with running_server(tmp_path_factory.mktemp("server"), str(checkpoints["llama"]), *options) as address:
         yield address
-
-
-def chat(text: str, *images: str) -> list[dict]:
-    parts = []
-    for name in images:
-        image(name).save(buffer := io.BytesIO(), "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        parts.append({"type": "image_url", "image_url": {"url": url}})
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-
-
-def body(messages: list[dict], **settings) -> dict:
-    greedy = {"temperature": 0, "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
-    return {"model": "tiny", "messages": messages, **greedy, **settings}
-
-
-def ask(server: str, messages: list[dict], **settings) -> dict:
-    answer = requests.post(f"{server}/v1/chat/completions", json=body(messages, **settings), timeout=120)
-    assert answer.ok, answer.text
-    found = answer.json()
-    return {
-        "prompt": found["prompt_token_ids"],
-        "tokens": found["choices"][0]["token_ids"],
-        "text": found["choices"][0]["message"]["content"],
-    }
-
-
-def expected_chat(model, processor, messages: list[dict], **settings) -> dict:
-    form = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-    inputs = processor.apply_chat_template(messages, **form, processor_kwargs=settings)
-    return generated(model, inputs, 8)
 
 
 CHATS = [("Read.",), ("What?", "one"), ("Read the digits.", "many"), ("What is on the picture?", "wide", "4:3")]

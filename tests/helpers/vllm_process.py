@@ -1,7 +1,11 @@
-"""Run by tests/engines in vLLM's environment, which has no package of ours: `python -I vllm_process.py JOBS.json OUT.json`.
+"""Run by tests/engines in vLLM's environment: `python vllm_process.py JOBS.json OUT.json`.
 
 A job is an engine: `model`, `options` of `vllm.LLM`, an optional `adapter`, and rounds of prompts that are given at once. A
-prompt has `text`, `images` (paths), `settings` for the image processor, and `tokens` to generate.
+prompt has `text`, `images` (paths), `settings` for the image processor, `tokens` to generate, and optionally `sampling`
+(further sampling parameters) and `abort` (the step after which it is withdrawn). `fault` names a change of vllm_faults.py
+under which the engine runs.
+
+With `--steps` a round's result is its answers and what the scheduler did (vllm_steps.py).
 """
 
 import gc
@@ -9,42 +13,58 @@ import json
 import sys
 from pathlib import Path
 
+HELPERS = Path(__file__).parent
 OPTIONS = {
     "dtype": "float32",
     "max_model_len": 1024,
     "max_num_seqs": 4,
     "enforce_eager": True,
-    "trust_remote_code": True,
     "limit_mm_per_prompt": {"image": 4},
     "block_size": 32,
     "enable_prefix_caching": True,
 }
 
 
-def answers(llm, prompts: list[dict], adapter) -> list[dict]:
+def answer_round(llm, prompts: list[dict], adapter) -> list[dict]:
+    """What the engine answers, in the order of the prompts; a withdrawn one gets None."""
     from PIL import Image
     from vllm import SamplingParams
 
-    requests, sampling = [], []
-    for prompt in prompts:
+    engine = llm.llm_engine
+    aborts = {str(i): prompt["abort"] for i, prompt in enumerate(prompts) if "abort" in prompt}
+    for i, prompt in enumerate(prompts):
         request = {"prompt": prompt["text"]}
         if prompt["images"]:
             request["multi_modal_data"] = {"image": [Image.open(path) for path in prompt["images"]]}
         if prompt["settings"]:
             request["mm_processor_kwargs"] = prompt["settings"]
-        requests.append(request)
-        sampling.append(SamplingParams(temperature=0, max_tokens=prompt["tokens"], ignore_eos=True))
-    return [
+        settings = {"temperature": 0, "ignore_eos": True, "logprobs": 0} | prompt.get("sampling", {})
+        sampling = SamplingParams(max_tokens=prompt["tokens"], **settings)
+        engine.add_request(str(i), request, sampling, lora_request=adapter)
+    outputs, step = {}, 0
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output for output in engine.step() if output.finished}
+        step += 1
+        if late := [name for name, last in aborts.items() if last == step]:
+            engine.abort_request(late)
+    return [answer(outputs.get(str(i))) for i in range(len(prompts))]
+
+
+def answer(output) -> dict | None:
+    if output is None:
+        return None
+    samples = sorted(output.outputs, key=lambda sample: sample.index)
+    found = [
         {
-            "prompt": list(output.prompt_token_ids),
-            "tokens": list(output.outputs[0].token_ids),
-            "cached": output.num_cached_tokens,
+            "tokens": list(sample.token_ids),
+            "logprobs": [step[token].logprob for token, step in zip(sample.token_ids, sample.logprobs, strict=True)],
         }
-        for output in llm.generate(requests, sampling, use_tqdm=False, lora_request=adapter)
+        for sample in samples
     ]
+    return {"prompt": list(output.prompt_token_ids), "cached": output.num_cached_tokens, "samples": found, **found[0]}
 
 
-def run(job: dict) -> list | str:
+def run(job: dict, steps=None) -> list | str:
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
     from vllm.lora.request import LoRARequest
@@ -54,14 +74,35 @@ def run(job: dict) -> list | str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     adapter = LoRARequest("adapter", 1, job["adapter"]) if job.get("adapter") else None
-    found = [answers(llm, prompts, adapter) for prompts in job["rounds"]]
+    found = []
+    for prompts in job["rounds"]:
+        answers = answer_round(llm, prompts, adapter)
+        found.append(answers if steps is None else {"answers": answers} | steps.take())
     del llm
     gc.collect()
     cleanup_dist_env_and_memory()
     return found
 
 
+def main(jobs: str, out: str, *flags: str) -> None:
+    steps = None
+    if flags:
+        sys.path.append(str(HELPERS))
+        from vllm_steps import Steps
+
+        steps = Steps()
+    results = {}
+    for name, job in json.loads(Path(jobs).read_text()).items():
+        if "fault" in job:
+            from vllm_faults import FAULTS
+
+            with FAULTS[job["fault"]]():
+                results[name] = run(job, steps)
+        else:
+            results[name] = run(job, steps)
+    assert flags or "internvlx_hf" not in sys.modules
+    Path(out).write_text(json.dumps(results))
+
+
 if __name__ == "__main__":
-    results = {name: run(job) for name, job in json.loads(Path(sys.argv[1]).read_text()).items()}
-    assert "internvlx_hf" not in sys.modules
-    Path(sys.argv[2]).write_text(json.dumps(results))
+    main(*sys.argv[1:])
