@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from internvlx_hf.training.train import SETTINGS, parse_arguments, train
 from tiny import LVTC, TEXT_MODELS
-from training_helpers import write_config, write_data
 from vllm_engines import (
     HEADS,
     RATIO,
@@ -28,6 +26,7 @@ from vllm_engines import (
     run_jobs,
     running_server,
     save,
+    trained_adapter,
 )
 
 # less than four prompts together, so that most of them are cut, images too; no less than an image takes
@@ -43,22 +42,6 @@ PARTS = {
     "tied embeddings": {"tie_word_embeddings": True},
 }
 FEW = ("no image", "many tiles", "two images")
-
-
-def trained_adapter(checkpoint: Path, folder: Path) -> Path:
-    """What `internvlx train` leaves of the language model's adapters; vLLM takes no fully trained modules with them."""
-    folder.mkdir()
-    settings = {
-        "model_name_or_path": str(checkpoint),
-        "train_data": str(write_data(folder / "data")),
-        "lora_rank": 4,
-        "lora_modules_to_save": [],
-        "learning_rate": 0.05,
-        "max_steps": 4,
-        "save_strategy": "no",
-    }
-    train(*parse_arguments([write_config(folder, **settings)], SETTINGS))
-    return folder / "out"
 
 
 @pytest.fixture(scope="module")

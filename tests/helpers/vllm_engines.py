@@ -17,8 +17,10 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from installed_metadata import write_metadata
+from internvlx_hf.training.train import SETTINGS, parse_arguments, train
 from paths import HELPERS, ROOT
 from tiny import tiny_model, tiny_processor
+from training_helpers import write_config, write_data
 
 ENVIRONMENT = ROOT / "build/vllm"
 VARIABLES = {
@@ -128,6 +130,22 @@ def loaded(folder: Path):
     return AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
+def trained_adapter(checkpoint: Path, folder: Path) -> Path:
+    """What `internvlx train` leaves of the language model's adapters; vLLM takes no fully trained modules with them."""
+    folder.mkdir()
+    settings = {
+        "model_name_or_path": str(checkpoint),
+        "train_data": str(write_data(folder / "data")),
+        "lora_rank": 4,
+        "lora_modules_to_save": [],
+        "learning_rate": 0.05,
+        "max_steps": 4,
+        "save_strategy": "no",
+    }
+    train(*parse_arguments([write_config(folder, **settings)], SETTINGS))
+    return folder / "out"
+
+
 def environment(folder: Path, packages: Sequence[Path] = ()) -> dict[str, str]:
     """For a process of vLLM with its caches in `folder`, which finds `packages` besides its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
@@ -201,10 +219,41 @@ def ask(server: str, messages: list[dict], **settings) -> dict:
     }
 
 
-def expected_chat(model, processor, messages: list[dict], **settings) -> dict:
+def stream(server: str, messages: list[dict], **settings) -> dict:
+    """As [`ask`], streamed; with the time of every token."""
+    settings |= {"stream": True, "stream_options": {"include_usage": True}}
+    found = {"prompt": None, "tokens": [], "times": [], "text": ""}
+    url = f"{server}/v1/chat/completions"
+    with requests.post(url, json=body(messages, **settings), stream=True, timeout=300) as answer:
+        assert answer.ok, answer.text
+        for line in answer.iter_lines():
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            found["prompt"] = chunk.get("prompt_token_ids") or found["prompt"]
+            found["usage"] = chunk.get("usage")
+            for choice in chunk["choices"]:
+                tokens = choice.get("token_ids") or []
+                found["tokens"] += tokens
+                found["times"] += [time.monotonic()] * len(tokens)
+                found["text"] += choice["delta"].get("content") or ""
+    return found
+
+
+def read_metrics(server: str) -> dict[str, float]:
+    """vLLM's counters, summed over their labels."""
+    totals: dict[str, float] = {}
+    for line in requests.get(f"{server}/metrics", timeout=30).text.splitlines():
+        if line and not line.startswith("#"):
+            name, value = line.split("{")[0].split(" ")[0], line.rsplit(" ", 1)[1]
+            totals[name] = totals.get(name, 0) + float(value)
+    return totals
+
+
+def expected_chat(model, processor, messages: list[dict], tokens: int = 8, **settings) -> dict:
     form = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
     inputs = processor.apply_chat_template(messages, **form, processor_kwargs=settings)
-    return generated(model, inputs, 8)
+    return generated(model, inputs, tokens)
 
 
 def installed_package(folder: Path, overlay: Path | None = None) -> list[Path]:

@@ -8,7 +8,7 @@ from unittest import mock
 @contextmanager
 def no_growth() -> Iterator[None]:
     """Generated tokens stand in stage one where they stand in the long sequence."""
-    with mock.patch("internvlx_hf.vllm.model.position_delta", lambda in_stage_one: 0):
+    with mock.patch("internvlx_hf.vllm.model.position_delta", return_value=0):
         yield
 
 

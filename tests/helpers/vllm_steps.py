@@ -10,11 +10,12 @@ COUNTS = (
     "preempted",
     "resumed",
     "drafted",
+    "decoded",  # requests that decode, counted in every step
 )
 
 
 class Steps:
-    """Counts of the steps since the last call of `take`, and the blocks of every prompt when it was complete."""
+    """Counts since the last call of `take`, and for every complete prompt its tokens, placeholders and blocks by group."""
 
     def __init__(self):
         from vllm.v1.core.sched.scheduler import Scheduler
@@ -46,8 +47,10 @@ class Steps:
                 self.counts["cut images"] += first < start < last or first < end < last
             if end == request.num_prompt_tokens:
                 blocks = scheduler.kv_cache_manager.get_block_ids(name)
-                self.blocks.append([request.num_prompt_tokens, *map(len, blocks)])
+                placeholders = sum(feature.mm_position.length for feature in request.mm_features)
+                self.blocks.append([end, placeholders, *map(len, blocks)])
         self.counts["steps"] += bool(output.num_scheduled_tokens)
+        self.counts["decoded"] += decodes
         self.counts["mixed"] += bool(decodes and images)
         self.counts["preempted"] += len(output.preempted_req_ids or ())
         self.counts["resumed"] += len(cached.resumed_req_ids)
