@@ -81,7 +81,7 @@ def elsewhere(tmp_path_factory):
         )
         expected[name]["prompt"] = prompt["input_ids"]
         expected[name]["pixels"] = prompt["pixel_values"]
-        frames = [picture().numpy()] * 2
+        frames = [gradient_image().numpy()] * 2
         expected[name]["video"] = processor(text="<video>", videos=frames, return_tensors="pt")["pixel_values"]
         expected[name]["answer"] = model.generate(**prompt, max_new_tokens=8, do_sample=False)
     run_bare(HELPERS / "bare_process.py", *(str(folder / name) for name in CASES), home=home)
