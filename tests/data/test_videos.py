@@ -116,7 +116,7 @@ def test_frames_take_one_tile_beside_images_that_share_theirs(folder, processor)
         (said("<video><video>?", video="clip.mp4"), "it has 1 videos and the marks <video> 2 times"),
         (said("<video>?"), "it has 0 videos and the marks <video> 1 times"),
         (said("?", video="absent.mp4"), r"line 1: The video '.*absent.mp4' does not exist"),
-        (said("?", video="data.jsonl"), r"line 1: The video '.*data.jsonl' is a text, expected a video file"),
+        (said("?", video="data.jsonl"), r"line 1: The video '.*data.jsonl' is text, expected a video file"),
         (said("?", video="clip.mp4", clip=[0, 1]), r"it has clip=\[0, 1\], expected a file of that part"),
         (said("?", video="clip.mp4", videos=["clip.mp4"]), "it has both `videos` and `video`"),
         (said("?", vidos=["clip.mp4"]), "it has vidos=.*, expected `videos`"),

@@ -88,7 +88,10 @@ def test_arrays_that_are_no_images_are_refused(array, message):
     [
         ({"slicing": "edges"}, "slicing='edges' is unknown"),
         ({"resize_backend": "opencv"}, "resize_backend='opencv' is unknown, expected one of torch, pillow"),
-        ({"resample": Image.Resampling.LANCZOS}, "unknown to resize_backend='torch', expected BICUBIC or BILINEAR"),
+        (
+            {"resample": Image.Resampling.LANCZOS},
+            "not supported by resize_backend='torch', expected BICUBIC or BILINEAR",
+        ),
         ({"min_patches": 4, "max_patches": 2}, "min_patches=4 is larger than max_patches=2"),
         ({"max_patches": 0}, "max_patches=0, expected a positive"),
         ({"size": {"shortest_edge": 448}}, "size={'shortest_edge': 448}, expected a tile's height and width"),

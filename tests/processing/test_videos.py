@@ -165,7 +165,9 @@ def test_frames_that_are_given_one_by_one_are_taken_as_they_are(plain, tmp_path)
         assert frame_numbers_of(plain, given) == list(range(12))
     assert frame_numbers_of(plain, images, num_frames=2) == [3, 9]
     assert frame_numbers_of(plain, images, fps=1, video_metadata={"fps": 4.0}) == [2, 6, 10]
-    with pytest.raises(ValueError, match="fps=1 was asked of the video, whose own frames a second are unknown"):
+    with pytest.raises(
+        ValueError, match="fps=1 cannot be sampled from the video, whose frames per second are unknown"
+    ):
         plain(images, fps=1)
 
 
@@ -227,12 +229,12 @@ def test_without_a_decoder_a_file_is_refused_and_a_list_of_frames_is_not(clip, m
     ("broken", "error"),
     [
         (b"", "is empty, expected a video file"),
-        (b"#EXTM3U\n#EXTINF:9,\nfile:///etc/passwd\n", "is a text, expected a video file"),
-        (b"ffconcat version 1.0\nfile /etc/passwd\n", "is a text, expected a video file"),
+        (b"#EXTM3U\n#EXTINF:9,\nfile:///etc/passwd\n", "is text, expected a video file"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "is text, expected a video file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "is an image, expected a video file"),
-        (bytes(range(256)) * 4, "is corrupt, truncated or no video"),
+        (bytes(range(256)) * 4, "is corrupt, truncated or not a video"),
         ("sound", "has no video stream, only audio"),
-        ("half an mp4", "is corrupt, truncated or no video"),
+        ("half an mp4", "is corrupt, truncated or not a video"),
         ("half a matroska", "is truncated: it ends after .* of 60 frames"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Images, videos and messages -> a model's inputs. This folder travels inside every checkpoint as its remote code."""
+"""Turning images, videos and messages into a model's inputs. Every checkpoint contains this folder as its remote code."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ _FILES = {
 
 
 def __getattr__(name: str):
-    """Import a class when it is asked for: how an image is cut is known without."""
+    """Import a class on first use, so that the tiling rule can be imported without the processors."""
     if name not in _FILES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_FILES[name]}", __name__), name)

@@ -1,13 +1,13 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Chat templates: the default one, and what can be told of any without rendering it."""
+"""Chat templates: the default template, and checks of any template without rendering it."""
 
 import re
 from functools import lru_cache
 
 from transformers.utils.chat_template_utils import _compile_jinja_template, jinja2
 
-# What every template of ours begins with: how a message's content is written, and what is not. An image is its token and
-# a newline.
+# The start of every template of this package: it writes a message's content and rejects what it cannot write. An image is
+# written as its token and a newline.
 CONTENT_MACRO = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
@@ -33,8 +33,8 @@ CONTENT_MACRO = """\
 {%- endif -%}
 """
 
-# ChatML as InternVL2.5 writes it, without a system message of its own. What a model is trained to write, the end
-# marker included, lies between the generation marks.
+# ChatML as InternVL2.5 writes it, without a default system message. The generation marks enclose what a model is trained to
+# write, including the end marker.
 DEFAULT_CHAT_TEMPLATE = (
     CONTENT_MACRO
     + """\
@@ -63,27 +63,27 @@ DEFAULT_CHAT_TEMPLATE = (
 
 @lru_cache
 def template_words(chat_template: str) -> frozenset[str]:
-    """Every name and string of a chat template's code: what it does not mention it cannot write.
+    """Every name and string in a chat template's code. The template cannot write a key that is not among them.
 
     Raises:
-        ValueError: it is no Jinja.
+        ValueError: if the template is not valid Jinja.
     """
     try:
         tree = _compile_jinja_template(chat_template).environment.parse(chat_template)
     except jinja2.TemplateError as error:
-        raise ValueError(f"The chat template {chat_template!r:.200} is no valid Jinja: {error}") from error
+        raise ValueError(f"The chat template {chat_template!r:.200} is not valid Jinja: {error}") from error
     nodes = jinja2.nodes
     words = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
     return frozenset(words | {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)})
 
 
 def has_generation_marks(chat_template: str) -> bool:
-    """Whether a chat template marks what the assistant writes."""
+    """Whether a chat template marks the assistant's text."""
     return re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
 
 
 def require_generation_marks(chat_template: str, what: str) -> None:
-    """Raises `ValueError` if a chat template does not mark what the assistant writes, which `what` needs."""
+    """Raises `ValueError` if a chat template does not mark the assistant's text, which `what` needs."""
     if not has_generation_marks(chat_template):
         raise ValueError(
             f"{what} needs a chat template that puts {{% generation %}} and {{% endgeneration %}} around what the assistant "

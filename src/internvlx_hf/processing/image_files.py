@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Opening the image that a string names (a file, a URL or base64), and what strings may name."""
+"""Opening the image that a string names (a file, a URL or base64), and limiting what a string may name."""
 
 import asyncio
 import base64
@@ -29,23 +29,23 @@ _HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or 
 
 @dataclass(frozen=True)
 class ImageAccess:
-    """What a string that names an image may reach, and how much it may cost.
+    """Which files and hosts a string that names an image may reach, and how large the image may be.
 
-    The defaults are for a program that serves nobody but its user; `for_server` is for one that takes strangers' messages.
-    Base64 and `data:` URIs are always allowed: they carry their image.
+    The defaults suit a program that serves only its own user; `for_server` suits one that accepts messages from strangers.
+    Base64 and `data:` URIs are always allowed, since they contain their image.
 
     Args:
-        folders: files must lie below one of them, after links are resolved. None: any file; empty: none at all.
-        hosts: host names that images may be downloaded from, those that redirect included. None: any; empty: none. Names are
+        folders: files must lie below one of these folders, after links are resolved. None: any file; empty: no file.
+        hosts: host names that images may be downloaded from, including hosts that redirect. None: any; empty: none. Names are
             compared, not addresses: list only hosts whose names you trust.
         public_hosts: with `hosts`, also allow any host whose addresses are all public. Downloads then connect directly,
             without the environment's proxies.
-        max_bytes: largest download.
-        max_seconds: longest download, all redirects together.
-        max_pixels: most pixels of an image, in addition to `PIL.Image.MAX_IMAGE_PIXELS`. None: only that.
+        max_bytes: largest download, in bytes.
+        max_seconds: longest download, in seconds, including all redirects.
+        max_pixels: largest image, in pixels, in addition to `PIL.Image.MAX_IMAGE_PIXELS`. None: no further limit.
 
     Raises:
-        ValueError: an argument is of another kind or not positive.
+        ValueError: if an argument has the wrong type or is not positive.
     """
 
     folders: Sequence[str | os.PathLike] | None = None
@@ -69,14 +69,14 @@ class ImageAccess:
     def for_server(
         cls, folders: Sequence[str | os.PathLike] = (), hosts: Sequence[str] = (), **limits
     ) -> "ImageAccess":
-        """Nothing of the disk and no host, but for what is listed."""
+        """Access to the listed folders and hosts only (default: none)."""
         return cls(folders, hosts, **limits)
 
     def lists_host(self, host: str) -> bool:
         return self.hosts is None or host.lower() in {known.lower() for known in self.hosts}
 
     def allows_file(self, path: str) -> bool:
-        """Whether the file, which need not exist, lies in one of the folders."""
+        """Whether the file lies in one of the folders. It need not exist."""
         if self.folders is None:
             return True
         try:
@@ -90,10 +90,10 @@ def _listed(names: Sequence) -> str:
     return ", ".join(map(str, names)) or "none"
 
 
-_ANYTHING = ImageAccess()
+_UNLIMITED = ImageAccess()
 
 
-def open_image(source: str | os.PathLike, access: ImageAccess = _ANYTHING) -> PIL.Image.Image:
+def open_image(source: str | os.PathLike, access: ImageAccess = _UNLIMITED) -> PIL.Image.Image:
     """Opens an image without decoding its pixels and without applying its EXIF orientation.
 
     Args:
@@ -101,8 +101,8 @@ def open_image(source: str | os.PathLike, access: ImageAccess = _ANYTHING) -> PI
         access: what the source may name.
 
     Raises:
-        ValueError: nothing there can be opened, `access` does not allow it, or it has more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`; the message names the source.
+        ValueError: if the source cannot be opened, `access` does not allow it, or the image has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`. The message names the source.
     """
     name = abbreviated(source)
     image = open_file(file_of(source, name, access), name)
@@ -114,16 +114,16 @@ def open_image(source: str | os.PathLike, access: ImageAccess = _ANYTHING) -> PI
 
 
 def open_file(file, name: str) -> PIL.Image.Image:
-    """Opens a path or the bytes of a file as an image, undecoded; `name` is what messages call it.
+    """Opens a path or the bytes of a file as an image, undecoded. Messages call it `name`.
 
     Raises:
-        ValueError: it is no image, or a decompression bomb.
+        ValueError: if the file is not an image, or is a decompression bomb.
     """
     try:
         image = PIL.Image.open(BytesIO(file) if isinstance(file, bytes) else file)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} is too large to decode safely: {error} {_HOW_TO_RAISE_THE_LIMIT}") from error
-    except Exception as error:  # each plugin of Pillow raises what it likes
+    except Exception as error:  # Pillow's plugins raise errors of many types
         if isinstance(error, OSError) and error.errno:
             raise ValueError(f"{name} cannot be read: {error.strerror}.") from error
         reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({type(error).__name__}: {error})"
@@ -137,7 +137,7 @@ def open_file(file, name: str) -> PIL.Image.Image:
 
 
 def name_of(image: PIL.Image.Image) -> str:
-    """What messages call an image, with its source where that is known."""
+    """The name of an image in messages, with its source if it is known."""
     file_name = getattr(image, "filename", "")
     source = getattr(image, "source_name", None) or (abbreviated(file_name) if file_name else "")
     return f"The {image.format or image.mode} image {source}".rstrip()
@@ -149,13 +149,13 @@ def abbreviated(source) -> str:
 
 
 def is_undecoded(image: PIL.Image.Image) -> bool:
-    """Whether the pixels are still to be read from the image's file."""
+    """Whether the pixels have not been read from the image's file yet."""
     # the attribute has an underscore since Pillow 11
     return bool(getattr(image, "tile", None)) or vars(image).get("_im", vars(image).get("im")) is None
 
 
 def refuse_bomb(image: PIL.Image.Image, name: str) -> None:
-    """Pillow itself only warns up to twice its limit."""
+    """Raises `ValueError` above Pillow's limit; Pillow itself only warns up to twice the limit."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and math.prod(image.size) > limit and is_undecoded(image):
         raise ValueError(
@@ -165,7 +165,7 @@ def refuse_bomb(image: PIL.Image.Image, name: str) -> None:
 
 
 def file_of(source: str | os.PathLike, name: str, access: ImageAccess, what: str = "an image") -> str | bytes:
-    """The path of a file that exists and may be read, or a file's bytes; `what` is what messages call its content."""
+    """The path of an existing file that may be read, or a file's bytes. Messages call its content `what`."""
     if not isinstance(source, str):
         return _local_file(os.fsdecode(source), name, access, what)
     scheme = source[:8].lower()
@@ -180,7 +180,7 @@ def file_of(source: str | os.PathLike, name: str, access: ImageAccess, what: str
 
 
 def _local_file(path: str, name: str, access: ImageAccess, what: str) -> str:
-    if not access.allows_file(path):  # nor is it told whether the file exists
+    if not access.allows_file(path):  # the message does not reveal whether the file exists
         raise ValueError(
             f"{name} is not in a folder that {what.split()[1]}s may be read from ({_listed(access.folders or ())}), nor is it an http(s) URL "
             "or a base64 string."
@@ -217,12 +217,12 @@ def _data_of(uri: str, name: str, what: str) -> bytes:
     return data
 
 
-# shorter than the base64 of any image file, and so a path
+# A shorter string cannot be the base64 of an image file, so it is a path
 _SHORTEST_BASE64 = 40
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The bytes; None for what is no base64. Line breaks are allowed, the padding may lack."""
+    """The decoded bytes, or None if the text is not base64. It may have line breaks and lack its padding."""
     text = "".join(text.split())
     if len(text) < _SHORTEST_BASE64:
         return None
@@ -233,35 +233,35 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _download(url: str, name: str, access: ImageAccess) -> bytes:
-    # In an event loop, for only there can a server that sends a byte now and then be cut off in time; and in a thread of
-    # its own, for the caller's may have a loop already.
+    # Only an event loop can stop a server that sends a byte now and then in time. It gets its own thread, since the caller's
+    # thread may already run a loop.
     try:
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, asyncio.wait_for(_received(url, access), access.max_seconds)).result()
+            return thread.submit(asyncio.run, asyncio.wait_for(_fetch(url, access), access.max_seconds)).result()
     except asyncio.TimeoutError as error:
         raise ValueError(
             f"{name} cannot be downloaded: it takes longer than max_seconds={access.max_seconds:g}."
         ) from error
-    except Exception as error:  # the client raises much else than its own errors
+    except Exception as error:  # the client raises more than its own error types
         raise ValueError(f"{name} cannot be downloaded: {error or type(error).__name__}.") from error
 
 
-async def _received(url: str, access: ImageAccess) -> bytes:
-    place = httpx.URL(url)
+async def _fetch(url: str, access: ImageAccess) -> bytes:
+    location = httpx.URL(url)
     async with httpx.AsyncClient(timeout=access.max_seconds, trust_env=not access.public_hosts) as client:
         for _ in range(1 + MOST_REDIRECTS):
-            response = await client.send(await _request(client, place, access), stream=True)
+            response = await client.send(await _request(client, location, access), stream=True)
             try:
                 if not response.has_redirect_location:
-                    return await _body(response.raise_for_status(), access.max_bytes)
-                place = place.join(response.headers["location"])
+                    return await _read_body(response.raise_for_status(), access.max_bytes)
+                location = location.join(response.headers["location"])
             finally:
                 await response.aclose()
     raise ValueError(f"it redirects more than {MOST_REDIRECTS} times")
 
 
 async def _request(client, url, access: ImageAccess):
-    """A request to the URL; where only public addresses are allowed, to the address that was looked at."""
+    """A request to the URL, or, if only public addresses are allowed, to the address that was checked."""
     headers = {"Accept-Encoding": "identity"}
     if access.lists_host(url.host):
         return client.build_request("GET", url, headers=headers)
@@ -270,11 +270,11 @@ async def _request(client, url, access: ImageAccess):
     name = url.raw_host.decode("ascii")
     address = await public_address(name, url.port or (443 if url.scheme == "https" else 80))
     headers["Host"] = url.netloc.decode("ascii")
-    # the certificate has to be one for the name
+    # the certificate must be valid for the name
     return client.build_request("GET", url.copy_with(host=address), headers=headers, extensions={"sni_hostname": name})
 
 
-async def _body(response, max_bytes: int) -> bytes:
+async def _read_body(response, max_bytes: int) -> bytes:
     stated = response.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > max_bytes:
         raise ValueError(f"it has {stated} bytes, more than max_bytes={max_bytes}")

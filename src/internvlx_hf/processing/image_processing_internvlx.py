@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Image processor of InternVL-X: cuts images into tiles by RVTC (paper, section 3.3) and normalises them."""
+"""Image processor of InternVL-X: splits images into tiles by RVTC (paper, section 3.3) and normalises them."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -31,38 +31,38 @@ from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer, empty
 from .rvtc import TilePlan, TilingRule
 
 ImageSource = PillowSource | ArraySource
-# difflib's ratio from which a name is taken for a setting misspelt: `slicng` is at 0.92 of `slicing`
+# difflib's ratio above which an unknown name counts as a misspelt setting: `slicng` and `slicing` are at 0.92
 MISSPELT = 0.881
 
 
 class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     crop_to_patches (`bool`, *optional*, defaults to `True`):
-        Cut the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.) An image
-        processor that was made with `do_resize=True`, a `size` and nothing about tiles only resizes, as transformers'
-        own do; in an `InternVLXProcessor` it cuts.
+        Split the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.) An image
+        processor that was made with `do_resize=True`, a `size` and no setting of tiles only resizes, as those of
+        transformers do; within an `InternVLXProcessor` it splits.
     min_patches (`int`, *optional*, defaults to 1):
-        Least number of tiles, the thumbnail not counted.
+        Smallest number of tiles, without the thumbnail.
     max_patches (`int`, *optional*, defaults to 6):
-        Largest number of tiles, the thumbnail not counted.
+        Largest number of tiles, without the thumbnail.
     slicing (`str`, *optional*, defaults to `"edge"`):
-        `"edge"`, `"area"` or `"ratio"`: how the image's size bounds its tiles, see `rvtc.TilingRule`.
+        `"edge"`, `"area"` or `"ratio"`: how the image's size bounds its number of tiles, see `rvtc.TilingRule`.
     use_thumbnail (`bool`, *optional*, defaults to `True`):
-        Append a thumbnail of the whole image wherever there is more than one tile.
+        Append a thumbnail of the whole image if there is more than one tile.
     resize_backend (`str`, *optional*, defaults to `"torch"`):
-        `"torch"`: torch's 8-bit antialiased resize, three to four times as fast as Pillow's and one level of 255 away from
-        it in a few pixels in a thousand (in pictures of noise two levels in one of ten thousand); bicubic or bilinear.
-        `"pillow"`: exactly the pixels of InternVL2, with any filter of Pillow.
+        `"torch"`: torch's 8-bit antialiased resize, bicubic or bilinear. It is three to four times as fast as Pillow's and
+        differs from it by one level of 255 in a few pixels per thousand (in images of noise, by two levels in one pixel per
+        ten thousand). `"pillow"`: exactly the pixels of InternVL2, with any of Pillow's filters.
     do_exif_transpose (`bool`, *optional*, defaults to `True`):
-        Turn images upright as their EXIF orientation says. `False` is InternVL2's behaviour. An image that
-        somebody turned upright before (as `transformers.image_utils.load_image` does) stays as it is.
+        Turn images upright according to their EXIF orientation. `False` is InternVL2's behaviour. An image that is already
+        upright (as `transformers.image_utils.load_image` returns it) is not changed.
     alpha (`str`, *optional*, defaults to `"white"`):
-        What becomes of transparency in images that are turned into RGB. `"white"` puts them on white. `"drop"` takes the
-        colours below it, which may be any, as InternVL2 does; a saved processor without this key is loaded with it.
+        How images with transparency are converted to RGB. `"white"` puts them on white. `"drop"` ignores the transparency
+        and takes the colours stored below it, as InternVL2 does; a saved processor without this key uses `"drop"`.
     jpeg_draft (`bool`, *optional*, defaults to `False`):
-        Decode a JPEG file at a half, a quarter or an eighth of its size where that is no smaller than its grid of tiles.
-        A photograph of 12 megapixels takes less than half the time and has other pixels, by 0.5 to 4 levels of 255 on
-        average. It has as many tiles as without. Images that are already decoded stay as they are.
+        Decode a JPEG file at a half, a quarter or an eighth of its size if that is no smaller than its grid of tiles. A
+        photograph of 12 megapixels then takes less than half the time, and its pixels differ by 0.5 to 4 levels of 255 on
+        average. The number of tiles does not change. Images that are already decoded are not affected.
     """
 
     crop_to_patches: bool | None
@@ -79,24 +79,24 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
 class InternVLXImageProcessor(PilBackend):
     """Turns images of any kind and size into normalised tiles of one size.
 
-    Calling it with one image, a list, or a list of lists (a list per sample) gives
-    - `pixel_values`, (tiles, 3, H, W) float32: the tiles of all images one after another, each image's row by row and
-      its thumbnail last,
-    - `num_patches`, (images,): how many of the tiles belong to each image.
+    A call with one image, a list, or a list of lists (one list per sample) returns
+    - `pixel_values`, (tiles, 3, H, W) float32: the tiles of all images in order, each image's tiles row by row, its
+      thumbnail last,
+    - `num_patches`, (images,): the number of tiles of each image.
 
     An image is a Pillow image of any mode, a numpy array or torch tensor ((H, W, C), (C, H, W) or (H, W); see
     `image_sources.ArraySource` for their values), a path, an http(s) URL, or a base64 string. Images that are not decoded yet
-    are decoded one at a time, and Pillow images left as they were.
-    `do_rescale` multiplies levels of 0 to 255 by `rescale_factor`; without it images of 0 to 1 keep that range.
-    With `do_resize=False` images must already measure a whole grid of tiles. `device="cuda"` resizes on the GPU.
+    are decoded one at a time; Pillow images are not modified.
+    `do_rescale` multiplies levels of 0 to 255 by `rescale_factor`; without it, images of 0 to 1 keep that range.
+    With `do_resize=False`, images must already have the size of a whole grid of tiles. `device="cuda"` resizes on the GPU.
 
     Attributes:
-        access: `ImageAccess`, what strings may name and how much that may cost. It belongs to the running program: it is
-            never saved, nor read from a checkpoint.
+        access: an `ImageAccess`, which limits what strings may name. It belongs to the running program: it is never saved to
+            a checkpoint or read from one.
 
     Raises:
-        ValueError: an image is corrupt, empty, too large, or of unknown shape or range, or an argument is unknown or
-            contradicts another; the message names the value.
+        ValueError: if an image is corrupt, empty, too large, or has an unknown shape or range, or if an argument is unknown
+            or contradicts another. The message names the value.
     """
 
     valid_kwargs = InternVLXImageProcessorKwargs
@@ -129,14 +129,14 @@ class InternVLXImageProcessor(PilBackend):
         super().__init__(**kwargs)  # type: ignore[misc]
         if not isinstance(self.access, ImageAccess):
             raise ValueError(f"access={self.access!r}, expected an ImageAccess.")
-        only_resizes = kwargs.get("do_resize") and "size" in kwargs and not _is_about_tiles(kwargs)
+        only_resizes = kwargs.get("do_resize") and "size" in kwargs and not _has_tile_settings(kwargs)
         if kwargs.get("crop_to_patches", not only_resizes or None) is None:
-            self.crop_to_patches = None  # nobody has said: see `crop_to_patches` above
+            self.crop_to_patches = None  # not set: see `crop_to_patches` above
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
     def _refuse_misspelt(cls, names: Iterable[str]):
-        """Raises for what is nearly a setting. transformers keeps any name, as other processors' files have more."""
+        """Raises `ValueError` for a misspelt setting. Other unknown names are kept, as transformers does."""
         known = [*cls.valid_kwargs.__annotations__, "access"]
         for name in names:
             nearest = get_close_matches(name, known, 1, MISSPELT)
@@ -163,17 +163,17 @@ class InternVLXImageProcessor(PilBackend):
 
     def _decide_cropping(self, kwargs: Mapping) -> dict:
         if self.crop_to_patches is None and kwargs.get("crop_to_patches") is None:
-            return {**kwargs, "crop_to_patches": _is_about_tiles(kwargs)}
+            return {**kwargs, "crop_to_patches": _has_tile_settings(kwargs)}
         return dict(kwargs)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
-        """Tiles that an upright image of `height` x `width` pixels takes, the thumbnail included.
+        """Number of tiles of an upright image of `height` x `width` pixels, including the thumbnail.
 
         Args:
-            images_kwargs: arguments of a call that replace the processor's own.
+            images_kwargs: arguments of a call that override the processor's settings.
 
         Raises:
-            ValueError: one of them is misspelt or out of range.
+            ValueError: if one of them is misspelt or out of range.
         """
         self._refuse_misspelt(images_kwargs or {})
         kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names}
@@ -183,9 +183,9 @@ class InternVLXImageProcessor(PilBackend):
         return self._tiling_rule(**kwargs).plan(width, height).num_tiles
 
     def fetch_images(self, image_url_or_urls):
-        """Opens what is a path, URL or base64 string, as `access` allows; other images stay as they are. Keeps the nesting.
+        """Opens paths, URLs and base64 strings, as `access` allows, and returns other images unchanged. Keeps the nesting.
 
-        Unlike the inherited method it decodes nothing, and leaves the EXIF orientation for `preprocess` to deal with.
+        Unlike the inherited method, it decodes nothing and leaves the EXIF orientation to `preprocess`.
         """
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(image) for image in image_url_or_urls]
@@ -210,14 +210,14 @@ class InternVLXImageProcessor(PilBackend):
         alpha: str | None = None,
         **kwargs,
     ) -> ImageSource:
-        """Wraps one image so that parts of it can be read, upright and as 8-bit levels. It is not decoded before that."""
+        """Wraps one image so that its parts can be read, upright and as 8-bit levels. It is decoded on the first read."""
         alpha = alpha or self.alpha
         if isinstance(image, PIL.Image.Image):
             return PillowSource(image, upright=do_exif_transpose, convert_rgb=do_convert_rgb, alpha=alpha)
         return ArraySource(image, convert_rgb=do_convert_rgb, input_data_format=input_data_format, alpha=alpha)
 
     def _standardize_kwargs(self, **kwargs) -> dict:  # type: ignore[override]
-        """None stands for the processor's own value in the arguments that this class adds."""
+        """Replaces None by the processor's own value in the arguments that this class adds."""
         for name in InternVLXImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__.keys():
             if kwargs.get(name) is None:
                 kwargs[name] = getattr(self, name)
@@ -231,8 +231,8 @@ class InternVLXImageProcessor(PilBackend):
             raise ValueError(f"resize_backend={backend!r} is unknown, expected one of {', '.join(RESIZE_BACKENDS)}.")
         if backend == "torch" and resample not in TORCH_MODES:
             raise ValueError(
-                f"resample={resample!r} is unknown to resize_backend='torch', expected BICUBIC or BILINEAR; "
-                "resize_backend='pillow' knows all filters."
+                f"resample={resample!r} is not supported by resize_backend='torch', expected BICUBIC or BILINEAR; "
+                "resize_backend='pillow' supports all filters."
             )
         if kwargs["alpha"] not in ALPHA:
             raise ValueError(f"alpha={kwargs['alpha']!r} is unknown, expected one of {', '.join(ALPHA)}.")
@@ -312,11 +312,11 @@ class InternVLXImageProcessor(PilBackend):
         return scale, shift
 
 
-def _is_about_tiles(kwargs: Mapping) -> bool:
+def _has_tile_settings(kwargs: Mapping) -> bool:
     return any(kwargs.get(name) is not None for name in ("min_patches", "max_patches", "slicing", "use_thumbnail"))
 
 
-_NUMBERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+_NUMBER_CHECKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "finite numbers": np.isfinite,
     "finite numbers other than 0": lambda numbers: np.isfinite(numbers) & (numbers != 0),
     "finite positive numbers": lambda numbers: np.isfinite(numbers) & (numbers > 0),
@@ -324,12 +324,12 @@ _NUMBERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _require_numbers(name: str, value, kind: str, counts: tuple[int, ...]):
-    """One number, or as many as `counts` allows, of a kind of `_NUMBERS` in float32, where the pixels are computed."""
+    """One number, or as many as `counts` allows, that pass the check `kind` in float32, in which the pixels are computed."""
     try:
         numbers = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
         numbers = np.full((), np.nan)
-    if isinstance(value, str) or not _NUMBERS[kind](numbers).all():
+    if isinstance(value, str) or not _NUMBER_CHECKS[kind](numbers).all():
         raise ValueError(f"{name}={value!r}, expected {kind}.")
     if numbers.ndim and (numbers.ndim != 1 or numbers.size not in counts):
         expected = f"{', '.join(map(str, counts))} numbers" if counts else "a single number"
@@ -351,10 +351,10 @@ def _common_value(values: list, name: str):
 
 
 def _write_normalised(tiles: torch.Tensor, levels: torch.Tensor, scale: np.ndarray, shift: np.ndarray):
-    """Writes levels * scale + shift straight into `tiles` (..., C, H, W), with no array in between."""
+    """Writes levels * scale + shift into `tiles` (..., C, H, W) without a temporary array."""
     if tiles.device.type == "cpu":
-        # By numpy, for it stays in one thread: torch's pool stalls for milliseconds where processes share the cores. One
-        # tile at a time stays in the cache.
+        # Numpy stays in one thread: torch's pool stalls for milliseconds if processes share the cores. A single tile stays
+        # in the cache.
         array, values = tiles.numpy(), levels.numpy()
         for index in np.ndindex(array.shape[:-3]):
             tile = array[index]

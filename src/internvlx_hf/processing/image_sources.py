@@ -2,7 +2,7 @@
 """Reading any kind of image as 8-bit levels.
 
 A source hides where an image comes from (Pillow, numpy, torch), its layout, bit depth, transparency and EXIF orientation.
-It can be read part by part, so that a very large image is never held a second time.
+It can be read in parts, so that a very large image is never in memory twice.
 """
 
 import ctypes
@@ -22,8 +22,8 @@ ALPHA = ("white", "drop")
 EXIF_ORIENTATION_TAG = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-# What makes an image with this EXIF orientation upright; and whether that swaps the axes of the stored image, and
-# whether it mirrors the stored x and y.
+# For each EXIF orientation: the transposition that makes the image upright, whether it swaps the axes of the stored image,
+# and whether it mirrors the stored x and y.
 _UPRIGHT = {
     1: (None, False, False, False),
     2: (PIL.Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
@@ -37,16 +37,16 @@ _UPRIGHT = {
 
 
 class PillowSource:
-    """A Pillow image of any mode. One that is not decoded yet is decoded when it is read, and left as it was.
+    """A Pillow image of any mode. An undecoded image is decoded when it is read; the given image is not modified.
 
     Args:
         upright: apply the EXIF orientation.
-        convert_rgb: give 3 channels; otherwise L, RGB and RGBA keep theirs.
-        alpha: `"white"` puts what is transparent on white, `"drop"` takes the colours as if all were opaque. Four channels
-            that are kept are left alone.
+        convert_rgb: return 3 channels; otherwise L, RGB and RGBA keep theirs.
+        alpha: `"white"` puts transparent pixels on white, `"drop"` takes the colours as if all were opaque. Images that keep
+            their four channels are not changed.
 
     Raises:
-        ValueError: the image is empty or a decompression bomb; when it is read, also: it is corrupt or truncated, or its
+        ValueError: if the image is empty or a decompression bomb; on reading, also if it is corrupt or truncated, or if its
             values are out of range.
     """
 
@@ -69,11 +69,11 @@ class PillowSource:
         self.alpha = alpha
 
     def decoded(self, least_size: tuple[int, int] | None = None) -> "PillowSource":
-        """This source with its pixels in memory, for as long as what is returned is held.
+        """This source with its pixels in memory, for as long as the returned source lives.
 
         Args:
-            least_size: (height, width). A JPEG file is decoded at a half, a quarter or an eighth of its size if the image
-                still measures this. By default it is decoded whole.
+            least_size: (height, width). A JPEG file is decoded at a half, a quarter or an eighth of its size if that is at
+                least this size. By default it is decoded at full size.
         """
         if not is_undecoded(self.image):
             return self
@@ -85,7 +85,7 @@ class PillowSource:
         return source
 
     def view(self, padded: bool) -> torch.Tensor | None:
-        """The pixels of the whole image in Pillow's own memory, as `read` gives them; None if they cannot be had so."""
+        """The pixels of the whole image in Pillow's own memory, as `read` returns them; None if they have to be computed."""
         image = self.decoded().image
         is_as_stored = padded and self.transposition is None and image.mode == "RGB" and not self._blends(image)
         return _padded_view(image) if is_as_stored else None
@@ -94,8 +94,8 @@ class PillowSource:
         """The pixels of a box of the upright image, (channels, bottom - top, right - left) uint8.
 
         Args:
-            padded: a fourth channel of no meaning may follow those of an RGB image. Pillow stores it, and without it the
-                pixels have to be copied.
+            padded: an RGB image may have a meaningless fourth channel. Pillow stores one; without it, the pixels have to be
+                copied.
         """
         image = part = self.decoded().image
         if (left, top, right, bottom) != (0, 0, self.width, self.height):
@@ -104,7 +104,7 @@ class PillowSource:
             part = part.transpose(self.transposition)
         try:
             return self._grey(part, _values_per_level(image)) if _is_numeric(image) else self._colours(part, padded)
-        except Exception as error:  # Pillow's conversions raise what they like
+        except Exception as error:  # Pillow's conversions raise errors of many types
             raise ValueError(f"{self.name} of mode {image.mode} cannot be read as {self.mode}: {error}") from error
 
     def _grey(self, part: PIL.Image.Image, values_per_level: float) -> torch.Tensor:
@@ -128,7 +128,7 @@ class PillowSource:
         return self.alpha == "white" and self.mode != "RGBA" and _has_transparency(image)
 
     def _stored_box(self, *ranges: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Where a box of the upright image, given as its ranges of x and y, lies in the stored one."""
+        """The box of the stored image for a box of the upright image, given as its ranges of x and y."""
         stored_ranges = ranges[::-1] if self.swaps_axes else ranges
         (left, right), (top, bottom) = (
             (length - stop, length - start) if is_mirrored else (start, stop)
@@ -142,14 +142,14 @@ def image_size(
     upright: bool = True,
     input_data_format: str | ChannelDimension | None = None,
 ) -> tuple[int, int]:
-    """(width, height) that `InternVLXImageProcessor` sees, told from its header of an image that is not decoded yet.
+    """(width, height) that `InternVLXImageProcessor` sees; an undecoded image is not decoded for it.
 
     Args:
-        upright: whether its EXIF orientation is applied.
-        input_data_format: of an array, where its channels are.
+        upright: whether the EXIF orientation is applied.
+        input_data_format: position of an array's channels.
 
     Raises:
-        ValueError: the image is empty, or a decompression bomb.
+        ValueError: if the image is empty or a decompression bomb.
     """
     if isinstance(image, PIL.Image.Image):
         source = PillowSource(image, upright=upright, convert_rgb=True)
@@ -161,44 +161,43 @@ def image_size(
 
 
 def _decoded(image: PIL.Image.Image, name: str, least_size: tuple[int, int] | None = None) -> PIL.Image.Image:
-    """The image with its pixels, read from its file a second time: so the images of a batch are in memory one by one.
+    """The image with its pixels. Its file is read again, so that only one image of a batch is in memory at a time.
 
     Args:
-        least_size: (width, height) of the stored image that suffice, if its format can be decoded at a fraction.
+        least_size: smallest sufficient (width, height) of the stored image, for formats that can be decoded at a fraction.
     """
     file = getattr(image, "fp", None)
     position = None
     try:
         position = file.tell() if file is not None else None
-        decoded = image if position is None else _opened_again(image, file)
+        decoded = image if position is None else _reopened(image, file)
         if least_size is not None and decoded is not image:
             decoded.draft(None, least_size)
         expected_size = decoded.size
         decoded.load()
-    except Exception as error:  # each decoder of Pillow raises what it likes
+    except Exception as error:  # Pillow's decoders raise errors of many types
         raise ValueError(f"{name} is corrupt or truncated, expected a whole image: {error}") from error
     finally:
         if file is not None and position is not None and not file.closed:
             file.seek(position)
     if decoded.size != expected_size and not _header_may_mislead(image):
-        raise ValueError(f"{name} of {expected_size} pixels by its header turns out to have {decoded.size}.")
+        raise ValueError(f"{name} of {expected_size} pixels by its header has {decoded.size} when decoded.")
     return decoded
 
 
-def _opened_again(image: PIL.Image.Image, file) -> PIL.Image.Image:
+def _reopened(image: PIL.Image.Image, file) -> PIL.Image.Image:
     if image.tell():
-        return image  # another frame than the first
+        return image  # not at the first frame
     again = PIL.Image.open(file)
     is_same = type(again) is type(image) and (again.size, again.mode) == (image.size, image.mode)
-    return again if is_same else image  # as after `draft`
+    return again if is_same else image  # differs after `draft`
 
 
 def _header_may_mislead(image: PIL.Image.Image) -> bool:
-    """Whether only decoding tells how large the upright image is, or how it is turned."""
+    """Whether the upright image's size or orientation is known only after decoding."""
     if image.format == "TIFF":
-        return (
-            _orientation(image) != 1
-        )  # Pillow turns it when it decodes it, and some versions tell the size before that
+        # Pillow turns it upright on decoding, and some versions report the size before that
+        return _orientation(image) != 1
     if image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info:
         return False
     file = getattr(image, "fp", None)
@@ -225,9 +224,9 @@ def _has_metadata_after_pixels(file) -> bool:
 
 def _orientation(image: PIL.Image.Image) -> int:
     try:
-        # not a PNG's own method, which decodes the image to see whether there is more behind the pixels
+        # not a PNG's own method, which decodes the image to look for metadata after the pixels
         return PIL.Image.Image.getexif(image).get(EXIF_ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block says nothing, and Pillow raises what it likes
+    except Exception:  # a broken EXIF block is ignored; Pillow raises errors of many types
         return 1
 
 
@@ -270,7 +269,7 @@ _ArrowArray._fields_ = [
 
 
 class _ArrowPixels:
-    """An RGB image's memory for numpy, (H, W, 4), which must not be written to. Arrow keeps it while this lives."""
+    """An RGB image's memory for numpy, (H, W, 4), read-only. The memory stays valid as long as this object lives."""
 
     def __init__(self, image: PIL.Image.Image):
         self.capsules = image.__arrow_c_array__()
@@ -290,7 +289,7 @@ class _ArrowPixels:
 
 
 def _on_white(rgba: torch.Tensor) -> torch.Tensor:
-    """What (4, H, W) levels look like on white, (3, H, W)."""
+    """(4, H, W) levels on a white background, (3, H, W)."""
     rgb, alpha = rgba[:3], rgba[3:]
     if alpha.min() == 255:
         return rgb
@@ -301,12 +300,12 @@ def _on_white(rgba: torch.Tensor) -> torch.Tensor:
 class ArraySource:
     """A numpy array or torch tensor, (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
 
-    uint8 holds levels of 0 to 255 and uint16 of 0 to 65535. Floats whose largest value is at most 1 are taken for
-    0 to 1, other floats and integers for levels of 0 to 255. They are rounded to 8 bits, so that an image gives
-    the same tiles by every route. `alpha` is as for `PillowSource`.
+    uint8 holds levels of 0 to 255, uint16 levels of 0 to 65535. Floats range from 0 to 1 if their largest value is at most
+    1; other floats and integers are levels of 0 to 255. All are rounded to 8 bits, so that an image gives the same tiles in
+    every format. `alpha` is as for `PillowSource`.
 
     Raises:
-        ValueError: the array is empty, has another shape, or values outside these ranges.
+        ValueError: if the array is empty, has another shape, or has values outside these ranges.
     """
 
     def __init__(
@@ -343,7 +342,7 @@ class ArraySource:
         return _on_white(pixels) if self.blends_alpha else pixels
 
 
-# formats whose images of 32-bit integers are 16-bit ones, which Pillow has scaled to 0..65535 (an older one those of PNG)
+# formats whose 16-bit images Pillow stores as 32-bit integers of 0..65535 (for PNG, only older versions do)
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000")
 
 
@@ -355,11 +354,11 @@ def _is_numeric(image: PIL.Image.Image) -> bool:
 def _values_per_level(image: PIL.Image.Image) -> float:
     """How many units of a numeric image's values make one 8-bit level.
 
-    32-bit integers have no range of their own: where the file does not tell, up to 255 they are 8-bit levels.
+    32-bit integers have no fixed range: if the file format does not define one, values up to 255 are 8-bit levels.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS):
         return 257.0
-    values = np.asarray(image)  # Pillow's own extrema pass over NaN
+    values = np.asarray(image)  # Pillow's own extrema ignore NaN
     smallest, largest = float(values.min()), float(values.max())
     if image.mode == "F":
         return _float_levels(smallest, largest)
@@ -403,18 +402,18 @@ def _to_uint8(values: torch.Tensor, levels: float) -> torch.Tensor:
 
 
 class _WritableView:
-    """Memory that is read-only, lent to torch as if it were not: torch warns of it, though nothing here writes to it."""
+    """Read-only memory, declared writable: torch would warn of it, although nothing here writes to it."""
 
     def __init__(self, array: np.ndarray):
-        self.array = array  # kept alive by whoever holds this
+        self.array = array  # kept alive by this object
         self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
 
 
 def as_real_tensor(array) -> torch.Tensor:
-    """A numpy array or torch tensor as a tensor of a type that torch computes with, of its own memory where that is possible.
+    """A numpy array or torch tensor as a tensor of a type that torch computes with, sharing its memory if possible.
 
     Raises:
-        ValueError: it holds no real numbers, or has not 2 to 4 axes.
+        ValueError: if it does not hold real numbers or does not have 2 to 4 axes.
     """
     shape, dtype = tuple(array.shape), array.dtype
     if isinstance(array, np.ndarray):
@@ -437,7 +436,7 @@ def as_real_tensor(array) -> torch.Tensor:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor of the array's own memory. Only a foreign byte order or negative strides, unknown to torch, are copied."""
+    """A tensor that shares the array's memory. Arrays that torch does not support (byte order, negative strides) are copied."""
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_WritableView(array)))

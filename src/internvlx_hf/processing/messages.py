@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What messages may hold, and where their images and videos go.
+"""Checking messages and placing their images and videos.
 
-One rule everywhere: image *parts* say where images go. Without parts, each mark `<image>` in a user's text is the next image.
-The same holds for videos. What the assistant or a tool wrote is text, whatever it looks like.
+One rule holds everywhere: image *parts* state where images go. Without parts, each mark `<image>` in a user's text stands for the
+next image. The same holds for videos. Whatever the assistant or a tool wrote is text, even if it looks like a mark.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,25 +13,25 @@ from .literals import IMAGE_MARK, MARK_AS_TEXT, MARKS, VIDEO_MARK, VIDEO_MARK_AS
 
 ROLES = ("system", "user", "assistant")
 LITERAL_ROLES = ("assistant", "tool")
-# where an image part says what its image is
+# keys under which an image part names its image
 IMAGE_KEYS = ("image", "path", "url", "base64", "image_url")
-# where a video part says what its video is
+# keys under which a video part names its video
 VIDEO_KEYS = ("video", "path", "url")
-# keys of a part that others' tools add, and that change nothing in what is written
+# keys of a part that other tools add and that do not change the prompt
 _METADATA = ("index", "detail", "cache_control")
-# transformers hands each of them to a template under the names of the others
+# transformers passes each of these to a template under the names of the others, too
 _REASONING = frozenset({"reasoning_content", "thinking", "reasoning"})
 
 
 @dataclass(frozen=True)
 class Medium:
-    """What parts of messages bring in beside text.
+    """A kind of message part other than text: image or video.
 
     Attributes:
         kind: the type of its parts.
-        mark: what stands for it in a user's text.
-        mark_as_text: the mark where it is only text.
-        keys: where a part says what it is.
+        mark: the mark that stands for it in a user's text.
+        mark_as_text: the escaped mark, which is only text.
+        keys: keys under which a part names its image or video.
     """
 
     kind: str
@@ -50,19 +50,19 @@ _PART_TYPES = "expected one of type text, image or video"
 
 
 def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = frozenset()) -> list[dict]:
-    """Copies of messages that are understood, without their None values.
+    """Checked copies of messages, without their None values.
 
-    Each of `tokens` and each mark is escaped in what the assistant or a tool wrote. Text parts that form one only together
-    become one part.
+    Each of `tokens` and each mark is escaped where the assistant or a tool wrote it. Text parts that together form a token or a
+    mark become one part.
 
     Args:
         messages: of `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}`, `{"type": "image"}`
-            and `{"type": "video"}`, the latter with what they are under one of `IMAGE_KEYS` or `VIDEO_KEYS`, or without.
-        tokens: what images are written with, which no text may hold.
+            and `{"type": "video"}`. The latter two may name their image or video under one of `IMAGE_KEYS` or `VIDEO_KEYS`.
+        tokens: the image tokens, which no text may hold.
         words: `template_words` of the chat template.
 
     Raises:
-        ValueError: there is a role, a key, a part or a value that is unknown, or one of `tokens` in other texts; the message
+        ValueError: if a role, a key, a part or a value is unknown, or another text holds one of `tokens`. The error message
             begins with the turn, in lower case.
     """
     if not isinstance(messages, list | tuple):
@@ -73,7 +73,7 @@ def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = froze
 def _read_message(given, turn: int, tokens: Sequence[str], words: frozenset[str]) -> dict:
     literals = (*tokens, *MARKS)
     if not isinstance(given, Mapping):
-        raise ValueError(_no_message(given, turn))
+        raise ValueError(_not_a_message(given, turn))
     message = _with_literals_escaped({key: value for key, value in given.items() if value is not None}, literals)
     role, place = message.get("role"), f"turn {turn} ({message.get('role')})"
     refuse_tokens(message, place, tokens)
@@ -81,15 +81,15 @@ def _read_message(given, turn: int, tokens: Sequence[str], words: frozenset[str]
     if "content" not in message:
         if role == "assistant" and any(not _is_empty(message[key]) for key in message.keys() - {"role"}):
             return message  # calls of tools, or reasoning
-        raise ValueError(_no_message(given, turn))
+        raise ValueError(_not_a_message(given, turn))
     content = _read_content(message["content"], place, literals)
     if role in LITERAL_ROLES:
         content = _escaped_strings(content, literals)
-    refuse_tokens(content, place, tokens)  # once more: parts may have formed one together
+    refuse_tokens(content, place, tokens)  # again: parts may have formed one together
     return {**message, "content": content}
 
 
-def _no_message(given, turn: int) -> str:
+def _not_a_message(given, turn: int) -> str:
     return f"turn {turn} is {given!r:.100}, expected {{'role': ..., 'content': ...}}"
 
 
@@ -115,17 +115,17 @@ def _with_literals_escaped(message: dict, literals: Sequence[str]) -> dict:
 
 
 def _escaped_strings(value, literals: Sequence[str]):
-    """The value with all its strings escaped, but for those that say where an image or a video is."""
+    """The value with all its strings escaped, except those that name an image or a video."""
     if isinstance(value, str):
         return escaped(value, literals)
     if isinstance(value, Mapping):
-        fixed = _keys_of(value)
+        fixed = _source_keys(value)
         return {key: item if key in fixed else _escaped_strings(item, literals) for key, item in value.items()}
     return [_escaped_strings(item, literals) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _keys_of(part: Mapping) -> tuple[str, ...]:
-    """Where a part that is an image or a video says what it is."""
+def _source_keys(part: Mapping) -> tuple[str, ...]:
+    """The keys under which an image or video part names its source."""
     kind = part.get("type")
     return _PART_KEYS.get(kind, ()) if isinstance(kind, str) else ()
 
@@ -180,7 +180,7 @@ def _read_image(part: dict, place: str) -> dict:
 
 
 def _require_one_source(part: dict, medium: Medium, place: str) -> list[str]:
-    """The key of a part that says what it is, if there is one."""
+    """The key under which a part names its source, as a list of at most one."""
     named = [key for key in medium.keys if key in part]
     if len(named) > 1:
         article = "an" if medium is IMAGE else "a"
@@ -189,7 +189,7 @@ def _require_one_source(part: dict, medium: Medium, place: str) -> list[str]:
 
 
 def _joined_where_needed(parts: list[dict], literals: Sequence[str]) -> list[dict]:
-    """The parts, but one for each run of text parts that form a literal only together."""
+    """The parts, with each run of text parts that form a literal only together joined to one part."""
     joined: list[dict] = []
     for is_text, neighbours in groupby(parts, key=lambda part: part["type"] == "text"):
         run = list(neighbours)
@@ -212,7 +212,7 @@ def _with_texts(content: str | list[dict], change) -> str | list[dict]:
 
 
 def refuse_tokens(value, place: str, tokens: Iterable[str]) -> None:
-    """Raises `ValueError` if any string in `value` holds one of the tokens, but for those that say where an image or a video is."""
+    """Raises `ValueError` if any string in `value` holds one of the tokens, except strings that name an image or a video."""
     for text in _strings(value):
         for token in tokens:
             if token in text:
@@ -226,7 +226,7 @@ def _strings(value) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        sources = _keys_of(value)
+        sources = _source_keys(value)
         for key, item in value.items():
             if key not in sources:
                 yield from _strings(item)
@@ -246,15 +246,15 @@ def media_parts(messages: list[dict], medium: Medium) -> list[dict]:
 
 
 def is_bare(part: dict) -> bool:
-    """Whether a part leaves it to others to say what its image or video is."""
-    return not any(key in part for key in _keys_of(part))
+    """Whether a part does not name its image or video."""
+    return not any(key in part for key in _source_keys(part))
 
 
 def count_marks(messages: list[dict], medium: Medium = IMAGE) -> int:
-    """Marks in the users' turns, which are the images or videos where there are no parts that are.
+    """Number of marks in the users' turns. They stand for images or videos if there are no parts of that kind.
 
     Raises:
-        ValueError: there are such parts as well, or a mark in the system message.
+        ValueError: if there are such parts as well, or if the system message holds a mark.
     """
     marks, kind = 0, medium.kind
     has_parts = bool(media_parts(messages, medium))
@@ -272,20 +272,20 @@ def count_marks(messages: list[dict], medium: Medium = IMAGE) -> int:
 
 
 def place_media(messages: list[dict], given: list | None, medium: Medium, token: str) -> tuple[list[dict], list]:
-    """Puts images, or videos, where the messages have room for them.
+    """Puts images, or videos, into the messages.
 
     Args:
-        messages: as `read_messages` gives them.
-        given: images for the bare image parts; without any image part, for the marks; without those they go in front of the
-            first user's turn. None: there are only those that parts carry. The same for videos.
-        token: what the marks become. Image parts are for the chat template to write; video parts, which few templates know,
-            become texts of the token and a newline.
+        messages: as `read_messages` returns them.
+        given: images for the bare image parts; without any image part, for the marks; without marks, they go in front of the
+            first user's turn. None: the parts contain all images. The same holds for videos.
+        token: replaces the marks. The chat template writes image parts; video parts, which few templates support, become texts
+            of the token and a newline.
 
     Returns:
-        The messages; and the images or videos of all parts and marks, in order.
+        The messages, and the images or videos of all parts and marks, in order.
 
     Raises:
-        ValueError: the images or videos and the places for them differ in number.
+        ValueError: if the number of images or videos differs from the number of places for them.
     """
     kind = medium.kind
     marks, parts = count_marks(messages, medium), media_parts(messages, medium)
@@ -304,12 +304,12 @@ def place_media(messages: list[dict], given: list | None, medium: Medium, token:
     if marks and given is not None:
         return [_marks_replaced(message, medium.mark, token) for message in messages], given
     if given and not parts:
-        messages = _with_parts_in_front(messages, given, kind)
+        messages = _with_parts_prepended(messages, given, kind)
     elif given:
         for part, item in zip(bare, given, strict=True):
             part[kind] = item
     placed = [part[key] for part in media_parts(messages, medium) for key in medium.keys if key in part]
-    return (messages if medium is IMAGE else [_written(message, kind, token) for message in messages]), placed
+    return (messages if medium is IMAGE else [_parts_as_text(message, kind, token) for message in messages]), placed
 
 
 def _marks_replaced(message: dict, mark: str, token: str) -> dict:
@@ -318,8 +318,8 @@ def _marks_replaced(message: dict, mark: str, token: str) -> dict:
     return {**message, "content": _with_texts(message["content"], lambda text: text.replace(mark, token))}
 
 
-def _written(message: dict, kind: str, token: str) -> dict:
-    """The message with its parts of a kind as text."""
+def _parts_as_text(message: dict, kind: str, token: str) -> dict:
+    """The message with its parts of one kind replaced by text."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
@@ -327,7 +327,7 @@ def _written(message: dict, kind: str, token: str) -> dict:
     return {**message, "content": [dict(text) if part["type"] == kind else part for part in content]}
 
 
-def _with_parts_in_front(messages: list[dict], given: list, kind: str) -> list[dict]:
+def _with_parts_prepended(messages: list[dict], given: list, kind: str) -> list[dict]:
     for turn, message in enumerate(messages):
         if message["role"] == "user":
             content = message["content"]

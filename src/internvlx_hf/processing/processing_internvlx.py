@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Processor of InternVL-X: puts as many placeholders into the text as tiles of images and frames of videos take tokens."""
+"""Processor of InternVL-X: puts one placeholder into the text for each token of the tiles of images and frames of videos."""
 
 import re
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ from .messages import (
 from .video_files import Video, flat_videos, is_one_video, open_video
 from .video_processing_internvlx import InternVLXVideoProcessor
 
-# attribute of the tokenizer that names a token (as in native InternVL), and the token that InternVL itself uses
+# attribute of the tokenizer that names a token (as in native InternVL) -> InternVL's own token
 IMAGE_TOKENS = {
     "start_image_token": IMG_START_TOKEN,
     "end_image_token": IMG_END_TOKEN,
@@ -55,14 +55,14 @@ _TEXT_DEFAULTS: TextKwargs = {"padding_side": "left"}
 
 
 @dataclass
-class _ChatImages:
-    """What a chat's prompts have to hold.
+class _ChatMedia:
+    """The images and videos of a chat's prompts, and the tokens that the prompts must hold.
 
     Attributes:
         template: the chat template.
-        images, videos: of each conversation, in order.
-        counts: how often each conversation's prompt has to hold each image token and each of the marks.
-        tokens: of each prompt, where transformers leaves `assistant_masks` to us: what [`assistant_mask`] takes.
+        images, videos: those of each conversation, in order.
+        counts: how often each conversation's prompt must hold each image token and each mark.
+        tokens: the last two arguments of [`assistant_mask`] for each prompt; None where transformers computes the masks.
     """
 
     template: str
@@ -72,7 +72,7 @@ class _ChatImages:
     tokens: list[tuple] | None = None
 
     def check(self, prompts: str | list[str]) -> None:
-        """Looks at what was rendered: texts of their own may form a token only together."""
+        """Checks the rendered prompts, since several texts may together form a token."""
         for prompt, counts in zip([prompts] if isinstance(prompts, str) else prompts, self.counts, strict=True):
             for token, expected in counts.items():
                 found = prompt.count(token)
@@ -88,12 +88,12 @@ class _ChatImages:
                 )
 
 
-# what `apply_chat_template` tells the call that it makes: transformers has no argument that gets there in all versions
-_CHAT_IMAGES: ContextVar[_ChatImages | None] = ContextVar("chat_images", default=None)
+# passed from `apply_chat_template` to `__call__`: no argument of transformers gets there in all versions
+_CHAT_MEDIA: ContextVar[_ChatMedia | None] = ContextVar("chat_media", default=None)
 
 
 class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
-    # where transformers 5.16 looks for what later versions take from the processor's `text_kwargs`
+    # read by transformers 5.16; later versions read the processor's `text_kwargs`
     _defaults = {"text_kwargs": _TEXT_DEFAULTS}  # type: ignore[misc]
 
 
@@ -101,21 +101,20 @@ class InternVLXProcessor(ProcessorMixin):
     """Joins `InternVLXImageProcessor`, `InternVLXVideoProcessor` and a tokenizer.
 
     Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image. It becomes `<img>`, then `image_seq_length`
-    `<IMG_CONTEXT>` per tile of the image, then `</img>`. Each `<video>` becomes a line for each frame, `Frame1: ` and what an
-    image of one tile becomes. Texts are padded on the left, unless the tokenizer was made with a `padding_side` or a call
-    gives one.
+    `<IMG_CONTEXT>` per tile of the image, then `</img>`. Each `<video>` becomes one line per frame: `Frame1: ` and the tokens
+    of an image of one tile. Texts are padded on the left unless the tokenizer or the call sets a `padding_side`.
 
     Args:
         image_processor: an `InternVLXImageProcessor`.
         tokenizer: its attributes `context_image_token`, `start_image_token` and `end_image_token` name the three tokens;
-            without them its vocabulary must hold those of InternVL.
-        image_seq_length: placeholders a tile takes, `config.image_seq_length` of the model.
-        chat_template: by default the tokenizer's, or else ChatML as InternVL2.5 writes it.
-        video_processor: an `InternVLXVideoProcessor` or its settings; by default its tiles are those of the image processor.
-            What its strings may name is up to the image processor's `access`.
+            without them, its vocabulary must hold InternVL's tokens.
+        image_seq_length: placeholders per tile, `config.image_seq_length` of the model (default: 256).
+        chat_template: a Jinja template (default: the tokenizer's, or else ChatML as InternVL2.5 writes it).
+        video_processor: an `InternVLXVideoProcessor` or its settings (default: tiles with the image processor's size and
+            levels). The image processor's `access` also limits what the strings of videos may name.
 
     Raises:
-        ValueError: the tokenizer has no image tokens, or `image_seq_length` is not positive.
+        ValueError: if the tokenizer has no image tokens, or `image_seq_length` is not positive.
     """
 
     # makes every save_pretrained copy this file into the checkpoint
@@ -134,9 +133,9 @@ class InternVLXProcessor(ProcessorMixin):
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         if image_seq_length < 1:
-            raise ValueError(f"image_seq_length={image_seq_length}, expected a positive number of tokens a tile.")
+            raise ValueError(f"image_seq_length={image_seq_length}, expected a positive number of tokens per tile.")
         self.image_seq_length = image_seq_length
-        if image_processor.crop_to_patches is None:  # made without a word about tiles
+        if image_processor.crop_to_patches is None:  # made without any setting of tiles
             image_processor.crop_to_patches = True
         self.video_processor = _video_processor(video_processor, image_processor)
         self.video_token = VIDEO_MARK
@@ -149,27 +148,27 @@ class InternVLXProcessor(ProcessorMixin):
         if self.chat_template is None:
             default_template = DEFAULT_CHAT_TEMPLATE.replace(IMG_CONTEXT_TOKEN, self.image_token)
             self.chat_template = tokenizer.chat_template or default_template
-        # what saving sets and loading drops: with it here, a loaded processor equals the one that was saved
+        # saving sets it and loading drops it; set here, a loaded processor equals the saved one
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"}
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """What transformers loads by its Auto classes: not the video processor, for which it would ask for torchvision."""
+        """The parts that transformers loads by its Auto classes: without the video processor, for which it would require torchvision."""
         return [name for name in super().get_attributes() if name != "video_processor"]
 
     @property  # type: ignore[misc]
     def image_token_ids(self) -> list[int]:  # type: ignore[override]
-        """Ids of everything that an image becomes in `input_ids`."""
+        """Ids of all tokens that stand for an image in `input_ids`."""
         return [self.image_token_id, self.start_image_token_id, self.end_image_token_id]
 
     @property
     def image_tokens(self) -> tuple[str, str, str]:
-        """What an image is written with: the placeholder, the start and the end token."""
+        """The tokens of an image: placeholder, start and end."""
         return self.image_token, self.start_image_token, self.end_image_token
 
     @property
     def literals(self) -> tuple[str, ...]:
-        """What stands for an image or a video in a text: no other text may hold it unless it is escaped."""
+        """Tokens and marks that stand for an image or a video. Other text may hold them only if they are escaped."""
         return (*self.image_tokens, *MARKS)
 
     @property
@@ -183,28 +182,28 @@ class InternVLXProcessor(ProcessorMixin):
         videos=None,
         **kwargs: Unpack[InternVLXProcessorKwargs],
     ) -> BatchFeature:
-        """Tokenizes texts, cuts their images into tiles, and makes a tile of each sampled frame of their videos.
+        """Tokenizes texts, splits their images into tiles, and makes a tile of each sampled frame of their videos.
 
         Args:
-            images: all images in the order of their placeholders, flat or a list per text.
-            text: one text or several, with one image token or mark `<image>` for each image and a mark `<video>` for each
-                video. U+2060 behind the `<` makes a mark text.
-            videos: all videos in the order of their marks, flat or a list per text: each a path, a URL, a list of images or an
+            images: all images in the order of their placeholders, flat or one list per text.
+            text: one text or several, with one image token or mark `<image>` for each image and one mark `<video>` for each
+                video. U+2060 after the `<` turns a mark into text.
+            videos: all videos in the order of their marks, flat or one list per text: each a path, a URL, a list of images or an
                 array of frames, see `video_files.open_video`. A list of strings is a list of videos.
 
         Returns:
             `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images or
             videos, in the order of the text; with `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose
-            product is an image's tiles.
+            rows multiply to the images' numbers of tiles.
 
         Raises:
-            ImportError: a video is a file, and nothing is installed that reads one.
-            ValueError: `text` is something else, there are more or fewer images than image tokens, or more or fewer videos
-                than marks, or there are sounds.
+            ImportError: if a video is a file and neither PyAV nor torchcodec is installed.
+            ValueError: if `text` has another type, if the number of images differs from that of image tokens or the number of
+                videos from that of marks, or if `audio` is given.
         """
         _refuse_other_media(kwargs)
         texts = _as_texts(text)
-        chat = _CHAT_IMAGES.get()
+        chat = _CHAT_MEDIA.get()
         if chat is not None:
             chat.check(texts or [])
             images = chat.images  # type: ignore[assignment]
@@ -214,9 +213,9 @@ class InternVLXProcessor(ProcessorMixin):
         flat = flat_videos(videos)
         if chat is None and texts is not None:
             _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
-            _require_shares(videos, texts)
+            _require_videos_per_text(videos, texts)
         opened = [self.open_video(video) for video in flat]
-        # since 5.18, where its masks take account of images, transformers asks for both
+        # transformers from 5.18 on, whose masks account for images, requests both
         keeps_tokens = (
             chat and kwargs.get("return_offsets_mapping") and "return_text_replacement_offsets" not in kwargs
         )
@@ -233,11 +232,11 @@ class InternVLXProcessor(ProcessorMixin):
         return inputs
 
     def open_video(self, video) -> Video:
-        """A video, of which only the header is read; what strings may name is up to the image processor's `access`."""
+        """Opens a video by reading only its header. The image processor's `access` limits what strings may name."""
         return open_video(video, self.image_processor.access)
 
     def _join_tiles(self, inputs: BatchFeature, texts: list[str]) -> None:
-        """Puts the tiles of images and videos one after another, as they come in the texts."""
+        """Joins the tiles of images and videos in the order of the texts."""
         counts = {"image": inputs.pop("num_patches", None), "video": inputs.pop("num_patches_videos", None)}
         frames = inputs.pop("pixel_values_videos", None)
         if frames is None:
@@ -258,7 +257,7 @@ class InternVLXProcessor(ProcessorMixin):
         inputs["pixel_values"] = concatenate_list(parts)
 
     def _image_grids(self, replacements: list[list[dict]]) -> torch.Tensor:
-        """(images, 3): 1, 1 and the image's tiles, where vLLM looks for them: its own count knows no `mm_processor_kwargs`."""
+        """(images, 3): 1, 1 and the image's number of tiles, for vLLM, whose own count ignores `mm_processor_kwargs`."""
         placeholders = [
             image["replacement"].count(self.image_token)
             for text in replacements
@@ -268,7 +267,7 @@ class InternVLXProcessor(ProcessorMixin):
         return torch.tensor([(1, 1, count // self.image_seq_length) for count in placeholders])
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-        if isinstance(images, list | tuple) and not _holds_anything(images):
+        if isinstance(images, list | tuple) and not _has_images(images):
             images = None
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
@@ -276,7 +275,7 @@ class InternVLXProcessor(ProcessorMixin):
         if isinstance(text, list) and all(isinstance(sample, str) for sample in text):
             self._require_an_image_for_each_token(images, [sample.count(self.image_token) for sample in text])
             text = [sample.replace(VIDEO_MARK, "") for sample in text]
-        if videos is None or images is not None or text is not None:  # transformers knows no videos but its own
+        if videos is None or images is not None or text is not None:  # transformers would reject these videos
             super().validate_inputs(images=images, text=text, **kwargs)
 
     def _process_videos(self, videos, **kwargs):
@@ -307,26 +306,26 @@ class InternVLXProcessor(ProcessorMixin):
             )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """What takes the place of one image token: `image_seq_length` placeholders for each of the image's tiles."""
+        """The text that replaces one image token: `image_seq_length` placeholders for each of the image's tiles."""
         num_placeholders = self.image_seq_length * int(image_inputs["num_patches"][image_idx])
         return f"{self.start_image_token}{self.image_token * num_placeholders}{self.end_image_token}"
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
-        """What takes the place of one mark `<video>`: a line for each frame."""
+        """The text that replaces one mark `<video>`: one line per frame."""
         return self.video_text(int(video_inputs["num_patches_videos"][video_idx]), kwargs.get("frame_label"))
 
     def video_text(self, num_frames: int, frame_label: str | None = None) -> str:
-        """What a video of that many sampled frames becomes in the prompt."""
+        """The text of a video of `num_frames` sampled frames in the prompt."""
         label = frame_label or self.video_processor.frame_label
         tile = f"{self.start_image_token}{self.image_token * self.image_seq_length}{self.end_image_token}"
         return "\n".join(label.replace("{}", str(1 + frame)) + tile for frame in range(num_frames))
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
-        """What images of these sizes (height, width) will take, without looking at a pixel.
+        """Tiles and tokens of images of these sizes (height, width), without reading a pixel.
 
         Returns:
-            `num_image_patches`: tiles of each image; `num_image_tokens`: its tokens in `input_ids`, the start and
-            end tokens included.
+            `num_image_patches`: tiles of each image; `num_image_tokens`: its tokens in `input_ids`, including the start and
+            end tokens.
         """
         if image_sizes is None:
             return MultiModalData()
@@ -352,26 +351,28 @@ class InternVLXProcessor(ProcessorMixin):
     ):
         """Renders conversations, and with `tokenize=True` tokenizes them and makes tiles of their images and videos.
 
-        What the assistant or a tool wrote is text, also where it looks like an image token. (In a prompt that is not
-        tokenized, U+2060 behind its first character says so.)
+        Whatever the assistant or a tool wrote is text, even if it looks like an image token. (In a prompt that is not
+        tokenized, such a token has U+2060 after its first character.)
 
         Args:
-            conversation: a list of messages, or a list of such lists. Parts of a message that are images look like
+            conversation: a list of messages, or a list of such lists. Image parts of a message look like
                 `{"type": "image", "image" | "path" | "url" | "base64": ...}` or like OpenAI's `image_url` parts. In
-                conversations without image parts, marks `<image>` in the users' turns stand for `images`. Parts that are
-                videos look like `{"type": "video", "video" | "path" | "url": ...}`; a list there is a list of frames.
-            images: images for the marks, or for image parts without an image of their own, in order; flat or a list for each
-                conversation. Without a mark and a part they go in front of the first user's turn.
-            videos: the same of videos, whose mark is `<video>`.
-            return_labels: also return `labels` for training, shaped as `input_ids`: -100 everywhere but in the tokens that
-                overlap what the template marks as written by the assistant. (An answer that begins with a blank may share
-                its first token with the end of the turn's header: strip it.) Implies `tokenize` and `return_dict`.
+                conversations without image parts, marks `<image>` in the users' turns stand for `images`. Video parts look
+                like `{"type": "video", "video" | "path" | "url": ...}`; a list in them is a list of frames.
+            images: images for the marks, or for image parts without an image of their own, in order; flat or one list per
+                conversation. Without marks and image parts, they go in front of the first user's turn.
+            videos: likewise for videos, whose mark is `<video>`.
+            return_labels: also return `labels` for training, in the shape of `input_ids`: -100 except for tokens that overlap
+                the text that the template marks as written by the assistant (default: False). An answer that begins with a
+                blank may share its first token with the end of the turn's header, so strip it. Implies `tokenize` and
+                `return_dict`.
             kwargs: as for `ProcessorMixin.apply_chat_template`.
 
         Raises:
-            ValueError: the template does not write something that is given (a role, a part, tools, ...); a message's text
-                holds one of the image tokens, which only images may bring in; marks or parts and `images` or `videos` differ
-                in number, or marks stand beside parts; or labels are wanted of a template without `{% generation %}` marks.
+            ValueError: if the template does not write something that is given (a role, a part, tools, ...); if a message's
+                text holds an image token; if the number of marks or parts differs from that of `images` or `videos`; if a
+                conversation has both marks and parts; or if `return_labels` is set and the template has no
+                `{% generation %}` marks.
         """
         template = self.resolve_chat_template(chat_template)
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
@@ -388,15 +389,15 @@ class InternVLXProcessor(ProcessorMixin):
             kwargs |= {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         if processor_kwargs:
             kwargs["processor_kwargs"] = processor_kwargs
-        inputs = self._applied(chat, conversations if is_batch else conversations[0], tools, documents, **kwargs)
+        inputs = self._render(chat, conversations if is_batch else conversations[0], tools, documents, **kwargs)
         if return_labels:
             inputs["labels"] = self._labels(inputs["input_ids"], inputs["assistant_masks"])
             if not wants_mask:
                 del inputs["assistant_masks"]
         return inputs
 
-    def _applied(self, chat: _ChatImages, conversation, tools, documents, **kwargs):
-        token = _CHAT_IMAGES.set(chat)
+    def _render(self, chat: _ChatMedia, conversation, tools, documents, **kwargs):
+        token = _CHAT_MEDIA.set(chat)
         try:
             out: Any = super().apply_chat_template(
                 conversation, chat.template, tools=tools, documents=documents, **kwargs
@@ -404,7 +405,7 @@ class InternVLXProcessor(ProcessorMixin):
         except jinja2.TemplateError as error:
             raise ValueError(f"The chat template cannot write the conversation: {error}") from error
         finally:
-            _CHAT_IMAGES.reset(token)
+            _CHAT_MEDIA.reset(token)
         if not kwargs.get("tokenize"):
             chat.check(out)
         elif chat.tokens and kwargs.get("return_assistant_tokens_mask") and kwargs.get("return_dict"):
@@ -415,12 +416,12 @@ class InternVLXProcessor(ProcessorMixin):
         return out
 
     def resolve_chat_template(self, chat_template: str | None = None) -> str:
-        """The template of that name, the default one of None; anything else is taken for a template itself."""
+        """The template of that name, or the default template for None; any other text is itself a template."""
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
         if template is None:
             raise ValueError(
-                f"There is no chat template 'default', expected `chat_template`, one of {', '.join(templates)} or Jinja."
+                f"There is no chat template 'default', expected `chat_template` to be one of {', '.join(templates)}, or Jinja."
             )
         return template
 
@@ -435,49 +436,49 @@ class InternVLXProcessor(ProcessorMixin):
             refuse_tokens(value, name, self.literals)
 
     def _read_chat(self, conversations: list, images, videos, template: str, tokenize: bool):
-        """The conversations with their images and videos in place, and what their prompts have to hold."""
+        """The conversations with their images and videos in place, and the tokens that their prompts must hold."""
         words = template_words(template)
         read = []
         for index, messages in enumerate(conversations):
-            with _named(index, len(conversations)):
+            with _errors_named(index, len(conversations)):
                 read.append(read_messages(messages, self.image_tokens, words))
         counts = [dict.fromkeys(self.literals, 0) for _ in read]
-        # videos first: images that stand in front then stand in front of them, too
+        # videos first, so that images without marks go in front of videos without marks
         read, own_videos = self._place(read, videos, VIDEO, tokenize, counts)
         read, own_images = self._place(read, images, IMAGE, tokenize, counts)
-        return read, _ChatImages(template, own_images, own_videos, counts)
+        return read, _ChatMedia(template, own_images, own_videos, counts)
 
     def _place(self, conversations: list[list[dict]], given, medium: Medium, tokenize: bool, counts: list[dict]):
-        """The conversations with the media of a kind in place, and those of each. Adds their tokens to `counts`."""
+        """The conversations with their images (or videos) in place, and the images of each. Adds their tokens to `counts`."""
         num_places = []
         for index, messages in enumerate(conversations):
-            with _named(index, len(conversations)):
+            with _errors_named(index, len(conversations)):
                 num_places.append(sum(map(is_bare, media_parts(messages, medium))) + count_marks(messages, medium))
-        shares = [None] * len(num_places) if given is None else self._shared_out(given, num_places, medium)
+        shares = [None] * len(num_places) if given is None else self._split_by_conversation(given, num_places, medium)
         token = self.image_token if medium is IMAGE else VIDEO_MARK
         placed: list[list[dict]] = []
         own: list[list] = []
         for index, (messages, share) in enumerate(zip(conversations, shares, strict=True)):
             marks, parts = count_marks(messages, medium), len(media_parts(messages, medium))
             if marks and share is None and not tokenize:
-                counts[index][medium.mark] += marks  # they stay for the call that tokenizes the prompt
+                counts[index][medium.mark] += marks  # the marks stay for the call that tokenizes the prompt
                 placed.append(messages)
                 own.append([])
                 continue
-            with _named(index, len(conversations)):
+            with _errors_named(index, len(conversations)):
                 messages, found = place_media(messages, share, medium, token)
             counts[index][token] += marks or parts or len(found)
             placed.append(messages)
             own.append(found)
         return placed, own
 
-    def _shared_out(self, given, num_places: list[int], medium: Medium) -> list[list]:
-        """The images, or videos, of each conversation."""
+    def _split_by_conversation(self, given, num_places: list[int], medium: Medium) -> list[list]:
+        """The images, or videos, split by conversation."""
         if medium is IMAGE:
             given = self.image_processor.fetch_images(given)
         flatten = _flat if medium is IMAGE else flat_videos
         is_nested = isinstance(given, list | tuple) and all(isinstance(own, list | tuple) for own in given)
-        if is_nested and len(given) == len(num_places) and not (medium is VIDEO and any(map(_is_frames, given))):
+        if is_nested and len(given) == len(num_places) and not (medium is VIDEO and any(map(_is_frame_list, given))):
             return [flatten(own) for own in given]
         flat = flatten(given)
         if len(num_places) == 1:
@@ -533,8 +534,8 @@ def _flat(images) -> list:
     return make_flat_list_of_images(images)  # type: ignore[return-value]
 
 
-def _holds_anything(images: list | tuple) -> bool:
-    return any(_holds_anything(image) if isinstance(image, list | tuple) else True for image in images)
+def _has_images(images: list | tuple) -> bool:
+    return any(_has_images(image) if isinstance(image, list | tuple) else True for image in images)
 
 
 def _video_processor(given, image_processor) -> InternVLXVideoProcessor:
@@ -547,14 +548,14 @@ def _video_processor(given, image_processor) -> InternVLXVideoProcessor:
     return given
 
 
-def _is_frames(videos: list | tuple) -> bool:
+def _is_frame_list(videos: list | tuple) -> bool:
     return bool(videos) and is_one_video(videos)
 
 
-def _require_shares(videos, texts: list[str]) -> None:
-    """Raises `ValueError` unless each text has the videos of its own list, where there is a list for each."""
+def _require_videos_per_text(videos, texts: list[str]) -> None:
+    """Raises `ValueError` if there is one list of videos per text and a list does not fit its text."""
     is_nested = isinstance(videos, list | tuple) and all(isinstance(own, list | tuple) for own in videos)
-    if is_nested and len(videos) == len(texts) > 1 and not any(map(_is_frames, videos)):
+    if is_nested and len(videos) == len(texts) > 1 and not any(map(_is_frame_list, videos)):
         for index, (own, text) in enumerate(zip(videos, texts, strict=True)):
             _require_a_video_for_each_mark(flat_videos(own), text.count(VIDEO_MARK), f" in sample {index}")
 
@@ -573,7 +574,7 @@ def _refuse_other_media(kwargs: Mapping[str, object]) -> None:
 
 
 def _as_batch(conversation) -> tuple[list, bool]:
-    """A list of conversations, and whether it was one before. A pipeline's `Chat` is a conversation."""
+    """A list of conversations, and whether the input was a batch. A pipeline's `Chat` is a conversation."""
     conversation = getattr(conversation, "messages", conversation)
     if not isinstance(conversation, list | tuple) or not conversation:
         raise ValueError(f"The conversation is {conversation!r:.100}, expected a list of messages, or of such lists.")
@@ -583,8 +584,8 @@ def _as_batch(conversation) -> tuple[list, bool]:
 
 
 @contextmanager
-def _named(index: int, num_conversations: int):
-    """Says of errors which conversation they are about."""
+def _errors_named(index: int, num_conversations: int):
+    """Adds the conversation to the message of an error."""
     try:
         yield
     except ValueError as error:

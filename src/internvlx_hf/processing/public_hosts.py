@@ -9,10 +9,10 @@ _TRANSLATED = ip_network("64:ff9b::/96")  # NAT64: the last 32 bits are an IPv4 
 
 
 async def public_address(host: str, port: int) -> str:
-    """An address of the host, to connect to in place of its name: a name that is looked up again may lead elsewhere.
+    """An address of the host, to connect to instead of its name: a second lookup of the name could return another address.
 
     Raises:
-        ValueError: the host has no address, or one that is not public. The message does not tell which.
+        ValueError: if the host has no address, or one that is not public. The message does not reveal which.
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -25,7 +25,7 @@ async def public_address(host: str, port: int) -> str:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether the address is one of the internet's, also where an IPv6 address stands for an IPv4 one."""
+    """Whether the address is public. An IPv6 address that stands for an IPv4 address is judged by the latter."""
     if isinstance(address, IPv6Address):
         if address in _TRANSLATED:
             return is_public(IPv4Address(int(address) & 0xFFFFFFFF))

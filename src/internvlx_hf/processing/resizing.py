@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Resizing images to 8-bit levels, by torch or exactly as Pillow, without a second copy of a very large image."""
+"""Resizing images to 8-bit levels, with torch or exactly as Pillow does, without a second copy of a very large image."""
 
 import numpy as np
 import PIL.Image
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from .image_sources import ArraySource, PillowSource
 
-# Images above LARGE pixels are resized band by band: one band is read, resized along one axis, and dropped.
+# Images of more than LARGE pixels are resized band by band: one band is read, resized along one axis, and discarded.
 LARGE = 2**24
 PIXELS_PER_BAND = 2**20
-# the filters of Pillow that torch has with antialiasing for 8-bit levels
+# Pillow's filters that torch offers with antialiasing for 8-bit levels
 TORCH_MODES = {PIL.Image.Resampling.BICUBIC: "bicubic", PIL.Image.Resampling.BILINEAR: "bilinear"}
 Size = tuple[int, int]
 
@@ -19,14 +19,14 @@ Size = tuple[int, int]
 class Resizer:
     """Resizes one image to any number of sizes, reading its pixels once.
 
-    Both backends resample one axis, round to 8 bits, and then resample the other. So the first step may be done
-    in bands without changing a value.
+    Both backends resample one axis, round to 8 bits, and then resample the other. So the first step can be done in bands
+    without changing a value.
 
     Args:
         backend: `"torch"` or `"pillow"`.
-        resample: a filter of Pillow.
-        device: where the resized levels are wanted; torch resizes there.
-        rows_first: resample rows first whatever the sizes, as torch does by itself.
+        resample: one of Pillow's filters.
+        device: device of the resized levels, on which torch resizes.
+        rows_first: resample rows first for all sizes, which is torch's own order.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Resizer:
         self.resize_part = RESIZE_BACKENDS[backend]
         self.resample = resample
         self.device = device
-        # there, layouts differ in speed only: four interleaved channels take no longer than three
+        # there, the layout affects only the speed, and four interleaved channels take no longer than three
         self.may_choose_layout = backend == "torch" and device.type == "cpu"
 
     def __call__(self, *sizes: Size) -> list[torch.Tensor]:
@@ -52,12 +52,12 @@ class Resizer:
         whole = source.view(padded=self.may_choose_layout)
         if is_large and (whole is None or not _is_interleaved(whole)):
             return self._resize_by_bands(sizes)
-        whole = self._assembled() if whole is None else whole
+        whole = self._read_whole() if whole is None else whole
         whole = self._in_fastest_layout(whole.to(self.device), sizes)
         return [self._resize_whole(whole, size)[: source.channels] for size in sizes]
 
-    def _assembled(self) -> torch.Tensor:
-        """The whole image, read by bands if it is not small: so that only its own memory is new to the process."""
+    def _read_whole(self) -> torch.Tensor:
+        """The whole image, read in bands if it is not small, so that nothing but its own memory is allocated."""
         source = self.source
         bands = self._bands(along_columns=False)
         if len(bands) == 1:
@@ -71,7 +71,7 @@ class Resizer:
         return whole
 
     def _in_fastest_layout(self, pixels: torch.Tensor, sizes: tuple[Size, ...]) -> torch.Tensor:
-        """The pixels of an image that shrinks with interleaved channels, those of one that grows with separate ones."""
+        """The pixels with interleaved channels if the image shrinks, with separate channels if it grows."""
         if not self.may_choose_layout:
             return pixels
         if max(height * width for height, width in sizes) > self.source.width * self.source.height:
@@ -80,7 +80,7 @@ class Resizer:
             return pixels
         interleaved = empty((*pixels.shape[1:], len(pixels)), torch.uint8)
         for channel, values in enumerate(pixels):
-            np.copyto(interleaved[..., channel].numpy(), values.numpy())  # far faster than torch's own copy
+            np.copyto(interleaved[..., channel].numpy(), values.numpy())  # much faster than torch's copy
         return interleaved.movedim(-1, 0)
 
     def _resize_whole(self, whole: torch.Tensor, size: Size) -> torch.Tensor:
@@ -94,30 +94,32 @@ class Resizer:
 
     def _resize_by_bands(self, sizes: tuple[Size, ...]) -> list[torch.Tensor]:
         source = self.source
-        half_way: dict[Size, torch.Tensor] = {}
+        intermediate: dict[Size, torch.Tensor] = {}
         for columns_first in (False, True):
             chosen = [size for size in sizes if self._resamples_columns_first(size) == columns_first]
             for left, top, right, bottom in self._bands(columns_first) if chosen else ():
                 band = source.read(left, top, right, bottom, padded=self.may_choose_layout).to(self.device)
                 band = self._in_fastest_layout(band, sizes)
                 for size in chosen:
-                    if size not in half_way:
-                        half_size = (size[0], source.width) if columns_first else (source.height, size[1])
-                        half_way[size] = empty((*half_size, len(band)), torch.uint8, self.device).movedim(-1, 0)
-                    part = half_way[size][:, :, left:right] if columns_first else half_way[size][:, top:bottom]
+                    if size not in intermediate:
+                        intermediate_size = (size[0], source.width) if columns_first else (source.height, size[1])
+                        intermediate[size] = empty((*intermediate_size, len(band)), torch.uint8, self.device).movedim(
+                            -1, 0
+                        )
+                    part = intermediate[size][:, :, left:right] if columns_first else intermediate[size][:, top:bottom]
                     height, width = part.shape[-2:]
                     part.copy_(self.resize_part(band, (height, width), self.resample))
-        return [self.resize_part(half_way[size], size, self.resample)[: source.channels] for size in sizes]
+        return [self.resize_part(intermediate[size], size, self.resample)[: source.channels] for size in sizes]
 
     def _resamples_columns_first(self, size: Size) -> bool:
-        """The order of the axes shows in the pixels: it is that of Pillow 13, whatever version is installed."""
+        """Whether columns are resampled first. The order affects the pixels; it is Pillow 13's with every installed version."""
         if self.rows_first:
             return False
         lost_height, lost_width = self.source.height - size[0], self.source.width - size[1]
         return lost_height > max(0, 2 * lost_width)
 
     def _bands(self, along_columns: bool) -> list[tuple[int, int, int, int]]:
-        """Boxes (left, top, right, bottom) of whole rows or columns that together are the image."""
+        """Boxes (left, top, right, bottom) of whole rows or columns that together cover the image."""
         width, height = self.source.width, self.source.height
         if along_columns:
             step = max(1, PIXELS_PER_BAND // height)
@@ -128,7 +130,7 @@ class Resizer:
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
     if device is None or device.type == "cpu":
-        # numpy asks for huge pages: the first writing to them is twice as fast
+        # numpy requests huge pages, whose first write is twice as fast
         return torch.from_numpy(np.empty(shape, str(dtype).removeprefix("torch.")))
     return torch.empty(shape, dtype=dtype, device=device)
 
@@ -142,7 +144,7 @@ def _resize_with_torch(pixels: torch.Tensor, size: Size, resample) -> torch.Tens
     mode = TORCH_MODES[resample]
     if pixels.device.type == "cpu":
         return F.interpolate(pixels[None], size, mode=mode, antialias=True)[0]
-    # only on a CPU does torch resize 8-bit levels
+    # torch resizes 8-bit levels only on a CPU
     resized = F.interpolate(pixels[None].float(), size, mode=mode, antialias=True)[0]
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
@@ -153,7 +155,7 @@ def _resize_with_pillow(pixels: torch.Tensor, size: Size, resample) -> torch.Ten
     if array.shape[-1] == 3:
         resized = np.array(PIL.Image.fromarray(array).resize(size[::-1], resample))
         return torch.from_numpy(resized).movedim(-1, 0).to(pixels.device)
-    # Pillow would weigh a fourth channel as alpha
+    # Pillow would use a fourth channel as alpha weights
     channels = [PIL.Image.fromarray(channel).resize(size[::-1], resample) for channel in np.moveaxis(array, -1, 0)]
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).to(pixels.device)
 

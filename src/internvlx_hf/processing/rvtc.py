@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""RVTC, resolution-aware visual token compression (paper, section 3.3): how many tiles an image is cut into.
+"""RVTC, resolution-aware visual token compression (paper, section 3.3): the number of tiles of an image.
 
-InternVL2 stretches every image to the grid whose aspect ratio fits best, whatever the image's own resolution. RVTC
-first bounds the number of tiles R by what the image holds: by its edges or by its area, measured in tiles.
+InternVL2 stretches every image to the grid whose aspect ratio fits best, regardless of the image's resolution. RVTC first bounds
+the number of tiles R by the image's resolution: by its edges or by its area, measured in tiles.
 """
 
 import math
@@ -11,13 +11,13 @@ from functools import lru_cache
 from numbers import Integral
 
 SLICING_STRATEGIES = ("edge", "area", "ratio")
-# Of 448 x 448 pixels they are 45 times what Pillow opens, and their tokens exceed every language model's positions.
+# At 448 x 448 pixels per tile, this is 45 times the largest image that Pillow opens, and exceeds every model's context.
 MAX_TILES = 10_000
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The grid an image is stretched to, and whether a thumbnail of the whole image follows its tiles."""
+    """The grid that an image is stretched to, and whether a thumbnail of the whole image follows its tiles."""
 
     columns: int
     rows: int
@@ -25,26 +25,26 @@ class TilePlan:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles the image takes, the thumbnail included."""
+        """Number of tiles of the image, including the thumbnail."""
         return self.columns * self.rows + self.has_thumbnail
 
 
 @dataclass(frozen=True)
 class TilingRule:
-    """Says how an image is cut into tiles; `plan(...).num_tiles` is the only count of tiles in this package.
+    """Determines how an image is split into tiles. All of this package counts tiles by `plan(...).num_tiles`.
 
     Args:
         tile_height, tile_width: pixels of one tile (448 in the paper).
-        min_tiles, max_tiles: bounds of columns x rows, the thumbnail not counted. These are the arguments that
-            transformers calls `min_patches` and `max_patches`.
-        slicing: how the bound R on the tiles of a W x H image is found (paper, section 3.3).
+        min_tiles, max_tiles: bounds of columns x rows, without the thumbnail. Transformers calls these arguments
+            `min_patches` and `max_patches`.
+        slicing: how the bound R on the tiles of a W x H image is computed (paper, section 3.3).
             `"edge"`: R = min(max_tiles, ceil(W / tile_width) * ceil(H / tile_height)),
             `"area"`: R = min(max_tiles, ceil(W * H / (tile_width * tile_height))),
             `"ratio"`: R = max_tiles, InternVL2's own rule. R is never below `min_tiles`.
-        use_thumbnail: append a thumbnail wherever there is more than one tile.
+        use_thumbnail: append a thumbnail if there is more than one tile.
 
     Raises:
-        ValueError: an argument is outside its range; the message names it and its value.
+        ValueError: if an argument is outside its range. The message names it and its value.
     """
 
     tile_height: int
@@ -84,11 +84,11 @@ class TilingRule:
     def plan(self, width: int, height: int) -> TilePlan:
         """The tiles of an upright image of `width` x `height` pixels.
 
-        Among the grids of `min_tiles` to R tiles, the one whose aspect ratio is nearest to the image's wins. Of equally
-        near ones the larger wins, if the image has more than half of its pixels (InternVL2's rule).
+        Of the grids with `min_tiles` to R tiles, the one whose aspect ratio is nearest to the image's is chosen. Of equally
+        near grids, the larger is chosen if the image has more than half of its pixels (InternVL2's rule).
 
         Raises:
-            ValueError: the image has no pixels.
+            ValueError: if the image has no pixels.
         """
         if width < 1 or height < 1:
             raise ValueError(f"The image measures {width}x{height} pixels (width x height), expected at least 1x1.")
@@ -96,7 +96,7 @@ class TilingRule:
         best_difference = math.inf
         for grid_columns, grid_rows in _grids(self.min_tiles, self.budget(width, height)):
             grid_width, grid_height = grid_columns * self.tile_width, grid_rows * self.tile_height
-            # both quotients are rounded to doubles before they are compared: exact fractions would give other ties
+            # both quotients are rounded to doubles before the comparison: exact fractions would give other ties
             difference = abs(width / height - grid_width / grid_height)
             is_tied = difference == best_difference
             if difference < best_difference or (is_tied and width * height > 0.5 * grid_width * grid_height):
@@ -107,11 +107,11 @@ class TilingRule:
 
 @lru_cache(maxsize=64)
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All (columns, rows) of `min_tiles` to `max_tiles` tiles, those of fewer tiles first.
+    """All (columns, rows) of `min_tiles` to `max_tiles` tiles, sorted by number of tiles.
 
-    InternVL collects them in a set, for n = `min_tiles` ... `max_tiles` those of at most n columns and n rows, and sorts it
-    by tiles alone. So the set's order settles which of two grids of equally many tiles comes first, and with `min_tiles`
-    above 1 that decides between equally near ones: the set is filled in the same order here.
+    For each n from `min_tiles` to `max_tiles`, InternVL adds the grids of at most n columns and n rows to a set, and sorts the
+    set by number of tiles only. So the order of the set determines which of two grids of equally many tiles comes first, and
+    with `min_tiles` above 1 this decides between equally near grids. The set is filled in the same order here.
     """
     grids = [
         (columns, rows)

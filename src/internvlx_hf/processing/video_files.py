@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Videos of which single frames can be read: only what is asked for is decoded and kept."""
+"""Reading single frames of videos: only the requested frames are decoded and kept."""
 
 import math
 import os
@@ -19,20 +19,20 @@ from transformers.image_utils import is_valid_image
 
 from .image_files import ImageAccess, abbreviated, file_of, open_image
 
-# Containers that hold their frames themselves. FFmpeg also reads lists of other files and addresses, which a video that
-# somebody sent must not make it open.
+# Containers that contain their frames. FFmpeg also reads lists of other files and addresses, which a video from a stranger
+# must not make it open.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,ogg,asf,ivf,nut,mxf,h264,hevc,obu,"
     "wav,mp3,aac,flac"
 )
 _FIRST_BYTES = 512
-# an image format by the first bytes of a file: (offset, bytes)
+# first bytes of image files: (offset, bytes)
 _IMAGE_SIGNATURES = ((0, b"\xff\xd8\xff"), (0, b"\x89PNG"), (0, b"BM"), (8, b"WEBP"), (0, b"II*\x00"), (0, b"MM\x00*"))
-# seconds from one wanted frame to the next from which on it may be faster to look for a keyframe than to decode all between
+# if the next wanted frame is further away than this, seeking a keyframe may be faster than decoding all frames in between
 _SECONDS_TO_SEEK = 2.0
-# files whose headers promise this much more than they hold are taken for whole: headers round
+# files are not truncated if their headers announce at most this much more than they hold: headers are rounded
 _SECONDS_OF_TOLERANCE = 1.0
-# names that end so are videos' where a name may be an image's, too; a GIF is an image there
+# suffixes of videos where a name may also be an image's; a GIF is then an image
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"
 )  # fmt: skip
@@ -45,10 +45,10 @@ class Video:
     """A video whose frames can be read one at a time.
 
     Attributes:
-        name: what messages call it.
-        num_frames: how many frames it has.
-        fps: frames a second; None where that is unknown.
-        is_sampled: whether somebody has chosen its frames already.
+        name: its name in messages.
+        num_frames: number of frames.
+        fps: frames per second; None if unknown.
+        is_sampled: whether its frames are already a selection.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Video:
     is_sampled = False
 
     def frames(self, indices: Sequence[int]) -> Iterator[Frame]:
-        """The frames at ascending indices, each only when it is asked for."""
+        """The frames at ascending indices, each read when it is needed."""
         raise NotImplementedError
 
     @property
@@ -66,10 +66,10 @@ class Video:
 
 
 class FrameList(Video):
-    """Frames that are given one by one: images of any kind, paths among them.
+    """A list of frames: images of any kind, including paths.
 
     Raises:
-        ValueError: there is none, or one is no image.
+        ValueError: if the list is empty or one of its items is not an image.
     """
 
     is_sampled = True
@@ -86,7 +86,7 @@ class FrameList(Video):
 
 
 class ChosenFrames(Video):
-    """Some frames of a video, as a video of their own."""
+    """A video that consists of selected frames of another."""
 
     is_sampled = True
 
@@ -111,16 +111,16 @@ def _opened_frame(frame, index: int, name: str, access: ImageAccess | None) -> F
 
 
 class FileVideo(Video):
-    """A video file, whose header is read when this is made. It is opened anew for reading, so that processes can share it.
+    """A video file. Creating it reads the header; each read opens the file again, so that processes can share this object.
 
     Args:
         file: its path or its bytes.
-        name: what messages call it.
-        max_pixels: most pixels of a frame, in addition to `PIL.Image.MAX_IMAGE_PIXELS`.
+        name: its name in messages.
+        max_pixels: largest frame, in pixels, in addition to `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
-        ImportError: neither PyAV nor torchcodec is installed.
-        ValueError: it is no video, or one without frames or with too large ones; when it is read, also: it is corrupt or
+        ImportError: if neither PyAV nor torchcodec is installed.
+        ValueError: if the file is not a video, has no frames or too large ones; on reading, also if it is corrupt or
             truncated.
     """
 
@@ -128,8 +128,8 @@ class FileVideo(Video):
         self.file = file
         self.name = name
         self._max_pixels = max_pixels
-        self._decoder = decoder()
-        _refuse_what_is_no_video(file, name)
+        self._decoder = find_decoder()
+        _refuse_other_files(file, name)
         with self._opened() as reader:
             self.num_frames, self.fps = reader.num_frames, reader.fps
             self._refuse_large(reader.width, reader.height)
@@ -154,11 +154,11 @@ class FileVideo(Video):
             if type(error).__module__.partition(".")[0] not in ("av", "torchcodec"):
                 raise
             raise self._corrupt(error) from error
-        except Exception as error:  # decoders raise what they like
+        except Exception as error:  # decoders raise errors of many types
             raise self._corrupt(error) from error
 
     def _corrupt(self, error: Exception) -> ValueError:
-        return ValueError(f"{self.name} is corrupt, truncated or no video, expected a whole video file: {error}")
+        return ValueError(f"{self.name} is corrupt, truncated or not a video, expected a whole video file: {error}")
 
     def _refuse_large(self, width: int, height: int) -> None:
         limits = [limit for limit in (PIL.Image.MAX_IMAGE_PIXELS, self._max_pixels) if limit is not None]
@@ -178,14 +178,14 @@ class FileVideo(Video):
 
 
 class _NotReadableError(Exception):
-    """What is wrong with a file, to be put after its name."""
+    """A file cannot be read. The message follows the file's name."""
 
 
-def decoder():
-    """What reads video files here: PyAV, or else torchcodec.
+def find_decoder():
+    """The class that reads video files: with PyAV if it is installed, otherwise with torchcodec.
 
     Raises:
-        ImportError: neither is installed.
+        ImportError: if neither is installed.
     """
     for package, reader in (("av", _PyavReader), ("torchcodec", _TorchcodecReader)):
         if find_spec(package) is not None:
@@ -194,11 +194,11 @@ def decoder():
 
 
 class _PyavReader:
-    """A file that PyAV has opened."""
+    """A file opened by PyAV."""
 
     def __init__(self, file: str | bytes):
         self._av = import_module("av")
-        # never by its name, which FFmpeg may take for a pattern or an address
+        # not by its name, which FFmpeg may interpret as a pattern or an address
         self._file = BytesIO(file) if isinstance(file, bytes) else open(file, "rb")  # noqa: SIM115
         try:
             self._open()
@@ -259,7 +259,7 @@ class _PyavReader:
                 decoded = self._decoded_from_keyframe(index)
                 first = next(decoded, None)
                 landed = -1 if first is None else self._index(first, -1)
-                # not where keyframes are further apart than the wanted frames, or where the file has no index
+                # not if keyframes are further apart than the wanted frames, or if the file has no index
                 seeks = position < landed <= index
                 if 0 <= landed <= index:
                     position, image = landed, first
@@ -277,7 +277,7 @@ class _PyavReader:
             yield _upright(image)
 
     def _decoded_from_keyframe(self, index: int) -> Iterator:
-        """The frames from the last keyframe on that does not come after a frame."""
+        """The frames starting at the last keyframe at or before a frame."""
         stream = self._stream
         start = stream.start_time or 0
         try:
@@ -286,10 +286,10 @@ class _PyavReader:
             return
         yield from self._container.decode(stream)
 
-    def _index(self, frame, otherwise: int) -> int:
-        """Which frame it is, by its time."""
+    def _index(self, frame, default: int) -> int:
+        """The frame's index, computed from its time."""
         if frame.pts is None or not self.fps:
-            return otherwise
+            return default
         start = self._stream.start_time or 0
         return round(float((frame.pts - start) * frame.time_base) * self.fps)
 
@@ -300,7 +300,7 @@ def _upright(frame) -> np.ndarray:
 
 
 class _TorchcodecReader:
-    """A file that torchcodec has opened."""
+    """A file opened by torchcodec."""
 
     def __init__(self, file: str | bytes):
         self._decoder = import_module("torchcodec.decoders").VideoDecoder(file, dimension_order="NHWC")
@@ -318,8 +318,8 @@ class _TorchcodecReader:
         return (self._decoder.get_frame_at(int(index)).data.numpy() for index in indices)
 
 
-def _refuse_what_is_no_video(file: str | bytes, name: str) -> None:
-    """Raises `ValueError` for an empty file, an image, and a text, which may be a list of other files."""
+def _refuse_other_files(file: str | bytes, name: str) -> None:
+    """Raises `ValueError` for an empty file, an image, or text, which may be a list of other files."""
     if isinstance(file, bytes):
         first = file[:_FIRST_BYTES]
     else:
@@ -332,11 +332,11 @@ def _refuse_what_is_no_video(file: str | bytes, name: str) -> None:
             f"{name} is an image, expected a video file; a list of images is a video, each image a frame."
         )
     if all(byte >= 32 or byte in b"\t\n\r" for byte in first):
-        raise ValueError(f"{name} is a text, expected a video file.")
+        raise ValueError(f"{name} is text, expected a video file.")
 
 
 def names_video(name: str) -> bool:
-    """Whether the path or URL of an image or a video is a video's, by its ending."""
+    """Whether a path or URL names a video, judged by its suffix."""
     return name.partition("?")[0].lower().endswith(VIDEO_SUFFIXES) or name.lower().startswith("data:video/")
 
 
@@ -345,12 +345,12 @@ def open_video(source, access: ImageAccess | None = None) -> Video:
 
     Args:
         source: a path, an http(s) URL, a `file://` URL, base64 or a `data:video/...;base64,` URI, bytes, a folder of frames
-            (their names' numbers are their order), a list of frames, or an array of frames (T, H, W, C) or (T, C, H, W).
-        access: what strings may name.
+            (sorted by the numbers in their names), a list of frames, or an array of frames (T, H, W, C) or (T, C, H, W).
+        access: what strings may name (default: anything).
 
     Raises:
-        ImportError: it is a file, and nothing is installed that reads one.
-        ValueError: it is something else, or no video; the message names it.
+        ImportError: if the source is a file and neither PyAV nor torchcodec is installed.
+        ValueError: if the source is not a video. The message names it.
     """
     access = access or ImageAccess()
     if isinstance(source, Video):
@@ -361,7 +361,7 @@ def open_video(source, access: ImageAccess | None = None) -> Video:
         name = f"The video {abbreviated(source)}"
         path = os.fspath(source)
         if isinstance(path, str) and access.allows_file(path) and os.path.isdir(path):
-            return FrameList(_images_of_folder(Path(path), name), name, access)
+            return FrameList(_folder_images(Path(path), name), name, access)
         return FileVideo(file_of(source, name, access, "a video"), name, access.max_pixels)
     if isinstance(source, list | tuple):
         return FrameList(source, access=access)
@@ -376,15 +376,15 @@ def open_video(source, access: ImageAccess | None = None) -> Video:
     )
 
 
-def _images_of_folder(folder: Path, name: str) -> list[Path]:
+def _folder_images(folder: Path, name: str) -> list[Path]:
     extensions = PIL.Image.registered_extensions()
     files = [file for file in folder.iterdir() if file.suffix.lower() in extensions and file.is_file()]
     if not files:
         raise ValueError(f"{name} is a folder without images, expected a video file or a folder of frames.")
-    return sorted(files, key=_by_numbers)
+    return sorted(files, key=_natural_order)
 
 
-def _by_numbers(file: Path) -> list:
+def _natural_order(file: Path) -> list:
     pieces = re.split(r"(\d+)", file.name)
     return [(int(piece), "") if piece.isdecimal() else (math.inf, piece) for piece in pieces]
 
@@ -393,7 +393,7 @@ def _by_numbers(file: Path) -> list:
 
 
 def is_one_video(videos) -> bool:
-    """Whether `videos` is a single video, rather than a list of them: transformers' rule, by which strings are videos."""
+    """Whether `videos` is a single video, rather than a list. As in transformers, a string in a list is a video."""
     if not isinstance(videos, list | tuple):
         return not (isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5)
     first = videos[0] if len(videos) else None
@@ -403,10 +403,10 @@ def is_one_video(videos) -> bool:
 
 
 def flat_videos(videos) -> list:
-    """All videos of a call, one after another. Where lists are nested twice, the innermost are a video's frames.
+    """All videos of a call, in order. In lists that are nested twice, the innermost lists are the frames of a video.
 
     Raises:
-        ValueError: an item is none.
+        ValueError: if an item is not a video.
     """
     if videos is None:
         return []
@@ -429,17 +429,17 @@ def sampled_indices(
     """The middles of equal segments of a video, as native InternVL computes them.
 
     Args:
-        num_frames: how many; a shorter video gives all its frames.
-        fps: in place of it, how many of each second, at least `min_frames` and at most `max_frames`.
+        num_frames: number of frames (None: all); of a shorter video, all frames are taken.
+        fps: frames per second, instead of `num_frames`: at least `min_frames` and at most `max_frames` in all.
 
     Raises:
-        ValueError: `fps` is given, and the video's is unknown.
+        ValueError: if `fps` is given and the video's own is unknown.
     """
     total = video.num_frames
     if fps is not None:
         if not video.fps:
             raise ValueError(
-                f"fps={fps:g} was asked of {video.name[:1].lower()}{video.name[1:]}, whose own frames a second are unknown; expected "
+                f"fps={fps:g} cannot be sampled from {video.name[:1].lower()}{video.name[1:]}, whose frames per second are unknown; expected "
                 "num_frames, or `video_metadata` with its fps."
             )
         num_frames = max(min_frames, int(total / video.fps * fps))

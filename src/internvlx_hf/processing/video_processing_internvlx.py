@@ -19,25 +19,25 @@ from .rvtc import TilingRule
 from .video_files import Frame, Video, flat_videos, open_video, sampled_indices
 
 SAMPLING = ("num_frames", "fps", "min_frames", "max_frames", "do_sample_frames", "video_metadata")
-_ABOUT_TILES = ("crop_to_patches", "min_patches", "max_patches", "slicing", "use_thumbnail", "jpeg_draft")
-_DECODED_TOGETHER = 4  # frames
+_TILE_SETTINGS = ("crop_to_patches", "min_patches", "max_patches", "slicing", "use_thumbnail", "jpeg_draft")
+_FRAMES_PER_BATCH = 4
 
 
 class InternVLXVideoProcessorKwargs(VideosKwargs, total=False):
     r"""
     num_frames (`int`, *optional*, defaults to 8):
-        Frames of a video, the middles of as many equal segments. A shorter video gives all its frames.
+        Number of frames to sample: the middles of as many equal segments. Of a shorter video, all frames are taken.
     fps (`float`, *optional*):
-        Frames of each second of a video, in place of `num_frames`.
+        Frames to sample per second of video, instead of `num_frames`.
     min_frames (`int`, *optional*, defaults to 1):
-        Least number of frames that `fps` gives.
+        Smallest number of frames sampled by `fps`.
     max_frames (`int`, *optional*, defaults to 128):
-        Largest number of frames that `fps` gives. More frames, given or asked for otherwise, are refused.
+        Largest number of frames sampled by `fps`. A video with more frames for another reason is refused.
     do_sample_frames (`bool`, *optional*):
-        `True`: sample of every video. `False`: take all frames. By default files are sampled, and frames that are given one
-        by one or as an array are taken as they are, unless the call says `num_frames` or `fps`.
+        `True`: sample every video. `False`: take all frames. By default, files are sampled, and all frames of a list or an
+        array are taken unless the call sets `num_frames` or `fps`.
     frame_label (`str`, *optional*, defaults to `"Frame{}: "`):
-        What stands in front of a frame in the prompt, with its number for `{}`.
+        Text in front of each frame in the prompt. `{}` becomes the frame's number.
     resize_backend (`str`, *optional*, defaults to `"torch"`), do_exif_transpose, alpha:
         As for `InternVLXImageProcessor`.
     """
@@ -53,17 +53,17 @@ class InternVLXVideoProcessorKwargs(VideosKwargs, total=False):
 class InternVLXVideoProcessor(InternVLXImageProcessor):
     """Samples the frames of videos and turns each into one normalised tile.
 
-    Calling it with one video or a list of them gives
-    - `pixel_values_videos`, (frames, 3, H, W) float32: the frames of all videos one after another,
-    - `num_patches_videos`, (videos,): how many of them belong to each video.
+    A call with one video or a list of videos returns
+    - `pixel_values_videos`, (frames, 3, H, W) float32: the frames of all videos in order,
+    - `num_patches_videos`, (videos,): the number of frames of each video.
 
-    A video is a path, a URL, a folder of frames, a list of frames or an array (see `video_files.open_video`). Of a file only
-    what is sampled is decoded, a few frames at a time.
+    A video is a path, a URL, a folder of frames, a list of frames or an array (see `video_files.open_video`). Only the
+    sampled frames of a file are decoded, a few at a time.
 
     Raises:
-        ImportError: a video is a file, and neither PyAV nor torchcodec is installed.
-        ValueError: a video is corrupt, empty, or without a video stream, or an argument is unknown or contradicts another;
-            the message names it.
+        ImportError: if a video is a file and neither PyAV nor torchcodec is installed.
+        ValueError: if a video is corrupt, empty, or has no video stream, or if an argument is unknown or contradicts another.
+            The message names it.
     """
 
     valid_kwargs = InternVLXVideoProcessorKwargs  # type: ignore[assignment]
@@ -77,17 +77,17 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
     max_frames = 128
     do_sample_frames: bool | None = None
     frame_label = "Frame{}: "
-    _rows_first = True  # as native InternVL's
+    _rows_first = True  # as in native InternVL
 
     @classmethod
     def like(cls, image_processor: InternVLXImageProcessor, **settings) -> "InternVLXVideoProcessor":
-        """One whose tiles have the size and the levels of an image processor's."""
+        """A video processor whose tiles have the same size and levels as those of an image processor."""
         names = cls.valid_kwargs.__annotations__
         own = {name: value for name, value in image_processor.to_dict().items() if name in names}
         return cls(**{**own, **settings})
 
     def __init__(self, **kwargs):
-        super().__init__(**{name: value for name, value in kwargs.items() if name not in _ABOUT_TILES})
+        super().__init__(**{name: value for name, value in kwargs.items() if name not in _TILE_SETTINGS})
         self.crop_to_patches = False
         self._sampling({})
 
@@ -114,7 +114,7 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
             kwargs.pop(name, None)
         total = sum(map(len, chosen))
         pixel_values, written = torch.empty(0), 0
-        for frames in _together(opened, chosen):
+        for frames in _frame_batches(opened, chosen):
             images: Any = frames
             tiles = super().preprocess(images, *args, return_tensors="pt", **kwargs)["pixel_values"]
             if not written:
@@ -138,37 +138,37 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
             raise ValueError(str(error)) from error
 
     def choose_frames(self, videos: list[Video], kwargs: Mapping | None = None) -> list[list[int]]:
-        """Which frames of each video a call takes, without decoding one.
+        """The indices of the frames that a call takes from each video, without decoding a frame.
 
         Args:
-            kwargs: arguments of the call that replace the processor's own.
+            kwargs: arguments of the call that override the processor's settings.
 
         Raises:
-            ValueError: one of them is out of range, or a video has more frames than `max_frames`.
+            ValueError: if one of them is out of range, or if a video has more frames than `max_frames`.
         """
         kwargs = {name: value for name, value in (kwargs or {}).items() if value is not None}
         num_frames, fps, min_frames, max_frames = self._sampling(kwargs)
-        asks = "num_frames" in kwargs or "fps" in kwargs
-        does = kwargs.get("do_sample_frames", self.do_sample_frames)
+        call_samples = "num_frames" in kwargs or "fps" in kwargs
+        do_sample = kwargs.get("do_sample_frames", self.do_sample_frames)
         metadata = _metadata(kwargs.get("video_metadata"), videos)
         chosen = []
         for video, known in zip(videos, metadata, strict=True):
             if video.fps is None and known.get("fps"):
                 video.fps = float(known["fps"])
-            if does or (does is None and (asks or not video.is_sampled)):
+            if do_sample or (do_sample is None and (call_samples or not video.is_sampled)):
                 indices = sampled_indices(video, num_frames, fps, min_frames, max_frames)
             else:
                 indices = list(range(video.num_frames))
             if len(indices) > max_frames:
                 raise ValueError(
-                    f"{video.name} would take {len(indices)} frames, expected at most max_frames={max_frames}. Ask for fewer with "
+                    f"{video.name} would take {len(indices)} frames, expected at most max_frames={max_frames}. Sample fewer with "
                     "num_frames or fps, or raise max_frames."
                 )
             chosen.append(indices)
         return chosen
 
     def _sampling(self, kwargs: Mapping) -> tuple[int | None, float | None, int, int]:
-        """`num_frames`, `fps` and their bounds; what a call gives goes before what the processor has."""
+        """`num_frames`, `fps` and their bounds. The arguments of a call override the processor's settings."""
         num_frames, fps = kwargs.get("num_frames"), kwargs.get("fps")
         if num_frames is not None and fps is not None:
             raise ValueError(f"num_frames={num_frames} and fps={fps}, expected one of them.")
@@ -182,7 +182,7 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
             if not is_count and not (value is None and name == "num_frames"):
                 raise ValueError(f"{name}={value!r}, expected a positive number of frames.")
         if fps is not None and not (isinstance(fps, int | float) and 0 < fps < float("inf")):
-            raise ValueError(f"fps={fps!r}, expected a positive number of frames a second.")
+            raise ValueError(f"fps={fps!r}, expected a positive number of frames per second.")
         if least > most:
             raise ValueError(f"min_frames={least} and max_frames={most}, expected min_frames <= max_frames.")
         label = kwargs.get("frame_label", self.frame_label)
@@ -191,16 +191,16 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
         return num_frames, fps, least, most
 
 
-def _together(videos: list[Video], chosen: list[list[int]]) -> Iterator[list[Frame]]:
+def _frame_batches(videos: list[Video], chosen: list[list[int]]) -> Iterator[list[Frame]]:
     """The chosen frames of all videos, a few at a time."""
     for video, indices in zip(videos, chosen, strict=True):
         frames = video.frames(indices)
-        while some := list(islice(frames, _DECODED_TOGETHER)):
-            yield some
+        while batch := list(islice(frames, _FRAMES_PER_BATCH)):
+            yield batch
 
 
 def _metadata(given, videos: list[Video]) -> list[Mapping]:
-    """What is known of each video besides."""
+    """The metadata of each video, without None values."""
     if given is None:
         return [{}] * len(videos)
     flat = [given] if isinstance(given, Mapping) else list(given)
