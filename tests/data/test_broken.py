@@ -117,7 +117,7 @@ def test_what_follows_a_list_is_not_lost(rest, folder, processor):
     path = folder / "data.json"
     path.write_text(json.dumps([GOOD]) + rest)
     line = 1 + rest.count("\n")
-    with pytest.raises(ValueError, match=rf"data\.json, line {line}: More data behind the end of the list"):
+    with pytest.raises(ValueError, match=rf"data\.json, line {line}: More data after the end of the list"):
         load_training_data(path, processor)
     path.write_text(json.dumps([GOOD]) + "\n \t\r\n")
     assert len(load_training_data(path, processor)) == 1
@@ -165,13 +165,13 @@ def test_large_images_are_cut_at_once_into_the_same_tiles(kwargs, processor, mon
     sample = {"messages": turns, "images": [{"bytes": stream.getvalue()}, np.full((50, 40, 3), 7, np.uint8)]}
     sample["images_kwargs"] = kwargs
     whole = InternVLXDataCollator(processor)([sample])
-    monkeypatch.setattr(encoding, "MOST_WHOLE_PIXELS", 90 * 60 + 50 * 40 - 1)
+    monkeypatch.setattr(encoding, "MAX_WHOLE_PIXELS", 90 * 60 + 50 * 40 - 1)
     encoded = InternVLXDataCollator(processor).encoder(sample)
     assert [len(image) for image in encoded.images] == encoded.num_tiles
     assert all(image.dtype == torch.uint8 for image in encoded.images)
     cut = InternVLXDataCollator(processor)([encoded])
     assert torch.equal(cut["pixel_values"], whole["pixel_values"])
-    monkeypatch.setattr(encoding, "MOST_WHOLE_PIXELS", 90 * 60 + 50 * 40)
+    monkeypatch.setattr(encoding, "MAX_WHOLE_PIXELS", 90 * 60 + 50 * 40)
     assert encoded.images[0].ndim - InternVLXDataCollator(processor).encoder(sample).images[0].ndim == 1
 
 

@@ -61,11 +61,11 @@ def test_samples_with_settings_of_their_own_can_share_a_batch(processor, tmp_pat
         ({"annotation": None}, "expected settings with an `annotation` file"),
         ({"conv_style": "x"}, "sets 'conv_style', which is unknown here"),
         ({"data_augment": True}, "sets data_augment=True, but images are not augmented"),
-        ({"repeat_time": -1}, "sets repeat_time=-1, expected a number from 0 on"),
-        ({"max_dynamic_patch": 0}, "asks for max_patches=0, expected a positive number"),
+        ({"repeat_time": -1}, "sets repeat_time=-1, expected a number of at least 0"),
+        ({"max_dynamic_patch": 0}, "sets max_patches=0, expected a positive number"),
         ({"media_type": "audio"}, "sets media_type='audio'"),
         ({"annotation": "a.csv"}, r"has the annotation 'a\.csv', which does not exist"),
-        ({"annotation": __file__}, r"test_loading\.py is no file of annotations"),
+        ({"annotation": __file__}, r"test_loading\.py is not a file of annotations"),
         ({"root": 3}, r"has the root 3, expected a folder"),
     ],
 )
@@ -135,7 +135,7 @@ def test_what_is_no_training_data_is_refused(processor, source, error):
         load_training_data(source, processor)
     for nowhere in ("nowhere.jsonl", "./nowhere", "data/mine/train", "/nowhere"):  # and nobody's id on the Hub
         with pytest.raises(
-            FileNotFoundError, match=f"There is no {nowhere}, expected a file of annotations or a folder"
+            FileNotFoundError, match=f"{nowhere} does not exist, expected a file of annotations or a folder"
         ):
             load_training_data(nowhere, processor)
 

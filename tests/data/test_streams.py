@@ -76,7 +76,7 @@ def test_shards_of_shards_share_out_every_sample(processor, annotations, rows, k
 
 def test_a_stream_ends_for_broken_samples_in_a_row_only(processor, annotations, monkeypatch):
     stream = load_training_data(annotations, processor, streaming=True)
-    monkeypatch.setattr(datasets_module, "MOST_BROKEN_IN_A_ROW", 3)
+    monkeypatch.setattr(datasets_module, "MAX_BROKEN_IN_A_ROW", 3)
     good = next(iter(stream))
     for pattern, ends in (("x..x..x..x", False), ("x..x...x", True)):
         samples = [(good if sign == "x" else None, lambda: "here") for sign in pattern]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from internvlx_hf.processing import ImageAccess, InternVLXImageProcessor
-from internvlx_hf.processing.image_files import MOST_REDIRECTS, open_image
+from internvlx_hf.processing.image_files import MAX_REDIRECTS, open_image
 from internvlx_hf.processing.public_hosts import is_public
 
 pytestmark = pytest.mark.any_transformers
@@ -135,10 +135,10 @@ def test_redirects_are_followed_but_not_for_ever():
         return response(b"", f"Location: /{number - 1}", status="302 Found") if number else response(png())
 
     with server(answer) as (port, paths):
-        assert open_image(f"http://127.0.0.1:{port}/{MOST_REDIRECTS}").size == (256, 256)
-        assert len(paths) == MOST_REDIRECTS + 1
-        with pytest.raises(ValueError, match=f"redirects more than {MOST_REDIRECTS} times"):
-            open_image(f"http://127.0.0.1:{port}/{MOST_REDIRECTS + 1}")
+        assert open_image(f"http://127.0.0.1:{port}/{MAX_REDIRECTS}").size == (256, 256)
+        assert len(paths) == MAX_REDIRECTS + 1
+        with pytest.raises(ValueError, match=f"redirects more than {MAX_REDIRECTS} times"):
+            open_image(f"http://127.0.0.1:{port}/{MAX_REDIRECTS + 1}")
 
 
 def test_only_listed_hosts_are_asked_and_each_redirect_is_looked_at():

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The data collator: all that a plain `Trainer` needs to train InternVL-X."""
+"""The data collator, which is all that a plain `Trainer` needs to train InternVL-X."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -18,24 +18,24 @@ class InternVLXDataCollator:
         Trainer(model, TrainingArguments(..., remove_unused_columns=False), train_dataset=dataset,
                 data_collator=InternVLXDataCollator(processor))
 
-    (`remove_unused_columns` would take the columns away before they get here.) Messages are as for `apply_chat_template`,
-    `read_conversation` says where images may be. Only what the assistant writes carries loss, its end marker included.
+    (`remove_unused_columns` would remove the columns before they get here.) Messages are as for `apply_chat_template`; see
+    `read_conversation` for the places of images. Only the assistant's text carries loss, including its end marker.
 
-    Rows are padded on the right: every sample's positions then start at 0, also in a model that does not derive them from
-    the attention mask, and a causal row never sees its padding. With `packing` nothing is padded: see `packing.py`.
+    Rows are padded on the right, so that every sample's positions start at 0, even in a model that does not derive them from
+    the attention mask, and a causal row never sees its padding. With `packing`, nothing is padded: see `packing.py`.
 
     Args:
-        processor: tokenizes, and cuts images into tiles.
-        max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`. A collator cannot replace a sample: one that it skips leaves
-            the batch smaller. (The datasets of `load_training_data` replace it before it gets here.)
+        processor: tokenizes texts and splits images into tiles.
+        max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`. A collator cannot replace a sample that it skips,
+            so the batch becomes smaller. (The datasets of `load_training_data` replace it before it gets here.)
         packing: put all samples of a batch into one row without padding, (1, tokens), whose `position_ids` restart with
-            every sample.
-        pad_to_multiple_of: pad rows to a multiple of this many tokens. With `packing`, what fills the row up is one more
-            sample, which nobody reads.
+            every sample (default: False).
+        pad_to_multiple_of: pad rows to a multiple of this many tokens (default: no padding beyond the longest row). With
+            `packing`, the padding is one more sample without loss.
 
     Raises:
-        ValueError: an argument is out of range or the processor has no chat template for training; when called, also
-            a `BrokenSampleError` (see `on_broken`) or a batch of which nothing is left.
+        ValueError: if an argument is out of range or the processor has no chat template for training; on a call, also if a
+            sample is broken (a `BrokenSampleError`, see `on_broken`) or if no sample of the batch is left.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class InternVLXDataCollator:
         return self.encoder.processor
 
     def __call__(self, samples: Sequence[Mapping | TrainingSample | list[TrainingSample]]) -> dict[str, torch.Tensor]:
-        """Collate samples; rows of samples (lists) are taken apart.
+        """Collate samples; rows (lists of samples) are flattened.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, L), or with `packing` `input_ids`, `position_ids`, `labels` (1, L)
-            and what variable-length attention wants; `pixel_values` (tiles, 3, H, W) if there are images.
+            and the arguments of variable-length attention; `pixel_values` (tiles, 3, H, W) if there are images.
         """
         flat = [sample for row in samples for sample in (row if isinstance(row, list) else [row])]
         encoded = [sample for sample in map(self._encoded, flat) if sample is not None]
@@ -97,8 +97,8 @@ class InternVLXDataCollator:
         lengths = [len(sample) for sample in samples]
         missing = self._length(sum(lengths)) - sum(lengths)
         pad = self.processor.tokenizer.pad_token_id or 0
-        filling = [(np.full(missing, pad), np.full(missing, IGNORE_INDEX))] if missing else []
-        rows = [(sample.input_ids, sample.labels) for sample in samples] + filling
+        padding = [(np.full(missing, pad), np.full(missing, IGNORE_INDEX))] if missing else []
+        rows = [(sample.input_ids, sample.labels) for sample in samples] + padding
         input_ids, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*rows, strict=True))
         lengths = lengths + [missing] * bool(missing)
         bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
@@ -110,12 +110,12 @@ class InternVLXDataCollator:
             "cu_seq_lens_k": bounds,
             "max_length_q": max(lengths),
             "max_length_k": max(lengths),
-            # with a cache, transformers would not look for several samples in a row
+            # with a cache, transformers would not detect several samples in a row
             "use_cache": False,
         }
 
     def _tiles(self, samples: list[TrainingSample]) -> torch.Tensor | None:
-        """The tiles of all images. One call for all writes them where they stay: the copying would cost a third more."""
+        """The tiles of all images. One call for all images avoids a copy, which would take a third more time."""
         parts = []
         for images_kwargs, neighbours in groupby(samples, key=lambda sample: sample.images_kwargs):
             group = [sample for sample in neighbours if sample.images]

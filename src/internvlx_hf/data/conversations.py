@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Records of InternVL's and LLaVA's data as samples of messages and images."""
+"""Converting records of InternVL's and LLaVA's data to samples of messages and images."""
 
 import os
 from collections.abc import Mapping
@@ -12,29 +12,29 @@ _ABSOLUTE = ("http://", "https://", "file://", "data:")
 
 
 def sample_from_record(record: Mapping, image_root: str | None = None, images_kwargs: Mapping | None = None) -> dict:
-    """A sample `{"messages": [...], "images": [...], "videos": [...]}` from any record that training takes.
+    """A sample `{"messages": [...], "images": [...], "videos": [...]}` from any record that training accepts.
 
     Args:
         record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as InternVL
-            and LLaVA write them; blanks around a value are dropped, as InternVL drops them. `image` or `images` is one
-            image or a list; an empty one is none, and not both may be given. So are `video` or `videos`.
-        image_root: folder that relative paths of images and videos count from, those in parts of messages too.
+            and LLaVA write them; blanks around a value are removed, as in InternVL. `image` or `images` holds one image or
+            a list, which may be empty; only one of the two may be set. The same holds for `video` and `videos`.
+        image_root: folder that relative paths of images and videos refer to, including paths in parts of messages.
         images_kwargs: arguments of the image processor for this record.
 
     Raises:
-        ValueError: the record is something else, has an unknown speaker, or media other than images and videos.
+        ValueError: if the record has another form, an unknown speaker, or media other than images and videos.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
     refuse_unread(record)
     if record.get("messages") is not None:
-        messages = _located_parts(record["messages"], image_root)
+        messages = _resolve_messages(record["messages"], image_root)
     elif record.get("conversations") is not None:
         messages = _messages(record["conversations"])
     else:
         raise ValueError(f"it has the keys {', '.join(map(str, record))}, expected `messages` or `conversations`")
-    sample = {"messages": messages, "images": [_located(image, image_root) for image in media_of(record, IMAGE)]}
-    videos = [_located_video(video, image_root) for video in media_of(record, VIDEO)]
+    sample = {"messages": messages, "images": [_resolve_image(image, image_root) for image in media_of(record, IMAGE)]}
+    videos = [_resolve_video(video, image_root) for video in media_of(record, VIDEO)]
     sample |= {"videos": videos} if videos else {}
     return sample | ({"images_kwargs": dict(images_kwargs)} if images_kwargs else {})
 
@@ -53,35 +53,39 @@ def _messages(conversations) -> list[dict]:
     return messages
 
 
-def _located_parts(messages, root: str | None):
-    """The messages with the paths that their image parts carry; what is no list of messages stays, for others to refuse."""
+def _resolve_messages(messages, root: str | None):
+    """The messages with the paths of their parts relative to `root`. Other values are returned unchanged and checked later."""
     if root is None or not isinstance(messages, list | tuple):
         return messages
-    return [_located_in(message, root) for message in messages]
+    return [_resolve_message(message, root) for message in messages]
 
 
-def _located_in(message, root: str):
+def _resolve_message(message, root: str):
     content = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(content, list | tuple):
         return message
-    return {**message, "content": [_located_part(part, root) for part in content]}
+    return {**message, "content": [_resolve_part(part, root) for part in content]}
 
 
-def _located_part(part, root: str):
+def _resolve_part(part, root: str):
     if not isinstance(part, Mapping) or part.get("type") not in ("image", "video"):
         return part
     keys = (part["type"], "path")
-    return {key: _located_video(value, root) if key in keys else value for key, value in part.items()}
+    return {key: _resolve_video(value, root) if key in keys else value for key, value in part.items()}
 
 
-def _located_video(video, root: str | None):
-    """With the paths of its frames where it is a list of them."""
-    return [_located(frame, root) for frame in video] if isinstance(video, list | tuple) else _located(video, root)
+def _resolve_video(video, root: str | None):
+    """The video with its path, or the paths of its list of frames, relative to `root`."""
+    return (
+        [_resolve_image(frame, root) for frame in video]
+        if isinstance(video, list | tuple)
+        else _resolve_image(video, root)
+    )
 
 
-def _located(image, root: str | None):
+def _resolve_image(image, root: str | None):
     if isinstance(image, Mapping) and image.get("bytes") is None and isinstance(image.get("path"), str):
-        return _located(image["path"], root)
+        return _resolve_image(image["path"], root)
     if not isinstance(image, str) or root is None or image.lower().startswith(_ABSOLUTE):
         return image
     return os.path.join(root, image)

@@ -14,10 +14,10 @@ from .conversations import sample_from_record
 from .encoding import SampleEncoder, TrainingSample
 from .records import Records
 
-# a sample, unless it is to be skipped, and what says where it is
+# a sample, or None if it is skipped, and a function that returns its place
 Encoded = tuple[TrainingSample | None, Callable[[], str]]
-# so many broken samples in a row are no accident
-MOST_BROKEN_IN_A_ROW = 100
+# this many broken samples in a row are not a coincidence
+MAX_BROKEN_IN_A_ROW = 100
 
 
 @dataclass
@@ -25,9 +25,9 @@ class RecordSet:
     """Records of one origin.
 
     Attributes:
-        records: of a file or another source.
-        image_root: folder that relative paths of images count from.
-        repeat: how often each record counts in an epoch; of a fraction, a fixed random choice of the records.
+        records: the records of a file or another source.
+        image_root: folder that relative paths of images refer to.
+        repeat: how often an epoch has each record. A fractional part adds a fixed random choice of the records.
         images_kwargs: arguments of the image processor for these records.
     """
 
@@ -40,7 +40,7 @@ class RecordSet:
         return sample_from_record(self.records[record], self.image_root, self.images_kwargs)
 
     def chosen(self, generator: np.random.Generator) -> np.ndarray:
-        """Which records an epoch has, in order."""
+        """The indices of an epoch's records, in order."""
         whole, fraction = divmod(self.repeat, 1)
         everything = np.arange(len(self.records))
         some = generator.choice(everything, round(fraction * len(everything)), replace=False)
@@ -50,19 +50,19 @@ class RecordSet:
 class TrainingData(Dataset):
     """A map-style dataset of `TrainingSample`s.
 
-    A sample that is to be skipped (see `SampleEncoder`) is replaced by the next good one, which is the same in every epoch
-    and after resuming. `counts` tells how many were skipped so far, those of the data loader's workers included.
+    A skipped sample (see `SampleEncoder`) is replaced by the next good sample, which is the same in every epoch and after
+    resuming. `counts` holds the numbers of samples skipped so far, including those of the data loader's workers.
 
     Args:
-        parts: where the samples come from.
-        encoder: makes training samples of them.
-        seed: of the choice of records where a part counts a fraction of them.
+        parts: the sets of records to train on.
+        encoder: encodes them.
+        seed: seed of the random choice of records for fractional repeats (default: 0).
 
     Attributes:
-        records: which record of its part each sample is.
+        records: index of each sample's record within its part.
 
     Raises:
-        ValueError: there is no record. When a sample is read, `BrokenSampleError`: see `SampleEncoder`.
+        ValueError: if there are no records. On reading a sample, `BrokenSampleError`: see `SampleEncoder`.
     """
 
     def __init__(self, parts: Sequence[RecordSet], encoder: SampleEncoder, seed: int = 0):
@@ -83,12 +83,12 @@ class TrainingData(Dataset):
         return self.encoder.counts.as_dict()
 
     def raw(self, index: int) -> dict:
-        """The sample of messages and images, as `read_conversation` takes it."""
+        """The sample of messages and images, as `read_conversation` expects it."""
         part, record = self._locate(index)
         return part.sample(record)
 
     def place(self, index: int) -> str:
-        """Where the sample is: its file and line."""
+        """The sample's file and line, for messages."""
         part, record = self._locate(index)
         return part.records.place(record)
 
@@ -97,11 +97,11 @@ class TrainingData(Dataset):
         return self.parts[part], int(self.records[index])
 
     def encode(self, index: int, decode: bool = True) -> TrainingSample | None:
-        """The sample, or None where it is to be skipped. Without `decode`, of its images only the headers are read."""
+        """The sample, or None if it is skipped. Without `decode`, only the headers of its images are read."""
         return self.encoder.encode_or_skip(partial(self.raw, index), partial(self.place, index), decode)
 
     def epoch(self, epoch: int, seed: int | None, num_shards: int, shard: int) -> Iterator[Encoded]:
-        """The samples of a shard of an epoch, each with its place; None for those to be skipped. Unshuffled without seed."""
+        """One shard of an epoch's samples, each with its place; None for skipped samples. Not shuffled if `seed` is None."""
         order = np.arange(len(self))
         if seed is not None:
             order = np.random.default_rng([seed, epoch]).permutation(order)
@@ -113,7 +113,7 @@ class TrainingData(Dataset):
     def __getitem__(self, index: int) -> TrainingSample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
-        for step in range(min(len(self), MOST_BROKEN_IN_A_ROW)):
+        for step in range(min(len(self), MAX_BROKEN_IN_A_ROW)):
             sample = self.encode((index + step) % len(self))
             if sample is not None:
                 return sample
@@ -131,10 +131,10 @@ class RecordStream:
     """Records of a `datasets.IterableDataset`, encoded.
 
     Args:
-        records: its images not decoded.
-        name: what messages call it.
-        image_root: folder that relative paths of images count from.
-        shuffle_buffer: how many records are shuffled among each other (beside the shards, which are shuffled too).
+        records: the dataset, with undecoded images.
+        name: its name in messages.
+        image_root: folder that relative paths of images refer to.
+        shuffle_buffer: number of records that are shuffled among each other (default: 1000). Shards are shuffled as well.
     """
 
     def __init__(self, records, encoder: SampleEncoder, name: str, image_root: str | None = None, shuffle_buffer=1000):
@@ -145,7 +145,7 @@ class RecordStream:
         self.shuffle_buffer = shuffle_buffer
 
     def epoch(self, epoch: int, seed: int | None, num_shards: int, shard: int) -> Iterator[Encoded]:
-        """As `TrainingData.epoch`."""
+        """See `TrainingData.epoch`."""
         from datasets.distributed import split_dataset_by_node
 
         records = self.records
@@ -154,7 +154,7 @@ class RecordStream:
         if num_shards > 1:
             records = split_dataset_by_node(records, rank=shard, world_size=num_shards)
         records.set_epoch(epoch)
-        for number, record in enumerate(records):  # which shares itself out among the workers
+        for number, record in enumerate(records):  # `datasets` splits them among the workers
             place = partial(self._place, record, f"{number} of shard {shard} in epoch {epoch}")
             yield self.encoder.encode_or_skip(partial(sample_from_record, record, self.image_root), place), place
 
@@ -164,20 +164,20 @@ class RecordStream:
 
 
 class StreamingTrainingData(IterableDataset):
-    """Encoded samples one after another, shuffled anew in every epoch; what is to be skipped is left out.
+    """A stream of encoded samples, shuffled in every epoch, without skipped samples.
 
-    Each sample comes exactly once an epoch, over all workers of the data loader and over all that `shard` was split into.
+    Each sample appears exactly once per epoch, over all workers of the data loader and all shards.
     Resuming reads the stream from its start, as the `Trainer` does.
 
-    The `Trainer` needs `accelerator_config={"dispatch_batches": False}`: otherwise accelerate cuts a stream's batches up by
-    rows, and `pixel_values` has none. In several processes its data loader then takes its share of what *every* process
-    encodes. With `shard` each sample is encoded once; the data loader must then not be split a second time.
+    The `Trainer` needs `accelerator_config={"dispatch_batches": False}`: otherwise accelerate splits a stream's batches by
+    rows, which `pixel_values` does not have. With several processes, its data loader then makes *every* process encode all
+    samples and keeps a share of them. With `shard`, each sample is encoded once; the data loader must not split the shard again.
 
     Args:
-        source: where the samples come from.
-        shuffle: in another order each epoch.
-        seed: of the order.
-        endless: begin the next epoch by itself, so that no process runs out of samples before the others.
+        source: the samples.
+        shuffle: use another order in each epoch (default: True).
+        seed: seed of the order (default: 0).
+        endless: start the next epoch automatically, so that no process runs out of samples before the others (default: False).
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class StreamingTrainingData(IterableDataset):
         self.seed = seed if shuffle else None
         self.endless = endless
         self.num_shards, self.shard_index = 1, 0
-        # in shared memory, so that workers that live through several epochs hear of it
+        # in shared memory, so that persistent workers see a new epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -198,10 +198,10 @@ class StreamingTrainingData(IterableDataset):
         self._epoch.fill_(epoch)
 
     def shard(self, num_shards: int, index: int) -> "StreamingTrainingData":
-        """The `index`-th of `num_shards` parts of this stream, for process `index`.
+        """Shard `index` of `num_shards` shards of this stream, for process `index`.
 
         Raises:
-            ValueError: there is no such part.
+            ValueError: if there is no such shard.
         """
         if not 0 <= index < num_shards:
             raise ValueError(f"index={index} of num_shards={num_shards}, expected 0 <= index < num_shards.")
@@ -218,7 +218,7 @@ class StreamingTrainingData(IterableDataset):
                     yield sample
                     continue
                 broken += 1
-                if broken == MOST_BROKEN_IN_A_ROW:
+                if broken == MAX_BROKEN_IN_A_ROW:
                     raise _all_broken(place())
             if not self.endless:
                 return

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""From a sample to its token ids, its labels, and the images that are still to be cut into tiles; frames are images."""
+"""Encoding a sample as token ids, labels and images. Frames of videos are images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,16 +25,16 @@ logger = logging.get_logger(__name__)
 TOO_LONG_POLICIES = ("truncate", "skip", "error")
 BROKEN_POLICIES = ("skip", "error")
 KINDS = ("broken", "too_long", "cut")
-_WORKERS = 256  # of a data loader, that are counted apart
-# a sample's images of more pixels in all are cut into tiles at once
-MOST_WHOLE_PIXELS = 2**24
-# of the image processor and the video processor, which have to agree where both make a batch's tiles
+_WORKERS = 256  # workers of a data loader with separate counts
+# a sample's images with more pixels in total are split into tiles immediately
+MAX_WHOLE_PIXELS = 2**24
+# settings in which the image processor and the video processor must agree, since both make a batch's tiles
 _LEVELS = ("image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize", "size")
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """A frame of a video, which is not decoded yet. It takes one tile."""
+    """A frame of a video that is not decoded yet. It takes one tile."""
 
     video: Video
     index: int
@@ -42,17 +42,17 @@ class VideoFrame:
 
 @dataclass
 class TrainingSample:
-    """One sample, ready to be collated. (No dict: the `Trainer` leaves other objects' contents alone.)
+    """One sample, ready to be collated. (Not a dict: the `Trainer` does not modify the contents of other objects.)
 
     Attributes:
-        input_ids, labels: (L,) int64; labels are -100 wherever there is no loss.
-        images: what `input_ids` have room for: (C, H, W) 8-bit levels, upright. (An image of 12
-            megapixels is cut into tiles a fifth faster from these than from Pillow's memory, and the same.) Of larger
-            images the tiles, (tiles, C, H, W): the whole images of a batch would take gigabytes. So with `jpeg_draft`, for
-            which the file has to be there, and of samples with videos.
-        num_tiles: of each image.
-        images_kwargs: what the image processor is called with for this sample.
-        was_cut: whether `max_length` took something away.
+        input_ids, labels: (L,) int64; labels are -100 for tokens without loss.
+        images: the images of `input_ids`: (C, H, W) 8-bit levels, upright. (From these, an image of 12 megapixels is split into
+            the same tiles a fifth faster than from Pillow's memory.) For larger images, their tiles, (tiles, C, H, W), since
+            the whole images of a batch would take gigabytes. Also tiles with `jpeg_draft`, which needs the file, and for
+            samples with videos.
+        num_tiles: number of tiles of each image.
+        images_kwargs: arguments of the image processor for this sample.
+        was_cut: whether the sample was truncated to `max_length`.
     """
 
     input_ids: np.ndarray
@@ -67,10 +67,10 @@ class TrainingSample:
 
 
 class SampleCounts:
-    """How many samples were skipped as `broken` or `too_long`, and how many `cut` to fit.
+    """Numbers of samples that were skipped as `broken` or `too_long`, and of those that were truncated (`cut`).
 
-    The counts live in shared memory, a row for each worker, so that the process that made them sees what its workers
-    count. A sample that is met again in a later epoch is counted again.
+    The counts are in shared memory, one row per worker, so that the main process sees its workers' counts. A sample is counted
+    again in each epoch.
     """
 
     def __init__(self):
@@ -88,26 +88,26 @@ class SampleCounts:
 class SampleEncoder:
     """Encodes samples `{"messages": [...], "images": [...]}` (see `read_conversation`) for training.
 
-    The ids are those of `processor.apply_chat_template(..., return_labels=True)`, at a fraction of the time: a placeholder
-    is tokenized once and then repeated. Image parts are written as the chat template writes them, marks `<image>` exactly
-    where they stand, as InternVL does. A token carries loss if it begins within what the template marks as written by the
-    assistant: the answer and its end marker. (There one does that merely reaches into it, from the header's newline into an
-    answer that begins with a blank.)
+    The ids are those of `processor.apply_chat_template(..., return_labels=True)` in a fraction of the time: a placeholder is
+    tokenized once and then repeated. The chat template writes image parts; images replace marks `<image>` exactly where they
+    are, as in InternVL. A token carries loss if it begins within the text that the template marks as written by the assistant:
+    the answer and its end marker. (In `apply_chat_template`, overlapping is enough, as for a token of the header's newline and
+    the blank that an answer begins with.)
 
     Args:
-        processor: its image processor and chat template are used as they are at each call.
-        max_length: most tokens of a sample, as `input_ids` counts them.
-        on_too_long: what happens to a longer sample. `"truncate"` cuts it behind its first `max_length` tokens, never
-            within an image but in front of it, and then back to the last token that carries loss; images that are cut off
-            are not read. If that leaves no answer, as where the images alone are too long, the sample is skipped.
-            `"skip"` skips every longer sample, `"error"` raises.
-        on_broken: whether a sample that cannot be read raises (`"error"`) or is skipped (`"skip"`). Whatever is skipped is
-            warned of, and counted in `counts`.
-        share_tiles: share the most tiles of an image among the images of a sample: each of n may take `max_patches` // n of
-            them, at least one, beside its thumbnail.
+        processor: its current image processor and chat template are used in each call.
+        max_length: largest number of tokens of a sample in `input_ids` (default: no limit).
+        on_too_long: what to do with a longer sample. `"truncate"` (default) keeps at most its first `max_length` tokens, ends
+            in front of an image rather than within it, and then at the last token that carries loss; images after the end
+            are not read. If no answer is left, for example because the images alone are too long, the sample is skipped.
+            `"skip"` skips every longer sample; `"error"` raises.
+        on_broken: whether a sample that cannot be read raises (`"error"`, default) or is skipped (`"skip"`). Each skipped
+            sample gives a warning and is counted in `counts`.
+        share_tiles: each of a sample's n images takes at most `max_patches` // n tiles, at least one, plus its thumbnail
+            (default: False).
 
     Raises:
-        ValueError: an argument is out of range, or the chat template does not mark what the assistant writes.
+        ValueError: if an argument is out of range, or the chat template does not mark the assistant's text.
     """
 
     def __init__(
@@ -137,13 +137,13 @@ class SampleEncoder:
 
         Raises:
             TooLongError: see `on_too_long`.
-            ValueError: the sample is broken: one of its images cannot be read, a text holds an image token, ...
+            ValueError: if the sample is broken: an image cannot be read, a text holds an image token, ...
         """
         encoded = self.measure(sample)
         if any(isinstance(image, VideoFrame) for image in encoded.images):
-            return self._cut(encoded)
+            return self._to_tiles(encoded)
         if not encoded.images or not self.processor.image_processor.do_rescale:
-            return encoded  # without rescaling it matters what range an array came in
+            return encoded  # without rescaling, the range of an array's values matters
         sources = [self._source(image, encoded.images_kwargs) for image in encoded.images]
         tiles = [self._num_tiles(source.width, source.height, encoded.images_kwargs) for source in sources]
         if tiles != encoded.num_tiles:
@@ -151,8 +151,8 @@ class SampleEncoder:
                 f"its images take {tiles} tiles when they are decoded, their headers say {encoded.num_tiles}"
             )
         pixels = sum(source.width * source.height for source in sources)
-        if pixels > MOST_WHOLE_PIXELS or self._drafts(encoded.images_kwargs):
-            return self._cut(encoded)
+        if pixels > MAX_WHOLE_PIXELS or self._drafts(encoded.images_kwargs):
+            return self._to_tiles(encoded)
         encoded.images = [source.read(0, 0, source.width, source.height) for source in sources]
         encoded.images_kwargs |= {"input_data_format": "channels_first"}
         return encoded
@@ -161,8 +161,8 @@ class SampleEncoder:
         drafts = images_kwargs.get("jpeg_draft")
         return getattr(self.processor.image_processor, "jpeg_draft", False) if drafts is None else drafts
 
-    def _cut(self, encoded: TrainingSample) -> TrainingSample:
-        """With the tiles of its images, one of which is decoded at a time."""
+    def _to_tiles(self, encoded: TrainingSample) -> TrainingSample:
+        """Replace the images by their tiles, decoding one image at a time."""
         levels = {"do_normalize": False, "rescale_factor": 1.0, "return_tensors": "pt"}
         tiles = []
         for video, neighbours in groupby(encoded.images, key=lambda image: getattr(image, "video", None)):
@@ -189,22 +189,22 @@ class SampleEncoder:
         """Encode a sample as `on_broken` and `on_too_long` say.
 
         Args:
-            read_sample: gives the sample; what it raises counts as the sample's.
-            place: says where the sample is, for messages.
-            decode: False measures it only.
+            read_sample: returns the sample; its errors count as errors of the sample.
+            place: returns the sample's place, for messages.
+            decode: False only measures the sample (default: True).
 
         Returns:
-            None for a sample that is to be skipped.
+            The encoded sample, or None if it is skipped.
 
         Raises:
-            BrokenSampleError: it is not to be skipped. The message begins with its place.
+            BrokenSampleError: if the sample is broken and may not be skipped. The message begins with its place.
         """
         try:
             sample = read_sample()
             encoded = self(sample) if decode else self.measure(sample)
         except TooLongError as error:
             self._skip("too_long", self.on_too_long != "error", f"{place()}: {error}", error)
-        except Exception as error:  # whatever a sample brings about is its own fault
+        except Exception as error:  # any error means that the sample is broken
             self._skip("broken", self.on_broken == "skip", f"{place()}: {_described(error)}", error)
         else:
             self.counts.add("cut", encoded.was_cut)
@@ -218,11 +218,11 @@ class SampleEncoder:
         self.counts.add(kind, 1)
 
     def measure(self, sample: Mapping) -> TrainingSample:
-        """As a call, but the images are left undecoded: their sizes are read from the files' headers."""
+        """Encode a sample without decoding its images: their sizes are read from the files' headers."""
         conversation = read_conversation(sample, self.processor.image_tokens)
         images_kwargs = dict(sample.get("images_kwargs") or {})
         if self.share_tiles and len(conversation.images) > 1:
-            images_kwargs |= self._shares(len(conversation.images), images_kwargs)
+            images_kwargs |= self._tile_bounds(len(conversation.images), images_kwargs)
         if conversation.videos:
             conversation = self._with_frames(conversation)
         num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
@@ -230,7 +230,7 @@ class SampleEncoder:
         return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
 
     def _with_frames(self, conversation: Conversation) -> Conversation:
-        """The conversation with the sampled frames of its videos as marked images, each behind its label."""
+        """The conversation with its videos replaced by their sampled frames, each an image after its label."""
         video_processor, videos = self.processor.video_processor, conversation.videos
         for name in _LEVELS:
             own, other = (getattr(each, name) for each in (video_processor, self.processor.image_processor))
@@ -257,8 +257,8 @@ class SampleEncoder:
             messages.append({**message, "content": content})
         return Conversation(messages, images, [])
 
-    def _shares(self, images: int, images_kwargs: dict) -> dict[str, int]:
-        """The tiles that each of a sample's images may take."""
+    def _tile_bounds(self, images: int, images_kwargs: dict) -> dict[str, int]:
+        """The bounds on the tiles of each of a sample's images."""
         image_processor = self.processor.image_processor
         least, most = (
             images_kwargs.get(name, getattr(image_processor, name)) for name in ("min_patches", "max_patches")
@@ -285,7 +285,7 @@ class SampleEncoder:
         return image_processor.process_image(image, **settings)
 
     def _tokenize(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
-        """Ids with one placeholder an image, and whether each carries loss."""
+        """Ids with one placeholder per image, and whether each carries loss."""
         tokenizer = self.processor.tokenizer
         prompt, spans = self._render(conversation)
         has_bos = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
@@ -305,7 +305,7 @@ class SampleEncoder:
         return ids, has_loss
 
     def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The prompt, and where in it the assistant's words start and end."""
+        """The prompt, and the (start, end) of the assistant's texts in it."""
         mark = {"type": "text", "text": self.processor.image_token}
         messages = [
             message | {"content": [mark if part["type"] == MARK_OF["image"] else part for part in message["content"]]}
@@ -326,7 +326,7 @@ class SampleEncoder:
     def _expand(
         self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]
     ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-        """Put in as many placeholders as the images take: ids, labels, and the images' (start, end) in them."""
+        """Repeat the placeholders for each image's tokens: ids, labels, and the images' (start, end) in them."""
         processor = self.processor
         (places,) = np.nonzero(ids == processor.image_token_id)
         forged = np.isin(ids, [processor.start_image_token_id, processor.end_image_token_id])
@@ -348,7 +348,7 @@ class SampleEncoder:
         ids, has_loss = np.repeat(ids, repeats), np.repeat(has_loss, repeats)
         ids[starts], ids[ends - 1] = processor.start_image_token_id, processor.end_image_token_id
         labels = np.where(has_loss, ids, IGNORE_INDEX)
-        labels[:1] = IGNORE_INDEX  # nothing comes before it that could predict it
+        labels[:1] = IGNORE_INDEX  # no token before it could predict it
         return ids, labels, list(zip(starts.tolist(), ends.tolist(), strict=True))
 
     def _fit(self, ids, labels, spans, images: list, num_tiles: list[int], images_kwargs: dict) -> TrainingSample:

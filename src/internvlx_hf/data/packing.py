@@ -1,11 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Padding-free packing: rows that whole samples fill up to a budget of tokens.
+"""Packing without padding: rows of whole samples, up to a budget of tokens.
 
-A batch is one row, (1, tokens), whose `position_ids` restart with each sample: transformers keeps the samples apart by them
-(in eager, sdpa and flex attention) or by the bounds that come along (`cu_seq_lens_q`, `cu_seq_lens_k`, for flash attention and
-"varlen_sdpa"), LVTC does too. So a loss summed over a row's tokens is that of its samples one by one. Several rows of a batch
-become one: the bounds are those of one row. Load the model with flash attention or "varlen_sdpa": sdpa and eager need a mask of
-tokens x tokens.
+A batch is one row, (1, tokens), whose `position_ids` restart with each sample. transformers separates the samples by these
+(in eager, sdpa and flex attention) or by the bounds in the batch (`cu_seq_lens_q`, `cu_seq_lens_k`, for flash attention and
+"varlen_sdpa"), and so does LVTC. So a loss summed over a row's tokens equals the sum over its samples one by one. Several rows
+of a batch become one, since the bounds are those of one row. Load the model with flash attention or "varlen_sdpa": sdpa and
+eager need a mask of tokens x tokens.
 
     data = load_training_data(...)
     Trainer(..., train_dataset=PackedData(data, sizes.tokens, 8192), data_collator=InternVLXDataCollator(..., packing=True))
@@ -18,31 +18,34 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
-from .datasets import MOST_BROKEN_IN_A_ROW, StreamingTrainingData, TrainingData
+from .datasets import MAX_BROKEN_IN_A_ROW, StreamingTrainingData, TrainingData
 from .encoding import TrainingSample
 
 logger = logging.get_logger(__name__)
-# samples that are packed among each other: enough to fill rows to the last percent, few enough to stay a random choice
+# samples that are packed together: enough to fill rows almost completely, few enough to remain a random choice
 _WINDOW = 1024
 _OPEN_ROWS = 8
 
 
 def pack_rows(lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0) -> list[list[int]]:
-    """Rows of samples that together have at most `budget` tokens, by best fit among shuffled samples.
+    """Pack shuffled samples into rows of at most `budget` tokens, by best fit.
 
     Args:
-        lengths: tokens of each sample; one of 0 is left out, one above the budget gets a row of its own.
-        budget: tokens of a row.
-        seed: of the order.
+        lengths: tokens of each sample. Samples of length 0 are skipped; one above the budget gets its own row.
+        budget: tokens per row.
+        seed: seed of the order (default: 0).
+
+    Returns:
+        The indices of each row's samples.
 
     Raises:
-        ValueError: the budget is not positive.
+        ValueError: if the budget is not positive.
     """
-    _check(budget)
+    _check_budget(budget)
     order = np.random.default_rng(seed).permutation(len(lengths))
     tokens = np.asarray(lengths)
     if too_long := int((tokens > budget).sum()):
-        logger.warning(f"{too_long} samples have more than {budget} tokens and get rows of their own.")
+        logger.warning(f"{too_long} samples have more than {budget} tokens and get their own rows.")
     rows: list[list[int]] = []
     for start in range(0, len(order), _WINDOW):
         window = order[start : start + _WINDOW]
@@ -52,7 +55,7 @@ def pack_rows(lengths: Sequence[int] | np.ndarray, budget: int, seed: int = 0) -
 
 
 def _best_fit(indices: list[int], lengths: np.ndarray, budget: int) -> list[list[int]]:
-    """Each of `indices`, the longest first, goes into the row with the least room that it fits into."""
+    """Put each of `indices`, longest first, into the row with the least room in which it fits."""
     rows: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, row), sorted
     for index in indices:
@@ -70,16 +73,18 @@ def _best_fit(indices: list[int], lengths: np.ndarray, budget: int) -> list[list
 
 
 def pack_stream(samples: Iterable[TrainingSample], budget: int) -> Iterator[list[TrainingSample]]:
-    """Rows of samples that together have at most `budget` tokens, filled as the samples come.
+    """Pack a stream of samples into rows of at most `budget` tokens.
 
-    A few rows are open at a time; a sample goes into the one with the least room that it fits into. Where it fits into
-    none, the fullest is given out. One above the budget gets a row of its own.
+    A few rows are open at a time; a sample goes into the one with the least room in which it fits. If it fits into none, the
+    fullest row is yielded. A sample above the budget gets its own row.
     """
-    _check(budget)
+    _check_budget(budget)
     open_rows: list[tuple[int, list[TrainingSample]]] = []
     for sample in samples:
         if len(sample) > budget:
-            logger.warning_once(f"A sample has {len(sample)} tokens, more than the row's {budget}: a row of its own.")
+            logger.warning_once(
+                f"A sample has {len(sample)} tokens, more than the row's {budget}, and gets its own row."
+            )
             yield [sample]
             continue
         fitting = [entry for entry in open_rows if entry[0] >= len(sample)]
@@ -97,7 +102,7 @@ def pack_stream(samples: Iterable[TrainingSample], budget: int) -> Iterator[list
         yield row
 
 
-def _check(budget: int) -> None:
+def _check_budget(budget: int) -> None:
     if budget < 1:
         raise ValueError(f"A row's budget is {budget} tokens, expected a positive number.")
 
@@ -105,12 +110,12 @@ def _check(budget: int) -> None:
 class PackedData(Dataset):
     """A map-style dataset of rows; which samples share a row stays the same in all epochs.
 
-    A sample that turns out to be broken leaves its row shorter.
+    A sample that proves to be broken makes its row shorter.
 
     Args:
-        data: what is packed.
-        lengths: tokens of each sample, as `measure_sizes` finds them.
-        budget: tokens of a row.
+        data: the samples to pack.
+        lengths: tokens of each sample, as `measure_sizes` returns them.
+        budget: tokens per row.
         seed: see `pack_rows`.
     """
 
@@ -129,7 +134,7 @@ class PackedData(Dataset):
         return self.data.counts
 
     def __getitem__(self, index: int) -> list[TrainingSample]:
-        for step in range(min(len(self), MOST_BROKEN_IN_A_ROW)):
+        for step in range(min(len(self), MAX_BROKEN_IN_A_ROW)):
             encoded = [self.data.encode(sample) for sample in self.rows[(index + step) % len(self)]]
             if row := [sample for sample in encoded if sample is not None]:
                 return row
@@ -137,10 +142,10 @@ class PackedData(Dataset):
 
 
 class PackedStream(IterableDataset):
-    """A stream of rows of a stream's samples; see `pack_stream`."""
+    """A stream of rows, packed from a stream of samples by `pack_stream`."""
 
     def __init__(self, data: StreamingTrainingData, budget: int):
-        _check(budget)
+        _check_budget(budget)
         self.data = data
         self.budget = budget
 

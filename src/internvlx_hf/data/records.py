@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Files of records, one of which can be read without holding the others.
+"""Files of records, each of which can be read without the others in memory.
 
-Annotations of several hundred thousand conversations are gigabytes as Python objects, once more in every worker that
-touches them. So only the places of the records in their file are kept, 8 or 16 bytes each. (Arrow would want one schema
-for all records, where `image` may be a path here and a list there, and one broken line would spoil the file.)
+Annotations of several hundred thousand conversations take gigabytes as Python objects, in every worker that uses them. So only the
+positions of the records in their file are kept, 8 or 16 bytes each. (Arrow would require one schema for all records, but `image`
+may be a path in one record and a list in another, and one broken line would make the whole file unreadable.)
 """
 
 import json
@@ -15,14 +15,14 @@ from typing import Protocol
 import numpy as np
 
 _CHUNK = 2**24  # bytes read at a time while a file is indexed
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')  # and strings, in which there may be some
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')  # and strings, which may contain brackets
 
 
 def parse_json(data: bytes):
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is none, or nested too deeply to be read.
+        ValueError: if the text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(data)
@@ -33,33 +33,32 @@ def parse_json(data: bytes):
 
 
 class Records(Protocol):
-    """Records by index, read when they are asked for."""
+    """Records by index, read on access."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int): ...
 
     def place(self, index: int) -> str:
-        """Where a record is, for messages: its file and line."""
+        """A record's file and line, for messages."""
 
     def fingerprint(self) -> str | None:
-        """What tells these records from others; None if nothing but reading them does."""
+        """A string that identifies these records; None if that would require reading them."""
 
 
 class JsonLines(Records):
-    """The records of a JSONL file. Blank lines are none.
+    """The records of a JSONL file, without blank lines.
 
     Raises:
-        OSError: the file cannot be read. When a record is read, ValueError: its line is no JSON.
+        OSError: if the file cannot be read. On reading a record, ValueError if its line is not JSON.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         self._starts, self._stops = _lines(self.path)
         is_blank = self._starts == self._stops
-        for line in np.flatnonzero(
-            self._stops - self._starts == 1
-        ).tolist():  # a lone carriage return, or else a broken record
+        # a line of one byte is a carriage return or a broken record
+        for line in np.flatnonzero(self._stops - self._starts == 1).tolist():
             is_blank[line] = self._bytes(line).isspace()
         (self._numbers,) = np.nonzero(~is_blank)
 
@@ -80,11 +79,11 @@ class JsonLines(Records):
 
 
 class JsonArray(Records):
-    """The records of a JSON file that holds one list of them.
+    """The records of a JSON file that holds a list of records.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no list of JSON values; the message names the line.
+        OSError: if the file cannot be read.
+        ValueError: if it is not a list of JSON values. The message names the line.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -106,10 +105,10 @@ class JsonArray(Records):
 
 
 class Rows(Records):
-    """The records of any sequence, a map-style `datasets.Dataset` with a transform among them.
+    """The records of any sequence, for example a map-style `datasets.Dataset` with a transform.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
     """
 
     def __init__(self, rows: Sequence, name: str):
@@ -130,7 +129,7 @@ class Rows(Records):
 
 
 class ArrowRows(Rows):
-    """The rows of a map-style `datasets.Dataset`, its images as their bytes or paths: decoding is for the encoder to do."""
+    """The rows of a map-style `datasets.Dataset`, with images as bytes or paths: the encoder decodes them."""
 
     def __init__(self, rows, name: str):
         super().__init__(rows.with_format("arrow"), name)
@@ -145,14 +144,14 @@ def _file_state(path: str) -> str:
 
 
 def _read(path: str, start: int, stop: int) -> bytes:
-    # opened anew each time: processes that share a file also share where they are in it
+    # opened for each read: processes that share an open file also share its position
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(stop - start)
 
 
 def _lines(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where the lines of a file start and stop, their newlines excluded."""
+    """The start and stop of each line of a file, without its newline."""
     newlines, size = [], 0
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -163,10 +162,10 @@ def _lines(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _elements(path: str) -> np.ndarray:
-    """(records, 2): where the elements of a file's list start and stop, in bytes."""
+    """(records, 2): the start and stop of each element of a file's list, in bytes."""
     with open(path, "rb") as file:
         data = file.read()
-    # In latin-1 a character is a byte. Texts decode to nonsense, but the structure of JSON is ASCII.
+    # In latin-1, each character is one byte. Texts are decoded wrongly, but the structure of JSON is ASCII.
     text, decoder = data.decode("latin-1"), json.JSONDecoder()
     bounds: list[tuple[int, int]] = []
     try:
@@ -179,7 +178,7 @@ def _elements(path: str) -> np.ndarray:
             bounds.append((position, stop))
             position = _skip_blanks(text, stop)
         if (rest := _skip_blanks(text, position + 1)) < len(text):
-            raise json.JSONDecodeError("More data behind the end of the list", text, rest)
+            raise json.JSONDecodeError("More data after the end of the list", text, rest)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}, expected a JSON list of records.") from error
     return np.array(bounds, dtype=np.int64).reshape(-1, 2)
@@ -188,7 +187,7 @@ def _elements(path: str) -> np.ndarray:
 def _element_stop(text: str, position: int, decoder: json.JSONDecoder) -> int:
     try:
         return decoder.raw_decode(text, position)[1]
-    except RecursionError:  # one record is nested too deeply: that will be said when it is read
+    except RecursionError:  # one record is nested too deeply, which is reported when it is read
         depth = 0
         for match in _BRACKETS.finditer(text, position):
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)

@@ -1,32 +1,32 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Batches of samples that cost about the same."""
+"""Batches of samples of similar cost."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
-# with 50 of them, as transformers has it, batches of 16 samples still hold a tenth of padding
+# with 50, as in transformers, a tenth of a batch of 16 samples is still padding
 _BATCHES_SORTED_TOGETHER = 100
 
 
 class CostGroupedSampler(Sampler[int]):
-    """Shuffles samples so that every batch holds samples of like cost.
+    """Shuffles samples so that every batch holds samples of similar cost.
 
-    As in transformers' `LengthGroupedSampler`, random samples make up groups of a hundred batches, within which they are
-    sorted. Unlike there, the batches are then shuffled, for training would see the cost fall and fall again; and the order
-    follows from seed and epoch alone, so that a resumed epoch is the interrupted one.
+    As in transformers' `LengthGroupedSampler`, random samples form groups of a hundred batches and are sorted within each
+    group. Unlike there, the batches are then shuffled, since training would otherwise see the cost fall again and again. The
+    order depends only on seed and epoch, so that a resumed epoch matches the interrupted one.
 
-    It gives the same order in every process: accelerate deals its batches out, neighbours to different processes, so that
-    these work on batches of like cost at a time.
+    The order is the same in every process: accelerate gives adjacent batches to different processes, which then work on
+    batches of similar cost at the same time.
 
     Args:
-        costs: of each sample.
-        batch_size: samples that should be alike: those of a device's batch, times the processes.
-        seed: of the order.
+        costs: cost of each sample.
+        batch_size: number of samples of similar cost: a device's batch size times the number of processes.
+        seed: seed of the order (default: 0).
 
     Raises:
-        ValueError: there are no samples, or the batch size is not positive.
+        ValueError: if there are no samples, or the batch size is not positive.
     """
 
     def __init__(self, costs: Sequence[float] | np.ndarray, batch_size: int, seed: int = 0):
@@ -54,6 +54,6 @@ class CostGroupedSampler(Sampler[int]):
             order[start : start + group] = members[np.argsort(-self.costs[members], kind="stable")]
         whole = len(order) - len(order) % self.batch_size
         batches = order[:whole].reshape(-1, self.batch_size)
-        # what does not fill a batch stays last, or it would shift all batches after it
+        # an incomplete batch stays last, since it would shift all batches after it
         yield from batches[generator.permutation(len(batches))].flatten().tolist()
         yield from order[whole:].tolist()

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a training sample is: messages, and the images and videos that their parts or marks stand for."""
+"""Reading training samples: messages with the images and videos that their parts or marks stand for."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from ..processing.image_files import open_file, open_image
 from ..processing.messages import IMAGE, IMAGE_KEYS, VIDEO, Medium, count_marks, media_parts, read_messages
 from ..processing.video_files import Video, open_video
 
-# what other trainers read beside the messages, and what to do instead: a sample must not lose it silently
+# keys that other trainers read, and what is expected instead: a sample must not lose their values silently
 _UNREAD = dict.fromkeys(("audio", "audios"), "images and videos only") | {
     "tools": "messages only: training writes no tools",
     "system": "it as the first message, of role system",
@@ -22,16 +22,16 @@ _UNREAD = dict.fromkeys(("audio", "audios"), "images and videos only") | {
 
 
 _READ = ("images", "image", "videos", "video")
-# the type of a part that was a mark in a text: nothing stands behind it but what stood there
+# type of a part that was a mark in a text: no newline follows it
 MARK_OF = {"image": "mark", "video": "video mark"}
 
 
 class BrokenSampleError(ValueError):
-    """A sample cannot be trained on; the message says where it is and what is wrong with it."""
+    """A sample cannot be trained on. The message names its place and the error."""
 
 
 class TooLongError(BrokenSampleError):
-    """A sample has more tokens than `max_length` and may not, or cannot, be cut."""
+    """A sample has more tokens than `max_length` and may not, or cannot, be truncated."""
 
 
 @dataclass
@@ -46,40 +46,39 @@ class Conversation:
 def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conversation:
     """The conversation of a sample `{"messages": [...], "images": [...], "videos": [...]}`.
 
-    A message's content is a string or a list of parts, as for `apply_chat_template`. Image parts carry their image, or take
-    the sample's `images` in order. Where no message has an image part, the marks `<image>` in the users' texts stand for
-    the images, as in InternVL's and LLaVA's data; they become parts `{"type": "mark"}`. Without a mark the images go in
-    front of the first user turn. What the assistant says is text, also where it looks like a mark or an image token, and is
-    escaped (see `literals_as_text`). All this holds for videos too, whose mark is `<video>`.
+    A message's content is a string or a list of parts, as for `apply_chat_template`. Image parts contain their image, or take
+    the sample's `images` in order. If no message has an image part, the marks `<image>` in the users' texts stand for the
+    images, as in InternVL's and LLaVA's data; they become parts `{"type": "mark"}`. Without marks, the images go in front of
+    the first user turn. Whatever the assistant writes is text, even if it looks like a mark or an image token, and is escaped
+    (see `literals_as_text`). The same holds for videos, whose mark is `<video>`.
 
     Args:
-        sample: `images` (or `image`, for a single one) may be absent. An image is whatever the image processor takes, or
-            `{"bytes": ..., "path": ...}` as `datasets` stores it. `videos` (or `video`) likewise: a video is a file or a
-            folder of frames, of which only the header is read here, or a list of frames.
-        image_tokens: what images are written with.
+        sample: `images` (or `image`, for a single one) may be absent. An image is anything that the image processor accepts,
+            or `{"bytes": ..., "path": ...}` as `datasets` stores it. `videos` (or `video`) likewise: a video is a file, of
+            which only the header is read here, a folder of frames, or a list of frames.
+        image_tokens: the tokens of images.
 
     Raises:
-        ValueError: the sample has another shape, other media than these, an unknown role or part, an image token in a text
-            or an empty answer, or its images or videos and the places for them differ in
-            number.
+        ValueError: if the sample has another form, other media, an unknown role or part, an image token in a text or an empty
+            answer, or if the number of its images or videos differs from the number of places for them.
     """
     refuse_unread(sample)
     messages = sample.get("messages")
     if not isinstance(messages, list | tuple) or not messages:
         raise ValueError(f"it has messages={messages!r:.100}, expected a list of messages")
-    messages = [_in_parts(message) for message in read_messages(messages, image_tokens)]
+    messages = [_with_part_list(message) for message in read_messages(messages, image_tokens)]
     _check_turns(messages)
-    # videos first: images that stand in front then stand in front of them, too
-    videos = _placed(messages, media_of(sample, VIDEO), VIDEO)
-    images = _placed(messages, media_of(sample, IMAGE), IMAGE)
-    return Conversation(messages, [_opened(image) for image in images], [_opened_video(video) for video in videos])
+    # videos first, so that images without marks go in front of videos without marks
+    videos = _collect_media(messages, media_of(sample, VIDEO), VIDEO)
+    images = _collect_media(messages, media_of(sample, IMAGE), IMAGE)
+    return Conversation(messages, [_open_image(image) for image in images], [_open_video(video) for video in videos])
 
 
-def _placed(messages: list[dict], given: list, medium: Medium) -> list:
-    """The images, or videos, of all parts and marks, in order; makes parts where there are none."""
+def _collect_media(messages: list[dict], given: list, medium: Medium) -> list:
+    """The images, or videos, of all parts and marks, in order. Adds parts if there are none."""
     marks, parts = count_marks(messages, medium), media_parts(messages, medium)
     if not parts:
-        _place(messages, marks, len(given), medium)
+        _insert_parts(messages, marks, len(given), medium)
         return given
     bare = [part for part in parts if "source" not in part]
     if len(bare) != len(given):
@@ -91,9 +90,9 @@ def _placed(messages: list[dict], given: list, medium: Medium) -> list:
 
 
 def refuse_unread(sample: Mapping) -> None:
-    """Raises `ValueError` if a sample or a record has what training would drop, as sounds.
+    """Raises `ValueError` if a sample or a record has values that training would ignore.
 
-    That is also tools, a system message beside the messages, and a misspelt `images`. Other keys are left alone, since data
+    These are audio, tools, a system message outside the messages, and a misspelt `images`. Other keys are ignored, since data
     have columns for other purposes.
     """
     for name, value in sample.items():
@@ -112,10 +111,10 @@ def _expected_instead(name: str) -> str | None:
     return f"`{nearest[0]}`" if nearest else None
 
 
-def _in_parts(message: dict) -> dict:
+def _with_part_list(message: dict) -> dict:
     """The message with its content as a list of `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`.
 
-    The latter two have their `source` if they carry one.
+    The latter two have a `source` if they name one.
     """
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -141,10 +140,10 @@ def _check_turns(messages: list[dict]) -> None:
 
 
 def media_of(sample: Mapping, medium: Medium) -> list:
-    """What a sample or a record has in `images` or `image` (`videos` or `video`), one or a list; none where it is empty.
+    """The images (or videos) of a sample or a record as a list, from `images` or `image` (`videos` or `video`).
 
     Raises:
-        ValueError: it has both.
+        ValueError: if both are set.
     """
     names = f"{medium.kind}s", medium.kind
     found = [_as_list(sample.get(name)) for name in names]
@@ -159,15 +158,15 @@ def _as_list(given) -> list:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _opened(image):
-    """The image without its pixels read yet, where it is a file or its bytes; anything else as it is."""
+def _open_image(image):
+    """Opens a file or its bytes as an undecoded image; returns other images unchanged."""
     if isinstance(image, Mapping):
         if image.get("bytes") is not None:
             return _from_bytes(image["bytes"], image.get("path"))
         sources = [image[key] for key in IMAGE_KEYS if image.get(key) is not None]
         if not sources:
             raise ValueError(f"an image is {image!r:.100}, expected an image, its path or {{'bytes': ...}}")
-        return _opened(sources[0])
+        return _open_image(sources[0])
     if isinstance(image, str | os.PathLike):
         return open_image(image)
     if not is_valid_image(image):
@@ -175,7 +174,7 @@ def _opened(image):
     return image
 
 
-def _opened_video(video) -> Video:
+def _open_video(video) -> Video:
     if isinstance(video, Mapping):
         sources = [video[key] for key in ("bytes", *VIDEO.keys) if video.get(key) is not None]
         if not sources:
@@ -190,8 +189,8 @@ def _from_bytes(data: bytes, path: str | None) -> PIL.Image.Image:
     return open_file(bytes(data), str(path or f"an image of {len(data)} bytes"))
 
 
-def _place(messages: list[dict], marks: int, number: int, medium: Medium) -> None:
-    """Makes parts of the marks in the users' texts, or puts parts in front where there are none."""
+def _insert_parts(messages: list[dict], marks: int, number: int, medium: Medium) -> None:
+    """Turns the marks in the users' texts into parts. Without marks, puts parts in front of the first user turn."""
     kind = medium.kind
     if marks and marks != number:
         raise ValueError(

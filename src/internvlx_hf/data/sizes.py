@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What samples cost, without decoding a pixel: their tokens in both stages of the language model, and their tiles."""
+"""Measuring samples without decoding a pixel: their tokens in both stages of the language model, and their tiles."""
 
 import hashlib
 import json
@@ -17,20 +17,20 @@ from ..modeling import InternVLXConfig
 from ..processing.processing_internvlx import IGNORE_INDEX
 from .datasets import TrainingData
 
-_COLUMNS = ("tokens", "tiles", "images", "supervised", "cut")  # of `SampleSizes`, and of the files that keep them
-_BATCH = 256  # samples that a worker measures at a time
+_COLUMNS = ("tokens", "tiles", "images", "supervised", "cut")  # of `SampleSizes` and of the cached files
+_BATCH = 256  # samples that a worker measures at once
 
 
 @dataclass
 class SampleSizes:
-    """Sizes of samples, arrays of one number for each.
+    """Sizes of samples: arrays with one number per sample.
 
     Attributes:
-        tokens: of `input_ids`: text, image placeholders and what stands around them. 0 for a sample to be skipped.
-        tiles: of all its images.
-        images: of each sample; None, as the next two, where they are not known.
+        tokens: length of `input_ids`: text, image placeholders, start and end tokens. 0 for a skipped sample.
+        tiles: tiles of all its images.
+        images: number of images. None if unknown, as are the next two.
         supervised: tokens that carry loss.
-        cut: 1 where `max_length` took something away.
+        cut: 1 if the sample was truncated to `max_length`.
     """
 
     tokens: np.ndarray
@@ -43,16 +43,16 @@ class SampleSizes:
         return len(self.tokens)
 
     def stage_two_tokens(self, config: InternVLXConfig) -> np.ndarray:
-        """Tokens in the layers behind LVTC's expansion; without LVTC the same as before."""
+        """Tokens in the layers after LVTC's expansion; without LVTC, the same as `tokens`."""
         if config.lvtc_config is None:
             return self.tokens
         return self.tokens + self.tiles * (config.expanded_image_seq_length - config.image_seq_length)
 
     def costs(self, config: InternVLXConfig) -> np.ndarray:
-        """What each sample costs the model, in tokens that pass through the whole language model.
+        """Cost of each sample, in tokens that pass through the whole language model.
 
-        Tokens count in the share of the layers that see them; a tile counts besides for as many tokens as its
-        vision tower and projectors have operations.
+        A token counts by the share of the layers that process it. A tile adds as many tokens as correspond to the operations
+        of the vision tower and the projectors.
         """
         one, two = (len(layers) for layers in stages(config).values())
         in_stages = one * self.tokens + two * self.stage_two_tokens(config)
@@ -60,14 +60,14 @@ class SampleSizes:
 
 
 def tile_cost(config: InternVLXConfig) -> float:
-    """Operations of the vision tower and the projectors for a tile, in those of the language model for a token alone."""
+    """Operations of the vision tower and the projectors per tile, divided by those of the language model for one token."""
     sizes = measure(config)
     on_token = prefill_flops(sizes, (1, 1))
     return sum(sizes.tile_flops.values()) / (on_token[STAGE_ONE] + on_token[STAGE_TWO])
 
 
 class _Sizes(Dataset):
-    """Tokens, tiles, images, supervised tokens of some samples, and whether they were cut."""
+    """Tokens, tiles, images and supervised tokens of samples, and whether they were truncated."""
 
     def __init__(self, data: TrainingData, indices: np.ndarray):
         self.data = data
@@ -87,17 +87,17 @@ class _Sizes(Dataset):
 def measure_sizes(
     data: TrainingData, num_workers: int = 0, cache: str | os.PathLike | None = None, again: bool = True
 ) -> SampleSizes:
-    """Measure all samples of `data`: texts are tokenized, of images only the headers are read.
+    """Measure all samples of `data`: texts are tokenized, and only the headers of images are read.
 
     Args:
-        num_workers: processes that share the work.
-        cache: a folder where the sizes are kept. They are taken from there if the data's files and the processor's settings
-            are still the same; the images themselves are not looked at again. A list of records is never kept.
-        again: measure, and warn of, what was skipped again: a missing image may be there by now. Of several processes only
-            the first should, or they may come to differ.
+        num_workers: number of processes that share the work (default: 0, this process).
+        cache: a folder where the sizes are saved (default: none). Saved sizes are used if the data's files and the processor's
+            settings are unchanged; the images are not checked again. The sizes of a list of records are never saved.
+        again: measure skipped samples again and warn of them, since a missing image may exist by now (default: True). With
+            several processes, only the first should do so, or their sizes may differ.
 
     Raises:
-        BrokenSampleError: a sample is broken and not to be skipped.
+        BrokenSampleError: if a sample is broken and may not be skipped.
     """
     file = None
     if cache is not None and (key := fingerprint(data)) is not None:
@@ -116,14 +116,14 @@ def measure_sizes(
         partial = file.with_suffix(f".{os.getpid()}.tmp")
         with open(partial, "wb") as opened:
             np.save(opened, sizes)
-        os.replace(partial, file)  # another process never sees half of it
+        os.replace(partial, file)  # another process never sees a partial file
     return SampleSizes(*sizes)
 
 
 def fingerprint(data: TrainingData) -> str | None:
-    """A name for what the sizes of `data` follow from: its files, the choice of its records, the processor's settings.
+    """A hash of everything that determines the sizes of `data`: its files, the choice of records, the processor's settings.
 
-    None if some of its records cannot be told from others without reading them.
+    None if some of its records cannot be identified without reading them.
     """
     if any(part.records.fingerprint() is None for part in data.parts):
         return None

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Loading training data of any kind that is common for vision-language models."""
+"""Loading training data in the formats that are common for vision-language models."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from .records import ArrowRows, JsonArray, JsonLines, Records, Rows
 
 logger = logging.get_logger(__name__)
 
-# InternVL's settings of a dataset, and the image processor's names for those that are about images
+# InternVL's names of a dataset's image settings -> the image processor's
 _IMAGE_SETTINGS = {"max_dynamic_patch": "max_patches", "min_dynamic_patch": "min_patches"}
 _META_KEYS = ("root", "annotation", "repeat_time", "length", "data_augment", "media_type", *_IMAGE_SETTINGS)
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -39,36 +39,36 @@ def load_training_data(
     endless: bool = False,
     seed: int = 0,
 ) -> TrainingData | StreamingTrainingData:
-    """Load training data, whatever its kind; what comes out goes into the `Trainer` with an `InternVLXDataCollator`.
+    """Load training data of any format, for the `Trainer` with an `InternVLXDataCollator`.
 
     Args:
         source: one of
-            - InternVL's meta file: JSON of `{name: {"root", "annotation", "repeat_time", ...}}`. A `repeat_time` with a
-              fraction adds a fixed random choice of the records. Relative paths count from the working directory, as in
-              InternVL, or else from the meta file's folder;
-            - annotations: a `.jsonl` file of records, or a `.json` file that is a list of them, as LLaVA's;
-            - a folder (of Parquet, JSONL and so on, or written by `save_to_disk`) or an id on the Hub, for `datasets`;
+            - InternVL's meta file: JSON of `{name: {"root", "annotation", "repeat_time", ...}}`. The fractional part of
+              a `repeat_time` adds a fixed random choice of the records. Relative paths refer to the working directory, as in
+              InternVL, or else to the meta file's folder;
+            - annotations: a `.jsonl` file of records, or a `.json` file with a list of records, such as LLaVA's;
+            - a folder (of Parquet, JSONL and so on, or written by `save_to_disk`) or a Hub id, for `datasets`;
             - a `datasets.Dataset` or `IterableDataset`, or a list of records.
-            For records see `sample_from_record`.
-        processor: of the model that is trained.
-        image_root: folder that relative paths of images count from. By default the folder of the annotations. (A meta file
-            says its own.)
-        split: of a folder or a Hub id.
-        streaming: read one sample after another instead of any at any time; a Hub id is then not downloaded first.
+            For records, see `sample_from_record`.
+        processor: the processor of the model to train.
+        image_root: folder that relative paths of images refer to (default: the folder of the annotations). A meta file
+            contains its own.
+        split: split of a folder or a Hub id (default: "train").
+        streaming: read samples in sequence instead of by index; data on the Hub are not downloaded first (default: False).
         max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`.
         shuffle_buffer: see `RecordStream`.
         endless, seed: see `StreamingTrainingData`.
 
     Raises:
-        ValueError: the source or an argument is of no known kind; the message names it.
-        OSError: a file cannot be read.
+        ValueError: if the source or an argument is of an unknown kind. The message names it.
+        OSError: if a file cannot be read.
     """
     encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles)
     root = None if image_root is None else os.fspath(image_root)
     if isinstance(source, str | os.PathLike) and not Path(source).is_file():
         source, root = _load_with_datasets(os.fspath(source), split, streaming), root or _folder(source)
     if isinstance(source, datasets.IterableDataset):
-        records = RecordStream(_undecoded(source), encoder, _name(source), root, shuffle_buffer)
+        records = RecordStream(_without_decoding(source), encoder, _name(source), root, shuffle_buffer)
         return StreamingTrainingData(records, seed=seed, endless=endless)
     data = TrainingData(_parts(source, root), encoder, seed)
     return StreamingTrainingData(data, seed=seed, endless=endless) if streaming else data
@@ -93,12 +93,12 @@ def _parts(source, root: str | None) -> list[RecordSet]:
 
 def _annotations(path: Path) -> Records:
     if path.suffix not in (".jsonl", ".json"):
-        raise ValueError(f"{path} is no file of annotations, expected .jsonl or .json.")
+        raise ValueError(f"{path} is not a file of annotations, expected .jsonl or .json.")
     return JsonArray(path) if path.suffix == ".json" and _first_character(path) == "[" else JsonLines(path)
 
 
 def _first_character(path: Path) -> str:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:  # what is no UTF-8 is for the reader to refuse
+    with open(path, encoding="utf-8-sig", errors="replace") as file:  # the reader rejects other encodings
         while character := file.read(1):
             if not character.isspace():
                 return character
@@ -106,7 +106,7 @@ def _first_character(path: Path) -> str:
 
 
 def _read_meta(path: Path, root: str | None) -> list[RecordSet]:
-    """InternVL's meta file; or, for its first record looks the same, a JSONL file that is called .json."""
+    """InternVL's meta file, or a JSONL file with the suffix .json, whose first record looks the same."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_without_repeats, path))
     except json.JSONDecodeError as error:
@@ -117,7 +117,7 @@ def _read_meta(path: Path, root: str | None) -> list[RecordSet]:
         raise ValueError(f"{path} is not InternVL's meta file: {error}.") from error
     if root is not None:
         raise ValueError(
-            f"image_root={root} with the meta file {path}, expected none: the file says where images are."
+            f"image_root={root} with the meta file {path}, expected none: the file states where images are."
         )
     if not meta:
         raise ValueError(f"{path} is empty, expected InternVL's meta file or annotations.")
@@ -145,30 +145,30 @@ def _meta_part(place: str, entry, folder: Path) -> RecordSet:
         raise ValueError(f"{place} sets media_type={entry['media_type']!r}, expected image, video or text.")
     repeat = entry.get("repeat_time", 1)
     if not isinstance(repeat, int | float) or isinstance(repeat, bool) or not 0 <= repeat < float("inf"):
-        raise ValueError(f"{place} sets repeat_time={repeat!r}, expected a number from 0 on.")
+        raise ValueError(f"{place} sets repeat_time={repeat!r}, expected a number of at least 0.")
     images_kwargs = {_IMAGE_SETTINGS[key]: value for key, value in entry.items() if key in _IMAGE_SETTINGS}
     for key, value in images_kwargs.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{place} asks for {key}={value!r}, expected a positive number of tiles.")
-    root, annotation = entry.get("root") or "", _found(entry["annotation"], folder)
+            raise ValueError(f"{place} sets {key}={value!r}, expected a positive number of tiles.")
+    root, annotation = entry.get("root") or "", _resolve_path(entry["annotation"], folder)
     if not isinstance(root, str):
         raise ValueError(f"{place} has the root {root!r:.100}, expected a folder.")
     if not os.path.exists(annotation):
         raise ValueError(f"{place} has the annotation {entry['annotation']!r:.200}, which does not exist.")
     return RecordSet(
-        _annotations(annotation), str(_found(root, folder)) if root else str(folder), repeat, images_kwargs
+        _annotations(annotation), str(_resolve_path(root, folder)) if root else str(folder), repeat, images_kwargs
     )
 
 
-def _found(path: str, folder: Path) -> Path:
-    # unlike pathlib's, `os.path.exists` also takes a path that cannot be
+def _resolve_path(path: str, folder: Path) -> Path:
+    # unlike pathlib's, `os.path.exists` also accepts an impossible path
     return Path(path) if os.path.exists(path) else folder / path
 
 
 def _load_with_datasets(name: str, split: str, streaming: bool):
     path = Path(name)
     if path.suffix in (".json", ".jsonl") or not (path.exists() or _HUB_ID.fullmatch(name)):
-        raise FileNotFoundError(f"There is no {name}, expected a file of annotations or a folder.")
+        raise FileNotFoundError(f"{name} does not exist, expected a file of annotations or a folder.")
     if path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json")):
         data = datasets.load_from_disk(name)
         if isinstance(data, datasets.DatasetDict):
@@ -188,6 +188,6 @@ def _name(data) -> str:
     return f"{name} ({data.split})" if data.split else name
 
 
-def _undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:
-    """With images as their bytes or paths: decoding belongs to the encoder, which says whose image is broken."""
+def _without_decoding(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    """The stream with images as bytes or paths: the encoder decodes them and names the sample of a broken image."""
     return stream if stream.features is None else stream.decode(False)

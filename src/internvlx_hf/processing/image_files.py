@@ -23,7 +23,7 @@ except ImportError:  # before huggingface_hub 1.31 it has only this name
 
 from .public_hosts import public_address
 
-MOST_REDIRECTS = 5
+MAX_REDIRECTS = 5
 _HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or pass a smaller image."
 
 
@@ -249,7 +249,7 @@ def _download(url: str, name: str, access: ImageAccess) -> bytes:
 async def _fetch(url: str, access: ImageAccess) -> bytes:
     location = httpx.URL(url)
     async with httpx.AsyncClient(timeout=access.max_seconds, trust_env=not access.public_hosts) as client:
-        for _ in range(1 + MOST_REDIRECTS):
+        for _ in range(1 + MAX_REDIRECTS):
             response = await client.send(await _request(client, location, access), stream=True)
             try:
                 if not response.has_redirect_location:
@@ -257,7 +257,7 @@ async def _fetch(url: str, access: ImageAccess) -> bytes:
                 location = location.join(response.headers["location"])
             finally:
                 await response.aclose()
-    raise ValueError(f"it redirects more than {MOST_REDIRECTS} times")
+    raise ValueError(f"it redirects more than {MAX_REDIRECTS} times")
 
 
 async def _request(client, url, access: ImageAccess):
