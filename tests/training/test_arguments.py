@@ -168,5 +168,5 @@ def test_the_last_checkpoint_is_the_one_of_the_most_steps(steps, tmp_path):
     arguments = SimpleNamespace(resume_from_checkpoint="last", output_dir=str(tmp_path))
     assert find_checkpoint(arguments) == str(tmp_path / f"checkpoint-{max(steps)}")
     arguments.resume_from_checkpoint = None
-    with pytest.raises(ValueError, match=f"holds checkpoint-{max(steps)} already"):
+    with pytest.raises(ValueError, match=f"already holds checkpoint-{max(steps)}"):
         find_checkpoint(arguments)

@@ -50,15 +50,15 @@ def test_masks_are_measured_for_both_stages_and_refused_above_the_limit(monkeypa
     said = []
     monkeypatch.setattr(attention.logger, "warning", said.append)
     config = tiny_config(**LVTC)
-    check_masks(config, "sdpa", (8192, 32768), 4, most=2**30 + 2**26)
+    check_masks(config, "sdpa", (8192, 32768), 4, limit=2**30 + 2**26)
     assert "packed row of 8192 tokens, 32768 after LVTC's expansion, with dense masks of 1,088.0 MiB." in said[0]
     with pytest.raises(
         ValueError, match=rf"1,088.0 MiB, more than `max_mask_bytes`={2**30}. Leave `attn_impl.* unset"
     ):
-        check_masks(config, "sdpa", (8192, 32768), 4, most=2**30)
+        check_masks(config, "sdpa", (8192, 32768), 4, limit=2**30)
     with pytest.raises(ValueError, match=r"'eager'.* of 8192 tokens with dense masks of 256.0 MiB"):
-        check_masks(tiny_config(), "eager", (8192, 8192), 4, most=1)
-    check_masks(config, "flash_attention_2", (8192, 32768), 4, most=1)
+        check_masks(tiny_config(), "eager", (8192, 8192), 4, limit=1)
+    check_masks(config, "flash_attention_2", (8192, 32768), 4, limit=1)
     assert len(said) == 1
 
 

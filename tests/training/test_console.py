@@ -118,7 +118,7 @@ def test_the_summary_says_what_was_left_out_and_cut():
     assert ["tiles", "1.0", "1", "2"] in rows
     assert ["tokens", "in", "stage", "one", "20.0", "20", "30"] in rows
     assert ["tokens", "in", "stage", "two", "32.0", "30", "44"] in rows
-    assert "Left out: 1 sample, longer than max_length=30 (named in the warnings above)." in text
+    assert "Skipped: 1 sample, longer than max_length=30 (see the warnings above)." in text
     assert "Truncated: 1 sample, to max_length=30." in text
     assert "Supervised: 25.0% of all tokens." in text
     assert text.endswith("\n6 steps, 2 samples per step; 2 steps per epoch")

@@ -71,7 +71,7 @@ def test_contradictions_are_named(settings, message):
 
 @pytest.mark.parametrize("setting", [{"stage": 1}, {"freeze": ["lm_head"]}, {"train": ["lm_head"]}])
 def test_lora_does_not_go_with_freezing_by_name(setting, tmp_path):
-    with pytest.raises(ValueError, match=r"LoRA \(`lora_rank`=4\) says itself what is trained"):
+    with pytest.raises(ValueError, match=r"LoRA \(`lora_rank`=4\) determines what is trained"):
         run(tmp_path, lora_rank=4, **setting)
 
 

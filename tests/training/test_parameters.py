@@ -105,7 +105,7 @@ def test_what_peft_adds_goes_by_the_name_of_its_module():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"freeze": ["model.vision_towr"]}, r"`freeze` names 'model.vision_towr', .*Near it are model.vision_tower"),
+        ({"freeze": ["model.vision_towr"]}, r"`freeze` names 'model.vision_towr', .*Did you mean model.vision_tower"),
         ({"train": ["model.language_model.layers.4-9"]}, r"`train` names .*layers.4-9', which matches no parameter"),
         ({"train": ["q_proj"]}, r"`train` names 'q_proj', which matches no parameter"),
         ({"freeze": ["xyz"]}, r"The model has model.vision_tower, model.multi_modal_projector, .*lm_head"),
@@ -165,7 +165,7 @@ def test_every_parameter_keeps_its_decay_and_gets_the_rate_of_the_last_pattern(t
 
 def test_a_rate_for_nothing_that_is_trained_is_an_error(tmp_path):
     model = tiny_model(**LVTC)
-    with pytest.raises(ValueError, match=r"`learning_rates` names 'model.lvtcc', .*Near it are model.lvtc"):
+    with pytest.raises(ValueError, match=r"`learning_rates` names 'model.lvtcc', .*Did you mean model.lvtc"):
         optimizer_of(model, {"model.lvtcc": 1e-3}, tmp_path)
     choose_trainable(model, stage=1)
     with pytest.raises(

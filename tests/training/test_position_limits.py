@@ -91,6 +91,6 @@ def test_measured_samples_past_the_limit_are_said_before_the_training(tmp_path, 
     save_checkpoint(tmp_path / "base", text_config={"max_position_embeddings": 48})
     run(tmp_path, train_sampling_strategy="group_by_cost", max_steps=1, save_strategy="no")
     told = [
-        record.getMessage() for record in caplog.records if "take more positions than the 48" in record.getMessage()
+        record.getMessage() for record in caplog.records if "take more than the 48 positions" in record.getMessage()
     ]
     assert len(told) == 1

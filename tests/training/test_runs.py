@@ -183,13 +183,13 @@ def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(
         callbacks = [At(3, lambda: os.kill(os.getpid(), number))]
         patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*DEFAULT_CALLBACKS, *callbacks])
         assert main(["train", config]) == 130
-    assert "stopped after step 4 of 6; go on with --resume_from_checkpoint last" in capsys.readouterr().err
+    assert "stopped after step 4 of 6; resume with --resume_from_checkpoint last" in capsys.readouterr().err
     assert {one: signal.getsignal(one) for one in handlers} == handlers
     assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-4"]
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
 
     assert main(["train", config]) == 1
-    assert "holds checkpoint-4 already" in capsys.readouterr().err
+    assert "already holds checkpoint-4" in capsys.readouterr().err
     assert main(["train", config, "--resume_from_checkpoint", "last"]) == 0
     assert changed(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "stopped")) == set()
     assert whole.state.global_step == 6
@@ -258,7 +258,7 @@ def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_
     assert not (tmp_path / "out").exists()
     trainer = run(tmp_path, **settings, on_broken="skip")
     assert any("data.jsonl, line 6" in message for message in seen)
-    assert "1 of 12 samples are left out: they are broken or too long." in seen
+    assert "1 of 12 samples are skipped: they are broken or too long." in seen
     assert trainer.state.log_history[-1]["eval_loss"] > 0
 
 
@@ -349,8 +349,11 @@ def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
             {"packing_tokens": 60, "attn_implementation": "sdpa", "max_mask_bytes": 1000},
             r"dense masks of 0.0 MiB, more than `max_mask_bytes`=1000",
         ),
-        ({"streaming": True, "max_steps": -1}, r"`streaming` data do not say how many there are: set `max_steps`"),
-        ({"train_data": "you/data", "eval_data": "you/data"}, r"`eval_split` is 'train' as `train_split` is"),
+        ({"streaming": True, "max_steps": -1}, r"`streaming` data have an unknown number of samples: set `max_steps`"),
+        (
+            {"train_data": "you/data", "eval_data": "you/data"},
+            r"`eval_split` 'train', which is also the training data",
+        ),
         ({"freeze": ["model.vision"]}, r"`freeze` names 'model.vision'"),
         ({"learning_rates": {"model.lvt": 1e-3}}, r"`learning_rates` names 'model.lvt'"),
         ({"resume_from_checkpoint": "last"}, r"`resume_from_checkpoint` is last, but .*out holds no checkpoint"),

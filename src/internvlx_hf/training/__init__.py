@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .merge import merge_adapter
     from .metrics import ThroughputCallback
 
-# imported when they are asked for: they need what only the extra `train` installs
+# imported on first use: they need packages that only the extra `train` installs
 _LAZY = {"ThroughputCallback": ".metrics", "load_training_data": "..data", "merge_adapter": ".merge"}
 
 __all__ = [

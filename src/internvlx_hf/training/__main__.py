@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""`accelerate launch -m internvlx_hf.training CONFIG.yaml` is `internvlx train CONFIG.yaml` in every process."""
+"""`accelerate launch -m internvlx_hf.training CONFIG.yaml` runs `internvlx train CONFIG.yaml` in every process."""
 
 import sys
 

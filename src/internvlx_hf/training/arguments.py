@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What `internvlx train` can be told, and how it is read: a YAML file, then flags, which win."""
+"""The settings of `internvlx train`, read from a YAML file and from flags, which override the file."""
 
 import argparse
 import difflib
@@ -19,125 +19,155 @@ from ..processing.rvtc import SLICING_STRATEGIES
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and how it is loaded."""
+    """The model to train, and how it is loaded."""
 
     _argument_group_name = "model"
 
     model_name_or_path: str = field(
-        metadata={"help": "An InternVL-X checkpoint: a folder (as `internvlx convert` makes them) or a Hub id."}
+        metadata={"help": "InternVL-X checkpoint to train: a folder (made by `internvlx convert`) or a Hub id."}
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit on the Hub (default: main)."}
+    )
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Of the weights in memory. With `bf16` or `fp16`, parameters that are trained are in float32 "
-            "whatever is said here; 'bfloat16' then halves the memory of those that are not.",
+            "help": "dtype of the weights in memory (default: float32). With `bf16` or `fp16`, trained parameters are always "
+            "in float32; 'bfloat16' then halves the memory of frozen parameters.",
             "choices": (*DTYPES, "auto"),
         },
     )
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention', 'varlen_sdpa' or a kernel of "
-            "the Hub; unset: sdpa, and with `packing_tokens` the fastest here that needs no mask."
+            "help": "Attention: 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention', 'varlen_sdpa' or "
+            "a kernel from the Hub (default: sdpa; with `packing_tokens`, the fastest on this device that needs no mask)."
         },
     )
     slicing: str | None = field(
         default=None,
         metadata={
-            "help": "How a picture's size bounds its tiles (RVTC); unset: as the checkpoint.",
+            "help": "How an image's size bounds its number of tiles, RVTC (default: the checkpoint's).",
             "choices": SLICING_STRATEGIES,
         },
     )
-    min_patches: int | None = field(default=None, metadata={"help": "Fewest tiles of a picture (checkpoint's)."})
-    max_patches: int | None = field(default=None, metadata={"help": "Most tiles of a picture (checkpoint's)."})
+    min_patches: int | None = field(
+        default=None, metadata={"help": "Smallest number of tiles per image (default: the checkpoint's)."}
+    )
+    max_patches: int | None = field(
+        default=None, metadata={"help": "Largest number of tiles per image (default: the checkpoint's)."}
+    )
 
 
 @dataclass
 class DataArguments:
-    """What is learned from."""
+    """The training data, and how samples are read."""
 
     _argument_group_name = "data"
 
     train_data: str = field(
         metadata={
-            "help": "InternVL's meta file, a JSON or JSONL file of annotations (InternVL's, LLaVA's, or `messages`), a folder "
-            "that `datasets` reads, or an id on the Hub."
+            "help": "Training data: InternVL's meta file, a JSON or JSONL file of annotations (InternVL's, LLaVA's, or "
+            "`messages`), a folder that `datasets` reads, or a Hub id."
         }
     )
-    eval_data: str | None = field(default=None, metadata={"help": "As `train_data`, for evaluation."})
-    train_split: str = field(default="train", metadata={"help": "Of a folder or Hub id."})
-    eval_split: str = field(default="train", metadata={"help": "Of a folder or Hub id."})
+    eval_data: str | None = field(
+        default=None, metadata={"help": "Evaluation data, in the formats of `train_data` (default: no evaluation)."}
+    )
+    train_split: str = field(
+        default="train", metadata={"help": "Split of `train_data`, a folder or Hub id (default: train)."}
+    )
+    eval_split: str = field(
+        default="train", metadata={"help": "Split of `eval_data`, a folder or Hub id (default: train)."}
+    )
     image_root: str | None = field(
-        default=None, metadata={"help": "Folder that images' paths count from; unset: that of the annotations."}
+        default=None,
+        metadata={"help": "Folder that relative paths of images refer to (default: the folder of the annotations)."},
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read samples as they come, without measuring them first; wants `max_steps`."}
+        default=False,
+        metadata={
+            "help": "Read samples in sequence, without measuring them first; needs `max_steps` (default: False)."
+        },
     )
     shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Streamed records that are shuffled among each other."}
+        default=1000,
+        metadata={"help": "Number of streamed records that are shuffled among each other (default: 1000)."},
     )
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a sample, images included."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Largest number of tokens per sample, including images (default: no limit)."}
+    )
     on_too_long: str = field(
         default="truncate",
         metadata={
-            "help": "What becomes of a longer one: cut (never through an image), left out, or an error.",
+            "help": "What to do with a longer sample: truncate it (never within an image), skip it, or raise an error (default: truncate).",
             "choices": ("truncate", "skip", "error"),
         },
     )
     on_broken: str = field(
         default="error",
         metadata={
-            "help": "Whether a broken sample ends the training, or is left out with a warning. Both name file and line.",
+            "help": "Whether a broken sample stops the training or is skipped with a warning; both name file and line (default: error).",
             "choices": ("error", "skip"),
         },
     )
     share_tiles: bool = field(
         default=False,
         metadata={
-            "help": "Each of a sample's n images takes at most `max_patches` // n tiles, at least one, as InternVL's own "
-            "training has it."
+            "help": "Give each of a sample's n images at most `max_patches` // n tiles, at least one, as InternVL's training "
+            "does (default: False)."
         },
     )
     packing_tokens: int = field(
         default=0,
-        metadata={"help": "Fill each row with samples up to so many tokens, without padding; 0: a row a sample."},
+        metadata={
+            "help": "Pack samples into rows of at most this many tokens, without padding (default: 0, one row per sample)."
+        },
     )
     max_mask_bytes: int = field(
         default=2**30,
-        metadata={"help": "Most bytes of the masks that 'sdpa' and 'eager' make of a packed batch, in both stages."},
+        metadata={
+            "help": "Largest masks, in bytes, that 'sdpa' and 'eager' may make for a packed batch, over both stages (default: 2**30)."
+        },
     )
-    pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Make rows a multiple of so many tokens."})
+    pad_to_multiple_of: int | None = field(
+        default=None,
+        metadata={"help": "Pad rows to a multiple of this many tokens (default: no padding beyond the longest row)."},
+    )
 
 
 @dataclass
 class LoraArguments:
-    """Low-rank adapters instead of full training, through peft. Switched on by a rank."""
+    """LoRA with peft instead of full training. A rank above 0 enables it."""
 
     _argument_group_name = "lora"
 
-    lora_rank: int = field(default=0, metadata={"help": "0: no LoRA."})
-    lora_alpha: float | None = field(default=None, metadata={"help": "Scale; unset: twice the rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Of the adapters' input."})
-    lora_vision: bool = field(default=False, metadata={"help": "Adapt the vision tower's linear layers too."})
+    lora_rank: int = field(default=0, metadata={"help": "Rank of the adapters (default: 0, no LoRA)."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Scale of the adapters (default: twice the rank)."}
+    )
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapters' input (default: 0.05)."})
+    lora_vision: bool = field(
+        default=False, metadata={"help": "Also adapt the vision tower's linear layers (default: False)."}
+    )
     lora_target_modules: str | None = field(
         default=None,
         metadata={
-            "help": "A regular expression for the full names of the modules to adapt; unset: all linear layers of the "
-            "language model's layers, and with `lora_vision` those of the vision tower."
+            "help": "Regular expression for the full names of the modules to adapt (default: every linear layer in the "
+            "language model's layers, and with `lora_vision` in the vision tower)."
         },
     )
     lora_modules_to_save: list[str] | None = field(
         default=None,
-        metadata={"help": "Modules trained in full and saved with the adapter; unset: the projectors."},
+        metadata={"help": "Modules to train in full and save with the adapter (default: the projectors)."},
     )
 
 
 @dataclass
 class InternVLXTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the paper's settings as defaults, and what the two stages need.
+    """`transformers.TrainingArguments` with the paper's settings as defaults, and the settings of the two stages.
 
-    Its `learning_rate`, schedule, optimizer and one epoch are the paper's (section 4). The warm-up is InternVL's.
+    `learning_rate`, schedule, optimizer and number of epochs are the paper's (section 4). The warm-up is InternVL's.
     """
 
     _argument_group_name = "training"
@@ -145,66 +175,89 @@ class InternVLXTrainingArguments(TrainingArguments):
 
     stage: int = field(
         default=2,
-        metadata={"help": "1: the projectors alone are trained. 2: everything (or LoRA).", "choices": (1, 2)},
+        metadata={
+            "help": "Stage of the paper. 1: train only the projectors; 2: train everything, or LoRA (default: 2).",
+            "choices": (1, 2),
+        },
     )
     freeze: list[str] | None = field(
-        default=None, metadata={"help": "Names of modules or parameters that are not trained, beyond the stage's."}
+        default=None,
+        metadata={"help": "Names of modules or parameters not to train, in addition to the stage's (default: none)."},
     )
     train: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of modules or parameters that are trained after all; wins over `freeze`."},
+        metadata={
+            "help": "Names of modules or parameters to train in addition to the stage's; overrides `freeze` (default: none)."
+        },
     )
     learning_rates: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Other learning rates by module name, '{\"model.lvtc\": 2e-4}'. The last that matches wins."
+            "help": "Learning rates by module name that differ from `learning_rate`, '{\"model.lvtc\": 2e-4}'; the last match "
+            "counts (default: none)."
         },
     )
     vision_drop_path_rate: float = field(
         default=0.0,
         metadata={
-            "help": "Stochastic depth of InternViT's layers in training, rising evenly from 0 to this rate. A frozen tower "
-            "has it too, as in the scripts of InternVL-X's authors."
+            "help": "Stochastic depth of InternViT's layers in training: the rate rises linearly from 0 to this value (default: "
+            "0). It also applies to a frozen tower, as in the scripts of InternVL-X's authors."
         },
     )
     save_on_signal: bool = field(
         default=True,
         metadata={
-            "help": "On SIGTERM or Ctrl-C finish the step, save a checkpoint and stop. A second one stops at once."
+            "help": "On SIGTERM or Ctrl-C, finish the step, save a checkpoint and stop; on a second signal, stop at once (default: "
+            "True)."
         },
     )
 
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "'last': go on from the newest checkpoint of `output_dir`; or a checkpoint's folder."},
+        metadata={
+            "help": "Checkpoint to resume from: 'last' for the newest in `output_dir`, or a folder (default: start anew)."
+        },
     )
-    output_dir: str = field(default="", metadata={"help": "Where checkpoints and the trained model go."})
-    learning_rate: float = field(default=4e-5, metadata={"help": "AdamW's, at its highest."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
-    warmup_steps: float = field(default=0.03, metadata={"help": "A share of all steps below 1, a number from there."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs, or a share of all."})
-    report_to: str = field(default="tensorboard", metadata={"help": "'none', 'wandb', ..."})
+    output_dir: str = field(default="", metadata={"help": "Folder for checkpoints and the trained model."})
+    learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate of AdamW (default: 4e-5)."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Schedule of the learning rate (default: cosine)."}
+    )
+    warmup_steps: float = field(
+        default=0.03,
+        metadata={"help": "Warm-up steps: a share of all steps if below 1, else a number (default: 0.03)."},
+    )
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the data (default: 1)."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Steps between two logs, or a share of all steps if below 1 (default: 10)."}
+    )
+    report_to: str = field(
+        default="tensorboard",
+        metadata={"help": "Where to report logs: 'tensorboard', 'wandb', 'none', ... (default: tensorboard)."},
+    )
     prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Evaluation gives a loss, and keeps no logits."}
+        default=True, metadata={"help": "Return only the loss from an evaluation, without logits (default: True)."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: the collator needs all."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator needs all columns."}
+    )
     train_sampling_strategy: str = field(
         default="group_by_cost",
         metadata={
-            "help": "'group_by_cost' puts samples of like cost into a batch; the others are transformers'.",
+            "help": "Order of samples: 'group_by_cost' puts samples of similar cost into a batch; the others are those of "
+            "transformers (default: group_by_cost).",
             "choices": ["group_by_cost", "random", "sequential"],
         },
     )
 
     def __post_init__(self):
         if not self.output_dir:
-            raise ValueError("`output_dir` is missing: expected the folder where checkpoints and the model go.")
-        self.learning_rates = _rates(self.learning_rates)
+            raise ValueError("`output_dir` is missing: expected a folder for checkpoints and the model.")
+        self.learning_rates = _parse_rates(self.learning_rates)
         if not 0 <= self.vision_drop_path_rate < 1:
             raise ValueError(f"`vision_drop_path_rate` is {self.vision_drop_path_rate}, expected a rate in [0, 1).")
         with warnings.catch_warnings():
-            # its new name is not known to the oldest transformers that we support
+            # the oldest supported transformers does not have its new name
             warnings.filterwarnings(
                 "ignore", message="`gradient_checkpointing.* is deprecated", category=FutureWarning
             )
@@ -213,16 +266,16 @@ class InternVLXTrainingArguments(TrainingArguments):
             raise ValueError("`remove_unused_columns` is True, expected False: the collator reads all of a sample.")
         if self.label_smoothing_factor:
             raise ValueError(
-                f"`label_smoothing_factor` is {self.label_smoothing_factor}, expected 0: in training the model forms the "
-                "logits of supervised tokens for its own loss only."
+                f"`label_smoothing_factor` is {self.label_smoothing_factor}, expected 0: in training, the model computes "
+                "the logits of supervised tokens only, for its own loss."
             )
         if self.accelerator_config.dispatch_batches is None:
-            # accelerate's way with streams cuts every tensor of a batch to the number of rows, the tiles too
+            # accelerate would slice every tensor of a stream's batch to the number of rows, including the tiles
             self.accelerator_config.dispatch_batches = False
 
 
-def _rates(rates: dict | str | None) -> dict[str, float]:
-    """Numbers by pattern. (YAML takes 2e-4 for a string: it wants a dot, 2.0e-4.)"""
+def _parse_rates(rates: dict | str | None) -> dict[str, float]:
+    """Learning rates by pattern. (YAML reads 2e-4 as a string, and 2.0e-4 as a number.)"""
     if isinstance(rates, str):
         try:
             rates = json.loads(rates)
@@ -242,8 +295,8 @@ def _rates(rates: dict | str | None) -> dict[str, float]:
     return numbers
 
 
-# of the many training settings, those that a person looks for first: the rest are mostly transformers' own
-_FIRST = (
+# the training settings that the help lists first; most others are those of transformers
+_LISTED_FIRST = (
     "output_dir",
     "stage",
     "freeze",
@@ -255,11 +308,11 @@ _FIRST = (
 )
 
 
-class _Help(argparse.HelpFormatter):
-    """Tells what is ours before what is transformers', and each setting in one of the spellings that are read."""
+class _HelpFormatter(argparse.HelpFormatter):
+    """Lists this package's settings before those of transformers, and one spelling of each."""
 
     def add_arguments(self, actions) -> None:
-        super().add_arguments(sorted(actions, key=lambda action: (*_FIRST, action.dest).index(action.dest)))
+        super().add_arguments(sorted(actions, key=lambda action: (*_LISTED_FIRST, action.dest).index(action.dest)))
 
     def _format_action_invocation(self, action) -> str:
         if len(action.option_strings) < 2 or action.dest == "help":
@@ -277,15 +330,15 @@ def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "
     """Read a configuration file and flags.
 
     Args:
-        arguments: an optional first YAML or JSON file, then flags `--name value`, which win over the file.
+        arguments: an optional first YAML or JSON file, then flags `--name value`, which override the file.
         types: dataclasses whose fields are the settings.
-        prog: how the command is called, for its help.
+        prog: name of the command in its help.
 
     Returns:
         An object of each type.
 
     Raises:
-        ValueError: for a setting that does not exist, naming it and the nearest that does; for a value of the wrong type.
+        ValueError: if a setting does not exist (the message suggests the nearest one), or a value has the wrong type.
         OSError: if the file cannot be read.
     """
     parser = _Parser(
@@ -293,20 +346,20 @@ def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "
         prog=prog,
         usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
         allow_abbrev=False,
-        formatter_class=_Help,
+        formatter_class=_HelpFormatter,
     )
     if arguments and not arguments[0].startswith("-"):
-        _set_defaults(parser, _read(Path(arguments[0])), arguments[0])
+        _set_defaults(parser, _read_settings(Path(arguments[0])), arguments[0])
         arguments = arguments[1:]
     *objects, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        raise ValueError(_unknown(unknown[0].split("=")[0].lstrip("-"), parser, "the command line"))
+        raise ValueError(_unknown_setting(unknown[0].split("=")[0].lstrip("-"), parser, "the command line"))
     return tuple(objects)
 
 
-def _read(path: Path) -> dict:
+def _read_settings(path: Path) -> dict:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -317,11 +370,11 @@ def _read(path: Path) -> dict:
 
 
 def _set_defaults(parser: argparse.ArgumentParser, settings: dict, source: str) -> None:
-    """Let a file's settings be the parser's defaults. Numbers go in as text, so that flags and file mean the same."""
+    """Make a file's settings the parser's defaults. Numbers are passed as text, so that flags and file are read alike."""
     actions = {action.dest: action for action in parser._actions if action.option_strings}
     for name, value in settings.items():
         if name not in actions:
-            raise ValueError(_unknown(name, parser, source))
+            raise ValueError(_unknown_setting(name, parser, source))
         action = actions[name]
         action.required = False
         if action.choices is not None and str(value) not in map(str, action.choices):
@@ -331,7 +384,7 @@ def _set_defaults(parser: argparse.ArgumentParser, settings: dict, source: str) 
 
 
 def _default(action: argparse.Action, value):
-    """A value as the parser reads it: text where it converts text, a list where it wants one."""
+    """A value as the parser expects it: text if it converts text, a list if it takes several values."""
     if value is None:
         return None
     if action.nargs == "+":
@@ -341,8 +394,8 @@ def _default(action: argparse.Action, value):
     return value
 
 
-# what other trainers and InternVL's scripts call some settings, too unlike their names here to be found by likeness
-_ELSEWHERE = {
+# names of settings in other trainers and InternVL's scripts -> their names here, if these are too different to be matched
+_OTHER_NAMES = {
     "lr": "learning_rate",
     "wd": "weight_decay",
     "epochs": "num_train_epochs",
@@ -369,7 +422,7 @@ _ELSEWHERE = {
 }
 
 
-def _unknown(name: str, parser: argparse.ArgumentParser, source: str) -> str:
+def _unknown_setting(name: str, parser: argparse.ArgumentParser, source: str) -> str:
     nearest = _nearest(name.replace("-", "_").lower(), {action.dest for action in parser._actions})
     hint = f" Did you mean `{nearest}`?" if nearest else ""
     return f"There is no setting `{name}`, which {source} gives.{hint}"
@@ -377,7 +430,7 @@ def _unknown(name: str, parser: argparse.ArgumentParser, source: str) -> str:
 
 def _nearest(name: str, known: set[str]) -> str | None:
     names = {dest: dest for dest in sorted(known)} | {
-        other: dest for other, dest in _ELSEWHERE.items() if dest in known
+        other: dest for other, dest in _OTHER_NAMES.items() if dest in known
     }
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     return names[near[0]] if near else None

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The attention of a training on packed rows, and the masks that it needs."""
+"""Choosing the attention for packed rows, and checking the masks that it needs."""
 
 import torch
 from transformers import TrainingArguments
@@ -21,14 +21,14 @@ logger = logging.get_logger(__name__)
 
 
 def packed_attention(device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> str:
-    """The fastest attention here that needs no mask for packed rows.
+    """The fastest attention on this device that needs no mask for packed rows.
 
-    Flash attention where it is installed; torch's own variable-length kernel; flash attention through `kernels`; else SDPA
-    once per sample, which "varlen_sdpa" does where the kernel does not run.
+    In order: installed flash attention; torch's variable-length kernel; flash attention through `kernels`; SDPA once per
+    sample, which "varlen_sdpa" uses where the kernel does not run.
 
     Args:
-        dtype: that attention computes in.
-        dropout: of the attention's weights, which Flash Attention 3 does not have.
+        dtype: dtype in which attention computes.
+        dropout: dropout of the attention weights (default: 0), which Flash Attention 3 does not support.
     """
     if device.type != "cuda" or dtype not in HALF:
         return VARLEN_SDPA
@@ -43,61 +43,61 @@ def packed_attention(device: torch.device, dtype: torch.dtype, dropout: float = 
 
 
 def _loads(kernel: str) -> bool:
-    """Whether `kernels` has the kernel, or gets it from the Hub, for this device and this torch."""
+    """Whether `kernels` can load the kernel for this device and this torch, if necessary from the Hub."""
     try:
         lazy_import_flash_attention(kernel)
-    except Exception as error:  # whatever the Hub, the network or the kernel's own code raises
+    except Exception as error:  # the Hub, the network and the kernel's code raise errors of many types
         logger.warning(f"{kernel} cannot be loaded, so attention runs on {VARLEN_SDPA!r}: {error}")
         return False
     return True
 
 
-def check_masks(config: InternVLXConfig, attention: str, lengths: tuple[int, int], itemsize: int, most: int) -> None:
-    """Warn of the masks that packed rows need with an attention that was asked for.
+def check_masks(config: InternVLXConfig, attention: str, lengths: tuple[int, int], itemsize: int, limit: int) -> None:
+    """Warn of the masks that packed rows need with the requested attention.
 
     Args:
         lengths: tokens of the longest row before and after LVTC's expansion.
-        itemsize: bytes of an entry of the embeddings.
-        most: bytes that the masks may take.
+        itemsize: bytes per entry of the embeddings.
+        limit: largest size of the masks in bytes.
 
     Raises:
-        ValueError: they take more.
+        ValueError: if the masks are larger.
     """
     if attention not in DENSE_MASKS:
         return
     size = dense_mask_bytes(config, *lengths, itemsize=1 if attention == "sdpa" else itemsize)
     masks = describe_dense_masks(config, attention, *lengths, size)
-    if size > most:
+    if size > limit:
         raise ValueError(
-            f"{masks}, more than `max_mask_bytes`={most}. Leave `attn_implementation` unset or name one that needs no mask "
+            f"{masks}, more than `max_mask_bytes`={limit}. Leave `attn_implementation` unset or name one that needs no mask "
             f"({VARLEN_SDPA!r}, or 'flash_attention_2' where flash-attn is installed), lower `packing_tokens` or the batch "
             "size (a batch's rows become one), or raise `max_mask_bytes`."
         )
     logger.warning(f"{masks}. {VARLEN_SDPA!r} and flash attention need none.")
 
 
-def settle_attention(
+def choose_attention(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: TrainingArguments,
     data: RunData,
     config: InternVLXConfig,
 ) -> str | None:
-    """The attention of a run: the one that was asked for; on packed rows without one, the fastest that needs no mask.
+    """The attention of a run: the requested one, or for packed rows by default the fastest that needs no mask.
 
     Raises:
-        ValueError: the masks that it needs take more than `max_mask_bytes`.
+        ValueError: if its masks take more than `max_mask_bytes`.
     """
-    asked = model_arguments.attn_implementation
+    requested = model_arguments.attn_implementation
     if not data_arguments.packing_tokens:
-        return asked
+        return requested
     dtype = config.dtype or "float32" if model_arguments.dtype == "auto" else model_arguments.dtype
     weights = getattr(torch, str(dtype).removeprefix("torch."))
-    if asked is None:
+    if requested is None:
         mixed = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else weights
         return packed_attention(arguments.device, mixed, getattr(config.text_config, "attention_dropout", 0.0))
-    # parameters that are trained in mixed precision are in float32
+    # in mixed precision, trained parameters are in float32
     itemsize = 4 if arguments.bf16 or arguments.fp16 else weights.itemsize
     lengths = longest_batch(data, arguments.train_batch_size, config)
-    check_masks(config, asked, lengths, itemsize, data_arguments.max_mask_bytes)
-    return asked
+    check_masks(config, requested, lengths, itemsize, data_arguments.max_mask_bytes)
+    return requested

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A training's console: a readable line for each log, and on a terminal the progress bar below them."""
+"""Console output of training: a readable line per log, and on a terminal a progress bar below them."""
 
 import shutil
 import sys
@@ -9,10 +9,10 @@ from datetime import timedelta
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
-# of what an evaluation or the end of a training logs, what a line leaves out
-_LEFT_OUT = ("_runtime", "_steps_per_second", "_samples_per_second", "_seen", "epoch", "total_flos")
-# parts of a line that go first where a terminal is narrow
-_LESS_WANTED = ("grad", "each", "text")
+# endings of logged values that a line omits
+_OMITTED = ("_runtime", "_steps_per_second", "_samples_per_second", "_seen", "epoch", "total_flos")
+# parts of a line that are omitted first on a narrow terminal
+_OMITTED_IF_NARROW = ("grad", "each", "text")
 
 
 class ConsoleCallback(ProgressCallback):
@@ -20,24 +20,23 @@ class ConsoleCallback(ProgressCallback):
 
         step 120/5,000  loss 1.2345  lr 3.98e-05  grad 0.81  text 1.2k/s  image 3.4k → 13.6k/s  1.31 s/step  1:46:35 left
 
-    `text` and `image` are tokens per second, the image tokens those of both stages where LVTC expands them; they come from
-    [`ThroughputCallback`]. The progress bar stands on stderr, where that is a terminal and `disable_tqdm` is not set; lines go
-    to stdout.
+    `text` and `image` are tokens per second, from [`ThroughputCallback`]. With LVTC, `image` shows the image tokens of both
+    stages. The progress bar is on stderr, if that is a terminal and `disable_tqdm` is not set; lines go to stdout.
 
     Args:
-        show_bar: whether there is a progress bar.
-        clock: seconds, from any start.
+        show_bar: show a progress bar (default: False).
+        clock: returns a time in seconds (default: `time.monotonic`).
     """
 
     def __init__(self, show_bar: bool = False, clock: Callable[[], float] = time.monotonic):
         super().__init__()
         self.show_bar = show_bar
         self.clock = clock
-        self._start = self._since = (0, 0.0)  # step and time, of the training and of the last log
+        self._start = self._since = (0, 0.0)  # step and time of the start and of the last log
 
     @classmethod
     def attach(cls, trainer: Trainer) -> "ConsoleCallback | None":
-        """Take the place of the `Trainer`'s own console; None where it has another one, as in a notebook."""
+        """Replace the `Trainer`'s console output; None if it has another kind, as in a notebook."""
         replaced = [
             each for each in trainer.callback_handler.callbacks if type(each) in (PrinterCallback, ProgressCallback)
         ]
@@ -53,7 +52,7 @@ class ConsoleCallback(ProgressCallback):
         self._start = self._since = (state.global_step, self.clock())
         if self.show_bar:
             super().on_train_begin(args, state, control, **kwargs)
-            self._advance(state)  # a resumed training begins further on
+            self._advance(state)  # a resumed run starts at a later step
 
     def on_step_end(self, args, state, control, **kwargs):
         self._advance(state)
@@ -88,7 +87,7 @@ class ConsoleCallback(ProgressCallback):
         if "train_runtime" in logs:
             steps, seconds = state.global_step - self._start[0], logs["train_runtime"]
             return f"trained {steps:,} steps in {duration(seconds)}, mean loss {_short(logs.get('train_loss', 0.0))}"
-        values = {name: value for name, value in logs.items() if not name.endswith(_LEFT_OUT)}
+        values = {name: value for name, value in logs.items() if not name.endswith(_OMITTED)}
         seconds = next((value for name, value in logs.items() if name.endswith("_runtime")), None)
         took = [] if seconds is None else [f"in {duration(seconds)}"]
         return "  ".join([step, *(f"{name} {_short(value)}" for name, value in values.items()), *took])
@@ -115,21 +114,21 @@ class ConsoleCallback(ProgressCallback):
 
 
 def line_width() -> int | None:
-    """Characters of a line on a terminal; None for files and pipes, which get all."""
+    """Width of the terminal in characters; None for files and pipes, whose lines have no limit."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def fitted(parts: dict[str, str], width: int | None) -> str:
-    """The parts in a line, without those that matter least where it would be longer than `width`."""
+    """The parts joined to a line; the least important are omitted if it would be longer than `width`."""
     parts = dict(parts)
-    for name in _LESS_WANTED:
+    for name in _OMITTED_IF_NARROW:
         if width is not None and len("  ".join(parts.values())) > width:
             parts.pop(name, None)
     return "  ".join(parts.values())
 
 
 def _short(value) -> str:
-    """A number in four significant digits; other values as they are."""
+    """A number with four significant digits; other values unchanged."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

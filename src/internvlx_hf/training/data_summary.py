@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a training is about to learn from, in a few lines for its console."""
+"""A summary of the training data for the console."""
 
 import math
 
@@ -13,7 +13,7 @@ from .run_data import RunData
 
 
 def data_summary(data: RunData, arguments: TrainingArguments, config: InternVLXConfig) -> str:
-    """The data sets, the sizes of their samples where these were measured, and the steps that they make."""
+    """The datasets, the sizes of their samples if these were measured, and the number of steps."""
     parts = [_sources(data)]
     if data.sizes is not None:
         parts += [_sizes(data, config), "\n".join(_remarks(data))]
@@ -22,7 +22,7 @@ def data_summary(data: RunData, arguments: TrainingArguments, config: InternVLXC
 
 
 def _sources(data: RunData) -> str:
-    """A row for each data set. A stream does not say how many samples it has."""
+    """One row per dataset. The number of samples of a stream is unknown."""
     rows = []
     for use, sources in (("train", data.sources), ("eval", data.evaluation_sources)):
         for source in sources:
@@ -56,7 +56,7 @@ def _remarks(data: RunData) -> list[str]:
     reasons = {"broken": "cannot be read", "too_long": f"longer than max_length={limit}"}
     for kind, count in data.skipped.items():
         if count:
-            lines.append(f"Left out: {_samples(count)}, {reasons[kind]} (named in the warnings above).")
+            lines.append(f"Skipped: {_samples(count)}, {reasons[kind]} (see the warnings above).")
     if sizes.cut is not None and (cut := int(sizes.cut.sum())):
         lines.append(f"Truncated: {_samples(cut)}, to max_length={limit}.")
     if sizes.supervised is not None:
@@ -73,7 +73,7 @@ def _samples(count: int) -> str:
 
 
 def _steps(data: RunData, arguments: TrainingArguments) -> str:
-    """As the `Trainer` counts them: what is left of an epoch makes a step, too."""
+    """The number of steps, as the `Trainer` counts them: the rest of an epoch is a step as well."""
     accumulation = arguments.gradient_accumulation_steps
     batch = arguments.train_batch_size * arguments.world_size
     unit = "rows" if data.settings.get("packing_tokens") else "samples"

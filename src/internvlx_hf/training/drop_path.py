@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Stochastic depth in the vision tower, which transformers' InternViT lacks."""
+"""Stochastic depth in the vision tower, which transformers' InternViT does not have."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 
 class DropPath:
-    """A forward hook that leaves out a residual branch (tiles, 1 + S², C) for a random share of the tiles, in training only.
+    """A forward hook that drops a residual branch (tiles, 1 + S², C) for a random share of the tiles, in training only.
 
-    The branch is scaled behind it, layer by layer, which leaves zero as it is.
+    The layer scale after the branch does not change a zero.
     """
 
     def __init__(self, rate: float):
@@ -31,16 +31,17 @@ class DropPath:
 
 
 def add_drop_path(model: nn.Module, config: PreTrainedConfig, rate: float) -> None:
-    """Leave out residual branches of the tower's layers in training: at 0 in the first one, rising evenly to `rate`.
+    """Drop residual branches of the tower's layers in training, with a rate that rises linearly from 0 to `rate`.
 
-    Nothing about the weights or what is saved changes.
+    Weights and saved files do not change.
 
     Args:
-        model: with an InternViT as one of its modules, or wrapped around such a model.
-        config: of the model.
+        model: a model with an InternViT among its modules.
+        config: the model's configuration.
+        rate: rate of the last layer.
 
     Raises:
-        ValueError: the tower is another one.
+        ValueError: if the vision tower is not an InternViT.
     """
     tower = next((module for module in model.modules() if isinstance(module, InternVLVisionModel)), None)
     if tower is None:

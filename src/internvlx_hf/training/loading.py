@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The checkpoint that a training starts from: its model and its processor, with what the settings change about them."""
+"""Loading the model and the processor of the checkpoint to train, with the changes that the settings make."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ from .arguments import ModelArguments
 
 
 def check_model_type(name_or_path: str | Path, revision: str | None = None) -> dict:
-    """The configuration of an InternVL-X checkpoint, before anything large is read.
+    """The configuration of an InternVL-X checkpoint, checked before any large file is read.
 
     Raises:
-        ValueError: it is a model of another type, lacks weights, or leads out of its folder.
-        OSError: there is no such checkpoint.
+        ValueError: if the model has another type, weights are missing, or a link leads out of the checkpoint's folder.
+        OSError: if there is no such checkpoint.
     """
     try:
         config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise OSError(
-            f"{name_or_path} is neither the folder of a checkpoint nor to be had from the Hub: {reason}"
+            f"{name_or_path} is neither the folder of a checkpoint nor available on the Hub: {reason}"
         ) from error
     if config.get("model_type") != InternVLXConfig.model_type:
         raise ValueError(
@@ -38,7 +38,7 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None) -> d
 
 
 def load_processor(arguments: ModelArguments) -> InternVLXProcessor:
-    """The checkpoint's processor, with the tiling that the settings ask for. It is saved with what is trained."""
+    """The checkpoint's processor, with the tiling of the settings. It is saved with the trained model."""
     processor = InternVLXProcessor.from_pretrained(
         arguments.model_name_or_path, revision=arguments.model_revision or "main"
     )
@@ -46,7 +46,7 @@ def load_processor(arguments: ModelArguments) -> InternVLXProcessor:
     for name in ("slicing", "min_patches", "max_patches"):
         if (value := getattr(arguments, name)) is not None:
             setattr(image_processor, name, value)
-    type(image_processor)(**image_processor.to_dict())  # raises where the settings contradict themselves
+    type(image_processor)(**image_processor.to_dict())  # raises if the settings contradict each other
     return processor
 
 
@@ -54,7 +54,7 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
     """The checkpoint's model.
 
     Raises:
-        ValueError: the checkpoint lacks weights.
+        ValueError: if the checkpoint lacks weights or the attention needs a package that is not installed.
     """
     try:
         model, loading = InternVLXForConditionalGeneration.from_pretrained(
@@ -64,10 +64,10 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
             attn_implementation=arguments.attn_implementation,
             output_loading_info=True,
         )
-    except ImportError as error:  # of the package that an attention needs
+    except ImportError as error:  # the attention needs a package
         raise ValueError(
-            f"`attn_implementation` is {arguments.attn_implementation!r}: {error} 'sdpa' needs no package, nor does "
-            "'varlen_sdpa', which is for packed rows."
+            f"`attn_implementation` is {arguments.attn_implementation!r}: {error} 'sdpa' needs no package, and neither "
+            "does 'varlen_sdpa', for packed rows."
         ) from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Low-rank adapters by peft: which layers they adapt, and a full checkpoint made of them."""
+"""LoRA with peft: choosing the layers to adapt and adding the adapters."""
 
 import re
 
@@ -15,19 +15,20 @@ LAYERS = {"text": "model.language_model.layers", "vision": "model.vision_tower"}
 def linear_targets(model: PreTrainedModel, vision: bool = False) -> str:
     """A regular expression for the full names of the linear layers to adapt.
 
-    Names are asked of the model: a llama has `q_proj`, a phi3 `qkv_proj`, and a bare `q_proj` would also be the vision
-    tower's. Embeddings, the head and the projectors are no targets.
+    The names come from the model: a llama has `q_proj`, a phi3 `qkv_proj`, and a bare `q_proj` would also match the vision
+    tower. Embeddings, the head and the projectors are not targets.
 
     Args:
-        model: without adapters.
-        vision: adapt the vision tower as well.
+        model: a model without adapters.
+        vision: also adapt the vision tower (default: False).
     """
     paths = [LAYERS["text"]] + ([LAYERS["vision"]] if vision else [])
     return "|".join(re.escape(path) + _linear_pattern(model.get_submodule(path)) for path in paths)
 
 
 def _linear_pattern(module: nn.Module) -> str:
-    """Torch's own attention (SigLIP's pooling has one) reads its layers' weights and never calls them: no targets."""
+    """A regular expression for a module's linear layers, except those in torch's own attention (as in SigLIP's pooling), which
+    reads its layers' weights without calling the layers."""
     children = dict(module.named_modules())
     fused = [re.escape(name) for name, child in children.items() if isinstance(child, nn.MultiheadAttention)]
     others = f"(?!({'|'.join(fused)})\\.)" if fused else ""
@@ -36,17 +37,17 @@ def _linear_pattern(module: nn.Module) -> str:
 
 
 def projector_names(model: PreTrainedModel) -> list[str]:
-    """The projectors that the model has: new ones have to be trained in full, and travel with the adapter."""
+    """The projectors that the model has. They are trained in full and saved with the adapter, since they may be new."""
     children = dict(model.model.named_children())
     names = [name.rpartition(".")[2] for name in PROJECTOR_MODULES]
     return [name for name in names if children.get(name) is not None]
 
 
 def add_lora(model: PreTrainedModel, arguments: LoraArguments, model_revision: str | None = None):
-    """A `PeftModel` whose adapters and projectors are trained, and nothing else.
+    """A `PeftModel` in which only the adapters and the projectors are trained.
 
     Raises:
-        ValueError: the settings contradict themselves or name what the model has not.
+        ValueError: if the settings contradict each other or name modules that the model does not have.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A full checkpoint made of an adapter and the model that it was trained on."""
+"""Merging an adapter and the model that it was trained on into a full checkpoint."""
 
 import os
 from pathlib import Path
@@ -36,22 +36,23 @@ def merge_adapter(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a checkpoint that answers as the adapter on its base does, and needs no peft.
+    """Merge an adapter into its base model and write a full checkpoint, which does not need peft.
 
-    The sums are formed in float32, which takes the model's size in it. `out` appears when it is complete.
+    The weights are added in float32, which takes the memory of the whole model in float32. `out` appears only when it is
+    complete.
 
     Args:
-        adapter: what LoRA training left: a folder, or a Hub id.
+        adapter: the output of LoRA training: a folder or a Hub id.
         out: the folder to make.
-        base: the model that the adapter was trained on; unset: the one that the adapter names.
-        dtype: of the written weights, "float32", "bfloat16" or "float16"; unset: as the base has them.
-        overwrite: replace `out` if this package wrote it and it holds nothing else; what a person wrote into its model card
-            stays.
+        base: the model that the adapter was trained on (default: the one that the adapter names).
+        dtype: dtype to save in, "float32", "bfloat16" or "float16" (default: the base's).
+        overwrite: replace `out` if it holds only files that this package wrote; hand-written parts of its model card are kept
+            (default: False).
 
     Raises:
-        ValueError: `adapter` is not an adapter, or does not fit its base, or holds values that are not finite.
-        FileExistsError: `out` exists, and `overwrite` is not set, or it holds what this package did not write.
-        OSError: something cannot be read, the disk is full, or another process is writing `out`.
+        ValueError: if `adapter` is not an adapter, does not fit its base, or holds values that are not finite.
+        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not write.
+        OSError: if a file cannot be read, the disk is full, or another process is writing `out`.
     """
     choice(DTYPES).or_null().check("dtype", dtype)
     out = resolve_out(out)
@@ -61,7 +62,7 @@ def merge_adapter(
         config = _adapter_config(folder)
         base = base or config.base_model_name_or_path
         if not base:
-            raise ValueError(f"{folder} does not say which model it was trained on. Name it with --base.")
+            raise ValueError(f"{folder} does not name the model that it was trained on. Name it with --base.")
         require_apart(out, base)
         base_folder = find_source(base, config.revision)
         companions = find_companions(base_folder, COMPANIONS) | find_companions(folder, (RECIPE,))
@@ -82,7 +83,7 @@ def merge_adapter(
 def _adapter_config(folder: Path) -> PeftConfig:
     if not (folder / ADAPTER_CONFIG_NAME).is_file():
         what = "is a full checkpoint already" if (folder / "config.json").is_file() else "is not an adapter"
-        raise ValueError(f"{folder} {what}: it has no adapter_config.json. Expected what training with LoRA left.")
+        raise ValueError(f"{folder} {what}: it has no adapter_config.json. Expected the output of LoRA training.")
     check_links(folder)
     with blaming(folder / ADAPTER_CONFIG_NAME):
         config = PeftConfig.from_pretrained(str(folder))

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""How fast a training goes and what it spends its time on, in every log of the `Trainer` and so in TensorBoard and others."""
+"""Throughput, memory and token counts of training, added to every log of the `Trainer` and so to TensorBoard and others."""
 
 import time
 from collections.abc import Callable
@@ -17,52 +17,53 @@ COUNTS = ("text_tokens", "stage_one_tokens", "stage_two_tokens", "tiles", "paddi
 
 
 class ThroughputCallback(TrainerCallback, ExportableState):
-    """Counts what the model is given in training, and adds rates to the `Trainer`'s logs, all processes together.
+    """Counts the model's inputs in training and adds rates to the `Trainer`'s logs, over all processes.
 
-    - `text_tokens_per_second`: tokens that are neither image placeholders nor padding. They pass all layers.
-    - `stage_one_tokens_per_second`: image tokens of the layers before LVTC's expansion, N₁² a tile.
-    - `stage_two_tokens_per_second`: image tokens of the layers behind it, N₂² a tile; without LVTC the same N₁².
-      So a layer of stage one works through text + stage one tokens, one of stage two through text + stage two tokens.
+    - `text_tokens_per_second`: tokens that are neither image placeholders nor padding. They pass through all layers.
+    - `stage_one_tokens_per_second`: image tokens in the layers before LVTC's expansion, N₁² per tile.
+    - `stage_two_tokens_per_second`: image tokens in the layers after it, N₂² per tile; without LVTC, the same N₁².
+      So a layer of stage one processes text + stage one tokens, a layer of stage two text + stage two tokens.
     - `tiles_per_second`.
-    - `padding_share`: of the places in `input_ids`, how many are padding. (What fills a packed row up to
-      `pad_to_multiple_of` has no mask, and counts as text.)
-    - `memory_gb`: the most that torch has held on a GPU so far, without GPUs what a process holds; the fullest counts.
+    - `padding_share`: share of padding in `input_ids`. (The padding of a packed row to `pad_to_multiple_of` has no mask and
+      counts as text.)
+    - `memory_gb`: peak memory that torch has allocated on a GPU so far, or without GPUs the current memory of a process; the
+      maximum over all processes.
     - `text_tokens_seen`, `stage_one_tokens_seen`, `stage_two_tokens_seen`, `tiles_seen`: since the start of the training,
-      resumed or not.
+      including the steps before a resume.
     - `samples_past_limit_seen`: samples with more tokens, in either stage, than the language model has positions for.
-    - `learning_rate/NAME` of each group of parameters that has a name and a rate of its own.
+    - `learning_rate/NAME` of each named group of parameters.
 
-    Rates are over the wall-clock time since the last log, but for evaluating and saving. Counting copies nothing to or from the
-    device: what shapes say is counted on the host, sums over the batch stay on the device until there is something to log.
+    Rates refer to the wall-clock time since the last log, without evaluating and saving. Counting copies nothing to or from the
+    device: numbers that follow from shapes are counted on the host, sums over the batch stay on the device until the next log.
 
-    A `Trainer` reports its logs before it asks the callbacks that it was made with. Use [`ThroughputCallback.attach`].
+    A `Trainer` reports its logs before it calls the callbacks that it was created with. Use [`ThroughputCallback.attach`].
 
     Args:
-        clock: seconds, from any start.
+        clock: returns a time in seconds (default: `time.perf_counter`).
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
         self.seen = dict.fromkeys(COUNTS, 0)
         self._logged = dict(self.seen)
-        # of this process in this step: what shapes say, and what a forward's tensors hold
+        # counts of this process in this step: those known from shapes, and those computed from tensors
         self._known = [0] * len(COUNTS)
         self._found: list[torch.Tensor] = []
-        self._unsettled: torch.Tensor | None = None  # counts of all processes that `seen` lacks
-        self._rates: dict[str, float] = {}
+        self._unread_counts: torch.Tensor | None = None  # counts of all processes that are not in `seen` yet
+        self._parse_rates: dict[str, float] = {}
         self._hook = None
         self._since = self._mark = self._paused = 0.0
 
     @classmethod
     def attach(cls, trainer: Trainer, **kwargs) -> "ThroughputCallback":
-        """Make one that a trainer asks before it reports its logs."""
+        """Add a callback that a trainer calls before it reports its logs."""
         callback = cls(**kwargs)
         trainer.callback_handler.callbacks.insert(0, callback)
         return callback
 
     def state(self) -> dict:
-        """What a checkpoint remembers; the `Trainer` asks for it when it saves one."""
-        self._settle()
+        """The state that the `Trainer` saves in a checkpoint."""
+        self._read_counts()
         return {"args": {}, "attributes": {"seen": dict(self.seen)}}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -73,7 +74,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         self._logged = dict(self.seen)
         if self._hook is not None:
             self._hook.remove()
-        self._hook = _core(model).register_forward_pre_hook(self._count, with_kwargs=True)
+        self._hook = _find_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
         self._since = self._mark = self.clock()
         self._paused = 0.0
 
@@ -98,23 +99,23 @@ class ThroughputCallback(TrainerCallback, ExportableState):
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         groups = [group for group in optimizer.param_groups if "name" in group and group["params"]]
-        self._rates = {f"learning_rate/{group['name']}": float(group["lr"]) for group in groups}
+        self._parse_rates = {f"learning_rate/{group['name']}": float(group["lr"]) for group in groups}
 
     def on_step_end(self, args, state, control, **kwargs):
-        # filled in on the device: a tensor of a list would be copied there
+        # filled on the device: a tensor of a list would be copied there
         known = [torch.full((), count, dtype=torch.int64, device=args.device) for count in self._known]
         counts = torch.stack([torch.stack(known), *self._found]).sum(0)
-        if _distributed():  # here and not when it is needed: a checkpoint asks one process alone
+        if _distributed():  # here and not when logging: saving a checkpoint calls only one process
             torch.distributed.all_reduce(counts)
-        self._unsettled = counts if self._unsettled is None else self._unsettled + counts
+        self._unread_counts = counts if self._unread_counts is None else self._unread_counts + counts
         self._known, self._found = [0] * len(COUNTS), []
         self._mark = self.clock()
 
-    def _settle(self) -> None:
-        if self._unsettled is not None:
-            for name, count in zip(COUNTS, self._unsettled.tolist(), strict=True):
+    def _read_counts(self) -> None:
+        if self._unread_counts is not None:
+            for name, count in zip(COUNTS, self._unread_counts.tolist(), strict=True):
                 self.seen[name] += count
-            self._unsettled = None
+            self._unread_counts = None
 
     def on_evaluate(self, args, state, control, **kwargs):
         self._pause()
@@ -123,7 +124,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         self._pause()
 
     def _pause(self) -> None:
-        """What has passed since the last step or log was no training."""
+        """Exclude the time since the last step or log from the rates."""
         now = self.clock()
         self._paused += now - self._mark
         self._mark = now
@@ -131,7 +132,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs is None or not ("loss" in logs or "train_runtime" in logs):
             return
-        self._settle()
+        self._read_counts()
         metrics = {f"{name}_seen": self.seen[name] for name in (*COUNTS[:4], "samples_past_limit")}
         fresh = {name: self.seen[name] - self._logged[name] for name in COUNTS}
         if "loss" in logs and fresh["places"]:
@@ -139,7 +140,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
             seconds = max(now - self._since - self._paused, 1e-9)
             metrics |= {f"{name}_per_second": fresh[name] / seconds for name in COUNTS[:4]}
             metrics |= {"padding_share": fresh["padding"] / fresh["places"], "memory_gb": _memory(args.device)}
-            metrics |= self._rates
+            metrics |= self._parse_rates
             self._logged = dict(self.seen)
             self._since = self._mark = now
             self._paused = 0.0
@@ -153,7 +154,7 @@ def _samples_past_limit(
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
 ) -> torch.Tensor:
-    """How many samples of (B, L) rows, packed ones among them, are longer than the limit in one of the stages."""
+    """Number of samples in (B, L) rows, packed or not, that are longer than the limit in one of the stages."""
     starts = torch.zeros_like(input_ids, dtype=torch.bool)
     starts[:, 0] = True
     if attention_mask is None and position_ids is not None:
@@ -169,13 +170,13 @@ def _samples_past_limit(
     return (torch.maximum(tokens, expanded) > config.position_limit).sum()
 
 
-def _core(model: nn.Module) -> nn.Module:
-    """The InternVL-X model with its head, in whatever wraps it."""
+def _find_model(model: nn.Module) -> nn.Module:
+    """The InternVL-X model with its head, inside any wrappers."""
     for module in model.modules():
         model_type = getattr(getattr(module, "config", None), "model_type", None)
         if model_type == InternVLXConfig.model_type and "lm_head" in module._modules:
             return module
-    raise ValueError(f"{type(model).__name__} holds no InternVL-X model, whose tokens could be counted.")
+    raise ValueError(f"{type(model).__name__} holds no InternVL-X model, so its tokens cannot be counted.")
 
 
 def _distributed() -> bool:
@@ -183,7 +184,7 @@ def _distributed() -> bool:
 
 
 def _memory(device: torch.device) -> float:
-    """Gigabytes: the most that was allocated on a GPU, of all processes'; without GPUs what this process has now."""
+    """Gigabytes, the maximum over all processes: the peak allocated on a GPU, or without GPUs the process's current memory."""
     on_gpu = device.type == "cuda"
     used = torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
     most = torch.tensor(used, device=device)

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which parameters are trained, and how fast, by the names of modules.
+"""Choosing the parameters to train, and their learning rates, by the names of modules.
 
-A *pattern* is a dotted name as `model.named_modules()` has it. It stands for that module, or parameter, and all that is in
-it. A part of it may hold `*` (anything within the part), or be a range of layers, both ends included:
+A *pattern* is a dotted name as in `model.named_modules()`. It stands for that module or parameter and everything in it. A part
+of a pattern may contain `*` (any text within the part) or be a range of layers that includes both ends:
 `model.language_model.layers.0-11`, `model.language_model.layers.*.self_attn.*_proj`.
 """
 
@@ -16,19 +16,19 @@ import torch
 from torch import nn
 
 PROJECTOR_MODULES = ("model.multi_modal_projector", "model.lvtc")
-# what peft puts into the names of a model that it wraps
+# what peft adds to the names of a model that it wraps
 _PEFT_PREFIX = re.compile(
     r"^base_model\.model\.|\.(?:modules_to_save|lora_[A-Za-z_]+)\.[^.]+(?=\.)|\.base_layer(?=\.)"
 )
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name as the model without peft has it; an adapter's own weights count as their module's."""
+    """A parameter's name in the model without peft. An adapter's weights get the name of their module."""
     return _PEFT_PREFIX.sub("", name)
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether `name` (dotted) is what `pattern` names, or in it."""
+    """Whether the dotted `name` is the module or parameter that `pattern` stands for, or part of it."""
     patterns, parts = pattern.split("."), name.split(".")
     return len(patterns) <= len(parts) and all(map(_matches_part, patterns, parts))
 
@@ -41,17 +41,17 @@ def _matches_part(pattern: str, part: str) -> bool:
 
 
 def require_matches(model: nn.Module, patterns: Iterable[str], setting: str) -> None:
-    """Check that every pattern stands for something.
+    """Check that every pattern matches a parameter.
 
     Raises:
-        ValueError: naming the pattern, the setting that it is from, and modules with names like it.
+        ValueError: if one does not. The message names the pattern, its setting, and modules with similar names.
     """
     names = [plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
             known = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
             near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.5)
-            hint = f" Near it are {', '.join(near)}." if near else f" The model has {', '.join(_parts(names))}."
+            hint = f" Did you mean {', '.join(near)}?" if near else f" The model has {', '.join(_parts(names))}."
             raise ValueError(f"`{setting}` names {pattern!r}, which matches no parameter of the model.{hint}")
 
 
@@ -69,37 +69,37 @@ def part_of(name: str) -> str:
 def choose_trainable(
     model: nn.Module, stage: int, freeze: Iterable[str] | None = None, train: Iterable[str] | None = None
 ) -> None:
-    """Set `requires_grad` of all parameters: what the stage trains, less `freeze`, plus `train`.
+    """Set `requires_grad` of all parameters: True for those of the stage, without `freeze`, with `train`.
 
     Args:
-        model: not wrapped by peft.
-        stage: 1, the projectors (paper: "finetune only the projector module"), LVTC's included; 2, everything.
-        freeze: patterns.
-        train: patterns, which win over `freeze`.
+        model: a model that is not wrapped by peft.
+        stage: 1 for the projectors (paper: "finetune only the projector module"), including LVTC's; 2 for everything.
+        freeze: patterns of parameters not to train (default: none).
+        train: patterns of further parameters to train, which override `freeze` (default: none).
 
     Raises:
-        ValueError: a pattern matches nothing, or nothing is left to train.
+        ValueError: if a pattern matches nothing, or nothing is left to train.
     """
     freeze, train = list(freeze or ()), list(train or ())
     require_matches(model, freeze, "freeze")
     require_matches(model, train, "train")
-    chosen = set(model.parameters()) if stage == 2 else _named(model, PROJECTOR_MODULES)
-    chosen = chosen - _named(model, freeze) | _named(model, train)
+    chosen = set(model.parameters()) if stage == 2 else _matching_parameters(model, PROJECTOR_MODULES)
+    chosen = chosen - _matching_parameters(model, freeze) | _matching_parameters(model, train)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in chosen)
     if not chosen:
         raise ValueError(f"Nothing is left to train: stage {stage} with freeze={freeze} and train={train}.")
 
 
-def _named(model: nn.Module, patterns: Iterable[str]) -> set[nn.Parameter]:
-    """Parameters that a pattern stands for; a tied one goes by each of its names."""
+def _matching_parameters(model: nn.Module, patterns: Iterable[str]) -> set[nn.Parameter]:
+    """The parameters that match a pattern. A tied parameter matches by any of its names."""
     named = model.named_parameters(remove_duplicate=False)
     return {parameter for name, parameter in named if any(matches(pattern, name) for pattern in patterns)}
 
 
 @dataclass
 class PartSize:
-    """Parameters of a part of the model."""
+    """Numbers of parameters of one part of the model."""
 
     part: str
     trained: int
@@ -107,10 +107,10 @@ class PartSize:
 
 
 def part_sizes(model: nn.Module) -> list[PartSize]:
-    """How many parameters of each part are trained; what peft adds counts with the part that it is in."""
+    """Numbers of parameters of each part of the model. Parameters that peft adds count towards their part."""
     sizes: dict[str, PartSize] = {}
     for name, parameter in model.named_parameters():
-        if ".original_module." in name:  # peft trains a copy, and keeps what it was made of
+        if ".original_module." in name:  # peft trains a copy of this module
             continue
         size = sizes.setdefault(part_of(plain_name(name)), PartSize(part_of(plain_name(name)), 0, 0))
         count = _numel(parameter)
@@ -120,12 +120,12 @@ def part_sizes(model: nn.Module) -> list[PartSize]:
 
 
 def _numel(parameter: nn.Parameter) -> int:
-    # DeepSpeed's ZeRO-3 leaves an empty tensor behind and remembers how many there were
+    # DeepSpeed's ZeRO-3 leaves an empty tensor and stores the number of values
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def trainable_table(model: nn.Module) -> str:
-    """A table of what is trained, for people."""
+    """A table of the trained parameters, for the console."""
     sizes = part_sizes(model)
     total = PartSize("all", sum(size.trained for size in sizes), sum(size.total for size in sizes))
     rows = [("module", "trained", "of", "")]
@@ -142,16 +142,17 @@ def trainable_table(model: nn.Module) -> str:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: dict[str, float]) -> None:
-    """Split the groups of an optimizer that has not stepped yet: parameters of a pattern get a group with its rate.
+    """Split an optimizer's groups before the first step: the parameters of each pattern get a group with its rate.
 
-    Every group keeps its weight decay and gets a `name`. Schedules scale all groups alike.
+    Every group keeps its weight decay and gets a `name`. Schedules scale all groups equally.
 
     Args:
-        optimizer: with parameters of `model`.
-        rates: learning rates by pattern; the last that matches a parameter counts.
+        optimizer: an optimizer of parameters of `model`.
+        model: the model.
+        rates: learning rates by pattern. The last pattern that matches a parameter counts.
 
     Raises:
-        ValueError: a pattern matches no trained parameter.
+        ValueError: if a pattern matches no trained parameter.
     """
     require_matches(model, rates, "learning_rates")
     pattern_of = {}

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""`training_recipe.json`: what a model was trained on and how, for its card and for whoever wants to repeat it."""
+"""`training_recipe.json`: a record of a training run, for the model card and for repeating the run."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from .parameters import part_sizes
 from .run_data import RunData
 from .trainer import InternVLXTrainer
 
-# of the training arguments, what makes one training another; the rest is where and how often things are written
+# training arguments that affect the result
 SETTINGS = (
     "stage",
     "freeze",
@@ -38,7 +38,7 @@ SETTINGS = (
     "seed",
 )
 PACKAGES = ("transformers", "torch", "accelerate", "peft", "datasets")
-# files of the checkpoint that was trained which still hold for what became of it
+# files of the original checkpoint that also apply to the trained one
 COMPANIONS = (REPORT, *LICENCES)
 
 
@@ -50,14 +50,14 @@ def training_recipe(
     throughput: ThroughputCallback,
     metrics: dict[str, float],
 ) -> dict:
-    """What a card tells about a training, of plain values. Folders are named without where they lie.
+    """The record of a training run, as plain values. Folders are recorded by name, without their path.
 
     Args:
-        trainer: that has trained.
-        model_arguments, lora_arguments: what it was told.
-        data: what it learned from and was tested on.
-        throughput: what it has counted.
-        metrics: what came out, of training and evaluation.
+        trainer: the trainer after training.
+        model_arguments, lora_arguments: settings of the run.
+        data: data of training and evaluation.
+        throughput: the counts of the run.
+        metrics: results of training and evaluation.
     """
     arguments, config = trainer.args, trainer.model.config
     image_processor, seen = trainer.processing_class.image_processor, throughput.seen
@@ -88,4 +88,4 @@ def training_recipe(
 
 
 def _plain(value):
-    return getattr(value, "value", value)  # an enumeration's
+    return getattr(value, "value", value)  # the value of an enumeration

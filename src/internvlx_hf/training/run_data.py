@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The data of a run as its settings say: loaded, measured, packed, and with the collator that goes with it."""
+"""Preparing the data of a run by its settings: loading, measuring, packing, and the collator."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,16 +30,16 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class RunData:
-    """What a `Trainer` is given.
+    """The data of a run, for a `Trainer`.
 
     Attributes:
-        train, evaluation: datasets of training samples, or of rows of them.
+        train, evaluation: datasets of training samples or of rows of samples.
         collator: makes batches of either.
-        costs: of each sample, for batches of like cost; None where there is no choice.
-        sizes: of each sample, where they were measured.
-        sources, evaluation_sources: for the record of the run, `{"name", "samples", ...}` each.
-        settings: for the record too, what was done to them.
-        skipped: how many samples measuring left out, by why.
+        costs: cost of each sample, for batches of similar cost; None without such batches.
+        sizes: sizes of each sample, if they were measured.
+        sources, evaluation_sources: the datasets in the record of the run, each `{"name", "samples", ...}`.
+        settings: settings of the data in the record of the run.
+        skipped: number of samples skipped while measuring, by reason.
     """
 
     train: Dataset | IterableDataset
@@ -61,14 +61,14 @@ def load_run_data(
 ) -> RunData:
     """Load the data of a run.
 
-    Measuring, which packing and batches of like cost need, reads every text and every image's header once; what it finds is
-    kept beside the caches of `datasets`.
+    Packing and batches of similar cost measure the samples: they read every text and every image's header once and cache the
+    sizes next to the caches of `datasets`.
 
     Raises:
-        ValueError: the settings contradict themselves, or the data are of no known kind or broken.
-        OSError: something cannot be read.
+        ValueError: if the settings contradict each other, or the data are of an unknown kind or broken.
+        OSError: if a file cannot be read.
     """
-    _check(data_arguments, arguments)
+    _check_settings(data_arguments, arguments)
     budget, streaming = data_arguments.packing_tokens, data_arguments.streaming
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     load = partial(
@@ -114,9 +114,9 @@ def load_run_data(
 
 
 def longest_batch(data: RunData, rows: int, config: InternVLXConfig) -> tuple[int, int]:
-    """The most tokens that a batch of packed rows, which becomes one row, can have before and after LVTC's expansion.
+    """The largest number of tokens of a batch of packed rows, as one row, before and after LVTC's expansion.
 
-    Of a stream, where nothing is measured: what so many full rows of nothing but images would have.
+    A stream is not measured; for it, this is the number of tokens of full rows that consist only of images.
     """
     if isinstance(data.train, PackedData) and data.sizes is not None:
         stages = (data.sizes.tokens, data.sizes.stage_two_tokens(config))
@@ -130,40 +130,40 @@ def longest_batch(data: RunData, rows: int, config: InternVLXConfig) -> tuple[in
     return length + -length % multiple, expanded + multiple - 1
 
 
-def _check(data_arguments: DataArguments, arguments: TrainingArguments) -> None:
-    """Raises `ValueError` for settings that contradict themselves."""
+def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments) -> None:
+    """Raises `ValueError` for settings that contradict each other."""
     if data_arguments.streaming and arguments.max_steps <= 0:
-        raise ValueError("`streaming` data do not say how many there are: set `max_steps`.")
+        raise ValueError("`streaming` data have an unknown number of samples: set `max_steps`.")
     source, splits = data_arguments.eval_data, {data_arguments.train_split, data_arguments.eval_split}
     if source == data_arguments.train_data and len(splits) == 1 and not Path(source).is_file():
         raise ValueError(
-            f"`eval_data` is {source}, of which `eval_split` is {data_arguments.eval_split!r} as `train_split` is: these "
-            "data are trained on. Choose another `eval_split`."
+            f"`eval_data` is {source} with `eval_split` {data_arguments.eval_split!r}, which is also the training data. "
+            "Choose another `eval_split`."
         )
 
 
 def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLXConfig) -> SampleSizes:
-    """The sizes of all samples; the first process warns of those that are left out or exceed the model's positions."""
+    """The sizes of all samples. The first process warns of those that are skipped or exceed the model's positions."""
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "internvlx_sizes"
     with arguments.main_process_first(desc="measuring samples"):
         is_first = arguments.local_process_index == 0
         sizes = measure_sizes(data, arguments.dataloader_num_workers, cache, again=is_first)
     if not sizes.tokens.any():
         raise ValueError(f"None of the {len(sizes)} samples can be trained on; the warnings above say why.")
-    left_out = int((sizes.tokens == 0).sum())
-    if left_out and arguments.process_index == 0:
-        logger.warning(f"{left_out} of {len(sizes)} samples are left out: they are broken or too long.")
+    skipped = int((sizes.tokens == 0).sum())
+    if skipped and arguments.process_index == 0:
+        logger.warning(f"{skipped} of {len(sizes)} samples are skipped: they are broken or too long.")
     past = int((np.maximum(sizes.tokens, sizes.stage_two_tokens(config)) > config.position_limit).sum())
     if past and arguments.process_index == 0:
         logger.warning(
-            f"{past} of {len(sizes)} samples take more positions than the {config.position_limit} that the language model "
-            "is made for, before or after LVTC's expansion. Lower `max_length` or the tiles per image."
+            f"{past} of {len(sizes)} samples take more than the {config.position_limit} positions of the language model, "
+            "before or after LVTC's expansion. Lower `max_length` or the tiles per image."
         )
     return sizes
 
 
 def _sources(data: TrainingData | StreamingTrainingData, source: str) -> list[dict]:
-    """Names without where they lie, and how much there is."""
+    """Names of datasets, without their path, and their sizes."""
     hub = {} if Path(source).exists() else {"hub_id": source}
     inner = data.source if isinstance(data, StreamingTrainingData) else data
     if not isinstance(inner, TrainingData):

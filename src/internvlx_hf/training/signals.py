@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Stopping between two steps when the process is asked to end."""
+"""Saving a checkpoint and stopping between two steps on a signal."""
 
 import signal
 import threading
@@ -19,12 +19,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class SaveOnSignal(TrainerCallback):
     """On SIGTERM or Ctrl-C, finish the step, save a checkpoint and stop; on a second one, stop at once.
 
-    The `Trainer`'s own `enable_jit_checkpoint` may save in the middle of a step, after its random numbers were drawn: what
-    resumes from there is another training. Here a resumed training is the uninterrupted one.
+    The `Trainer`'s own `enable_jit_checkpoint` may save in the middle of a step, after its random numbers were drawn, so that a
+    resumed run differs from an uninterrupted one. Here the two match.
 
-    A signal that the process ignores, as a script's background jobs do Ctrl-C, it goes on ignoring.
+    Signals that the process ignores, such as Ctrl-C in a script's background job, are still ignored.
 
-    With several processes all of them stop after the step in which the first was asked to.
+    All processes stop after the step in which the first one received a signal.
     """
 
     def __init__(self):
@@ -33,11 +33,11 @@ class SaveOnSignal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            self._handlers = {number: signal.signal(number, self._receive) for number in heard}
+            handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._receive) for number in handled}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if _anywhere(self.received is not None, args.device):
+        if _in_any_process(self.received is not None, args.device):
             self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
@@ -47,7 +47,7 @@ class SaveOnSignal(TrainerCallback):
     def _receive(self, number: int, frame) -> None:
         self.received = number
         self._restore()
-        logger.warning(f"{signal.Signals(number).name}: a checkpoint is saved after this step, then training stops.")
+        logger.warning(f"{signal.Signals(number).name}: saving a checkpoint after this step, then stopping.")
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
@@ -55,8 +55,8 @@ class SaveOnSignal(TrainerCallback):
         self._handlers = {}
 
 
-def _anywhere(here: bool, device: torch.device) -> bool:
-    """Whether it is so in any process."""
+def _in_any_process(here: bool, device: torch.device) -> bool:
+    """Whether `here` is true in any process."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return here

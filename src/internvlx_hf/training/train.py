@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""`internvlx train`: a checkpoint, data and settings in, a trained checkpoint out; a plain `Trainer` between them."""
+"""`internvlx train`: trains a checkpoint on data with a `Trainer` and saves the result."""
 
 import json
 from dataclasses import replace
@@ -20,9 +20,9 @@ from .arguments import (
     InternVLXTrainingArguments,
     LoraArguments,
     ModelArguments,
-    parse_arguments,  # noqa: F401  for whoever calls `train`
+    parse_arguments,  # noqa: F401  for callers of `train`
 )
-from .attention import settle_attention
+from .attention import choose_attention
 from .console import ConsoleCallback
 from .data_summary import data_summary
 from .drop_path import add_drop_path
@@ -35,7 +35,7 @@ from .run_data import load_run_data
 from .signals import SaveOnSignal
 from .trainer import InternVLXTrainer
 
-# what `train` takes, in its order
+# the types of `train`'s arguments, in order
 SETTINGS = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments)
 
 
@@ -48,24 +48,26 @@ def train(
     """Train a checkpoint and save it, with its processor, to `arguments.output_dir`.
 
     Raises:
-        ValueError: settings contradict themselves, or do not fit the model or the data.
-        OSError: something cannot be read or written.
-        KeyboardInterrupt: it was asked to stop; the last checkpoint has been saved.
+        ValueError: if settings contradict each other, or do not fit the model or the data.
+        OSError: if a file cannot be read or written.
+        KeyboardInterrupt: if it was stopped by a signal; a checkpoint has been saved.
     """
     checkpoint = find_checkpoint(arguments)
-    find_companions(model_arguments.model_name_or_path, COMPANIONS)  # raises for what could not be copied in the end
+    find_companions(
+        model_arguments.model_name_or_path, COMPANIONS
+    )  # raises early for files that could not be copied at the end
     config = InternVLXConfig.from_dict(
         check_model_type(model_arguments.model_name_or_path, model_arguments.model_revision)
     )
     check_names(config, lora_arguments, arguments)
     processor = load_processor(model_arguments)
     data = load_run_data(data_arguments, arguments, processor, config)
-    attention = settle_attention(model_arguments, data_arguments, arguments, data, config)
+    attention = choose_attention(model_arguments, data_arguments, arguments, data, config)
     model = load_model(replace(model_arguments, attn_implementation=attention))
     set_seed(arguments.seed)
     model = prepare_model(model, model_arguments, lora_arguments, arguments)
     if arguments.ddp_find_unused_parameters is None:
-        # every forward uses every parameter, but for vision layers and pooling heads whose features nobody takes
+        # every forward uses every parameter, except vision layers and pooling heads whose features are unused
         pools = check_tower(config).pooled_width is not None
         arguments.ddp_find_unused_parameters = pools or model.config.vision_feature_layer != -1
     signals = SaveOnSignal()
@@ -88,7 +90,7 @@ def train(
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(
-            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; go on with "
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; resume with "
             "--resume_from_checkpoint last"
         )
     metrics = dict(result.metrics)
@@ -100,10 +102,10 @@ def train(
 
 
 def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, arguments: InternVLXTrainingArguments) -> None:
-    """Try the settings that name modules on a model without weights, before anything takes long.
+    """Check the settings that name modules on a model without weights, before any slow step.
 
     Raises:
-        ValueError: one of them names what the model does not have, or they contradict each other.
+        ValueError: if one of them names a module that the model does not have, or if they contradict each other.
     """
     with torch.device("meta"):
         model = InternVLXForConditionalGeneration(config)
@@ -112,31 +114,31 @@ def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, argument
 
 
 def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
-    """Where to resume from: `resume_from_checkpoint` may be a folder, or "last" for the newest of the output folder.
+    """The checkpoint to resume from: `resume_from_checkpoint` is a folder, or "last" for the newest in the output folder.
 
     Raises:
-        ValueError: there is no such checkpoint; or there are some, and nothing was said about resuming.
+        ValueError: if there is no such checkpoint, or if the output folder holds checkpoints and none is requested.
     """
-    asked, out = arguments.resume_from_checkpoint, arguments.output_dir
+    requested, out = arguments.resume_from_checkpoint, arguments.output_dir
     last = _last_checkpoint(Path(out))
-    if asked is None or str(asked).lower() in ("", "false", "none"):
+    if requested is None or str(requested).lower() in ("", "false", "none"):
         if last is not None:
             raise ValueError(
-                f"{out} holds {last.name} already. Go on from it with `resume_from_checkpoint: last`, or choose "
+                f"{out} already holds {last.name}. Resume from it with `resume_from_checkpoint: last`, or choose "
                 "another `output_dir`."
             )
         return None
-    if str(asked).lower() in ("last", "true"):
+    if str(requested).lower() in ("last", "true"):
         if last is None:
-            raise ValueError(f"`resume_from_checkpoint` is {asked}, but {out} holds no checkpoint to resume from.")
+            raise ValueError(f"`resume_from_checkpoint` is {requested}, but {out} holds no checkpoint to resume from.")
         return str(last)
-    if not (Path(asked) / TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"`resume_from_checkpoint` is {asked}, which is no checkpoint of a training.")
-    return str(asked)
+    if not (Path(requested) / TRAINER_STATE_NAME).is_file():
+        raise ValueError(f"`resume_from_checkpoint` is {requested}, which is not a training checkpoint.")
+    return str(requested)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: a process that is killed while it saves leaves one without its state, which comes last."""
+    """The newest complete checkpoint. The trainer's state is saved last, so an incomplete checkpoint does not have it."""
     found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
@@ -147,20 +149,20 @@ def prepare_model(
     lora_arguments: LoraArguments,
     arguments: InternVLXTrainingArguments,
 ):
-    """Settle what is trained, and how; the model, wrapped by peft if there are adapters."""
+    """Choose the parameters to train; returns the model, wrapped by peft if there are adapters."""
     if arguments.vision_drop_path_rate:
         add_drop_path(model, model.config, arguments.vision_drop_path_rate)
     if lora_arguments.lora_rank:
         if arguments.stage == 1 or arguments.freeze or arguments.train:
             raise ValueError(
-                f"LoRA (`lora_rank`={lora_arguments.lora_rank}) says itself what is trained: leave `stage` at 2, `freeze` "
-                "and `train` unset, and choose with the `lora_...` settings."
+                f"LoRA (`lora_rank`={lora_arguments.lora_rank}) determines what is trained: leave `stage` at 2 and "
+                "`freeze` and `train` unset, and use the `lora_...` settings."
             )
         model = add_lora(model, lora_arguments, model_arguments.model_revision)
     else:
         choose_trainable(model, arguments.stage, arguments.freeze, arguments.train)
     if arguments.bf16 or arguments.fp16:
-        # steps of 4e-5 would be lost in the rounding of 8 bits
+        # steps of 4e-5 would be lost by rounding to 8 bits
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
@@ -168,7 +170,7 @@ def prepare_model(
 
 
 def save(trainer: InternVLXTrainer, model_arguments: ModelArguments, recipe: dict, metrics: dict[str, float]) -> None:
-    """Write the trained model, or adapter, with its processor and the record of how it came about."""
+    """Save the trained model, or adapter, with its processor and the record of its training."""
     trainer.save_model()
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
@@ -179,5 +181,5 @@ def save(trainer: InternVLXTrainer, model_arguments: ModelArguments, recipe: dic
         if not hasattr(trainer.model, "peft_config"):  # peft writes an adapter's card
             write_card(out)
     if trainer.args.push_to_hub:
-        # what `save_model` pushed had neither the recipe nor the card that is made of it
+        # `save_model` pushed neither the recipe nor the card made from it
         trainer.push_to_hub()

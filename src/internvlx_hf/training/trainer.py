@@ -1,6 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the two stages ask of the `Trainer` beyond what it does: learning rates by module, batches of like cost, a frozen
-tower that is not in training."""
+"""A `Trainer` with the features of the two stages: learning rates by module, batches of similar cost, and a frozen vision
+tower in evaluation mode."""
 
 from collections.abc import Sequence
 
@@ -18,21 +18,21 @@ from .parameters import set_learning_rates
 
 
 class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
-    """A `Trainer` for [`InternVLXTrainingArguments`]; a plain one with the collator trains the same model.
+    """A `Trainer` for [`InternVLXTrainingArguments`]. A plain `Trainer` with the collator can train the model as well.
 
     Args:
-        costs: of each sample, for `train_sampling_strategy="group_by_cost"`.
+        costs: cost of each sample, for `train_sampling_strategy="group_by_cost"`.
         kwargs: as for the `Trainer`.
     """
 
     args: InternVLXTrainingArguments
-    model: PreTrainedModel  # or peft's around it
+    model: PreTrainedModel  # or a `PeftModel` around it
     processing_class: InternVLXProcessor
 
     def __init__(self, *args, costs: Sequence[float] | np.ndarray | None = None, **kwargs):
         self.costs = costs
         super().__init__(*args, **kwargs)
-        self.add_callback(TellSamplerEpoch())
+        self.add_callback(SetSamplerEpoch())
 
     def _get_train_sampler(self, train_dataset=None):
         if self.costs is None:
@@ -41,7 +41,7 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         return CostGroupedSampler(self.costs, self._train_batch_size * self.args.world_size, seed)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As the `Trainer`'s; but a stream that can be split is, or every process would read all that the others do."""
+        """The `Trainer`'s loader, but with a stream split by process, so that each process reads only its own shard."""
         if self.args.world_size == 1 or not isinstance(self.train_dataset, StreamingTrainingData | PackedStream):
             return super().get_train_dataloader()
         return DataLoader(
@@ -63,8 +63,8 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As the `Trainer`'s; a frozen vision tower drops nothing out, unless drop path is asked for, and an evaluation
-        forms the logits of its loss only."""
+        """The `Trainer`'s loss, with a frozen vision tower in evaluation mode (unless drop path is set), and without logits
+        beyond the loss in an evaluation."""
         if model.training:
             if not self.args.vision_drop_path_rate and (tower := frozen_tower(self.model)) is not None:
                 tower.eval()
@@ -74,18 +74,18 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
 
 
 def frozen_tower(model: nn.Module) -> nn.Module | None:
-    """The vision tower, if nothing in it is trained."""
+    """The vision tower, if all of it is frozen."""
     tower = next((module for name, module in model.named_modules() if name.endswith("model.vision_tower")), None)
     if tower is None or any(parameter.requires_grad for parameter in tower.parameters()):
         return None
     return tower
 
 
-class TellSamplerEpoch(TrainerCallback):
-    """Sets the epoch of the sampler that orders the training data, however deep accelerate has wrapped it.
+class SetSamplerEpoch(TrainerCallback):
+    """Sets the epoch of the training data's sampler inside accelerate's wrappers.
 
-    Where several processes resume in the middle of an epoch, the `Trainer` reaches the wrappers only, and the rest of the
-    epoch would come in the first one's order.
+    If several processes resume in the middle of an epoch, the `Trainer` reaches only the wrappers, and the rest of the epoch
+    would have the order of the first epoch.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
