@@ -1,4 +1,4 @@
-"""`internvlx chat`: one answer, a conversation, and a file of answers."""
+"""`internvlx chat`: one answer, a conversation, a file of answers."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from conversion_helpers import GOLDEN
 from internvlx_hf.chat import Session, answer_images, load_answerer
 from internvlx_hf.chat import loading as chat_loading
 from internvlx_hf.cli import main
-from internvlx_hf.commands.chat import Conversation, _split
+from internvlx_hf.commands.chat import ChatLoop, _split_words
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.processing.video_files import open_video
 from tiny import LVTC, tiny_model, tiny_processor
@@ -54,11 +54,11 @@ def photos(tmp_path) -> list[str]:
 
 
 def whole_prompt_answer(session: Session, messages: list[dict]) -> str:
-    """Of the same conversation, read at once."""
+    """The answer to the same conversation as one prompt."""
     return session.answerer.answer([messages], **session.generation)[0].text.strip()
 
 
-def test_later_turns_read_what_is_new_and_answer_as_one_prompt_does(answerer):
+def test_later_turns_read_only_what_is_new_and_equal_one_prompt(answerer):
     session, written = Session(answerer, generation=NEW), []
     first = session.ask("What is it?", (image(70, 40),), written.append)
     assert "".join(written).strip() == first.answer
@@ -81,7 +81,7 @@ def clip(tmp_path) -> str:
     return str(path)
 
 
-def test_a_video_goes_with_a_question_and_stays_in_the_cache(answerer, clip):
+def test_a_video_is_asked_about_and_kept_in_the_cache(answerer, clip):
     session = Session(answerer, generation=NEW)
     first = session.ask("What happens?", (open_video(clip), image(40, 30)))
     assert first.tiles == 8 + 1
@@ -119,17 +119,17 @@ def test_the_commands_take_videos(folder, clip, tmp_path, capfd):
 
 
 def test_a_video_is_added_in_a_conversation(answerer, clip, capfd):
-    conversation = Conversation(Session(answerer, generation=NEW))
+    loop = ChatLoop(Session(answerer, generation=NEW))
     for line in (f"/video {clip}", "/video", "/video absent.mp4", "What happens?", "/cost"):
-        conversation.handle(line)
+        loop.handle(line)
     out, said = capfd.readouterr()
-    assert "8 of 12 frames in 1.5 s, goes with the next question" in said
+    assert "8 of 12 frames in 1.5 s, added to the next question" in said
     assert "/video needs a file" in said
     assert "absent.mp4' does not exist" in said
     assert "in use" in out
 
 
-def test_another_slicing_is_for_the_whole_conversation(answerer):
+def test_a_new_slicing_applies_to_the_whole_conversation(answerer):
     session = Session(Answerer(answerer.model, answerer.processor, {"max_patches": 4}), generation=NEW)
     session.ask("What is it?", (image(90, 40),))
     session.answerer.images_kwargs["max_patches"] = 1
@@ -166,7 +166,7 @@ def test_one_question_streams_to_stdout(folder, photos, capsys):
     assert "tiles, " in printed.err
 
 
-def test_a_pipe_s_lines_are_a_conversation(folder, photos, capsys, monkeypatch):
+def test_piped_lines_are_a_conversation(folder, photos, capsys, monkeypatch):
     lines = [
         f"/image {photos[0]}",
         "What is it?",
@@ -183,7 +183,7 @@ def test_a_pipe_s_lines_are_a_conversation(folder, photos, capsys, monkeypatch):
     assert "native InternVL" in printed.out
     assert "/image PATH" in printed.out
     for said in (
-        "40x50 pixels, goes with the next question",
+        "40x50 pixels, added to the next question",
         "slicing edge, at most 2 tiles",
         "/slicing 'no', expected one of ",
         "no images or videos in the conversation yet",
@@ -192,15 +192,15 @@ def test_a_pipe_s_lines_are_a_conversation(folder, photos, capsys, monkeypatch):
         assert said in printed.err
 
 
-def test_conversation_goes_on_after_an_interruption(answerer, capsys):
+def test_a_conversation_continues_after_an_interruption(answerer, capsys):
     session = Session(answerer, generation=NEW)
-    conversation = Conversation(session)
+    loop = ChatLoop(session)
     session.ask = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
-    conversation.handle("What is it?")
-    assert "not kept" in capsys.readouterr().err
+    loop.handle("What is it?")
+    assert "not part of the conversation" in capsys.readouterr().err
 
 
-def test_each_image_gets_a_line_and_a_second_run_goes_on(answerer, photos, tmp_path):
+def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_path):
     out, broken = tmp_path / "out.jsonl", tmp_path / "broken.png"
     broken.write_bytes(Path(photos[0]).read_bytes()[:100])
     settings = {"max_new_tokens": 4}
@@ -219,7 +219,7 @@ def test_each_image_gets_a_line_and_a_second_run_goes_on(answerer, photos, tmp_p
         assert answered[path] == alone.answer
 
 
-def test_a_file_of_something_else_is_left_alone(answerer, photos, tmp_path):
+def test_a_file_with_other_content_is_not_changed(answerer, photos, tmp_path):
     out = tmp_path / "notes.jsonl"
     for content in ('{"name": 1}\n', "My notes"):
         out.write_text(content)
@@ -233,10 +233,10 @@ def test_an_internvl_checkpoint_is_converted_once(tmp_path, monkeypatch, photos,
     source = str(GOLDEN / "internvl2_qwen2")
     ask = ["chat", source, photos[0], "What is it?", "--max-new-tokens", "2", "--device", "cpu"]
     assert main(ask) == 0
-    assert "internvl2_qwen2 is converted once, into" in capsys.readouterr().err
+    assert "Converting internvl2_qwen2 once, into" in capsys.readouterr().err
     monkeypatch.setattr(chat_loading, "convert_checkpoint", None)
     assert main(ask) == 0
-    assert "is converted" not in capsys.readouterr().err
+    assert "Converting" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ def test_an_internvl_checkpoint_is_converted_once(tmp_path, monkeypatch, photos,
         (["a.png", "b.JPG"], (["a.png", "b.JPG"], None)),
     ],
 )
-def test_the_last_word_that_names_no_image_is_the_question(words, expected):
-    assert _split(words, None) == expected
+def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected):
+    assert _split_words(words, None) == expected
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_wrong_arguments_are_named(folder, arguments, message, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
-def test_the_program_answers_without_a_question_of_its_own(folder, photos):
+def test_the_program_answers_without_prompting_for_trust(folder, photos):
     ask = [sys.executable, "-m", "internvlx_hf", "chat", str(folder), photos[0], "What is it?"]
     done = subprocess.run(
         [*ask, "--max-new-tokens", "3", "--device", "cpu"], stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -281,13 +281,13 @@ def test_the_program_answers_without_a_question_of_its_own(folder, photos):
     assert "custom code" not in done.stderr + done.stdout
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path):
+def test_a_model_of_another_type_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="type 'llama', expected one of internvl_x, internvl_chat, internvl"):
         load_answerer(str(tmp_path))
 
 
-def test_float32_on_a_cpu_only_where_it_fits(folder, monkeypatch):
+def test_float32_on_a_cpu_only_if_it_fits(folder, monkeypatch):
     choice = chat_loading.Choice.sensible(folder, device="cpu")
     assert choice.dtype == torch.float32
     monkeypatch.setattr(chat_loading, "MEMORY_SHARE", 0)

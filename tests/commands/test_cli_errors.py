@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the command line says when something fails: one line and a status, and a traceback only for `--debug`."""
+"""Errors on the command line: one line and an exit status, and a traceback only with `--debug`."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from internvlx_hf.commands import card, train
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
-    """The installed command, in a process of its own."""
+    """Run the installed command in a subprocess."""
     command = Path(sys.executable).with_name("internvlx")
     start = [command] if command.exists() else [sys.executable, "-m", "internvlx_hf.cli"]
     return subprocess.run([*start, *map(str, arguments)], capture_output=True, text=True)
@@ -26,17 +26,17 @@ def failing(error: BaseException):
 
 
 class Panic(BaseException):
-    """As `pyo3_runtime.PanicException`, which is no `Exception`."""
+    """Like `pyo3_runtime.PanicException`, which is not an `Exception`."""
 
 
-def test_unknown_command_ends_the_process_with_two_and_names_the_known():
+def test_an_unknown_command_exits_with_two_and_lists_the_commands():
     done = run("konvert", "a", "b")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"internvlx: there is no command 'konvert', expected one of {', '.join(COMMANDS)}\n"
 
 
 @pytest.mark.slow
-def test_command_that_fails_ends_the_process_with_one_and_one_line(tmp_path):
+def test_a_failing_command_exits_with_one_and_prints_one_line(tmp_path):
     done = run("card", tmp_path / "nowhere")
     assert done.returncode == 1
     assert done.stderr.startswith("internvlx: ")
@@ -45,7 +45,7 @@ def test_command_that_fails_ends_the_process_with_one_and_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "card"], ["card", "--debug"]])
-def test_debug_shows_where_the_same_line_comes_from(tmp_path, capsys, arguments):
+def test_debug_adds_a_traceback_to_the_same_line(tmp_path, capsys, arguments):
     assert main([*arguments, str(tmp_path / "nowhere")]) == 1
     error = capsys.readouterr().err
     assert "Traceback (most recent call last)" in error
@@ -59,7 +59,7 @@ def test_debug_shows_where_the_same_line_comes_from(tmp_path, capsys, arguments)
         RuntimeError("torch"), AssertionError(), Panic("rust"),
     ],
 )  # fmt: skip
-def test_what_nobody_expected_is_one_line_that_says_how_to_see_more(monkeypatch, capsys, error):
+def test_an_unexpected_error_is_one_line_that_names_debug(monkeypatch, capsys, error):
     monkeypatch.setattr(card, "main", failing(error))
     assert main(["card"]) == 1
     text = " ".join(str(error).split())
@@ -69,13 +69,13 @@ def test_what_nobody_expected_is_one_line_that_says_how_to_see_more(monkeypatch,
 
 
 @pytest.mark.parametrize("error", [ValueError("a value"), FileNotFoundError(2, "No such file", "a.json")])
-def test_what_is_expected_speaks_for_itself(monkeypatch, capsys, error):
+def test_an_expected_error_is_its_message(monkeypatch, capsys, error):
     monkeypatch.setattr(card, "main", failing(error))
     assert main(["card"]) == 1
     assert capsys.readouterr().err == f"internvlx: {error}\n"
 
 
-def test_debug_after_train_is_the_trainer_s_own(monkeypatch):
+def test_debug_after_train_is_an_option_of_the_trainer(monkeypatch):
     seen = []
     monkeypatch.setattr(train, "main", seen.append)
     assert main(["--debug", "train", "--debug", "underflow_overflow"]) == 0

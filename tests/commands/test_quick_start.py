@@ -1,4 +1,4 @@
-"""The program does not wait for what it does not need: help for torch, a preset's cost for the models' code."""
+"""Commands import only what they need: help does not import torch, a preset's cost does not import models."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from internvlx_hf.conversion.options import INITS, PROJECTOR_CHOICES, TARGETS
 from internvlx_hf.hub.push import CARDS
 from paths import GOLDEN
 
-# what the console script `internvlx` does, and then which of the modules behind -- were imported
+# run the console script `internvlx`, then print which of the modules after -- were imported
 PROGRAM = """
 import sys
 import internvlx_cli
@@ -37,24 +37,24 @@ def python(*arguments: str) -> str:
 
 
 def program(*arguments: str, looking_for: tuple[str, ...]) -> tuple[str, list[str]]:
-    """What the program prints, and what it has imported of the modules."""
+    """The program's output, and which of the modules it imported."""
     *lines, last = python("-c", PROGRAM, *arguments, "--", *looking_for).splitlines()
     return "\n".join(lines), last.split()[1:]
 
 
 # the options of training are those of transformers
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS if name != "train")], ids=" ".join)
-def test_help_waits_for_no_library(command):
+def test_help_imports_no_library(command):
     text, imported = program(*command, "--help", looking_for=("torch", "transformers", "huggingface_hub", "numpy"))
     assert text.startswith(" ".join(("usage: internvlx", *command)))
     assert imported == []
 
 
-def test_version_waits_for_no_library():
+def test_version_imports_no_library():
     assert program("--version", looking_for=("torch", "transformers")) == (f"internvlx-hf {__version__}", [])
 
 
-def test_a_preset_s_cost_waits_for_no_model():
+def test_the_cost_of_a_preset_imports_no_model():
     text, imported = program("cost", "--size", "640x480", looking_for=("transformers.modeling_utils",))
     assert "640x480" in text
     assert imported == []
@@ -68,12 +68,12 @@ def test_a_command_that_loads_checkpoints_has_the_auto_classes(tmp_path):
 
 
 @pytest.mark.slow
-def test_module_is_the_program():
+def test_the_module_runs_the_program():
     assert python("-m", "internvlx_hf", "--version") == f"internvlx-hf {__version__}\n"
 
 
 @pytest.mark.slow
-def test_public_names_come_with_the_auto_classes_in_the_program_too():
+def test_public_names_register_the_auto_classes_in_the_program_too():
     script = (
         "import internvlx_cli; internvlx_cli.is_program = True; from internvlx_hf import *; import transformers; "
         f"assert all(map(globals().get, {PUBLIC_NAMES})); print(transformers.AutoConfig.for_model('internvl_x').model_type)"
@@ -91,5 +91,5 @@ def test_public_names_come_with_the_auto_classes_in_the_program_too():
         (push, "--card", CARDS),
     ],
 )
-def test_choices_are_those_of_the_function(command, option, choices):
+def test_choices_equal_those_of_the_function(command, option, choices):
     assert command._parser()._option_string_actions[option].choices == tuple(choices)

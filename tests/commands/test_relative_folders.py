@@ -1,4 +1,4 @@
-"""Every command takes folders as people type them: relative to where they are."""
+"""Every command takes folders relative to the working folder."""
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -11,7 +11,7 @@ SHARDED = "internvl2_internlm2"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """The working folder, with the sharded checkpoint `source` and its licence."""
+    """The working folder, with the sharded checkpoint `source` and its license file."""
     copy_of(SHARDED, tmp_path / "source")
     (tmp_path / "source/LICENSE").write_text("terms")
     monkeypatch.chdir(tmp_path)

@@ -37,7 +37,7 @@ def test_a_ratio_may_be_a_fraction(text, ratio):
 def test_a_ratio_that_is_none_is_refused(text, capsys):
     with pytest.raises(SystemExit):
         convert._parser().parse_args(["SRC", "OUT", "--downsample-ratio", text])
-    assert f"'{text}' is no ratio, expected one as 1/3 or 0.5" in capsys.readouterr().err
+    assert f"'{text}' is not a ratio, expected one such as 1/3 or 0.5" in capsys.readouterr().err
 
 
 def test_command_says_its_version(capsys):
@@ -83,11 +83,11 @@ def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("settings", ["source-folder", "17", "[17]"])
-def test_lvtc_s_settings_that_are_none_are_named(settings, capsys):
+def test_wrong_lvtc_settings_are_named(settings, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["convert", "source", "out", "--lvtc", settings])
     assert stop.value.code == 2
-    assert f"{settings!r} is not a JSON object of settings" in " ".join(capsys.readouterr().err.split())
+    assert f"{settings!r} is not a JSON object such as" in " ".join(capsys.readouterr().err.split())
 
 
 def test_failure_is_one_line_and_a_status(tmp_path, capsys):

@@ -363,7 +363,7 @@ def test_card_command_writes_and_says_what_it_left(checkpoint, capsys):
     path.write_text(path.read_text().replace("## Use", "## How to use it"))
     capsys.readouterr()
     assert main(["card", str(checkpoint)]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "left as it was edited: use"
+    assert capsys.readouterr().out.splitlines()[0] == "kept as edited: use"
     assert "## How to use it" in path.read_text()
     path.unlink()
     assert main(["card", str(checkpoint.parent)]) == 1

@@ -174,7 +174,7 @@ def test_versions_of_weights_and_code_are_pushed_loaded_and_pinned_together(hub,
     second = hub.head("you/versions")
     assert second != first
     # from_pretrained would else take model.safetensors with the old index beside it, or the other way round
-    assert [f"removed from the repository, weights of another checkpoint: {name}" for name in sorted(shards)] == [
+    assert [f"removed weights of another checkpoint from the repository: {name}" for name in sorted(shards)] == [
         line for line in out.splitlines() if "-of-" in line
     ]
     assert not shards & set(hub.files("you/versions"))
@@ -239,7 +239,7 @@ def test_second_attempt_uploads_what_is_missing_and_nothing_else(hub, folders, w
 
     before = len(hub.requests("PUT", "")) + len(hub.requests("POST", "/commit/"))
     status, out, _ = writer.push(folders / "resumed", "you/resumed")
-    assert (status, "nothing was to be changed" in out) == (0, True)
+    assert (status, "already up to date" in out) == (0, True)
     assert len(hub.requests("PUT", "")) + len(hub.requests("POST", "/commit/")) == before
 
 
@@ -385,7 +385,7 @@ def test_push_sends_the_checkpoint_only_and_warns_before(hub, folders, writer):
         "README.md",
         ".gitattributes",
     }
-    assert "stayed behind: 3 files (--dry-run says which, and why)" in answer["out"]
+    assert "not pushed: 3 files (--dry-run lists them, with the reasons)" in answer["out"]
     assert f"The licence of {folder} is not known" in writer.result(
         """
 import logging

@@ -385,7 +385,7 @@ def test_dry_run_says_what_stays_why_and_how_to_send_it(folder, capsys):
     for name in ("id_rsa", "data.jsonl", "runs/a", "runs/b"):
         write(folder / name, "")
     lines, _ = dry_run(folder, capsys)
-    heading = lines.index("These stay behind; `--include PATTERN` sends them too:")
+    heading = lines.index("Not pushed unless `--include PATTERN` names them:")
     assert lines[heading + 1 :] == [
         "  data.jsonl is not part of a checkpoint",
         "  id_rsa may hold a secret: only the whole path of a file includes it",

@@ -474,8 +474,8 @@ def test_a_slide_of_frames_is_readable(count):
     [
         (["absent.mp4"], "absent.mp4' does not exist"),
         (["clip.mp4", "--num-frames", "0"], "num_frames"),
-        (["clip.mp4", "--attention", "--question", "?"], "--attention looks at an image"),
-        (["photo.png", "--fps", "1"], "--num-frames and --fps are about videos"),
+        (["clip.mp4", "--attention", "--question", "?"], "--attention needs an image"),
+        (["photo.png", "--fps", "1"], "--num-frames and --fps are for videos"),
     ],
 )
 def test_frames_that_cannot_be_drawn_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):

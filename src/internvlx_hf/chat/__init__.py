@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Asking a model about images: from a terminal, turn by turn, or about many images one by one."""
+"""Asking a model about images: a conversation in a terminal, or one question about many images."""
 
 from .answers import answer_images
 from .loading import Choice, load_answerer

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The same question about many images or videos, one by one: answers go to a file of JSON lines, and a second run goes on there."""
+"""One question about many images or videos. Answers are appended to a JSON Lines file, where a later run resumes."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from ..processing.image_sources import PillowSource
 from ..processing.video_files import names_video, open_video
 from .session import media_part
 
-# what tells one answer from another, in a file's lines
+# fields of a line that identify its answer
 KEYS = ("image", "question", "settings")
 
 
@@ -28,26 +28,26 @@ def answer_images(
     system: str | None = None,
     **generation_kwargs,
 ) -> tuple[int, int]:
-    """Ask about each image, and append `{"image", "question", "settings", "answer", "tokens"}` to `out`, a line each.
+    """Ask about each image and append a line `{"image", "question", "settings", "answer", "tokens"}` to `out`.
 
-    An image that cannot be read gets `"error"` in place of an answer, and is tried again by the next run.
+    The line of an image that cannot be read has `"error"` instead of an answer. The next run tries the image again.
 
     Args:
-        images: paths or URLs, also of videos, which are known by their names' endings.
-        settings: all that the answers depend on besides; a line of `out` counts as an answer only with the same ones.
+        images: paths or URLs of images or videos. Videos are recognized by their file name extension.
+        settings: everything else that the answers depend on. Lines of `out` with other settings do not count as answers.
         generation_kwargs: see [`Answerer.answer`].
 
     Returns:
-        How many images were answered now, and how many could not be read.
+        How many images this run answered, and how many it could not read.
 
     Raises:
-        ValueError: `out` holds something else.
+        ValueError: if `out` has lines that this function did not write.
     """
     answered = {_key(line) for line in read_lines(out) if "error" not in line}
-    open_images = [image for image in dict.fromkeys(images) if _key(_line(image, question, settings)) not in answered]
+    pending = [image for image in dict.fromkeys(images) if _key(_line(image, question, settings)) not in answered]
     errors = 0
-    with out.open("a", encoding="utf-8") as file, tqdm(open_images, desc="Answering", unit="image") as progress:
-        for batch in _batches(open_images, batch_size):
+    with out.open("a", encoding="utf-8") as file, tqdm(pending, desc="Answering", unit="image") as progress:
+        for batch in _batches(pending, batch_size):
             readable, conversations = [], []
             for image in batch:
                 try:
@@ -61,36 +61,36 @@ def answer_images(
                 line = _line(image, question, settings)
                 _write(file, line | {"answer": answer.text.strip(), "tokens": answer.num_tokens})
             progress.update(len(batch))
-    return len(open_images) - errors, errors
+    return len(pending) - errors, errors
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of an earlier run. A last line that was cut off is removed from the file.
+    """The lines of an earlier run. An incomplete last line is removed from the file.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: if a line is not one of [`answer_images`].
     """
     if not path.exists():
         return []
     content = path.read_bytes()
-    whole, _, rest = content.rpartition(b"\n")
+    complete, _, partial = content.rpartition(b"\n")
     found = []
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    for number, line in enumerate(complete.split(b"\n") if complete else [], start=1):
         try:
             record = json.loads(line)
             _key(record)
         except (ValueError, KeyError, TypeError):
             raise ValueError(
-                f"{path}, line {number} is no answer of this command: {line[:80]!r}. Choose another file."
+                f"{path}, line {number} was not written by this command: {line[:80]!r}. Choose another file."
             ) from None
         found.append(record)
-    if rest:
-        if not rest.startswith(b'{"image": '[: len(rest)]):
+    if partial:
+        if not partial.startswith(b'{"image": '[: len(partial)]):
             raise ValueError(
-                f"{path} ends with {rest[:80]!r}, which this command has not written. Choose another file."
+                f"{path} ends with {partial[:80]!r}, which this command did not write. Choose another file."
             )
         with path.open("r+b") as file:
-            file.truncate(len(content) - len(rest))
+            file.truncate(len(content) - len(partial))
     return found
 
 

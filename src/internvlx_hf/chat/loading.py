@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The model to talk to: found or converted, and put where this machine runs it best."""
+"""Loading a model for chat: find or convert the checkpoint, and choose the device and dtype that suit the machine."""
 
 import hashlib
 import os
@@ -18,9 +18,9 @@ from ..checkpoints.weights import weight_files
 from ..conversion import convert_checkpoint
 from ..evaluation.answering import Answerer
 
-# what InternVL's own checkpoints are called in their config.json, and transformers' native ones
-CONVERTED = ("internvl_chat", NATIVE)
-# of the free memory, what weights in float32 may take on a CPU
+# model types that are converted first: InternVL's original checkpoints and transformers' native ones
+CONVERTIBLE = ("internvl_chat", NATIVE)
+# the largest share of the free memory for float32 weights on a CPU
 MEMORY_SHARE = 0.6
 
 Say = Callable[[str], None]
@@ -31,9 +31,9 @@ class Choice:
     """Where and how a model runs.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", "mps"; or "auto" for all GPUs, as accelerate spreads a model.
-        dtype: of the weights.
-        attn_implementation: unset: transformers' own choice.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" to let accelerate spread the model over all GPUs.
+        dtype: dtype of the weights.
+        attn_implementation: attention backend (default: transformers' choice).
     """
 
     device: str
@@ -44,13 +44,13 @@ class Choice:
     def sensible(
         cls, folder: Path, device: str | None = None, dtype: str | None = None, attn_implementation: str | None = None
     ) -> "Choice":
-        """What is not asked for is chosen: a GPU where there is one, and the dtype that it computes fast in.
+        """Choose what is not given: a GPU if there is one, and a dtype that the device computes fast in.
 
-        On a CPU, float32 where the weights fit into the free memory that way, since few CPUs compute in bfloat16; else
-        bfloat16.
+        On a CPU, that is float32 if the weights fit into the free memory, because few CPUs compute fast in bfloat16, and
+        bfloat16 otherwise.
 
         Raises:
-            ValueError: there is no such device or dtype.
+            ValueError: if the device cannot be used here.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -65,7 +65,7 @@ class Choice:
 def _require_device(name: str) -> None:
     try:
         torch.empty(0, device=torch.device(name))
-    except Exception as error:  # torch raises anything for a device that this build or machine lacks
+    except Exception as error:  # torch raises errors of any type for a device that this build or machine lacks
         reason = " ".join(str(error).split())
         raise ValueError(f"--device={name!r} cannot be used here: {reason:.200}") from error
 
@@ -88,27 +88,27 @@ def load_answerer(
     say: Say = print,
     **wanted: str | None,
 ) -> Answerer:
-    """Load a model, InternVL's own too.
+    """Load an InternVL-X model, or convert an InternVL model and load the result.
 
     Args:
-        model: a folder or a Hub id: of InternVL-X, or of InternVL 2, 2.5, 3, 3.5, which is converted into the cache first.
+        model: the folder or Hub id of InternVL-X, or of InternVL 2, 2.5, 3 or 3.5, which is converted into the cache.
         images_kwargs: see [`Answerer`].
-        say: gets what a user should know, line by line.
+        say: called with each line of information for the user.
         wanted: arguments of [`Choice.sensible`].
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: it is a model of another kind, or nothing like that can be done here.
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if the checkpoint is of another kind or has no `config.json`, or if the device cannot be used here.
     """
     folder = find_source(model, revision)
     if not (folder / "config.json").is_file():
         hint = " Merge the adapter first: internvlx merge" if (folder / "adapter_config.json").is_file() else ""
-        raise ValueError(f"{model} has no config.json, expected the folder of a checkpoint.{hint}")
+        raise ValueError(f"{model} has no config.json, expected a checkpoint's folder.{hint}")
     kind = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if kind in CONVERTED:
+    if kind in CONVERTIBLE:
         folder = converted(model, folder, revision, say)
     elif kind != OURS:
-        raise ValueError(f"{model} is a model of type {kind!r}, expected one of {', '.join((OURS, *CONVERTED))}.")
+        raise ValueError(f"{model} is a model of type {kind!r}, expected one of {', '.join((OURS, *CONVERTIBLE))}.")
     choice = Choice.sensible(folder, **wanted)
     attention = {} if choice.attn_implementation is None else {"attn_implementation": choice.attn_implementation}
     place = {"device_map": "auto"} if choice.device == "auto" else {}
@@ -120,22 +120,22 @@ def load_answerer(
 
 
 def converted(model: str, folder: Path, revision: str | None, say: Say) -> Path:
-    """The conversion of an InternVL checkpoint, made once and kept in the cache."""
+    """The folder of an InternVL checkpoint's conversion, which is made once and kept in the cache."""
     out = cache_folder() / f"{source_name(model).replace('/', '--')}-{_fingerprint(folder)}"
     if not (out / REPORT).is_file():
-        say(f"{source_name(model)} is converted once, into {out}")
+        say(f"Converting {source_name(model)} once, into {out}")
         out.parent.mkdir(parents=True, exist_ok=True)
         convert_checkpoint(folder, out, overwrite=out.exists(), base_model=model if not Path(model).is_dir() else None)
     return out
 
 
 def cache_folder() -> Path:
-    """Where converted checkpoints are kept: `$INTERNVLX_CACHE`, or `internvlx` beside the Hub's own cache."""
+    """The cache of converted checkpoints: `$INTERNVLX_CACHE`, or `internvlx` in `$HF_HOME`."""
     return Path(os.environ.get("INTERNVLX_CACHE") or Path(HF_HOME) / "internvlx").expanduser()
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the files as they are now: another commit, or a changed file, is another checkpoint."""
+    """A hash that changes with the commit and with any file of the folder."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         status = path.stat()

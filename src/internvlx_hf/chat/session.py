@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A conversation: its turns, images and videos, and answers as they are written."""
+"""A conversation with a model: its turns, images, videos and streamed answers."""
 
 import time
 from collections.abc import Callable
@@ -22,17 +22,17 @@ OnText = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Turn:
-    """A question's answer, and what it took.
+    """The answer to a question, and its cost.
 
     Args:
-        answer: as text.
-        tiles: that the model read for this turn: the question's images, and all again where their slicing was changed.
+        answer: the text.
+        tiles: number of tiles read in this turn: those of the question's images, or of all images if the slicing changed.
         tokens: their visual tokens in the language model's first layers.
-        expanded_tokens: in its last ones; the same without LVTC.
-        prompt_tokens: of the prompt that the model read for this turn, the turns before it not counted.
-        answer_tokens: the end marker included.
-        first_seconds: from the question to the answer's first token.
-        seconds: from the question to the end.
+        expanded_tokens: their visual tokens in its last layers, the same number without LVTC.
+        prompt_tokens: number of prompt tokens read in this turn, without those that the cache held.
+        answer_tokens: number of tokens of the answer, with the end token.
+        first_seconds: time from the question to the first token of the answer.
+        seconds: time from the question to the end of the answer.
     """
 
     answer: str
@@ -60,12 +60,12 @@ class Turn:
 
 @dataclass
 class Session:
-    """A conversation with a model. What was read stays in the cache, so that a further question reads only what is new.
+    """A conversation with a model. The key-value cache is kept, so each question reads only what is new.
 
     Args:
-        answerer: the model with its processor; its `images_kwargs` may change between turns.
-        system: the system message; None: the chat template's own.
-        generation: arguments of `generate`; greedy unless they say otherwise.
+        answerer: the model with its processor. Its `images_kwargs` may change between turns.
+        system: the system message (default: the chat template's).
+        generation: arguments of `generate` (default: greedy decoding).
     """
 
     answerer: Answerer
@@ -84,21 +84,20 @@ class Session:
         self.drop_cache()
 
     def drop_cache(self) -> None:
-        """Free what the conversation holds on the device. The next question reads all turns again."""
+        """Free the key-value cache on the device. The next question reads all turns again."""
         self._cache, self._read, self._tiles_read = None, None, 0
 
     def ask(
         self, question: str, images: tuple[PIL.Image.Image | Video, ...] = (), on_text: OnText | None = None
     ) -> Turn:
-        """Put a question after the turns so far.
+        """Ask a question after the turns so far. A turn that fails or is interrupted is not kept.
 
         Args:
-            images: those that the question brings, videos among them.
-            on_text: gets the answer piece by piece while it is written.
+            images: the images and videos of this question.
+            on_text: called with each piece of the answer as it is generated.
 
         Raises:
-            ValueError: an image cannot be read, or the question holds an image token. The turn is then not kept, nor is one
-                that is interrupted.
+            ValueError: if an image cannot be read or the question contains an image token.
         """
         started = time.perf_counter()
         content = [*map(media_part, images), {"type": "text", "text": question}]
@@ -108,7 +107,7 @@ class Session:
         try:
             output, prompt, tiles = self._generate(inputs, streamer)
         except BaseException:
-            self.drop_cache()  # the cache may hold half a turn
+            self.drop_cache()  # the cache may hold part of a turn
             raise
         answer = self.answerer.processor.tokenizer.decode(output, skip_special_tokens=True).strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
@@ -127,19 +126,19 @@ class Session:
         )
 
     def costs(self) -> list[tuple[str, int, int, int, int]]:
-        """What the conversation's images and videos cost under this model's settings and beside others.
+        """The cost of the conversation's images and videos under the settings in use and under others for comparison.
 
         Returns:
-            (setting, tiles, visual tokens before and after LVTC's expansion, FLOPs of the prefill) for each setting, the
-            one in use first.
+            For each setting, the one in use first: (name, tiles, visual tokens before and after LVTC's expansion, prefill
+            FLOPs).
         """
         model, processor = self.answerer.model, self.answerer.processor
         tiling = tiling_rule(self.answerer.image_processor, model.config)
-        settings, _ = side_by_side(ModelSetup(f"in use ({tiling.slicing})", model.config, tiling))
+        setups, _ = side_by_side(ModelSetup(f"in use ({tiling.slicing})", model.config, tiling))
         upright = processor.image_processor.do_exif_transpose is not False
         sizes = [image_size(image, upright) for image in self.images]
         frames = sum(map(len, processor.video_processor.choose_frames(self.videos)))
-        costs = [(setting.name, CostModel(setting).together(sizes, frames)) for setting in settings]
+        costs = [(setup.name, CostModel(setup).together(sizes, frames)) for setup in setups]
         return [
             (name, cost.tiles, cost.stage_one_tokens, cost.stage_two_tokens, cost.prefill_flops)
             for name, cost in costs
@@ -153,7 +152,7 @@ class Session:
 
     @torch.inference_mode()
     def _generate(self, inputs, streamer: "_Streamer") -> tuple[torch.Tensor, int, int]:
-        """The answer's ids, and how many tokens and tiles were read for it."""
+        """The ids of the answer, and the numbers of prompt tokens and tiles that were read."""
         model, ids = self.answerer.model, inputs["input_ids"]
         tiles = inputs.get("pixel_values")
         count = 0 if tiles is None else len(tiles)
@@ -162,14 +161,15 @@ class Session:
         inputs = dict(inputs) | {"pixel_values": tiles[self._tiles_read :]} if new_tiles else _without_tiles(inputs)
         arguments = generation_arguments(self.generation)
         output = model.generate(**inputs, **arguments, past_key_values=self._cache, streamer=streamer)
-        # the last token was written and not read
+        # the last token was generated but not read
         self._read, self._tiles_read = output[:, : self._cache.get_seq_length()], count  # type: ignore[union-attr]
         return output[0, ids.shape[1] :], ids.shape[1] - read, new_tiles
 
     def _keep_common(self, ids: torch.Tensor) -> int:
-        """Leave in the cache what (1, n) ids begin with, all images or nothing; returns how many tokens that is.
+        """Crop the cache to its common prefix with (1, n) ids and return the prefix's length.
 
-        An answer may be other tokens in the next prompt than those that were written.
+        If the cache has image tokens beyond the prefix, all of it is dropped and the result is 0. The prefix may be shorter
+        than the cache because the next prompt can tokenize an answer differently from how it was generated.
         """
         config = self.answerer.model.config
         if self._cache is not None and self._read is not None:
@@ -178,7 +178,7 @@ class Session:
             common = min(common, ids.shape[1] - 1)
             surplus = self._read.shape[1] - common
             if not (self._read[:, common:] == config.image_token_id).any():
-                with suppress(ValueError):  # a cache that cannot be cropped, as one with a sliding window
+                with suppress(ValueError):  # a cache that cannot be cropped, such as one with a sliding window
                     if surplus:
                         self._cache.crop(-surplus)
                     return common
@@ -188,7 +188,7 @@ class Session:
 
 
 def media_part(image: PIL.Image.Image | Video) -> dict:
-    """The part of a message that an image or a video is."""
+    """The message part of an image or a video."""
     kind = "video" if isinstance(image, Video) else "image"
     return {"type": kind, kind: image}
 
@@ -198,7 +198,7 @@ def _without_tiles(inputs) -> dict:
 
 
 class _Streamer(TextStreamer):
-    """Hands the answer on as text, and takes the time of its first token."""
+    """Passes on the answer's text and records the time of its first token."""
 
     def __init__(self, tokenizer, on_text: OnText | None):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -8,11 +8,13 @@ def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`write_card`]."""
     parser = argparse.ArgumentParser(
         prog="internvlx card",
-        description="Write a checkpoint's model card (README.md), or renew the generated parts of one that is there. What a "
-        "person wrote into it stays.",
+        description="Write a checkpoint's model card (README.md), or renew the generated parts of an existing card. Text that "
+        "a person wrote is kept.",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="the checkpoint")
-    parser.add_argument("--name", help="what the card's example loads, owner/name on the Hub (the folder's name)")
+    parser.add_argument("folder", metavar="FOLDER", help="the checkpoint's folder")
+    parser.add_argument(
+        "--name", help="OWNER/NAME on the Hub that the card's example loads (default: the folder's name)"
+    )
     options = vars(parser.parse_args(arguments))
 
     from .. import registration  # noqa: F401
@@ -20,5 +22,5 @@ def main(arguments: list[str]) -> None:
 
     card = write_card(**options)
     for name in card.edited:
-        print(f"left as it was edited: {name}")
+        print(f"kept as edited: {name}")
     print(f"wrote {options['folder'].rstrip('/')}/README.md")

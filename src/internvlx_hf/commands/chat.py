@@ -24,17 +24,17 @@ HELP = """\
 /image PATH      add an image (a file or a URL) to the next question
 /video PATH      add a video (a file, a URL or a folder of frames) to the next question
 /slicing [NAME [MAX_PATCHES]]
-                 how images are cut into tiles: {strategies}
-/cost            what the conversation's images cost, beside other ways to cut them
+                 change the slicing of images into tiles: {strategies}
+/cost            show the cost of the conversation's images, also under other slicing strategies
 /reset           forget the conversation
-/help            these lines
-/exit            end; so does the end of the input (Ctrl-D). Ctrl-C stops an answer"""
+/help            show these lines
+/exit            end, as does Ctrl-D. Ctrl-C stops an answer"""
 
 
 def main(arguments: list[str]) -> None:
-    """Raises: ValueError, OSError: an image, the model or a number is not what it should be; names it."""
+    """Raises: ValueError, OSError: if an image, the model or a number is invalid. The message names it."""
     options = _parser().parse_args(arguments)
-    images, question = _split(options.words, options.question)
+    images, question = _split_words(options.words, options.question)
     _check(options, images, question)
     from ..chat import Session, load_answerer
 
@@ -64,13 +64,13 @@ def main(arguments: list[str]) -> None:
         return
     session = Session(answerer, options.system, generation)
     if question is None:
-        Conversation(session, opened).run()
+        ChatLoop(session, opened).run()
     else:
         print_turn(session, question, opened)
 
 
-def _split(words: list[str], question: str | None) -> tuple[list[str], str | None]:
-    """The images and the question of a command line: the question is the last word where that names no image."""
+def _split_words(words: list[str], question: str | None) -> tuple[list[str], str | None]:
+    """The images and the question of a command line. The question is the last word unless that names an image."""
     if question is None and words and not _names_image(words[-1]):
         *words, question = words
     return words, question
@@ -85,7 +85,7 @@ def _names_image(word: str) -> bool:
 
     if " " not in word and names_video(word):
         return True
-    # a name with an image's suffix was meant as a file, also where there is none
+    # a word with an image's suffix is meant as a file, even if there is no such file
     return " " not in word and Path(word).suffix.lower() in Image.registered_extensions()
 
 
@@ -95,7 +95,7 @@ def _check(options: argparse.Namespace, images: list[str], question: str | None)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
     if options.fps is not None and not options.fps > 0:
-        raise ValueError(f"--fps={options.fps}, expected a positive number of frames a second.")
+        raise ValueError(f"--fps={options.fps}, expected a positive number of frames per second.")
     if options.temperature < 0:
         raise ValueError(f"--temperature={options.temperature}, expected 0 (greedy) or more.")
     if question is not None and not question.strip():
@@ -107,7 +107,7 @@ def _check(options: argparse.Namespace, images: list[str], question: str | None)
 
 
 def _open(image: str) -> "Image | Video":
-    """An image, or a video by the ending of its name."""
+    """Open an image, or a video, recognized by its file name extension or as a folder."""
     from ..processing.image_files import open_image
     from ..processing.video_files import names_video
 
@@ -124,7 +124,7 @@ def _open_video(path: str) -> "Video":
 
 
 def _say(line: str) -> None:
-    """To stderr, so that stdout is the answer; dim on a terminal."""
+    """Print to stderr, dimmed on a terminal. Stdout has the answer alone."""
     if sys.stderr.isatty():
         _console().print(line, style="dim", highlight=False, markup=False)
     else:
@@ -161,33 +161,33 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         answerer, images, question or "", options.jsonl, settings, batch_size, options.system, **generation
     )
     before = len(dict.fromkeys(images)) - answers - errors
-    _say(f"{options.jsonl}: {answers} answers" + (f", {before} were there before" if before else ""))
+    _say(f"{options.jsonl}: {answers} answers" + (f", {before} from earlier runs" if before else ""))
     if errors:
         images_word = "image" if errors == 1 else "images"
-        raise ValueError(f"{errors} {images_word} could not be read; {options.jsonl} says why.")
+        raise ValueError(f"{errors} {images_word} could not be read; {options.jsonl} has the reasons.")
 
 
 def print_turn(session: "Session", question: str, images: "tuple[Image | Video, ...]" = ()) -> "Turn":
-    """Stream an answer to stdout, what it took to stderr."""
-    waiting = _console().status("reading") if sys.stderr.isatty() and sys.stdout.isatty() else nullcontext()
+    """Stream an answer to stdout, and print its cost to stderr."""
+    spinner = _console().status("reading") if sys.stderr.isatty() and sys.stdout.isatty() else nullcontext()
 
     def show(text: str) -> None:
-        if hasattr(waiting, "stop"):
-            waiting.stop()
+        if hasattr(spinner, "stop"):
+            spinner.stop()
         print(text, end="", flush=True)
 
-    with waiting:
+    with spinner:
         turn = session.ask(question, images, show)
     print(flush=True)
     _say(str(turn))
     return turn
 
 
-class Conversation:
-    """Questions and commands from a terminal or a pipe, until there are no more.
+class ChatLoop:
+    """Reads questions and commands from a terminal or a pipe until the input ends.
 
     Args:
-        images: go with the first question.
+        images: images and videos of the first question.
     """
 
     def __init__(self, session: "Session", images: "tuple[Image | Video, ...]" = ()):
@@ -207,7 +207,7 @@ class Conversation:
         if is_terminal:
             with suppress(ImportError):
                 import readline  # noqa: F401  # lets `input` edit lines
-            _say("Ask, or /help for commands.")
+            _say("Ask a question, or type /help for commands.")
         while True:
             try:
                 line = input(PROMPT if is_terminal else "").strip()
@@ -222,7 +222,7 @@ class Conversation:
                 self.handle(line)
 
     def handle(self, line: str) -> None:
-        """Run a command or answer a question; what fails is said, and the conversation goes on."""
+        """Run a command or answer a question. Errors are printed, and the conversation continues."""
         word, _, rest = line.partition(" ")
         try:
             if word in self.commands:
@@ -233,7 +233,7 @@ class Conversation:
                 print_turn(self.session, line, tuple(self.images))
                 self.images = []
         except KeyboardInterrupt:
-            _say("\nstopped; this question is not kept")
+            _say("\nstopped; this question is not part of the conversation")
         except (ValueError, OSError) as error:
             _say(f"internvlx: {error}")
 
@@ -244,7 +244,7 @@ class Conversation:
 
         image = open_image(path.strip("'\""))
         self.images.append(image)
-        _say(f"{path}, {image.width}x{image.height} pixels, goes with the next question")
+        _say(f"{path}, {image.width}x{image.height} pixels, added to the next question")
 
     def add_video(self, path: str) -> None:
         if not path:
@@ -253,7 +253,7 @@ class Conversation:
         (frames,) = self.session.answerer.processor.video_processor.choose_frames([video])
         self.images.append(video)
         length = "" if video.seconds is None else f" in {video.seconds:.1f} s"
-        _say(f"{path}, {len(frames)} of {video.num_frames} frames{length}, goes with the next question")
+        _say(f"{path}, {len(frames)} of {video.num_frames} frames{length}, added to the next question")
 
     def set_slicing(self, words: str) -> None:
         kwargs, processor = self.session.answerer.images_kwargs, self.session.answerer.processor.image_processor
@@ -263,10 +263,10 @@ class Conversation:
         if most and not (most.isdecimal() and int(most) > 0):
             raise ValueError(f"/slicing {name} {most!r}, expected a number of tiles")
         changed = ({"slicing": name} if name else {}) | ({"max_patches": int(most)} if most else {})
-        type(processor)(**(processor.to_dict() | kwargs | changed))  # raises where they contradict each other
+        type(processor)(**(processor.to_dict() | kwargs | changed))  # raises if they contradict each other
         kwargs.update(changed)
         slicing = kwargs.get("slicing", processor.slicing)
-        _say(f"slicing {slicing}, at most {kwargs.get('max_patches', processor.max_patches)} tiles an image")
+        _say(f"slicing {slicing}, at most {kwargs.get('max_patches', processor.max_patches)} tiles per image")
 
     def print_cost(self, _: str) -> None:
         if not (self.session.images or self.session.videos):
@@ -287,55 +287,75 @@ class Conversation:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx chat",
-        description="Ask a model about images and videos. With a question: one answer, streamed, and what it took. Without: a "
-        "conversation. With --jsonl: the same question about each image, one by one.",
+        description="Ask a model about images and videos. With a question, print the answer and its cost. Without a question, "
+        "start a conversation. With --jsonl, ask the same question about each image.",
         epilog="internvlx chat MODEL photo.jpg 'What is this?'",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a checkpoint's folder or Hub id; InternVL's own is converted once, into the cache",
+        help="a checkpoint's folder or Hub id; an original InternVL checkpoint is converted once, into the cache",
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="IMAGE... QUESTION",
-        help="image or video files or URLs, and at the end the question",
+        help="files or URLs of images and videos, then the question",
     )
-    parser.add_argument("--question", help="the question, where its words could be taken for a file's name")
+    parser.add_argument("--question", help="the question, if it could be mistaken for a file name")
     parser.add_argument(
         "--jsonl",
         type=Path,
         metavar="FILE",
-        help="ask about each image and append the answers; goes on where it stopped",
+        help="ask about each image and append the answers to FILE; a later run resumes there",
     )
     parser.add_argument(
-        "--batch-size", type=int, help=f"images at once with --jsonl (1 on a CPU, {BATCH_SIZE_ON_GPU})"
+        "--batch-size",
+        type=int,
+        help=f"images per batch with --jsonl (default: 1 on a CPU, {BATCH_SIZE_ON_GPU} otherwise)",
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system message (the chat template's own)")
+    parser.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
     images = parser.add_argument_group("images")
-    images.add_argument("--slicing", choices=SLICING_STRATEGIES, help="how an image's size bounds its tiles")
-    images.add_argument("--max-patches", type=int, help="most tiles of an image, the thumbnail not counted")
+    images.add_argument(
+        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the model's)"
+    )
+    images.add_argument(
+        "--max-patches",
+        type=int,
+        help="maximum number of tiles per image, without the thumbnail (default: the model's)",
+    )
     frames = parser.add_mutually_exclusive_group()
     frames.add_argument(
-        "--num-frames", type=int, help="frames that are sampled of a video (the model's setting, or 8)"
+        "--num-frames", type=int, help="number of frames to sample from a video (default: the model's)"
     )
-    frames.add_argument("--fps", type=float, help="frames that are sampled of each second of a video, in place of it")
+    frames.add_argument(
+        "--fps", type=float, help="frames to sample per second of a video, instead of a number of frames"
+    )
     answer = parser.add_argument_group("answers")
     answer.add_argument(
-        "--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help=f"longest answer ({MAX_NEW_TOKENS})"
+        "--max-new-tokens",
+        type=int,
+        default=MAX_NEW_TOKENS,
+        help=f"maximum number of tokens of an answer (default: {MAX_NEW_TOKENS})",
     )
-    answer.add_argument("--temperature", type=float, default=0.0, help="sample; 0 takes the likeliest tokens (0)")
-    answer.add_argument("--seed", type=int, default=0, help="of sampling (0)")
-    where = parser.add_argument_group("where it runs")
-    where.add_argument(
-        "--device", help="cpu, cuda, cuda:1, mps, or auto to spread it over GPUs (a GPU if there is one)"
+    answer.add_argument(
+        "--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)"
     )
-    where.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (what the device computes fast in)"
+    answer.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
+    device = parser.add_argument_group("device")
+    device.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1, mps, or auto to spread the model over all GPUs (default: a GPU if there is one)",
     )
-    where.add_argument(
-        "--attn-implementation", metavar="NAME", help="sdpa, flash_attention_2, ... (transformers' choice)"
+    device.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="dtype of the weights (default: one that the device computes fast in)",
     )
-    where.add_argument("--revision", help="branch, tag or commit on the Hub")
+    device.add_argument(
+        "--attn-implementation",
+        metavar="NAME",
+        help="attention backend: sdpa, flash_attention_2, ... (default: transformers' choice)",
+    )
+    device.add_argument("--revision", help="branch, tag or commit of the model on the Hub (default: main)")
     return parser

@@ -27,37 +27,49 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx convert",
         description="Convert an InternVL 2, 2.5, 3, 3.5 (dense), InternVL-X or native -hf checkpoint to one that today's "
-        "transformers loads. By default the converted model answers as the original does.",
+        "transformers loads. By default the converted model gives the same answers as the original.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument("--to", choices=("internvl_x", "internvl"), help="layout to write")
-    parser.add_argument("--projector", choices=("keep", "pvtc"), help="pvtc: upgrade, needs training")
+    parser.add_argument("--to", choices=("internvl_x", "internvl"), help="layout to write (default: internvl_x)")
+    parser.add_argument(
+        "--projector",
+        choices=("keep", "pvtc"),
+        help="keep the projector, or upgrade to PVTC, which needs training (default: keep)",
+    )
     parser.add_argument(
         "--lvtc",
         nargs="?",
         type=_lvtc_settings,
         const=True,
         metavar="JSON",
-        help="add LVTC, needs training; optionally with fields of its configuration: '{\"expand_layer\": 17}'",
+        help="add LVTC, which needs training, optionally with fields of its configuration, such as '{\"expand_layer\": 17}' "
+        "(default: not added)",
     )
     parser.add_argument(
-        "--downsample-ratio", type=read_ratio, metavar="1/M", help="another one for the input's tokens, needs training"
+        "--downsample-ratio",
+        type=read_ratio,
+        metavar="1/M",
+        help="downsampling of the first layers' tokens: M x M patches become one token. A change needs training (default: "
+        "the source's)",
     )
     parser.add_argument(
-        "--init", choices=("warm", "paper"), help="how new modules start: near what is known, or random"
+        "--init",
+        choices=("warm", "paper"),
+        help="initial values of new modules: warm takes them from the source's where it can, paper draws them at random "
+        "(default: warm)",
     )
     parser.add_argument(
         "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the source's)"
     )
-    parser.add_argument("--max-patches", type=int, help="most tiles per image (default: the source's)")
+    parser.add_argument("--max-patches", type=int, help="maximum number of tiles per image (default: the source's)")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: the source's)"
     )
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--base-model", help="Hub id for the model card where SRC is a folder")
-    parser.add_argument("--max-shard-gigabytes", type=float, help="size of an output shard (default: 5)")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub (default: main)")
+    parser.add_argument("--base-model", help="Hub id of the source for the model card, if SRC is a folder")
+    parser.add_argument("--max-shard-gigabytes", type=float, help="maximum size of an output shard (default: 5)")
     parser.add_argument("--seed", type=int, help="seed of new random values (default: 0)")
     parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
@@ -65,11 +77,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_ratio(text: str) -> float:
-    """`"1/3"` or `"0.5"`."""
+    """The value of `"1/3"` or `"0.5"`."""
     try:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no ratio, expected one as 1/3 or 0.5.") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a ratio, expected one such as 1/3 or 0.5.") from None
 
 
 def _lvtc_settings(text: str) -> dict | bool | None:
@@ -80,5 +92,5 @@ def _lvtc_settings(text: str) -> dict | bool | None:
     if settings is None or isinstance(settings, dict | bool):
         return settings
     raise argparse.ArgumentTypeError(
-        f"{text!r} is not a JSON object of settings, as '{{\"expand_layer\": 17}}'; a plain --lvtc goes behind SRC and OUT."
+        f"{text!r} is not a JSON object such as '{{\"expand_layer\": 17}}'. Put a plain --lvtc after SRC and OUT."
     )

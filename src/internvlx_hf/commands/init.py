@@ -21,8 +21,8 @@ def main(arguments: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx init",
-        description="Make an InternVL-X model of a vision tower and a language model, as the paper begins. The projector is "
-        "new: it needs training.",
+        description="Make an InternVL-X model from a vision tower and a language model, the starting point of the paper's "
+        "training. The projector is new: it needs training.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("out", metavar="OUT", help="the folder to make")
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "--projector",
         type=_settings,
         metavar="NAME|JSON",
-        help="type of the projector, or fields of its configuration (default: pvtc)",
+        help="type of the projector, or fields of its configuration as JSON (default: pvtc)",
     )
     parser.add_argument(
         "--lvtc",
@@ -42,30 +42,35 @@ def _parser() -> argparse.ArgumentParser:
         type=_settings,
         const=True,
         metavar="JSON",
-        help="add LVTC, optionally with fields of its configuration: '{\"expand_layer\": 17}'",
+        help="add LVTC, optionally with fields of its configuration, such as '{\"expand_layer\": 17}' (default: no LVTC)",
     )
     parser.add_argument(
-        "--downsample-ratio", type=read_ratio, metavar="1/M", help="1/M for the input's tokens (default: 0.5)"
+        "--downsample-ratio",
+        type=read_ratio,
+        metavar="1/M",
+        help="downsampling of the first layers' tokens: M x M patches become one token (default: 1/2)",
     )
     parser.add_argument(
-        "--vision-feature-layer", type=int, help="which of the tower's hidden states is projected (default: -1)"
+        "--vision-feature-layer", type=int, help="index of the tower's hidden state that is projected (default: -1)"
     )
     parser.add_argument(
         "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: edge)"
     )
-    parser.add_argument("--max-patches", type=int, help="most tiles per image (default: 6)")
+    parser.add_argument("--max-patches", type=int, help="maximum number of tiles per image (default: 6)")
     parser.add_argument(
         "--template",
         metavar="NAME|FILE",
-        help="conversation template: internlm2-chat, Hermes-2, phi3-chat, internvl2_5, or a Jinja file (default: the language "
-        "model's own)",
+        help="chat template: internlm2-chat, Hermes-2, phi3-chat, internvl2_5, or a Jinja file (default: the language "
+        "model's)",
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: each part in its own)"
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: each part's own)"
     )
-    parser.add_argument("--vision-revision", help="branch, tag or commit of the tower on the Hub")
-    parser.add_argument("--language-revision", help="branch, tag or commit of the language model on the Hub")
-    parser.add_argument("--max-shard-gigabytes", type=float, help="size of an output shard (default: 5)")
+    parser.add_argument("--vision-revision", help="branch, tag or commit of the tower on the Hub (default: main)")
+    parser.add_argument(
+        "--language-revision", help="branch, tag or commit of the language model on the Hub (default: main)"
+    )
+    parser.add_argument("--max-shard-gigabytes", type=float, help="maximum size of an output shard (default: 5)")
     parser.add_argument("--seed", type=int, help="seed of new random values (default: 0)")
     parser.add_argument("--verify", action="store_true", help="load the result and run it on an image")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(text: str) -> object:
-    """What JSON says; other text is a name."""
+    """The value of JSON text; any other text is a name."""
     try:
         return json.loads(text)
     except ValueError:

@@ -20,11 +20,12 @@ def main(arguments: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="internvlx merge", description="Make a full checkpoint of what `internvlx train --lora_rank ...` left."
+        prog="internvlx merge",
+        description="Merge a LoRA adapter, as `internvlx train --lora_rank ...` saves it, into a full checkpoint.",
     )
-    parser.add_argument("adapter", metavar="ADAPTER", help="the folder of the adapter, or its id on the Hub")
+    parser.add_argument("adapter", metavar="ADAPTER", help="the adapter's folder or Hub id")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument("--base", help="the model that it was trained on (default: the one that the adapter names)")
-    parser.add_argument("--dtype", help="dtype to save in: float32, bfloat16, float16 (default: the base's)")
+    parser.add_argument("--base", help="the model that the adapter was trained on (default: as the adapter says)")
+    parser.add_argument("--dtype", help="dtype to save in: float32, bfloat16, float16 (default: the base model's)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..hub import LeftFile, PushPlan
 
-# of the dry run, for each reason to stay behind
-MOST_LINES = 20
+# files that the dry run lists for each reason not to push
+MOST_FILES = 20
 
 
 def main(arguments: list[str]) -> None:
@@ -28,14 +28,14 @@ def main(arguments: list[str]) -> None:
         pushed = push_folder(folder, repo_id, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "nothing was committed; push again, and what has arrived is not uploaded twice"
+            "nothing was committed; if you push again, files that were uploaded are not uploaded again"
         ) from None
     for name in pushed.deleted:
-        print(f"removed from the repository, weights of another checkpoint: {_legible(name)}")
+        print(f"removed weights of another checkpoint from the repository: {_legible(name)}")
     if pushed.left:
         count = sum(file.num_files for file in pushed.left)
-        print(f"stayed behind: {_files(count)} (--dry-run says which, and why)")
-    print(pushed.url if pushed.is_new else f"{pushed.url}: nothing was to be changed")
+        print(f"not pushed: {_files(count)} (--dry-run lists them, with the reasons)")
+    print(pushed.url if pushed.is_new else f"{pushed.url}: already up to date")
 
 
 def _show(plan: "PushPlan") -> None:
@@ -43,7 +43,7 @@ def _show(plan: "PushPlan") -> None:
         print(f"{_size(file.size):>10}  {_legible(file.name)}")
     print(f"{_size(sum(file.size for file in plan.files)):>10}  in {len(plan.files)} files, nothing was sent")
     if plan.left:
-        print("\nThese stay behind; `--include PATTERN` sends them too:")
+        print("\nNot pushed unless `--include PATTERN` names them:")
     for reason in dict.fromkeys(file.reason for file in plan.left):
         for line in _left_lines([file for file in plan.left if file.reason == reason]):
             print(f"  {line}")
@@ -52,16 +52,16 @@ def _show(plan: "PushPlan") -> None:
 
 
 def _left_lines(left: "list[LeftFile]") -> Iterator[str]:
-    """A line for each of the files that stay for one reason, the first of many."""
-    for file in left[:MOST_LINES]:
+    """A line for each of the first files that are not pushed for one reason."""
+    for file in left[:MOST_FILES]:
         count = f" ({_files(file.num_files)})" if file.name.endswith("/") else ""
         yield f"{_legible(file.name)}{count} {file.reason}{': only the whole path of a file includes it' if file.is_guarded else ''}"
-    if len(left) > MOST_LINES:
-        yield f"and {len(left) - MOST_LINES} more; each {left[0].reason}"
+    if len(left) > MOST_FILES:
+        yield f"and {len(left) - MOST_FILES} more; each {left[0].reason}"
 
 
 def _legible(name: str) -> str:
-    """A file's name as the line of a terminal; one with control characters or not in UTF-8 as Python would write it."""
+    """A file's name on one line of a terminal, as a Python literal if it has control characters or is not UTF-8."""
     return name if name.isprintable() else ascii(name)
 
 
@@ -72,32 +72,37 @@ def _files(count: int) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx push",
-        description="Push a checkpoint folder to the Hugging Face Hub in one commit, after checking that it is whole. Sent are "
-        "the files of a checkpoint, the model card, licences, and the images that the card shows. All else stays here; --dry-run "
-        "lists it.",
+        description="Push a checkpoint folder to the Hugging Face Hub in one commit, after checking that it is complete. Only "
+        "the files of a checkpoint, the model card, licences, and the images that the card shows are pushed; --dry-run lists the "
+        "others.",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="the checkpoint, with its processor")
-    parser.add_argument("repo_id", metavar="REPO", help="owner/name on the Hub; it is made if there is none")
-    parser.add_argument("--private", action="store_true", default=None, help="make the repository private")
-    parser.add_argument("--revision", help="branch to push to; it is made if there is none")
-    parser.add_argument("--token", help="of the Hub (HF_TOKEN, or what `hf auth login` stored)")
-    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("folder", metavar="FOLDER", help="the checkpoint's folder, with its processor")
+    parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME on the Hub, created if it does not exist")
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        default=None,
+        help="create the repository as private (default: the Hub's default)",
+    )
+    parser.add_argument("--revision", help="branch to push to, created if it does not exist (default: main)")
+    parser.add_argument("--token", help="token of the Hub (default: HF_TOKEN, or the one that `hf auth login` stored)")
+    parser.add_argument("--message", help="commit message (default: one that names the folder)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
     parser.add_argument(
         "--include",
         nargs="+",
         default=(),
         metavar="PATTERN",
-        help="push files too that would stay here: 'checkpoint-*', '*.tfevents.*', optimizer.pt. A hidden file, or one that may "
-        "hold a secret, only by its whole path",
+        help="further files to push, such as 'checkpoint-*', '*.tfevents.*' or optimizer.pt. A hidden file, or one that may "
+        "contain a secret, is pushed only if its whole path is given (default: none)",
     )
     parser.add_argument(
         "--card",
         choices=("hub", "folder"),
-        help="where both model cards were written into: whose text stays, the Hub's or the folder's",
+        help="whose text to keep if the model card was edited both on the Hub and in the folder (default: stop with an error)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check the folder, list what would go and stay, send nothing"
+        "--dry-run", action="store_true", help="check the folder and list what would be pushed, without pushing"
     )
     return parser
 

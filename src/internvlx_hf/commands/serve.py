@@ -5,7 +5,7 @@ import argparse
 
 
 def main(arguments: list[str]) -> None:
-    """Raises: ValueError, OSError: the checkpoint or an option is not what it should be; names it."""
+    """Raises: ValueError, OSError: if the checkpoint or an option is invalid. The message names it."""
     options = _parser().parse_args(arguments)
     if not 0 <= options.port < 2**16:
         raise ValueError(f"--port={options.port}, expected 0 to 65535.")
@@ -44,21 +44,37 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx serve",
         description="Serve a checkpoint through transformers' own server, which speaks OpenAI's API: /v1/chat/completions, "
-        "/v1/responses and /v1/completions, streamed or whole. Requests are answered one after another.",
+        "/v1/responses and /v1/completions, streamed or not. Requests are answered one after another.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder, or a name on the Hub")
-    parser.add_argument("--host", default="localhost", help="address to listen at (localhost)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at (8000)")
-    parser.add_argument("--name", help="what requests call the model (default: as CHECKPOINT)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (auto)")
-    parser.add_argument("--dtype", default="auto", help="bfloat16, float16, ... (default: as it is stored)")
-    parser.add_argument("--attn-implementation", metavar="NAME", help="sdpa, flash_attention_2, eager, ...")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder or Hub id")
+    parser.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--name", help="name of the model in requests (default: CHECKPOINT)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="bfloat16, float16, ... (default: the checkpoint's)")
+    parser.add_argument(
+        "--attn-implementation",
+        metavar="NAME",
+        help="attention backend: sdpa, flash_attention_2, eager, ... (default: transformers' choice)",
+    )
     images = parser.add_argument_group(
-        "images", "Messages name their images by URL or carry them as base64. Public hosts are asked, nothing else is."
+        "images", "Messages give images as URLs or base64. By default, images are downloaded from public hosts only."
     )
-    images.add_argument("--image-hosts", nargs="+", default=(), metavar="HOST", help="hosts to ask wherever they are")
-    images.add_argument("--image-folders", nargs="+", default=(), metavar="DIR", help="folders to read files from")
-    images.add_argument("--no-public-images", action="store_true", help="ask no hosts but those of --image-hosts")
-    images.add_argument("--max-image-bytes", type=int, default=20_000_000, help="largest download (20000000)")
-    images.add_argument("--max-image-seconds", type=float, default=10.0, help="longest download (10)")
+    images.add_argument(
+        "--image-hosts",
+        nargs="+",
+        default=(),
+        metavar="HOST",
+        help="hosts to download from even if they are not public (default: none)",
+    )
+    images.add_argument(
+        "--image-folders", nargs="+", default=(), metavar="DIR", help="folders to read files from (default: none)"
+    )
+    images.add_argument(
+        "--no-public-images", action="store_true", help="download only from the hosts of --image-hosts"
+    )
+    images.add_argument(
+        "--max-image-bytes", type=int, default=20_000_000, help="size limit of a download (default: 20000000)"
+    )
+    images.add_argument("--max-image-seconds", type=float, default=10.0, help="time limit of a download (default: 10)")
     return parser

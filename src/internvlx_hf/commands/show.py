@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    """Raises: ValueError, OSError: the image, the model or the file to write is not what it should be; names it."""
+    """Raises: ValueError, OSError: if the image, the model or the output file is invalid. The message names it."""
     options = _parser().parse_args(arguments)
     try:
         from ..pictures.canvas import check_out, save
@@ -28,20 +28,20 @@ def main(arguments: list[str]) -> None:
         print(_show_video(options))
         return
     if options.num_frames or options.fps:
-        raise ValueError(f"--num-frames and --fps are about videos, but {options.image} is an image by its name.")
+        raise ValueError(f"--num-frames and --fps are for videos, but {options.image!r} has the name of an image.")
     width, height = read_image_size(options.image)
-    setting = choose_setup(options.model, options.slicing, options.max_patches)
+    setup = choose_setup(options.model, options.slicing, options.max_patches)
     if options.attention:
-        figure, found = _attention(options, setting)
+        figure, summary = _attention(options, setup)
     else:
         from ..pictures.tiles_figure import draw_tiles
 
         tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
-        figure = draw_tiles(options.image, setting, **tokens)
-        cost = CostModel(setting, **tokens).of_size(width, height)
-        found = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}, {cost.stage_one_tokens:,} tokens under {setting.name}"
+        figure = draw_tiles(options.image, setup, **tokens)
+        cost = CostModel(setup, **tokens).of_size(width, height)
+        summary = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}, {cost.stage_one_tokens:,} tokens under {setup.name}"
     save(figure, options.out)
-    print(f"{options.out}: {options.image}, {width}x{height} pixels; {found}")
+    print(f"{options.out}: {options.image}, {width}x{height} pixels; {summary}")
 
 
 def _is_video(source: str) -> bool:
@@ -51,27 +51,25 @@ def _is_video(source: str) -> bool:
 
 
 def _show_video(options: argparse.Namespace) -> str:
-    """Draws the frames of a video; returns what to say of them."""
+    """Draw the frames of a video and return a summary."""
     from ..pictures.canvas import save
     from ..pictures.frames_figure import draw_frames
 
     if options.attention:
-        raise ValueError(f"--attention looks at an image, but {options.image} is a video by its name.")
-    setting = choose_setup(options.model, options.slicing, options.max_patches)
+        raise ValueError(f"--attention needs an image, but {options.image!r} has the name of a video.")
+    setup = choose_setup(options.model, options.slicing, options.max_patches)
     sampling = {"num_frames": options.num_frames, "fps": options.fps}
     tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
     try:
-        figure, cost = draw_frames(options.image, setting, **tokens, **sampling)
+        figure, cost = draw_frames(options.image, setup, **tokens, **sampling)
     except ImportError as error:
         raise ValueError(str(error)) from error
     save(figure, options.out)
-    return (
-        f"{options.out}: {options.image}; {cost.tiles} frames, {cost.stage_one_tokens:,} tokens under {setting.name}"
-    )
+    return f"{options.out}: {options.image}; {cost.tiles} frames, {cost.stage_one_tokens:,} tokens under {setup.name}"
 
 
-def _attention(options: argparse.Namespace, setting: "ModelSetup") -> tuple["Figure", str]:
-    """The figure, and the answer in words."""
+def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figure", str]:
+    """The figure of the attention, and a summary with the answer."""
     import torch
 
     from .. import InternVLXForConditionalGeneration, InternVLXProcessor
@@ -84,40 +82,44 @@ def _attention(options: argparse.Namespace, setting: "ModelSetup") -> tuple["Fig
     if not folder.is_dir():
         raise ValueError(f"--attention needs weights, but {options.model!r} is a preset. Give a checkpoint's folder.")
     if not options.question:
-        raise ValueError("--attention needs a --question about the image, as 'What is in the image?'.")
+        raise ValueError("--attention needs a --question about the image, such as 'What is in the image?'.")
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens={options.max_new_tokens}, expected at least 1.")
     if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
         raise ValueError(f"{folder} has no weights ({SAFE_WEIGHTS[0]}), which --attention needs.")
     layout = read_json(folder / "config.json").get("model_type")
-    if layout != setting.config.model_type:
+    if layout != setup.config.model_type:
         raise ValueError(f"{folder} is of the type {layout!r}. Convert it first: internvlx convert {folder} OUT")
     processor = InternVLXProcessor.from_pretrained(folder)
-    # a question that may not be asked is refused before the weights are read
+    # an invalid question is refused before the weights are read
     content = [{"type": "image"}, {"type": "text", "text": options.question}]
     processor.apply_chat_template([{"role": "user", "content": content}])
-    processor.image_processor.slicing = setting.tiling.slicing
-    processor.image_processor.max_patches = setting.tiling.max_tiles
+    processor.image_processor.slicing = setup.tiling.slicing
+    processor.image_processor.max_patches = setup.tiling.max_tiles
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
     attention = attend(model, processor, options.image, options.question, options.max_new_tokens)
-    return draw_attention(attention, setting.name), f"answer: {attention.answer!r}"
+    return draw_attention(attention, setup.name), f"answer: {attention.answer!r}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx show",
-        description="Draw an image with the grid of each strategy over it, the tiles that a model gets, and what they "
-        "cost; or, with --attention, where a loaded model looks while it answers a question. A 16:9 slide.",
+        description="Draw an image under the grid of each slicing strategy, the tiles that a model gets, and their cost; or, "
+        "with --attention, where a model looks while it answers a question. The figure is a 16:9 slide.",
     )
-    parser.add_argument("image", metavar="IMAGE", help="an image, or a video: the frames that are sampled of it")
-    parser.add_argument("--out", required=True, metavar="FILE", help="what to write: a .png, .pdf, .svg or .jpg")
+    parser.add_argument("image", metavar="IMAGE", help="an image, or a video whose sampled frames are drawn")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write: .png, .pdf, .svg or .jpg")
     add_model_options(parser)
     frames = parser.add_argument_group("videos").add_mutually_exclusive_group()
-    frames.add_argument("--num-frames", type=int, help="frames that are sampled of a video (8)")
-    frames.add_argument("--fps", type=float, help="frames that are sampled of each second, in place of it")
+    frames.add_argument("--num-frames", type=int, help="number of frames to sample (default: 8)")
+    frames.add_argument("--fps", type=float, help="frames to sample per second, instead of a number of frames")
     attention = parser.add_argument_group("attention")
-    attention.add_argument("--attention", action="store_true", help="where the model of --model (a folder) looks")
-    attention.add_argument("--question", help="what to ask about the image")
-    attention.add_argument("--max-new-tokens", type=int, default=64, help="most tokens of the answer (64)")
+    attention.add_argument(
+        "--attention", action="store_true", help="draw where the model looks; --model must be a checkpoint's folder"
+    )
+    attention.add_argument("--question", help="question about the image, required by --attention")
+    attention.add_argument(
+        "--max-new-tokens", type=int, default=64, help="maximum number of tokens of the answer (default: 64)"
+    )
     return parser

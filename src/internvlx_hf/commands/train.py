@@ -3,7 +3,7 @@
 
 from importlib.util import find_spec
 
-# of the extra `train`, what no training goes without
+# packages of the extra `train` that every training needs
 NEEDED = ("accelerate", "datasets", "peft", "psutil")
 
 
@@ -17,12 +17,12 @@ def main(arguments: list[str]) -> None:
     trainer = train(*parse_arguments(arguments, SETTINGS))
     if trainer.is_world_process_zero():
         out = trainer.args.output_dir
-        merge = f" `internvlx merge {out} MERGED` makes a full checkpoint of it."
+        merge = f" `internvlx merge {out} MERGED` merges it into a full checkpoint."
         is_adapter = hasattr(trainer.model, "peft_config")
         print(f"{out} holds the trained {'adapter.' + merge if is_adapter else 'model.'}")
 
 
 def require_packages(command: str) -> None:
-    """Raise `ValueError` where packages of the extra `train` are not installed."""
+    """Raise `ValueError` if packages of the extra `train` are not installed."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"{command} needs {', '.join(missing)}: pip install {' '.join(missing)}")
