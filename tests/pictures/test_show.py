@@ -1,4 +1,4 @@
-"""`internvlx show`: slides of a picture's tiles and of a model's gaze, whole or not at all, nothing on top of another."""
+"""`internvlx show`: slides of an image's tiles and of a model's attention, without overlapping text or partial files."""
 
 import re
 import shlex
@@ -57,7 +57,7 @@ def texts(figure) -> list[str]:
 
 
 def boxes_of_texts(figure) -> dict[str, tuple]:
-    """What each text covers of the slide, in pixels."""
+    """The box of each text on the slide, in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -65,7 +65,7 @@ def boxes_of_texts(figure) -> dict[str, tuple]:
 
 
 def assert_readable(figure) -> None:
-    """No text leaves the slide or lies on another one."""
+    """Assert that every text is on the slide and overlaps no other text."""
     boxes = list(boxes_of_texts(figure).items())
     width, height = figure.canvas.get_width_height()
     for i, (text, box) in enumerate(boxes):
@@ -79,30 +79,30 @@ def assert_readable(figure) -> None:
 @pytest.mark.parametrize(
     ("name", "size"), [*(("internvl-x-2b", size) for size in SIZES), ("internvl2-llama3-76b", (2000, 1500))], ids=str
 )
-def test_a_slide_is_readable_whatever_the_picture(name, size):
-    figure = draw_tiles(Image.new("RGB", size), cost.load_setup(name), title="a picture " * 30)
+def test_a_slide_is_readable_for_every_image_size(name, size):
+    figure = draw_tiles(Image.new("RGB", size), cost.load_setup(name), title="an image " * 30)
     assert_readable(figure)
     assert tuple(figure.get_size_inches()) == (13.33, 7.5)
 
 
 def test_a_slide_of_many_tiles_is_readable():
-    setting = cost.load_setup("internvl-x-2b")
-    setting = replace(setting, tiling=replace(setting.tiling, max_tiles=40))
-    figure = draw_tiles(Image.new("RGB", (3600, 2300)), setting)
+    setup = cost.load_setup("internvl-x-2b")
+    setup = replace(setup, tiling=replace(setup.tiling, max_tiles=40))
+    figure = draw_tiles(Image.new("RGB", (3600, 2300)), setup)
     assert "10,496 → 41,984 tokens" in texts(figure)
     assert_readable(figure)
 
 
-def widest(figure) -> float:
-    """The largest part of the slide's area that an image covers."""
+def largest_share(figure) -> float:
+    """The share of the slide's area that the largest image covers."""
     width, height = figure.get_size_inches()
     extents = [image.get_extent() for image in figure.axes[0].images]
     return max(abs((right - left) * (bottom - top)) for left, right, bottom, top in extents) / (width * height)
 
 
 @pytest.mark.parametrize(("size", "least"), [((800, 600), 0.04), ((3200, 400), 0.03), ((400, 3200), 0.02)], ids=str)
-def test_tiles_of_images_of_every_shape_are_shown_large(size, least):
-    assert widest(draw_tiles(Image.new("RGB", size), cost.load_setup("internvl-x-2b"))) > least
+def test_images_of_every_shape_are_drawn_large(size, least):
+    assert largest_share(draw_tiles(Image.new("RGB", size), cost.load_setup("internvl-x-2b"))) > least
 
 
 @pytest.mark.slow
@@ -115,24 +115,24 @@ def test_many_tiles_and_few(capsys, tmp_path):
     assert "41 tiles, 10,496 tokens under internvl-x-2b" in capsys.readouterr().out
 
 
-def test_the_slide_says_what_the_command_for_costs_says():
-    setting = cost.load_setup("internvl-x-2b")
-    found = texts(draw_tiles(Image.new("RGB", (640, 480)), setting))
+def test_the_slide_reports_the_costs_of_internvlx_cost():
+    setup = cost.load_setup("internvl-x-2b")
+    found = texts(draw_tiles(Image.new("RGB", (640, 480)), setup))
     assert {"7 tiles", "1 tile", "1,792 → 7,168 tokens", "256 → 1,024 tokens"} <= set(found)
-    own = cost.CostModel(setting).of_size(640, 480)
+    own = cost.CostModel(setup).of_size(640, 480)
     assert any(f"prefill {own.prefill_flops / 1e12:.2f} TFLOP" in text for text in found)
-    assert "internvl-x-2b: 256 tokens a tile, 1024 from layer 17 on; at most 6 tiles of 448 × 448 pixels" in found
+    assert "internvl-x-2b: 256 tokens per tile, 1024 from layer 17 on; at most 6 tiles of 448 × 448 pixels" in found
 
 
 def test_lines_are_drawn_between_the_tiles():
     figure = draw_tiles(Image.new("RGB", (640, 480)), cost.load_setup("internvl-x-2b"))
-    # of ratio's 3x2 tiles and twice one tile: a line at each edge, on a white one
+    # the edges of ratio's 3x2 tiles and of two single tiles, each a line on a white line
     assert len(figure.axes[0].lines) == 2 * ((4 + 3) + (2 + 2) + (2 + 2))
-    # the picture three times, ratio's six tiles and thumbnail, and twice one tile
+    # the image three times, ratio's six tiles and thumbnail, and two single tiles
     assert len(figure.axes[0].images) == 3 + 7 + 2
 
 
-def test_a_turned_photo_is_drawn_upright(tmp_path):
+def test_a_rotated_photo_is_drawn_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (100, 50)).save(tmp_path / "turned.jpg", exif=exif)
@@ -151,13 +151,13 @@ def test_every_format_is_written(photo, tmp_path, ending, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", f"tiles.{ending}"]
 
 
-def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+def test_a_dollar_in_a_name_does_not_start_a_formula(tmp_path):
     figure = draw_tiles(Image.new("RGB", (9, 9)), cost.load_setup("internvl-x-2b"), title="costs $5_$6^{")
     save(figure, tmp_path / "dollar.png")
     assert "costs $5_$6^{, 9 × 9 pixels" in texts(figure)
 
 
-def test_long_text_loses_its_middle():
+def test_long_text_is_shortened_in_the_middle():
     assert shorten("short", 5, 10) == "short"
     shorter = shorten("a" * 50 + "b" * 50, 2, 10)
     assert shorter.startswith("a")
@@ -166,14 +166,14 @@ def test_long_text_loses_its_middle():
     assert text_width(shorter, 10) <= 2 < text_width("a" * 50, 10)
 
 
-def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(photo, tmp_path, capsys):
+def test_invalid_arguments_are_refused_and_nothing_is_written(photo, tmp_path, capsys):
     (tmp_path / "broken.png").write_text("no")
-    cut = tmp_path / "cut.png"
-    cut.write_bytes(photo.read_bytes()[:3000])
+    truncated = tmp_path / "truncated.png"
+    truncated.write_bytes(photo.read_bytes()[:3000])
     out = tmp_path / "tiles.png"
     before = sorted(tmp_path.iterdir())
     assert "broken.png" in refused(capsys, tmp_path / "broken.png", "--out", out)
-    assert "truncated" in refused(capsys, cut, "--out", out)
+    assert "truncated" in refused(capsys, truncated, "--out", out)
     assert "none.png" in refused(capsys, tmp_path / "none.png", "--out", out)
     assert "should end in one of .png, .pdf, .svg, .jpg" in refused(capsys, photo, "--out", tmp_path / "tiles.gif")
     assert "does not exist" in refused(capsys, photo, "--out", tmp_path / "nowhere" / "tiles.png")
@@ -201,7 +201,7 @@ def test_an_interrupted_write_leaves_the_old_file(photo, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "tiles.png"]
 
 
-def test_without_matplotlib_it_is_said_how_to_get_it(photo, tmp_path, capsys, monkeypatch):
+def test_without_matplotlib_the_error_says_how_to_install_it(photo, tmp_path, capsys, monkeypatch):
     for name in list(sys.modules):
         if name.startswith(("matplotlib", "internvlx_hf.pictures")):
             monkeypatch.delitem(sys.modules, name)
@@ -214,12 +214,12 @@ def test_without_matplotlib_it_is_said_how_to_get_it(photo, tmp_path, capsys, mo
 
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["plain", "lvtc"])
 @pytest.mark.parametrize("text", TEXT_MODELS)
-def test_the_gaze_is_the_model_s_own_attention(text, lvtc, photo):
+def test_recorded_attention_equals_the_model_s(text, lvtc, photo):
     model = tiny_model(text, **lvtc)
     processor = tiny_processor(model.config)
     found = attend(model, processor, photo, "What is this?", max_new_tokens=3)
     ids, answer, pixels = replayed(model, processor, photo, found)
-    # the same, computed in one run over the prompt and the answer
+    # the same attention, computed in one forward call on the prompt and the answer
     model.set_attn_implementation("eager")
     with torch.no_grad():
         outputs = model(input_ids=answer, pixel_values=pixels, output_attentions=True)
@@ -232,7 +232,7 @@ def test_the_gaze_is_the_model_s_own_attention(text, lvtc, photo):
         columns = slice(first, first + tiles * count)
         layers = [outputs.attentions[i][0, :, rows, columns].mean(0) for i in found.layers[stage]]
         expected = torch.stack(layers).mean(0).view(maps.shape)
-        # one token at a time against all at once: the products are summed in another order
+        # one token at a time and all at once sum the products in different orders
         torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-3)
     assert (STAGE_TWO in found.stages) == bool(lvtc)
 
@@ -246,7 +246,6 @@ def replayed(model, processor, photo, found):
         return_dict=True,
         return_tensors="pt",
     )
-    # images stand together, so that the tiles' tokens are one run
     model.set_attn_implementation("sdpa")
     answer = model.generate(**inputs, max_new_tokens=len(found.tokens), do_sample=False, eos_token_id=None)
     written = [processor.tokenizer.decode([token]) for token in answer[0, inputs["input_ids"].shape[1] :]]
@@ -254,7 +253,7 @@ def replayed(model, processor, photo, found):
     return inputs["input_ids"], answer[:, :-1], inputs["pixel_values"]
 
 
-def test_looking_leaves_the_model_as_it_was(photo):
+def test_attend_does_not_change_the_model(photo):
     model = tiny_model("qwen3", **LVTC)
     processor = tiny_processor(model.config)
     attend(model, processor, photo, "What?", max_new_tokens=2)
@@ -263,7 +262,7 @@ def test_looking_leaves_the_model_as_it_was(photo):
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.25])
-def test_pvtc_s_gaze_is_what_its_attention_weighs_by(ratio):
+def test_recorded_pvtc_weights_give_its_output(ratio):
     model = tiny_model("qwen2", downsample_ratio=ratio)
     pixels = torch.randn(2, 3, 32, 32)
     seen = {}
@@ -281,7 +280,7 @@ def test_pvtc_s_gaze_is_what_its_attention_weighs_by(ratio):
         model.get_image_features(pixels)
     for name, (module, query, patches, output) in seen.items():
         heads = module.num_heads
-        # keys and values formed for every patch, as the paper writes it
+        # keys and values for every patch, as in the paper
         q = module.query(query).unflatten(-1, (heads, -1))
         k = (patches @ module.key.T).unflatten(-1, (heads, -1))
         v = (patches @ module.value.T).unflatten(-1, (heads, -1))
@@ -293,7 +292,7 @@ def test_pvtc_s_gaze_is_what_its_attention_weighs_by(ratio):
         assert window_weights(module, query, patches).sum(-1).allclose(torch.ones(len(query)))
 
 
-def test_pvtc_s_map_has_each_window_in_its_place(photo):
+def test_pvtc_s_map_has_the_windows_in_order(photo):
     model = tiny_model("qwen2", downsample_ratio=0.25)
     found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=1)
     for maps in found.queries.values():
@@ -302,8 +301,8 @@ def test_pvtc_s_map_has_each_window_in_its_place(photo):
         torch.testing.assert_close(windows.sum(dim=(-1, -2)), torch.full((7, 2, 2), 16.0))
 
 
-def test_windows_of_three_patches_a_side_are_shown(photo):
-    vision = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 3}  # 9x9 patches, a pixel is left
+def test_windows_of_three_by_three_patches_are_drawn(photo):
+    vision = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 3}  # 9x9 patches, one pixel remains
     model = tiny_model("qwen2", vision_config=vision, downsample_ratio=1 / 3)
     found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=1)
     assert {maps.shape[1:] for maps in found.queries.values()} == {(9, 9)}
@@ -311,7 +310,7 @@ def test_windows_of_three_patches_a_side_are_shown(photo):
     assert_readable(draw_attention(found, "mine"))
 
 
-def test_without_pvtc_there_are_no_queries_to_show(photo):
+def test_without_pvtc_no_queries_are_drawn(photo):
     model = tiny_model("llama", projector_config={"projector_type": "pixel_shuffle"})
     found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=2)
     assert found.queries == {}
@@ -320,7 +319,7 @@ def test_without_pvtc_there_are_no_queries_to_show(photo):
     assert not any("PVTC" in text for text in texts(figure))
 
 
-def test_a_sliding_window_does_not_look_at_what_it_has_left(photo):
+def test_a_sliding_window_has_no_attention_to_tokens_before_it(photo):
     model = tiny_model("mistral", text_config={"sliding_window": 12}, **LVTC)
     found = attend(model, tiny_processor(model.config), photo, "Is it a picture?" * 4, max_new_tokens=3)
     assert all(maps.sum() == 0 for maps in found.stages.values())
@@ -331,18 +330,18 @@ def test_a_sliding_window_does_not_look_at_what_it_has_left(photo):
 @pytest.mark.parametrize(
     ("size", "least"), [((128, 96), 0.04), ((20, 20), 0.04), ((32, 192), 0.02), ((192, 32), 0.03)], ids=str
 )
-def test_an_attention_slide_is_readable_and_shows_an_image_of_any_shape_large(size, least):
+def test_an_attention_slide_is_readable_and_draws_images_of_every_shape_large(size, least):
     model = tiny_model("qwen3", **LVTC)
     processor = tiny_processor(model.config, max_patches=6)
     found = attend(model, processor, Image.new("RGB", size), "What is it? " * 20, max_new_tokens=24)
-    figure = draw_attention(found, "a model of a long name " * 9)
+    figure = draw_attention(found, "a model with a long name " * 9)
     assert_readable(figure)
-    assert widest(figure) > least
+    assert largest_share(figure) > least
     assert {"PVTC's local queries", "Stage one: layers 0–1", "Stage two: layers 2–3"} <= set(texts(figure))
 
 
 def recorded(size, stage_one=0.4, stage_two=0.6, expand_layer=1, layers=4) -> Attention:
-    """Attention that no model had: the last tile, of 4×4 or 8×8 tokens, gets twice an even share."""
+    """Made-up attention: the last tile, of 4×4 or 8×8 tokens, gets twice an even share."""
     plan = TilingRule(32, 32, max_tiles=12).plan(*size)
     stages = {}
     for stage, share, side in ((STAGE_ONE, stage_one, 4), (STAGE_TWO, stage_two, 8)):
@@ -354,7 +353,7 @@ def recorded(size, stage_one=0.4, stage_two=0.6, expand_layer=1, layers=4) -> At
     return Attention(Image.new("RGB", size), plan, "What?", "yes, it", ["yes", ",", " it"], queries, stages, spans)
 
 
-def test_each_stage_s_panel_names_its_layers_and_what_goes_to_text():
+def test_each_stage_s_panel_names_its_layers_and_the_share_of_text():
     found = texts(draw_attention(recorded((128, 96)), "mine"))
     assert {"Stage one: layer 0", "Stage two: layers 1–3", "Token by token, layers 1–3"} <= set(found)
     assert {"attention: 40% image, 60% text", "attention: 60% image, 40% text"} <= set(found)
@@ -373,7 +372,7 @@ def test_panels_and_token_maps_show_the_thumbnail():
 
 def test_a_stage_that_looks_at_text_has_a_line_and_no_panel():
     found = texts(draw_attention(recorded((128, 96), stage_two=0.001), "mine"))
-    assert "Stage two: layers 1–3 looks at text: 0.1% of its attention is on the image." in found
+    assert "Stage two: layers 1–3 looks at text: 0.1% of its attention goes to the image." in found
     assert "Stage two: layers 1–3" not in found
     assert "Token by token, layer 0" in found
     figure = draw_attention(recorded((128, 96), 0.0, 0.0), "mine")
@@ -381,7 +380,7 @@ def test_a_stage_that_looks_at_text_has_a_line_and_no_panel():
     assert_readable(figure)
 
 
-def test_overlays_are_strong_where_much_is_seen():
+def test_overlays_are_strongest_where_attention_is_highest():
     maps = torch.ones(1, 4, 4)
     assert share_overlay(maps)[..., 3].max() == 0
     assert even_share_overlay(maps)[..., 3].max() == 0
@@ -396,15 +395,15 @@ def test_overlays_are_strong_where_much_is_seen():
 
 
 def test_attention_of_a_checkpoint_is_drawn(photo, checkpoint, tmp_path, capsys):
-    out = tmp_path / "gaze.png"
+    out = tmp_path / "attention.png"
     arguments = ["--model", checkpoint, "--attention", "--question", "What is it?", "--max-new-tokens", "4"]
     assert main(["show", *map(str, [photo, "--out", out, *arguments])]) == 0
     assert Image.open(out).size == (1999, 1125)
     assert "answer: " in capsys.readouterr().out
 
 
-def test_what_attention_needs_is_said(photo, checkpoint, tmp_path, capsys):
-    out = tmp_path / "gaze.png"
+def test_the_error_names_what_attention_needs(photo, checkpoint, tmp_path, capsys):
+    out = tmp_path / "attention.png"
     ask = ["--attention", "--question", "What is it?"]
     assert "is a preset" in refused(capsys, photo, "--out", out, *ask)
     assert "needs a --question" in refused(capsys, photo, "--out", out, "--model", checkpoint, "--attention")
@@ -441,7 +440,7 @@ def test_every_command_of_the_docs_runs(checkpoint, tmp_path, monkeypatch, capsy
         assert words[0] == "internvlx"
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)
     assert (tmp_path / "tiles.png").exists()
-    assert (tmp_path / "gaze.png").exists()
+    assert (tmp_path / "attention.png").exists()
 
 
 @pytest.fixture
@@ -451,7 +450,7 @@ def clip(tmp_path):
     return path
 
 
-def test_a_video_is_drawn_by_its_frames(clip, checkpoint, tmp_path, capsys):
+def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
     out = tmp_path / "frames.png"
     assert main(["show", str(clip), "--model", str(checkpoint), "--fps", "1", "--out", str(out)]) == 0
     assert "clip.mp4; 3 frames, 12 tokens under" in capsys.readouterr().out
@@ -461,9 +460,9 @@ def test_a_video_is_drawn_by_its_frames(clip, checkpoint, tmp_path, capsys):
 
 @pytest.mark.parametrize("count", [1, 8, 60])
 def test_a_slide_of_frames_is_readable(count):
-    setting = cost.load_setup("internvl-x-2b")
+    setup = cost.load_setup("internvl-x-2b")
     frames = [frame for _ in range(20) for frame in frames_of("small")][:count]
-    figure, found = draw_frames(frames, setting)
+    figure, found = draw_frames(frames, setup)
     assert_readable(figure)
     assert found.tiles == count
     assert f"video: {count} of {count} frames" in texts(figure)
@@ -478,7 +477,7 @@ def test_a_slide_of_frames_is_readable(count):
         (["photo.png", "--fps", "1"], "--num-frames and --fps are for videos"),
     ],
 )
-def test_frames_that_cannot_be_drawn_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):
+def test_invalid_videos_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert error in refused(capsys, *arguments, "--out", "out.png")
     assert not (tmp_path / "out.png").exists()

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of what a model is given and of where it looks. Drawing needs matplotlib: `pip install matplotlib`.
+"""Figures of the tiles that a model gets, their cost, and where the model looks. Drawing needs `pip install matplotlib`.
 
 figure = draw_tiles("photo.jpg", load_setup("internvl-x-2b"))
 figure.savefig("tiles.png")
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .frames_figure import draw_frames
     from .tiles_figure import draw_tiles
 
-# imported when they are asked for: they need matplotlib
+# imported on first use: they need matplotlib
 _LAZY = {
     "draw_attention": "attention_figure",
     "draw_frames": "frames_figure",

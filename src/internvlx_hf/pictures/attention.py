@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Where a model looks while it answers a question about an image: PVTC's queries, and both stages of the language model."""
+"""Record where a model looks while it answers a question: PVTC's queries, and both stages of the language model."""
 
 import os
 from collections.abc import Iterator
@@ -23,18 +23,19 @@ from ..processing.rvtc import TilePlan
 
 @dataclass
 class Attention:
-    """What was looked at while an answer was written; n tiles, S patches a side, N₁ and N₂ tokens a side.
+    """The attention recorded while an answer was generated, for n tiles with S patches, N₁ and N₂ tokens per side.
 
     Args:
-        image: upright.
-        plan: its grid of tiles; the thumbnail comes after them.
-        question, answer: as text.
-        tokens: the answer's tokens as text.
-        queries: PVTC's `"local"` and `"global"` query by name: (n, S, S), how much of a window's attention each patch
-            gets, in units of an even share; the mean over heads, of the last layer of each branch. Empty without PVTC.
-        stages: by stage of the language model: (tokens, n, N₁, N₁) and, with LVTC, (tokens, n, N₂, N₂): the share of
-            its attention that the token which writes each of `tokens` gives to each visual token; the mean over heads and
-            the stage's layers.
+        image: the image, upright.
+        plan: its grid of tiles. The thumbnail is the last tile.
+        question: the question's text.
+        answer: the answer's text.
+        tokens: the text of each token of the answer.
+        queries: PVTC's `"local"` and `"global"` attention: (n, S, S), the weight of each patch in its window, where 1 is an
+            even share; the mean over heads in the last layer of each branch. Empty without PVTC.
+        stages: the attention in each stage of the language model: (tokens, n, N₁, N₁) and, with LVTC, (tokens, n, N₂, N₂),
+            the share that goes to each visual token when each of `tokens` is predicted; the mean over heads and the
+            stage's layers.
         layers: the layers of each stage.
     """
 
@@ -58,11 +59,11 @@ def attend(
 ) -> Attention:
     """Ask a question about an image, answer it greedily, and record the attention.
 
-    The prompt runs with the model's own attention implementation, all but its last token; from there on one token a time
-    runs under eager attention, whose weights over the cache are small even for large prompts.
+    The prompt without its last token runs with the model's own attention implementation. From the last token on, each token
+    runs with eager attention, whose weights for a single token are small even for long prompts.
 
     Raises:
-        ValueError: the image cannot be read, the question holds an image token, or `max_new_tokens` is not positive.
+        ValueError: if the image cannot be read, the question contains an image token, or `max_new_tokens` is not positive.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
@@ -78,7 +79,7 @@ def attend(
     ids, pixels = inputs["input_ids"].to(model.device), inputs["pixel_values"].to(model.device)
     with record_queries(model) as queries:
         outputs = model(input_ids=ids[:, :-1], pixel_values=pixels, use_cache=True, logits_to_keep=1)
-    written, rows = _answer(model, ids[:, -1:], outputs.past_key_values, max_new_tokens, _ends(model, processor))
+    written, rows = _answer(model, ids[:, -1:], outputs.past_key_values, max_new_tokens, _end_ids(model, processor))
     tokenizer = processor.tokenizer
     return Attention(
         image=image,
@@ -93,10 +94,10 @@ def attend(
 
 
 def open_upright(image: str | os.PathLike | PIL.Image.Image, alpha: str = "white") -> PIL.Image.Image:
-    """The image as the image processor sees it: upright and in RGB.
+    """Open an image as the image processor does: upright and in RGB.
 
     Raises:
-        ValueError: it is corrupt, empty or too large.
+        ValueError: if the image is corrupt, empty or too large.
     """
     if not isinstance(image, PIL.Image.Image):
         image = open_image(image)
@@ -107,7 +108,7 @@ def open_upright(image: str | os.PathLike | PIL.Image.Image, alpha: str = "white
 
 @contextmanager
 def record_queries(model: InternVLXForConditionalGeneration) -> Iterator[dict[str, torch.Tensor]]:
-    """Record PVTC's attention in the forwards inside, as (tiles·N², M²) by branch; nothing for other projectors."""
+    """Record PVTC's attention in forward calls within the context, as (tiles·N², M²) by branch. Empty without PVTC."""
     weights: dict[str, torch.Tensor] = {}
     projector, hooks = model.model.multi_modal_projector, []
     if isinstance(projector, PVTCProjector):
@@ -127,7 +128,7 @@ def _record(weights: dict[str, torch.Tensor], branch: str, attention: PVTCAttent
 
 
 def window_weights(attention: PVTCAttention, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """(n, D) queries and (n, M², D) patches -> (n, M²), the weights that `PVTCAttention` forms, averaged over its heads."""
+    """(n, D) queries and (n, M², D) patches -> (n, M²), the mean over heads of the weights that `PVTCAttention` uses."""
     queries = (attention.query(query) * attention.scaling).unflatten(-1, (attention.num_heads, -1))  # [n, H, d]
     keys = attention.key.unflatten(0, (attention.num_heads, -1))  # [H, d, D]
     total = patches.new_zeros(patches.shape[:2], dtype=torch.float32)
@@ -143,15 +144,15 @@ def _on_patches(weights: torch.Tensor, config: InternVLXConfig) -> torch.Tensor:
     return maps * side**2
 
 
-def _ends(model: InternVLXForConditionalGeneration, processor: InternVLXProcessor) -> set[int]:
+def _end_ids(model: InternVLXForConditionalGeneration, processor: InternVLXProcessor) -> set[int]:
     """Ids of the tokens that end an answer."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     return {*configured, processor.tokenizer.eos_token_id} - {None}
 
 
-def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, ends: set[int]) -> tuple[list[int], list[dict]]:
-    """The answer's tokens, and for each the attention of the token before it: (columns,) by stage."""
+def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, end_ids: set[int]) -> tuple[list[int], list[dict]]:
+    """The ids of the answer, and the attention with which each was predicted: (columns,) by stage."""
     language_model = model.model.language_model
     own = language_model.config._attn_implementation
     written: list[int] = []
@@ -161,7 +162,7 @@ def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, ends: set[in
         while len(written) < max_new_tokens:
             outputs = model(input_ids=token, past_key_values=cache, use_cache=True, output_attentions=True)
             token = outputs.logits[:, -1:].argmax(-1)
-            if written and token.item() in ends:
+            if written and token.item() in end_ids:
                 break
             written.append(int(token))
             rows.append({stage: _mean(outputs.attentions, layers) for stage, layers in stages(model.config).items()})
@@ -171,7 +172,7 @@ def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, ends: set[in
 
 
 def _mean(attentions: tuple[torch.Tensor, ...], layers: range) -> torch.Tensor | None:
-    """(columns,) over heads and layers. A sliding window has the last columns only: it does not look at the others."""
+    """(columns,), the mean over heads and layers. A layer with a sliding window has only the last columns; others are 0."""
     if not layers:
         return None
     found = [attentions[layer][0, :, -1].float().mean(0).cpu() for layer in layers]
@@ -180,17 +181,17 @@ def _mean(attentions: tuple[torch.Tensor, ...], layers: range) -> torch.Tensor |
 
 
 def _on_tiles(rows: list[dict], ids: torch.Tensor, config: InternVLXConfig) -> dict[str, torch.Tensor]:
-    """Attention to the visual tokens, from that to all columns of each stage."""
+    """Select the attention to visual tokens from the attention to all columns of each stage."""
     before, after = config.image_seq_length, config.expanded_image_seq_length
     starts = (ids == config.image_token_id).nonzero()[::before, 0].cpu()
-    moved = starts + torch.arange(len(starts)) * (after - before)
-    places = {STAGE_ONE: (starts, before, len(ids))}
+    expanded_starts = starts + torch.arange(len(starts)) * (after - before)
+    positions = {STAGE_ONE: (starts, before, len(ids))}
     if config.lvtc_config is not None:
-        places[STAGE_TWO] = (moved, after, len(ids) + len(starts) * (after - before))
+        positions[STAGE_TWO] = (expanded_starts, after, len(ids) + len(starts) * (after - before))
     maps = {}
-    for stage, (first, count, length) in places.items():
+    for stage, (first, count, length) in positions.items():
         columns = first[:, None] + torch.arange(count)
-        # a window that has slid past the prompt's start has lost its first columns
+        # a sliding window that has passed the prompt's start has no first columns
         found = []
         for step, row in enumerate(rows):
             padded = torch.nn.functional.pad(row[stage], (length + step - len(row[stage]), 0))

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A slide: where PVTC's queries and the two stages of the language model look on an image."""
+"""A slide that shows where in an image PVTC's queries and the two stages of the language model look."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,16 @@ from .canvas import GREY, HEIGHT, INK, WIDTH, Box, Canvas, printable, text_width
 from .layout import ImageGrid, ImageShape, split
 
 MARGIN, GAP = 0.5, 0.35
-TOP, BOTTOM = 1.2, HEIGHT - 0.5  # of the maps with their titles
-HEADING = 0.78  # title, caption and colour scale above maps
-MOST_TOKENS = 8
-LEAST_SHARE = 0.005  # of the attention: a map of less would show noise
+TOP, BOTTOM = 1.2, HEIGHT - 0.5  # of the area for maps with their titles
+HEADING = 0.78  # height of the title, caption and colour scale above maps
+MAX_TOKENS = 8
+MIN_SHARE = 0.005  # smallest share of the attention that is drawn; below it a map shows noise
 MORE, LESS, LOOK = (217, 95, 2), (47, 111, 183), (200, 30, 60)  # RGB of the overlays
 
 
 @dataclass
 class Panel:
-    """A map to draw: `overlay` (tiles, h, w, 4) RGBA, and the colour scale (1, steps, 4) with its ends' labels."""
+    """A map to draw: `overlay` (tiles, h, w, 4) RGBA, and a colour scale (1, steps, 4) with the labels of its ends."""
 
     title: str
     caption: str
@@ -32,9 +32,9 @@ class Panel:
 
 
 def draw_attention(attention: Attention, model_name: str):
-    """Draw what [`attend`] recorded: each map over the image's grid and its thumbnail, and the gaze from token to token.
+    """Draw what [`attend`] recorded: maps over the image and its thumbnail, in the mean and for single tokens of the answer.
 
-    A stage whose attention goes to text instead is named in a line and has no map.
+    A stage that attends to text only is named in a line and has no map.
 
     Returns:
         A matplotlib `Figure`, 16:9.
@@ -47,9 +47,9 @@ def draw_attention(attention: Attention, model_name: str):
     panels = _panels(attention)
     stage, steps = _strip_steps(attention)
     box = Box(MARGIN, TOP, WIDTH - 2 * MARGIN, BOTTOM - TOP)
-    grid = ImageGrid(len(panels), shape, head=HEADING, least_width=2.05, gap=GAP)
+    grid = ImageGrid(len(panels), shape, head=HEADING, min_width=2.05, gap=GAP)
     if panels and steps:
-        strip = ImageGrid(len(steps), shape, foot=_strip_foot, least_width=0.75, gap=0.2)
+        strip = ImageGrid(len(steps), shape, foot=_strip_foot, min_width=0.75, gap=0.2)
         box, rest = split(box, grid, strip, HEADING, GAP)
         _draw_strip(canvas, attention, stage, steps, strip, rest)
     for panel, cell in zip(panels, grid.cells(box)[1], strict=True):
@@ -61,7 +61,7 @@ def draw_attention(attention: Attention, model_name: str):
 
 
 def stage_name(attention: Attention, stage: str) -> str:
-    """`"Stage two: layers 2–3"`; the layers are counted from 0, as `expand_layer` is."""
+    """A name such as `"Stage two: layers 2–3"`. Layers are counted from 0, like `expand_layer`."""
     name = (
         {STAGE_ONE: "Stage one", STAGE_TWO: "Stage two"}[stage] if STAGE_TWO in attention.stages else "Language model"
     )
@@ -74,13 +74,13 @@ def _layers(attention: Attention, stage: str) -> str:
 
 
 def image_share(attention: Attention, stage: str) -> float:
-    """The share of a stage's attention that goes to the image; the rest goes to text. Mean over the answer's tokens."""
+    """The share of a stage's attention that goes to the image, in the mean over the answer's tokens. Text has the rest."""
     return attention.stages[stage].sum(dim=(1, 2, 3)).mean().item()
 
 
 def _panels(attention: Attention) -> list[Panel]:
     titles = {"local": "PVTC's local queries", "global": "PVTC's global queries"}
-    # from half of an even share to double
+    # from half an even share to twice an even share
     steps = 2 ** torch.linspace(-1, 1, 41)[None, None]
     panels = [
         Panel(
@@ -102,11 +102,11 @@ def _panels(attention: Attention) -> list[Panel]:
 
 
 def _shown_stages(attention: Attention) -> list[str]:
-    return [stage for stage in attention.stages if image_share(attention, stage) >= LEAST_SHARE]
+    return [stage for stage in attention.stages if image_share(attention, stage) >= MIN_SHARE]
 
 
 def even_share_overlay(maps: torch.Tensor) -> np.ndarray:
-    """(n, h, w) shares in units of an even one -> (n, h, w, 4): the stronger, the further from even; full at double."""
+    """(n, h, w) shares, where 1 is even -> (n, h, w, 4), stronger the further from 1, and full at 2 and at 1/2."""
     strength = maps.clamp(min=1e-3).log2().numpy()
     colours = np.where(strength[..., None] > 0, MORE, LESS)
     return _rgba(colours, np.abs(strength), most=0.7)
@@ -150,49 +150,49 @@ def _draw_scale(canvas: Canvas, scale: np.ndarray, ends: tuple[str, str], box: B
     widths, gap, y = [text_width(end, 8) for end in ends], 0.06, box.top + 0.6
     canvas.text(box.left, y, ends[0], 8, color=GREY)
     bar = Box(box.left + widths[0] + gap, y - 0.06, min(0.9, box.width - sum(widths) - 2 * gap), 0.12)
-    canvas.picture(scale, bar)
+    canvas.image(scale, bar)
     canvas.frame(bar, GREY, 0.5)
     canvas.text(bar.left + bar.width + gap, y, ends[1], 8, color=GREY)
 
 
 def _draw_map(canvas: Canvas, attention: Attention, overlay: np.ndarray, box: Box, linewidth: float = 1.0) -> None:
-    """The map of the tiles over the image, and that of the thumbnail beside or below it."""
+    """Draw the tiles' map over the image, and the thumbnail's map beside or below it."""
     plan = attention.plan
     shape = ImageShape(attention.image.width / attention.image.height, plan.has_thumbnail)
     place, thumbnail = shape.place(box)
     image = _faded(attention.image)
-    canvas.picture(image, place)
-    canvas.picture(_assembled(overlay[: plan.columns * plan.rows], plan.columns), place, sharp=True)
+    canvas.image(image, place)
+    canvas.image(_assembled(overlay[: plan.columns * plan.rows], plan.columns), place, sharp=True)
     canvas.grid(place, plan.columns, plan.rows, INK, linewidth, seam=0)
     if thumbnail is not None:
-        canvas.picture(image.resize((256, 256)), thumbnail)
-        canvas.picture(overlay[-1], thumbnail, sharp=True)
+        canvas.image(image.resize((256, 256)), thumbnail)
+        canvas.image(overlay[-1], thumbnail, sharp=True)
         canvas.frame(thumbnail, INK, 0.8 * linewidth, linestyle=(0, (3, 2)))
 
 
 def _assembled(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """(rows·columns, h, w, 4) tiles in raster order -> one array of the whole grid."""
+    """(rows·columns, h, w, 4) tiles in raster order -> (rows·h, columns·w, 4)."""
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
     return np.concatenate(rows, axis=0)
 
 
 def _strip_steps(attention: Attention) -> tuple[str, list[int]]:
-    """The last stage that looks at the image, and tokens from all over the answer that are not blank."""
+    """The last stage that looks at the image, and the indices of non-blank tokens spread over the answer."""
     stages = _shown_stages(attention)
     written = [i for i, token in enumerate(attention.tokens) if token.strip()]
     if not stages or not written:
         return "", []
-    count = min(MOST_TOKENS, len(written))
+    count = min(MAX_TOKENS, len(written))
     return stages[-1], [written[round(i * (len(written) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _strip_foot(width: float) -> float:
-    """Height of a token and its share below a map, one below the other where a cell is narrow."""
+    """Height of the token and its share below a map. In a narrow cell they are on two lines."""
     return 0.28 if width >= 1.2 else 0.46
 
 
 def _draw_strip(canvas: Canvas, attention: Attention, stage: str, steps: list[int], grid: ImageGrid, box: Box) -> None:
-    """The gaze of a stage while single tokens are written, on one scale for all of them."""
+    """Draw the attention of a stage for single tokens, all on one colour scale."""
     written = sum(bool(token.strip()) for token in attention.tokens)
     which = f"all {written} tokens" if written == len(steps) else f"{len(steps)} of {written} tokens"
     _draw_head(canvas, f"Token by token, {_layers(attention, stage)}", f"{which}, share on the image", box)
@@ -221,11 +221,11 @@ def _draw_foot(canvas: Canvas, attention: Attention) -> None:
         if stage not in _shown_stages(attention):
             share = image_share(attention, stage)
             lines.append(
-                f"{stage_name(attention, stage)} looks at text: {share:.1%} of its attention is on the image."
+                f"{stage_name(attention, stage)} looks at text: {share:.1%} of its attention goes to the image."
             )
-    legend = "Red: more than an even share of what goes to the image. Layers are counted from 0."
+    legend = "Red: more than an even share of the attention to the image. Layers are counted from 0."
     if attention.queries:
-        legend = "Orange: more than an even share of a window, blue: less. " + legend
+        legend = "Orange: more than an even share of the attention in a window, blue: less. " + legend
     if attention.plan.has_thumbnail:
         legend += " Dashed: the thumbnail."
     lines.append(legend)
@@ -234,6 +234,6 @@ def _draw_foot(canvas: Canvas, attention: Attention) -> None:
 
 
 def _faded(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Grey and light, so that colour belongs to the maps."""
+    """The image in light grey, so that only the maps have colour."""
     grey = image.convert("L").convert("RGB")
     return PIL.Image.blend(grey, PIL.Image.new("RGB", grey.size, "white"), 0.5)

@@ -15,11 +15,11 @@ try:
     from matplotlib.patches import Rectangle
     from matplotlib.textpath import text_to_path
 except ImportError as error:
-    raise ImportError("Drawing pictures needs matplotlib, which is not installed: pip install matplotlib") from error
+    raise ImportError("Drawing needs matplotlib, which is not installed: pip install matplotlib") from error
 
 WIDTH, HEIGHT, DPI = 13.33, 7.5, 150  # a 16:9 slide, 2000 pixels wide
 INK, GREY, PALE = "#1d2430", "#6b7480", "#e3e7ea"
-# told apart by all common kinds of colour vision
+# distinguishable with all common kinds of colour vision
 COLOURS = {"ratio": "#d1495b", "area": "#2f6fb7", "edge": "#1b8a6b"}
 ENDINGS = (".png", ".pdf", ".svg", ".jpg")
 
@@ -32,7 +32,7 @@ class Box:
     height: float
 
     def fit(self, width: float, height: float) -> "Box":
-        """The largest box of the shape `width` : `height` inside, in the middle."""
+        """The largest centred box inside with the aspect ratio `width` : `height`."""
         scale = min(self.width / width, self.height / height)
         width, height = width * scale, height * scale
         return Box(self.left + (self.width - width) / 2, self.top + (self.height - height) / 2, width, height)
@@ -47,16 +47,16 @@ class Canvas:
         self.axes.set_axis_off()
 
     def text(self, x: float, y: float, text: str, size: float, width: float | None = None, **style) -> None:
-        """Text whose middle is at height `y`; cut in its middle where it is longer than `width`."""
+        """Write text centred vertically at `y`. Text wider than `width` is shortened in the middle."""
         style = {"color": INK, "va": "center"} | style
         text = printable(text)
         if width is not None:
             text = shorten(text, width, size, style.get("weight", "normal"))
-        # a $ is a dollar, not the start of a formula
+        # parse_math=False: a $ does not start a formula
         self.axes.text(x, y, text, fontsize=size, parse_math=False, **style)
 
-    def picture(self, image, box: Box, sharp: bool = False, **style) -> None:
-        """A Pillow image or array over the whole of a box, `sharp` for visible pixels."""
+    def image(self, image, box: Box, sharp: bool = False, **style) -> None:
+        """Draw a Pillow image or array stretched to a box. `sharp` keeps its pixels visible."""
         extent = (box.left, box.left + box.width, box.top + box.height, box.top)
         if isinstance(image, PIL.Image.Image):
             image = _reduced(image, box)
@@ -75,7 +75,7 @@ class Canvas:
         self.axes.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor="none"))
 
     def grid(self, box: Box, columns: int, rows: int, colour: str, linewidth: float = 2.0, seam: float = 2.0) -> None:
-        """Lines around and between the cells of a grid, on a light seam, so that they show on any image."""
+        """Draw lines around and between the cells of a grid, on a white seam, so that they are visible on any image."""
         for line_colour, line_width in (("white", linewidth + seam), (colour, linewidth)):
             style: dict[str, Any] = {
                 "color": line_colour,
@@ -92,19 +92,19 @@ class Canvas:
 
 
 def printable(text: str) -> str:
-    """The text with a dot for each control character."""
+    """Replace each control character by a dot."""
     return "".join(letter if letter.isprintable() else "·" for letter in text)
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Inches that a text takes in the figure's font."""
+    """Width of a text in the figure's font, in inches."""
     font = font_manager.FontProperties(weight=weight, size=size)
     # a renderer rounds each letter to whole pixels
     return 1.03 * text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
 def shorten(text: str, width: float, size: float, weight: str = "normal") -> str:
-    """The text with its middle left out as far as it takes to be at most `width` inches wide."""
+    """Replace the middle of a text by an ellipsis if it is wider than `width` inches."""
     if text_width(text, size, weight) <= width:
         return text
 
@@ -119,17 +119,17 @@ def shorten(text: str, width: float, size: float, weight: str = "normal") -> str
 
 
 def _reduced(image: PIL.Image.Image, box: Box) -> PIL.Image.Image:
-    """At most the pixels that the box has on the slide."""
+    """The image, reduced to the pixels that the box has on the slide."""
     sides = zip(image.size, (box.width, box.height), strict=True)
     width, height = (max(1, min(pixels, round(inches * DPI))) for pixels, inches in sides)
     return image.resize((width, height), PIL.Image.Resampling.LANCZOS) if (width, height) != image.size else image
 
 
 def check_out(path: str | os.PathLike) -> Path:
-    """The file to write.
+    """Check the path of a file to write, and return it as a `Path`.
 
     Raises:
-        ValueError: its ending is none that can be written, or its folder is not there.
+        ValueError: if the format is not supported, the folder does not exist, or the path is a folder.
     """
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
@@ -142,11 +142,11 @@ def check_out(path: str | os.PathLike) -> Path:
 
 
 def save(figure, path: str | os.PathLike) -> None:
-    """Write a figure whole or not at all.
+    """Write a figure. If writing fails, an existing file is kept.
 
     Raises:
         ValueError: see `check_out`.
-        OSError: it cannot be written.
+        OSError: if the file cannot be written.
     """
     path = check_out(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")

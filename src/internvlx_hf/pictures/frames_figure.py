@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A slide: the frames that are sampled of a video, as the model gets them, and what they cost."""
+"""A slide that shows the sampled frames of a video, as the model gets them, and their cost."""
 
 import os
 
@@ -14,10 +14,10 @@ from ..processing.video_files import Video, open_video
 from .attention import open_upright
 from .canvas import COLOURS, GREY, HEIGHT, WIDTH, Box, Canvas, text_width
 
-MARGIN, TOP, BOTTOM = 0.5, 1.15, 6.45  # of the slide, and of the frames on it
-LABEL = 0.22  # inches below a frame
-SMALLEST_LABELLED = 0.55  # inches
-PIXELS = 320  # of a frame on the slide
+MARGIN, TOP, BOTTOM = 0.5, 1.15, 6.45  # inches: the slide's margin, and the area of the frames
+LABEL = 0.22  # height of the label below a frame, in inches
+MIN_LABELLED_SIDE = 0.55  # side of the smallest frame with a label, in inches
+PIXELS = 320  # side of a frame on the slide
 
 
 def draw_frames(
@@ -28,20 +28,21 @@ def draw_frames(
     answer_tokens: int = ANSWER_TOKENS,
     **sampling,
 ) -> tuple[object, Cost]:
-    """Draw the frames that a model gets of a video, each stretched to a tile, and what they cost in one prompt.
+    """Draw the frames that a model gets from a video, each stretched to a tile, and their cost in one prompt.
 
     Args:
-        video: a file, a URL, a folder or a list of frames.
-        setup: the model.
-        text_tokens, answer_tokens: of the prompt beside the frames and their labels, and of the answer.
+        video: a file, a URL, a folder of frames or a list of frames.
+        setup: the model and its tiling.
+        text_tokens: number of text tokens in the prompt, without those of the frames' labels.
+        answer_tokens: number of tokens of the answer.
         sampling: `num_frames`, `fps` and so on, see `InternVLXVideoProcessor`.
 
     Returns:
         A matplotlib `Figure`, 16:9, and the cost.
 
     Raises:
-        ImportError: it is a file, and nothing is installed that reads one.
-        ValueError: it is no video, or the sampling is out of range.
+        ImportError: if `video` is a file and no package that reads videos is installed.
+        ValueError: if `video` is not a video or the sampling is out of range.
     """
     opened = open_video(video)
     (indices,) = InternVLXVideoProcessor().choose_frames([opened], sampling)
@@ -55,11 +56,11 @@ def draw_frames(
         row, column = divmod(number, columns)
         place = Box(box.left + column * side, box.top + row * (side + LABEL), 0.95 * side, 0.95 * side)
         image = frame if isinstance(frame, PIL.Image.Image) else _as_image(frame)
-        canvas.picture(open_upright(image).resize((PIXELS, PIXELS)), place)
+        canvas.image(open_upright(image).resize((PIXELS, PIXELS)), place)
         canvas.frame(place, COLOURS["edge"], 1.2)
-        if side > SMALLEST_LABELLED:
-            when = "" if not opened.fps else f"  {_clock(index / opened.fps)}"
-            label = f"Frame{1 + number}{when}"
+        if side > MIN_LABELLED_SIDE:
+            time = "" if not opened.fps else f"  {_clock(index / opened.fps)}"
+            label = f"Frame{1 + number}{time}"
             label = label if text_width(label, 8) < side else str(1 + number)
             canvas.text(place.left, place.top + place.height + 0.12, label, 8, color=GREY)
     _draw_cost(canvas, cost, setup.has_lvtc)
@@ -72,13 +73,13 @@ def _as_image(frame) -> PIL.Image.Image:
 
 
 def _columns(count: int, box: Box) -> tuple[int, float]:
-    """How many frames stand side by side, and the inches of each, so that they are as large as they can be."""
+    """The number of frames side by side that makes them largest, and the side of each in inches."""
 
     def side(columns: int) -> float:
         rows = -(-count // columns)
         return min(box.width / columns, box.height / rows - LABEL)
 
-    # among sizes that look alike, the one that fills the slide's width
+    # among similar sizes, the one that fills the slide's width
     columns = max(range(1, count + 1), key=lambda columns: (round(side(columns), 1), columns))
     return columns, side(columns)
 
@@ -88,7 +89,7 @@ def _draw_head(canvas: Canvas, title: str, video: Video, indices: list[int], set
     heading = f"{title}: {len(indices)} of {video.num_frames:,} frames{length}"
     canvas.text(MARGIN, 0.45, heading, 20, WIDTH - 2 * MARGIN, weight="bold")
     sizes = setup.sizes
-    tokens = f"{sizes.image_seq_length} tokens a frame"
+    tokens = f"{sizes.image_seq_length} tokens per frame"
     if sizes.lvtc_config is not None:
         tokens += f", {sizes.expanded_image_seq_length} from layer {sizes.lvtc_config.expand_layer} on"
     canvas.text(MARGIN, 0.82, f"{setup.name}: {tokens}; a frame is one tile", 12, WIDTH - 2 * MARGIN, color=GREY)

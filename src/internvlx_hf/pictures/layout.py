@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Where images go on a slide so that they are as large as can be."""
+"""Layouts of images on a slide that make them as large as possible."""
 
 import math
 from collections.abc import Callable
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from .canvas import Box
 
-THUMBNAIL = 0.45  # side of a thumbnail's square, of the square that has the image's area
+THUMBNAIL = 0.45  # side of the thumbnail, relative to the side of a square with the image's area
 GAP = 0.12  # between an image and its thumbnail
 
 
 @dataclass(frozen=True)
 class ImageShape:
-    """An image, `aspect` times as wide as high, and the square of its thumbnail beside or below it."""
+    """An image of `aspect` = width / height, with a square thumbnail beside or below it."""
 
     aspect: float
     has_thumbnail: bool = False
 
     def place(self, box: Box) -> tuple[Box, Box | None]:
-        """The boxes of the image and of its thumbnail, as large as `box` allows, from its top left corner."""
+        """The boxes of the image and of its thumbnail, as large as fits into `box`, at its top left corner."""
         if not self.has_thumbnail:
             image = box.fit(self.aspect, 1)
             return Box(box.left, box.top, image.width, image.height), None
@@ -35,7 +35,7 @@ class ImageShape:
         return image, Box(image.left, image.top + height + GAP, below * height, below * height)
 
     def area(self, box: Box) -> float:
-        """Of the image as `place` puts it."""
+        """The area of the image in a box."""
         image, _ = self.place(box)
         return image.width * image.height
 
@@ -45,27 +45,29 @@ class ImageGrid:
     """Images of one shape in a grid of cells, with text above and below each.
 
     Args:
+        count: number of images.
+        shape: the shape of all images.
         head: height of the text above an image.
-        foot: height of the text below it, by the width of its cell.
-        least_width: of a cell, for its text.
-        gap: between columns.
+        foot: height of the text below an image, as a function of the cell's width.
+        min_width: minimum width of a cell, for its text.
+        gap: gap between columns.
     """
 
     count: int
     shape: ImageShape
     head: float = 0.0
     foot: Callable[[float], float] = lambda width: 0.0
-    least_width: float = 0.5
+    min_width: float = 0.5
     gap: float = 0.3
 
     def cells(self, box: Box) -> tuple[float, list[Box]]:
-        """The grid of cells in `box` that shows the images largest: an image's area, and each cell."""
+        """The grid in `box` with the largest images: the area of an image, and the cells."""
         best: tuple[float, list[Box]] = (0.0, [])
         for columns in range(1, self.count + 1):
             rows = math.ceil(self.count / columns)
             width = (box.width - (columns - 1) * self.gap) / columns
             height = (box.height - (rows - 1) * self.gap / 2) / rows
-            if width < self.least_width or self.image_box(Box(0, 0, width, height)).height <= 0:
+            if width < self.min_width or self.image_box(Box(0, 0, width, height)).height <= 0:
                 continue
             area = self.shape.area(self.image_box(Box(0, 0, width, height)))
             if area > best[0]:
@@ -77,17 +79,17 @@ class ImageGrid:
         return best
 
     def image_box(self, cell: Box) -> Box:
-        """What a cell's text leaves for the image."""
+        """The box of the image in a cell, between the texts."""
         height = cell.height - self.head - self.foot(cell.width)
         return Box(cell.left, cell.top + self.head, cell.width, height)
 
 
 def split(box: Box, first: ImageGrid, second: ImageGrid, heading: float, gap: float) -> tuple[Box, Box]:
-    """Share a box between two grids of images, one above or beside the other, so that both are shown large.
+    """Divide a box between two grids of images, one above or beside the other, so that both have large images.
 
     Args:
         heading: height of the text above the second grid.
-        gap: between the two.
+        gap: gap between the two grids.
     """
 
     def options():
@@ -103,8 +105,8 @@ def split(box: Box, first: ImageGrid, second: ImageGrid, heading: float, gap: fl
                 Box(box.left + width + gap, box.top, box.width - gap - width, box.height),
             )
 
-    def worth(boxes: tuple[Box, Box]) -> float:
+    def score(boxes: tuple[Box, Box]) -> float:
         below = Box(boxes[1].left, boxes[1].top + heading, boxes[1].width, boxes[1].height - heading)
         return first.cells(boxes[0])[0] * math.sqrt(second.cells(below)[0])
 
-    return max(options(), key=worth)
+    return max(options(), key=score)
