@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 
 def save_small(figure, path: Path) -> None:
-    """In 256 colours, a third of the bytes."""
+    """Save a figure in 256 colours, which needs a third of the bytes."""
     with tempfile.TemporaryDirectory() as folder:
         save(figure, Path(folder) / path.name)
         image = (
@@ -31,13 +31,13 @@ def save_small(figure, path: Path) -> None:
 def main() -> None:
     photo = PIL.Image.fromarray(load_sample_image("china.jpg")).crop((0, 0, 569, 427))
     photo = photo.resize((800, 600), PIL.Image.Resampling.LANCZOS)
-    setting = cost.load_setup("internvl-x-2b")
-    setting = replace(setting, tiling=replace(setting.tiling, max_tiles=12))
-    save_small(draw_tiles(photo, setting, title="china.jpg"), FOLDER / "show-tiles.png")
+    setup = cost.load_setup("internvl-x-2b")
+    setup = replace(setup, tiling=replace(setup.tiling, max_tiles=12))
+    save_small(draw_tiles(photo, setup, title="china.jpg"), FOLDER / "show-tiles.png")
     if len(sys.argv) > 1:
-        checkpoint, picture, question = sys.argv[1:]
+        checkpoint, image, question = sys.argv[1:]
         model = InternVLXForConditionalGeneration.from_pretrained(checkpoint).eval()
-        attention = attend(model, InternVLXProcessor.from_pretrained(checkpoint), picture, question, 100)
+        attention = attend(model, InternVLXProcessor.from_pretrained(checkpoint), image, question, 100)
         save_small(draw_attention(attention, "the demo's model"), FOLDER / "show-attention.png")
 
 
