@@ -1,6 +1,6 @@
-"""Run by test_page.py in a process of its own, where Playwright can be imported: what a visitor sees of the page.
+"""Run by test_page.py in a subprocess that can import Playwright: the page as a visitor sees it.
 
-Drives a Chromium without a screen through the page at URL with the image at PATH, and prints as JSON what it found.
+Drives a headless Chromium through the page at URL with the image at PATH, and prints what it found as JSON.
 """
 
 import json
@@ -14,11 +14,11 @@ ARGUMENTS = (
     *("--disable-sync", "--no-first-run"),
 )
 PHONE = {"width": 390, "height": 844}
-PATIENCE = 60_000  # ms, for busy machines
+TIMEOUT = 60_000  # ms, for busy machines
 
 
 def visit(page, url: str, path: str) -> dict:
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT)
     requests, refused = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("response", lambda response: refused.append(response.url) if response.status >= 400 else None)

@@ -1,4 +1,4 @@
-"""What the page's buttons do, without the page: one model for all visitors, settings of each request, bounded uploads."""
+"""The callbacks of the page, without Gradio: one model for all visitors, settings of each request, limits on uploads."""
 
 import threading
 
@@ -70,12 +70,12 @@ def test_cards_have_each_slicing_with_its_tiles_and_tokens(callbacks, upload):
     assert callbacks.show_tiles(upload, *RATIO).count("first token, about") == 3
 
 
-def test_an_answer_streams_and_the_conversation_goes_on(callbacks, upload):
+def test_an_answer_streams_and_the_conversation_continues(callbacks, upload):
     states = list(callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE))
-    conversation, turns, took = states[-1]
+    conversation, turns, turn_cost = states[-1]
     assert turns[1]["content"] == whole_answer(callbacks.shared, upload, EDGE)[0]
     assert len(states) > 2
-    assert "edge, at most 1 tile: 1 tile, " in took
+    assert "edge, at most 1 tile: 1 tile, " in turn_cost
     again, turns, _ = list(callbacks.ask(conversation, upload, "And now?", LONGEST, *EDGE))[-1]
     assert again is conversation
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
@@ -104,7 +104,7 @@ def test_settings_belong_to_a_request_and_not_to_the_model(callbacks, upload):
     assert shared.processor.image_processor.to_dict() == before
 
 
-def test_comparing_gives_the_answers_of_each_setting_alone(callbacks, upload):
+def test_compared_answers_equal_those_of_each_setting_alone(callbacks, upload):
     states = list(callbacks.compare(upload, QUESTION, LONGEST, *EDGE, *RATIO))
     assert "…" in states[0][2]
     *answers, table = states[-1]
@@ -115,7 +115,7 @@ def test_comparing_gives_the_answers_of_each_setting_alone(callbacks, upload):
 
 
 @pytest.mark.slow
-def test_attention_is_that_of_the_chosen_tiles(callbacks, upload):
+def test_attention_uses_the_chosen_slicing(callbacks, upload):
     shared = callbacks.shared
     answer, slide = callbacks.show_attention(upload, QUESTION, *EDGE)
     processor = tiny_processor(shared.model.config, slicing="edge", max_patches=1)
@@ -123,7 +123,7 @@ def test_attention_is_that_of_the_chosen_tiles(callbacks, upload):
     assert 'class="ix-wide"><img src="data:image/webp;base64,' in slide
 
 
-def test_whoever_leaves_stops_the_answer(callbacks, upload):
+def test_a_visitor_who_leaves_stops_the_answer(callbacks, upload):
     states = callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE)
     conversation = next(states)[0]
     next(states)
@@ -135,7 +135,7 @@ def test_whoever_leaves_stops_the_answer(callbacks, upload):
 
 
 def test_only_the_latest_conversations_keep_their_cache(callbacks, upload, monkeypatch):
-    monkeypatch.setattr(shared_model_module, "MOST_CACHES", 1)
+    monkeypatch.setattr(shared_model_module, "MAX_CACHES", 1)
     first, second = (list(callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE))[-1][0].session for _ in range(2))
     assert first._cache is None
     assert second._cache is not None
@@ -155,7 +155,7 @@ def noise(path, size, **kwargs) -> str:
         (lambda folder: str(folder / "gone.png"), r"'gone.png' is no longer there. Upload the image again"),
     ],
 )
-def test_uploads_are_bounded(callbacks, tmp_path, make, message):
+def test_uploads_are_limited(callbacks, tmp_path, make, message):
     with pytest.raises(ValueError, match=message) as error:
         callbacks.limits.open_upload(make(tmp_path))
     assert str(tmp_path) not in str(error.value)
@@ -176,15 +176,15 @@ def test_broken_uploads_are_named_without_their_folder(callbacks, upload, tmp_pa
         (" ", 1, EDGE, "The question is empty"),
         ("a" * 51, 1, EDGE, "The question has 51 characters, expected at most 50"),
         ("<IMG_CONTEXT>", 1, EDGE, "IMG_CONTEXT"),
-        (QUESTION, 9, EDGE, "The longest answer: 9, expected a whole number from 1 to 8 tokens"),
-        (QUESTION, float("nan"), EDGE, "The longest answer: nan"),
-        (QUESTION, 1, ("edge", 9), "Most tiles: 9, expected a whole number from 1 to 8"),
-        (QUESTION, 1, ("edge", "x"), "Most tiles: 'x'"),
-        (QUESTION, 1, ("edge", 2, 3), "Fewest tiles: 3, expected a whole number from 1 to 2"),
+        (QUESTION, 9, EDGE, "Maximum answer length: 9, expected a whole number from 1 to 8 tokens"),
+        (QUESTION, float("nan"), EDGE, "Maximum answer length: nan"),
+        (QUESTION, 1, ("edge", 9), "Maximum tiles: 9, expected a whole number from 1 to 8"),
+        (QUESTION, 1, ("edge", "x"), "Maximum tiles: 'x'"),
+        (QUESTION, 1, ("edge", 2, 3), "Minimum tiles: 3, expected a whole number from 1 to 2"),
         (QUESTION, 1, ("corner", 2), "slicing='corner' is unknown, expected one of edge"),
     ],
 )
-def test_what_is_wrong_with_a_request_is_named(callbacks, upload, question, longest, settings, message):
+def test_the_error_names_what_is_wrong_with_a_request(callbacks, upload, question, longest, settings, message):
     with pytest.raises(ValueError, match=message):
         list(callbacks.ask(None, upload, question, longest, *settings))
 

@@ -1,4 +1,4 @@
-"""The page as the Space's program serves it: to a browser, and to whoever asks for more than the page."""
+"""The page as a Space serves it, to a browser and to clients that request more than the page."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def answerer() -> Answerer:
 
 @pytest.fixture(scope="module")
 def url(answerer, tmp_path_factory):
-    """The page's address; at the end the program stops as a Space's does, and leaves no files."""
+    """The page's address. At the end, the program stops as in a Space and leaves no files."""
     folder, temporary = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("temporary")
     answerer.model.save_pretrained(folder)
     answerer.processor.save_pretrained(folder)
@@ -62,18 +62,18 @@ def url(answerer, tmp_path_factory):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said = []
+    output = []
     for line in program.stdout:
-        said.append(line)
-        if "answers with" in line:
+        output.append(line)
+        if line.startswith("Serving "):
             break
     else:
-        raise AssertionError("".join(said))
-    threading.Thread(target=said.extend, args=(program.stdout,), daemon=True).start()  # a full pipe would stop it
+        raise AssertionError("".join(output))
+    threading.Thread(target=output.extend, args=(program.stdout,), daemon=True).start()  # a full pipe would block it
     assert list(temporary.glob("internvlx-web-*"))
     yield f"http://127.0.0.1:{port}/"
     program.terminate()
-    assert program.wait(TIMEOUT) == 0, "".join(said)
+    assert program.wait(TIMEOUT) == 0, "".join(output)
     assert not list(temporary.glob("internvlx-web-*"))
 
 
@@ -126,11 +126,11 @@ def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo):
         ),
     ],
 )
-def test_nothing_but_the_page_can_be_fetched(url, photo, path):
+def test_only_the_page_can_be_fetched(url, photo, path):
     if "UPLOAD" in path:
         path = path.replace("UPLOAD", str(Path(upload(url, photo).json()[0]).parent))
     request = requests.Request("GET", url).prepare()
-    request.url = url + path  # as it is, `..` included
+    request.url = url + path  # unchanged, with `..`
     response = requests.Session().send(request, timeout=TIMEOUT)
     assert response.status_code in (403, 404)
     assert "root:" not in response.text
@@ -142,12 +142,12 @@ def upload(url: str, path: str):
         return requests.post(url + "gradio_api/upload", files={"files": file}, timeout=TIMEOUT)
 
 
-def test_uploads_can_be_fetched_and_are_bounded(url, photo):
+def test_uploads_can_be_fetched_and_are_limited(url, photo):
     sent = upload(url, photo)
     content = requests.get(f"{url}gradio_api/file={sent.json()[0]}", timeout=TIMEOUT).content
     assert content == Path(photo).read_bytes()
     for bound, path in ((2 * MAX_BYTES, "upload"), (MAX_BYTES + 10, "upload"), (1_000_001, "queue/join")):
-        # only what the body's length is said to be matters to the first and the last
+        # the first and the last are refused by their Content-Length
         files = {"files": ("a.png", b"\0" * bound)}
         refused = requests.post(f"{url}gradio_api/{path}", files=files, timeout=TIMEOUT)
         assert refused.status_code == 413
@@ -163,19 +163,19 @@ def test_uploads_can_be_fetched_and_are_bounded(url, photo):
         {"path": "http://localhost/a.png"},
     ],
 )
-def test_requests_can_name_uploads_only(url, named, place):
-    said = show_tiles(url, named, place)
-    assert said["success"] is False
-    assert "root:" not in json.dumps(said)
+def test_requests_can_only_name_uploads(url, named, place):
+    message = show_tiles(url, named, place)
+    assert message["success"] is False
+    assert "root:" not in json.dumps(message)
 
 
 def test_a_request_with_an_upload_is_answered(url, photo):
-    said = show_tiles(url, {"path": upload(url, photo).json()[0], "url": "https://example.org/a.png"})
-    assert "ix-card" in said["output"]["data"][0]
+    message = show_tiles(url, {"path": upload(url, photo).json()[0], "url": "https://example.org/a.png"})
+    assert "ix-card" in message["output"]["data"][0]
 
 
 def show_tiles(url: str, file: dict, place: int = 0) -> dict:
-    """What the server says of a request for tiles with a file in one of its places."""
+    """The server's last message for a request for tiles, with `file` as one of its values."""
     config = requests.get(url + "config", timeout=TIMEOUT).json()
     ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
     function = next(each for each in config["dependencies"] if each["outputs"] == [ids["tiles"]])

@@ -1,4 +1,4 @@
-"""The Space's folder: what the Hub reads of it."""
+"""The Space's folder: its settings for the Hub and its program."""
 
 import re
 import runpy
@@ -10,7 +10,7 @@ from paths import ROOT
 SPACE = ROOT / "integrations/space"
 
 
-def test_the_space_runs_the_gradio_that_is_tested():
+def test_the_space_uses_the_tested_gradio():
     front_matter = (SPACE / "README.md").read_text().split("---\n")[1]
     settings = dict(re.findall(r'^(\w+): "?(.*?)"?$', front_matter, re.MULTILINE))
     assert f"gradio=={settings['sdk_version']}\n" in (ROOT / "tests/overlays/web.txt").read_text()
@@ -18,7 +18,7 @@ def test_the_space_runs_the_gradio_that_is_tested():
     assert (SPACE / settings["app_file"]).is_file()
 
 
-def test_a_space_without_a_model_says_so(monkeypatch):
+def test_a_space_without_a_model_exits_with_an_error(monkeypatch):
     monkeypatch.delenv("MODEL", raising=False)
     with pytest.raises(SystemExit, match="MODEL is not set, expected a Hub id"):
         runpy.run_path(str(SPACE / "app.py"))

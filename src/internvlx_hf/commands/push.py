@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..hub import LeftFile, PushPlan
 
 # files that the dry run lists for each reason not to push
-MOST_FILES = 20
+MAX_FILES = 20
 
 
 def main(arguments: list[str]) -> None:
@@ -53,11 +53,11 @@ def _show(plan: "PushPlan") -> None:
 
 def _left_lines(left: "list[LeftFile]") -> Iterator[str]:
     """A line for each of the first files that are not pushed for one reason."""
-    for file in left[:MOST_FILES]:
+    for file in left[:MAX_FILES]:
         count = f" ({_files(file.num_files)})" if file.name.endswith("/") else ""
         yield f"{_legible(file.name)}{count} {file.reason}{': only the whole path of a file includes it' if file.is_guarded else ''}"
-    if len(left) > MOST_FILES:
-        yield f"and {len(left) - MOST_FILES} more; each {left[0].reason}"
+    if len(left) > MAX_FILES:
+        yield f"and {len(left) - MAX_FILES} more; each {left[0].reason}"
 
 
 def _legible(name: str) -> str:

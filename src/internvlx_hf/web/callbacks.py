@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the page's buttons do, without the page: values of its form in, values of its form out."""
+"""The callbacks of the page's buttons: from values of the form to values of the form, without Gradio."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,30 +12,30 @@ from .limits import ImageSettings, Limits
 from .shared_model import SharedModel
 
 Messages = list[dict[str, str]]
-SLIDE_TOKENS = 64  # of the answer whose attention is drawn
+SLIDE_TOKENS = 64  # maximum length of an answer whose attention is drawn
 
 
 @dataclass(eq=False)
-class Conversation:
-    """A browser's conversation about one upload; `upload` is its file, or None."""
+class VisitorSession:
+    """A visitor's conversation about one upload. `upload` is the path of its file, or None without one."""
 
     session: Session
     upload: str | None
 
 
 class Callbacks:
-    """Each method raises ValueError for what a visitor can mend; the message says how.
+    """The methods raise ValueError for errors that a visitor can correct. The message says how.
 
     Args:
         shared: the model.
-        limits: of what a visitor may ask for.
+        limits: limits on the requests of a visitor.
     """
 
     def __init__(self, shared: SharedModel, limits: Limits):
         self.shared, self.limits = shared, limits
 
     def show_tiles(self, upload: str | None, *settings) -> str:
-        """The tiles of each strategy and what they cost, as HTML."""
+        """The tiles of each slicing strategy and their cost, as HTML."""
         if upload is None:
             return ""
         chosen = ImageSettings.checked(self.limits, *settings)
@@ -44,54 +44,54 @@ class Callbacks:
         return fragments.cards(image, costs, chosen.slicing, TEXT_TOKENS)
 
     def ask(
-        self, conversation: Conversation | None, upload: str | None, question: str, max_new_tokens, *settings
-    ) -> Iterator[tuple[Conversation, Messages, str]]:
-        """Put a question; another upload starts another conversation.
+        self, conversation: VisitorSession | None, upload: str | None, question: str, max_new_tokens, *settings
+    ) -> Iterator[tuple[VisitorSession, Messages, str]]:
+        """Ask a question. A new upload starts a new conversation.
 
         Yields:
-            The conversation, its turns, and what the latest answer took.
+            The conversation, its turns, and the cost of the latest answer.
         """
         question = self.limits.check_question(question)
-        longest = self.limits.check_new_tokens(max_new_tokens)
+        max_new_tokens = self.limits.check_new_tokens(max_new_tokens)
         chosen = ImageSettings.checked(self.limits, *settings)
         if conversation is None or conversation.upload != upload:
-            conversation = Conversation(Session(self.shared.answerer(chosen)), upload)
+            conversation = VisitorSession(Session(self.shared.answerer(chosen)), upload)
         session = conversation.session
         images = (self.limits.open_upload(upload),) if upload and not session.messages else ()
         before = _turns(session)
         yield conversation, [*before, _message("user", question)], ""
-        for text, turn in self.shared.ask(session, question, images, chosen, longest):
+        for text, turn in self.shared.ask(session, question, images, chosen, max_new_tokens):
             turns = [*before, _message("user", question), _message("assistant", text)]
             yield conversation, turns, fragments.note(f"{chosen}: {turn}" if turn else "")
 
     def compare(self, upload: str | None, question: str, max_new_tokens, *settings) -> Iterator[tuple[str, str, str]]:
-        """The same question under two settings, one after the other.
+        """Ask the same question under two settings, one after the other.
 
         Args:
-            settings: the arguments of `ImageSettings.checked` for the first, then those for the second.
+            settings: the arguments of `ImageSettings.checked` for the first setting, then those for the second.
 
         Yields:
-            Both answers so far, and a table of what they took, as HTML.
+            Both answers so far, and a table of their cost, as HTML.
         """
         question, image = self.limits.check_question(question), self._image(upload)
-        longest = self.limits.check_new_tokens(max_new_tokens)
+        max_new_tokens = self.limits.check_new_tokens(max_new_tokens)
         half = len(settings) // 2
         both = [ImageSettings.checked(self.limits, *part) for part in (settings[:half], settings[half:])]
         answers = ["", ""]
         turns: list[tuple[str, Turn | None]] = [(str(chosen), None) for chosen in both]
         for i, chosen in enumerate(both):
             session = Session(self.shared.answerer(chosen))
-            for text, turn in self.shared.ask(session, question, (image,), chosen, longest):
+            for text, turn in self.shared.ask(session, question, (image,), chosen, max_new_tokens):
                 answers[i] = text
                 turns[i] = (str(chosen), turn)
                 yield answers[0], answers[1], fragments.comparison(turns)
 
     def show_attention(self, upload: str | None, question: str, *settings) -> tuple[str, str]:
-        """The answer, and the slide of where the model looks while it writes it, as HTML."""
+        """The answer, and a slide of where the model looks while it answers, as HTML."""
         question, image = self.limits.check_question(question), self._image(upload)
         chosen = ImageSettings.checked(self.limits, *settings)
-        most = min(SLIDE_TOKENS, self.limits.max_new_tokens)
-        attention = self.shared.attend(image, question, chosen, most)
+        max_new_tokens = min(SLIDE_TOKENS, self.limits.max_new_tokens)
+        attention = self.shared.attend(image, question, chosen, max_new_tokens)
         return attention.answer, fragments.attention_slide(attention, self.shared.name)
 
     def _image(self, upload: str | None):

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the page shows beside its form: the tiles of an image, tables, figures. All text is escaped."""
+"""HTML for the page: the tiles of an image, tables and figures. All text is escaped."""
 
 import base64
 import threading
@@ -16,7 +16,7 @@ from ..pictures.canvas import COLOURS
 from ..pictures.tiles_figure import MEANINGS
 from .shared_model import SlicingCost
 
-_DRAWING = threading.Lock()  # matplotlib's caches are not made for threads
+_DRAWING = threading.Lock()  # matplotlib's caches are not thread-safe
 
 STYLE = """
 .ix-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 12px; }
@@ -42,14 +42,14 @@ STYLE = """
 
 
 def cards(image: PIL.Image.Image, costs: Sequence[SlicingCost], used: str, text_tokens: int) -> str:
-    """A card for each slicing strategy: the image's grid and tiles, and what they cost."""
-    shown = "".join(_card(image, each, each.slicing == used) for each in costs)
-    seconds = ", at this machine's speed in its latest answer" if costs[0].seconds is not None else ""
+    """A card for each slicing strategy: the image under its grid, the tiles, and their cost."""
+    all_cards = "".join(_card(image, each, each.slicing == used) for each in costs)
+    seconds = " The time to the first token assumes the speed of the latest answer." if costs[0].seconds else ""
     note = (
-        f"The image has {image.width} × {image.height} pixels. A prompt of the image and {text_tokens} tokens of text. "
-        f"First token: the prompt's FLOPs{seconds}. Dashed: the thumbnail."
+        f"The image has {image.width} × {image.height} pixels. The prompt has the image and {text_tokens} tokens of text."
+        f"{seconds} Dashed: the thumbnail."
     )
-    return f'<div class="ix-cards">{shown}</div><p class="ix-note">{escape(note)}</p>'
+    return f'<div class="ix-cards">{all_cards}</div><p class="ix-note">{escape(note)}</p>'
 
 
 def _card(image: PIL.Image.Image, found: SlicingCost, is_used: bool) -> str:
@@ -71,20 +71,20 @@ def _card(image: PIL.Image.Image, found: SlicingCost, is_used: bool) -> str:
 
 
 def attention_slide(attention: Attention, name: str) -> str:
-    """The slide of [`draw_attention`]; narrow screens scroll it."""
+    """The slide of [`draw_attention`], scrollable on narrow screens."""
     with _DRAWING:
         tag = _image_tag(draw_attention(attention, name), f"Attention for the answer {attention.answer!r}")
     return f'<div class="ix-wide">{tag}</div>'
 
 
 def comparison(turns: Sequence[tuple[str, Turn | None]]) -> str:
-    """What the answers under several settings took, side by side; None for one that is still to come."""
+    """A table of the cost of answers under several settings. A turn is None until its answer is complete."""
     rows = {
         "tiles": [_cell(turn, "tiles") for _, turn in turns],
         "visual tokens": [_cell(turn, "tokens") for _, turn in turns],
         "after the expansion": [_cell(turn, "expanded_tokens") for _, turn in turns],
-        "tokens of the prompt": [_cell(turn, "prompt_tokens") for _, turn in turns],
-        "tokens of the answer": [_cell(turn, "answer_tokens") for _, turn in turns],
+        "prompt tokens": [_cell(turn, "prompt_tokens") for _, turn in turns],
+        "answer tokens": [_cell(turn, "answer_tokens") for _, turn in turns],
         "seconds to the first token": [_cell(turn, "first_seconds") for _, turn in turns],
         "seconds to the end": [_cell(turn, "seconds") for _, turn in turns],
     }

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a visitor of the page may ask for: images, tiles, lengths."""
+"""Limits on the requests of a visitor of the page: images, tiles and lengths."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,24 +10,24 @@ import PIL.Image
 from ..processing.image_files import open_file
 from ..processing.image_sources import PillowSource
 
-# Pillow hands other formats to programs of their own, or hardly anyone reads them
+# accepted image formats; Pillow starts external programs for some of the others, and the rest are rare
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 EXPECTED = "Upload a JPEG, PNG, WebP, GIF, BMP or TIFF image"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that one visitor may ask for.
+    """Limits on the requests of a visitor.
 
     Args:
-        max_bytes: of an upload.
-        max_pixels: of an image.
-        max_tiles: of an image, the thumbnail not counted.
-        max_new_tokens: of an answer.
-        max_question: characters of a question.
+        max_bytes: maximum size of an upload.
+        max_pixels: maximum number of pixels of an image.
+        max_tiles: maximum number of tiles of an image, without the thumbnail.
+        max_new_tokens: maximum number of tokens of an answer.
+        max_question: maximum number of characters of a question.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError: if a limit is not a positive integer.
     """
 
     max_bytes: int = 20_000_000
@@ -43,10 +43,10 @@ class Limits:
                 raise ValueError(f"{field.name}={value!r}, expected a whole number of at least 1.")
 
     def open_upload(self, path: str) -> PIL.Image.Image:
-        """The image of an uploaded file, decoded.
+        """Open and decode an uploaded image.
 
         Raises:
-            ValueError: it cannot be read or is too large. The message has the file's name, and not where it is.
+            ValueError: if the image cannot be read or is too large. The message has the file's name, without its folder.
         """
         file = Path(path)
         if not file.is_file():
@@ -71,10 +71,10 @@ class Limits:
         return PillowSource(image, upright=False, convert_rgb=False).decoded().image
 
     def check_question(self, question: str | None) -> str:
-        """The question without blanks around it.
+        """The question without surrounding white space.
 
         Raises:
-            ValueError: it is empty or too long.
+            ValueError: if the question is empty or too long.
         """
         text = (question or "").strip()
         if not text:
@@ -84,13 +84,13 @@ class Limits:
         return text
 
     def check_new_tokens(self, count: float | None) -> int:
-        """Raises: ValueError: it is out of range."""
-        return _whole("The longest answer", count, self.max_new_tokens, "tokens")
+        """The maximum length of an answer. Raises: ValueError: if it is out of range."""
+        return _whole("Maximum answer length", count, self.max_new_tokens, "tokens")
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How one request slices its image: arguments of the image processor."""
+    """The slicing of one request's images: arguments of the image processor."""
 
     slicing: str
     max_patches: int
@@ -103,14 +103,14 @@ class ImageSettings:
 
     @classmethod
     def checked(cls, limits: Limits, slicing, max_patches, min_patches=1, use_thumbnail=True) -> "ImageSettings":
-        """What a visitor chose.
+        """Check a visitor's choices. The image processor checks the slicing strategy.
 
         Raises:
-            ValueError: a number of tiles is out of range. The strategy is checked by the image processor.
+            ValueError: if a number of tiles is out of range.
         """
-        most = _whole("Most tiles", max_patches, limits.max_tiles, "tiles")
-        least = _whole("Fewest tiles", min_patches, most, "tiles, which is the most that are asked for")
-        return cls(str(slicing), most, least, bool(use_thumbnail))
+        maximum = _whole("Maximum tiles", max_patches, limits.max_tiles, "tiles")
+        minimum = _whole("Minimum tiles", min_patches, maximum, "tiles, the chosen maximum")
+        return cls(str(slicing), maximum, minimum, bool(use_thumbnail))
 
     @property
     def images_kwargs(self) -> dict[str, Any]:
@@ -118,12 +118,12 @@ class ImageSettings:
 
     def __str__(self) -> str:
         tiles = f"at most {self.max_patches} tile{'s' * (self.max_patches > 1)}"
-        least = f", at least {self.min_patches}" if self.min_patches > 1 else ""
-        return f"{self.slicing}, {tiles}{least}" + ("" if self.use_thumbnail else ", no thumbnail")
+        minimum = f", at least {self.min_patches}" if self.min_patches > 1 else ""
+        return f"{self.slicing}, {tiles}{minimum}" + ("" if self.use_thumbnail else ", no thumbnail")
 
 
-def _whole(name: str, value: Any, most: int, unit: str) -> int:
+def _whole(name: str, value: Any, maximum: int, unit: str) -> int:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not float(value).is_integer() or not 1 <= value <= most:
-        raise ValueError(f"{name}: {value!r:.50}, expected a whole number from 1 to {most:,} {unit}.")
+    if not is_number or not float(value).is_integer() or not 1 <= value <= maximum:
+        raise ValueError(f"{name}: {value!r:.50}, expected a whole number from 1 to {maximum:,} {unit}.")
     return int(value)

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The page: its form, and which callback answers which button."""
+"""The page: its form, and the callback of each button."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ from .limits import ImageSettings
 
 logger = logging.getLogger(__name__)
 
-# files of uploads are deleted an hour after they came, looked for every minute
+# seconds: every minute, uploads older than an hour are deleted
 DELETE_EVERY, DELETE_AFTER = 60, 3600
-MOST_WAITING = 32
+MAX_WAITING = 32
 STYLE = """
 footer { display: none !important; }
 #image img { width: 100%; height: 100%; object-fit: contain; }
@@ -27,14 +27,14 @@ footer { display: none !important; }
 """
 
 
-# what runs the model: one request at a time, the others wait in Gradio's queue
+# options of events: those that run the model run one at a time, and others wait in Gradio's queue
 _MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 _DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1, "api_visibility": "private"}
 _FORM: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def build_page(callbacks: Callbacks) -> gr.Blocks:
-    """The page of one model; nothing of it is callable as an API by name."""
+    """Build the page of a model. None of its callbacks has a name in Gradio's API."""
     defaults = callbacks.shared.defaults
     with gr.Blocks(
         title=f"InternVL-X: {callbacks.shared.name}",
@@ -48,16 +48,16 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
                 upload = _upload_box()
                 settings = _settings(callbacks, defaults)
             with gr.Column(scale=3, min_width=320), gr.Tabs():
-                longest = _ask_tab(callbacks, conversation, upload, settings)
-                _compare_tab(callbacks, upload, longest, settings)
+                length = _ask_tab(callbacks, conversation, upload, settings)
+                _compare_tab(callbacks, upload, length, settings)
                 look, look_inputs, answer = _attention_tab(upload, settings)
         slide = gr.HTML(elem_id="attention")
         tiles = gr.HTML(elem_id="tiles")
-        look.click(_shown(callbacks.show_attention), look_inputs, [answer, slide], **_MODEL)
+        look.click(_with_messages(callbacks.show_attention), look_inputs, [answer, slide], **_MODEL)
         upload.change(lambda: ("", ""), None, [answer, slide], **_FORM)
         gr.on(
             [upload.change, *(each.change for each in settings)],
-            _shown(callbacks.show_tiles),
+            _with_messages(callbacks.show_tiles),
             [upload, *settings],
             [tiles],
             trigger_mode="always_last",
@@ -66,7 +66,7 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
         )
     for block in page.blocks.values():
         _refuse_urls(block)
-    return page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
 def _upload_box() -> gr.Image:
@@ -79,13 +79,13 @@ def _upload_box() -> gr.Image:
         buttons=[],
         elem_id="image",
     )
-    # the file as it was uploaded, with its name; Gradio has made sure that it is an upload
+    # keep the uploaded file and its name; Gradio has checked that it is an upload
     box.preprocess = lambda payload: None if payload is None else payload.path
     return box
 
 
 def _refuse_urls(block: Any) -> None:
-    """A request's values are not fetched from elsewhere."""
+    """Refuse URLs among a request's values, which Gradio would download."""
     move = block.async_move_resource_to_block_cache
 
     async def keep(path):
@@ -97,18 +97,18 @@ def _refuse_urls(block: Any) -> None:
 
 
 def _settings(callbacks: Callbacks, defaults: ImageSettings) -> list:
-    """The inputs of `ImageSettings.checked`, in its order."""
+    """The inputs of `ImageSettings.checked`, in the same order."""
     slicing = gr.Radio(list(reversed(SLICING_STRATEGIES)), value=defaults.slicing, label="Slicing", elem_id="slicing")
-    most = _tiles_slider(callbacks, defaults.max_patches, "Most tiles, the thumbnail not counted", "max-tiles")
+    maximum = _tiles_slider(callbacks, defaults.max_patches, "Maximum tiles, without the thumbnail", "max-tiles")
     with gr.Accordion("More", open=False):
-        least = _tiles_slider(callbacks, defaults.min_patches, "Fewest tiles", "min-tiles")
+        minimum = _tiles_slider(callbacks, defaults.min_patches, "Minimum tiles", "min-tiles")
         thumbnail = gr.Checkbox(value=defaults.use_thumbnail, label="Thumbnail of the whole image")
-    return [slicing, most, least, thumbnail]
+    return [slicing, maximum, minimum, thumbnail]
 
 
 def _tiles_slider(callbacks: Callbacks, value: int, label: str, elem_id: str) -> gr.Slider:
-    most = callbacks.limits.max_tiles
-    return gr.Slider(1, most, value=min(value, most), step=1, label=label, elem_id=elem_id)
+    limit = callbacks.limits.max_tiles
+    return gr.Slider(1, limit, value=min(value, limit), step=1, label=label, elem_id=elem_id)
 
 
 def _question_box(label: str, elem_id: str) -> gr.Textbox:
@@ -116,9 +116,9 @@ def _question_box(label: str, elem_id: str) -> gr.Textbox:
 
 
 def _ask_tab(callbacks: Callbacks, conversation: gr.State, upload: gr.Image, settings: list) -> gr.Slider:
-    """Returns: the slider of the longest answer, which comparing uses, too."""
+    """Returns: the slider of the maximum answer length, which the tab Compare uses too."""
     with gr.Tab("Ask"):
-        # as plain text: an answer in Markdown could make the browser load images from elsewhere
+        # plain text, because Markdown in an answer could make the browser load images from other hosts
         chat = gr.Chatbot(
             label="Conversation",
             height=360,
@@ -127,21 +127,21 @@ def _ask_tab(callbacks: Callbacks, conversation: gr.State, upload: gr.Image, set
             buttons=["copy"],
             elem_id="chat",
         )
-        took = gr.HTML(elem_id="took")
+        turn_cost = gr.HTML(elem_id="took")
         question = _question_box("Question", "question")
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", elem_id="ask")
             stop = gr.Button("Stop", min_width=80, elem_id="stop")
             new = gr.Button("New conversation", min_width=80, elem_id="new")
-        most = callbacks.limits.max_new_tokens
-        longest = gr.Slider(
-            1, most, value=min(256, most), step=1, label="Longest answer, in tokens", elem_id="longest"
+        limit = callbacks.limits.max_new_tokens
+        length = gr.Slider(
+            1, limit, value=min(256, limit), step=1, label="Maximum answer length, in tokens", elem_id="longest"
         )
     running = gr.on(
         [ask.click, question.submit],
-        _shown(callbacks.ask),
-        [conversation, upload, question, longest, *settings],
-        [conversation, chat, took],
+        _with_messages(callbacks.ask),
+        [conversation, upload, question, length, *settings],
+        [conversation, chat, turn_cost],
         **_MODEL,
     )
     stop.click(None, cancels=[running])
@@ -149,14 +149,14 @@ def _ask_tab(callbacks: Callbacks, conversation: gr.State, upload: gr.Image, set
         [new.click, chat.clear, upload.change],
         lambda: (None, [], ""),
         None,
-        [conversation, chat, took],
+        [conversation, chat, turn_cost],
         cancels=[running],
         **_FORM,
     )
-    return longest
+    return length
 
 
-def _compare_tab(callbacks: Callbacks, upload: gr.Image, longest: gr.Slider, settings: list) -> None:
+def _compare_tab(callbacks: Callbacks, upload: gr.Image, length: gr.Slider, settings: list) -> None:
     with gr.Tab("Compare"):
         question = _question_box("Question for both", "compare-question")
         sides, answers = [], []
@@ -165,7 +165,7 @@ def _compare_tab(callbacks: Callbacks, upload: gr.Image, longest: gr.Slider, set
                 with gr.Column(min_width=200):
                     choice = gr.Radio(list(reversed(SLICING_STRATEGIES)), value=slicing, label=f"Slicing {name}")
                     tiles = _tiles_slider(
-                        callbacks, callbacks.shared.defaults.max_patches, f"Most tiles {name}", f"max-tiles-{name}"
+                        callbacks, callbacks.shared.defaults.max_patches, f"Maximum tiles {name}", f"max-tiles-{name}"
                     )
                     sides.append((choice, tiles))
         compare = gr.Button("Compare", variant="primary", elem_id="compare")
@@ -184,15 +184,15 @@ def _compare_tab(callbacks: Callbacks, upload: gr.Image, longest: gr.Slider, set
         table = gr.HTML(elem_id="comparison")
     others = settings[2:]
     compare.click(
-        _shown(callbacks.compare),
-        [upload, question, longest, *sides[0], *others, *sides[1], *others],
+        _with_messages(callbacks.compare),
+        [upload, question, length, *sides[0], *others, *sides[1], *others],
         [*answers, table],
         **_MODEL,
     )
 
 
 def _attention_tab(upload: gr.Image, settings: list) -> tuple[gr.Button, list, gr.Textbox]:
-    """Returns: the button, the inputs of `Callbacks.show_attention`, and where the answer goes."""
+    """Returns: the button, the inputs of `Callbacks.show_attention`, and the box of the answer."""
     with gr.Tab("Attention"):
         question = _question_box("Question", "attention-question")
         look = gr.Button("Show where the model looks", variant="primary", elem_id="look")
@@ -200,8 +200,8 @@ def _attention_tab(upload: gr.Image, settings: list) -> tuple[gr.Button, list, g
     return look, [upload, question, *settings], answer
 
 
-def _shown(callback: Callable) -> Callable:
-    """The callback with its errors as messages of the page: what a visitor can mend as it is, others without details."""
+def _with_messages(callback: Callable) -> Callable:
+    """Show the callback's errors as messages on the page: a ValueError as it is, others without details."""
     if isgeneratorfunction(callback):
 
         @wraps(callback)
@@ -224,10 +224,12 @@ def _shown(callback: Callable) -> Callable:
 
 
 def _message(error: Exception) -> gr.Error:
-    """A message for the page, which takes it as HTML."""
+    """The message of an error, escaped because the page shows it as HTML."""
     if isinstance(error, ValueError):
         text = str(error)
     else:
         logger.exception("A request failed", exc_info=error)
-        text = f"The server failed ({type(error).__name__}); its log says why. Try again, or a smaller image."
+        text = (
+            f"The server failed ({type(error).__name__}); its log has the reason. Try again, or try a smaller image."
+        )
     return gr.Error(escape(text), print_exception=False)

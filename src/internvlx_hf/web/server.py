@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Serving the page: what of Gradio's server is reachable, and where uploads live."""
+"""Serving the page: which routes of Gradio's server can be reached, and where uploads are stored."""
 
 import logging
 import os
@@ -15,11 +15,11 @@ from urllib.parse import unquote
 
 from .limits import Limits
 
-MOST_CONVERSATIONS = 32  # the longest unused one is forgotten
-MOST_UPLOADS = 50  # of the largest size, together on the disk
-MOST_BODY_BYTES = 1_000_000  # of a request that is no upload
+MAX_CONVERSATIONS = 32  # beyond this, the least recently used one is dropped
+MAX_UPLOADS = 50  # disk space for uploads, in uploads of the maximum size
+MAX_BODY_BYTES = 1_000_000  # of a request other than an upload
 _API = "/gradio_api"
-# what the page in a browser asks for
+# the routes that the page needs
 _EXACT = {
     *("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"),
     *(
@@ -40,21 +40,25 @@ def serve(
     say: Callable[[str], None] = print,
     until: threading.Event | None = None,
 ) -> None:
-    """Serve the page until it is interrupted, or `until` is set. Uploads are deleted at the end.
+    """Serve the page until the program is interrupted or `until` is set. Uploads are deleted at the end.
 
     Args:
-        load: gives the [`SharedModel`], after what the page needs has been found.
-        say: gets the page's address.
+        load: loads the [`SharedModel`]. It is called after the page's packages have been found.
+        limits: limits on the requests of a visitor.
+        host: address to listen on.
+        port: port to listen on.
+        say: called with a line that has the page's address.
+        until: event that ends the server.
 
     Raises:
-        ImportError: Gradio or matplotlib is not installed.
-        OSError: the port is taken.
+        ImportError: if Gradio or matplotlib is not installed.
+        OSError: if the port is in use.
     """
     missing = [name for name in ("gradio", "matplotlib") if find_spec(name) is None]
     if missing:
         raise ImportError(f"The page needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="internvlx-web-") as folder, _environment(folder):
-        import gradio  # reads the environment when it is imported and when the page is built
+        import gradio  # reads the environment on import and when the page is built
         from starlette.middleware import Middleware
 
         from .callbacks import Callbacks
@@ -72,7 +76,7 @@ def serve(
             prevent_thread_lock=True,
             quiet=True,
             max_file_size=limits.max_bytes,
-            state_session_capacity=MOST_CONVERSATIONS,
+            state_session_capacity=MAX_CONVERSATIONS,
             enable_monitoring=False,
             run_history=False,
             footer_links=[],
@@ -84,10 +88,10 @@ def serve(
             css=STYLE + FRAGMENT_STYLE,
             app_kwargs={"middleware": [Middleware(_OnlyThePage, folder=folder, max_bytes=limits.max_bytes)]},
         )
-        say(f"{page.local_url} answers with {shared.name}; Ctrl-C ends it")
+        say(f"Serving {shared.name} at {page.local_url} (Ctrl-C to stop)")
         with suppress(KeyboardInterrupt), _ended_by_sigterm():
             (until or threading.Event()).wait()
-        # without waiting for the browsers that are connected, which uvicorn would report as an error
+        # do not wait for connected browsers, which uvicorn would report as an error
         logging.getLogger("uvicorn.error").disabled = True
         page.server.force_exit = True
         page.close(verbose=False)
@@ -95,9 +99,9 @@ def serve(
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """As by Ctrl-C, so that nothing is left behind."""
+    """Treat SIGTERM like Ctrl-C, so that uploads are deleted."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only there can signals be handled
+        yield  # only the main thread can handle signals
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -108,7 +112,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _environment(folder: str) -> Iterator[None]:
-    """Gradio's settings that have no argument: its files in a folder of their own, no reports to its makers."""
+    """Set Gradio's options that have no argument: its files in `folder`, no telemetry."""
     settings = {
         "GRADIO_TEMP_DIR": folder,
         "GRADIO_EXAMPLES_CACHE": str(Path(folder, "examples")),
@@ -127,9 +131,9 @@ def _environment(folder: str) -> Iterator[None]:
 
 
 class _OnlyThePage:
-    """ASGI middleware: of Gradio's many routes those that the page needs, of files the uploads, and bodies of bounded size.
+    """ASGI middleware that allows only the routes that the page needs, only uploads as files, and bodies of limited size.
 
-    Gradio itself fetches URLs for whoever asks (`file=https://...`, `proxy=`), and takes uploads without an end.
+    Gradio itself would fetch URLs for any client (`file=https://...`, `proxy=`) and accept any number of uploads.
     """
 
     def __init__(self, app, folder: str, max_bytes: int):
@@ -157,13 +161,13 @@ class _OnlyThePage:
 
     def _body_refusal(self, path: str, length: bytes) -> tuple[int, str] | None:
         if not length.isdigit():
-            return 411, "The request does not say how long it is."
+            return 411, "The request has no Content-Length."
         is_upload = path.rstrip("/") == f"{_API}/upload"
-        most = self.max_bytes + MOST_BODY_BYTES if is_upload else MOST_BODY_BYTES
-        if int(length) > most:
-            return 413, f"The request has {int(length):,} bytes, expected at most {most:,}. Upload a smaller image."
-        if is_upload and _folder_bytes(self.folder) > MOST_UPLOADS * self.max_bytes:
-            return 503, "There are too many uploads at the moment. Try again in some minutes."
+        limit = self.max_bytes + MAX_BODY_BYTES if is_upload else MAX_BODY_BYTES
+        if int(length) > limit:
+            return 413, f"The request has {int(length):,} bytes, expected at most {limit:,}. Upload a smaller image."
+        if is_upload and _folder_bytes(self.folder) > MAX_UPLOADS * self.max_bytes:
+            return 503, "There are too many uploads at the moment. Try again in a few minutes."
         return None
 
 

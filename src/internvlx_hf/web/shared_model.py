@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""One model for all visitors: one answer at a time, each under settings of its own."""
+"""One model for all visitors, with one answer at a time and the settings of each request."""
 
 import threading
 import weakref
@@ -19,20 +19,23 @@ from ..pictures import Attention, attend
 from ..processing.rvtc import SLICING_STRATEGIES, TilePlan
 from .limits import ImageSettings
 
-# conversations whose keys and values stay on the device; the others are read again when they go on
-MOST_CACHES = 4
+# number of conversations whose caches stay on the device; others are read again when they continue
+MAX_CACHES = 4
 
 
 class Stopped(Exception):
-    """The visitor does not want the rest of the answer."""
+    """The visitor stopped the answer."""
 
 
 @dataclass(frozen=True)
 class SlicingCost:
-    """What an image costs under one slicing strategy.
+    """The cost of an image under a slicing strategy.
 
     Args:
-        seconds: to the first token, as this machine's latest answers suggest. None before the first one.
+        slicing: the strategy.
+        plan: the image's grid of tiles.
+        cost: the cost of a prompt with the image.
+        seconds: time to the first token, estimated from this machine's latest answer. None before the first answer.
     """
 
     slicing: str
@@ -42,11 +45,11 @@ class SlicingCost:
 
 
 class SharedModel:
-    """A model and its processor, neither of which a visitor's settings change.
+    """A model and its processor. A visitor's settings change neither.
 
     Args:
         answerer: the model with its processor.
-        name: what the page calls it.
+        name: name of the model on the page.
     """
 
     def __init__(self, answerer: Answerer, name: str):
@@ -57,11 +60,11 @@ class SharedModel:
         self._recent: list[weakref.ref[Session]] = []  # the sessions with caches, the latest last
 
     def answerer(self, settings: ImageSettings) -> Answerer:
-        """Raises: ValueError: the settings contradict each other."""
+        """The model with the settings of a request. Raises: ValueError: if the settings contradict each other."""
         return Answerer(self.model, self.processor, settings.images_kwargs)
 
     def warm_up(self) -> None:
-        """Read a tile once: first calls are slow, and the estimates of seconds need a measurement."""
+        """Read a tile: the first call is slow, and estimates of time need a measurement."""
         tile = PIL.Image.new("RGB", (self.model.config.tile_size,) * 2, "grey")
         for _ in range(2):
             session = Session(self.answerer(self.defaults), generation={"max_new_tokens": 1})
@@ -70,16 +73,16 @@ class SharedModel:
     def costs(
         self, size: tuple[int, int], settings: ImageSettings, text_tokens: int = TEXT_TOKENS
     ) -> list[SlicingCost]:
-        """What an upright image of (width, height) pixels costs under each slicing strategy, the other settings equal."""
+        """The cost of an upright image of (width, height) pixels under each slicing strategy, with the same other settings."""
         found = []
         for slicing in reversed(SLICING_STRATEGIES):
-            setting = self._setting(self.answerer(replace(settings, slicing=slicing)))
-            cost = CostModel(setting, text_tokens).of_size(*size)
+            setup = self._setup(self.answerer(replace(settings, slicing=slicing)))
+            cost = CostModel(setup, text_tokens).of_size(*size)
             seconds = cost.prefill_flops / self.flops_per_second if self.flops_per_second else None
-            found.append(SlicingCost(slicing, setting.tiling.plan(*size), cost, seconds))
+            found.append(SlicingCost(slicing, setup.tiling.plan(*size), cost, seconds))
         return found
 
-    def _setting(self, answerer: Answerer) -> ModelSetup:
+    def _setup(self, answerer: Answerer) -> ModelSetup:
         return ModelSetup(self.name, self.model.config, tiling_rule(answerer.image_processor, self.model.config))
 
     def ask(
@@ -90,10 +93,10 @@ class SharedModel:
         settings: ImageSettings,
         max_new_tokens: int,
     ) -> Iterator[tuple[str, Turn | None]]:
-        """Put a question in a conversation, one answer of the model at a time.
+        """Ask a question in a conversation. The model gives one answer at a time, and an answer stops with its iterator.
 
         Yields:
-            The answer so far, and at its end what it took. Whoever stops iterating stops the answer.
+            The answer so far and None; at the end, the answer and its turn.
 
         Raises:
             ValueError: see [`Session.ask`].
@@ -116,7 +119,7 @@ class SharedModel:
                     self._measure(session, turn)
                     self._keep_cache(session)
                 events.put(turn)
-            except BaseException as error:  # raised where the answer is awaited
+            except BaseException as error:  # raised again by the generator that waits for the answer
                 events.put(error)
 
         threading.Thread(target=work, daemon=True).start()
@@ -132,23 +135,23 @@ class SharedModel:
             stopped.set()
 
     def attend(self, image: PIL.Image.Image, question: str, settings: ImageSettings, max_new_tokens: int) -> Attention:
-        """See [`attend`]."""
+        """Run [`attend`] with the settings of a request."""
         processor = copy(self.processor)
         processor.image_processor = self.answerer(settings).image_processor
         with self._lock:
             return attend(self.model, processor, image, question, max_new_tokens)
 
     def _measure(self, session: Session, turn: Turn) -> None:
-        """Learn the machine's speed from an answer whose whole prompt was read."""
+        """Measure the machine's speed with an answer whose whole prompt was read."""
         if len(session.messages) != 2 or not turn.tiles:
             return
-        cost = CostModel(self._setting(session.answerer), turn.prompt_tokens - turn.tokens).of_tiles(turn.tiles)
+        cost = CostModel(self._setup(session.answerer), turn.prompt_tokens - turn.tokens).of_tiles(turn.tiles)
         self.flops_per_second = cost.prefill_flops / turn.first_seconds
 
     def _keep_cache(self, session: Session) -> None:
         living = [ref for ref in self._recent if ref() is not None and ref() is not session]
         self._recent = [*living, weakref.ref(session)]
-        while len(self._recent) > MOST_CACHES:
+        while len(self._recent) > MAX_CACHES:
             oldest = self._recent.pop(0)()
             if oldest is not None:
                 oldest.drop_cache()
