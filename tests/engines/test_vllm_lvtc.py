@@ -191,7 +191,7 @@ def found(checkpoints, cases, shared, package, tmp_path_factory) -> dict[str, li
         model = {"adapter": "no LVTC"}.get(name, name)
         job["model"] = str(checkpoints[model if model in checkpoints else "qwen2"])
     jobs["scheduling"] = {"model": str(checkpoints["qwen2"]), "simulated": [10, 20]}
-    for fault in ("cut images", "shared images"):
+    for fault in ("split images", "shared images"):
         jobs[f"scheduling, {fault}"] = jobs["scheduling"] | {"fault": fault}
     jobs["refused"] = {"model": str(checkpoints["qwen2"]), "refused": REFUSED}
     return run_jobs(tmp_path_factory.mktemp("engines"), jobs, package, **IN_PROCESS)
@@ -226,7 +226,7 @@ def test_tokens_are_those_of_generate(found, expected, name):
     assert_equal(steps["answers"], expected[name])
     assert steps["mixed"] > 0
     if name not in ("no LVTC", "adapter"):
-        assert steps["cut images"] == 0
+        assert steps["split images"] == 0
 
 
 def test_adapter_changes_the_answers(expected):
@@ -315,7 +315,7 @@ def test_scheduler_keeps_images_whole_and_to_themselves(found):
 
 @pytest.mark.parametrize(
     ("fault", "check"),
-    [("cut images", "a step ends within an image"), ("shared images", "a step begins within an image")],
+    [("split images", "a step ends within an image"), ("shared images", "a step begins within an image")],
 )
 def test_check_of_the_scheduler_finds(found, fault, check):
     assert check in found[f"scheduling, {fault}"]

@@ -1,4 +1,4 @@
-"""Faults that LVTC in vLLM could have. The tests put them in, to see that their comparison would find them."""
+"""Faults that the tests put into LVTC in vLLM, to show that their comparison finds them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,14 @@ from unittest import mock
 
 @contextmanager
 def no_growth() -> Iterator[None]:
-    """Generated tokens stand in stage one where they stand in the long sequence."""
+    """Generated tokens have their positions of the long sequence in stage one."""
     with mock.patch("internvlx_hf.vllm.model.position_delta", return_value=0):
         yield
 
 
 @contextmanager
 def old_slots() -> Iterator[None]:
-    """Stage one writes its keys and values where vLLM has put those of the long sequence."""
+    """Stage one writes its keys and values to the slots of the long sequence."""
 
     def slots(common, starts, positions, block_size):
         return common.slot_mapping[: len(positions)]
@@ -24,22 +24,22 @@ def old_slots() -> Iterator[None]:
 
 
 @contextmanager
-def cut_images() -> Iterator[None]:
-    """The scheduler gives a step as many tokens as fit, whether or not they end within an image."""
-    with mock.patch("internvlx_hf.vllm.scheduler.uncut_tokens", lambda request, computed, new: new):
+def split_images() -> Iterator[None]:
+    """The scheduler gives a step as many tokens as fit, even if they end within an image."""
+    with mock.patch("internvlx_hf.vllm.scheduler.tokens_without_split", lambda request, computed, new: new):
         yield
 
 
 @contextmanager
 def shared_images() -> Iterator[None]:
-    """Cached prefixes go on behind an image."""
+    """Cached prefixes continue after an image."""
     with mock.patch("internvlx_hf.vllm.kv_groups.reusable_length", lambda request: request.num_tokens):
         yield
 
 
 @contextmanager
 def other_version() -> Iterator[None]:
-    """A vLLM that has not been tried."""
+    """An untested version of vLLM."""
     with mock.patch("vllm.__version__", "0.33.0"):
         yield
 
@@ -47,6 +47,6 @@ def other_version() -> Iterator[None]:
 FAULTS = {
     "no growth": no_growth,
     "old slots": old_slots,
-    "cut images": cut_images,
+    "split images": split_images,
     "shared images": shared_images,
 }

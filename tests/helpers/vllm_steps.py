@@ -6,7 +6,7 @@ COUNTS = (
     "steps",
     "mixed",  # some request decodes while another one's image is computed
     "cut texts",  # a prompt is left in the middle
-    "cut images",
+    "split images",
     "preempted",
     "resumed",
     "drafted",
@@ -44,7 +44,7 @@ class Steps:
                 first = feature.mm_position.offset
                 last = first + feature.mm_position.length
                 images += start <= first and last <= end
-                self.counts["cut images"] += first < start < last or first < end < last
+                self.counts["split images"] += first < start < last or first < end < last
             if end == request.num_prompt_tokens:
                 blocks = scheduler.kv_cache_manager.get_block_ids(name)
                 placeholders = sum(feature.mm_position.length for feature in request.mm_features)

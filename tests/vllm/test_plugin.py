@@ -1,4 +1,4 @@
-"""What can be said of the plug-in without vLLM; tests/engines has the rest."""
+"""The parts of the plug-in that can be tested without vLLM. Other tests are in tests/engines."""
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ def test_tested_versions_are_supported(version):
 
 
 @pytest.mark.parametrize("version", ["0.30.2", "0.33.0", "1.0.0", "0.1.dev1+g1234", "dev", "0"])
-def test_other_versions_are_refused_by_name(version):
+def test_other_versions_are_refused(version):
     assert version_error(version) == f"internvlx-hf serves LVTC in vLLM 0.31.0 to 0.32.x, and this is vLLM {version}"
 
 
-def test_refusal_of_lvtc_says_why_the_plugin_is_not_at_work():
+def test_the_refusal_of_lvtc_says_why_the_plugin_is_inactive():
     config = tiny_config(**LVTC)
     config.text_config._attn_implementation = "vllm"
     engines.set_plugin_error("vllm", version_error("0.30.0"))
@@ -32,7 +32,7 @@ def test_refusal_of_lvtc_says_why_the_plugin_is_not_at_work():
         engines.find_engine(config)
 
 
-def test_language_model_is_built_where_a_subclass_says():
+def test_a_subclass_chooses_where_the_language_model_is_built():
     class OnMeta(InternVLXModel):
         def build_language_model(self, config):
             with torch.device("meta"):

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Keys and values of the two stages, in groups of blocks of their own: stage one's are as long as the short sequence.
+"""Separate KV cache groups for the two stages, so that stage one has blocks for the short sequence only.
 
-Cached prefixes end before a request's first image. In front of it the two sequences are one; behind it a block of stage one
-holds later tokens than the block of stage two with the same number.
+Cached prefixes end before a request's first image. Up to there, the two sequences are the same; after it, a block of stage one
+has later tokens than the block of stage two with the same number.
 """
 
 from dataclasses import dataclass, fields
@@ -16,20 +16,20 @@ from vllm.v1.request import Request
 
 
 class ShortLengths:
-    """Lengths of the short sequence, by request."""
+    """The length of the short sequence of each request."""
 
     def __init__(self) -> None:
         self._counts: dict[str, np.ndarray] = {}
 
     def add(self, request_id: str, in_stage_one: np.ndarray) -> None:
-        """Args: in_stage_one: (prompt,) bool, the rows of the prompt that stage one has."""
+        """Args: in_stage_one: (prompt,) bool, the rows of the prompt that belong to stage one."""
         self._counts[request_id] = np.pad(in_stage_one.cumsum(), (1, 0))
 
     def remove(self, request_id: str) -> None:
         self._counts.pop(request_id, None)
 
     def of(self, request_id: str, tokens: int) -> int:
-        """How many of the first `tokens` of the long sequence stage one has; all of what was never added."""
+        """How many of the first `tokens` rows of the long sequence belong to stage one. All, if the request was not added."""
         counts = self._counts.get(request_id)
         if counts is None:
             return tokens
@@ -43,7 +43,7 @@ class StageTwoManager(FullAttentionManager):
 
 
 class StageOneManager(StageTwoManager):
-    """Its scheduler sets `short_lengths`. Without, blocks are as many as for the long sequence."""
+    """Allocates blocks by `short_lengths`, which the scheduler sets. Before that, blocks are for the long sequence."""
 
     short_lengths = ShortLengths()
 
@@ -57,21 +57,19 @@ class StageOneManager(StageTwoManager):
 
 
 def reusable_length(request: Request) -> int:
-    """The tokens whose blocks other requests may share: those before the first image."""
+    """The number of tokens whose blocks other requests can share: those before the first image."""
     if not request.mm_features:
         return request.num_tokens
     return request.mm_features[0].mm_position.offset
 
 
 class _OwnGroup(FullAttentionSpec):
-    """Merges with its own kind alone, so that vLLM makes a group of it."""
+    """A spec that merges only with specs of its own class, so that vLLM makes a separate group."""
 
     @classmethod
     def merge(cls, specs: list) -> Any:
         if not all(type(spec) is cls for spec in specs):
-            raise AssertionError(
-                "Layers of the two stages have blocks of their own."
-            )  # what vLLM expects of a refusal
+            raise AssertionError("Layers of the two stages have separate blocks.")  # vLLM expects this error type
         return super().merge(specs)
 
 
@@ -88,7 +86,7 @@ class StageOneSpec(_OwnGroup):
 
 
 def use_spec(attention: Any, spec_class: type[FullAttentionSpec]) -> None:
-    """Let an attention layer of vLLM ask for blocks of another group."""
+    """Make a vLLM attention layer request blocks of the group of `spec_class`."""
     original = attention.get_kv_cache_spec
 
     def get_kv_cache_spec(vllm_config):

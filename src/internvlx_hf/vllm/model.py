@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL-X for vLLM: our vision tower and projectors, vLLM's language model, and between its layers LVTC's two stages.
+"""InternVL-X for vLLM: this package's vision tower and projectors, and vLLM's language model with LVTC's two stages.
 
-Symbols as in `modeling/lvtc.py`; n rows of a step in the long sequence, m of them in stage one's, D width.
+Symbols are those of `modeling/lvtc.py`. A step has n rows of the long sequence, m of which belong to stage one; D is the width.
 """
 
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ class VisionSide(InternVLXModel):
     InternVLXMultiModalProcessor, info=InternVLXProcessingInfo, dummy_inputs=InternVLXDummyInputs
 )
 class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoRA):
-    """What vLLM makes of a checkpoint of `InternVLXForConditionalGeneration`."""
+    """The vLLM model of a checkpoint of `InternVLXForConditionalGeneration`."""
 
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
@@ -100,7 +100,7 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             self.stage_one_layers = self._split_stages(self.config.lvtc_config.expand_layer)
 
     def _split_stages(self, expand_layer: int) -> list[str]:
-        """Give each stage's attention blocks of its own; returns the names of stage one's attention layers."""
+        """Give the attention layers of each stage separate blocks, and return the names of stage one's."""
         names = []
         for index, layer in enumerate(self.language_model.model.layers):
             for attention in (module for module in layer.modules() if isinstance(module, Attention)):
@@ -111,15 +111,15 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         return names
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list) -> tuple[torch.Tensor, int]:
-        """See `stage_one.py`; without LVTC vLLM does not ask."""
+        """Positions of a prompt, see `stage_one.py`. vLLM calls this only with LVTC."""
         is_tile, in_stage_one = find_rows(len(input_tokens), mm_features, self.before, self.after)
         return position_channels(is_tile, in_stage_one), position_delta(in_stage_one)
 
     def embed_multimodal(self, **kwargs) -> list[torch.Tensor]:
-        """An image's placeholders: (tiles·N₂², D), with LVTC (tiles·N₂², D·(1 + c)).
+        """The embeddings of each image's placeholders: (tiles·N₂², D), with LVTC (tiles·N₂², D·(1 + c)).
 
-        Row by row, that is the HR token beside c of the LR tokens, which fill the rows from the first on: vLLM keeps one row
-        per placeholder.
+        vLLM keeps one row per placeholder. With LVTC, a row has an HR token and c LR tokens, which fill the rows from the first
+        one.
         """
         if kwargs.get("pixel_values") is None:
             return []
@@ -154,7 +154,7 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         is_multimodal: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(n,) -> (n, D): text, and on the placeholders the HR tokens (without LVTC, the image's tokens)."""
+        """(n,) -> (n, D): embeddings of text, with HR tokens (without LVTC, the image's tokens) at the placeholders."""
         embeds, self.step_tiles = self.language_model.model.embed_tokens(input_ids), None
         if multimodal_embeddings is None or not len(multimodal_embeddings):
             return embeds
@@ -185,10 +185,10 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
     def _run_stages(
         self, inputs_embeds: torch.Tensor, channels: torch.Tensor, tiles: torch.Tensor | None
     ) -> torch.Tensor:
-        """Algorithm 1.
+        """Run both stages (Algorithm 1 of the paper).
 
         Args:
-            inputs_embeds: (n, D), the HR tokens in the tiles' places.
+            inputs_embeds: (n, D), with HR tokens at the placeholders.
             channels: (3, n), see `stage_one.py`.
             tiles: (tiles, T, N₁², D), the LR tokens of the step's tiles; None without images.
         """
@@ -219,7 +219,7 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         return model.norm(hidden_states, residual)[0]
 
     def _expand(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, rows) -> torch.Tensor:
-        """(m, D) -> (n, D)"""
+        """Expand the tiles: (m, D) -> (n, D)."""
         expanded = torch.empty_like(inputs_embeds)
         expanded[rows.index] = hidden_states
         grid = rearrange(hidden_states[rows.tiles], "(t n) d -> t n d", n=self.before)

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""vLLM's settings for a checkpoint with LVTC: what it needs is set, what it cannot have is refused before any weight is read."""
+"""vLLM's options for a checkpoint with LVTC: set those that it needs, and refuse unsupported ones before reading weights."""
 
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ GRAPHS = (CUDAGraphMode.NONE, CUDAGraphMode.FULL_DECODE_ONLY)
 
 
 class InternVLXOptions(VerifyAndUpdateConfig):
-    """What vLLM calls for the architecture, in the process that reads the configuration."""
+    """The hooks that vLLM calls for the architecture in the process that reads the configuration."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
@@ -30,7 +30,7 @@ class InternVLXOptions(VerifyAndUpdateConfig):
                 f"{before} (`lvtc_config.downsample_ratio`={config.lvtc_config.downsample_ratio:g}, "
                 f"`downsample_ratio`={config.downsample_ratio:g}). Serve this model with `internvlx serve`."
             )
-        # vLLM keeps positions per request where a configuration has this; the layers read the text configuration, without it
+        # makes vLLM keep positions per request; the layers read the text configuration, which does not have it
         config.mrope_section = [1, 1, 1]
 
     @staticmethod
@@ -43,13 +43,13 @@ class InternVLXOptions(VerifyAndUpdateConfig):
         scheduler, compilation = vllm_config.scheduler_config, vllm_config.compilation_config
         scheduler.disable_chunked_mm_input = True
         scheduler.scheduler_cls = SCHEDULER
-        compilation.mode = CompilationMode.NONE  # compilation does not reach layers that are called one by one
+        compilation.mode = CompilationMode.NONE  # layers that are called one by one are not compiled
         if compilation.cudagraph_mode is None:
             compilation.cudagraph_mode = CUDAGraphMode.NONE
 
 
 def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
-    """Options by name, with whether they are set to what LVTC does not support."""
+    """For each option, whether it is set to a value that LVTC does not support."""
     model, cache, scheduler = vllm_config.model_config, vllm_config.cache_config, vllm_config.scheduler_config
     parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
     multimodal = model.multimodal_config

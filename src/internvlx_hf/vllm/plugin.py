@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The entry point of vLLM's plug-ins. vLLM calls it in each of its processes, whatever model they serve."""
+"""The plug-in's entry point. vLLM calls it in each of its processes, for any model."""
 
 from ..modeling import engines
 
@@ -8,10 +8,10 @@ OLDEST, NEWEST = (0, 31), (0, 32)  # minor versions, both tested
 
 
 def register() -> None:
-    """Register the model with vLLM, once or several times.
+    """Register the model with vLLM. It can be called several times.
 
-    With a version of vLLM that is not supported, nothing is registered: checkpoints without LVTC are served by vLLM's
-    transformers backend then, and those with LVTC are refused.
+    Nothing is registered with an unsupported version of vLLM. vLLM's transformers backend then serves checkpoints without LVTC,
+    and checkpoints with LVTC are refused.
     """
     from vllm import __version__
 
@@ -29,7 +29,7 @@ def register() -> None:
 
 
 def version_error(version: str) -> str | None:
-    """Why this version of vLLM is not supported, None for one that is."""
+    """The reason why a version of vLLM is not supported, or None if it is supported."""
     numbers = version.split("+")[0].split(".")[:2]
     if all(number.isdigit() for number in numbers) and OLDEST <= tuple(map(int, numbers)) <= NEWEST:
         return None

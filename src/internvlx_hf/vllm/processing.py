@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""From images to tiles and placeholders, by the checkpoint's own image processor.
+"""Turns images into tiles and placeholders with the checkpoint's image processor.
 
-A tile takes N₂² placeholders, the tokens of the long sequence. The tokens that surround an image are text: an image's features
-are its placeholders and nothing else.
+A tile has N₂² placeholders, its tokens in the long sequence. The start and end tokens around an image are text, so that an
+image's features are exactly its placeholders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,20 +35,22 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
 
     @cached_property
     def largest_image(self) -> tuple[int, ImageSize]:
-        """The most tiles that an image takes with the engine's settings, and the size of such an image."""
+        """The maximum number of tiles of an image with the engine's settings, and the size of such an image."""
         processor = self.get_image_processor()
         settings = self.image_settings({})
         side = self.get_hf_config().tile_size
-        most = settings.get("max_patches") or processor.max_patches
-        grids = [(columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)]
+        maximum = settings.get("max_patches") or processor.max_patches
+        grids = [(columns, rows) for columns in range(1, maximum + 1) for rows in range(1, maximum // columns + 1)]
         sizes = [ImageSize(width=columns * side, height=rows * side) for columns, rows in grids]
         return max((processor.get_number_of_image_patches(size.height, size.width, settings), size) for size in sizes)
 
     def image_settings(self, settings: Mapping[str, object]) -> dict[str, Any]:
-        """The engine's `mm_processor_kwargs` and a request's, given flat or as `images_kwargs`.
+        """The image settings of a request: the engine's `mm_processor_kwargs`, overridden by the request's.
+
+        Both can be flat or under `images_kwargs`.
 
         Raises:
-            ValueError: one of them is unknown to the image processor, or out of range.
+            ValueError: if a setting is unknown to the image processor or out of range.
         """
         merged = self.ctx.get_merged_mm_kwargs(settings)
         merged |= merged.pop("images_kwargs", None) or {}
@@ -58,7 +60,9 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
                 f"Unknown setting {name!r} in mm_processor_kwargs, expected one of {', '.join(sorted(known))}."
             )
         side = self.get_hf_config().tile_size
-        self.get_image_processor().get_number_of_image_patches(side, side, merged)  # refuses what is out of range
+        self.get_image_processor().get_number_of_image_patches(
+            side, side, merged
+        )  # raises if a setting is out of range
         return merged
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
@@ -87,20 +91,20 @@ class InternVLXMultiModalProcessor(BaseMultiModalProcessor[InternVLXProcessingIn
         settings = self.info.image_settings(hf_kwargs)
         processor = self.info.get_image_processor()
 
-        def cut(images, return_tensors, **of_engine):  # which `settings` has, too
+        def slice_images(images, return_tensors, **engine_settings):  # `settings` includes the engine's
             return processor(images, return_tensors=return_tensors, **settings)
 
-        return self.info.ctx.call_hf_processor(cut, hf_data)
+        return self.info.ctx.call_hf_processor(slice_images, hf_data)
 
     def _get_mm_fields_config(self, hf_inputs, hf_processor_mm_kwargs) -> Mapping[str, MultiModalFieldConfig]:
-        tiles = hf_inputs.get("num_patches", torch.empty(0))  # nothing where all images are cached
+        tiles = hf_inputs.get("num_patches", torch.empty(0))  # missing if all images are cached
         return {
             "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", tiles),
             "num_patches": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
         }
 
     def _postprocess_prompt(self, prompt: list[int]) -> list[int]:
-        """Put the start and the end token around each image's token."""
+        """Add the start and end tokens around each image token."""
         processor: Any = self.info.get_hf_processor()
         image = processor.image_token_id
         surrounded = [processor.start_image_token_id, image, processor.end_image_token_id]

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""vLLM's schedulers for LVTC: no step has a part of an image, and stage one's blocks follow the short sequence."""
+"""vLLM schedulers for LVTC: images are not split between steps, and stage one's blocks follow the short sequence."""
 
 from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -11,13 +11,13 @@ from .stage_one import find_rows
 
 
 def make_scheduler(vllm_config: VllmConfig, *args, **kwargs) -> Scheduler:
-    """What vLLM takes for the scheduler's class."""
+    """Make the scheduler. vLLM calls this in place of a scheduler class."""
     scheduler_class = LVTCAsyncScheduler if vllm_config.scheduler_config.async_scheduling else LVTCScheduler
     return scheduler_class(vllm_config, *args, **kwargs)
 
 
-def uncut_tokens(request: Request, computed: int, new: int) -> int:
-    """At most `new` tokens after `computed`, fewer where they would end within an image."""
+def tokens_without_split(request: Request, computed: int, new: int) -> int:
+    """The number of tokens to schedule after `computed`: `new`, or fewer if the step would end within an image."""
     end = computed + new
     for feature in request.mm_features:
         start = feature.mm_position.offset
@@ -56,8 +56,8 @@ class LVTCScheduler(Scheduler):
     def _try_schedule_encoder_inputs(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args, **kwargs
     ):
-        # `disable_chunked_mm_input` alone lets an image be cut that starts at the first of the new tokens.
-        num_new_tokens = uncut_tokens(request, num_computed_tokens, num_new_tokens)
+        # with `disable_chunked_mm_input` alone, an image that starts at the first new token could be split
+        num_new_tokens = tokens_without_split(request, num_computed_tokens, num_new_tokens)
         return super()._try_schedule_encoder_inputs(request, num_computed_tokens, num_new_tokens, *args, **kwargs)
 
 

@@ -1,9 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Stage one's share of a step: which rows of the long sequence it has, and vLLM's attention metadata for them.
+"""Stage one's part of a step: its rows of the long sequence, and vLLM's attention metadata for them.
 
-The long sequence has N₂² rows a tile. Stage one has all rows of text and the first N₁² of each tile; its own sequence, the short
-one, is these rows. vLLM carries three numbers for each row of the long sequence, as M-RoPE's positions: the row's position in the
-short sequence (−1 outside of it), −1 for a tile's row, and the first again. It goes on counting them while it decodes.
+The long sequence has N₂² rows per tile. Stage one has all rows of text and the first N₁² rows of each tile; these form the short
+sequence. vLLM carries three numbers for each row of the long sequence, as M-RoPE's positions: the row's position in the short
+sequence (−1 if it is not in it), the same with −1 for all rows of tiles, and the number of rows of stage one up to the row, less
+one. vLLM continues to count them while it decodes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,13 @@ BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 
 
 def find_rows(length: int, images: Sequence[Any], before: int, after: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows of a prompt are tiles', and which are stage one's, each (length,) bool.
+    """The rows of a prompt that belong to tiles, and those that belong to stage one, each (length,) bool.
 
     Args:
-        images: the prompt's features, as vLLM places them.
-        before, after: N₁² and N₂².
+        length: length of the prompt in the long sequence.
+        images: the prompt's multimodal features from vLLM.
+        before: N₁², tokens per tile before the expansion.
+        after: N₂², tokens per tile after the expansion.
     """
     is_tile = torch.zeros(length, dtype=torch.bool)
     for feature in images:
@@ -37,24 +40,25 @@ def find_rows(length: int, images: Sequence[Any], before: int, after: int) -> tu
 
 
 def position_channels(is_tile: torch.Tensor, in_stage_one: torch.Tensor) -> torch.Tensor:
-    """(3, length), what vLLM carries for a prompt's rows."""
+    """The three numbers of each row of a prompt, (3, length)."""
     short = in_stage_one.cumsum(0) - 1
     return torch.stack([short.where(in_stage_one, -1), short.where(~is_tile, -1), short])
 
 
 def position_delta(in_stage_one: torch.Tensor) -> int:
-    """What vLLM adds to a generated token's position in the long sequence to have its position in the short one."""
+    """The difference between a generated token's positions in the short and in the long sequence, which vLLM adds."""
     return int(in_stage_one.sum()) - len(in_stage_one)
 
 
 @dataclass
 class Rows:
-    """A step's rows in stage one.
+    """The rows of a step in stage one.
 
     Args:
-        index: (m,) which of the step's n rows they are; None for all.
-        positions: (m,) in the short sequence.
-        tiles, tiles_after: which of the m and of the n rows are tiles'; None without images.
+        index: (m,) their indices among the step's n rows; None for all rows.
+        positions: (m,) positions in the short sequence.
+        tiles: indices of tiles' rows among the m rows; None without images.
+        tiles_after: indices of tiles' rows among the n rows; None without images.
     """
 
     index: torch.Tensor | None
@@ -63,12 +67,12 @@ class Rows:
     tiles_after: torch.Tensor | None = None
 
     def take(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(n, D) -> (m, D)"""
+        """Select stage one's rows: (n, D) -> (m, D)."""
         return hidden_states if self.index is None else hidden_states[self.index]
 
 
 def read_rows(channels: torch.Tensor, has_images: bool) -> Rows:
-    """Find a step's rows in (3, n) `channels`. Without images nothing is read from the device."""
+    """Find stage one's rows of a step from (3, n) `channels`. Without images, nothing is copied from the device."""
     short = channels[0]
     if not has_images:
         return Rows(None, short)
@@ -121,7 +125,7 @@ def stage_one_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]
 
         @classmethod
         def get_cudagraph_support(cls, vllm_config, kv_cache_spec):
-            # A captured step builds stage one's metadata from tensors: of this backend alone that was read to be so.
+            # A captured step must build stage one's metadata from tensors alone. This was checked for FLASH_ATTN only.
             if backend.get_name() != "FLASH_ATTN":
                 return AttentionCGSupport.NEVER
             support = super().get_cudagraph_support(vllm_config, kv_cache_spec)
@@ -131,14 +135,14 @@ def stage_one_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]
 
 
 def short_metadata(common: CommonAttentionMetadata, rows: Rows, block_size: int) -> CommonAttentionMetadata:
-    """The step's metadata as stage one sees it."""
+    """The step's metadata for stage one."""
     starts = common.query_start_loc
     if rows.index is None:
         positions = rows.positions[: common.num_actual_tokens]
         lengths = _short_lengths(starts, positions, common.seq_lens.dtype)
         slots = slot_mapping(common, starts, positions, block_size)
         slots = slots.where(common.slot_mapping[: len(slots)] >= 0, common.slot_mapping[: len(slots)])
-        # The rest are counts of rows, or bounds that hold for fewer tokens, too.
+        # The other fields are counts of rows, or upper bounds that also hold for fewer tokens.
         return _replaced(common, positions=positions, seq_lens=lengths, slot_mapping=slots)
     counted = torch.searchsorted(rows.index, starts.long()).to(starts.dtype)
     lengths = _short_lengths(counted, rows.positions, common.seq_lens.dtype)
@@ -158,7 +162,7 @@ def short_metadata(common: CommonAttentionMetadata, rows: Rows, block_size: int)
 
 
 def _short_lengths(starts: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(requests,) tokens in the short sequence; 0 for what only fills a captured batch up."""
+    """(requests,) tokens in the short sequence; 0 for the padding of a captured batch."""
     last = positions[(starts[1:] - 1).clamp(min=0).long()]
     return torch.where(starts.diff() > 0, last + 1, 0).to(dtype)
 
@@ -166,7 +170,7 @@ def _short_lengths(starts: torch.Tensor, positions: torch.Tensor, dtype: torch.d
 def slot_mapping(
     common: CommonAttentionMetadata, starts: torch.Tensor, positions: torch.Tensor, block_size: int
 ) -> torch.Tensor:
-    """(m,) where keys and values go, for rows at these positions in the short sequence; `starts` bound the requests."""
+    """(m,) slots of the keys and values of rows at `positions` in the short sequence. `starts` are the requests' bounds."""
     row = torch.arange(len(positions), device=positions.device)
     request = torch.searchsorted(starts[1:].long(), row, right=True).clamp(max=len(starts) - 2)
     blocks = common.block_table_tensor[request, positions // block_size].long()
@@ -178,20 +182,20 @@ def _replaced(common: CommonAttentionMetadata, **values) -> CommonAttentionMetad
 
 
 def step_metadata(layers: Sequence[str]) -> CommonAttentionMetadata | None:
-    """The step's metadata in the long sequence; None while vLLM profiles."""
+    """The step's metadata for the long sequence; None while vLLM profiles."""
     metadata = get_forward_context().attn_metadata
     return None if metadata is None else metadata[layers[0]].common
 
 
 @contextmanager
 def stage_one_attention(layers: Sequence[str], rows: Rows) -> Iterator[None]:
-    """Give stage one's attention layers their own metadata and slots."""
+    """Within the context, give stage one's attention layers their own metadata and slots."""
     context: Any = get_forward_context()
     metadata, slots = context.attn_metadata, context.slot_mapping
     if metadata is None:
         yield
         return
-    groups: dict[int, tuple[Any, torch.Tensor]] = {}  # of layers with a block table of their own
+    groups: dict[int, tuple[Any, torch.Tensor]] = {}  # by group of layers with one block table
     for inputs in (metadata[layer] for layer in layers):
         if id(inputs) not in groups:
             common = short_metadata(inputs.common, rows, inputs.block_size)

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A record of the steps that the model ran in this process, for tests. Off unless somebody asks."""
+"""A record of the steps that the model ran in this process, for tests. Off by default."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """Args: query_lengths: rows of each request in stage two; stage_one_rows, stage_two_rows: of all; tiles: encoded in it."""
+    """A step of the model.
+
+    Args:
+        query_lengths: number of rows of each request in stage two.
+        stage_one_rows: number of rows of all requests in stage one.
+        stage_two_rows: number of rows of all requests in stage two.
+        tiles: number of tiles in the step.
+    """
 
     query_lengths: tuple[int, ...]
     stage_one_rows: int
@@ -17,7 +24,7 @@ class Step:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether some requests decode while others are filled in."""
+        """Whether some requests decode while others are in prefill."""
         return min(self.query_lengths) == 1 < max(self.query_lengths)
 
 
@@ -35,7 +42,7 @@ def add(step: Step) -> None:
 
 @contextmanager
 def record_steps() -> Iterator[list[Step]]:
-    """Give a list that every step of a model with LVTC is appended to, as long as the context lasts."""
+    """Yield a list to which each step of a model with LVTC is appended within the context."""
     record: list[Step] = []
     _records.append(record)
     try:
