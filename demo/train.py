@@ -26,11 +26,11 @@ QUESTION = "Transcribe this page."
 TILE = 64  # pixels; 8x8 patches of 8x8 pixels
 WINDOWS = 4, 2  # patches per side of a token in stages one and two: 2x2, then 4x4 tokens per tile
 BATCH = 24
-SHARES = [0.15, 0.25, 0.25, 0.35]  # of the page sizes in LAYOUTS
+SHARES = [0.15, 0.25, 0.25, 0.35]  # share of each page size of LAYOUTS
 
 
 def build_tokenizer(questions: str = QUESTION) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the special tokens of InternVL, in which every digit and common word is a token."""
+    """A byte-level BPE tokenizer with InternVL's special tokens. Each digit is a token, as are common words."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -95,10 +95,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> InternVLXForConditionalGe
 
 
 class Lessons(torch.utils.data.Dataset):
-    """Training pages, each one new, from the easy to the hard; a batch has pages of one size, so nothing is padded.
+    """Training pages, each one new, from easy to hard. A batch has pages of one size, so nothing is padded.
 
-    The first quarter is pages of one tile, then come all sizes. For every size, repeated pages (see `compose_page`)
-    make way for random ones little by little.
+    The first quarter has pages of one tile, the rest all sizes. For each size, random pages gradually replace repeated
+    ones (see `compose_page`).
     """
 
     def __init__(self, digits: Digits, steps: int, seed: int):
@@ -120,7 +120,7 @@ class Lessons(torch.utils.data.Dataset):
 
 
 def write_test_pages(digits: Digits, pages_per_size: int, folder: Path, seed: int) -> None:
-    """Pages to be read later, as pictures in `folder`, and what they say in `folder/pages.json`."""
+    """Write test pages as images to `folder`, and their texts to `folder/pages.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng((seed, 1, 2, 3))
     listed = []
@@ -135,10 +135,10 @@ def write_test_pages(digits: Digits, pages_per_size: int, folder: Path, seed: in
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/demo"))
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--test-pages", type=int, default=24, help="of each size")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write (default: out/demo)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--test-pages", type=int, default=24, help="test pages of each size (default: 24)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the pages and the model (default: 0)")
     args = parser.parse_args()
     refuse_existing(args.out / "model", overwrite=True)  # unless an earlier run wrote it
     torch.set_num_threads(min(4, torch.get_num_threads()))  # more do not help a model this small
@@ -155,7 +155,7 @@ def main():
     print(
         f"{model.num_parameters() / 1e6:.1f}M parameters, {model.config.image_seq_length} tokens per tile in stage one, "
         f"{model.config.expanded_image_seq_length} in stage two; "
-        f"{len(train_digits.labels)} handwritten digits to learn from, {len(test_digits.labels)} others to be tested on"
+        f"{len(train_digits.labels)} handwritten digits for training, {len(test_digits.labels)} others for testing"
     )
 
     training = TrainingArguments(
@@ -163,7 +163,7 @@ def main():
         max_steps=args.steps,
         per_device_train_batch_size=BATCH,
         train_sampling_strategy="sequential",
-        learning_rate=1e-3,  # with more, the model learns where to look late or never
+        learning_rate=1e-3,  # with a higher rate, the model learns late or never where to look
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": int(0.4 * args.steps)},
         warmup_steps=0.05,
@@ -186,7 +186,7 @@ def main():
     )
     trainer.train()
 
-    # Both carry the code that they need, so that they load where this package is not installed.
+    # both carry their code, so that they load where this package is not installed
     with atomic_folder(args.out / "model", overwrite=True) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -96,7 +96,7 @@ def test_trains_saves_and_reads_without_the_package(tmp_path):
 
     # four steps teach nothing: the exit status says so, after everything else was done
     read = run("-I", DEMO / "read.py", out, "--min-accuracy", "95", cwd=tmp_path)
-    assert "below the 95 % demanded" in read.stderr, read.stderr[-3000:]
+    assert "below the required 95 %" in read.stderr, read.stderr[-3000:]
     assert read.returncode == 1
     assert "the checkpoint brought transformers_modules" in read.stdout
     assert "layers 0-1  layers 2-3  InternVL" in read.stdout
