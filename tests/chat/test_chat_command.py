@@ -156,7 +156,8 @@ def test_a_turn_that_fails_is_not_kept(answerer):
 
 
 def test_one_question_streams_to_stdout(folder, photos, capsys):
-    assert main(["chat", str(folder), *photos[:2], "What is it?", "--max-new-tokens", "5", "--max-patches", "2"]) == 0
+    # options may stand before the question
+    assert main(["chat", str(folder), *photos[:2], "--max-patches", "2", "What is it?", "--max-new-tokens", "5"]) == 0
     printed = capsys.readouterr()
     answerer = load_answerer(str(folder), images_kwargs={"max_patches": 2}, say=lambda line: None, device="cpu")
     content = [{"type": "image", "path": path} for path in photos[:2]] + [{"type": "text", "text": "What is it?"}]

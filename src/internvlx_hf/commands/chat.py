@@ -33,7 +33,7 @@ HELP = """\
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if an image, the model or a number is invalid. The message names it."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)  # an option may stand before the question
     images, question = _split_words(options.words, options.question)
     _check(options, images, question)
     from ..chat import Session, load_answerer
@@ -299,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "words",
         nargs="*",
+        default=[],
         metavar="IMAGE... QUESTION",
         help="files or URLs of images and videos, then the question",
     )

@@ -17,7 +17,7 @@ DEFAULT_MODEL = "internvl-x-2b"
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if an image, a size, a model or a number is invalid. The message names it."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     print(_report(options))
 
 
