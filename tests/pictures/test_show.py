@@ -15,7 +15,7 @@ from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
 from internvlx_hf.cost.setups import TilingRule
-from internvlx_hf.pictures import Attention, attend, draw_attention, draw_frames, draw_tiles
+from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, draw_frames, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
@@ -155,6 +155,18 @@ def test_a_dollar_in_a_name_does_not_start_a_formula(tmp_path):
     figure = draw_tiles(Image.new("RGB", (9, 9)), cost.load_setup("internvl-x-2b"), title="costs $5_$6^{")
     save(figure, tmp_path / "dollar.png")
     assert "costs $5_$6^{, 9 × 9 pixels" in texts(figure)
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_are_drawn_in_a_font_that_has_them_or_as_boxes(tmp_path, monkeypatch):
+    letter = "\u1d84"  # of the fonts that come with matplotlib, only STIXGeneral has it, and not its bold
+    for fonts, drawn in ((("DejaVu Sans", "Absent"), "a□□"), (("DejaVu Sans", "STIXGeneral"), f"a{letter}□")):
+        monkeypatch.setattr(canvas, "FONTS", fonts)
+        slide = canvas.Canvas()
+        for weight in ("normal", "bold"):
+            slide.text(1, 1, f"a{letter}\U0001f9ff", 12, 5, weight=weight)
+        save(slide.figure, tmp_path / "letters.png")
+        assert texts(slide.figure) == [drawn, "a□□"]
 
 
 def test_long_text_is_shortened_in_the_middle():

@@ -4,10 +4,12 @@
 import bisect
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
+from transformers.utils import logging
 
 try:
     from matplotlib import font_manager
@@ -22,6 +24,14 @@ INK, GREY, PALE = "#1d2430", "#6b7480", "#e3e7ea"
 # distinguishable with all common kinds of colour vision
 COLOURS = {"ratio": "#d1495b", "area": "#2f6fb7", "edge": "#1b8a6b"}
 ENDINGS = (".png", ".pdf", ".svg", ".jpg")
+# a letter is drawn in the first of them that is installed and has it; the first comes with matplotlib
+FONTS = (
+    *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC"),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "PingFang SC"),
+    *("Hiragino Sans GB", "Arial Unicode MS"),
+)
+MISSING = "□"
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,12 @@ class Canvas:
     def text(self, x: float, y: float, text: str, size: float, width: float | None = None, **style) -> None:
         """Write text centred vertically at `y`. Text wider than `width` is shortened in the middle."""
         style = {"color": INK, "va": "center"} | style
-        text = printable(text)
+        weight = style.get("weight", "normal")
+        text = printable(text, weight)
         if width is not None:
-            text = shorten(text, width, size, style.get("weight", "normal"))
+            text = shorten(text, width, size, weight)
         # parse_math=False: a $ does not start a formula
-        self.axes.text(x, y, text, fontsize=size, parse_math=False, **style)
+        self.axes.text(x, y, text, fontsize=size, family=_installed(FONTS), parse_math=False, **style)
 
     def image(self, image, box: Box, sharp: bool = False, **style) -> None:
         """Draw a Pillow image or array stretched to a box. `sharp` keeps its pixels visible."""
@@ -91,14 +102,33 @@ class Canvas:
                 self.axes.plot([box.left, box.left + box.width], [y, y], **style)
 
 
-def printable(text: str) -> str:
-    """Replace each control character by a dot."""
-    return "".join(letter if letter.isprintable() else "·" for letter in text)
+def printable(text: str, weight: str = "normal") -> str:
+    """The text with a dot for each control character, and a box for each letter that no font here has."""
+    text = "".join(letter if letter.isprintable() else "·" for letter in text)
+    if missing := {letter for letter in text if ord(letter) not in _drawable(FONTS, weight)}:
+        logger.warning_once(
+            "No font that is used here has all letters of the text; they are drawn as boxes. Chinese, Japanese and Korean "
+            "need Noto Sans CJK, for example (on Debian: apt install fonts-noto-cjk)."
+        )
+    return "".join(MISSING if letter in missing else letter for letter in text)
+
+
+@cache
+def _installed(names: tuple[str, ...]) -> list[str]:
+    installed = font_manager.get_font_names()
+    return [name for name in names if name in installed]
+
+
+@cache
+def _drawable(names: tuple[str, ...], weight: str) -> frozenset[int]:
+    """Code points that the installed fonts have."""
+    fonts = (font_manager.FontProperties(family=name, weight=weight) for name in _installed(names))
+    return frozenset().union(*(font_manager.get_font(font_manager.findfont(font)).get_charmap() for font in fonts))
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of a text in the figure's font, in inches."""
-    font = font_manager.FontProperties(weight=weight, size=size)
+    font = font_manager.FontProperties(family=_installed(FONTS), weight=weight, size=size)
     # a renderer rounds each letter to whole pixels
     return 1.03 * text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
