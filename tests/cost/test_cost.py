@@ -35,6 +35,7 @@ def photos(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (1000, 300)).save(folder / "below" / "turned.jpg", exif=exif)
     (folder / "labels.txt").write_text("a")
+    (folder / "notes.pdf").write_text("a")  # Pillow writes PDF and does not read it
     return folder
 
 
@@ -57,7 +58,7 @@ def test_a_folder_is_measured_with_all_below_upright(photos):
     found = cost.find_images([photos])
     assert [os.path.basename(name) for name in found.names] == ["a.png", "b.jpg", "turned.jpg"]
     assert found.sizes == [(640, 480), (1000, 300), (300, 1000)]
-    assert [os.path.basename(name) for name in found.ignored] == ["labels.txt"]
+    assert [os.path.basename(name) for name in found.ignored] == ["labels.txt", "notes.pdf"]
 
 
 def test_patterns_and_files_are_measured(photos):
@@ -164,7 +165,7 @@ def test_a_data_set_gets_averages_and_a_histogram(photos, capsys):
     text = run(capsys, photos, "--model", "internvl2-8b")
     assert "averages of 3 images" in text
     assert "Images by number of tiles, thumbnail included; at most 12 without it" in text
-    assert "Ignored: 1 file of other kinds in the folders (txt)." in text
+    assert "Ignored: 2 files of other kinds in the folders (pdf, txt)." in text
     processor = InternVLXImageProcessor(slicing="ratio", max_patches=12)
     sizes = cost.find_images([photos]).sizes
     mean = sum(processor.get_number_of_image_patches(h, w) for w, h in sizes) / 3

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import PIL.Image
-
 Size = tuple[int, int]
 
 
@@ -64,7 +62,7 @@ def read_image_size(path: str | os.PathLike) -> Size:
 def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> ImageSizes:
     """Read the sizes of image files, of all images in folders and their subfolders, and of patterns (`photos/**/*.jpg`).
 
-    In a folder, files with the extensions that Pillow knows count as images; a file given by name or pattern must be one.
+    In a folder, files with the extensions that Pillow reads count as images; a file given by name or pattern must be one.
 
     Args:
         skip_broken: list unreadable images in `broken` and continue (default: raise).
@@ -85,13 +83,14 @@ def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = Fal
 
 
 def _paths(source: str | os.PathLike, found: ImageSizes) -> Iterator[Path]:
+    from ..processing.image_files import names_image
+
     path = Path(source)
     if not str(source):
         raise ValueError("An image path is empty, expected an image, a folder or a pattern.")
     if path.is_dir():
         paths = sorted(below for below in path.rglob("*") if below.is_file())
-        extensions = PIL.Image.registered_extensions()
-        images = [below for below in paths if below.suffix.lower() in extensions and not below.name.startswith(".")]
+        images = [below for below in paths if names_image(below) and not below.name.startswith(".")]
         found.ignored += map(str, sorted(set(paths) - set(images)))
         if not images:
             raise ValueError(f"The folder {path} has no images ({len(paths)} other files).")

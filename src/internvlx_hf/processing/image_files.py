@@ -113,6 +113,13 @@ def open_image(source: str | os.PathLike, access: ImageAccess = _UNLIMITED) -> P
     return image
 
 
+def names_image(name: str | os.PathLike) -> bool:
+    """Whether a file is an image that Pillow can read, by its ending."""
+    kind = PIL.Image.registered_extensions().get(Path(name).suffix.lower())
+    # an MPO is opened as the JPEG that it begins with; PDF and PALM are only written, of MPEG only the header is read
+    return kind == "MPO" or (kind in PIL.Image.OPEN and kind != "MPEG")
+
+
 def open_file(file, name: str) -> PIL.Image.Image:
     """Opens a path or the bytes of a file as an image, undecoded. Messages call it `name`.
 

@@ -17,7 +17,7 @@ import PIL.Image
 import torch
 from transformers.image_utils import is_valid_image
 
-from .image_files import ImageAccess, abbreviated, file_of, open_image
+from .image_files import ImageAccess, abbreviated, file_of, names_image, open_image
 
 # Containers that contain their frames. FFmpeg also reads lists of other files and addresses, which a video from a stranger
 # must not make it open.
@@ -377,8 +377,7 @@ def open_video(source, access: ImageAccess | None = None) -> Video:
 
 
 def _folder_images(folder: Path, name: str) -> list[Path]:
-    extensions = PIL.Image.registered_extensions()
-    files = [file for file in folder.iterdir() if file.suffix.lower() in extensions and file.is_file()]
+    files = [file for file in folder.iterdir() if names_image(file) and file.is_file()]
     if not files:
         raise ValueError(f"{name} is a folder without images, expected a video file or a folder of frames.")
     return sorted(files, key=_natural_order)
