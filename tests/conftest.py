@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tiny import tiny_model, tiny_processor
+from video_cases import numbered_video
 
 # suites of their own: `make test-hf`, `make test-vllm`, `make docs`
 collect_ignore = ["hf_suite", "engines", "site"]
@@ -30,6 +31,7 @@ def demo_output(tmp_path, monkeypatch):
     tiny_processor(model.config).save_pretrained(tmp_path / "out/demo/model")
     (tmp_path / "out/demo/pages").mkdir()
     Image.new("RGB", (128, 96), "white").save(tmp_path / "out/demo/pages/128x96-00.png")
+    (tmp_path / "clip.mp4").write_bytes(numbered_video())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))

@@ -175,7 +175,7 @@ def test_each_benchmark_is_a_task_with_that_prompt_and_metric(benchmark, report)
         ("video of a simple task", "Task 'films' has a str as visual, expected Pillow images."),
         ("a device for two processes", "device='cuda:0', device_map=None with 2 processes: expected neither"),
         ("shards of a model", "expected plain `accelerate launch --multi_gpu`, or one process with device_map=auto"),
-        ("rounds", "internvlx answers tasks of one round"),
+        ("rounds", "internvlx supports only tasks of one round"),
     ],
 )
 def test_what_there_is_not_is_refused_by_name(what, message, report):

@@ -141,7 +141,7 @@ def damaged_card(folder):
     ("damage", "message"),
     [
         (cut_short, "model-00002-of-00008.safetensors is damaged or truncated"),
-        (both_kinds, "There are model.safetensors and model-00001-of-00008.safetensors, model-00002"),
+        (both_kinds, "There are both model.safetensors and model-00001-of-00008.safetensors, model-00002"),
         (left_over_shard, "model-00001-of-00002.safetensors is not named by model.safetensors.index.json"),
         (
             index_too_long,
@@ -160,7 +160,7 @@ def damaged_card(folder):
             "holds no weights, expected one of model.safetensors, model.safetensors.index.json.",
         ),
         (other_vocabulary, "has the shape (320, 64), but config.json makes it (321, 64)"),
-        (a_million_layers, "config.json has text_config.num_hidden_layers=1000000, but the weights are only"),
+        (a_million_layers, "config.json has text_config.num_hidden_layers=1000000, but the weights hold only"),
         (other_tokens, "Processor and model do not fit: tokens per tile is 16 in the processor and 4 in config.json."),
         (no_auto_map, "config.json has no auto_map for AutoModel:"),
         (

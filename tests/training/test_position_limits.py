@@ -41,8 +41,8 @@ def checkpoint(tmp_path):
 def test_cost_says_which_prompts_pass_the_limit_of_positions(limit, past, checkpoint, capsys):
     folder, tokens = checkpoint(limit), ["--text-tokens", "6", "--answer-tokens", "3"]
     text = cost(capsys, folder, *tokens)
-    line = f"Past the limit: {past} of 2 prompts with their answer, under 'edge' with at most 9 tiles, pvtc and with LVTC, take "
-    assert (line + f"up to 648 positions; the language model is made for {limit}." in text) == bool(past)
+    line = f"Over the limit: {past} of 2 prompts with their answer, with slicing 'edge', at most 9 tiles, pvtc and with LVTC, take "
+    assert (line + f"up to 648 positions; the language model supports {limit}." in text) == bool(past)
     setting = json.loads(cost(capsys, folder, *tokens, "--json"))["settings"][0]
     assert (setting["position_limit"], setting["prompts_past_limit"]) == (limit, past)
     assert [prompt["positions"] for prompt in setting["prompts"]] == [64 + 6 + 2, 640 + 6 + 2]
