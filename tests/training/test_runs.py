@@ -357,7 +357,7 @@ def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
         ({"freeze": ["model.vision"]}, r"`freeze` names 'model.vision'"),
         ({"learning_rates": {"model.lvt": 1e-3}}, r"`learning_rates` names 'model.lvt'"),
         ({"resume_from_checkpoint": "last"}, r"`resume_from_checkpoint` is last, but .*out holds no checkpoint"),
-        ({"resume_from_checkpoint": "nowhere"}, r"`resume_from_checkpoint` is nowhere, which is no checkpoint"),
+        ({"resume_from_checkpoint": "nowhere"}, r"`resume_from_checkpoint` is nowhere, which is not a training checkpoint"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line_before_anything_is_written(settings, message, tmp_path, monkeypatch, capsys):
