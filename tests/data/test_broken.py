@@ -76,7 +76,7 @@ def test_a_line_that_is_no_utf8_is_named_and_skipped_if_wanted(folder, processor
         assert len(load_training_data(path, processor, on_broken="skip")[0])
 
 
-def test_running_out_of_memory_over_an_image_is_that_samples_fault(folder, processor, monkeypatch):
+def test_running_out_of_memory_for_an_image_breaks_only_its_sample(folder, processor, monkeypatch):
     path = folder / "data.jsonl"
     path.write_text("\n".join([with_image("whole.png"), json.dumps(GOOD)]))
 
@@ -113,7 +113,7 @@ def test_the_end_of_a_deeply_nested_record_is_found_past_brackets_in_texts(folde
 
 
 @pytest.mark.parametrize("rest", ["\n[{}]", " {}", "\n]", ",", "x"])
-def test_what_follows_a_list_is_not_lost(rest, folder, processor):
+def test_data_after_a_list_is_refused(rest, folder, processor):
     path = folder / "data.json"
     path.write_text(json.dumps([GOOD]) + rest)
     line = 1 + rest.count("\n")
@@ -147,7 +147,7 @@ def test_transparent_images_are_trained_on_as_the_processor_blends_them(folder, 
     assert torch.is_tensor(image)
 
 
-def test_a_sample_may_say_what_becomes_of_its_transparency(processor):
+def test_a_sample_may_set_alpha(processor):
     image = Image.new("RGBA", (32, 32), (9, 9, 9, 0))
     sample = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], "images": [image]}
     for alpha, level in (("white", 255), ("drop", 9)):
@@ -156,7 +156,7 @@ def test_a_sample_may_say_what_becomes_of_its_transparency(processor):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"max_patches": 3}, {"do_exif_transpose": False}])
-def test_large_images_are_cut_at_once_into_the_same_tiles(kwargs, processor, monkeypatch):
+def test_large_images_are_split_immediately_into_the_same_tiles(kwargs, processor, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
@@ -175,7 +175,7 @@ def test_large_images_are_cut_at_once_into_the_same_tiles(kwargs, processor, mon
     assert encoded.images[0].ndim - InternVLXDataCollator(processor).encoder(sample).images[0].ndim == 1
 
 
-def test_a_meta_file_says_the_least_and_the_most_tiles(folder, processor):
+def test_a_meta_file_sets_the_smallest_and_largest_number_of_tiles(folder, processor):
     (folder / "data.jsonl").write_text(with_image("whole.png"))
     for setting, tiles in (({"min_dynamic_patch": 2, "max_dynamic_patch": 2}, 3), ({"max_dynamic_patch": 1}, 1)):
         entry = {"annotation": str(folder / "data.jsonl"), "root": str(folder)} | setting

@@ -115,7 +115,7 @@ def test_ids_labels_and_tiles_are_those_of_the_processor(checkpoint, template, e
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16", "F", "sideways", "array", "unit floats"])
 @pytest.mark.parametrize("settings", [{}, {"do_rescale": False}, {"do_exif_transpose": False}])
-def test_tiles_are_those_of_the_image_processor_for_any_kind_of_picture(mode, settings):
+def test_tiles_are_those_of_the_image_processor_for_any_kind_of_image(mode, settings):
     """The encoder decodes pictures before the image processor sees them."""
     processor = tiny_processor(tiny_config(), **settings)
     image = picture(3 * TILE, TILE + 7)
@@ -246,7 +246,7 @@ def test_a_truncated_image_is_refused_by_its_name(processor, tmp_path):
         InternVLXDataCollator(processor)([asked() | {"images": [str(path)]}])
 
 
-def test_a_collator_that_skips_leaves_the_sample_out_and_counts_it(processor, caplog):
+def test_a_collator_skips_a_broken_sample_and_counts_it(processor, caplog):
     collator = InternVLXDataCollator(processor, on_broken="skip")
     batch = collator([asked(), asked(answer=""), asked(images=1)])
     assert len(batch["input_ids"]) == 2
@@ -262,7 +262,7 @@ def encoded(processor, sample, max_length=None, **kwargs):
     return SampleEncoder(processor, max_length, **kwargs)(sample)
 
 
-def test_max_length_cuts_text_behind_the_last_token_that_carries_loss(processor):
+def test_max_length_truncates_after_the_last_token_that_carries_loss(processor):
     sample = asked(answer="word " * 40, images=1)
     whole = encoded(processor, sample)
     cut = encoded(processor, sample, len(whole) - 30)
@@ -272,7 +272,7 @@ def test_max_length_cuts_text_behind_the_last_token_that_carries_loss(processor)
     np.testing.assert_array_equal(cut.labels, whole.labels[: len(cut)])
 
 
-def test_max_length_never_cuts_through_an_image(processor):
+def test_max_length_never_truncates_within_an_image(processor):
     """Every possible length: an image is there with all its placeholders and pixels, or not at all."""
     sample = dialogue()
     whole = encoded(processor, sample)
@@ -293,7 +293,7 @@ def test_max_length_never_cuts_through_an_image(processor):
     assert kept == {1, 2}
 
 
-def test_images_that_are_cut_off_are_not_read(processor, tmp_path):
+def test_truncated_images_are_not_read(processor, tmp_path):
     sample = dialogue()
     path = tmp_path / "later.png"
     picture(200, 200).save(path)
@@ -312,7 +312,7 @@ def test_a_sample_whose_images_are_too_long_is_skipped_and_counted(processor, po
     assert collator.encoder.counts.as_dict() == {"broken": 0, "too_long": 1, "cut": 0}
 
 
-def test_a_sample_that_is_too_long_is_fatal_by_choice(processor):
+def test_a_sample_that_is_too_long_can_be_an_error(processor):
     collator = InternVLXDataCollator(processor, max_length=20, on_too_long="error")
     with pytest.raises(ValueError, match=r"it has \d+ tokens, expected at most max_length=20"):
         collator([asked(answer="word " * 30)])

@@ -23,7 +23,7 @@ from internvlx_hf.training import (
 from tiny import LVTC, TILE, tiny_model, tiny_processor
 
 SETTINGS = {"plain": {}, "lvtc": LVTC}
-TILES = [1, 0, 3, 2, 0, 4]  # pictures so high; all but the first get a thumbnail
+TILES = [1, 0, 3, 2, 0, 4]  # heights of images in tiles (0: no image); those above 1 get a thumbnail
 
 
 def make_model(name):
@@ -107,7 +107,7 @@ def test_packed_rows_train_as_their_samples_do_one_by_one(model, annotations, at
     assert_same_step(step(model, [filled], num_items), want)
 
 
-def test_what_comes_along_for_flash_attention_bounds_the_samples(annotations):
+def test_the_arguments_of_flash_attention_bound_the_samples(annotations):
     processor = tiny_processor(make_model("lvtc").config)
     data = load_training_data(annotations, processor)
     samples = [data[i] for i in range(3)]
@@ -237,7 +237,7 @@ def test_rows_of_a_stream_fill_their_budget():
     assert sum(filled) / (4096 * len(rows)) > 0.95
 
 
-def test_a_sample_that_turns_out_broken_leaves_its_row_shorter(annotations):
+def test_a_broken_sample_makes_its_row_shorter(annotations):
     processor = tiny_processor(make_model("plain").config)
     data = load_training_data(annotations, processor, on_broken="skip")
     lengths = measure_sizes(data).tokens
@@ -269,7 +269,7 @@ def test_a_sample_goes_where_it_fits_exactly():
     assert [sum(map(len, row)) for row in streamed] == [10, 10, 10]
 
 
-def test_a_stream_gives_out_the_fullest_of_its_rows_first():
+def test_a_stream_yields_its_fullest_row_first():
     """Eight are open; of the ninth on, the fullest goes. The others may still be filled."""
     lengths = [60, 61, 69, 62, 63, 64, 65, 66, 67]
     first = next(iter(pack_stream([[0] * length for length in lengths], 100)))

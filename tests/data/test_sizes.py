@@ -31,7 +31,7 @@ def test_sizes_from_headers_are_what_encoding_gives(tmp_path, orientation, suffi
     assert len(tiles) == sizes.tiles[0]
 
 
-def test_an_orientation_behind_the_pixels_of_a_png_counts_too(processor, tmp_path):
+def test_an_orientation_after_the_pixels_of_a_png_applies(processor, tmp_path):
     """Pillow finds it when it decodes the image; measuring must not miss it, nor decode images that have none."""
     plain, late = tmp_path / "plain.png", tmp_path / "late.png"
     save_picture(plain, 5 * TILE, 2 * TILE)
@@ -129,7 +129,7 @@ def mixed_sizes(samples=2000):
     return SampleSizes(text + tiles * 256, tiles)
 
 
-def test_batches_of_like_cost_have_a_tenth_of_padding_where_random_ones_have_a_third():
+def test_batches_of_similar_cost_have_a_tenth_of_padding_and_random_ones_a_third():
     sizes = mixed_sizes()
     config = tiny_config()
     grouped = BatchSampler(CostGroupedSampler(sizes.costs(config), 8), 8, drop_last=False)
@@ -156,7 +156,7 @@ def test_grouped_batches_hold_every_sample_once_and_follow_seed_and_epoch_alone(
     assert abs(np.corrcoef(means, np.arange(250))[0, 1]) < 0.2
 
 
-def test_ranks_get_batches_of_like_cost_at_a_time():
+def test_ranks_get_batches_of_similar_cost_at_the_same_time():
     from accelerate.data_loader import BatchSamplerShard
 
     costs = np.random.default_rng(0).integers(1, 1000, 960)
@@ -177,7 +177,7 @@ def test_a_sampler_without_samples_or_batches_is_refused(costs, batch_size, erro
         CostGroupedSampler(costs, batch_size)
 
 
-def test_what_fills_no_batch_is_the_cheapest_of_its_group():
+def test_an_incomplete_batch_has_the_cheapest_samples_of_its_group():
     """So the dearest samples always share a batch."""
     order = list(CostGroupedSampler(np.arange(10), 4, seed=3))
     assert order[-2:] == [1, 0]

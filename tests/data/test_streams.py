@@ -35,7 +35,7 @@ def test_each_sample_is_streamed_once_over_all_ranks_and_workers(processor, anno
 
 
 @pytest.mark.parametrize("kind", ["file", "datasets"])
-def test_the_trainer_s_own_split_of_a_stream_shares_out_every_sample(processor, annotations, rows, kind):
+def test_the_trainer_s_own_split_of_a_stream_has_every_sample(processor, annotations, rows, kind):
     """What a plain `Trainer` does in two processes: each takes its share of the whole stream, the last batch filled up."""
     from accelerate.data_loader import IterableDatasetShard
 
@@ -58,7 +58,7 @@ def test_a_stream_comes_in_the_same_order_again(processor, annotations, rows, ki
 
 
 @pytest.mark.parametrize("kind", ["file", "datasets"])
-def test_an_endless_stream_goes_on_with_the_next_epoch(processor, annotations, rows, kind):
+def test_an_endless_stream_continues_with_the_next_epoch(processor, annotations, rows, kind):
     stream = iter(stream_of(processor, annotations, rows, kind, endless=True))
     seen = numbers(processor, [next(stream) for _ in range(30)])
     assert [sorted(seen[start : start + 10]) for start in (0, 10, 20)] == [list(range(10))] * 3
@@ -68,7 +68,7 @@ def test_an_endless_stream_goes_on_with_the_next_epoch(processor, annotations, r
 
 
 @pytest.mark.parametrize("kind", ["file", "datasets"])
-def test_shards_of_shards_share_out_every_sample(processor, annotations, rows, kind):
+def test_shards_of_shards_have_every_sample(processor, annotations, rows, kind):
     stream = stream_of(processor, annotations, rows, kind)
     shards = [stream.shard(2, outer).shard(2, inner) for outer in range(2) for inner in range(2)]
     assert sorted(number for shard in shards for number in numbers(processor, shard)) == list(range(10))

@@ -96,7 +96,7 @@ def test_lengths_are_known_without_decoding_a_frame(folder, processor, monkeypat
     assert sizes.tiles.tolist() == [3, 0]
 
 
-def test_frames_that_are_cut_off_are_not_decoded(folder, processor):
+def test_truncated_frames_are_not_decoded(folder, processor):
     messages = [*asked("What?"), {"role": "user", "content": "<video>And?"}, ANSWER]
     whole = SampleEncoder(processor)({"messages": messages, "videos": [folder / "clip.mp4"]})
     cut = SampleEncoder(processor, max_length=len(whole) - 20)({"messages": messages, "videos": [folder / "clip.mp4"]})

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Images that somebody broke, by seeded chance: each gives the right tiles or a clear error.
+"""Images damaged at random with a fixed seed: each gives the right tiles or a clear error.
 
 *Clear* is a ValueError or OSError that names the file or the value. *Silently wrong* is a result of another shape than the
 image's size asks for, pixels that are not finite, or others than an independent reading of the same source gives.
@@ -161,7 +161,7 @@ def array_of(generator: np.random.Generator) -> np.ndarray:
 
 
 def levels_of(array: np.ndarray) -> np.ndarray | None:
-    """(H, W, 3) levels by the documented rules, one image only; None for what is none."""
+    """(H, W, 3) levels by the documented rules, for one image only; None for other arrays."""
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     if array.ndim == 2:

@@ -87,7 +87,7 @@ def test_a_url_is_downloaded_also_from_within_an_event_loop():
 
 
 @pytest.mark.parametrize("has_length", [True, False])
-def test_a_download_of_too_many_bytes_is_cut_off(has_length):
+def test_a_download_of_too_many_bytes_is_stopped(has_length):
     sent = []
 
     def endless(path):
@@ -102,7 +102,7 @@ def test_a_download_of_too_many_bytes_is_cut_off(has_length):
 
 
 @pytest.mark.parametrize("part", ["body", "header"])
-def test_a_server_that_drips_is_left_after_the_time(part):
+def test_a_slow_download_is_stopped_after_the_time_limit(part):
     content = response(b"", "X-Long: " + "x" * 5000) if part == "header" else response(png() + bytes(5000))
     start = time.monotonic()
     with (
@@ -113,7 +113,7 @@ def test_a_server_that_drips_is_left_after_the_time(part):
     assert time.monotonic() - start < 20
 
 
-def test_a_scheme_may_be_written_large(folders):
+def test_a_url_scheme_may_be_in_capitals(folders):
     with server(lambda path: response(png())) as (port, _):
         assert open_image(f"HTTP://127.0.0.1:{port}/x.png").size == (256, 256)
     assert open_image(f"DATA:image/png;base64,{base64.b64encode(png()).decode()}").size == (256, 256)
@@ -129,7 +129,7 @@ def test_a_file_is_opened_by_the_path_that_was_allowed(folders, monkeypatch):
     assert opened == [str((shared / "deep" / "x.png").resolve())]  # a link could lead elsewhere by now
 
 
-def test_redirects_are_followed_but_not_for_ever():
+def test_redirects_are_followed_up_to_a_limit():
     def answer(path):
         number = int(path.strip("/"))
         return response(b"", f"Location: /{number - 1}", status="302 Found") if number else response(png())
@@ -141,7 +141,7 @@ def test_redirects_are_followed_but_not_for_ever():
             open_image(f"http://127.0.0.1:{port}/{MAX_REDIRECTS + 1}")
 
 
-def test_only_listed_hosts_are_asked_and_each_redirect_is_looked_at():
+def test_only_listed_hosts_are_contacted_and_each_redirect_is_checked():
     with server(lambda path: response(png())) as (port, paths):
         for access in (ImageAccess.for_server(), ImageAccess(hosts=["example.org"])):
             with pytest.raises(
@@ -165,7 +165,7 @@ def test_only_listed_hosts_are_asked_and_each_redirect_is_looked_at():
         assert paths == ["/x.png"]
 
 
-def test_a_public_host_is_asked_by_the_address_that_was_looked_up(monkeypatch):
+def test_a_public_host_is_contacted_at_the_address_that_was_checked(monkeypatch):
     lookups = []
 
     def getaddrinfo(host, port, *args, **kwargs):
@@ -309,7 +309,7 @@ def test_a_server_reads_only_what_lies_in_its_folders(folders, monkeypatch):
         open_image(shared / "none.png", access)
 
 
-def test_a_folder_whose_name_begins_alike_is_another(tmp_path):
+def test_a_folder_with_the_same_prefix_is_another_folder(tmp_path):
     for name in ("images", "images-secret"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.png").write_bytes(png())
@@ -319,7 +319,7 @@ def test_a_folder_whose_name_begins_alike_is_another(tmp_path):
         open_image(tmp_path / "images-secret" / "x.png", access)
 
 
-def test_a_server_reads_nothing_of_the_disk_unless_told_and_takes_base64(folders):
+def test_a_server_reads_no_file_by_default_and_accepts_base64(folders):
     access = ImageAccess.for_server()
     encoded = base64.b64encode(png()).decode()
     unpadded, lines = encoded.rstrip("="), "\n".join(encoded[i : i + 70] for i in range(0, len(encoded), 70))
@@ -386,7 +386,7 @@ def test_the_image_processor_asks_its_access_and_never_saves_it(folders, tmp_pat
 
 
 @pytest.mark.parametrize("path", ["/no/such.png", "no/such", "none.png", "https.png"])
-def test_a_file_that_does_not_exist_is_said_not_to_exist(path):
+def test_a_missing_file_is_reported_as_missing(path):
     sources = [path, Path(path), [path]]
     if path.startswith("/"):
         sources.append(f"file://{path}")
@@ -395,7 +395,7 @@ def test_a_file_that_does_not_exist_is_said_not_to_exist(path):
             InternVLXImageProcessor()(source)
 
 
-def test_what_is_no_file_says_what_it_is(tmp_path):
+def test_a_path_that_is_not_a_file_is_named_with_its_kind(tmp_path):
     with pytest.raises(ValueError, match="is a folder, expected the path of an image file"):
         open_image(tmp_path)
     with pytest.raises(ValueError, match="'/dev/null' is not a regular file"):

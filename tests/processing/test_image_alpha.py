@@ -170,7 +170,7 @@ def test_new_processors_take_white_and_those_saved_without_the_key_drop(tmp_path
     assert json.loads(path.read_text())["alpha"] == "drop"
 
 
-def test_another_word_for_alpha_is_refused():
+def test_an_unknown_alpha_is_refused():
     with pytest.raises(ValueError, match="alpha='black' is unknown, expected one of white, drop"):
         InternVLXImageProcessor(alpha="black")
     with pytest.raises(ValueError, match="alpha='black' is unknown"):

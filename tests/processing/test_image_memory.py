@@ -103,7 +103,7 @@ def test_arrays_of_all_layouts_say_their_size(kind, shape):
 
 
 @pytest.mark.parametrize("do_exif_transpose", [True, False])
-def test_a_turned_tiff_has_the_size_that_decoding_gives_it(do_exif_transpose):
+def test_a_rotated_tiff_has_its_decoded_size(do_exif_transpose):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     image = Image.open(io.BytesIO(content("TIFF", exif=exif)))
@@ -198,7 +198,7 @@ def test_eight_large_images_take_the_memory_of_one(excess, kind):
     assert excess[kind] < 4 * 3 * 3000 * 3000  # of eight decoded at once; one as Pillow holds it is 4 bytes a pixel
 
 
-def test_images_of_messages_are_not_decoded_before_their_tiles_are_cut(tmp_path, monkeypatch):
+def test_images_of_messages_are_not_decoded_before_they_are_split(tmp_path, monkeypatch):
     processor = tiny_processor(tiny_config("llama"))
     images = [Image.open(io.BytesIO(content("PNG", seed))) for seed in range(3)]
     processor(images=images, text="<IMG_CONTEXT>" * 3)

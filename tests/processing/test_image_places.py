@@ -76,7 +76,7 @@ def test_images_go_where_parts_or_marks_are(route, message, count, expected):
     assert len(inputs["pixel_values"]) in (count, 2 * count)
 
 
-def test_a_flat_list_is_shared_out_in_order():
+def test_a_flat_list_is_split_in_order():
     conversations = [[user("<image> or <image>")], [user([text("That is all?"), image_part()])]]
     images = [picture(seed) for seed in range(3)]
     inputs = encode(conversations, images=images, processor_kwargs={"padding": True})
@@ -198,7 +198,7 @@ def test_images_and_places_that_differ_are_refused(messages, images, error):
 
 @pytest.mark.parametrize("key", ["audio", "audios"])
 @pytest.mark.parametrize("value", ["x.mp3", ["x.mp3"], np.zeros((2, 4))])
-def test_sounds_of_a_sample_are_its_own_fault(key, value):
+def test_a_sample_with_audio_is_refused(key, value):
     sample = {"messages": [user("What?"), assistant("A cat.")], key: value}
     with pytest.raises(
         ValueError, match=f"(?s)a sample of the batch: it has {key}=.*, expected images and videos only"
@@ -218,7 +218,7 @@ def test_sounds_of_a_sample_are_its_own_fault(key, value):
         ({"image2": "x.png"}, "`image`"),
     ],
 )
-def test_what_training_would_drop_of_a_sample_is_refused(beside, expected):
+def test_keys_that_training_would_ignore_are_refused(beside, expected):
     (key,) = beside
     sample = {"messages": [user("What?"), assistant("A cat.")]}
     harmless = dict.fromkeys(beside) | {"image_id": "7", "imageId": 7, "width": 3, "source": "x"}
@@ -229,7 +229,7 @@ def test_what_training_would_drop_of_a_sample_is_refused(beside, expected):
         load_training_data([sample | beside], processor_of())[0]
 
 
-def test_sounds_in_a_file_are_named_with_their_line(tmp_path):
+def test_audio_in_a_file_is_named_with_its_line(tmp_path):
     good = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "audios": []}'
     (tmp_path / "data.jsonl").write_text(good + "\n" + good.replace('"audios": []', '"audios": ["x.mp3"]') + "\n")
     data = load_training_data(tmp_path / "data.jsonl", processor_of())
@@ -243,12 +243,12 @@ def test_sounds_in_a_file_are_named_with_their_line(tmp_path):
 
 
 @pytest.mark.parametrize("message", [user("x") | {"tool_calls": TOOLS}, user("x") | {"images": ["x.png"]}])
-def test_a_key_of_a_training_message_that_nobody_reads_is_refused(message):
+def test_an_unread_key_of_a_training_message_is_refused(message):
     with pytest.raises(ValueError, match="which the chat template does not write"):
         encode_sample([message, assistant("y")])
 
 
-def test_the_processor_takes_no_sound():
+def test_the_processor_refuses_audio():
     name = "audio"
     with pytest.raises(ValueError, match=r"Got audio=.*, expected images, videos and text only"):
         processor_of()(text="x", **{name: ["x.mp4"]})

@@ -68,7 +68,7 @@ def test_pillow_backend_gives_the_golden_pixels(path, name, case):
 def test_torch_backend_is_within_one_level_of_the_golden_pixels_but_for_two_in_ten_thousand(path, name, case):
     expected, tiles = golden_tiles_and_ours(path, name, case)
     difference = (levels(tiles) - levels(expected)).abs().round()
-    # These pictures are noise, the worst case: a level in 0.5 % of the pixels. A rounding of the first axis may come
+    # These images are noise, the worst case: a level in 0.5 % of the pixels. A rounding of the first axis may come
     # out of the second one as two levels, which happens to one pixel in ten thousand, and not in photographs.
     assert (difference > 0).float().mean() < 0.01
     assert (difference > 1).float().mean() < 2e-4
@@ -168,7 +168,7 @@ def test_rescaling_and_normalising_follow_their_switches():
 
 
 def routes(image: Image.Image, folder: Path):
-    """The same RGB picture by every route that carries all of its pixels."""
+    """The same RGB image by every route that keeps all of its pixels."""
     rgb = np.array(image)
     png = saved(image)
     path = folder / "picture.png"
@@ -202,7 +202,7 @@ def routes(image: Image.Image, folder: Path):
     }.items()
 
 
-def test_a_picture_gives_the_same_tiles_by_every_route(tmp_path):
+def test_an_image_gives_the_same_tiles_by_every_route(tmp_path):
     image = random_image(70, 41)
     expected = tiles_of(image)
     for name, route in routes(image, tmp_path):
@@ -276,7 +276,7 @@ def test_a_batch_is_its_images_one_after_another():
         assert features.num_patches.tolist() == [len(tiles) for tiles in expected]
 
 
-def test_an_image_processor_that_was_told_to_resize_and_nothing_of_tiles_only_resizes(tmp_path):
+def test_an_image_processor_with_a_size_and_no_tile_settings_only_resizes(tmp_path):
     size = {"height": 28, "width": 28}
     processor = InternVLXImageProcessor(do_resize=True, size=size)
     processor.save_pretrained(tmp_path)
@@ -303,7 +303,7 @@ def test_tensors_are_of_the_wanted_kind(return_tensors, kind):
     assert features["pixel_values"][0].shape == (3, 28, 28)
 
 
-def test_a_picture_of_a_whole_grid_needs_no_resizing():
+def test_an_image_of_a_whole_grid_needs_no_resizing():
     image = random_image(56, 28)
     tiles = tiles_of(image, do_resize=False, use_thumbnail=False, do_normalize=False, rescale_factor=1.0)
     np.testing.assert_array_equal(torch.cat(tuple(tiles), dim=-1).movedim(0, -1), np.array(image))
@@ -334,7 +334,7 @@ def test_tiles_made_are_the_tiles_predicted(width, height, mode, maximum, slicin
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_photo_gives_the_same_tiles_by_every_route(orientation, tmp_path):
+def test_a_rotated_photo_gives_the_same_tiles_by_every_route(orientation, tmp_path):
     stored = random_image(70, 41)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -349,12 +349,12 @@ def test_a_turned_photo_gives_the_same_tiles_by_every_route(orientation, tmp_pat
 
 
 @pytest.mark.parametrize("exif", [b"no exif", b"II*\0"])
-def test_a_broken_exif_block_is_passed_over(exif, path_of):
+def test_a_broken_exif_block_is_ignored(exif, path_of):
     image = random_image(70, 41)
     assert torch.equal(tiles_of(path_of(saved(image, exif=exif))), tiles_of(image))
 
 
-def test_a_turned_tiff_is_not_turned_twice(tmp_path):
+def test_a_rotated_tiff_is_not_rotated_twice(tmp_path):
     # Pillow turns TIFF files itself when it decodes them
     exif = Image.Exif()
     exif[ORIENTATION] = 6

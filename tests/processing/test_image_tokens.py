@@ -157,7 +157,7 @@ def test_such_an_answer_has_the_tokens_of_plain_text(checkpoint):
 
 @each_tokenizer
 @pytest.mark.parametrize("route", ["return_labels", "collator"])
-def test_such_an_answer_is_learnt_whole(checkpoint, route):
+def test_such_an_answer_carries_loss_in_full(checkpoint, route):
     processor = processor_of(checkpoint)
     conversation = [user("<image>\nWhat?"), assistant(ANSWER)]
     if route == "collator":
@@ -203,7 +203,7 @@ def test_a_literal_in_the_final_message_is_continued():
     assert written(inputs).endswith("assistant\nThe <img> tag")
 
 
-def test_a_tokenizer_that_cannot_write_literals_says_so():
+def test_a_tokenizer_that_cannot_write_literals_is_refused():
     processor = processor_of()
 
     class Slow:
@@ -220,7 +220,7 @@ def test_a_tokenizer_that_cannot_write_literals_says_so():
         assert processor.image_token == "<IMG_CONTEXT>"
 
 
-def test_escaping_goes_around_no_other_text():
+def test_escaping_changes_no_other_text():
     assert escaped("a <img> <image>", LITERALS) == "a <\u2060img> <\u2060image>"
     assert escaped("a < img> <im age> <IMAGE>", LITERALS) == "a < img> <im age> <IMAGE>"
 

@@ -153,7 +153,7 @@ def test_messages_stay_as_they_were():
     "value", ["x.png", Path("x.png"), picture(), [picture()], np.zeros((1, 3, 4, 4)), torch.zeros(3, 4, 4)]
 )
 @pytest.mark.parametrize("method", ["chat", "batch_chat"])
-def test_chat_says_how_tiles_are_made(method, value):
+def test_chat_explains_how_to_make_tiles(method, value):
     model, tokenizer = recorder_and_tokenizer()
     question = "What?" if method == "chat" else ["What?"]
     with pytest.raises(

@@ -173,7 +173,7 @@ def test_a_template_given_comes_before_the_tokenizers_and_that_before_the_defaul
 
 @pytest.fixture
 def png_server():
-    """Serves one picture on 127.0.0.1; gives its bytes and its URL."""
+    """Serves one image on 127.0.0.1; returns its bytes and its URL."""
     stream = io.BytesIO()
     image().save(stream, "PNG")
 
@@ -193,7 +193,7 @@ def png_server():
     server.server_close()
 
 
-def test_a_picture_of_a_message_gives_the_same_inputs_by_every_route(png_server, tmp_path):
+def test_an_image_in_a_message_gives_the_same_inputs_by_every_route(png_server, tmp_path):
     content, url = png_server
     path = tmp_path / "picture.png"
     path.write_bytes(content)
@@ -369,8 +369,8 @@ REMOTE_SCRIPT = textwrap.dedent(
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     folder, copy = map(Path, sys.argv[1:])
-    picture = np.random.default_rng(0).integers(0, 256, (41, 70, 3), dtype=np.uint8)
-    message = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}
+    image = np.random.default_rng(0).integers(0, 256, (41, 70, 3), dtype=np.uint8)
+    message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}
 
     def run(folder):
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -390,7 +390,7 @@ REMOTE_SCRIPT = textwrap.dedent(
     assert again.to_dict() == processor.to_dict()
     assert all(torch.equal(inputs[name], inputs_again[name]) for name in inputs)
     alone = AutoImageProcessor.from_pretrained(copy / "image_processor", trust_remote_code=True)
-    assert torch.equal(alone(picture, return_tensors="pt").pixel_values, inputs["pixel_values"])
+    assert torch.equal(alone(image, return_tensors="pt").pixel_values, inputs["pixel_values"])
     """
 )
 

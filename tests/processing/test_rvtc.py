@@ -38,7 +38,7 @@ def test_all_golden_cases_exactly(slicing):
             assert found == results[slicing], (case, max_tiles)
 
 
-def test_a_small_picture_costs_thirteen_tiles_by_ratio_and_one_by_its_edges():
+def test_a_small_image_takes_thirteen_tiles_by_ratio_and_one_by_edges():
     assert TilingRule(448, 448, 1, 12, "ratio").plan(640, 480).num_tiles == 13
     assert TilingRule(448, 448, 1, 12, "edge").plan(640, 480).num_tiles == 1
     assert TilingRule(448, 448, 1, 12, "area").plan(640, 480).num_tiles == 1

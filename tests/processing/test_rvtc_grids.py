@@ -69,7 +69,7 @@ def test_the_reference_s_order_decides_between_two_grids_of_four_tiles():
     assert {small, large} == {(2, 2), (4, 1)}
 
 
-def test_grids_stand_in_the_reference_s_order():
+def test_grids_are_in_the_reference_s_order():
     for max_tiles in range(1, 33):
         for min_tiles in range(1, max_tiles + 1):
             assert list(_grids(min_tiles, max_tiles)) == reference_grids(min_tiles, max_tiles)

@@ -113,7 +113,7 @@ def test_a_frame_of_a_file_is_the_same_whether_it_is_sought_or_all_before_it_are
         np.testing.assert_array_equal(frame, everything[index])
 
 
-def test_only_what_is_sampled_is_decoded(monkeypatch):
+def test_only_sampled_frames_are_decoded(monkeypatch):
     """A video of hours is not decoded whole: of 600 frames, eight and those between each and its keyframe are."""
     video, decoded = open_video(numbered_video(600, fps=2, gop=6)), []
     reader = video_files._PyavReader
@@ -146,7 +146,7 @@ def frame_numbers_of(plain, video, **kwargs) -> list[int]:
     ]
 
 
-def test_frames_that_are_given_one_by_one_are_taken_as_they_are(plain, tmp_path):
+def test_all_frames_of_a_list_are_used(plain, tmp_path):
     frames = [np.full((32, 48, 3), 4 * number, np.uint8) for number in range(12)]
     images = [PIL.Image.fromarray(frame) for frame in frames]
     for number, image in enumerate(images):
@@ -179,7 +179,7 @@ def test_several_videos_come_one_after_another(clip, plain):
 
 
 @pytest.mark.parametrize("source", ["bytes", "path", "file url", "data url", "base64"])
-def test_a_file_is_read_from_wherever_it_is(source, clip, plain):
+def test_a_video_file_is_read_from_every_kind_of_source(source, clip, plain):
     encoded = base64.b64encode(clip.read_bytes()).decode()
     sources = {
         "bytes": clip.read_bytes(),
@@ -238,7 +238,7 @@ def test_without_a_decoder_a_file_is_refused_and_a_list_of_frames_is_not(clip, m
         ("half a matroska", "is truncated: it ends after .* of 60 frames"),
     ],
 )
-def test_a_file_that_is_no_whole_video_is_named(broken, error, tmp_path, plain):
+def test_a_file_that_is_not_a_complete_video_is_named(broken, error, tmp_path, plain):
     if isinstance(broken, str):
         container = broken.split()[-1]
         data = sound() if broken == "sound" else numbered_video(60, container=container)
@@ -312,7 +312,7 @@ def encode(processor, messages, **kwargs):
 
 
 @pytest.mark.parametrize("route", ["part", "list of frames", "path", "bare", "mark", "in front"])
-def test_a_video_in_messages_is_a_line_for_each_frame(route, clip, processor):
+def test_a_video_in_messages_is_one_line_per_frame(route, clip, processor):
     frames = list(open_video(clip).frames([6, 18]))
     content = {
         "part": [{"type": "video", "video": str(clip)}, text("What?")],
@@ -378,7 +378,7 @@ def test_what_the_assistant_writes_is_text_also_where_it_looks_like_a_video(proc
     assert "<video>" in processor.tokenizer.decode(ids)
 
 
-def test_labels_begin_behind_the_frames(clip, processor):
+def test_labels_begin_after_the_frames(clip, processor):
     messages = [*user({"type": "video", "video": clip}, text("What?")), {"role": "assistant", "content": "A cat."}]
     inputs = processor.apply_chat_template(messages, return_labels=True, return_tensors="pt")
     answer = inputs["labels"][inputs["labels"] != -100]

@@ -27,7 +27,7 @@ def test_the_defaults_are_the_paper_s(tmp_path):
     assert training.get_warmup_steps(1000) == 30
 
 
-def test_flags_win_over_the_file(tmp_path):
+def test_flags_override_the_file(tmp_path):
     model, _, lora, training = parse(
         tmp_path,
         {"learning_rate": 1e-3, "max_patches": 6, "bf16": False, "lora_rank": 8},
@@ -96,7 +96,7 @@ def test_wrong_settings_are_named(settings, flags, message, tmp_path):
         parse(tmp_path, settings, *flags)
 
 
-def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
+def test_the_command_prints_an_error_in_one_line(tmp_path, capsys):
     assert main(["train", str(tmp_path / "no.yaml")]) == 1
     assert main(["train", "--model_name_or_path", "base", "--train_dat", "x"]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -112,7 +112,7 @@ def test_a_missing_package_is_named_with_what_installs_it(command, monkeypatch, 
     assert capsys.readouterr().err == f"internvlx: {command} needs peft: pip install peft\n"
 
 
-def test_help_tells_our_settings_before_those_of_transformers(capsys):
+def test_help_lists_this_package_s_settings_before_those_of_transformers(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--help"])
     assert stopped.value.code == 0

@@ -99,7 +99,7 @@ def test_numbers_are_short():
     assert [duration(value) for value in (0.123, 59, 61, 3723)] == ["0.12 s", "59 s", "0:01:01", "1:02:03"]
 
 
-def test_the_summary_says_what_was_left_out_and_cut():
+def test_the_summary_states_what_was_skipped_and_truncated():
     sizes = SampleSizes(*np.array([[10, 20, 0, 30], [1, 2, 0, 0], [1, 1, 0, 0], [5, 5, 0, 5], [0, 1, 0, 0]]))
     sources = [{"name": "a.jsonl", "samples": 2, "repeat_time": 2.0}, {"name": "stream"}]
     data = RunData([0] * 4, None, sizes=sizes, sources=sources, settings={"max_length": 30}, skipped={"too_long": 1})

@@ -20,7 +20,7 @@ def tiles(number: int = 1) -> torch.Tensor:
     return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_branch_is_left_out_whole_and_else_scaled():
+def test_a_branch_is_dropped_or_scaled():
     torch.manual_seed(0)
     branch = torch.ones(4000, 2, 3)
     module = torch.nn.Identity().train()
@@ -33,7 +33,7 @@ def test_a_branch_is_left_out_whole_and_else_scaled():
     assert DropPath(0.25)(module.eval(), (), branch) is branch
 
 
-def test_the_rate_rises_evenly_over_the_layers():
+def test_the_rate_rises_linearly_over_the_layers():
     layers = model_with_drop_path().model.vision_tower.encoder.layer
     rates = [
         [hook.rate for hook in branch._forward_hooks.values()]

@@ -84,7 +84,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_resumed_adapter_is_the_one_that_was_never_stopped_bit_by_bit(trained, tmp_path):
+def test_a_resumed_adapter_matches_an_uninterrupted_one_bit_for_bit(trained, tmp_path):
     folder, whole = trained
     settings = {"lora_rank": 4, "learning_rate": 1e-2, "lora_dropout": 0.3, "learning_rates": {"model.lvtc": 2e-2}}
     resumed = run(

@@ -99,7 +99,7 @@ def test_each_group_s_learning_rate_is_reported_as_it_was_used(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora_rank", [0, 2], ids=["full", "LoRA"])
-def test_a_resumed_training_goes_on_counting(lora_rank, tmp_path):
+def test_a_resumed_run_continues_counting(lora_rank, tmp_path):
     """Also where the checkpoint lies between two logs."""
     whole = run(tmp_path, lora_rank=lora_rank, logging_steps=4, report_to="none")
     resumed = run(

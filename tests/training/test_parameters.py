@@ -46,7 +46,7 @@ def test_stage_two_trains_everything_but_what_is_frozen():
     assert trained(model) == {name for name, _ in model.named_parameters()} - frozen
 
 
-def test_what_is_named_to_be_trained_wins():
+def test_train_overrides_freeze():
     model = tiny_model(**LVTC)
     choose_trainable(model, stage=1, train=[f"{TEXT}.layers.2-3.self_attn.*_proj", HEAD])
     extra = trained(model) - names(model, "model.multi_modal_projector", "model.lvtc")
@@ -58,7 +58,7 @@ def test_what_is_named_to_be_trained_wins():
     assert trained(model) == {name for name, _ in model.named_parameters()} - names(model, TEXT) | kept
 
 
-def test_a_tied_tensor_goes_by_both_of_its_names():
+def test_a_tied_tensor_matches_both_of_its_names():
     model = tiny_model(text_config={"tie_word_embeddings": True})
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     choose_trainable(model, stage=2, freeze=[HEAD])
@@ -93,7 +93,7 @@ def test_a_pattern_stands_for_a_module_and_all_in_it(pattern, name, expected):
     assert matches(pattern, name) is expected
 
 
-def test_what_peft_adds_goes_by_the_name_of_its_module():
+def test_peft_s_parameters_have_the_name_of_their_module():
     assert plain_name("base_model.model.model.lvtc.modules_to_save.default.hr_projector.norm.weight") == (
         "model.lvtc.hr_projector.norm.weight"
     )
@@ -117,7 +117,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_what_is_near(choice, messa
         choose_trainable(tiny_model(**LVTC), stage=2, **choice)
 
 
-def test_the_table_tells_what_is_trained():
+def test_the_table_shows_what_is_trained():
     model = tiny_model(**LVTC)
     choose_trainable(model, stage=1)
     rows = {line.split()[0]: line.split()[1:] for line in trainable_table(model).splitlines()}

@@ -87,7 +87,7 @@ def test_samples_past_the_limit_are_in_the_logs_of_a_training(tmp_path):
     assert [seen[step] for step in (2, 4, 6)] == [sum(past[:step]) for step in (2, 4, 6)]
 
 
-def test_measured_samples_past_the_limit_are_said_before_the_training(tmp_path, caplog):
+def test_measured_samples_past_the_limit_are_warned_of_before_training(tmp_path, caplog):
     save_checkpoint(tmp_path / "base", text_config={"max_position_embeddings": 48})
     run(tmp_path, train_sampling_strategy="group_by_cost", max_steps=1, save_strategy="no")
     told = [

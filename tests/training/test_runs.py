@@ -48,7 +48,7 @@ def test_stage_one_changes_the_projectors_alone(stage_one):
 
 
 @pytest.mark.slow
-def test_stage_two_goes_on_from_stage_one_and_changes_everything(stage_one, tmp_path):
+def test_stage_two_starts_from_stage_one_and_changes_everything(stage_one, tmp_path):
     run(tmp_path, model_name_or_path=str(stage_one / "out"), stage=2, bf16=True)
     before, after = saved_weights(stage_one / "out"), saved_weights(tmp_path / "out")
     assert changed(before, after) == before.keys()
@@ -138,7 +138,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_resumed_training_is_the_one_that_was_never_stopped_bit_by_bit(case, tmp_path):
+def test_a_resumed_run_matches_an_uninterrupted_one_bit_for_bit(case, tmp_path):
     """Dropout, stochastic depth and shuffling included."""
     settings = CASES[case]
     whole = run(tmp_path, **settings)
@@ -173,9 +173,7 @@ class At(TrainerCallback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_training_that_is_asked_to_stop_saves_and_goes_on_from_there(
-    number, heard_signals, tmp_path, monkeypatch, capsys
-):
+def test_a_stopped_run_saves_a_checkpoint_and_resumes_from_it(number, heard_signals, tmp_path, monkeypatch, capsys):
     whole = run(tmp_path, save_strategy="no")
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     config = write_config(tmp_path, output_dir=str(tmp_path / "stopped"), save_strategy="no")
@@ -215,7 +213,7 @@ def test_a_second_signal_stops_at_once(heard_signals):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_record_names_what_was_learned_from(tmp_path):
+def test_the_record_names_the_data(tmp_path):
     first, second = write_data(tmp_path / "first", 4), write_data(tmp_path / "second", 6)
     second = second.rename(second.with_name("more.jsonl"))
     meta = {
@@ -245,7 +243,7 @@ def test_the_record_names_what_was_learned_from(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packing_tokens", [0, 60], ids=["padded", "packed"])
-def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_path, monkeypatch):
+def test_broken_samples_are_skipped_if_set_and_named(packing_tokens, tmp_path, monkeypatch):
     data = write_data(tmp_path / "data")
     (tmp_path / "data" / "5.png").write_bytes(b"no picture")
     seen = []
@@ -263,7 +261,7 @@ def test_broken_samples_are_left_out_if_so_wished_and_named(packing_tokens, tmp_
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_passed_over(tmp_path):
+def test_an_incomplete_checkpoint_is_ignored(tmp_path):
     whole = run(tmp_path)
     (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").unlink()
     settings = write_config(tmp_path)
@@ -277,7 +275,7 @@ def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_pass
 
 
 @pytest.mark.slow
-def test_a_frozen_tower_drops_nothing_out_in_training_and_all_else_does(tmp_path):
+def test_only_a_frozen_tower_has_no_dropout_in_training(tmp_path):
     seen = {}
 
     class Look(TrainerCallback):
@@ -299,7 +297,7 @@ def test_a_frozen_tower_drops_nothing_out_in_training_and_all_else_does(tmp_path
     assert all(seen[2].values())
 
 
-def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
+def test_evaluation_returns_the_mean_loss_without_other_logits(tmp_path):
     data = write_data(tmp_path / "eval", 5, seed=3)
     shapes = []
     trainer = run(
@@ -357,10 +355,13 @@ def test_evaluation_is_the_mean_loss_and_forms_no_logits_but_for_it(tmp_path):
         ({"freeze": ["model.vision"]}, r"`freeze` names 'model.vision'"),
         ({"learning_rates": {"model.lvt": 1e-3}}, r"`learning_rates` names 'model.lvt'"),
         ({"resume_from_checkpoint": "last"}, r"`resume_from_checkpoint` is last, but .*out holds no checkpoint"),
-        ({"resume_from_checkpoint": "nowhere"}, r"`resume_from_checkpoint` is nowhere, which is not a training checkpoint"),
+        (
+            {"resume_from_checkpoint": "nowhere"},
+            r"`resume_from_checkpoint` is nowhere, which is not a training checkpoint",
+        ),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line_before_anything_is_written(settings, message, tmp_path, monkeypatch, capsys):
+def test_errors_are_printed_in_one_line_before_anything_is_written(settings, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, model_type in (("native", "internvl"), ("old", "internvl_chat")):
         (tmp_path / name).mkdir()

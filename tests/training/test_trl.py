@@ -80,7 +80,7 @@ def supervised(trainer: SFTTrainer) -> list[str]:
 
 @pytest.mark.slow
 @TWO_CASES
-def test_sft_learns_what_is_on_the_pictures(settings, tmp_path):
+def test_sft_learns_what_is_on_the_images(settings, tmp_path):
     model = tiny_model(**settings)
     trainer = trainer_for(
         model, tiny_processor(model.config), conversations(), tmp_path, max_steps=20, assistant_only_loss=True
@@ -92,14 +92,14 @@ def test_sft_learns_what_is_on_the_pictures(settings, tmp_path):
     assert 0 < logs[-1]["entropy"] < logs[0]["entropy"]
 
 
-def test_assistant_only_labels_are_what_the_assistant_says(tmp_path):
+def test_assistant_only_labels_are_the_assistant_s_text(tmp_path):
     model = tiny_model()
     trainer = trainer_for(model, tiny_processor(model.config), conversations(), tmp_path, assistant_only_loss=True)
     said = [f"{colour}.<|im_end|>None, {colour}.<|im_end|>" for colour in COLOURS for _ in range(2)]
     assert supervised(trainer) == sorted(said)
 
 
-def test_completion_labels_are_what_the_assistant_says(tmp_path):
+def test_completion_labels_are_the_assistant_s_text(tmp_path):
     model = tiny_model()
     trainer = trainer_for(model, tiny_processor(model.config), prompts(), tmp_path, per_device_train_batch_size=2)
     said = [text.removesuffix("\n") for text in supervised(trainer)]
