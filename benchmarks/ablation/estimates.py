@@ -1,4 +1,4 @@
-"""What the seeds of a configuration say: means with their standard errors, and differences."""
+"""Estimates over the seeds of a configuration: means and differences with their standard errors."""
 
 import statistics
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ def estimate(values: list[float]) -> Estimate:
 
 
 def accuracy(runs: list[dict], kind: str = "all") -> Estimate:
-    """In percent."""
+    """The accuracy of runs, in percent."""
     return estimate([100 * run["accuracy"][kind] for run in runs])
 
 
 def difference(runs: list[dict], others: list[dict]) -> Estimate | None:
-    """Points of accuracy between two configurations, seed by seed; None without a common seed.
+    """The difference in accuracy between two configurations, in points, paired by seed. None without a common seed.
 
-    Runs of one seed see the same pages in the same order, so this is known better than either accuracy.
+    Runs with the same seed see the same pages in the same order, so the difference is more precise than either accuracy.
     """
     other = {run["seed"]: run for run in others}
     pairs = [(run, other[run["seed"]]) for run in runs if run["seed"] in other]

@@ -1,4 +1,4 @@
-"""The paper's orderings, and whether they appear: what is said to be better, what worse, in which group."""
+"""The paper's orderings of configurations in each group, better before worse, and whether the runs show them."""
 
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """By two standard errors, a rule of thumb with so few seeds; less than half a point is no difference, however sure."""
+        """Judged by two standard errors, a rule of thumb for few seeds. Less than half a point never counts as a difference."""
         if self.gain.error is None:
             return "one seed"
         if abs(self.gain.mean) <= 2 * self.gain.error or abs(self.gain.mean) < 0.5:
@@ -78,7 +78,7 @@ class Finding:
 
 
 def findings(group: str, runs: dict[str, list[dict]]) -> list[Finding]:
-    """What can be said of the paper's orderings of a group."""
+    """The findings on the paper's orderings of a group."""
     found = []
     for claim, better, worse in PAPER[group]:
         gain = difference(runs[better], runs[worse]) if better in runs and worse in runs else None

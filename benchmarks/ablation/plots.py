@@ -74,7 +74,7 @@ def figure_7(runs):
         with_errors(axes, [64], [linear], color=INK, marker="s", linestyle="", label="linear, no compression")
     axes.axhline(10, color=GREY, linewidth=1, linestyle=":")
     axes.annotate("chance", (64, 10), xytext=(0, 4), textcoords="offset points", ha="right", color=GREY, fontsize=9)
-    log_axis(axes, [1, 4, 16, 64], "visual tokens a tile (64 patches)")
+    log_axis(axes, [1, 4, 16, 64], "visual tokens per tile (64 patches)")
     axes.set_title("Projectors under compression")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -103,7 +103,7 @@ def figure_8(runs):
     return figure
 
 
-# Where a name stands beside its point, in points of type, and how it is aligned; those not named are up to the right.
+# offset of a name from its point in points, and its alignment; by default, names are above and to the right
 BESIDE = {
     "Base": ((8, -11), "left"),
     "+ LVTC": ((-8, -3), "right"),
@@ -118,7 +118,7 @@ BESIDE = {
 
 
 def scatter(axes, runs, x, styles: dict[str, dict]) -> None:
-    """Accuracy over `x(records)`, every configuration with its name beside it."""
+    """Plot accuracy over `x(records)`, with the name of each configuration beside its point."""
     for name, records in runs.items():
         with_errors(axes, [x(records)], [records], marker="o", markersize=7, linestyle="", **styles.get(name, {}))
         offset, alignment = BESIDE.get(name, ((8, 4), "left"))

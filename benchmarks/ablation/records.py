@@ -1,4 +1,4 @@
-"""The finished runs: one JSON file each while they come in, one compact file a group to be kept."""
+"""Storage of finished runs: a JSON file per run in the cache, and a compact file per group in the results."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from settings import Configuration, Schedule
 
 
 class Records:
-    """Runs in `folder`, each under the key of all its settings, so that nothing runs twice and a stopped job goes on."""
+    """Runs in `folder`, keyed by all of their settings, so that nothing runs twice and a stopped job resumes."""
 
     def __init__(self, folder: Path, schedule: Schedule):
         self.folder, self.schedule = folder, schedule
@@ -35,9 +35,9 @@ class Records:
         unfinished.rename(path)
 
     def missing(self, groups: dict[str, dict[str, Configuration]], seeds: list[int]) -> Iterator[tuple]:
-        """(group, name, configuration, seed) of what has not run: all groups with the first seed, then the next seed.
+        """(group, name, configuration, seed) of the missing runs: all groups with the first seed, then with the next seed.
 
-        Looks for each only when it is asked for, so that two processes can work on one list.
+        Each run is looked up when the iterator reaches it, so that two processes can share a list.
         """
         for seed in seeds:
             for group, configurations in groups.items():
@@ -46,7 +46,7 @@ class Records:
                         yield group, name, configuration, seed
 
     def collect(self, configurations: dict[str, Configuration], seeds: list[int]) -> dict[str, list[dict]]:
-        """The finished runs of a group by name, those without any left out."""
+        """The finished runs of a group by name, without names that have none."""
         found = {
             name: [record for seed in seeds if (record := self.find(configuration, seed)) is not None]
             for name, configuration in configurations.items()
@@ -55,7 +55,7 @@ class Records:
 
 
 def save_group(path: Path, runs: dict[str, list[dict]]) -> None:
-    """One file of a group, a run a line."""
+    """Write the runs of a group to a file, one run per line."""
     groups = []
     for name, records in runs.items():
         lines = ",\n  ".join(json.dumps(run) for run in records)

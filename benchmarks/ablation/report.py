@@ -24,7 +24,7 @@ PLOTS = {
 
 
 def table(runs: dict[str, list[dict]]) -> str:
-    """Markdown, a row a configuration; the difference is to the first."""
+    """A Markdown table with a row per configuration. Differences are to the first one."""
     reference = next(iter(runs.values()))
     header = [
         "configuration", "accuracy, %", "against the first", "transcription", "questions", "pages, all right", "tiles",
@@ -54,7 +54,7 @@ def table(runs: dict[str, list[dict]]) -> str:
 
 
 def write_report(folder: Path) -> str:
-    """Write `README.md` and the plots of the groups that `folder` holds; returns the text."""
+    """Write `README.md` and the plots of the groups in `folder`, and return the text of the report."""
     groups = {name: load_group(folder / f"{name}.json") for name in TITLES if (folder / f"{name}.json").exists()}
     parts = ["# The paper in miniature", INTRODUCTION]
     for name, runs in groups.items():

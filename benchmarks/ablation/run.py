@@ -1,7 +1,7 @@
-"""The paper's ablations in miniature: train and read what has not been, then write the tables and plots.
+"""The paper's ablations in miniature: train and evaluate the missing runs, then write the tables and plots.
 
-Every run is kept as soon as it is done: stop whenever, start again, run parts (`--only table2 --seeds 0`), or let two
-processes share the work (`--shard 0/2`, `--shard 1/2`).
+Each run is saved when it is done, so you can stop and resume, run parts (`--only table2 --seeds 0`), or share the work
+between two processes (`--shard 0/2`, `--shard 1/2`).
 """
 
 import argparse
@@ -25,14 +25,21 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--shard", default="0/1", help="I/N: run every N-th of the missing runs only, from the I-th on"
+        "--shard", default="0/1", help="I/N: run only every N-th missing run, starting with the I-th (default: 0/1)"
     )
-    parser.add_argument("--cache", type=Path, default=Path("out/ablation"), help="bases, tiled pages and single runs")
-    parser.add_argument("--results", type=Path, help=f"where the report goes (default: {RESULTS})")
-    parser.add_argument("--stage2-steps", type=int, help="of another schedule, to look into a result; needs --results")
-    parser.add_argument("--configurations", nargs="+", metavar="NAME", help="only these of the groups")
     parser.add_argument(
-        "--quick", action="store_true", help="a few steps of one configuration or two a group, into out/"
+        "--cache",
+        type=Path,
+        default=Path("out/ablation"),
+        help="folder for bases, tiled pages and runs (default: out/ablation)",
+    )
+    parser.add_argument("--results", type=Path, help=f"folder of the report (default: {RESULTS})")
+    parser.add_argument("--stage2-steps", type=int, help="steps of stage 2 in another schedule; needs --results")
+    parser.add_argument(
+        "--configurations", nargs="+", metavar="NAME", help="run only these configurations of the groups"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of one or two configurations per group, into out/"
     )
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
@@ -62,7 +69,7 @@ def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, 
 def main() -> None:
     args = parse_arguments()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)  # the models are small: a second process is worth more than a second thread
+    torch.set_num_threads(1)  # the models are small: a second process helps more than a second thread
     schedule, groups, seeds, results = Schedule(), {name: GROUPS[name] for name in args.only}, args.seeds, args.results
     if args.configurations:
         groups = {g: {n: c for n, c in group.items() if n in args.configurations} for g, group in groups.items()}

@@ -1,7 +1,7 @@
-"""What each run is: the configurations of the paper's Tables 2-5 and Figures 7 and 8, scaled down.
+"""The settings of the runs: the configurations of the paper's Tables 2-5 and Figures 7 and 8, scaled down.
 
-S = 8 patches a side, so one tile has 64 patches. The paper's 256 and 1024 tokens a tile (M = 2 and 1) become N = 4 and 4N = 16
-(M = 4 and 2): 16 digits have a token each at 4N, and four share one at N.
+S = 8 patches per side, so a tile has 64 patches. The paper's 256 and 1024 tokens per tile (M = 2 and 1) become N = 4 and 4N = 16
+(M = 4 and 2): at 4N, each of 16 digits has a token; at N, four digits share one.
 """
 
 import hashlib
@@ -9,17 +9,17 @@ import json
 from dataclasses import asdict, dataclass, field
 
 LAYERS = 8  # of the language model
-EXPAND_LAYER = 3 * LAYERS // 4 - 1  # k, the library's own choice for the paper's 3/4
-PATCHES = 8  # S, a side of a tile
+EXPAND_LAYER = 3 * LAYERS // 4 - 1  # k, the library's default for the paper's 3/4
+PATCHES = 8  # S, patches per side of a tile
 PROJECTORS = ("pixel_shuffle", "ldpv2", "token_packer", "pvtc", "average")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast everything is trained, the same for every configuration."""
+    """Steps, learning rates and batches, the same for every configuration."""
 
     base_steps: int = 900  # of the common base: tower and language model
-    base_tiled_steps: int = 450  # more of it, in which two of three pages are cut into tiles
+    base_tiled_steps: int = 450  # further steps of the base, in which two of three pages are sliced into tiles
     base_rate: float = 2e-3
     stage1_steps: int = 60  # projectors only
     stage1_rate: float = 3e-3
@@ -38,15 +38,15 @@ QUICK = Schedule(base_steps=6, base_tiled_steps=6, stage1_steps=3, stage2_steps=
 
 @dataclass(frozen=True)
 class Configuration:
-    """The model's side of a run. `projector` and `lvtc` hold arguments of the library's own configurations."""
+    """The model of a run. `projector` and `lvtc` are arguments of the library's configurations."""
 
-    window: int = 4  # M₁: a token stands for M₁ x M₁ patches
+    window: int = 4  # M₁: M₁ x M₁ patches become one token
     slicing: str = "whole"
     projector: dict = field(default_factory=lambda: {"projector_type": "pixel_shuffle"})
     lvtc: dict | None = None
 
     def key(self, schedule: Schedule, seed: int) -> str:
-        """Names a run by all of its settings: equal configurations of two tables are one run."""
+        """A hash of all settings of a run. Equal configurations of two tables are one run."""
         settings = json.dumps([asdict(self), asdict(schedule), seed, LAYERS], sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
@@ -56,7 +56,7 @@ def pvtc(**arguments) -> dict:
 
 
 def lvtc(window: int = 2, hr: bool = True, multi: bool = True, k: int = EXPAND_LAYER) -> dict:
-    """LVTC that expands to windows of M₂ x M₂ patches at layer k; without its HR projector, without its multi-projector."""
+    """LVTC that expands to windows of M₂ x M₂ patches at layer k, with or without HR projector and multi-projector."""
     arguments = {"downsample_ratio": 1 / window, "expand_layer": k}
     if not hr:
         arguments["hr_projector_type"] = None
@@ -118,7 +118,7 @@ FIGURE_8 = (
     | {f"M1=4 M2={window}": Configuration(lvtc=lvtc(window=window)) for window in (2, 4, 1, 8)}
     | {f"M1={window} M2=2": Configuration(window=window, lvtc=lvtc()) for window in (8, 2)}
 )
-# In the order in which they are run.
+# in the order of the runs
 GROUPS = {
     "table2": TABLE_2,
     "figure7": FIGURE_7,

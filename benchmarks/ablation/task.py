@@ -1,4 +1,4 @@
-"""The task: pages of real handwritten digits, to be transcribed and asked about, tiled and tokenized once for all runs.
+"""The task: transcribe pages of handwritten digits and answer questions about them. Pages are tiled and tokenized once.
 
 Detail matters (a digit measures 12 pixels where a tile sees it at its own size, less where the whole page is squeezed into one tile) and layout matters (rows and columns are asked for). The 1,797 samples are split once into those of training, of
 validation and of test pages; no sample is in two of them.
@@ -22,7 +22,7 @@ from train import build_tokenizer
 TILE = 64
 MAX_TILES = 6  # as in the paper's Table 5
 LAYOUT = (4, 4)  # columns and rows of digits on a page
-# How a page is scanned, as scales of its width and height, and the share of pages. At 1, a digit has 16x12 pixels.
+# scales of a page's width and height, and their shares of the pages; at scale 1, a digit's cell has 16x12 pixels
 SCANS = [
     ((1.0, 1.0), 0.40),  # 64x48 pixels
     ((2.0, 1.0), 0.15),  # 128x48
@@ -31,9 +31,11 @@ SCANS = [
     ((1.3, 1.0), 0.15),  # 83x48
 ]
 QUESTIONS = 0.3  # share of training samples that ask for a row or a column
-BLOCK = 16  # training samples in a row with one scan and kind of question: a batch of them needs next to no padding
+BLOCK = (
+    16  # consecutive training samples with the same scale and kind of question, so that batches need little padding
+)
 TRANSCRIBE = "Read the page."
-# As short as a prompt can be: most of a run's time goes into text tokens.
+# as short as possible, because text tokens take most of a run's time
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {%- for part in message['content'] -%}
@@ -55,7 +57,7 @@ IGNORED = -100
 
 @dataclass
 class Sample:
-    """One page with one question; placeholders stand as if a tile took one token, see `with_tokens`."""
+    """A page with a question. Its ids have one placeholder per tile; see `with_tokens`."""
 
     input_ids: torch.Tensor  # (L,)
     labels: torch.Tensor  # (L,)
@@ -76,7 +78,7 @@ def split_digits() -> dict[str, Digits]:
 
 
 def build_processor(slicing: str = "whole") -> InternVLXProcessor:
-    """With one placeholder a tile; `with_tokens` makes more of it."""
+    """A processor with one placeholder per tile, which `with_tokens` repeats."""
     numbers = " ".join(f"Read row {n}. Read column {n}." for n in range(1, 5))
     tiling = {"max_patches": 1} if slicing == "whole" else {"max_patches": MAX_TILES, "slicing": slicing}
     image_processor = InternVLXImageProcessor(size={"height": TILE, "width": TILE}, **tiling)
@@ -96,11 +98,11 @@ def ask(text: str, rng: np.random.Generator, transcription: bool) -> tuple[str, 
 
 
 def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: float = 0.0) -> list[Sample]:
-    """`count` samples, the same for the same arguments; the pages and questions do not depend on `slicing`.
+    """Make `count` samples, deterministically. Pages and questions do not depend on `slicing`.
 
     Args:
-        curriculum: share of the samples in which pages that say one thing many times (see `compose_page`) make way for
-            random ones little by little, from 80 % on.
+        curriculum: share of the samples over which random pages gradually replace repeated ones (see `compose_page`), which
+            are 80 % at first.
     """
     digits, processor, samples = split_digits()[split], build_processor(slicing), []
     block = BLOCK if split == "train" else 1
@@ -133,7 +135,7 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
         )
         for ids, labels, is_text, pixel_values, (conversation, kind) in rows:
             answer = conversation[1]["content"][0]["text"]
-            # clones: a view would be saved with all of the batch that it is a view of
+            # clones, because saving a view saves the whole batch
             samples.append(Sample(ids[is_text], labels[is_text], pixel_values.clone(), answer, kind))
     return samples
 
@@ -141,7 +143,7 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
 def draw_sample(
     digits: Digits, rng: np.random.Generator, block_rng: np.random.Generator, progress: float, train: bool = False
 ) -> tuple[list[dict], str]:
-    """A conversation about a page, and its kind; `progress` is how much of the curriculum is over."""
+    """A conversation about a page, and its kind. `progress` is the completed share of the curriculum."""
     kind = "question" if block_rng.random() < (QUESTIONS if train else 0.5) else "transcription"
     scales = SCANS[block_rng.choice(len(SCANS), p=[share for _, share in SCANS])][0]
     page = compose_page(digits, LAYOUT, rng, repeated=bool(rng.random() < 0.8 * (1 - progress)))
@@ -156,7 +158,7 @@ def draw_sample(
 
 
 def cached_samples(folder: Path, split: str, count: int, slicing: str, seed: int, curriculum: float = 0.0):
-    """`make_samples`, made once for all runs that share them."""
+    """The samples of `make_samples`, cached for all runs that share them."""
     path = folder / f"{split}-{count}-{slicing}-{seed}-{curriculum}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +170,7 @@ def cached_samples(folder: Path, split: str, count: int, slicing: str, seed: int
 
 
 class Collator:
-    """Batches samples for a model that takes `tokens` placeholders a tile; padded on the left."""
+    """Batches samples for a model with `tokens` placeholders per tile, padded on the left."""
 
     def __init__(self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False):
         self.image_token_id, self.pad_id = processor.image_token_id, processor.tokenizer.pad_token_id
@@ -187,7 +189,7 @@ class Collator:
         return batch
 
     def with_tokens(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """What the processor gives with `image_seq_length=tokens`; for generation without the answer."""
+        """The sample as the processor gives it with `image_seq_length=tokens`; for generation, without the answer."""
         ids, labels = sample.input_ids, sample.labels
         if self.for_generation:
             prompt = int((labels != IGNORED).nonzero()[0])
@@ -201,6 +203,6 @@ def _pad_left(rows: list[torch.Tensor], fill: int) -> torch.Tensor:
 
 
 def share_in_place(answer: str, read: str) -> float:
-    """Share of the answer's digits that were read in their place; line ends do not count."""
+    """Share of the answer's digits that are correct at their place; line ends do not count."""
     answer, read = ("".join(filter(str.isdigit, text)) for text in (answer, read))
     return sum(a == b for a, b in zip(answer, read, strict=False)) / max(len(answer), len(read))

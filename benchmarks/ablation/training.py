@@ -1,4 +1,4 @@
-"""One run: a fresh projector on the common base, trained in the paper's two stages, and read from."""
+"""One run: a new projector on the common base, trained in the paper's two stages and evaluated."""
 
 import json
 import os
@@ -24,13 +24,13 @@ from internvlx_hf.modeling.pixel_shuffle import patch_windows
 
 VISION_WIDTH, WIDTH = 64, 96
 LONGEST_ANSWER = 21  # tokens
-CURRICULUM = 0.75  # share of a training that leads from easy pages to hard ones, see `make_samples`
+CURRICULUM = 0.75  # share of a training that goes from easy to hard pages, see `make_samples`
 RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
-BASE = Configuration(window=2)  # pixel shuffle by 2x2, as InternVL2's own
+BASE = Configuration(window=2)  # pixel shuffle by 2x2, as in InternVL2
 
 
 class AveragePooling(nn.Module):
-    """The mean of each window, then a two-layer MLP: (B, 1 + S², C), CLS first -> (B, N², D). Only a yardstick."""
+    """The mean of each window, then a two-layer MLP: (B, 1 + S², C), CLS first -> (B, N², D). A baseline."""
 
     def __init__(self, config: InternVLXConfig):
         super().__init__()
@@ -86,7 +86,7 @@ def build_model(configuration: Configuration, processor) -> InternVLXForConditio
 
 
 def train(model, samples: list[Sample], collator: Collator, steps: int, rate: float, batch: int, folder: Path):
-    """Train what requires gradients. Returns the mean loss of every twentieth of the steps."""
+    """Train the parameters that require gradients, and return the mean loss of each twentieth of the steps."""
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=steps,
@@ -123,10 +123,10 @@ def make_base(schedule: Schedule, cache: Path) -> Path:
             collator = Collator(processor, (PATCHES // BASE.window) ** 2)
             set_seed(0)
             model = build_model(BASE, processor)
-            # No page of these is one that the runs will see, but the samples of handwriting are the same.
+            # none of these pages is in a run, but the handwriting samples are the same
             pages = cached_samples(cache, "train", steps[0] * batch, "whole", BASE_PAGES, CURRICULUM)
             losses = train(model, pages, collator, steps[0], rate, batch, cache / f"trainer-{os.getpid()}")
-            # A tower that has seen whole pages only takes longer than a run to read digits at the scales of tiles.
+            # a tower trained on whole pages only needs longer than a run to learn the scales of tiles
             tiled = [
                 cached_samples(cache, "train", steps[1] * batch // 3, slicing, BASE_PAGES + number, CURRICULUM)
                 for number, slicing in enumerate(("whole", "edge", "ratio"), start=1)
@@ -149,7 +149,7 @@ def make_base(schedule: Schedule, cache: Path) -> Path:
 
 
 def start_from(model: nn.Module, base: Path) -> None:
-    """Take the tower and the language model of the base; projectors stay as they were drawn."""
+    """Load the base's tower and language model. Projectors keep their random initial values."""
     trained = transformers.modeling_utils.load_state_dict(base / "model.safetensors")
     trained = {name: tensor for name, tensor in trained.items() if "multi_modal_projector" not in name}
     missing, unexpected = model.load_state_dict(trained, strict=False)
@@ -159,14 +159,14 @@ def start_from(model: nn.Module, base: Path) -> None:
 
 
 def in_order_of(seed: int, pages: list[Sample]) -> list[Sample]:
-    """The pages in the order in which runs of a seed see them: blocks change places with near ones (of the same ease)."""
+    """The pages in the order of a seed: blocks swap places with near ones, which are equally hard."""
     blocks = [pages[first : first + BLOCK] for first in range(0, len(pages), BLOCK)]
     places = np.arange(len(blocks)) + np.random.default_rng(seed).uniform(0, 10, len(blocks))
     return [page for block in np.argsort(places) for page in blocks[block]]
 
 
 def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test") -> dict:
-    """Train and read; everything that is worth keeping of it."""
+    """Train and evaluate a configuration, and return its record."""
     base = make_base(schedule, cache)
     processor = build_processor(configuration.slicing)
     pages = in_order_of(
@@ -219,7 +219,7 @@ def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path
 
 @torch.no_grad()
 def evaluate(model, processor, samples: list[Sample], collator: Collator) -> dict:
-    """Share of the digits that greedy generation reads in their place; `all` is the mean of both kinds of question."""
+    """Share of the digits that greedy decoding reads correctly at their place; `all` is the mean of both kinds of question."""
     model.eval()
     prompts = Collator(processor, collator.tokens, for_generation=True)
     accuracy, by_tiles = {}, defaultdict(list)
@@ -245,7 +245,7 @@ def evaluate(model, processor, samples: list[Sample], collator: Collator) -> dic
 
 @torch.no_grad()
 def measure(model, samples: list[Sample], collator: Collator) -> dict[str, float]:
-    """Tiles and visual tokens a page in both stages of the language model, FLOPs of a page's forward, parameters."""
+    """Tiles and visual tokens per page in both stages of the language model, FLOPs per page, and parameters."""
     model.eval()
     tiles = sum(len(sample.pixel_values) for sample in samples) / len(samples)
     few = samples[:32]
