@@ -110,6 +110,14 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
                 use_spec(attention, StageOneSpec if index < expand_layer else StageTwoSpec)
         return names
 
+    def get_model_state_cls(self) -> type:
+        """For Model Runner V2."""
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+        from .model_state import StageOneState
+
+        return DefaultModelState if self.config.lvtc_config is None else StageOneState
+
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list) -> tuple[torch.Tensor, int]:
         """Positions of a prompt, see `stage_one.py`. vLLM calls this only with LVTC."""
         is_tile, in_stage_one = find_rows(len(input_tokens), mm_features, self.before, self.after)

@@ -57,6 +57,7 @@ def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
     sizes = ("pipeline", "data", "decode_context", "prefill_context")
     parallel_sizes = {f"{name}_parallel_size": getattr(parallel, f"{name}_parallel_size", 1) for name in sizes}
     budget = scheduler.max_num_scheduled_tokens
+    drafts, tile = speculative.num_speculative_tokens if speculative else 0, model.hf_config.expanded_image_seq_length
     return {
         **{f"{name}={size}": size > 1 for name, size in parallel_sizes.items()},
         "enable_dbo": bool(parallel.enable_dbo or parallel.ubatch_size),
@@ -81,6 +82,10 @@ def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
             budget and budget < scheduler.max_num_batched_tokens
         ),
         f"cudagraph_mode={graphs and graphs.name} (only NONE and FULL_DECODE_ONLY)": graphs not in (None, *GRAPHS),
+        # The V1 runner would take a prefill of as many tokens for decoding, and replay a graph that has no images.
+        f"num_speculative_tokens={drafts} with CUDA graphs and {tile} tokens per tile": bool(
+            graphs and drafts + 1 >= tile
+        ),
         "sliding windows": uses_sliding_window(model.hf_config),
     }
 

@@ -2,12 +2,15 @@
 """vLLM schedulers for LVTC: images are not split between steps, and stage one's blocks follow the short sequence."""
 
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from .kv_groups import ShortLengths, StageOneManager
 from .stage_one import find_rows
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows the loggers below its own
 
 
 def make_scheduler(vllm_config: VllmConfig, *args, **kwargs) -> Scheduler:
@@ -48,6 +51,8 @@ class LVTCScheduler(Scheduler):
         if request.mm_features:
             _, in_stage_one = find_rows(request.num_prompt_tokens, request.mm_features, before, after)
             self.short_lengths.add(request.request_id, in_stage_one.numpy())
+            rows = request.num_prompt_tokens, int(in_stage_one.sum())
+            logger.debug("Request %s: %d prompt tokens, %d of them in stage one.", request.request_id, *rows)
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)

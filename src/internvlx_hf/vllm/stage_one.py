@@ -83,17 +83,32 @@ def read_rows(channels: torch.Tensor, has_images: bool) -> Rows:
 
 @dataclass
 class StageOneInputs:
-    """What vLLM prepared for a group of stage one's layers. The metadata are built when the model knows the rows.
+    """What vLLM prepared for a group of stage one's layers. The metadata are built when the rows are known.
 
     Args:
         common: of the long sequence, with the block table of the group.
         build: makes the backend's metadata of others.
         block_size: tokens in a block of that table.
+        prepared: the backend's metadata for a step without images, in buffers that outlive the step; None where the model's
+            forward builds them.
     """
 
     common: CommonAttentionMetadata
-    build: Callable[[CommonAttentionMetadata], Any]
+    build: Callable[..., Any]
     block_size: int
+    prepared: Any = None
+
+    def short(self, positions: torch.Tensor) -> CommonAttentionMetadata:
+        """`common` as stage one sees it in a step without images, at these positions in the short sequence."""
+        capacity = self.common.block_table_tensor.shape[1] * self.block_size
+        # rows that only fill a batch up may have any
+        return short_metadata(self.common, Rows(None, positions.clamp(0, capacity - 1)), self.block_size)
+
+    def prepare(self, lengths: torch.Tensor, short: CommonAttentionMetadata) -> None:
+        """Write the lengths of `short` to the buffer `lengths`, its slots over vLLM's own, and build metadata of these."""
+        lengths = lengths[: len(short.seq_lens)].copy_(short.seq_lens)
+        self.common.slot_mapping[: len(short.slot_mapping)].copy_(short.slot_mapping)
+        self.prepared = self.build(_replaced(self.common, seq_lens=lengths), fast_build=False)
 
 
 @lru_cache
@@ -119,9 +134,9 @@ def stage_one_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]
         def build_for_cudagraph_capture(self, common_attn_metadata):
             return self.build(0, common_attn_metadata)
 
-        def build_now(self, common: CommonAttentionMetadata) -> Any:
+        def build_now(self, common: CommonAttentionMetadata, fast_build: bool = True) -> Any:
             # `fast_build` leaves out what FlashAttention 3 would schedule ahead, which a CUDA graph could not repeat.
-            return super().build(0, common, fast_build=True)
+            return super().build(0, common, fast_build=fast_build)
 
         @classmethod
         def get_cudagraph_support(cls, vllm_config, kv_cache_spec):
@@ -197,7 +212,11 @@ def stage_one_attention(layers: Sequence[str], rows: Rows) -> Iterator[None]:
         return
     groups: dict[int, tuple[Any, torch.Tensor]] = {}  # by group of layers with one block table
     for inputs in (metadata[layer] for layer in layers):
-        if id(inputs) not in groups:
+        if id(inputs) in groups:
+            continue
+        if rows.index is None and inputs.prepared is not None:
+            groups[id(inputs)] = inputs.prepared, inputs.common.slot_mapping
+        else:
             common = short_metadata(inputs.common, rows, inputs.block_size)
             groups[id(inputs)] = inputs.build(common), common.slot_mapping
     own = {layer: groups[id(metadata[layer])] for layer in layers}

@@ -1,0 +1,55 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What vLLM's Model Runner V2 keeps for a model with LVTC: stage one's lengths and slots, in buffers that CUDA graphs read.
+
+A step without images has all of its rows in stage one. Its metadata are built once, before the forward or the replay of a graph:
+the lengths stand in a buffer of this class, the slots in vLLM's own. Steps with images run eagerly and build theirs in the
+forward, as all steps do with the V1 runner (there the graph itself repeats the computation).
+"""
+
+from typing import Any
+
+import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.states import RequestState
+
+from .stage_one import StageOneInputs
+
+
+class StageOneState(DefaultModelState):
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.short_lengths = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=self.device)
+        self.waiting: list[StageOneInputs] = []  # for positions, which vLLM has after `prepare_attn`
+
+    def prepare_attn(self, *args, for_capture: bool = False, **kwargs) -> dict[str, Any]:
+        metadata = super().prepare_attn(*args, for_capture=for_capture, **kwargs)
+        groups = {id(inputs): inputs for inputs in metadata.values() if isinstance(inputs, StageOneInputs)}
+        self.waiting = [] if for_capture else list(groups.values())
+        if for_capture:
+            for inputs in groups.values():
+                inputs.prepare(self.short_lengths, inputs.common)
+        return metadata
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, torch.Tensor | None]:
+        model_inputs = super().prepare_inputs(input_batch, req_states)
+        channels = model_inputs["positions"]
+        if self.vllm_config.speculative_config is not None:
+            self._position_drafts(channels, input_batch, req_states)
+        waiting, self.waiting = self.waiting, []
+        if self.model.step_tiles is None:
+            for inputs in waiting:
+                inputs.prepare(self.short_lengths, inputs.short(channels[0]))
+        return model_inputs
+
+    def _position_drafts(self, channels: Any, batch: InputBatch, states: RequestState) -> None:
+        """Let drafts that come with a prompt's last token count on from it, as while decoding.
+
+        vLLM reads their positions behind the prompt's, where an earlier request's may stand. Its own models lose a draft by that,
+        stage one would lose what it has in the slots of these positions.
+        """
+        row = torch.arange(channels.shape[1], device=channels.device, dtype=batch.query_start_loc.dtype)
+        request = torch.searchsorted(batch.query_start_loc[1:], row, right=True).clamp(max=batch.num_reqs - 1)
+        request = batch.idx_mapping[request]
+        counted = batch.positions + self.rope_state.prefill_delta.gpu[request]  # type: ignore[union-attr]
+        channels.copy_(counted.where(batch.positions >= states.prefill_len.gpu[request], channels))
