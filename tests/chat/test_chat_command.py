@@ -220,6 +220,21 @@ def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_p
         assert answered[path] == alone.answer
 
 
+def test_folders_are_asked_about_file_by_file(folder, photos, clip, tmp_path, capsys):
+    out, below = tmp_path / "out.jsonl", tmp_path / "below" / "deep"
+    below.mkdir(parents=True)
+    kept = [Path(path).rename(below / Path(path).name) for path in (photos[0], clip)]
+    for name in (".hidden.png", "notes.pdf"):
+        (below / name).write_text("none of it")
+    arguments = ["--max-new-tokens", "2", "--jsonl", str(out)]
+    assert main(["chat", str(folder), str(tmp_path / "below"), photos[1], "What?", *arguments]) == 0
+    answered = [json.loads(line)["image"] for line in out.read_text().splitlines()]
+    assert answered == [*map(str, kept), photos[1]]
+    (tmp_path / "empty").mkdir()
+    assert main(["chat", str(folder), str(tmp_path / "empty"), "What?", *arguments]) == 1
+    assert "has no images or videos" in capsys.readouterr().err
+
+
 def test_a_file_with_other_content_is_not_changed(answerer, photos, tmp_path):
     out = tmp_path / "notes.jsonl"
     for content in ('{"name": 1}\n', "My notes"):

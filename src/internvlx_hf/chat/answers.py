@@ -2,6 +2,7 @@
 """One question about many images or videos. Answers are appended to a JSON Lines file, where a later run resumes."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..evaluation.answering import Answerer, Messages
-from ..processing.image_files import open_image
+from ..processing.image_files import names_image, open_image
 from ..processing.image_sources import PillowSource
 from ..processing.video_files import names_video, open_video
 from .session import media_part
@@ -62,6 +63,25 @@ def answer_images(
                 _write(file, line | {"answer": answer.text.strip(), "tokens": answer.num_tokens})
             progress.update(len(batch))
     return len(pending) - errors, errors
+
+
+def list_files(names: Iterable[str]) -> list[str]:
+    """The names, with each folder replaced by the images and videos in it and its subfolders.
+
+    Raises:
+        ValueError: if a folder has none.
+    """
+    found: list[str] = []
+    for name in names:
+        if not os.path.isdir(name):
+            found.append(name)
+            continue
+        files = sorted(str(path) for path in Path(name).rglob("[!.]*") if path.is_file())
+        files = [file for file in files if names_image(file) or names_video(file)]
+        if not files:
+            raise ValueError(f"The folder {name} has no images or videos.")
+        found += files
+    return found
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -36,10 +36,11 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_intermixed_args(arguments)  # an option may stand before the question
     images, question = _split_words(options.words, options.question)
     _check(options, images, question)
-    from ..chat import Session, load_answerer
+    from ..chat import Session, list_files, load_answerer
 
     images_kwargs = {"slicing": options.slicing, "max_patches": options.max_patches}
     images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
+    images = list_files(images) if options.jsonl else images
     opened = () if options.jsonl else tuple(_open(image) for image in images)  # before the model is loaded
     answerer = load_answerer(
         options.model,
@@ -308,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
         "--jsonl",
         type=Path,
         metavar="FILE",
-        help="ask about each image and append the answers to FILE; a later run resumes there",
+        help="ask about each image, also those in folders, and append the answers to FILE; a later run resumes there",
     )
     parser.add_argument(
         "--batch-size",
