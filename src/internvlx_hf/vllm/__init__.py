@@ -10,6 +10,7 @@ and carry their positions in the short sequence.
 - `processing.py` turns images into tiles and placeholders.
 - `model.py` has the model with its two stages.
 - `stage_one.py` has stage one's rows and attention metadata.
+- `model_state.py` keeps these metadata in buffers for Model Runner V2.
 - `scheduler.py` never splits an image between steps.
 - `kv_groups.py` gives stage one KV cache blocks for the short sequence.
 - `trace.py` records steps for tests.

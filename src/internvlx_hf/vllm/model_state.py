@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What vLLM's Model Runner V2 keeps for a model with LVTC: stage one's lengths and slots, in buffers that CUDA graphs read.
+"""State of a model with LVTC in vLLM's Model Runner V2: stage one's lengths and slots, in buffers that CUDA graphs read.
 
-A step without images has all of its rows in stage one. Its metadata are built once, before the forward or the replay of a graph:
-the lengths stand in a buffer of this class, the slots in vLLM's own. Steps with images run eagerly and build theirs in the
-forward, as all steps do with the V1 runner (there the graph itself repeats the computation).
+In a step without images, all rows are in stage one. Its metadata are built once per step, before the forward or the replay of a
+graph: the lengths are in a buffer of this class, the slots in vLLM's own. Steps with images run eagerly and build their metadata
+in the forward. With the V1 runner every step does so, and a graph repeats the computation.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ class StageOneState(DefaultModelState):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.short_lengths = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=self.device)
-        self.waiting: list[StageOneInputs] = []  # for positions, which vLLM has after `prepare_attn`
+        self.waiting: list[StageOneInputs] = []  # without positions yet, which vLLM has after `prepare_attn`
 
     def prepare_attn(self, *args, for_capture: bool = False, **kwargs) -> dict[str, Any]:
         metadata = super().prepare_attn(*args, for_capture=for_capture, **kwargs)
@@ -43,10 +43,10 @@ class StageOneState(DefaultModelState):
         return model_inputs
 
     def _position_drafts(self, channels: Any, batch: InputBatch, states: RequestState) -> None:
-        """Let drafts that come with a prompt's last token count on from it, as while decoding.
+        """Give drafts that come with a prompt's last token the positions after it, as while decoding.
 
-        vLLM reads their positions behind the prompt's, where an earlier request's may stand. Its own models lose a draft by that,
-        stage one would lose what it has in the slots of these positions.
+        vLLM reads them past the end of the prompt's positions, where those of an earlier request may be. For its own models this
+        costs a draft; stage one's slots depend on positions, and its keys and values there would be overwritten.
         """
         row = torch.arange(channels.shape[1], device=channels.device, dtype=batch.query_start_loc.dtype)
         request = torch.searchsorted(batch.query_start_loc[1:], row, right=True).clamp(max=batch.num_reqs - 1)

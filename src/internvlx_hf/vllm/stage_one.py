@@ -101,7 +101,7 @@ class StageOneInputs:
     def short(self, positions: torch.Tensor) -> CommonAttentionMetadata:
         """`common` as stage one sees it in a step without images, at these positions in the short sequence."""
         capacity = self.common.block_table_tensor.shape[1] * self.block_size
-        # rows that only fill a batch up may have any
+        # padding rows may have any position
         return short_metadata(self.common, Rows(None, positions.clamp(0, capacity - 1)), self.block_size)
 
     def prepare(self, lengths: torch.Tensor, short: CommonAttentionMetadata) -> None:
@@ -135,7 +135,7 @@ def stage_one_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]
             return self.build(0, common_attn_metadata)
 
         def build_now(self, common: CommonAttentionMetadata, fast_build: bool = True) -> Any:
-            # `fast_build` leaves out what FlashAttention 3 would schedule ahead, which a CUDA graph could not repeat.
+            # In the forward, `fast_build` leaves out what FlashAttention 3 schedules ahead: a CUDA graph could not repeat it.
             return super().build(0, common, fast_build=fast_build)
 
         @classmethod
