@@ -19,12 +19,16 @@ CHECKS = (
 )
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> dict:
+@pytest.fixture(scope="module", params=["newest", "oldest"])
+def report(request, tmp_path_factory) -> dict:
+    oldest = ROOT / "build/vllm_oldest"
+    if request.param == "oldest" and not oldest.is_dir():
+        pytest.skip("needs vLLM 0.31 in build/vllm_oldest")
     folder = tmp_path_factory.mktemp("model_state")
+    packages = [ROOT / "src"] if request.param == "newest" else [oldest, ROOT / "src"]
     command = [ENVIRONMENT / "bin/python", HELPERS / "vllm_model_state.py"]
     done = subprocess.run(
-        command, cwd=folder, env=environment(folder, [ROOT / "src"]), capture_output=True, text=True, timeout=300
+        command, cwd=folder, env=environment(folder, packages), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -43,12 +43,13 @@ class Builder:
     def __init__(self):
         self.kv_cache_spec = SimpleNamespace(block_size=BLOCK)
 
-    def build(self, common_prefix_len, common, fast_build=False):
+    def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
+        common = common_attn_metadata
         names = ("query_start_loc", "seq_lens", "block_table_tensor", "slot_mapping", "num_actual_tokens")
         return SimpleNamespace(**{name: getattr(common, name) for name in names}, fast_build=fast_build)
 
-    def build_for_cudagraph_capture(self, common):
-        return self.build(0, common)
+    def build_for_cudagraph_capture(self, common_attn_metadata):
+        return self.build(0, common_attn_metadata)
 
 
 def prompt(request):
