@@ -22,10 +22,10 @@ BATCH_SIZE_ON_GPU = 8
 PROMPT = "> "
 HELP = """\
 /image PATH      add an image (a file or a URL) to the next question
-/video PATH      add a video (a file, a URL or a folder of frames) to the next question
+/video PATH      add a video (a file, a URL or a folder of frames)
 /slicing [NAME [MAX_PATCHES]]
                  change the slicing of images into tiles: {strategies}
-/cost            show the cost of the conversation's images, also under other slicing strategies
+/cost            show the images' cost, also under other slicing strategies
 /reset           forget the conversation
 /help            show these lines
 /exit            end, as does Ctrl-D. Ctrl-C stops an answer"""
