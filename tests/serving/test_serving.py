@@ -294,3 +294,10 @@ def test_the_command_refuses_what_cannot_be_served(tmp_path, capsys, arguments, 
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert main(["serve", str(tmp_path), *arguments]) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_the_command_names_a_checkpoint_that_does_not_exist(tmp_path, capsys):
+    assert main(["serve", "absent"]) == 1
+    assert "absent is not a folder, expected a checkpoint's folder or a Hub id" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path)]) == 1
+    assert f"{tmp_path} has no config.json, expected a checkpoint's folder" in capsys.readouterr().err

@@ -16,9 +16,13 @@ def main(arguments: list[str]) -> None:
     import uvicorn
 
     from .. import InternVLXConfig
+    from ..checkpoints.folders import find_source
     from ..processing import ImageAccess
 
-    layout = InternVLXConfig.get_config_dict(options.checkpoint)[0].get("model_type")
+    folder = find_source(options.checkpoint)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{options.checkpoint} has no config.json, expected a checkpoint's folder.")
+    layout = InternVLXConfig.get_config_dict(folder)[0].get("model_type")
     if layout != InternVLXConfig.model_type:
         raise ValueError(
             f"{options.checkpoint} is of the type {layout!r}. Convert it first: internvlx convert {options.checkpoint} OUT"
