@@ -97,6 +97,14 @@ def test_a_video_is_asked_about_and_kept_in_the_cache(answerer, clip):
 def test_the_commands_take_videos(folder, clip, tmp_path, capfd):
     main(["chat", str(folder), clip, "What happens?", "--max-new-tokens", "2", "--num-frames", "3"])
     assert "3 tiles" in capfd.readouterr().err
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(2):
+        image(9, 9).save(frames / f"{number}.png")
+    main(["chat", str(folder), str(frames), "What happens?", "--max-new-tokens", "2"])
+    said = capfd.readouterr().err
+    assert "2 tiles" in said
+    assert f"{frames} is a folder: its images are the frames of one video" in said
     main(
         [
             "chat",

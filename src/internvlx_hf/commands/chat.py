@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> None:
     images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
     images = list_files(images) if options.jsonl else images
     opened = () if options.jsonl else tuple(_open(image) for image in images)  # before the model is loaded
+    for folder in filter(os.path.isdir, () if options.jsonl else images):
+        _say(f"{folder} is a folder: its images are the frames of one video (--jsonl asks about each image)")
     answerer = load_answerer(
         options.model,
         options.revision,
