@@ -98,7 +98,7 @@ def test_trains_saves_and_reads_without_the_package(tmp_path):
     read = run("-I", DEMO / "read.py", out, "--min-accuracy", "95", cwd=tmp_path)
     assert "below the required 95 %" in read.stderr, read.stderr[-3000:]
     assert read.returncode == 1
-    assert "the checkpoint brought transformers_modules" in read.stdout
+    assert "code comes from the checkpoint: transformers_modules" in read.stdout
     assert "layers 0-1  layers 2-3  InternVL" in read.stdout
     rows = [line.split() for line in read.stdout.splitlines() if line.lstrip().startswith("128x96")]
     assert rows[0][:6] == ["128x96", "64", "5", "20", "80", "208"]

@@ -70,7 +70,7 @@ def elsewhere(tmp_path_factory):
             expected[name] = {"logits": model(**batch).logits}
         content = [
             {"type": "image", "image": gradient_image().numpy()},
-            {"type": "text", "text": "What is in the image?"},
+            {"type": "text", "text": "What is on the picture?"},
         ]
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": content}],
