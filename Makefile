@@ -15,7 +15,7 @@ export PYTHONUNBUFFERED := 1
 help:
 	@echo "make demo        train a small model on handwritten digits and read unseen pages with it (5 minutes)"
 	@echo "make demo-short  the same with fewer steps and no required accuracy (1 minute)"
-	@echo "make test        lint, then all tests (7 minutes)"
+	@echo "make test        lint, then all tests (9 minutes)"
 	@echo "make test-fast   ruff, then the tests not marked slow (2 minutes)"
 	@echo "make test-oldest the tests with the oldest supported transformers, except some that hardly use it"
 	@echo "make test-hf     transformers' own tests on this package's classes"
