@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +139,6 @@ class InternVLXProcessor(ProcessorMixin):
         if image_processor.crop_to_patches is None:  # made without any setting of tiles
             image_processor.crop_to_patches = True
         self.video_processor = _video_processor(video_processor, image_processor)
-        self.video_token = VIDEO_MARK
         self.start_image_token, self.end_image_token, self.image_token = (
             _image_token(tokenizer, attribute) for attribute in IMAGE_TOKENS
         )
@@ -277,6 +277,16 @@ class InternVLXProcessor(ProcessorMixin):
             text = [sample.replace(VIDEO_MARK, "") for sample in text]
         if videos is None or images is not None or text is not None:  # transformers would reject these videos
             super().validate_inputs(images=images, text=text, **kwargs)
+
+    def get_text_with_replacements(self, text, images_replacements=(), videos_replacements=(), *args, **kwargs):
+        expander = self
+        if videos_replacements:
+            # A permanent `video_token` would tell transformers of a video processor among `get_attributes`.
+            expander = copy(self)
+            expander.video_token = VIDEO_MARK  # type: ignore[attr-defined]
+        return super(InternVLXProcessor, expander).get_text_with_replacements(
+            text, images_replacements, videos_replacements, *args, **kwargs
+        )
 
     def _process_videos(self, videos, **kwargs):
         inputs = self.video_processor(videos, **kwargs)
