@@ -179,7 +179,6 @@ class InternVLXProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
-        videos=None,
         **kwargs: Unpack[InternVLXProcessorKwargs],
     ) -> BatchFeature:
         """Tokenizes texts, splits their images into tiles, and makes a tile of each sampled frame of their videos.
@@ -201,6 +200,8 @@ class InternVLXProcessor(ProcessorMixin):
             ValueError: if `text` has another type, if the number of images differs from that of image tokens or the number of
                 videos from that of marks, or if `audio` is given.
         """
+        # not in the signature, by which transformers' tools look for a video processor among `get_attributes`
+        videos = kwargs.pop("videos", None)  # type: ignore[typeddict-item]
         _refuse_other_media(kwargs)
         texts = _as_texts(text)
         chat = _CHAT_MEDIA.get()
