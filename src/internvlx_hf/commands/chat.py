@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..processing.rvtc import SLICING_STRATEGIES
+from .model_options import add_device_options, add_image_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -320,14 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
     images = parser.add_argument_group("images")
-    images.add_argument(
-        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the model's)"
-    )
-    images.add_argument(
-        "--max-patches",
-        type=int,
-        help="maximum number of tiles per image, without the thumbnail (default: the model's)",
-    )
+    add_image_options(images)
     frames = parser.add_mutually_exclusive_group()
     frames.add_argument(
         "--num-frames", type=int, help="number of frames to sample from a video (default: the model's)"
@@ -346,20 +340,5 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)"
     )
     answer.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
-    device = parser.add_argument_group("device")
-    device.add_argument(
-        "--device",
-        help="cpu, cuda, cuda:1, mps, or auto to spread the model over all GPUs (default: a GPU if there is one)",
-    )
-    device.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="dtype of the weights (default: one that the device computes fast in)",
-    )
-    device.add_argument(
-        "--attn-implementation",
-        metavar="NAME",
-        help="attention backend: sdpa, flash_attention_2, ... (default: transformers' choice)",
-    )
-    device.add_argument("--revision", help="branch, tag or commit of the model on the Hub (default: main)")
+    add_device_options(parser)
     return parser

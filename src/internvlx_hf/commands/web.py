@@ -3,7 +3,7 @@
 
 import argparse
 
-from ..processing.rvtc import SLICING_STRATEGIES
+from .model_options import add_device_options, add_image_options
 
 
 def main(arguments: list[str]) -> None:
@@ -55,33 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     parser.add_argument("--name", help="name of the model on the page (default: the last part of MODEL)")
     images = parser.add_argument_group("initial image settings of the page")
-    images.add_argument(
-        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the model's)"
-    )
-    images.add_argument(
-        "--max-patches",
-        type=int,
-        help="maximum number of tiles per image, without the thumbnail (default: the model's)",
-    )
+    add_image_options(images)
     limits = parser.add_argument_group("limits for a visitor")
     limits.add_argument("--max-bytes", type=int, help="size of an upload (default: 20000000)")
     limits.add_argument("--max-pixels", type=int, help="pixels of an image (default: 50000000)")
     limits.add_argument("--max-tiles", type=int, help="tiles of an image (default: 40)")
     limits.add_argument("--max-new-tokens", type=int, help="tokens of an answer (default: 1024)")
-    device = parser.add_argument_group("device")
-    device.add_argument(
-        "--device",
-        help="cpu, cuda, cuda:1, mps, or auto to spread the model over all GPUs (default: a GPU if there is one)",
-    )
-    device.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="dtype of the weights (default: one that the device computes fast in)",
-    )
-    device.add_argument(
-        "--attn-implementation",
-        metavar="NAME",
-        help="attention backend: sdpa, flash_attention_2, ... (default: transformers' choice)",
-    )
-    device.add_argument("--revision", help="branch, tag or commit of the model on the Hub (default: main)")
+    add_device_options(parser)
     return parser
