@@ -1,7 +1,8 @@
 """The cost of a question about a photograph, from the JPEG file to the answer: transformers' InternVL, and each idea.
 
 InternVL: transformers' own model and image processor. RVTC: its projector, tiles by "area" or "edge". PVTC, and PVTC with
-LVTC: by "edge". At most 12 tiles of 448x448 pixels and a thumbnail, 14-pixel patches; all cases share random weights.
+LVTC: by "edge". With `--cases factorial`, each method alone, in pairs and all three; by "ratio" where RVTC is not among
+them. At most 12 tiles of 448x448 pixels and a thumbnail, 14-pixel patches; all cases share random weights.
 First token: reading the file, the processor, the prefill ("vision": up to the language model). Memory: weights, and the most held beside them. The answer has
 always as many tokens, no end token; questions a minute, one at a time, follow from the two times.
 
@@ -68,13 +69,26 @@ class Case:
 
 
 NATIVE = "InternVL"
-CASES = {
-    NATIVE: Case("ratio"),
-    "RVTC area": Case("area"),
-    "RVTC edge": Case("edge"),
-    "PVTC": Case(projector="pvtc"),
-    "PVTC + LVTC": Case(projector="pvtc", has_lvtc=True),
+SETS = {
+    "steps": {
+        NATIVE: Case("ratio"),
+        "RVTC area": Case("area"),
+        "RVTC edge": Case("edge"),
+        "PVTC": Case(projector="pvtc"),
+        "PVTC + LVTC": Case(projector="pvtc", has_lvtc=True),
+    },
+    "factorial": {
+        NATIVE: Case("ratio"),
+        "PVTC": Case("ratio", "pvtc"),
+        "LVTC": Case("ratio", has_lvtc=True),
+        "RVTC": Case("edge"),
+        "PVTC + LVTC": Case("ratio", "pvtc", has_lvtc=True),
+        "PVTC + RVTC": Case("edge", "pvtc"),
+        "LVTC + RVTC": Case("edge", has_lvtc=True),
+        "PVTC + LVTC + RVTC": Case("edge", "pvtc", has_lvtc=True),
+    },
 }
+COLOURS = ("#8c959f", "#54aeff", "#0969da", "#1a7f37", "#d9730d", "#8250df", "#bf3989", "#9a6700")
 
 
 def _small(width: int, layers: int) -> tuple[dict, dict]:
@@ -129,8 +143,7 @@ def build(args: argparse.Namespace) -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
     models, shared = {}, {}
     by_config: dict[tuple, torch.nn.Module] = {}
-    for name in CASES:
-        case = CASES[name]
+    for name, case in args.cases.items():
         kind = (name == NATIVE, case.projector, case.has_lvtc)
         if kind not in by_config:
             config, model_class = case.config(args), InternVLXForConditionalGeneration
@@ -158,12 +171,12 @@ def native_config(config: InternVLXConfig) -> InternVLConfig:
     )
 
 
-def make_processor(name: str) -> InternVLXProcessor:
+def make_processor(name: str, case: Case) -> InternVLXProcessor:
     if name == NATIVE:  # with our tokenizer and template, since native InternVL's own processor needs torchvision
         size = {"height": TILE, "width": TILE}
         images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, max_patches=MAX_TILES)
     else:
-        images = InternVLXImageProcessor(slicing=CASES[name].slicing, max_patches=MAX_TILES)
+        images = InternVLXImageProcessor(slicing=case.slicing, max_patches=MAX_TILES)
     return InternVLXProcessor(images, tiny_tokenizer(), image_seq_length=256)
 
 
@@ -238,12 +251,13 @@ def take_turns(samples: Samples, args: argparse.Namespace, folder: Path) -> None
         (repeat, size, name)
         for repeat in range(args.repeats)
         for size in args.sizes
-        for name in CASES
+        for name in args.cases
         if len(samples.of(size, name)) <= repeat
     ]
     if not missing:
         return
-    models, processors, clock = build(args), {name: make_processor(name) for name in CASES}, Clock(args)
+    models, clock = build(args), Clock(args)
+    processors = {name: make_processor(name, case) for name, case in args.cases.items()}
     small = folder / "small.jpg"
     save_photograph(TILE, TILE, small)
     for name, model in models.items():
@@ -265,7 +279,7 @@ def take_turns(samples: Samples, args: argparse.Namespace, folder: Path) -> None
 def flop_ratio(args: argparse.Namespace, size: tuple[int, int], name: str) -> float:
     """FLOPs of a case's prefill, as a share of InternVL's."""
     flops = []
-    for case in (CASES[name], CASES[NATIVE]):
+    for case in (args.cases[name], args.cases[NATIVE]):
         tiling = TilingRule(TILE, TILE, max_tiles=MAX_TILES, slicing=case.slicing)
         flops.append(CostModel(ModelSetup(name, case.config(args), tiling)).of_size(*size).prefill_flops)
     return flops[0] / flops[1]
@@ -274,7 +288,7 @@ def flop_ratio(args: argparse.Namespace, size: tuple[int, int], name: str) -> fl
 def report(samples: Samples, args: argparse.Namespace) -> list[Row]:
     table, rows = [], []
     for size in args.sizes:
-        for name in CASES:
+        for name in args.cases:
             keys = ("first", "vision", "further", "peak")
             first, vision, further, peak = (samples.median(size, name, key) for key in keys)
             ratio = first / samples.median(size, NATIVE, "first")
@@ -306,13 +320,13 @@ def draw(samples: Samples, args: argparse.Namespace, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = dict(zip(CASES, ("#8c959f", "#54aeff", "#0969da", "#1a7f37", "#d9730d"), strict=True))
+    colours = dict(zip(args.cases, COLOURS, strict=False))
     style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     with plt.rc_context(style):
         figure, axes = plt.subplots(figsize=(8.4, 4.4))
-        width = 0.8 / len(CASES)
-        for i, name in enumerate(CASES):
-            places = [group + (i - (len(CASES) - 1) / 2) * width for group in range(len(args.sizes))]
+        width = 0.8 / len(args.cases)
+        for i, name in enumerate(args.cases):
+            places = [group + (i - (len(args.cases) - 1) / 2) * width for group in range(len(args.sizes))]
             seconds = [samples.median(size, name, "first") for size in args.sizes]
             bars = axes.bar(places, seconds, 0.92 * width, color=colours[name], label=name)
             axes.bar_label(bars, [f"{s:.0f}" if s >= 10 else f"{s:.1f}" for s in seconds], padding=2, fontsize=8.5)
@@ -320,7 +334,7 @@ def draw(samples: Samples, args: argparse.Namespace, path: Path) -> None:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("seconds to the first token")
         axes.set_title(title(args), loc="left", fontweight="bold", fontsize=11)
-        axes.legend(ncols=len(CASES), loc="upper center", bbox_to_anchor=(0.5, -0.09), columnspacing=1.4)
+        axes.legend(ncols=min(5, len(args.cases)), loc="upper center", bbox_to_anchor=(0.5, -0.09), columnspacing=1.4)
         figure.savefig(path, bbox_inches="tight", dpi=130)
         plt.close(figure)
 
@@ -341,6 +355,12 @@ def parse_size(text: str) -> tuple[int, int]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", default="small", choices=[*SMALL, *PRESETS], metavar="NAME")
+    parser.add_argument(
+        "--cases",
+        default="steps",
+        choices=SETS,
+        help="steps: slicing, then PVTC, then LVTC; factorial: each method alone, in pairs and all (default: steps)",
+    )
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=list(SIZES), metavar="WIDTHxHEIGHT")
     parser.add_argument("--new-tokens", type=int, default=32, help="length of every answer")
     parser.add_argument("--repeats", type=int, default=2)
@@ -356,9 +376,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace) -> list[Row]:
     torch.set_num_threads(args.threads)
-    names = ("preset", "new_tokens", "threads", "device", "dtype")
+    names = ("preset", "cases", "new_tokens", "threads", "device", "dtype")
     samples = Samples(args.samples, {name: getattr(args, name) for name in names})
-    args.dtype = getattr(torch, args.dtype)
+    args.dtype, args.cases = getattr(torch, args.dtype), SETS[args.cases]
     with tempfile.TemporaryDirectory() as folder:
         take_turns(samples, args, Path(folder))
     print(f"{title(args)}; answers of {args.new_tokens} tokens, median of {args.repeats}")

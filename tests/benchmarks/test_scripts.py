@@ -68,7 +68,7 @@ def test_end_to_end_benchmark_goes_on_from_its_samples(tmp_path, capsys):
         names = [row.name for row in rows]
         assert "640x480, first token, PVTC + LVTC / InternVL" in names
         table = capsys.readouterr().out
-        assert all(f"| {name} " in table for name in script.CASES)
+        assert all(f"| {name} " in table for name in script.SETS["steps"])
 
         script.build = None  # nothing is run again
         figure = ["--figure", str(tmp_path / "figure.png")]
