@@ -1,0 +1,1 @@
+"""Statistics that the studies in benchmarks/ share. The rules are in RULES.md."""
