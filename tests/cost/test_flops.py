@@ -25,7 +25,8 @@ def counted(config, layout, steps: int = 0, attention: str = "eager") -> tuple[d
     model = InternVLXForConditionalGeneration(config).eval()
     model.set_attn_implementation(attention)
     batch = tiny_batch(config, [layout])
-    # torch has no formula for the CPU's fused kernel; its plain form is two matrix products
+    # torch has no formulas for grouped matrix products and the CPU's fused attention; their plain forms are matrix products
+    model.set_experts_implementation("eager")
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False, depth=None) as counter:
             output = model(**batch, logits_to_keep=1, use_cache=True)

@@ -7,6 +7,7 @@ from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.cost.measure import measure
 from internvlx_hf.cost.memory import activation_bytes
 from live_bytes import LiveBytes
+from tiny import TEXT_MODELS
 
 # Of what the estimate leaves out (indices, masks, small temporaries) and rounds. Measured: 0.92 to 1.07.
 TOLERANCE = 0.1
@@ -34,6 +35,11 @@ def medium_config(kind="llama", *, width=512, inner=1536, vision=64, projector="
             "pad_token_id": 0,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            **(
+                {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+                if kind == "qwen3_moe"
+                else {}
+            ),
         },
         projector_config={"num_heads": 4, "projector_type": projector, **dict(pvtc)},
         image_token_id=5,
@@ -52,7 +58,7 @@ def real_and_estimated(config, tiles: int, text: int, dtype=torch.float32) -> tu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3", "mistral"])
+@pytest.mark.parametrize("kind", TEXT_MODELS)
 def test_every_backbone(kind):
     real, estimated = real_and_estimated(medium_config(kind), tiles=2, text=64)
     assert estimated == pytest.approx(real, rel=TOLERANCE)

@@ -46,7 +46,9 @@ BILLIONS = {
     "internvl3.5-4b": 4.73,
     "internvl3.5-8b": 8.53,
     "internvl3.5-14b": 15.1,
+    "internvl3.5-30b-a3b": 30.8,
     "internvl3.5-38b": 38.4,
+    "internvl3.5-241b-a28b": 240.7,
 }
 
 
@@ -57,8 +59,22 @@ def test_a_preset_has_as_many_parameters_as_published(name):
     assert parameters / 1e9 == pytest.approx(BILLIONS[name], abs=0.75 * 10**-digits)
 
 
+@pytest.mark.parametrize(("name", "total", "active"), [("30b-a3b", 30.5, 3.3), ("241b-a28b", 235, 22)])
+def test_a_mixture_of_experts_has_as_many_active_parameters_as_qwen3_s_pages_say(name, total, active):
+    sizes = cost.load_setup(f"internvl3.5-{name}").sizes
+    vision = sizes.parameters - total * 1e9
+    assert (sizes.active_parameters - vision) / 1e9 == pytest.approx(active, abs=0.3)
+
+
 # one of each class of language model and each vision tower, and both kinds of projectors
-MEASURED = ("internvl-x-2b", "internvl2-4b", "internvl2-26b", "internvl2.5-1b", "internvl3.5-8b")
+MEASURED = (
+    "internvl-x-2b",
+    "internvl2-4b",
+    "internvl2-26b",
+    "internvl2.5-1b",
+    "internvl3.5-8b",
+    "internvl3.5-30b-a3b",
+)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ STEEP = {"downsample_ratio": 0.25, "lvtc_config": {**LVTC["lvtc_config"], "downs
 SLIDING = {
     "mistral": {"sliding_window": 7},
     "phi3": {"sliding_window": 7},
+    "qwen3_moe": {"use_sliding_window": True, "sliding_window": 7},
     "qwen2": {
         "use_sliding_window": True,
         "sliding_window": 7,

@@ -29,7 +29,7 @@ def run_layers(model, rows, layers, insertions, tags):
                 [row if tag is None else row + insertions[i][tag] for row, tag in zip(rows, tags, strict=True)]
             )
         sliding = (
-            text.model_type in ("mistral", "phi3")
+            text.model_type in ("mistral", "phi3", "qwen3_moe")
             or getattr(text, "layer_types", [None] * 99)[i] == "sliding_attention"
         )
         mask = causal_mask(len(rows), text.sliding_window if sliding else None)

@@ -14,7 +14,15 @@ from internvlx_hf import (
 TILE = 32
 VOCABULARY = 320
 PAD, IMAGE_TOKEN = 0, 5
-TEXT_MODELS = ("llama", "qwen2", "qwen3", "phi3", "mistral")
+TEXT_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral")
+# settings without which a type's default sizes would not be tiny
+TINY_TEXT: dict[str, dict] = {
+    "qwen3": {"head_dim": 16},
+    "qwen3_moe": {
+        **{"head_dim": 16, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2},
+        **{"norm_topk_prob": True, "mlp_only_layers": [3]},
+    },
+}
 
 # 2x2 tokens a tile in layers 0 and 1, 4x4 in layers 2 and 3, one LR insertion before layer 1
 LVTC = {
@@ -57,7 +65,7 @@ def tiny_config(text: str = "qwen2", *, text_config=(), vision_config=(), projec
             "sliding_window": None,
             # large enough weights that the model's answers differ visibly from one input to the next
             "initializer_range": 0.2,
-            **({"head_dim": 16} if text == "qwen3" else {}),
+            **TINY_TEXT.get(text, {}),
             **dict(text_config),
         },
         projector_config={"projector_type": "pvtc", "num_heads": 4, **dict(projector_config)},

@@ -216,7 +216,7 @@ IMPOSSIBLE = {
     ),
     "unsupported text model": (
         {"text_config": {"model_type": "gpt2"}},
-        r"`text_config.model_type` must be one of 'llama', 'qwen2', 'qwen3', 'phi3', 'mistral', got 'gpt2'",
+        r"`text_config.model_type` must be one of 'llama', 'qwen2', 'qwen3', 'qwen3_moe', 'phi3', 'mistral', got 'gpt2'",
     ),
     "unknown text model": ({"text_config": {"model_type": "nonesuch"}}, r"Unknown model type 'nonesuch'"),
     "unknown vision tower": ({"vision_config": {"model_type": "nonesuch"}}, r"Unknown model type 'nonesuch'"),

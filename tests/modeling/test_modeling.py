@@ -427,7 +427,10 @@ def test_gpu_gives_the_cpu_s_logits(text):
 # -- native InternVL
 
 
-@pytest.fixture(params=[("llama", -1), ("qwen2", -1), ("qwen3", -2), ("phi3", 1), ("mistral", -1)], ids=str)
+NATIVE = [("llama", -1), ("qwen2", -1), ("qwen3", -2), ("qwen3_moe", -1), ("phi3", 1), ("mistral", -1)]
+
+
+@pytest.fixture(params=NATIVE, ids=str)
 def ours_and_native(request):
     text, layer = request.param
     ours = tiny_model(text, projector_config={"projector_type": "pixel_shuffle"}, vision_feature_layer=layer)

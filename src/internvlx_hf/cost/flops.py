@@ -38,7 +38,7 @@ def prefill_flops(sizes: Sizes, lengths: tuple[int, int]) -> dict[str, int]:
     """FLOPs of the language model for a prompt of `lengths` tokens in stages one and two, with the head on the last token."""
     flops = {}
     for (stage, layers), length in zip(stages(sizes).items(), lengths, strict=True):
-        flops[stage] = _layer_flops(sizes.text_config, len(layers) * length, len(layers) * length**2)
+        flops[stage] = _layer_flops(sizes.text_config, layers, length, len(layers) * length**2)
     return flops | {"lm_head": head_flops(sizes)}
 
 
@@ -50,8 +50,7 @@ def decode_flops(sizes: Sizes, lengths: tuple[int, int], steps: int) -> int:
         for count, slides in ((sliding, True), (len(layers) - sliding, False)):
             if count:
                 pairs += count * sum(cached_tokens(text, slides, seen) + 1 for seen in range(length, length + steps))
-    rows = steps * text.num_hidden_layers
-    return _layer_flops(text, rows, pairs) + steps * head_flops(sizes)
+    return _layer_flops(text, range(text.num_hidden_layers), steps, pairs) + steps * head_flops(sizes)
 
 
 def head_flops(sizes: Sizes) -> int:
@@ -63,9 +62,18 @@ def cached_tokens(text: TextSizes, slides: bool, seen: int) -> int:
     return min(seen, text.sliding_window - 1) if slides and text.sliding_window is not None else seen
 
 
-def _layer_flops(text: TextSizes, rows: int, pairs: int) -> int:
-    """FLOPs of `rows` rows through one layer each, with `pairs` pairs of query and key in attention."""
-    d = text.hidden_size
+def _layer_flops(text: TextSizes, layers: range, length: int, pairs: int) -> int:
+    """FLOPs of `length` rows through each of the layers, with `pairs` pairs of query and key in attention."""
+    d, rows = text.hidden_size, len(layers) * length
     width, kv_width = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     projections = linear(rows, d, width + 2 * kv_width) + linear(rows, width, d)
-    return projections + 3 * linear(rows, d, text.intermediate_size) + attention(1, pairs, width)
+    return projections + _mlp_flops(text, layers, length) + attention(1, pairs, width)
+
+
+def _mlp_flops(text: TextSizes, layers: range, length: int) -> int:
+    d, experts = text.hidden_size, text.experts
+    routed = 0 if experts is None else len(set(layers) & set(experts.layers)) * length
+    flops = 3 * linear(len(layers) * length - routed, d, text.intermediate_size)
+    if experts is None:
+        return flops
+    return flops + linear(routed, d, experts.count) + 3 * linear(routed * experts.per_token, d, experts.width)

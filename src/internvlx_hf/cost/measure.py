@@ -18,7 +18,7 @@ from ..modeling.projector import Projector, project
 from ..modeling.projectors import PROJECTORS
 from ..modeling.towers import check_tower
 from .presets import PRESETS, preset
-from .sizes import PRESET_SIZES, LVTCSizes, Sizes, TextSizes, presets_as_json
+from .sizes import PRESET_SIZES, ExpertSizes, LVTCSizes, Sizes, TextSizes, presets_as_json
 from .variants import VARIANTS, vary
 
 FLOAT32 = 4  # bytes per value of the processor's pixels
@@ -37,7 +37,7 @@ def _measure(json_config: str) -> Sizes:
     with torch.device("meta"):
         model = InternVLXForConditionalGeneration(config).eval()
     return Sizes(
-        text_config=_text_sizes(config),
+        text_config=_text_sizes(model),
         lvtc_config=_lvtc_sizes(config),
         projector_type=config.projector_config.projector_type,
         downsample_ratio=config.downsample_ratio,
@@ -51,8 +51,9 @@ def _measure(json_config: str) -> Sizes:
     )
 
 
-def _text_sizes(config: InternVLXConfig) -> TextSizes:
-    text, kinds = config.text_config, attention_types(config.text_config)
+def _text_sizes(model: InternVLXForConditionalGeneration) -> TextSizes:
+    text = model.config.text_config
+    kinds = attention_types(text)
     return TextSizes(
         model_type=text.model_type,
         hidden_size=text.hidden_size,
@@ -64,7 +65,16 @@ def _text_sizes(config: InternVLXConfig) -> TextSizes:
         vocab_size=text.vocab_size,
         sliding_window=getattr(text, "sliding_window", None),
         sliding_layers=tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention"),
+        experts=_expert_sizes(model),
     )
+
+
+def _expert_sizes(model: InternVLXForConditionalGeneration) -> ExpertSizes | None:
+    text, layers = model.config.text_config, model.model.language_model.layers
+    routed = tuple(i for i, layer in enumerate(layers) if hasattr(layer.mlp, "experts"))
+    if not routed:
+        return None
+    return ExpertSizes(routed, text.num_experts, text.num_experts_per_tok, text.moe_intermediate_size)
 
 
 def _lvtc_sizes(config: InternVLXConfig) -> LVTCSizes | None:

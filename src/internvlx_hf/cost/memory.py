@@ -9,6 +9,8 @@ attention). The allocator's rounding, the kernels' workspaces and the CUDA conte
 from .flops import STAGE_ONE, STAGE_TWO, cached_tokens, stages
 from .sizes import Sizes
 
+# tensors of the layer's width that are alive per expert of a token: its input, its output, that times its weight, reordered
+EXPERT_ROWS = 4
 # tensors of the MLP's width that are alive at once: activated gate, up and their product; Phi3 computes gate and up jointly
 MLP_ROWS = {"phi3": 4}
 
@@ -49,5 +51,8 @@ def _row_bytes(sizes: Sizes, e: int) -> int:
     """Bytes per token at a layer's widest point: the MLP, the layer's input, residual and norm, and the stage's input."""
     text = sizes.text_config
     inputs = 3 if sizes.lvtc_config is None else 4
-    width = MLP_ROWS.get(text.model_type, 3) * text.intermediate_size + inputs * text.hidden_size
-    return e * (width + 2 * text.head_dim)  # and the rotary angles
+    width = MLP_ROWS.get(text.model_type, 3) * text.intermediate_size
+    if (experts := text.experts) is not None:
+        routed = experts.per_token * max(EXPERT_ROWS * text.hidden_size, text.hidden_size + 4 * experts.width)
+        width = routed if len(experts.layers) == text.num_hidden_layers else max(width, routed)
+    return e * (width + inputs * text.hidden_size + 2 * text.head_dim)  # and the rotary angles

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Presets: configurations of the published InternVL 2, 2.5, 3 and 3.5 (dense) models and of InternVL-X, without weights.
+"""Presets: configurations of the published InternVL 2, 2.5, 3 and 3.5 models and of InternVL-X, without weights.
 
 They have the right sizes but not all details (rotary embeddings are plain), so use them for costs only. To run a model,
 convert its checkpoint. InternLM2 appears as llama, as in the conversion.
@@ -55,6 +55,8 @@ class Geometry:
     intermediate_size: int
     vocab_size: int
     head_dim: int | None = None
+    # experts per layer, experts per token and the width of an expert
+    experts: tuple[int, int, int] | None = None
 
     def config(self, **kwargs) -> "InternVLXConfig":
         from transformers import CONFIG_MAPPING
@@ -62,24 +64,29 @@ class Geometry:
         from ..modeling.configuration_internvlx import InternVLXConfig
 
         sizes: dict[str, Any] = {
-            name: value for name, value in vars(self).items() if name not in ("vision", "model_type", "head_dim")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("vision", "model_type", "head_dim", "experts")
         }
         if self.head_dim is not None:
             sizes["head_dim"] = self.head_dim
+        if self.experts is not None:
+            names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+            sizes |= dict(zip(names, self.experts, strict=True))
         # some classes have default special tokens beyond another model's vocabulary
         sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         sizes["tie_word_embeddings"] = False
         text = CONFIG_MAPPING[self.model_type](**sizes)
         vision = CONFIG_MAPPING["internvl_vision"](**VISION[self.vision])
         # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's vocabulary continues after them
-        end = 151678 if self.model_type == "qwen3" else self.vocab_size
+        end = 151678 if self.model_type in ("qwen3", "qwen3_moe") else self.vocab_size
         return InternVLXConfig(
             vision_config=vision, text_config=text, image_token_id=end - 7, dtype="bfloat16", **kwargs
         )
 
 
 _SMALL, _LARGE = VISION
-# vision tower; type, width, layers, heads, key/value heads, MLP width and vocabulary of the language model
+# vision tower; type, width, layers, heads, key/value heads, MLP width, vocabulary, head width, experts of the language model
 GEOMETRIES = {
     "internvl2-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151655),
     "internvl2-2b": Geometry(_SMALL, "llama", 2048, 24, 16, 8, 8192, 92553),
@@ -106,7 +113,9 @@ GEOMETRIES = {
     "internvl3.5-4b": Geometry(_SMALL, "qwen3", 2560, 36, 32, 8, 9728, 151936, 128),
     "internvl3.5-8b": Geometry(_SMALL, "qwen3", 4096, 36, 32, 8, 12288, 151936, 128),
     "internvl3.5-14b": Geometry(_SMALL, "qwen3", 5120, 40, 40, 8, 17408, 151936, 128),
+    "internvl3.5-30b-a3b": Geometry(_SMALL, "qwen3_moe", 2048, 48, 32, 4, 6144, 151936, 128, (128, 8, 768)),
     "internvl3.5-38b": Geometry(_LARGE, "qwen3", 5120, 64, 64, 8, 25600, 151936, 128),
+    "internvl3.5-241b-a28b": Geometry(_LARGE, "qwen3_moe", 4096, 94, 64, 4, 12288, 151936, 128, (128, 8, 1536)),
 }
 # the paper's models: PVTC, and LVTC with k = 17 and 23 (our defaults for what it does not state), slicing "edge"
 INTERNVL_X = {"internvl-x-2b": "internvl2-2b", "internvl-x-8b": "internvl2-8b"}

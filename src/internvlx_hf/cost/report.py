@@ -59,7 +59,9 @@ class Report:
 
     def _head(self) -> str:
         model, lvtc = self.models[0], self.models[0].sizes.lvtc_config
-        parameters = scaled(model.parameters, {"billion": 1e9, "million": 1e6})
+        parameters = f"{_counted(model.parameters)} parameters"
+        if model.sizes.active_parameters < model.parameters:
+            parameters += f" ({_counted(model.sizes.active_parameters)} active per token)"
         tokens = f"{model.sizes.image_seq_length} tokens per tile"
         if lvtc is not None:
             more = model.sizes.expanded_image_seq_length
@@ -67,7 +69,7 @@ class Report:
         dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
         lines = (
-            f"{model.setup.name}: {parameters} parameters, {weights} in {dtype}; {tokens}",
+            f"{model.setup.name}: {parameters}, {weights} in {dtype}; {tokens}",
             f"A prompt has {'all images' if self.together else 'one image'} and {model.text_tokens} tokens of text, an "
             f"answer {model.answer_tokens} tokens.",
         )
@@ -211,6 +213,7 @@ class Report:
                     "projector": m.setup.projector,
                     "lvtc": None if m.sizes.lvtc_config is None else asdict(m.sizes.lvtc_config),
                     "parameters": m.parameters,
+                    "active_parameters": m.sizes.active_parameters,
                     "position_limit": m.sizes.position_limit,
                     "prompts_past_limit": _past_limit(m, costs),
                     "average_tiles": mean.tiles,
@@ -285,6 +288,10 @@ def scaled(value: float, units: Mapping[str, float]) -> str:
     """`value` in a suitable unit, such as `"2.38 billion"`."""
     name, size = unit([value], units)
     return f"{value / size:.2f} {name}"
+
+
+def _counted(parameters: int) -> str:
+    return scaled(parameters, {"billion": 1e9, "million": 1e6})
 
 
 def bar(share: float, most: int = BAR) -> str:

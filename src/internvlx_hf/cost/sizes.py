@@ -10,8 +10,23 @@ PRESET_SIZES = Path(__file__).with_name("preset_sizes.json")
 
 
 @dataclass(frozen=True)
+class ExpertSizes:
+    """Sizes of a mixture of experts: in each of `layers`, a token goes to `per_token` of `count` MLPs of `width`."""
+
+    layers: tuple[int, ...]
+    count: int
+    per_token: int
+    width: int
+
+
+@dataclass(frozen=True)
 class TextSizes:
-    """Sizes of the language model; `sliding_layers` attend only to the last `sliding_window` tokens."""
+    """Sizes of the language model; `sliding_layers` attend only to the last `sliding_window` tokens.
+
+    Args:
+        intermediate_size: width of the MLP in layers without experts.
+        experts: None if all layers have one MLP.
+    """
 
     model_type: str
     hidden_size: int
@@ -23,6 +38,7 @@ class TextSizes:
     vocab_size: int
     sliding_window: int | None
     sliding_layers: tuple[int, ...]
+    experts: ExpertSizes | None = None
 
 
 @dataclass(frozen=True)
@@ -57,16 +73,29 @@ class Sizes:
     tile_flops: dict[str, int]
     tile_bytes: dict[int, tuple[int, int]]
 
+    @property
+    def active_parameters(self) -> int:
+        """Parameters without the experts that a token does not go to."""
+        text, experts = self.text_config, self.text_config.experts
+        if experts is None:
+            return self.parameters
+        idle = len(experts.layers) * (experts.count - experts.per_token)
+        return self.parameters - idle * 3 * text.hidden_size * experts.width
+
 
 def preset_sizes(name: str, variant: str) -> Sizes:
     """Stored sizes of a preset or of a variant of it (`variants.VARIANTS`)."""
     variants = _measured_presets()[name]
     sizes = variants.get(variant, variants["own"])
     text, lvtc = sizes["text_config"], sizes["lvtc_config"]
+    experts = text.get("experts")
+    tuples = {"sliding_layers": tuple(text["sliding_layers"])}
+    if experts is not None:
+        tuples["experts"] = ExpertSizes(**experts | {"layers": tuple(experts["layers"])})
     return Sizes(
         **sizes
         | {
-            "text_config": TextSizes(**text | {"sliding_layers": tuple(text["sliding_layers"])}),
+            "text_config": TextSizes(**text | tuples),
             "lvtc_config": None if lvtc is None else LVTCSizes(**lvtc),
             "tile_bytes": {int(size): (kept, peak) for size, (kept, peak) in sizes["tile_bytes"].items()},
         }
@@ -83,6 +112,13 @@ def presets_as_json(measured: dict[str, dict[str, Sizes]]) -> str:
     lines = []
     for name, variants in measured.items():
         others = {key: sizes for key, sizes in variants.items() if key == "own" or sizes != variants["own"]}
-        body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(asdict(sizes))}" for key, sizes in others.items())
+        body = ",\n".join(f"  {json.dumps(key)}: {json.dumps(_as_dict(sizes))}" for key, sizes in others.items())
         lines.append(f" {json.dumps(name)}: {{\n{body}\n }}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _as_dict(sizes: Sizes) -> dict:
+    values = asdict(sizes)
+    if sizes.text_config.experts is None:
+        del values["text_config"]["experts"]
+    return values

@@ -34,7 +34,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_internvlx.InternVLXForConditionalGeneration",
 }
 
-SUPPORTED_TEXT_MODELS = ("llama", "qwen2", "qwen3", "phi3", "mistral")
+SUPPORTED_TEXT_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral")
 
 
 def _is_newer(version: str | None) -> bool:
@@ -64,7 +64,7 @@ class InternVLXConfig(PretrainedConfig):
             a square grid of patches, with or without a CLS token and registers before it (`clip_vision_model`,
             `siglip_vision_model`, `dinov2`, ...).
         text_config (`dict` or `PretrainedConfig`, *optional*, `qwen2` by default):
-            The language model: llama, qwen2, qwen3, phi3 or mistral.
+            The language model: llama, qwen2, qwen3, qwen3_moe, phi3 or mistral.
         image_token_id (`int`, defaults to 151667): id of the placeholder that image tokens replace.
         downsample_ratio (`float`, defaults to 0.5): 1 / M, tokens per patch along one side (`1 / 3` for M = 3).
         vision_feature_layer (`int`, defaults to -1): the hidden state of the tower to project (0: embeddings).
