@@ -144,7 +144,7 @@ def run_layers(
         hidden_states: X (B, L, D), the text's embeddings and V_LR[0].
         image_tokens, expansion: what to add to the tiles, and where the tiles are; None if there are none.
         stages: the other inputs of the layers before k, and of the layers from k on.
-        output_flags: `output_hidden_states` and `output_attentions`, for the decorator.
+        output_flags: `output_hidden_states`, `output_attentions` and `output_router_logits`, for the decorator.
 
     Returns:
         `last_hidden_state` (B, L₂, D).
@@ -205,7 +205,8 @@ def layerwise_forward(
         past_key_values,
         layer_kwargs,
     )
-    output_flags = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
+    flags = ("output_attentions", "output_hidden_states", "output_router_logits")
+    output_flags = {name: kwargs[name] for name in flags if name in kwargs}
     outputs = run_layers(
         language_model, lvtc, inputs_embeds, image_tokens, expansion, stages, return_dict=True, **output_flags
     )

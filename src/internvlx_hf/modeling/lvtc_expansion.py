@@ -58,6 +58,12 @@ class Expansion:
         expanded = expanded.index_copy(0, text_to, rows).index_copy(0, tiles_to, tiles.flatten(0, 1))
         return expanded[:-1].unflatten(0, (batch, length))
 
+    def token_rows(self) -> torch.Tensor:
+        """Numbers of the rows of stage two that hold text or a tile's token, not padding."""
+        is_token = torch.zeros(self.position_ids.numel() + 1, dtype=torch.bool, device=self.text_to.device)
+        is_token[self.text_to] = is_token[self.tiles_to] = True
+        return is_token[:-1].nonzero().squeeze(1)
+
     def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, L₂, D) -> (B, L, D): text rows are copied, a placeholder reads the last of its expanded tokens."""
         read_from = self.read_from.to(hidden_states.device)

@@ -9,11 +9,7 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.internvl.modeling_internvl import (
-    InternVLCausalLMOutputWithPast,
-    InternVLModelOutputWithPast,
-    InternVLPreTrainedModel,
-)
+from transformers.models.internvl.modeling_internvl import InternVLPreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import (
     TransformersKwargs,
@@ -34,6 +30,12 @@ from .lvtc_generation import LVTCGenerationMixin
 from .lvtc_stages import Plan, plan_forward
 from .projector import Projector, project
 from .projectors import build_projector
+from .router_loss import (
+    InternVLXCausalLMOutputWithPast,
+    InternVLXModelOutputWithPast,
+    balancing_loss,
+    require_gradient,
+)
 from .text_batches import TextBatchMixin
 from .towers import check_tower, projected_features
 
@@ -248,7 +250,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | InternVLModelOutputWithPast:
+    ) -> tuple | InternVLXModelOutputWithPast:
         """
         Args:
             input_ids: (B, L); a tile has `config.image_seq_length` placeholders `config.image_token_id`.
@@ -260,7 +262,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
         Returns:
             `last_hidden_state` (B, L, D), `past_key_values`, `hidden_states`, `attentions`, and as `image_hidden_states`
-            (tiles, N₁², D) the tokens that replaced the placeholders.
+            (tiles, N₁², D) the tokens that replaced the placeholders. With `output_router_logits` (default: the language
+            model's setting), a mixture of experts' `router_logits` and `aux_loss`.
 
         Raises:
             ValueError: if placeholders and tiles do not match.
@@ -307,12 +310,21 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        return InternVLModelOutputWithPast(
+        aux_loss, router_logits = None, getattr(outputs, "router_logits", None)
+        if router_logits:
+            require_gradient(outputs.last_hidden_state, router_logits)
+            layers, expansion = self.language_model.layers, None if plan is None else plan.expansion
+            is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+            visible = attention_mask[:, -inputs_embeds.shape[1] :] if is_2d else None
+            aux_loss = balancing_loss(self.config, layers, router_logits, visible, expansion)
+        return InternVLXModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_tokens,
+            router_logits=router_logits,
+            aux_loss=aux_loss,
         )
 
 
@@ -367,7 +379,7 @@ class InternVLXForConditionalGeneration(
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | InternVLCausalLMOutputWithPast:
+    ) -> tuple | InternVLXCausalLMOutputWithPast:
         """
         Args:
             labels: (B, L), -100 for rows without loss; rows of image placeholders never have loss.
@@ -404,13 +416,17 @@ class InternVLXForConditionalGeneration(
             logits = self.lm_head(_keep_positions(hidden_states, logits_to_keep))
         if shift_labels is not None:
             loss = self._labelled_loss(hidden_states, None if has_selection else logits, shift_labels, **kwargs)
-        return InternVLCausalLMOutputWithPast(
+            if outputs.aux_loss is not None:
+                loss = loss + self.config.text_config.router_aux_loss_coef * outputs.aux_loss.to(loss.device)
+        return InternVLXCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            router_logits=outputs.router_logits,
+            aux_loss=outputs.aux_loss,
         )
 
     def _labelled_loss(

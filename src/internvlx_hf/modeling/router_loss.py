@@ -1,0 +1,84 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The load-balancing loss of a mixture of experts: transformers' own, over the rows that stand for tokens.
+
+With LVTC, every layer counts the rows that it routes: N₁² of a tile in stage one, N₂² in stage two, no padding in either.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.models.internvl.modeling_internvl import (
+    InternVLCausalLMOutputWithPast,
+    InternVLModelOutputWithPast,
+)
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+from .configuration_internvlx import InternVLXConfig
+from .lvtc_expansion import Expansion
+
+
+@dataclass
+class InternVLXModelOutputWithPast(InternVLModelOutputWithPast):
+    """The model's output.
+
+    Args:
+        router_logits: with `output_router_logits`, a tensor (rows, experts) for each layer with experts.
+        aux_loss: with `output_router_logits`, the load-balancing loss, a scalar.
+    """
+
+    router_logits: tuple[torch.Tensor, ...] | None = None
+    aux_loss: torch.Tensor | None = None
+
+
+@dataclass
+class InternVLXCausalLMOutputWithPast(InternVLCausalLMOutputWithPast):
+    """The model's output with logits. `loss` has `aux_loss` in it, times the configuration's `router_aux_loss_coef`.
+
+    Args:
+        router_logits, aux_loss: see [`InternVLXModelOutputWithPast`].
+    """
+
+    router_logits: tuple[torch.Tensor, ...] | None = None
+    aux_loss: torch.Tensor | None = None
+
+
+def balancing_loss(
+    config: InternVLXConfig,
+    layers: nn.ModuleList,
+    router_logits: tuple[torch.Tensor, ...],
+    visible: torch.Tensor | None,
+    expansion: Expansion | None,
+) -> torch.Tensor:
+    """The load-balancing loss of a forward.
+
+    Args:
+        layers: the language model's layers, of which some have experts.
+        router_logits: a tensor (rows, experts) for each of these.
+        visible: (B, L), 1 for the prompt's tokens and 0 for padding; None without padding.
+        expansion: LVTC's; None without tiles.
+    """
+    text = config.text_config
+    before = after = None if visible is None else visible.flatten().nonzero().squeeze(1)
+    if expansion is not None:
+        after = expansion.token_rows()
+    counted = []
+    routed = [index for index, layer in enumerate(layers) if hasattr(layer.mlp, "experts")]
+    for index, logits in zip(routed, router_logits, strict=True):
+        is_stage_two = expansion is not None and index >= config.lvtc_config.expand_layer
+        rows = after if is_stage_two else before
+        counted.append(logits if rows is None else logits[rows.to(logits.device)])
+    return load_balancing_loss_func(tuple(counted), text.num_experts, text.num_experts_per_tok)  # type: ignore[return-value]
+
+
+def require_gradient(hidden_states: torch.Tensor, router_logits: tuple[torch.Tensor, ...]) -> None:
+    """Check that the load-balancing loss can be trained.
+
+    Raises:
+        ValueError: if reentrant gradient checkpointing cuts the router's logits off.
+    """
+    if hidden_states.requires_grad and not router_logits[-1].requires_grad:
+        raise ValueError(
+            "The load-balancing loss (`output_router_logits`) has no gradient with reentrant gradient checkpointing. Set "
+            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+        )
