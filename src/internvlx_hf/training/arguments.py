@@ -44,6 +44,13 @@ class ModelArguments:
             "a kernel from the Hub (default: sdpa; with `packing_tokens`, the fastest on this device that needs no mask)."
         },
     )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the routers' load-balancing loss in a mixture of experts, 0 for none (default: the checkpoint's "
+            "`router_aux_loss_coef` if it has `output_router_logits`, else 0)."
+        },
+    )
     slicing: str | None = field(
         default=None,
         metadata={

@@ -54,7 +54,8 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
     """The checkpoint's model.
 
     Raises:
-        ValueError: if the checkpoint lacks weights or the attention needs a package that is not installed.
+        ValueError: if the checkpoint lacks weights, the attention needs a package that is not installed, or a weight of the
+            routers' loss is negative or given for a model without experts.
     """
     try:
         model, loading = InternVLXForConditionalGeneration.from_pretrained(
@@ -73,4 +74,16 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
         raise ValueError(
             f"{arguments.model_name_or_path} lacks {len(missing)} weights, {missing[0]} first. Convert it again."
         )
+    if arguments.router_aux_loss_coef is not None:
+        _set_router_loss(model.config.text_config, arguments.router_aux_loss_coef)
     return model
+
+
+def _set_router_loss(text_config: PretrainedConfig, weight: float) -> None:
+    if not hasattr(text_config, "router_aux_loss_coef"):
+        raise ValueError(
+            f"`router_aux_loss_coef` is {weight}, but the language model {text_config.model_type!r} has no experts. Leave it unset."
+        )
+    if not weight >= 0:
+        raise ValueError(f"`router_aux_loss_coef` is {weight}, expected 0 or more.")
+    text_config.router_aux_loss_coef, text_config.output_router_logits = weight, weight > 0

@@ -65,6 +65,8 @@ def training_recipe(
     settings |= {name: getattr(image_processor, name) for name in ("slicing", "min_patches", "max_patches")}
     settings |= {"dtype": model_arguments.dtype, "world_size": arguments.world_size}
     settings |= {"attn_implementation": config.text_config._attn_implementation}
+    if getattr(config.text_config, "output_router_logits", False):
+        settings["router_aux_loss_coef"] = config.text_config.router_aux_loss_coef
     settings |= data.settings
     per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     settings["rows_per_step" if data.collator.packing else "samples_per_step"] = per_step
