@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conversion_geometry import PUBLISHED, VISION, raw_config, shapes, tensors_of
+from conversion_geometry import PUBLISHED, published_config, shapes, tensors_of
 from internvlx_hf.conversion import ConversionOptions
 from internvlx_hf.conversion.plan import make_plan, target_tensors
 from internvlx_hf.conversion.sources import read_source
@@ -20,12 +20,12 @@ PUBLISHED_BILLIONS = {
     "InternVL2-26B": 25.5,
     "InternVL2-40B": 40.1,
     "InternVL2-76B": 76.3,
+    "InternVL3_5-30B-A3B": 30.8,
 }
 
 
 def dry_source(tmp_path, name: str):
-    vision, *text = PUBLISHED[name]
-    raw = raw_config(VISION[vision], *text)
+    raw = published_config(name)
     (tmp_path / "config.json").write_text(json.dumps(raw))
     source = read_source(tmp_path, tensors_of(raw))
     return raw, source

@@ -21,6 +21,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, edit_config, golden, golden_logits, load
 from internvlx_hf.conversion import convert_checkpoint
 from paths import ROOT
+from tiny import tiny_config
 
 INTERNVL2 = [name for name in FAMILIES if name.startswith("internvl2")]
 QWEN = "internvl2_qwen2"
@@ -70,6 +71,28 @@ def native(tmp_path):
     model = InternVLForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path / "sidecar")
     return tmp_path / "sidecar"
+
+
+@pytest.mark.slow
+def test_a_native_mixture_of_experts_comes_in_and_goes_back_out(tmp_path):
+    """Files have a tensor per expert, modules one for all experts of a layer."""
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    config = AutoConfig.from_pretrained(tmp_path / "native")
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    text = {name: getattr(config.text_config, name) for name in sizes}
+    config.text_config = tiny_config("qwen3_moe", text_config=text | {"mlp_only_layers": [1]}).text_config
+    torch.manual_seed(0)
+    model = InternVLForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "native")
+    report = convert_checkpoint(tmp_path / "native", tmp_path / "ours", verify=True)
+    assert report.checks["reference"].startswith("matches the source computed independently")
+    ids = torch.arange(10, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path / "ours")(input_ids=ids).logits, model(input_ids=ids).logits)
+    convert_checkpoint(tmp_path / "ours", tmp_path / "back", to="internvl")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "back"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def module_names(tensors: dict) -> dict:

@@ -18,6 +18,11 @@ SMALL_300M, SMALL_6B = (32, 2, 4, 64, False), (40, 2, 5, 80, True)
 TEXTS = {
     "qwen3": (("Qwen3ForCausalLM", 48, 3, 4, 2, 64, 572), {"head_dim": 16}),
     "qwen3_tied": (("Qwen3ForCausalLM", 48, 2, 4, 2, 64, 572), {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3_moe": (
+        ("Qwen3MoeForCausalLM", 48, 3, 4, 2, 64, 572),
+        {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        | {"norm_topk_prob": True, "mlp_only_layers": [1]},
+    ),
     "qwen2_5": (("Qwen2ForCausalLM", 48, 3, 4, 1, 64, 572), {"use_sliding_window": False, "sliding_window": 32768}),
     "mistral": (("MistralForCausalLM", 48, 2, 4, 2, 64, 536), {"sliding_window": None}),
     "internlm2_linear": (
@@ -161,8 +166,8 @@ def test_generation_stops_where_the_source_s_does_and_at_the_template_s_end(tmp_
             "GptOssForCausalLM.*InternLM2ForCausalLM.*Qwen3ForCausalLM",
         ),
         (
-            lambda raw: raw["llm_config"].update(architectures=None, model_type="qwen3_moe"),
-            "language model 'qwen3_moe' is not supported",
+            lambda raw: raw["llm_config"].update(architectures=None, model_type="mixtral"),
+            "language model 'mixtral' is not supported",
         ),
         (
             lambda raw: raw["vision_config"].update(architectures=["SiglipVisionModel"]),

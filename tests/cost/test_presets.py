@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conversion_geometry import PUBLISHED, VISION, raw_config, write_checkpoint
+from conversion_geometry import PUBLISHED, published_config, raw_config, write_checkpoint
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration, InternVLXImageProcessor, cost
 from internvlx_hf.conversion.sources import chat_text_config, chat_vision_config
 from internvlx_hf.cost.measure import measure
@@ -132,9 +132,8 @@ def test_every_preset_is_checked_against_a_published_count_or_is_built_on_one_th
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_preset_of_internvl2_is_what_its_conversion_gives(name):
-    vision, *text = PUBLISHED[name]
-    raw = raw_config(VISION[vision], *text)
+def test_a_preset_is_what_its_conversion_gives(name):
+    raw = published_config(name)
     config = cost.preset(name)
     converted = InternVLXConfig(
         vision_config=chat_vision_config(raw["vision_config"], 448),

@@ -1,4 +1,4 @@
-"""Published geometries of InternVL2, and checkpoints of any geometry: config.json, tensor names and shapes."""
+"""Published geometries of InternVL2 and of a mixture of experts, and checkpoints of any geometry: config.json, tensor names and shapes."""
 
 import json
 import shutil
@@ -24,6 +24,13 @@ PUBLISHED = {
     "InternVL2-26B": ("6b", "InternLM2ForCausalLM", 6144, 48, 48, 8, 16384, 92553),
     "InternVL2-40B": ("6b", "LlamaForCausalLM", 7168, 60, 56, 8, 20480, 64007),
     "InternVL2-76B": ("6b", "LlamaForCausalLM", 8192, 80, 64, 8, 28672, 128265),
+    "InternVL3_5-30B-A3B": ("300m", "Qwen3MoeForCausalLM", 2048, 48, 32, 4, 6144, 151936),
+}
+EXPERTS = {
+    "InternVL3_5-30B-A3B": {
+        **{"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        **{"norm_topk_prob": True, "mlp_only_layers": []},
+    }
 }
 # the tokenizer and the template that go with a language model
 TOKENIZERS = {
@@ -33,8 +40,9 @@ TOKENIZERS = {
     "Phi3ForCausalLM": "internvl2_phi3",
     "Qwen2ForCausalLM": "internvl2_qwen2",
     "Qwen3ForCausalLM": "internvl2_qwen2",
+    "Qwen3MoeForCausalLM": "internvl2_qwen2",
 }
-MODEL_TYPES = {"InternLM2ForCausalLM": "internlm2"}
+MODEL_TYPES = {"InternLM2ForCausalLM": "internlm2", "Qwen3MoeForCausalLM": "qwen3_moe"}
 
 
 def raw_config(
@@ -86,6 +94,12 @@ def raw_config(
         "max_dynamic_patch": 12,
         "torch_dtype": dtype,
     }
+
+
+def published_config(name: str) -> dict:
+    """The config.json of a published geometry."""
+    vision, *text = PUBLISHED[name]
+    return raw_config(VISION[vision], *text, **EXPERTS.get(name, {}))
 
 
 def shapes(raw: dict) -> dict[str, tuple[int, ...]]:
@@ -165,14 +179,25 @@ def _text_shapes(text: dict) -> dict:
             layer |= {f"self_attn.{name}_proj.weight": (count, width) for name, count in rows.items()}
             if kind == "Qwen2ForCausalLM":
                 layer |= {f"self_attn.{name}_proj.bias": (count,) for name, count in rows.items()}
-            if kind == "Qwen3ForCausalLM":
+            if kind in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"):
                 layer |= {f"self_attn.{name}_norm.weight": (size,) for name in "qk"}
     if text.get("tie_word_embeddings"):
         outer = {name: shape for name, shape in outer.items() if name not in ("lm_head.weight", "output.weight")}
     found = {**outer, "model.norm.weight": (width,)}
     for i in range(text["num_hidden_layers"]):
-        found |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+        of_layer = layer
+        if kind == "Qwen3MoeForCausalLM" and i not in text["mlp_only_layers"]:
+            of_layer = {name: shape for name, shape in layer.items() if not name.startswith("mlp.")}
+            of_layer |= _expert_shapes(text)
+        found |= {f"model.layers.{i}.{name}": shape for name, shape in of_layer.items()}
     return {f"language_model.{name}": shape for name, shape in found.items()}
+
+
+def _expert_shapes(text: dict) -> dict:
+    width, inner, count = text["hidden_size"], text["moe_intermediate_size"], text["num_experts"]
+    shapes = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    experts = {f"mlp.experts.{i}.{name}.weight": shape for i in range(count) for name, shape in shapes.items()}
+    return {"mlp.gate.weight": (count, width), **experts}
 
 
 def tensors_of(raw: dict) -> dict[str, TensorInfo]:

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.internvl import InternVLVisionConfig
 
 from conversion_helpers import GOLDEN
+from tiny import TINY_TEXT
 
 CHATML = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
@@ -36,7 +37,7 @@ SIZES = {
     "patch_size": 4,
 }
 TOWERS = ("internvit", "internvit_native", "internvl2", "clip", "clip_vision", "dinov2", "siglip", "registers")
-LANGUAGES = ("llama", "qwen2", "qwen3", "phi3", "mistral", "internlm2", "internvl2")
+LANGUAGES = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral", "internlm2", "internvl2")
 # of the language models; the tokenizer has 300 tokens
 VOCABULARY = 300
 
@@ -127,7 +128,7 @@ def _text_config(kind: str, **settings):
         "pad_token_id": 0,
         "initializer_range": 0.2,
         "sliding_window": None,
-        **({"head_dim": 16} if kind == "qwen3" else {}),
+        **TINY_TEXT.get(kind, {}),
     }
     return AutoConfig.for_model(kind, **sizes | settings)
 

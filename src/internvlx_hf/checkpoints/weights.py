@@ -20,6 +20,9 @@ from .names import WEIGHTS
 
 # the output embeddings, which may be tied to the input embeddings
 HEAD = "lm_head.weight"
+# a module's tensor of all experts of a layer -> an expert's tensors in files, as transformers saves and loads them
+EXPERTS = ".mlp.experts."
+EXPERT_TENSORS = {"gate_up_proj": ("gate_proj.weight", "up_proj.weight"), "down_proj": ("down_proj.weight",)}
 
 
 def weight_files(folder: Path, kinds: Sequence[str] = WEIGHTS) -> tuple[list[Path], dict[str, str] | None]:
@@ -64,14 +67,31 @@ class TensorInfo:
 
 
 def model_tensors(config: InternVLXConfig) -> dict[str, TensorInfo]:
-    """Name, shape and dtype of every tensor of a model, including tied output embeddings.
+    """Name, shape and dtype of every tensor of a saved model, including tied output embeddings.
 
     Raises:
         CheckpointError: if the configuration does not make a model.
     """
     with blaming("config.json"), torch.device("meta"):
         model = InternVLXForConditionalGeneration(config)
-    return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    return {
+        saved: TensorInfo(shape, tensor.dtype)
+        for name, tensor in model.state_dict().items()
+        for saved, shape in _saved_tensors(name, tuple(tensor.shape))
+    }
+
+
+def _saved_tensors(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in files of a module's tensor."""
+    layer, experts, own_name = name.partition(EXPERTS)
+    if not experts:
+        yield name, shape
+        return
+    count, rows, columns = shape
+    tensors = EXPERT_TENSORS[own_name]
+    for expert in range(count):
+        for tensor in tensors:
+            yield f"{layer}{experts}{expert}.{tensor}", (rows // len(tensors), columns)
 
 
 class Weights:

@@ -18,7 +18,7 @@ SECTIONS = (
     *("llm_config", "text_config", "vision_config", "projector_config", "lvtc_config"),
     *("rope_scaling", "rope_parameters"),
 )
-MAX_SIZE, MAX_LAYERS, MAX_PIXELS = 10**8, 1000, 10**5
+MAX_SIZE, MAX_LAYERS, MAX_PIXELS, MAX_EXPERTS = 10**8, 1000, 10**5, 10**4
 ROPE_TYPES = ("default", "linear", "dynamic", "longrope", "su", "yarn", "llama3")
 
 SIZE, LAYERS = whole(1, MAX_SIZE), whole(1, MAX_LAYERS)
@@ -58,6 +58,10 @@ CONFIG_RULES = {
     **dict.fromkeys(("expand_layer", "num_lr_projectors", "insert_interval"), LAYERS.or_null()),
     **dict.fromkeys(("insert_start",), whole(0, MAX_LAYERS).or_null()),
     **dict.fromkeys(("max_window_layers",), whole(0, MAX_SIZE)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), whole(1, MAX_EXPERTS)),
+    **dict.fromkeys(("moe_intermediate_size", "decoder_sparse_step"), SIZE),
+    "mlp_only_layers": list_of(whole(0, MAX_LAYERS)).or_null(),
+    "router_aux_loss_coef": number(0, 1e6),
     **dict.fromkeys(("select_layer", "vision_feature_layer"), whole(-MAX_LAYERS, MAX_LAYERS)),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), EPSILON),
     **dict.fromkeys(("attention_dropout", "dropout", "projection_dropout", "hidden_dropout_prob"), FRACTION),
@@ -68,7 +72,7 @@ CONFIG_RULES = {
             *("use_thumbnail", "dynamic_image_size", "pad2square", "tie_word_embeddings", "use_sliding_window"),
             *("qkv_bias", "qk_normalization", "attention_bias", "mlp_bias", "bias", "use_qk_norm"),
             *("use_local", "use_global", "use_cls_scale", "use_mask_token", "use_mean_pooling"),
-            *("use_absolute_position_embeddings", "use_cache"),
+            *("use_absolute_position_embeddings", "use_cache", "norm_topk_prob", "output_router_logits"),
         ),
         FLAG,
     ),

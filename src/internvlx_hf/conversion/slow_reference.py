@@ -98,7 +98,9 @@ class SlowReference:
         for i in range(raw["num_hidden_layers"]):
             name = f"language_model.model.layers.{i}"
             x = x + self.text_attention(name, self.rms_norm(f"{name}.{norms[0]}", x, eps), raw, internlm2)
-            x = x + self.text_mlp(name, self.rms_norm(f"{name}.{norms[1]}", x, eps), internlm2)
+            normed = self.rms_norm(f"{name}.{norms[1]}", x, eps)
+            is_routed = f"{name}.mlp.gate.weight" in self.names
+            x = x + (self.experts(name, normed, raw) if is_routed else self.text_mlp(name, normed, internlm2))
         x = self.rms_norm("language_model.model.norm", x[-1], eps)
         head = "language_model.output" if internlm2 else "language_model.lm_head"
         return self.linear(head if f"{head}.weight" in self.names else embedding, x)
@@ -108,7 +110,7 @@ class SlowReference:
         size = raw.get("head_dim") or raw["hidden_size"] // heads
         rows = [self.head_rows(name, x, head, heads, kv_heads, size, internlm2) for head in range(heads)]
         query, key, value = map(torch.stack, zip(*rows, strict=True))
-        if raw["architectures"][0] == "Qwen3ForCausalLM":
+        if raw["architectures"][0] in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"):
             query, key = (
                 self.rms_norm(f"{name}.self_attn.{n}_norm", y, raw["rms_norm_eps"])
                 for n, y in (("q", query), ("k", key))
@@ -147,6 +149,18 @@ class SlowReference:
         else:
             gated, passed = self.linear(f"{name}.mlp.gate_proj", x), self.linear(f"{name}.mlp.up_proj", x)
         return self.linear(f"{name}.mlp.down_proj", F.silu(gated) * passed)
+
+    def experts(self, name: str, x: torch.Tensor, raw: dict) -> torch.Tensor:
+        """(L, D) -> (L, D): the sum of each row's best experts, weighted by their probabilities."""
+        weights, chosen = self.linear(f"{name}.mlp.gate", x).softmax(-1).topk(raw["num_experts_per_tok"])
+        if raw["norm_topk_prob"]:
+            weights = weights / weights.sum(-1, keepdim=True)
+        y = torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            mlp, weight = f"{name}.mlp.experts.{expert}", (weights * (chosen == expert)).sum(-1, keepdim=True)
+            hidden = F.silu(self.linear(f"{mlp}.gate_proj", x)) * self.linear(f"{mlp}.up_proj", x)
+            y = y + weight * self.linear(f"{mlp}.down_proj", hidden)
+        return y
 
 
 def rotations(length: int, size: int, raw: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,6 +35,7 @@ TEXT_ARCHITECTURES = {
     "Phi3ForCausalLM": "phi3",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 VISION_ARCHITECTURES = ("InternVisionModel",)
 # required and optional settings of each kind of rope scaling
@@ -59,6 +60,7 @@ REQUIRED_TEXT_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 )
+REQUIRED_EXPERT_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
 REQUIRED_VISION_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 # our name -> InternViT's
 VISION_FIELDS = {
@@ -172,6 +174,8 @@ def check_parts(config: InternVLXConfig) -> None:
         size > 0 and size % 2 == 0,
         f"num_attention_heads={heads} and hidden_size={width} make heads of size {size}, expected an even size.",
     )
+    experts, per_token = getattr(text, "num_experts", 1), getattr(text, "num_experts_per_tok", 1)
+    _require(per_token <= experts, f"num_experts_per_tok={per_token} is more than num_experts={experts}.")
     rope = text.rope_parameters or {}
     check_rope(rope, int(size * rope.get("partial_rotary_factor", 1)))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -312,11 +316,14 @@ def text_architecture(raw: dict) -> str:
 def chat_text_config(raw: dict) -> PretrainedConfig:
     """Native configuration of the language model in an `internvl_chat` checkpoint (its `llm_config`)."""
     architecture = text_architecture(raw)
-    if missing := [name for name in REQUIRED_TEXT_FIELDS if raw.get(name) is None]:
+    required = REQUIRED_TEXT_FIELDS + (REQUIRED_EXPERT_FIELDS if architecture == "Qwen3MoeForCausalLM" else ())
+    if missing := [name for name in required if raw.get(name) is None]:
         raise CheckpointError(f"llm_config of {architecture} lacks {', '.join(missing)}.")
     config_class = CONFIG_MAPPING[TEXT_ARCHITECTURES[architecture]]
     known = set(config_class.__annotations__) - {"model_type", "rope_parameters"}
     kwargs = {name: raw[name] for name in known if name in raw}
+    if raw.get("head_dim") is not None:  # Qwen3-MoE's class does not declare it, but its layers read it
+        kwargs["head_dim"] = raw["head_dim"]
     if architecture == "InternLM2ForCausalLM":
         kwargs["attention_bias"] = raw.get("bias", True)
     return AutoConfig.for_model(config_class.model_type, rope_parameters=rope_parameters(raw), **kwargs)

@@ -168,7 +168,7 @@ PVTC_TABLE = [
     *_pvtc_branch("attn_global", "global_layers"),
 ]
 
-# Llama, Mistral, Phi3, Qwen2 and Qwen3 have transformers' own names inside the wrapper
+# Llama, Mistral, Phi3, Qwen2, Qwen3 and Qwen3-MoE have transformers' own names inside the wrapper
 TEXT_TABLE = [
     Rule("language_model.model.layers.{i}.self_attn.rotary_emb.inv_freq", reason="follows from rope_parameters"),
     Rule("language_model.model.rotary_emb.inv_freq", reason="follows from rope_parameters"),
