@@ -23,12 +23,12 @@ class Page:
 
 
 class Digits:
-    """Samples of handwritten digits: `shapes` (n, 12, 12), ink in 0…1, and `labels` (n,)."""
+    """Samples of handwritten digits: `shapes` (n, size, size), ink in 0…1, and `labels` (n,)."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.labels = labels
+    def __init__(self, images: np.ndarray, labels: np.ndarray, size: int = DIGIT):
+        self.labels, self.size = labels, size
         images = [Image.fromarray(np.uint8(image * 255 / 16)) for image in images]
-        self.shapes = np.stack([image.resize((DIGIT, DIGIT), Image.Resampling.BICUBIC) for image in images]) / 255
+        self.shapes = np.stack([image.resize((size, size), Image.Resampling.BICUBIC) for image in images]) / 255
         self.of_label = [np.flatnonzero(labels == label) for label in range(10)]
 
     @classmethod
@@ -40,8 +40,14 @@ class Digits:
         return cls(data.images[train], data.target[train]), cls(data.images[test], data.target[test])
 
 
-def compose_page(digits: Digits, layout: tuple[int, int], rng: np.random.Generator, repeated: bool = False) -> Page:
-    """Compose a page in one ink on one paper, with each digit at a random place in its cell.
+def compose_page(
+    digits: Digits,
+    layout: tuple[int, int],
+    rng: np.random.Generator,
+    repeated: bool = False,
+    cell: tuple[int, int] = (CELL_WIDTH, CELL_HEIGHT),
+) -> Page:
+    """Compose a page in one ink on one paper, with each digit at a random place in its cell of `cell` (W, H) pixels.
 
     On a `repeated` page, all digits of the page, of each row, of each column or of each block of 4x4 (or less, if 4 does not
     divide the layout) are the same digit in different handwritings. Such pages teach a model what digits look like before it
@@ -53,10 +59,13 @@ def compose_page(digits: Digits, layout: tuple[int, int], rng: np.random.Generat
         block = (math.gcd(rows, 4), math.gcd(columns, 4))
         height, width = [(rows, columns), (1, columns), (rows, 1), block][rng.integers(4)]
     labels = np.kron(rng.integers(10, size=(rows // height, columns // width)), np.ones((height, width), int))
-    coverage = np.zeros((rows * CELL_HEIGHT, columns * CELL_WIDTH, 1))
+    cell_width, cell_height = cell
+    coverage = np.zeros((rows * cell_height, columns * cell_width, 1))
     for (row, column), label in np.ndenumerate(labels):
-        top, left = row * CELL_HEIGHT, column * CELL_WIDTH + rng.integers(CELL_WIDTH - DIGIT + 1)
-        coverage[top : top + DIGIT, left : left + DIGIT, 0] = digits.shapes[rng.choice(digits.of_label[label])]
+        left = column * cell_width + rng.integers(cell_width - digits.size + 1)
+        top = row * cell_height + (rng.integers(cell_height - digits.size + 1) if cell_height > digits.size else 0)
+        shape = digits.shapes[rng.choice(digits.of_label[label])]
+        coverage[top : top + digits.size, left : left + digits.size, 0] = shape
     ink, paper = rng.choice(INKS), rng.choice(PAPERS) + rng.integers(-8, 4)
     pixels = paper + (ink - paper) * coverage * rng.uniform(0.8, 1.0)
     text = "\n".join("".join(map(str, row)) for row in labels)

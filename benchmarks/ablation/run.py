@@ -1,19 +1,26 @@
 """The paper's ablations in miniature: train and evaluate the missing runs, then write the tables and plots.
 
 Each run is saved when it is done, so you can stop and resume, run parts (`--only table2 --seeds 0`), or share the work
-between two processes (`--shard 0/2`, `--shard 1/2`).
+between two processes (`--shard 0/2`, `--shard 1/2`). `--plan` prints what is left. Rows that a claim needs come first, all of
+them with one seed before the next, so a study that is stopped early is balanced.
 """
 
 import argparse
+import itertools
+import json
+import math
+import statistics
 import time
-from dataclasses import replace
+from collections import defaultdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
+from claims import seeds_of
 from records import Records, save_group
 from report import write_report
-from settings import GROUPS, QUICK, Schedule
+from settings import BASES, GROUPS, QUICK, Configuration, Schedule
 
 RESULTS = Path("benchmarks/results/ablation")
 
@@ -23,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=", ".join(GROUPS)
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(8)), help="default: 0 to 7")
     parser.add_argument(
         "--shard", default="0/1", help="I/N: run only every N-th missing run, starting with the I-th (default: 0/1)"
     )
@@ -41,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of one or two configurations per group, into out/"
     )
+    parser.add_argument("--plan", action="store_true", help="print the runs that are left and how long they take")
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
     if (args.stage2_steps or args.configurations) and not args.results:
@@ -48,11 +56,28 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def planned(groups: dict, seeds: list[int]) -> list[tuple[str, str, Configuration, int]]:
+    """(group, row, configuration, seed) of all runs in their order. Equal configurations of two groups are one run."""
+    rows = [(group, name, configuration) for group, rows in groups.items() for name, configuration in rows.items()]
+    counts = [seeds_of(configuration) for _, _, configuration in rows]
+    runs = {}
+    for only_claims, seed in itertools.product((True, False), seeds):
+        for (group, name, configuration), count in zip(rows, counts, strict=True):
+            if seed < count and (count == max(counts) or not only_claims):
+                runs.setdefault((json.dumps(asdict(configuration)), seed), (group, name, configuration, seed))
+    return list(runs.values())
+
+
 def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, cache: Path) -> None:
-    from training import run
+    from training import make_bases, run
 
     part, parts = map(int, shard.split("/"))
-    for group, name, configuration, seed in records.missing(groups, seeds):
+    runs = planned(groups, seeds)
+    for group, name, configuration, seed in runs:
+        if records.path(configuration, seed).exists():
+            continue
+        kinds = dict.fromkeys(other.pages for _, _, other, _ in runs)
+        make_bases([(kind, seed % BASES) for kind in kinds], records.schedule, cache)
         if int(configuration.key(records.schedule, 0), 16) % parts != part:
             continue
         start = time.perf_counter()
@@ -60,10 +85,39 @@ def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, 
         records.add(configuration, seed, result)
         accuracy = ", ".join(f"{100 * result['accuracy'][kind]:.1f}" for kind in ("all", "transcription", "question"))
         print(
-            f"{group:8} {name:20} seed {seed}: {accuracy} % ({result['cpu_seconds']:.0f} s training, "
+            f"{group:11} {name:22} seed {seed}: {accuracy} % ({result['cpu_seconds']:.0f} s training, "
             f"{time.perf_counter() - start:.0f} s in all)",
             flush=True,
         )
+
+
+def seconds(result: dict) -> float:
+    return result["cpu_seconds"] + result["evaluation_seconds"]
+
+
+def plan(records: Records, groups: dict, seeds: list[int]) -> str:
+    """A table of the finished and the missing runs of each group, with thread-hours; estimates for those that are missing.
+
+    A missing run is estimated by the finished runs of its row, else of its group, else by all.
+    """
+    spent: dict[tuple, list[float]] = defaultdict(list)
+    left = []
+    for group, name, configuration, seed in planned(groups, seeds):
+        if (result := records.find(configuration, seed)) is None:
+            left.append((group, name))
+        else:
+            for key in ((group, name), (group,), ()):
+                spent[key].append(seconds(result))
+    estimates = defaultdict(list)
+    for group, name in left:
+        known = spent.get((group, name)) or spent.get((group,)) or spent.get(())
+        estimates[group].append(statistics.fmean(known) if known else math.nan)
+    rows = ["group        finished  thread-hours   left  thread-hours"]
+    for group in [*groups, "all"]:
+        done = spent[() if group == "all" else (group,)]
+        todo = list(itertools.chain(*estimates.values())) if group == "all" else estimates[group]
+        rows.append(f"{group:11} {len(done):9} {sum(done) / 3600:13.2f} {len(todo):6} {sum(todo) / 3600:13.2f}")
+    return "\n".join(rows)
 
 
 def main() -> None:
@@ -81,6 +135,9 @@ def main() -> None:
         schedule = replace(schedule, stage2_steps=args.stage2_steps)
     results = results or RESULTS
     records = Records(args.cache / "runs", schedule)
+    if args.plan:
+        print(plan(records, groups, seeds))
+        return
     if not args.report_only:
         train_missing(records, groups, seeds, args.shard, args.cache)
     results.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """The settings of the runs: the configurations of the paper's Tables 2-5 and Figures 7 and 8, scaled down.
 
 S = 8 patches per side, so a tile has 64 patches. The paper's 256 and 1024 tokens per tile (M = 2 and 1) become N = 4 and 4N = 16
-(M = 4 and 2): at 4N, each of 16 digits has a token; at N, four digits share one.
+(M = 4 and 2). Every group of rows is trained and tested on one kind of page (`task.KINDS`), except Figure 7, where each
+compression ratio has pages that it can just read.
 """
 
 import hashlib
@@ -11,15 +12,18 @@ from dataclasses import asdict, dataclass, field
 LAYERS = 8  # of the language model
 EXPAND_LAYER = 3 * LAYERS // 4 - 1  # k, the library's default for the paper's 3/4
 PATCHES = 8  # S, patches per side of a tile
+TILE = 64  # pixels
+BASES = 3  # of each kind of page; seed s starts from base s mod 3
 PROJECTORS = ("pixel_shuffle", "ldpv2", "token_packer", "pvtc", "average")
+BASELINES = ("downsampled", "cls_pruning", "random_pruning")  # with as many tokens as the projectors
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Steps, learning rates and batches, the same for every configuration."""
 
-    base_steps: int = 900  # of the common base: tower and language model
-    base_tiled_steps: int = 450  # further steps of the base, in which two of three pages are sliced into tiles
+    base_steps: int = 1350  # of a base: tower and language model
+    base_turns: int = 450  # the last of these, in which pages of several tiles are cut in three ways in turn
     base_rate: float = 2e-3
     stage1_steps: int = 60  # projectors only
     stage1_rate: float = 3e-3
@@ -28,22 +32,56 @@ class Schedule:
     batch: int = 16
     test_pages: int = 256
 
-    @property
-    def pages(self) -> int:
-        return (self.stage1_steps + self.stage2_steps) * self.batch
 
-
-QUICK = Schedule(base_steps=6, base_tiled_steps=6, stage1_steps=3, stage2_steps=3, batch=4, test_pages=8)
+# arguments of transformers' TrainingArguments, of bases and runs
+OPTIMISER = {
+    "optim": "adamw_torch_fused",
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.98,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.05,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "warmup_stable_decay",  # warm-up, constant, and a cosine to zero
+    "warmup_steps": 0.05,  # share of the steps
+}
+DECAY = 0.4  # share of the steps in which the learning rate falls
+CURRICULUM = 0.75  # share of the steps in which pages go from easy to hard, see `task.make_samples`
+CLS_LOSS = 0.1  # weight of the CLS token's loss in the training of a base
+TOWER = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "use_absolute_position_embeddings": True,
+    "layer_scale_init_value": 1.0,
+    "initializer_range": 0.06,
+}
+LANGUAGE_MODEL = {
+    "model_type": "qwen3",
+    "hidden_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 24,
+    "intermediate_size": 192,
+    "max_position_embeddings": 1024,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},  # prompts are short
+    "initializer_range": 0.06,
+}
+QUICK = Schedule(base_steps=9, base_turns=3, stage1_steps=3, stage2_steps=3, batch=4, test_pages=8)
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The model of a run. `projector` and `lvtc` are arguments of the library's configurations."""
+    """The model of a run and its pages. `projector` and `lvtc` are arguments of the library's configurations."""
 
+    pages: str = "dense"
     window: int = 4  # M₁: M₁ x M₁ patches become one token
+    tile: int = TILE  # side of a tile in pixels; a smaller one is the downsampled image
     slicing: str = "whole"
     projector: dict = field(default_factory=lambda: {"projector_type": "pixel_shuffle"})
     lvtc: dict | None = None
+    stage2_times: int = 1  # stage 2 takes this many times the schedule's steps
 
     def key(self, schedule: Schedule, seed: int) -> str:
         """A hash of all settings of a run. Equal configurations of two tables are one run."""
@@ -52,7 +90,8 @@ class Configuration:
 
 
 def pvtc(**arguments) -> dict:
-    return {"projector_type": "pvtc", "num_heads": 4, "drop_path_rate": 0.0, **arguments}
+    """PVTC as its authors start it, with their drop path; its heads are as wide as those of the language model."""
+    return {"projector_type": "pvtc", "num_heads": 4, "drop_path_rate": 0.1, **arguments}
 
 
 def lvtc(window: int = 2, hr: bool = True, multi: bool = True, k: int = EXPAND_LAYER) -> dict:
@@ -65,12 +104,26 @@ def lvtc(window: int = 2, hr: bool = True, multi: bool = True, k: int = EXPAND_L
     return arguments
 
 
+def projector(kind: str) -> dict:
+    if kind == "pvtc":
+        return pvtc()
+    if kind == "token_packer":  # its original form, which sees several layers of the tower
+        return {"projector_type": kind, "token_packer_form": "original", "token_packer_layers": [1, 2, 3]}
+    return {"projector_type": kind}
+
+
+def at_ratio(kind: str, ratio: int, pages: str) -> Configuration:
+    """A projector, or a baseline, with 64 / `ratio` tokens per tile."""
+    window = round(ratio**0.5)
+    if kind == "downsampled":
+        return Configuration(pages, window // 2, tile=TILE // 2)
+    return Configuration(pages, window, projector=projector(kind))
+
+
 BASE = Configuration()
 BASE_4N = Configuration(window=2)
 PVTC = Configuration(projector=pvtc())
 LVTC = Configuration(lvtc=lvtc())
-RATIO = Configuration(slicing="ratio")
-EDGE = Configuration(slicing="edge")
 
 TABLE_2 = {
     "Base": BASE,
@@ -78,10 +131,6 @@ TABLE_2 = {
     "+ PVTC": PVTC,
     "+ LVTC": LVTC,
     "+ PVTC + LVTC": Configuration(projector=pvtc(), lvtc=lvtc()),
-    "Base-HD": RATIO,
-    "+ RVTC": EDGE,
-    "+ PVTC + RVTC": Configuration(slicing="edge", projector=pvtc()),
-    "Full model": Configuration(slicing="edge", projector=pvtc(), lvtc=lvtc()),
 }
 TABLE_3 = {
     "Base": BASE,
@@ -101,29 +150,59 @@ TABLE_4 = {
     "+ multi": Configuration(lvtc=lvtc(hr=False)),
     "+ HR + multi": LVTC,
 }
-TABLE_5 = {"ratio": RATIO, "area": Configuration(slicing="area"), "edge": EDGE}
-FIGURE_7 = {"linear x1": Configuration(window=1, projector={"projector_type": "linear"})} | {
-    f"{kind} x{window**2}": Configuration(
-        window=window,
-        projector=pvtc()
-        if kind == "pvtc"
-        else {"projector_type": kind, **({"num_heads": 4} if kind == "token_packer" else {})},
-    )
-    for window in (8, 4, 2)
-    for kind in PROJECTORS
-}
-FIGURE_8 = (
-    {"never": BASE}
-    | {f"k={k}": Configuration(lvtc=lvtc(k=k)) for k in (5, 2, 7, 4, 6, 3)}
-    | {f"M1=4 M2={window}": Configuration(lvtc=lvtc(window=window)) for window in (2, 4, 1, 8)}
-    | {f"M1={window} M2=2": Configuration(window=window, lvtc=lvtc()) for window in (8, 2)}
+# the layer k at which fine tokens are merged, and at which coarse ones are expanded
+K_CURVE = (
+    {"N": BASE, "4N": BASE_4N}
+    | {
+        f"4N → N, k={k}": Configuration(window=2, lvtc=lvtc(window=4, hr=False, multi=False, k=k))
+        for k in range(1, LAYERS)
+    }
+    | {f"N → 4N, k={k}": Configuration(lvtc=lvtc(k=k)) for k in range(1, LAYERS)}
 )
-# in the order of the runs
+FIGURE_7 = {
+    f"{kind} x{ratio}": at_ratio(kind, ratio, pages)
+    for ratio, pages in ((16, "dense"), (4, "denser"), (64, "few"))
+    for kind in (*PROJECTORS, *BASELINES)
+} | {"linear x1": Configuration("denser", window=1, projector={"projector_type": "linear"})}
+FIGURE_8 = {f"M1=4 M2={window}": Configuration(lvtc=lvtc(window=window)) for window in (2, 4, 1, 8)} | {
+    f"M1={window} M2=2": Configuration(window=window, lvtc=lvtc()) for window in (8, 2)
+}
+# M₂ = 1 against 2 with three times the steps
+FIGURE_8 |= {
+    f"M1=4 M2={window}, 3x steps": Configuration(lvtc=lvtc(window=window), stage2_times=3) for window in (2, 1)
+}
+
+
+def on_spread(slicing: str, **arguments) -> Configuration:
+    return Configuration("spread", slicing=slicing, **arguments)
+
+
+# each module alone and together: all eight combinations
+ATTRIBUTION = {
+    "Base": on_spread("ratio"),
+    "+ PVTC": on_spread("ratio", projector=pvtc()),
+    "+ LVTC": on_spread("ratio", lvtc=lvtc()),
+    "+ PVTC + LVTC": on_spread("ratio", projector=pvtc(), lvtc=lvtc()),
+    "+ RVTC": on_spread("edge"),
+    "+ PVTC + RVTC": on_spread("edge", projector=pvtc()),
+    "+ LVTC + RVTC": on_spread("edge", lvtc=lvtc()),
+    "Full model": on_spread("edge", projector=pvtc(), lvtc=lvtc()),
+}
+TABLE_5 = {
+    "ratio": on_spread("ratio"),
+    "edge": on_spread("edge"),
+    "area": on_spread("area"),
+    "one tile": on_spread("whole"),
+    "one tile, 4N tokens": on_spread("whole", window=2),
+    "one tile, 16N tokens": on_spread("whole", window=1),
+}
 GROUPS = {
     "table2": TABLE_2,
+    "attribution": ATTRIBUTION,
     "figure7": FIGURE_7,
-    "table4": TABLE_4,
     "table3": TABLE_3,
+    "table4": TABLE_4,
+    "k_curve": K_CURVE,
     "figure8": FIGURE_8,
     "table5": TABLE_5,
 }

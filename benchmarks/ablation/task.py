@@ -1,35 +1,48 @@
 """The task: transcribe pages of handwritten digits and answer questions about them. Pages are tiled and tokenized once.
 
-Detail matters (a digit measures 12 pixels where a tile sees it at its own size, less where the whole page is squeezed into one tile) and layout matters (rows and columns are asked for). The 1,797 samples are split once into those of training, of
-validation and of test pages; no sample is in two of them.
+Detail matters (text has one size, which shrinks where a whole page is squeezed into one tile) and layout matters (rows and
+columns are asked for). The 1,797 samples are split once into those of training, of validation and of test pages; no sample is
+in two of them.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 from pages import Digits, compose_page
+from settings import TILE
 from train import build_tokenizer
 
-TILE = 64
 MAX_TILES = 6  # as in the paper's Table 5
-LAYOUT = (4, 4)  # columns and rows of digits on a page
-# scales of a page's width and height, and their shares of the pages; at scale 1, a digit's cell has 16x12 pixels
-SCANS = [
-    ((1.0, 1.0), 0.40),  # 64x48 pixels
-    ((2.0, 1.0), 0.15),  # 128x48
-    ((1.0, 2.0), 0.15),  # 64x96
-    ((1.75, 1.75), 0.15),  # 112x84
-    ((1.3, 1.0), 0.15),  # 83x48
-]
+
+
+@dataclass(frozen=True)
+class Pages:
+    """A kind of page: its layouts (columns, rows) with their shares, the cell of a digit (W, H) and the digit, in pixels."""
+
+    layouts: dict[tuple[int, int], float]
+    cell: tuple[int, int]
+    digit: int
+    tiled: bool = False  # whether pages fill more than one tile
+
+
+KINDS = {
+    "few": Pages({(2, 2): 1.0}, cell=(32, 32), digit=16),
+    "dense": Pages({(4, 4): 1.0}, cell=(16, 16), digit=12),
+    "denser": Pages({(6, 6): 1.0}, cell=(10, 10), digit=9),
+    # 64x48, 64x96, 128x64, 128x96 and 192x128 pixels: text of one size, pages that grow with their content
+    "spread": Pages(
+        {(2, 3): 0.35, (2, 6): 0.15, (4, 4): 0.2, (4, 6): 0.2, (6, 8): 0.1}, cell=(32, 16), digit=8, tiled=True
+    ),
+}
 QUESTIONS = 0.3  # share of training samples that ask for a row or a column
 BLOCK = (
     16  # consecutive training samples with the same scale and kind of question, so that batches need little padding
@@ -64,24 +77,25 @@ class Sample:
     pixel_values: torch.Tensor  # (tiles, 3, TILE, TILE) float16
     answer: str
     kind: str  # "transcription" or "question"
+    counts: torch.Tensor  # (10,) how often each digit is on the page
 
 
-def split_digits() -> dict[str, Digits]:
-    """The samples of handwritten digits for each kind of page."""
+def split_digits(size: int = 12) -> dict[str, Digits]:
+    """The samples of handwritten digits of each split, `size` pixels wide and high."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     bounds = np.round(np.cumsum(list(SPLITS.values()))[:-1] * len(order)).astype(int)
     return {
-        name: Digits(data.images[part], data.target[part])
+        name: Digits(data.images[part], data.target[part], size)
         for name, part in zip(SPLITS, np.split(order, bounds), strict=True)
     }
 
 
-def build_processor(slicing: str = "whole") -> InternVLXProcessor:
+def build_processor(slicing: str = "whole", tile: int = TILE) -> InternVLXProcessor:
     """A processor with one placeholder per tile, which `with_tokens` repeats."""
-    numbers = " ".join(f"Read row {n}. Read column {n}." for n in range(1, 5))
+    numbers = " ".join(f"Read row {n}. Read column {n}." for n in range(1, 9))
     tiling = {"max_patches": 1} if slicing == "whole" else {"max_patches": MAX_TILES, "slicing": slicing}
-    image_processor = InternVLXImageProcessor(size={"height": TILE, "width": TILE}, **tiling)
+    image_processor = InternVLXImageProcessor(size={"height": tile, "width": tile}, **tiling)
     tokenizer = build_tokenizer(f"{TRANSCRIBE} {numbers}")
     return InternVLXProcessor(image_processor, tokenizer, image_seq_length=1, chat_template=CHAT_TEMPLATE)
 
@@ -97,14 +111,19 @@ def ask(text: str, rng: np.random.Generator, transcription: bool) -> tuple[str, 
     return f"Read {direction} {number + 1}.", lines[direction][number]
 
 
-def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: float = 0.0) -> list[Sample]:
-    """Make `count` samples, deterministically. Pages and questions do not depend on `slicing`.
+def make_samples(
+    split: str, count: int, pages: str, slicing: str, tile: int, seed: int, curriculum: float = 0.0
+) -> list[Sample]:
+    """Make `count` samples, deterministically. Pages and questions do not depend on `slicing` and `tile`.
 
     Args:
+        pages: the kind of page, a key of `KINDS`.
+        tile: side of a tile in pixels.
         curriculum: share of the samples over which random pages gradually replace repeated ones (see `compose_page`), which
             are 80 % at first.
     """
-    digits, processor, samples = split_digits()[split], build_processor(slicing), []
+    kind = KINDS[pages]
+    digits, processor, samples = split_digits(kind.digit)[split], build_processor(slicing, tile), []
     block = BLOCK if split == "train" else 1
     for first in range(0, count, 64):
         drawn = []
@@ -115,11 +134,11 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
             )
             drawn.append(
                 draw_sample(
-                    digits, rng, block_rng, index / count / curriculum if curriculum else 1.0, split == "train"
+                    kind, digits, rng, block_rng, index / count / curriculum if curriculum else 1.0, split == "train"
                 )
             )
         encoded = processor.apply_chat_template(
-            [conversation for conversation, _ in drawn],
+            [conversation for conversation, _, _ in drawn],
             return_labels=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
@@ -133,37 +152,42 @@ def make_samples(split: str, count: int, slicing: str, seed: int, curriculum: fl
             drawn,
             strict=True,
         )
-        for ids, labels, is_text, pixel_values, (conversation, kind) in rows:
+        for ids, labels, is_text, pixel_values, (conversation, asked, counts) in rows:
             answer = conversation[1]["content"][0]["text"]
             # clones, because saving a view saves the whole batch
-            samples.append(Sample(ids[is_text], labels[is_text], pixel_values.clone(), answer, kind))
+            samples.append(Sample(ids[is_text], labels[is_text], pixel_values.clone(), answer, asked, counts))
     return samples
 
 
 def draw_sample(
-    digits: Digits, rng: np.random.Generator, block_rng: np.random.Generator, progress: float, train: bool = False
-) -> tuple[list[dict], str]:
-    """A conversation about a page, and its kind. `progress` is the completed share of the curriculum."""
+    pages: Pages,
+    digits: Digits,
+    rng: np.random.Generator,
+    block_rng: np.random.Generator,
+    progress: float,
+    train: bool = False,
+) -> tuple[list[dict], str, torch.Tensor]:
+    """A conversation about a page, its kind, and the counts of digits. `progress`: completed share of the curriculum."""
     kind = "question" if block_rng.random() < (QUESTIONS if train else 0.5) else "transcription"
-    scales = SCANS[block_rng.choice(len(SCANS), p=[share for _, share in SCANS])][0]
-    page = compose_page(digits, LAYOUT, rng, repeated=bool(rng.random() < 0.8 * (1 - progress)))
-    size = [round(side * scale) for side, scale in zip(page.image.size, scales, strict=True)]
-    image = page.image.resize(size, Image.Resampling.BICUBIC)
+    layout = list(pages.layouts)[block_rng.choice(len(pages.layouts), p=list(pages.layouts.values()))]
+    page = compose_page(digits, layout, rng, repeated=bool(rng.random() < 0.8 * (1 - progress)), cell=pages.cell)
     question, answer = ask(page.text, rng, kind == "transcription")
     conversation = [
-        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]},
+        {"role": "user", "content": [{"type": "image", "image": page.image}, {"type": "text", "text": question}]},
         {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     ]
-    return conversation, kind
+    return conversation, kind, torch.tensor([page.text.count(digit) for digit in "0123456789"])
 
 
-def cached_samples(folder: Path, split: str, count: int, slicing: str, seed: int, curriculum: float = 0.0):
+def cached_samples(
+    folder: Path, split: str, count: int, pages: str, slicing: str, tile: int, seed: int, curriculum: float = 0.0
+) -> list[Sample]:
     """The samples of `make_samples`, cached for all runs that share them."""
-    path = folder / f"{split}-{count}-{slicing}-{seed}-{curriculum}.pt"
+    path = folder / f"{split}-{count}-{pages}-{slicing}-{tile}-{seed}-{curriculum}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        samples = make_samples(split, count, slicing, seed, curriculum)
-        unfinished = path.with_suffix(".unfinished")
+        samples = make_samples(split, count, pages, slicing, tile, seed, curriculum)
+        unfinished = path.with_suffix(f".{os.getpid()}")
         torch.save([vars(sample) for sample in samples], unfinished)
         unfinished.rename(path)
     return [Sample(**fields) for fields in torch.load(path, mmap=True)]
@@ -172,9 +196,11 @@ def cached_samples(folder: Path, split: str, count: int, slicing: str, seed: int
 class Collator:
     """Batches samples for a model with `tokens` placeholders per tile, padded on the left."""
 
-    def __init__(self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False):
+    def __init__(
+        self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False, with_counts: bool = False
+    ):
         self.image_token_id, self.pad_id = processor.image_token_id, processor.tokenizer.pad_token_id
-        self.tokens, self.for_generation = tokens, for_generation
+        self.tokens, self.for_generation, self.with_counts = tokens, for_generation, with_counts
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         rows = [self.with_tokens(sample) for sample in samples]
@@ -184,6 +210,9 @@ class Collator:
         }
         batch["attention_mask"] = _pad_left([torch.ones_like(row["input_ids"]) for row in rows], 0)
         batch["pixel_values"] = torch.cat([sample.pixel_values for sample in samples]).float()
+        if self.with_counts:
+            batch["counts"] = torch.stack([sample.counts for sample in samples])
+            batch["tiles"] = torch.tensor([len(sample.pixel_values) for sample in samples])
         if self.for_generation:
             del batch["labels"]
         return batch

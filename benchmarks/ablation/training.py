@@ -1,5 +1,6 @@
 """One run: a new projector on the common base, trained in the paper's two stages and evaluated."""
 
+import itertools
 import json
 import os
 import time
@@ -10,8 +11,22 @@ from statistics import fmean
 import numpy as np
 import torch
 import transformers
-from settings import LAYERS, PATCHES, Configuration, Schedule
-from task import BLOCK, TILE, Collator, Sample, build_processor, cached_samples, share_in_place
+from baselines import BASELINES, resized_positions
+from settings import (
+    BASES,
+    CLS_LOSS,
+    CURRICULUM,
+    DECAY,
+    LANGUAGE_MODEL,
+    LAYERS,
+    OPTIMISER,
+    PATCHES,
+    TILE,
+    TOWER,
+    Configuration,
+    Schedule,
+)
+from task import BLOCK, KINDS, Collator, Sample, build_processor, cached_samples, share_in_place
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,72 +35,49 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 import internvlx_hf
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.checkpoints.atomic_folder import atomic_folder
-from internvlx_hf.modeling.pixel_shuffle import patch_windows
 
-VISION_WIDTH, WIDTH = 64, 96
-LONGEST_ANSWER = 21  # tokens
-CURRICULUM = 0.75  # share of a training that goes from easy to hard pages, see `make_samples`
+LONGEST_ANSWER = 56  # tokens: eight rows of six digits
 RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
 BASE = Configuration(window=2)  # pixel shuffle by 2x2, as in InternVL2
+BASE_SLICINGS = ("whole", "edge", "ratio")  # of pages of several tiles
+NEW_MODULES = ("model.multi_modal_projector", "model.lvtc")
 
 
-class AveragePooling(nn.Module):
-    """The mean of each window, then a two-layer MLP: (B, 1 + S², C), CLS first -> (B, N², D). A baseline."""
-
-    def __init__(self, config: InternVLXConfig):
-        super().__init__()
-        self.side = round(1 / config.downsample_ratio)
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
-        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        pooled = patch_windows(features, self.side).mean(2)
-        return self.linear_2(nn.functional.gelu(self.linear_1(pooled)))
-
-
-def build_model(configuration: Configuration, processor) -> InternVLXForConditionalGeneration:
-    tokenizer, averages = processor.tokenizer, configuration.projector["projector_type"] == "average"
+def build_model(configuration: Configuration, processor, seed: int = 0) -> InternVLXForConditionalGeneration:
+    """The model of a configuration. `seed` chooses the tokens that random pruning keeps."""
+    tokenizer, kind = processor.tokenizer, configuration.projector["projector_type"]
     config = InternVLXConfig(
-        vision_config={
-            "hidden_size": VISION_WIDTH,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "intermediate_size": 3 * VISION_WIDTH,
-            "image_size": TILE,
-            "patch_size": TILE // PATCHES,
-            "use_absolute_position_embeddings": True,
-            "layer_scale_init_value": 1.0,
-            "initializer_range": 0.06,
-        },
-        text_config={
-            "model_type": "qwen3",
+        vision_config=TOWER | {"image_size": configuration.tile, "patch_size": TILE // PATCHES},
+        text_config=LANGUAGE_MODEL
+        | {
             "vocab_size": len(tokenizer),
-            "hidden_size": WIDTH,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "head_dim": WIDTH // 4,
-            "intermediate_size": 2 * WIDTH,
-            "max_position_embeddings": 1024,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},  # prompts are short
-            "initializer_range": 0.06,
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
         image_token_id=processor.image_token_id,
         downsample_ratio=1 / configuration.window,
-        projector_config={"projector_type": "pixel_shuffle"} if averages else configuration.projector,
+        projector_config={"projector_type": "pixel_shuffle"} if kind in BASELINES else configuration.projector,
         lvtc_config=configuration.lvtc,
     )
     model = InternVLXForConditionalGeneration(config)
-    if averages:
-        model.model.multi_modal_projector = AveragePooling(config)
-        model.model.multi_modal_projector.apply(model._init_weights)
+    if kind in BASELINES:
+        projector = BASELINES[kind](config, model.model.vision_tower, seed)
+        projector.apply(model._init_weights)
+        model.model.multi_modal_projector = projector
     return model
 
 
-def train(model, samples: list[Sample], collator: Collator, steps: int, rate: float, batch: int, folder: Path):
+def train(
+    model,
+    samples: list[Sample],
+    collator: Collator,
+    steps: int,
+    rate: float,
+    batch: int,
+    folder: Path,
+    trainer_class: type[Trainer] = Trainer,
+) -> list[float]:
     """Train the parameters that require gradients, and return the mean loss of each twentieth of the steps."""
     arguments = TrainingArguments(
         output_dir=folder,
@@ -93,12 +85,7 @@ def train(model, samples: list[Sample], collator: Collator, steps: int, rate: fl
         per_device_train_batch_size=batch,
         train_sampling_strategy="sequential",
         learning_rate=rate,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": int(0.4 * steps)},
-        warmup_steps=0.05,
-        weight_decay=0.05,
-        adam_beta2=0.98,
-        max_grad_norm=1.0,
+        lr_scheduler_kwargs={"num_decay_steps": int(DECAY * steps)},
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         save_strategy="no",
@@ -106,55 +93,109 @@ def train(model, samples: list[Sample], collator: Collator, steps: int, rate: fl
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=True,
+        **OPTIMISER,
     )
-    trainer = Trainer(model=model, args=arguments, data_collator=collator, train_dataset=samples)
+    trainer = trainer_class(model=model, args=arguments, data_collator=collator, train_dataset=samples)
     trainer.remove_callback(PrinterCallback)  # which prints every log entry
     trainer.train()
     return [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def make_base(schedule: Schedule, cache: Path) -> Path:
-    """The tower and language model that every run starts from, trained once."""
-    steps, rate, batch = (schedule.base_steps, schedule.base_tiled_steps), schedule.base_rate, schedule.batch
-    folder = cache / f"base-{steps[0]}-{steps[1]}-{rate}-{batch}"
-    if not (folder / "model.safetensors").exists():
-        with atomic_folder(folder) as unfinished:
-            processor = build_processor()
-            collator = Collator(processor, (PATCHES // BASE.window) ** 2)
-            set_seed(0)
-            model = build_model(BASE, processor)
-            # none of these pages is in a run, but the handwriting samples are the same
-            pages = cached_samples(cache, "train", steps[0] * batch, "whole", BASE_PAGES, CURRICULUM)
-            losses = train(model, pages, collator, steps[0], rate, batch, cache / f"trainer-{os.getpid()}")
-            # a tower trained on whole pages only needs longer than a run to learn the scales of tiles
-            tiled = [
-                cached_samples(cache, "train", steps[1] * batch // 3, slicing, BASE_PAGES + number, CURRICULUM)
-                for number, slicing in enumerate(("whole", "edge", "ratio"), start=1)
-            ]
-            pages = [
-                page
-                for first in range(0, len(tiled[0]), batch)
-                for part in tiled
-                for page in part[first : first + batch]
-            ]
-            losses += train(model, pages, collator, steps[1], rate, batch, cache / f"trainer-{os.getpid()}")
-            accuracy = {}
-            for slicing in ("whole", "edge", "ratio"):
-                validation = cached_samples(cache, "validation", schedule.test_pages, slicing, TEST_PAGES)
-                accuracy[slicing] = evaluate(model, processor, validation, collator)
-            print(f"base: losses {losses}, on validation pages {accuracy}", flush=True)
-            model.save_pretrained(unfinished)
-            (unfinished / "base.json").write_text(json.dumps({"losses": losses, "validation": accuracy}))
-    return folder
+def share_loss(logits: torch.Tensor, counts: torch.Tensor, tiles: list[int]) -> torch.Tensor:
+    """Cross-entropy between the digits' shares of each page, from `counts` (pages, 10), and the mean prediction of its tiles.
+
+    `logits` (tiles, 10) are those of all pages' tiles, `tiles` their number on each page.
+    """
+    predicted = torch.stack([part.mean(0) for part in logits.softmax(-1).split(tiles)])
+    return -(counts / counts.sum(1, keepdim=True) * predicted.log()).sum(1).mean()
+
+
+class CountingTrainer(Trainer):
+    """Also teaches the tower's CLS token, from which `model.counter` predicts the shares of the digits on the page.
+
+    Towers come with a CLS token that is trained on whole images. PVTC's global query and pruning by CLS attention need it.
+    """
+
+    def compute_loss(self, model, inputs, return_outputs=False, **arguments):
+        counts, tiles, features = inputs.pop("counts"), inputs.pop("tiles"), []
+        hook = model.model.vision_tower.register_forward_hook(lambda _, __, output: features.append(output[0][:, 0]))
+        loss = super().compute_loss(model, inputs, **arguments)
+        hook.remove()
+        return loss + CLS_LOSS * share_loss(model.counter(features[0]), counts, tiles.tolist())
+
+
+def base_steps(pages: str, schedule: Schedule) -> tuple[int, int]:
+    """The steps of a base with one way of cutting pages, and those with all."""
+    turns = schedule.base_turns * KINDS[pages].tiled
+    return schedule.base_steps - turns, turns
+
+
+def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
+    steps = base_steps(pages, schedule)
+    return cache / f"base-{pages}-{number}-{steps[0]}-{steps[1]}-{schedule.base_rate}-{schedule.batch}"
+
+
+def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path) -> None:
+    """Train the missing bases, given as kind of page and number. A base that another process trains is waited for."""
+    while bases := [base for base in bases if not (base_folder(*base, schedule, cache) / "base.json").exists()]:
+        for pages, number in bases:
+            try:
+                train_base(pages, number, schedule, cache)
+            except (BlockingIOError, FileExistsError):
+                time.sleep(1)
+
+
+def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> list[list[Sample]]:
+    """The pages of the base's trainings. None of them is in a run, but the handwriting samples are the same."""
+
+    def samples(steps: int, slicing: str, part: int) -> list[Sample]:
+        seed = BASE_PAGES + 10 * number + part
+        return cached_samples(cache, "train", steps * batch, pages, slicing, TILE, seed, CURRICULUM)
+
+    steps, turns = base_steps(pages, schedule)
+    batch = schedule.batch
+    if not turns:
+        return [samples(steps, "whole", 0)]
+    in_turn = [samples(turns // 3, slicing, part) for part, slicing in enumerate(BASE_SLICINGS, start=1)]
+    batches = [part[first : first + batch] for first in range(0, len(in_turn[0]), batch) for part in in_turn]
+    return [samples(steps, "edge", 0), list(itertools.chain(*batches))]
+
+
+def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None:
+    """Train the tower and language model that runs on a kind of page start from."""
+    with atomic_folder(base_folder(pages, number, schedule, cache)) as unfinished:
+        processor = build_processor()
+        collator = Collator(processor, (PATCHES // BASE.window) ** 2, with_counts=True)
+        set_seed(number)
+        model = build_model(BASE, processor)
+        model.counter = nn.Linear(TOWER["hidden_size"], 10)
+        seconds, losses = 0.0, []
+        for samples in base_samples(pages, number, schedule, cache):
+            start = time.process_time()
+            steps, folder = len(samples) // schedule.batch, cache / f"trainer-{os.getpid()}"
+            losses += train(
+                model, samples, collator, steps, schedule.base_rate, schedule.batch, folder, CountingTrainer
+            )
+            seconds += time.process_time() - start
+        accuracy = {}
+        for slicing in BASE_SLICINGS if KINDS[pages].tiled else ("whole",):
+            validation = cached_samples(cache, "validation", schedule.test_pages, pages, slicing, TILE, TEST_PAGES)
+            accuracy[slicing] = evaluate(model, processor, validation, collator)
+        print(f"base {pages} {number}: losses {losses}, on validation pages {accuracy}, {seconds:.0f} s", flush=True)
+        del model.counter
+        model.save_pretrained(unfinished)
+        record = {"losses": losses, "validation": accuracy, "cpu_seconds": round(seconds, 2)}
+        (unfinished / "base.json").write_text(json.dumps(record))
 
 
 def start_from(model: nn.Module, base: Path) -> None:
     """Load the base's tower and language model. Projectors keep their random initial values."""
     trained = transformers.modeling_utils.load_state_dict(base / "model.safetensors")
     trained = {name: tensor for name, tensor in trained.items() if "multi_modal_projector" not in name}
+    positions = "model.vision_tower.embeddings.position_embeddings"
+    trained[positions] = resized_positions(trained[positions], model.config.patch_grid)
     missing, unexpected = model.load_state_dict(trained, strict=False)
-    fresh = ("model.multi_modal_projector", "model.lvtc")
-    if unexpected or not all(name.startswith(fresh) for name in missing):
+    if unexpected or not all(name.startswith(NEW_MODULES) for name in missing):
         raise ValueError(f"The base in {base.name} does not fit: missing {missing}, unexpected {unexpected}.")
 
 
@@ -167,52 +208,38 @@ def in_order_of(seed: int, pages: list[Sample]) -> list[Sample]:
 
 def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test") -> dict:
     """Train and evaluate a configuration, and return its record."""
-    base = make_base(schedule, cache)
-    processor = build_processor(configuration.slicing)
-    pages = in_order_of(
-        seed, cached_samples(cache, "train", schedule.pages, configuration.slicing, RUN_PAGES, CURRICULUM)
-    )
-    test = cached_samples(cache, split, schedule.test_pages, configuration.slicing, TEST_PAGES)
+    number = seed % BASES
+    make_bases([(configuration.pages, number)], schedule, cache)
+    processor = build_processor(configuration.slicing, configuration.tile)
+    steps = {"stage1": schedule.stage1_steps, "stage2": schedule.stage2_steps * configuration.stage2_times}
+    seen = (configuration.pages, configuration.slicing, configuration.tile)
+    count = sum(steps.values()) * schedule.batch
+    samples = in_order_of(seed, cached_samples(cache, "train", count, *seen, RUN_PAGES, CURRICULUM))
+    test = cached_samples(cache, split, schedule.test_pages, *seen, TEST_PAGES)
     set_seed(seed)
-    model = build_model(configuration, processor)
-    start_from(model, base)
+    model = build_model(configuration, processor, seed)
+    start_from(model, base_folder(configuration.pages, number, schedule, cache))
     collator = Collator(processor, model.config.image_seq_length)
 
     wall, cpu = time.perf_counter(), time.process_time()
-    projectors = ("model.multi_modal_projector", "model.lvtc")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(projectors))
-    stage1 = schedule.stage1_steps * schedule.batch
-    losses = [
-        train(
-            model,
-            pages[:stage1],
-            collator,
-            schedule.stage1_steps,
-            schedule.stage1_rate,
-            schedule.batch,
-            cache / f"trainer-{os.getpid()}",
-        )
-    ]
-    model.requires_grad_(True)
-    losses.append(
-        train(
-            model,
-            pages[stage1:],
-            collator,
-            schedule.stage2_steps,
-            schedule.stage2_rate,
-            schedule.batch,
-            cache / f"trainer-{os.getpid()}",
-        )
-    )
+    first, losses = steps["stage1"] * schedule.batch, {}
+    for stage, rate, part in (
+        ("stage1", schedule.stage1_rate, samples[:first]),
+        ("stage2", schedule.stage2_rate, samples[first:]),
+    ):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(stage == "stage2" or name.startswith(NEW_MODULES))
+        folder = cache / f"trainer-{os.getpid()}"
+        losses[stage] = train(model, part, collator, steps[stage], rate, schedule.batch, folder)
     training = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    accuracy = evaluate(model, processor, test, collator)
     return {
-        "accuracy": evaluate(model, processor, test, collator),
+        "base": number,
+        "accuracy": accuracy,
         **{name: round(seconds, 2) for name, seconds in training.items()},
-        "evaluation_seconds": round(time.perf_counter() - wall - training["wall_seconds"], 2),
+        "evaluation_seconds": round(time.process_time() - cpu - training["cpu_seconds"], 2),
         **measure(model, test, collator),
-        "losses": {"stage1": losses[0], "stage2": losses[1]},
+        "losses": losses,
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, internvlx_hf)},
     }
 
@@ -226,7 +253,7 @@ def evaluate(model, processor, samples: list[Sample], collator: Collator) -> dic
     for kind in ("transcription", "question"):
         asked = [sample for sample in samples if sample.kind == kind]
         inputs = prompts(asked)
-        longest = LONGEST_ANSWER if kind == "transcription" else 10
+        longest = LONGEST_ANSWER if kind == "transcription" else 14
         generated = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
         read = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         shares = [share_in_place(sample.answer, text) for sample, text in zip(asked, read, strict=True)]
