@@ -1,7 +1,9 @@
 """Settings of the image processor that are nearly right, and samples that name their images twice."""
 
 import pytest
+import torch
 
+from image_cases import random_image
 from internvlx_hf import InternVLXImageProcessor
 from internvlx_hf.data.conversations import sample_from_record
 from internvlx_hf.data.samples import read_conversation
@@ -48,3 +50,45 @@ def test_an_empty_list_of_images_hides_no_image(none):
 @pytest.mark.parametrize("image", ["file:///data/a.png", "FILE:///data/a.png", "https://host/a.png"])
 def test_urls_are_not_taken_for_paths_below_the_root(image):
     assert sample_from_record({"conversations": CONVERSATION, "image": image}, "/root")["images"] == [image]
+
+
+def test_a_call_can_give_each_image_its_own_maximum():
+    processor = InternVLXImageProcessor(size={"height": 28, "width": 28}, slicing="ratio")
+    images = [random_image(*size) for size in ((56, 28), (84, 28), (56, 56))]
+    inputs = processor(images, max_patches=[2, 1, 6], return_tensors="pt")
+    alone = [
+        processor(one, max_patches=most, return_tensors="pt") for one, most in zip(images, (2, 1, 6), strict=True)
+    ]
+    assert inputs["num_patches"].tolist() == [3, 1, 5] == [int(one["num_patches"]) for one in alone]
+    assert torch.equal(inputs["pixel_values"], torch.cat([one["pixel_values"] for one in alone]))
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        ([2], "max_patches has 1 numbers for 2 images"),
+        ([2, 0], "max_patches=0, expected a positive"),
+        ([2, "3"], "max_patches"),
+    ],
+)
+def test_maxima_that_do_not_fit_the_images_are_refused(limits, error):
+    with pytest.raises(ValueError, match=error):
+        InternVLXImageProcessor()([random_image(9, 9)] * 2, max_patches=limits)
+
+
+def test_a_list_of_maxima_is_no_setting():
+    with pytest.raises(ValueError, match=r"max_patches=\[2, 3\], expected one number"):
+        InternVLXImageProcessor(max_patches=[2, 3])
+    with pytest.raises(ValueError, match=r"max_patches=\[2, 3\], expected a positive number"):
+        InternVLXImageProcessor().get_number_of_image_patches(9, 9, {"max_patches": [2, 3]})
+
+
+def test_a_budget_of_tokens_is_a_setting_of_the_processor():
+    budget = {"max_image_tokens": 512}
+    for make in (
+        lambda: InternVLXImageProcessor(**budget),
+        lambda: InternVLXImageProcessor()(random_image(9, 9), **budget),
+        lambda: InternVLXImageProcessor().get_number_of_image_patches(9, 9, budget),
+    ):
+        with pytest.raises(ValueError, match="max_image_tokens=512 is a setting of InternVLXProcessor"):
+            make()

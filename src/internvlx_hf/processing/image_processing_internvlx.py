@@ -2,7 +2,7 @@
 """Image processor of InternVL-X: splits images into tiles by RVTC (paper, section 3.3) and normalises them."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 
 import numpy as np
@@ -26,7 +26,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .image_files import ImageAccess, open_image
-from .image_sources import ALPHA, ArraySource, PillowSource, as_real_tensor
+from .image_sources import ALPHA, ArraySource, PillowSource, as_real_tensor, image_size
 from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer, empty
 from .rvtc import TilePlan, TilingRule
 
@@ -43,8 +43,8 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
         transformers do; within an `InternVLXProcessor` it splits.
     min_patches (`int`, *optional*, defaults to 1):
         Smallest number of tiles, without the thumbnail.
-    max_patches (`int`, *optional*, defaults to 6):
-        Largest number of tiles, without the thumbnail.
+    max_patches (`int` or, in a call, `list[int]`, *optional*, defaults to 6):
+        Largest number of tiles, without the thumbnail; a list has one number for each image.
     slicing (`str`, *optional*, defaults to `"edge"`):
         `"edge"`, `"area"` or `"ratio"`: how the image's size bounds its number of tiles, see `rvtc.TilingRule`.
     use_thumbnail (`bool`, *optional*, defaults to `True`):
@@ -67,7 +67,7 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
 
     crop_to_patches: bool | None
     min_patches: int | None
-    max_patches: int | None
+    max_patches: int | list[int] | None
     slicing: str | None
     use_thumbnail: bool | None
     resize_backend: str | None
@@ -114,7 +114,7 @@ class InternVLXImageProcessor(PilBackend):
     do_convert_rgb = True
     crop_to_patches: bool | None = True
     min_patches = 1
-    max_patches = 6
+    max_patches: int = 6
     slicing = "edge"
     use_thumbnail = True
     resize_backend = "torch"
@@ -129,16 +129,25 @@ class InternVLXImageProcessor(PilBackend):
         super().__init__(**kwargs)  # type: ignore[misc]
         if not isinstance(self.access, ImageAccess):
             raise ValueError(f"access={self.access!r}, expected an ImageAccess.")
+        if isinstance(self.max_patches, list):
+            raise ValueError(
+                f"max_patches={self.max_patches}, expected one number; a call may give one for each image."
+            )
         only_resizes = kwargs.get("do_resize") and "size" in kwargs and not _has_tile_settings(kwargs)
         if kwargs.get("crop_to_patches", not only_resizes or None) is None:
             self.crop_to_patches = None  # not set: see `crop_to_patches` above
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
-    def _refuse_misspelt(cls, names: Iterable[str]):
+    def _refuse_misspelt(cls, settings: Mapping):
         """Raises `ValueError` for a misspelt setting. Other unknown names are kept, as transformers does."""
+        if "max_image_tokens" in settings:
+            raise ValueError(
+                f"max_image_tokens={settings['max_image_tokens']!r} is a setting of InternVLXProcessor, which knows how many "
+                "tokens a tile has. Give it to the processor, beside the image processor's settings."
+            )
         known = [*cls.valid_kwargs.__annotations__, "access"]
-        for name in names:
+        for name in settings:
             nearest = get_close_matches(name, known, 1, MISSPELT)
             if nearest and name not in known and not hasattr(cls, name):
                 raise ValueError(f"Unknown setting {name!r} of the image processor. Did you mean `{nearest[0]}`?")
@@ -156,6 +165,7 @@ class InternVLXImageProcessor(PilBackend):
         return settings
 
     def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[InternVLXImageProcessorKwargs]) -> BatchFeature:
+        self._refuse_misspelt({name: value for name, value in kwargs.items() if name not in self._valid_kwargs_names})
         try:
             return super().preprocess(images, *args, **self._decide_cropping(kwargs))
         except StrictDataclassError as error:  # transformers' check of the arguments' types
@@ -175,12 +185,31 @@ class InternVLXImageProcessor(PilBackend):
         Raises:
             ValueError: if one of them is misspelt or out of range.
         """
+        return self.tiling_rule(images_kwargs).plan(width, height).num_tiles
+
+    def tiling_rule(self, images_kwargs: Mapping | None = None) -> TilingRule:
+        """How a call splits its images into tiles.
+
+        Args:
+            images_kwargs: arguments of the call that override the processor's settings.
+
+        Raises:
+            ValueError: if one of them is misspelt or out of range, or if `max_patches` is a list.
+        """
         self._refuse_misspelt(images_kwargs or {})
         kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names}
         kwargs |= self._decide_cropping(images_kwargs or {})
         kwargs = self._standardize_kwargs(**kwargs)
         self._validate_preprocess_kwargs(**kwargs)
-        return self._tiling_rule(**kwargs).plan(width, height).num_tiles
+        return self._tiling_rule(**kwargs)
+
+    def upright_size(
+        self, image: PIL.Image.Image | np.ndarray | torch.Tensor, images_kwargs: Mapping
+    ) -> tuple[int, int]:
+        """(width, height) of an image, opened but not decoded, as a call with these arguments sees it."""
+        upright = images_kwargs.get("do_exif_transpose")
+        upright = self.do_exif_transpose if upright is None else upright
+        return image_size(image, upright, images_kwargs.get("input_data_format"))
 
     def fetch_images(self, image_url_or_urls):
         """Opens paths, URLs and base64 strings, as `access` allows, and returns other images unchanged. Keeps the nesting.
@@ -225,7 +254,9 @@ class InternVLXImageProcessor(PilBackend):
 
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
-        self._tiling_rule(**kwargs)
+        limits = kwargs.get("max_patches")
+        for limit in limits if isinstance(limits, list) else [limits]:
+            self._tiling_rule(**kwargs | {"max_patches": limit})
         backend, resample = kwargs["resize_backend"], kwargs["resample"]
         if backend not in RESIZE_BACKENDS:
             raise ValueError(f"resize_backend={backend!r} is unknown, expected one of {', '.join(RESIZE_BACKENDS)}.")
@@ -256,16 +287,22 @@ class InternVLXImageProcessor(PilBackend):
     def _preprocess(  # type: ignore[override]
         self, images: list[ImageSource], *, size: SizeDict, return_tensors: str | TensorType | None, **kwargs
     ) -> BatchFeature:
-        rule = self._tiling_rule(size, **kwargs)
-        plans = [rule.plan(source.width, source.height) for source in images]
+        plans = self._plans(images, kwargs.pop("max_patches"), size=size, **kwargs)
         num_tiles = [plan.num_tiles for plan in plans]
         device = kwargs["device"] or _common_value([source.device for source in images] or ["cpu"], "devices")
         channels = _common_value([source.channels for source in images] or [3], "numbers of channels")
-        shape = (sum(num_tiles), channels, rule.tile_height, rule.tile_width)
+        shape = (sum(num_tiles), channels, size["height"], size["width"])
         pixel_values = empty(shape, torch.float32, torch.device(device))
         for source, plan, tiles in zip(images, plans, pixel_values.split(num_tiles), strict=True):
             self._write_tiles(tiles, source, plan, **kwargs)
         return _as_feature(pixel_values, num_tiles, return_tensors)
+
+    def _plans(self, images: list[ImageSource], max_patches: int | list[int], **kwargs) -> list[TilePlan]:
+        limits = max_patches if isinstance(max_patches, list) else [max_patches] * len(images)
+        if len(limits) != len(images):
+            raise ValueError(f"max_patches has {len(limits)} numbers for {len(images)} images, expected one for each.")
+        rules = {limit: self._tiling_rule(max_patches=limit, **kwargs) for limit in set(limits)}
+        return [rules[limit].plan(image.width, image.height) for limit, image in zip(limits, images, strict=True)]
 
     def _write_tiles(
         self,
