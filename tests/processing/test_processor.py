@@ -105,10 +105,11 @@ images_of_a_prompt = st.lists(st.tuples(st.integers(1, 150), st.integers(1, 150)
     st.sampled_from(["edge", "area", "ratio"]),
     st.sampled_from(["left", "right"]),
     st.sampled_from(["RGB", "L", "RGBA", "P"]),
+    st.none() | st.integers(3 * 4, 80),
 )
-def test_tokens_predicted_are_tokens_made_are_tiles_made(prompts, maximum, slicing, padding_side, mode):
+def test_tokens_predicted_are_tokens_made_are_tiles_made(prompts, maximum, slicing, padding_side, mode, budget):
     processor = make_processor()
-    kwargs = {"max_patches": maximum, "slicing": slicing}
+    kwargs = {"max_patches": maximum, "slicing": slicing, "max_image_tokens": budget}
     conversations = [[user(text, *(image(*size).convert(mode) for size in sizes))] for sizes, text in prompts]
     inputs = chat(conversations, processor_kwargs={"padding": True, "padding_side": padding_side, **kwargs})
     total_tiles = 0
@@ -117,6 +118,7 @@ def test_tokens_predicted_are_tokens_made_are_tiles_made(prompts, maximum, slici
         assert torch.isin(ids, torch.tensor(processor.image_token_ids)).sum() == sum(predicted.num_image_tokens)
         tiles = sum(predicted.num_image_patches)
         assert (ids == processor.image_token_id).sum() == tiles * processor.image_seq_length
+        assert budget is None or tiles * processor.image_seq_length <= budget
         assert mask[0 if padding_side == "right" else -1] == 1
         total_tiles += tiles
     assert total_tiles == len(inputs.get("pixel_values", ()))

@@ -125,7 +125,7 @@ class InternVLXImageProcessor(PilBackend):
     _rows_first = False  # see `Resizer`
 
     def __init__(self, **kwargs: Unpack[InternVLXImageProcessorKwargs]):
-        self._refuse_misspelt(kwargs)
+        self.refuse_misspelt(kwargs)
         super().__init__(**kwargs)  # type: ignore[misc]
         if not isinstance(self.access, ImageAccess):
             raise ValueError(f"access={self.access!r}, expected an ImageAccess.")
@@ -139,7 +139,7 @@ class InternVLXImageProcessor(PilBackend):
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
-    def _refuse_misspelt(cls, settings: Mapping):
+    def refuse_misspelt(cls, settings: Mapping):
         """Raises `ValueError` for a misspelt setting. Other unknown names are kept, as transformers does."""
         if "max_image_tokens" in settings:
             raise ValueError(
@@ -165,7 +165,7 @@ class InternVLXImageProcessor(PilBackend):
         return settings
 
     def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[InternVLXImageProcessorKwargs]) -> BatchFeature:
-        self._refuse_misspelt({name: value for name, value in kwargs.items() if name not in self._valid_kwargs_names})
+        self.refuse_misspelt({name: value for name, value in kwargs.items() if name not in self._valid_kwargs_names})
         try:
             return super().preprocess(images, *args, **self._decide_cropping(kwargs))
         except StrictDataclassError as error:  # transformers' check of the arguments' types
@@ -196,7 +196,7 @@ class InternVLXImageProcessor(PilBackend):
         Raises:
             ValueError: if one of them is misspelt or out of range, or if `max_patches` is a list.
         """
-        self._refuse_misspelt(images_kwargs or {})
+        self.refuse_misspelt(images_kwargs or {})
         kwargs = {name: getattr(self, name) for name in self._valid_kwargs_names}
         kwargs |= self._decide_cropping(images_kwargs or {})
         kwargs = self._standardize_kwargs(**kwargs)

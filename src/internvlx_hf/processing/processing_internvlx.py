@@ -2,8 +2,10 @@
 """Processor of InternVL-X: puts one placeholder into the text for each token of the tiles of images and frames of videos."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from .literals import (
     VIDEO_MARK_AS_TEXT,
     literals_as_text,
 )
+from .rvtc import TilingRule
+from .token_budget import Size, check_max_image_tokens, fit_rules
 from .video_files import Video, flat_videos, open_video
 from .video_processing_internvlx import InternVLXVideoProcessor
 
@@ -58,9 +62,11 @@ class InternVLXProcessor(ChatProcessor):
         chat_template: a Jinja template (default: the tokenizer's, or else ChatML as InternVL2.5 writes it).
         video_processor: an `InternVLXVideoProcessor` or its settings (default: tiles with the image processor's size and
             levels). The image processor's `access` also limits what the strings of videos may name.
+        max_image_tokens: a budget of visual tokens for each text: its images and frames take at most this many placeholders
+            together, see [`fit_rules`] (default: none). A call may give another.
 
     Raises:
-        ValueError: if the tokenizer has no image tokens, or `image_seq_length` is not positive.
+        ValueError: if the tokenizer has no image tokens, or a number of tokens is not positive.
     """
 
     # makes every save_pretrained copy this file into the checkpoint
@@ -75,12 +81,15 @@ class InternVLXProcessor(ChatProcessor):
         image_seq_length: int = 256,
         chat_template=None,
         video_processor: InternVLXVideoProcessor | Mapping | None = None,
+        max_image_tokens: int | None = None,
         **kwargs,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         if image_seq_length < 1:
             raise ValueError(f"image_seq_length={image_seq_length}, expected a positive number of tokens per tile.")
         self.image_seq_length = image_seq_length
+        check_max_image_tokens(max_image_tokens)
+        self.max_image_tokens = max_image_tokens
         if image_processor.crop_to_patches is None:  # made without any setting of tiles
             image_processor.crop_to_patches = True
         self.video_processor = _video_processor(video_processor, image_processor)
@@ -109,6 +118,8 @@ class InternVLXProcessor(ChatProcessor):
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
+        *,
+        max_image_tokens: int | None = None,
         **kwargs: Unpack[InternVLXProcessorKwargs],
     ) -> BatchFeature:
         """Tokenizes texts, splits their images into tiles, and makes a tile of each sampled frame of their videos.
@@ -119,6 +130,8 @@ class InternVLXProcessor(ChatProcessor):
                 video. U+2060 after the `<` turns a mark into text.
             videos: all videos in the order of their marks, flat or one list per text: each a path, a URL, a list of images or an
                 array of frames, see `video_files.open_video`. A list of strings is a list of videos.
+            max_image_tokens: a budget of visual tokens for each text, see [`fit_rules`] (default: the processor's). Without
+                texts, it is that of all images and videos together.
 
         Returns:
             `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images or
@@ -128,11 +141,12 @@ class InternVLXProcessor(ChatProcessor):
         Raises:
             ImportError: if a video is a file and neither PyAV nor torchcodec is installed.
             ValueError: if `text` has another type, if the number of images differs from that of image tokens or the number of
-                videos from that of marks, or if `audio` is given.
+                videos from that of marks, if a text's images and frames do not fit the budget, or if `audio` is given.
         """
         # not in the signature, by which transformers' tools look for a video processor among `get_attributes`
         videos = kwargs.pop("videos", None)  # type: ignore[typeddict-item]
         refuse_other_media(kwargs)
+        self.image_processor.refuse_misspelt(kwargs.get("images_kwargs") or {})
         texts = _as_texts(text)
         chat = CHAT_MEDIA.get()
         if chat is not None:
@@ -146,6 +160,9 @@ class InternVLXProcessor(ChatProcessor):
             _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
             _require_videos_per_text(videos, texts)
         opened = [self.open_video(video) for video in flat]
+        budget = self.max_image_tokens if max_image_tokens is None else max_image_tokens
+        if budget is not None:
+            images, kwargs = self._limit_tiles(budget, images, texts, opened, kwargs)
         # transformers from 5.18 on, whose masks account for images, requests both
         keeps_tokens = (
             chat and kwargs.get("return_offsets_mapping") and "return_text_replacement_offsets" not in kwargs
@@ -161,6 +178,50 @@ class InternVLXProcessor(ChatProcessor):
         elif not chat and inputs.get("text_replacement_offsets"):
             inputs["image_grid_thw"] = self._image_grids(inputs["text_replacement_offsets"])
         return inputs
+
+    def tiling_rules(
+        self,
+        sizes: Sequence[Size],
+        images_kwargs: Mapping | None = None,
+        num_frames: int = 0,
+        max_image_tokens: int | None = None,
+    ) -> list[TilingRule]:
+        """The tiling rule of each image of one text, see [`fit_rules`]. Reads no pixel.
+
+        Args:
+            sizes: (width, height) of each upright image.
+            images_kwargs: arguments of the image processor in the call.
+            num_frames: frames of the text's videos.
+            max_image_tokens: the call's budget (default: the processor's).
+        """
+        budget = self.max_image_tokens if max_image_tokens is None else max_image_tokens
+        rule = self.image_processor.tiling_rule(images_kwargs)
+        return fit_rules(rule, sizes, self.image_seq_length, budget, num_frames)
+
+    def _limit_tiles(
+        self, budget: int, images, texts: list[str] | None, videos: list[Video], kwargs: Mapping
+    ) -> tuple[Any, Any]:
+        """Opens the images, and adds the maximum of each image's tiles to the arguments of a call."""
+        merged: Any = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)  # type: ignore[arg-type]
+        images_kwargs, videos_kwargs = merged["images_kwargs"], merged["videos_kwargs"]
+        if images is not None:
+            images = self.image_processor.fetch_images(images)
+        flat = [] if images is None else flat_images(images)
+        requests = [(len(flat), len(videos))]
+        if texts is not None:
+            requests = [(sample.count(self.image_token), sample.count(VIDEO_MARK)) for sample in texts]
+            self._require_an_image_for_each_token(images, [num_images for num_images, _ in requests])
+        sizes = iter([self.image_processor.upright_size(image, images_kwargs) for image in flat])
+        frames = iter(map(len, self.video_processor.choose_frames(videos, videos_kwargs)))
+        limits = []
+        for index, (num_images, num_videos) in enumerate(requests):
+            own, num_frames = list(islice(sizes, num_images)), sum(islice(frames, num_videos))
+            try:
+                limits += [rule.max_tiles for rule in self.tiling_rules(own, images_kwargs, num_frames, budget)]
+            except ValueError as error:
+                raise ValueError(f"Text {index}: {error}" if len(requests) > 1 else str(error)) from error
+        limited = {name: value for name, value in kwargs.items() if name != "max_patches"}
+        return images, limited | {"images_kwargs": {**(kwargs.get("images_kwargs") or {}), "max_patches": limits}}
 
     def open_video(self, video) -> Video:
         """Opens a video by reading only its header. The image processor's `access` limits what strings may name."""
@@ -261,8 +322,10 @@ class InternVLXProcessor(ChatProcessor):
         tile = f"{self.start_image_token}{self.image_token * self.image_seq_length}{self.end_image_token}"
         return "\n".join(label.replace("{}", str(1 + frame)) + tile for frame in range(num_frames))
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
-        """Tiles and tokens of images of these sizes (height, width), without reading a pixel.
+    def _get_num_multimodal_tokens(
+        self, image_sizes: list[tuple[int, int]] | None = None, max_image_tokens: int | None = None, **kwargs
+    ) -> MultiModalData:
+        """Tiles and tokens of one text's images of these sizes (height, width), without reading a pixel.
 
         Returns:
             `num_image_patches`: tiles of each image; `num_image_tokens`: its tokens in `input_ids`, including the start and
@@ -271,10 +334,9 @@ class InternVLXProcessor(ChatProcessor):
         if image_sizes is None:
             return MultiModalData()
         images_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]  # type: ignore[arg-type]
-        num_tiles = [
-            self.image_processor.get_number_of_image_patches(height, width, images_kwargs)
-            for height, width in image_sizes
-        ]
+        sizes = [(width, height) for height, width in image_sizes]
+        rules = self.tiling_rules(sizes, images_kwargs, max_image_tokens=max_image_tokens)
+        num_tiles = [rule.plan(*size).num_tiles for rule, size in zip(rules, sizes, strict=True)]
         num_tokens = [2 + self.image_seq_length * tiles for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
