@@ -10,7 +10,8 @@ from ..cost import CostModel, ModelSetup, find_images, load_setup, parse_size, s
 from ..cost.estimate import ANSWER_TOKENS, ELEMENT_SIZES, TEXT_TOKENS
 from ..cost.presets import PRESETS
 from ..cost.report import Report
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.token_budget import check_max_image_tokens
+from .model_options import add_image_options
 
 DEFAULT_MODEL = "internvl-x-2b"
 
@@ -28,7 +29,7 @@ def _report(options: argparse.Namespace) -> str:
     if options.video is not None:
         return _video_report(options, width)
     sizes = [parse_size(size) for size in options.size]
-    setups, notes = side_by_side(choose_setup(options.model, options.slicing, options.max_patches))
+    setups, notes = side_by_side(choose_setup(options))
     models = [CostModel(setup, options.text_tokens, options.answer_tokens, options.dtype) for setup in setups]
     if not options.images and not sizes:
         raise ValueError("There is nothing to measure, expected images, folders, patterns, or --size 640x480.")
@@ -50,18 +51,20 @@ def _video_report(options: argparse.Namespace, width: int | None) -> str:
         clip = measure_clip(options.video, options.fps, options.num_frames)
     except ImportError as error:
         raise ValueError(str(error)) from error
-    setup = choose_setup(options.model, options.slicing, options.max_patches)
+    setup = choose_setup(options)
     report = VideoReport(clip, setup, options.text_tokens, options.answer_tokens, options.dtype, width)
     return report.to_json() if options.json else report.to_csv() if options.csv else report.to_text()
 
 
-def choose_setup(model: str, slicing: str | None, max_patches: int | None) -> ModelSetup:
-    """The setup of `--model`, changed by `--slicing` and `--max-patches`."""
-    setup = load_setup(model)
+def choose_setup(options: argparse.Namespace) -> ModelSetup:
+    """The setup of `--model`, changed by `--slicing`, `--max-patches` and `--max-image-tokens`."""
+    check_max_image_tokens(options.max_image_tokens)
+    setup = load_setup(options.model)
     tiling = setup.tiling
-    tiling = tiling if slicing is None else replace(tiling, slicing=slicing)
-    tiling = tiling if max_patches is None else replace(tiling, max_tiles=max_patches)
-    return replace(setup, tiling=tiling)
+    tiling = tiling if options.slicing is None else replace(tiling, slicing=options.slicing)
+    tiling = tiling if options.max_patches is None else replace(tiling, max_tiles=options.max_patches)
+    budget = setup.max_image_tokens if options.max_image_tokens is None else options.max_image_tokens
+    return replace(setup, tiling=tiling, max_image_tokens=budget)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -72,14 +75,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_PRESET",
         help=f"a checkpoint's folder, or one of the presets {', '.join(PRESETS)} (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument(
-        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the model's)"
-    )
-    parser.add_argument(
-        "--max-patches",
-        type=int,
-        help="maximum number of tiles per image, without the thumbnail (default: the model's)",
-    )
+    add_image_options(parser)
     parser.add_argument(
         "--text-tokens",
         type=int,

@@ -6,7 +6,7 @@ import argparse
 from ..processing.rvtc import SLICING_STRATEGIES
 
 
-def add_image_options(group: argparse._ArgumentGroup) -> None:
+def add_image_options(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the model's)"
     )
@@ -14,6 +14,12 @@ def add_image_options(group: argparse._ArgumentGroup) -> None:
         "--max-patches",
         type=int,
         help="maximum number of tiles per image, without the thumbnail (default: the model's)",
+    )
+    group.add_argument(
+        "--max-image-tokens",
+        type=int,
+        help="visual tokens that all images and frames of a prompt share, before LVTC's expansion; the images that lose least "
+        "give up tiles (default: the model's, or no limit)",
     )
 
 

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     if options.num_frames or options.fps:
         raise ValueError(f"--num-frames and --fps are for videos, but {options.image!r} has the name of an image.")
     width, height = read_image_size(options.image)
-    setup = choose_setup(options.model, options.slicing, options.max_patches)
+    setup = choose_setup(options)
     if options.attention:
         figure, summary = _attention(options, setup)
     else:
@@ -57,7 +57,7 @@ def _show_video(options: argparse.Namespace) -> str:
 
     if options.attention:
         raise ValueError(f"--attention needs an image, but {options.image!r} has the name of a video.")
-    setup = choose_setup(options.model, options.slicing, options.max_patches)
+    setup = choose_setup(options)
     sampling = {"num_frames": options.num_frames, "fps": options.fps}
     tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
     try:
@@ -96,6 +96,7 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
     processor.apply_chat_template([{"role": "user", "content": content}])
     processor.image_processor.slicing = setup.tiling.slicing
     processor.image_processor.max_patches = setup.tiling.max_tiles
+    processor.max_image_tokens = setup.max_image_tokens
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
     attention = attend(model, processor, options.image, options.question, options.max_new_tokens)

@@ -1,12 +1,13 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """What images cost with a model and a tiling: tiles, tokens, FLOPs by module, keys and values, weights, peak memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..processing.rvtc import TilePlan, TilingRule
+from ..processing.token_budget import fit_rules
 from .flops import STAGE_ONE, STAGE_TWO, decode_flops, prefill_flops
 from .memory import activation_bytes, cache_bytes
 from .setups import ModelSetup
@@ -111,15 +112,25 @@ class CostModel:
             self._by_tiles[tiles] = self._compute(tiles)
         return self._by_tiles[tiles]
 
+    def plans(self, sizes: Sequence[tuple[int, int]], frames: int = 0) -> list[TilePlan]:
+        """The grids of all images, given as (width, height), in one prompt with so many frames of videos.
+
+        Raises:
+            ValueError: if an image has no pixels, or if the images and frames do not fit the setup's budget.
+        """
+        budget = self.setup.max_image_tokens
+        rules = fit_rules(self.setup.tiling, sizes, self.sizes.image_seq_length, budget, frames)
+        return [_plan(rule, *size) for rule, size in zip(rules, sizes, strict=True)]
+
     def of_size(self, width: int, height: int) -> Cost:
         """The cost of a prompt with one upright image of `width` x `height` pixels.
 
         Raises:
-            ValueError: if the image has no pixels.
+            ValueError: as for `plans`.
         """
         size = (width, height)
         if size not in self._by_size:
-            self._by_size[size] = self.of_tiles(_plan(self.setup.tiling, width, height).num_tiles)
+            self._by_size[size] = self.together([size])
         return self._by_size[size]
 
     def of_sizes(self, sizes: Iterable[tuple[int, int]]) -> list[Cost]:
@@ -127,8 +138,12 @@ class CostModel:
         return [self.of_size(*size) for size in sizes]
 
     def together(self, sizes: Iterable[tuple[int, int]], frames: int = 0) -> Cost:
-        """The cost of all images, given as (width, height), and so many frames of videos in one prompt."""
-        return self.of_tiles(sum(cost.tiles for cost in self.of_sizes(sizes)) + frames)
+        """The cost of all images, given as (width, height), and so many frames of videos in one prompt.
+
+        Raises:
+            ValueError: as for `plans`.
+        """
+        return self.of_tiles(sum(plan.num_tiles for plan in self.plans(list(sizes), frames)) + frames)
 
     def _compute(self, tiles: int) -> Cost:
         sizes, element_size = self.sizes, ELEMENT_SIZES[self.dtype]

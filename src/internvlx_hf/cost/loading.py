@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+from ..processing.token_budget import check_max_image_tokens
 from .presets import nearest_preset, preset_name, preset_tiling
 from .setups import ModelSetup, PresetSetup, tiling_rule
 
@@ -27,7 +28,7 @@ def load_setup(model: str | Path) -> ModelSetup:
 
 def _read_folder(folder: Path) -> ModelSetup:
     from ..checkpoints.json_files import read_json
-    from ..checkpoints.names import PROCESSOR_FILES, WEIGHTS
+    from ..checkpoints.names import PROCESSOR_FILES, PROCESSOR_NAME, WEIGHTS
     from ..conversion.sources import read_source
     from ..processing import InternVLXImageProcessor
 
@@ -38,12 +39,15 @@ def _read_folder(folder: Path) -> ModelSetup:
     # only the names of a released checkpoint's tensors show whether it has PVTC
     needs_names = has_weights and raw.get("model_type") == "internvl_chat"
     source = read_source(folder, None if needs_names else {})
-    processor = None
+    processor, budget = None, None
     if source.layout == "internvl_x":
         has_processor = any((folder / name).is_file() for name in PROCESSOR_FILES)
         size = {"height": source.config.tile_size, "width": source.config.tile_size}
         processor = (
             InternVLXImageProcessor.from_pretrained(folder) if has_processor else InternVLXImageProcessor(size=size)
         )
+        if (folder / PROCESSOR_NAME).is_file():
+            budget = read_json(folder / PROCESSOR_NAME).get("max_image_tokens")
+            check_max_image_tokens(budget)
     tiling = tiling_rule(source.tiling if processor is None else processor, source.config)
-    return ModelSetup(folder.resolve().name, source.config, tiling)
+    return ModelSetup(folder.resolve().name, source.config, tiling, max_image_tokens=budget)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_STRATEGIES, TilePlan
 from .estimate import Cost, CostModel
 from .flops import STAGE_ONE, STAGE_TWO
 from .images import ImageSizes
@@ -41,8 +41,19 @@ class Report:
     width: int | None = None
 
     def __post_init__(self):
+        found = {}
+        for model in self.models:
+            try:
+                found[model] = self._costs_with(model)
+            except ValueError as error:  # fewer images fit the budget where a tile has more tokens
+                if not found:
+                    raise
+                self.notes += (f"{model.setup.name}: {error}",)
+        self.models, self.costs = list(found), list(found.values())
+
+    def _costs_with(self, model: CostModel) -> list[Cost]:
         sizes = self.images.sizes
-        self.costs = [[m.together(sizes)] if self.together else m.of_sizes(sizes) for m in self.models]
+        return [model.together(sizes)] if self.together else model.of_sizes(sizes)
 
     @property
     def prompt_names(self) -> list[str]:
@@ -52,6 +63,8 @@ class Report:
         parts = [self._head(), self._comparison()]
         if len(self.images.names) <= MOST_LISTED and not self.together:
             parts.append(self._listing())
+        elif len(self.images.names) <= MOST_LISTED and self.models[0].setup.max_image_tokens is not None:
+            parts.append(self._shares())
         if len(self.images.names) > 1:
             parts.append(self._histogram())
         parts += [self._modules(), *self._remarks()]
@@ -68,11 +81,13 @@ class Report:
             tokens += f", {more} from layer {lvtc.expand_layer} of {model.sizes.text_config.num_hidden_layers} on"
         dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
-        lines = (
+        lines = [
             f"{model.setup.name}: {parameters}, {weights} in {dtype}; {tokens}",
             f"A prompt has {'all images' if self.together else 'one image'} and {model.text_tokens} tokens of text, an "
             f"answer {model.answer_tokens} tokens.",
-        )
+        ]
+        if model.setup.max_image_tokens is not None:
+            lines.append(f"The images of a prompt share a budget of {model.setup.max_image_tokens:,} visual tokens.")
         return "\n".join(map(self._wrapped, lines))
 
     def _wrapped(self, line: str) -> str:
@@ -117,28 +132,46 @@ class Report:
         return "\n".join([title, shown, *[self._wrapped(foot)] * has_peak])
 
     def _listing(self) -> str:
-        tiling, costs = self.models[0].setup.tiling, self.costs[0]
+        costs = self.costs[0]
         flops = unit([cost.prefill_flops for cost in costs], FLOP_UNITS)
         cache = unit([cost.cache_bytes for cost in costs], BYTE_UNITS)
         rows = []
         for name, size, cost in zip(self.images.names, self.images.sizes, costs, strict=True):
-            plan = tiling.plan(*size)
-            grid = f"{plan.columns}x{plan.rows}" + " + thumbnail" * plan.has_thumbnail
+            (plan,) = self.models[0].plans([size])
             tokens = f"{cost.stage_one_tokens:,}"
             tokens += f" -> {cost.stage_two_tokens:,}" if self.models[0].setup.has_lvtc else ""
             numbers = (f"{cost.prefill_flops / flops[1]:,.2f}", f"{cost.cache_bytes / cache[1]:,.1f}")
-            rows.append([name, f"{size[0]}x{size[1]}", grid, cost.tiles, tokens, *numbers])
+            rows.append([name, f"{size[0]}x{size[1]}", _grid(plan), cost.tiles, tokens, *numbers])
         header = ["image", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
         shown = table(header, rows, (0, 2), self.width, [header[6], "grid", "size", header[5]], elastic=0)
         return f"Each image with this model\n{shown}"
 
+    def _shares(self) -> str:
+        """How the images of a prompt share its budget of tokens."""
+        model, sizes = self.models[0], self.images.sizes
+        rows = [
+            [
+                name,
+                f"{size[0]}x{size[1]}",
+                _grid(plan),
+                plan.num_tiles,
+                f"{plan.num_tiles * model.sizes.image_seq_length:,}",
+            ]
+            for name, size, plan in zip(self.images.names, sizes, model.plans(sizes), strict=True)
+        ]
+        shown = table(
+            ["image", "size", "grid", "tiles", "tokens"], rows, (0, 2), self.width, ["grid", "size"], elastic=0
+        )
+        return f"Each image's share of the budget\n{shown}"
+
     def _histogram(self) -> str:
         """Shares of the images by number of tiles, with a column of bars for each slicing strategy."""
-        sizes, tiling = self.images.sizes, self.models[0].setup.tiling
-        shares = {}
+        sizes, setup = self.images.sizes, self.models[0].setup
+        tiling, shares = setup.tiling, {}
         for slicing in reversed(SLICING_STRATEGIES):
-            rule = replace(tiling, slicing=slicing)
-            shares[slicing] = Counter(rule.plan(*size).num_tiles for size in sizes)
+            sliced = CostModel(replace(setup, tiling=replace(tiling, slicing=slicing)))
+            plans = sliced.plans(sizes) if self.together else [plan for size in sizes for plan in sliced.plans([size])]
+            shares[slicing] = Counter(plan.num_tiles for plan in plans)
         rows = []
         # beside its bar a strategy has a share of at most 4 characters and two gaps
         most = BAR if self.width is None else max(4, min(BAR, (self.width - len("tokens")) // len(shares) - 8))
@@ -210,6 +243,7 @@ class Report:
                     "slicing": tiling.slicing,
                     "min_tiles": tiling.min_tiles,
                     "max_tiles": tiling.max_tiles,
+                    "max_image_tokens": m.setup.max_image_tokens,
                     "projector": m.setup.projector,
                     "lvtc": None if m.sizes.lvtc_config is None else asdict(m.sizes.lvtc_config),
                     "parameters": m.parameters,
@@ -260,6 +294,10 @@ class Report:
         writer.writeheader()
         writer.writerows(rows)
         return out.getvalue().rstrip("\n")
+
+
+def _grid(plan: TilePlan) -> str:
+    return f"{plan.columns}x{plan.rows}" + " + thumbnail" * plan.has_thumbnail
 
 
 def _past_limit(model: CostModel, costs: list[Cost]) -> int:

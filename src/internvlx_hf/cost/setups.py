@@ -25,12 +25,14 @@ class ModelSetup:
     Args:
         name: name of the preset, the folder or the variant.
         config: the model's configuration.
-        tiling: `tiling.plan(width, height).num_tiles` is the number of tiles of an image.
+        tiling: bounds the tiles of each image.
+        max_image_tokens: the budget of visual tokens of a prompt (default: none), see `token_budget.fit_rules`.
     """
 
     name: str
     config: "InternVLXConfig"
     tiling: TilingRule
+    max_image_tokens: int | None = field(default=None, kw_only=True)
 
     @property
     def sizes(self) -> Sizes:
@@ -55,7 +57,8 @@ class ModelSetup:
 
     def costs_as(self, other: "ModelSetup") -> bool:
         """Whether every image costs the same with both."""
-        return self.tiling == other.tiling and self.sizes == other.sizes
+        same_tiles = (self.tiling, self.max_image_tokens) == (other.tiling, other.max_image_tokens)
+        return same_tiles and self.sizes == other.sizes
 
     def varied(self, variant: str, name: str, tiling: TilingRule) -> "ModelSetup":
         """The setup with one of `variants.VARIANTS` of the model.
@@ -63,7 +66,7 @@ class ModelSetup:
         Raises:
             ValueError: if the variant does not fit the model.
         """
-        return ModelSetup(name, vary(self.config, variant), tiling)
+        return ModelSetup(name, vary(self.config, variant), tiling, max_image_tokens=self.max_image_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ class PresetSetup(ModelSetup):
     def varied(self, variant: str, name: str, tiling: TilingRule) -> ModelSetup:
         if self.variant != "own":
             return super().varied(variant, name, tiling)
-        return PresetSetup(name, tiling, self.preset, variant)
+        return PresetSetup(name, tiling, self.preset, variant, max_image_tokens=self.max_image_tokens)
 
 
 def tiling_rule(settings: "InternVLXImageProcessor | Tiling", config: "InternVLXConfig") -> TilingRule:

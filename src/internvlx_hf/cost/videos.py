@@ -99,6 +99,9 @@ class VideoReport:
 
     Args:
         width: most characters of a line of [`to_text`]; None: no limit.
+
+    Raises:
+        ValueError: the frames do not fit the setup's budget of visual tokens.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class VideoReport:
         self.models = [
             (label, CostModel(each, self.text_tokens, answer_tokens, dtype)) for label, each in frame_settings(setup)
         ]
-        self.costs: list[Cost] = [model.of_tiles(clip.frames) for _, model in self.models]
+        self.costs: list[Cost] = [model.together((), clip.frames) for _, model in self.models]
 
     def to_text(self) -> str:
         flops = unit([cost.prefill_flops for cost in self.costs], FLOP_UNITS)

@@ -12,7 +12,6 @@ import torch
 from einops import rearrange
 
 from ..cost.flops import STAGE_ONE, STAGE_TWO, stages
-from ..cost.setups import tiling_rule
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..modeling.pvtc import PVTCAttention, PVTCProjector
 from ..processing import InternVLXProcessor
@@ -83,7 +82,7 @@ def attend(
     tokenizer = processor.tokenizer
     return Attention(
         image=image,
-        plan=tiling_rule(processor.image_processor, model.config).plan(*image.size),
+        plan=processor.tiling_rules([image.size])[0].plan(*image.size),
         question=question,
         answer=tokenizer.decode(written, skip_special_tokens=True).strip(),
         tokens=[tokenizer.decode([token]) for token in written],

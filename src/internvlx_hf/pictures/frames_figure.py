@@ -46,7 +46,7 @@ def draw_frames(
     """
     opened = open_video(video)
     (indices,) = InternVLXVideoProcessor().choose_frames([opened], sampling)
-    cost = CostModel(setup, text_tokens + LABEL_TOKENS * len(indices), answer_tokens).of_tiles(len(indices))
+    cost = CostModel(setup, text_tokens + LABEL_TOKENS * len(indices), answer_tokens).together((), len(indices))
     canvas = Canvas()
     title = os.path.basename(os.fspath(video)) if isinstance(video, str | os.PathLike) else "video"
     _draw_head(canvas, title, opened, indices, setup)

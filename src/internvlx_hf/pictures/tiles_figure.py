@@ -58,8 +58,9 @@ def draw_tiles(
     costs, plans = {}, {}
     for slicing in COLOURS:
         sliced = replace(setting, tiling=replace(setting.tiling, slicing=slicing))
-        plans[slicing] = sliced.tiling.plan(*image.size)
-        costs[slicing] = CostModel(sliced, text_tokens, answer_tokens).of_size(*image.size)
+        model = CostModel(sliced, text_tokens, answer_tokens)
+        (plans[slicing],) = model.plans([image.size])
+        costs[slicing] = model.of_size(*image.size)
     canvas = Canvas()
     _draw_head(canvas, title, image, setting)
     for slicing, layout in zip(COLOURS, _strategy_layouts(image.size, list(plans.values())), strict=True):

@@ -1,0 +1,80 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The cost of prompts whose images and frames share a budget of visual tokens."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from image_cases import random_image
+from internvlx_hf import cost
+from internvlx_hf.cli import main
+from internvlx_hf.cost import CostModel
+from internvlx_hf.cost.report import Report
+from tiny import IMAGE_TOKEN, LVTC, TILE, tiny_config, tiny_processor
+
+SIZES = [(3 * TILE, 2 * TILE), (20, 15), (2 * TILE, 2 * TILE)]
+CONFIG = tiny_config(**LVTC)
+TOKENS = CONFIG.image_seq_length
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint without weights, whose saved budget is 9 tiles."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    processor = tiny_processor(CONFIG, slicing="ratio", max_patches=6)
+    processor.max_image_tokens = 9 * TOKENS
+    processor.save_pretrained(folder)
+    CONFIG.save_pretrained(folder)
+    return folder, processor
+
+
+@pytest.mark.parametrize("tiles", [None, 5, 7, 10, 22])
+def test_the_cost_counts_the_tokens_of_the_processor(checkpoint, tiles):
+    folder, processor = checkpoint
+    setup = cost.load_setup(folder)
+    assert setup.max_image_tokens == 9 * TOKENS
+    budget = None if tiles is None else tiles * TOKENS
+    images, frames = [random_image(*size) for size in SIZES], [random_image(9, 9)] * 2
+    inputs = processor(images=images, text="<image>" * 3 + "<video>", videos=[frames], max_image_tokens=budget)
+    setup = replace(setup, max_image_tokens=budget or setup.max_image_tokens)
+    found = CostModel(setup).together(SIZES, frames=2)
+    assert found.stage_one_tokens == inputs["input_ids"][0].count(IMAGE_TOKEN) <= setup.max_image_tokens
+    assert found.tiles == len(inputs["pixel_values"])
+
+
+def test_the_report_shows_each_image_s_share(checkpoint, capsys):
+    folder, _ = checkpoint
+    sizes = [argument for width, height in SIZES for argument in ("--size", f"{width}x{height}")]
+    assert main(["cost", *sizes, "--model", str(folder), "--together", "--max-image-tokens", str(5 * TOKENS)]) == 0
+    text = capsys.readouterr().out
+    assert f"The images of a prompt share a budget of {5 * TOKENS} visual tokens." in text
+    lines = text[text.index("Each image's share of the budget") :].splitlines()
+    assert [line.split()[-2:] for line in lines[3:6]] == [["3", "12"], ["1", "4"], ["1", "4"]]
+    assert main(["cost", *sizes, "--model", str(folder), "--together", "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)["settings"][0]
+    assert own["max_image_tokens"] == 9 * TOKENS
+    assert own["prompts"][0]["tiles"] <= 9
+
+
+def test_a_budget_too_small_is_refused_and_setups_that_it_is_too_small_for_are_left_out(checkpoint, capsys):
+    folder, _ = checkpoint
+    arguments = ["cost", "--size", "20x15", "--size", "20x15", "--together", "--model", str(folder)]
+    assert main([*arguments, "--max-image-tokens", "7"]) == 1
+    assert "max_image_tokens=7 is too small: 2 images take at least 8 visual tokens" in capsys.readouterr().err
+    assert main([*arguments, "--max-image-tokens", "0"]) == 1
+    assert "max_image_tokens=0, expected a positive number" in capsys.readouterr().err
+    assert main([*arguments, "--max-image-tokens", "8"]) == 0
+    assert "Left out: native InternVL, max 6: max_image_tokens=8 is too small" in capsys.readouterr().out
+    assert main(["cost", "--video", "5s", "--model", str(folder), "--max-image-tokens", "19"]) == 1
+    assert "5 frames take at least 20 visual tokens" in capsys.readouterr().err
+
+
+def test_a_preset_and_its_variants_keep_the_budget():
+    setup = replace(cost.load_setup("internvl-x-2b"), max_image_tokens=1024)
+    setups, _ = cost.side_by_side(setup)
+    assert {each.max_image_tokens for each in setups} == {1024}
+    assert not setup.costs_as(replace(setup, max_image_tokens=None))
+    images = cost.images.ImageSizes(["a", "b"], [(1792, 1792)] * 2)
+    report = Report(images, [CostModel(each) for each in setups], together=True)
+    assert all(costs[0].stage_one_tokens <= 1024 for costs in report.costs)
