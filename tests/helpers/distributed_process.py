@@ -17,6 +17,7 @@ from torch import distributed, nn
 
 from data_parallel import Samples, collate, train_all
 from internvlx_hf import InternVLXModel
+from internvlx_hf.training.distillation import batch_losses, place_teacher
 from lvtc_cases import labelled, loss_and_gradients, training_model
 from tiny import LVTC, tiny_model
 
@@ -45,6 +46,12 @@ RANKS = [[[3, "tile", 2, "tile", 1], [4]], [[7], [5]]]
 
 def model_of(case: str, seed: int = 0) -> nn.Module:
     return tiny_model(seed=seed, **CASES[case])
+
+
+def teacher_model() -> nn.Module:
+    """Another projector and more tokens per tile than any student's."""
+    settings = {"text_config": {"initializer_range": 0.05}, "projector_config": {"projector_type": "pixel_shuffle"}}
+    return tiny_model(seed=2, downsample_ratio=0.5, **settings).requires_grad_(False)
 
 
 def samples_of(model: nn.Module, layouts: list) -> Samples:
@@ -101,6 +108,25 @@ def _total(loss: torch.Tensor, world: int) -> float:
     return loss.item()
 
 
+def taught_steps(
+    model: nn.Module, teacher: nn.Module, update: Callable[[torch.Tensor], None], rank: int = 0, world: int = 1
+) -> list[list[float]]:
+    """Train on a teacher's logits, with this process's share of each step's samples; [CE, KL] of whole steps."""
+    configs = [getattr(each, "module", each).config for each in (model, teacher)]
+    own, others = (Samples(config, LAYOUTS) for config in configs)
+    losses = []
+    model.train()
+    for step in range(2):
+        whole = [4 * step + i for i in range(4)]
+        tokens = sum((own[i]["labels"][1:] != -100).sum() for i in whole)
+        share = whole[rank * 4 // world : (rank + 1) * 4 // world]
+        batch = collate([own[i] for i in share]) | {"teacher": collate([others[i] for i in share])}
+        means = batch_losses(model, teacher, batch, temperature=2.0)[0] / tokens
+        update(means.sum() * world)
+        losses.append([_total(mean, world) for mean in means])
+    return losses
+
+
 # -- DDP
 
 
@@ -134,6 +160,7 @@ def run_fsdp2(folder: Path) -> None:
     for case in CASES:
         _write(folder, f"fsdp2.{case}", _fsdp2_case(folder / case, case))
     _write(folder, "fsdp2.bf16", {"losses": _fsdp2_bf16()})
+    _write(folder, "fsdp2.teacher", _fsdp2_teacher())
 
 
 def _fsdp2_case(folder: Path, case: str) -> dict:
@@ -207,16 +234,33 @@ def _fsdp2_bf16() -> list[float]:
     return losses
 
 
+def _fsdp2_teacher() -> dict:
+    """Both models sharded by the same accelerator, each in layers of its own classes."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    accelerator = accelerator_of("no")
+    teacher = place_teacher(teacher_model(), accelerator)
+    model = fsdp2_prepare_model(accelerator, model_of("lvtc_on"))
+    losses = taught_steps(model, teacher, torch_update(model, adamw(model)), distributed.get_rank(), 2)
+    return {"losses": losses, "units": [units(each) for each in (model, teacher)]}
+
+
 def shard(model: nn.Module, mixed_precision: str) -> nn.Module:
     """As `Accelerator.prepare` does, by the settings of fsdp2.yaml, which the launcher has put into the environment."""
-    from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    return fsdp2_prepare_model(accelerator_of(mixed_precision), model)
+
+
+def accelerator_of(mixed_precision: str) -> SimpleNamespace:
+    """What sharding reads of an `Accelerator`."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
 
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, True)
     if mixed_precision != "no":
         plugin.set_mixed_precision(mixed_precision)
-    accelerator = SimpleNamespace(
+    return SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         parallelism_config=None,
         torch_device_mesh=None,
@@ -224,7 +268,6 @@ def shard(model: nn.Module, mixed_precision: str) -> nn.Module:
         is_main_process=distributed.get_rank() == 0,
         device=torch.device("cpu"),
     )
-    return fsdp2_prepare_model(accelerator, model)
 
 
 def units(model: nn.Module) -> dict[str, int]:

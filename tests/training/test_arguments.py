@@ -20,7 +20,7 @@ def parse(tmp_path, settings, *flags):
 
 
 def test_the_defaults_are_the_paper_s(tmp_path):
-    *_, training = parse(tmp_path, {})
+    *_, training, _ = parse(tmp_path, {})
     assert (training.learning_rate, training.num_train_epochs) == (4e-5, 1)
     assert training.lr_scheduler_type == "cosine"
     assert training.optim.startswith("adamw_torch")
@@ -28,7 +28,7 @@ def test_the_defaults_are_the_paper_s(tmp_path):
 
 
 def test_flags_override_the_file(tmp_path):
-    model, _, lora, training = parse(
+    model, _, lora, training, _ = parse(
         tmp_path,
         {"learning_rate": 1e-3, "max_patches": 6, "bf16": False, "lora_rank": 8},
         *("--learning_rate", "2e-4", "--max-patches", "12", "--bf16", "--lora_rank=4"),
@@ -39,9 +39,9 @@ def test_flags_override_the_file(tmp_path):
 def test_the_file_and_flags_mean_the_same(tmp_path):
     """YAML reads 4e-4 as a string: it is a number all the same."""
     text = yaml.safe_dump(NEEDED) + "learning_rate: 4e-4\nlearning_rates: {model.lvtc: 2e-3}\nfreeze: [lm_head]\n"
-    *_, from_file = parse(tmp_path, text)
+    *_, from_file, _ = parse(tmp_path, text)
     flags = ("--learning_rate", "4e-4", "--learning_rates", '{"model.lvtc": 2e-3}', "--freeze", "lm_head")
-    *_, from_flags = parse(tmp_path, {}, *flags)
+    *_, from_flags, _ = parse(tmp_path, {}, *flags)
     for training in (from_file, from_flags):
         assert (training.learning_rate, training.learning_rates) == (4e-4, {"model.lvtc": 2e-3})
         assert training.freeze == ["lm_head"]
@@ -54,7 +54,7 @@ def test_settings_of_transformers_may_be_structured(tmp_path):
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
-    *_, training = parse(tmp_path, settings)
+    *_, training, _ = parse(tmp_path, settings)
     assert training.report_to == ["tensorboard", "wandb"]
     assert training.lr_scheduler_kwargs == {"num_cycles": 0.4}
     assert training.gradient_checkpointing_kwargs == {"use_reentrant": False}
@@ -126,7 +126,7 @@ def test_help_lists_this_package_s_settings_before_those_of_transformers(capsys)
 def test_the_name_of_checkpointing_that_all_versions_know_is_not_warned_of(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        *_, training = parse(tmp_path, {"gradient_checkpointing": True})
+        *_, training, _ = parse(tmp_path, {"gradient_checkpointing": True})
     assert training.gradient_checkpointing
 
 
@@ -136,7 +136,7 @@ CONFIGS = sorted(path for kind in ("paper", "upgrade") for path in (ROOT / "conf
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    model, data, lora, training = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], SETTINGS)
+    model, data, lora, training, _ = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], SETTINGS)
     assert (training.learning_rate, training.num_train_epochs, training.warmup_steps) == (4e-5, 1, 0.03)
     assert training.lr_scheduler_type == "cosine"
     assert training.stage == (1 if "stage1" in path.stem else 2)

@@ -18,7 +18,18 @@ from accelerate.utils import merge_fsdp_weights
 from safetensors.torch import load_file
 
 import data_parallel
-from distributed_process import CASES, RANKS, STEPS, adamw, evaluate, model_of, run_steps, torch_update
+from distributed_process import (
+    CASES,
+    RANKS,
+    STEPS,
+    adamw,
+    evaluate,
+    model_of,
+    run_steps,
+    taught_steps,
+    teacher_model,
+    torch_update,
+)
 from internvlx_hf import InternVLXForConditionalGeneration
 from lvtc_cases import labelled, loss_and_gradients, training_model
 from paths import HELPERS, ROOT
@@ -74,14 +85,21 @@ def ddp(tmp_path_factory):
             "output_dir": str(folder / "resumed"),
             "resume_from_checkpoint": str(folder / "whole" / "checkpoint-10"),
         },
+        "3_taught": taught_settings(folder, save_checkpoint(folder / "teacher", seed=1, downsample_ratio=0.5)),
     }
     if is_older("5.18"):
         del runs["2_resumed"]
     (folder / "runs").mkdir()
     for name, settings in runs.items():
-        shutil.move(write_config(folder, **common, **settings), folder / "runs" / f"{name}.yaml")
+        shutil.move(write_config(folder, **(common | settings)), folder / "runs" / f"{name}.yaml")
     launch("ddp", "ddp", folder / "runs")
     return folder, common
+
+
+def taught_settings(folder: Path, teacher: Path) -> dict:
+    settings = {"teacher": str(teacher), "teacher_dtype": "float32", "teacher_slicing": "ratio"}
+    order = {"train_sampling_strategy": "sequential", "max_steps": 3, "save_strategy": "no"}
+    return {"output_dir": str(folder / "taught")} | settings | order
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +129,23 @@ def test_ddp_trains_resumes_and_saves_as_one_process_does(ddp, monkeypatch):
         model, info = InternVLXForConditionalGeneration.from_pretrained(folder / saved, output_loading_info=True)
         assert not any(info.values())
         assert all(torch.equal(weight, whole[name]) for name, weight in model.state_dict().items() if name in whole)
+
+
+def test_ddp_with_a_teacher_trains_as_one_process_in_two_batches_per_step(ddp):
+    """1e-4: the same sums in another order."""
+    folder, common = ddp
+    settings = common | taught_settings(folder, folder / "teacher") | {"gradient_accumulation_steps": 2}
+    alone = run(folder, **settings | {"output_dir": str(folder / "taught alone")})
+    history = json.loads((folder / "taught" / "trainer_state.json").read_text())["log_history"]
+    for name in ("loss", "ce_loss", "teacher_kl"):
+        found, expected = (
+            [entry[name] for entry in each if name in entry] for each in (history, alone.state.log_history)
+        )
+        assert len(found) == 3
+        assert found == pytest.approx(expected, abs=1e-4)
+    weights = saved_weights(folder / "taught alone")
+    for name, weight in saved_weights(folder / "taught").items():
+        torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)
 
 
 def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
@@ -176,6 +211,13 @@ def test_fsdp2_trains_resumes_and_saves_as_one_process_does(fsdp2):
         run_steps(halfway, torch_update(halfway, adamw(halfway)), range(STEPS // 2))
         shutil.copy(full / "config.json", merged)
         assert_close_but_trained(InternVLXForConditionalGeneration.from_pretrained(merged), halfway, model_of(case))
+
+    model = model_of("lvtc_on")
+    expected = taught_steps(model, teacher_model(), torch_update(model, adamw(model)))
+    for found in results(fsdp2, "fsdp2.teacher"):
+        torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(expected), atol=1e-4, rtol=0)
+        assert [each.get("PVTCProjector", 0) for each in found["units"]] == [1, 0]
+        assert [each["Qwen2DecoderLayer"] for each in found["units"]] == [4, 4]
 
     (bf16, again), model = results(fsdp2, "fsdp2.bf16"), model_of("lvtc_on")
     assert bf16 == again

@@ -76,7 +76,7 @@ def parse(tmp_path, *flags):
 
 
 def test_the_setting_puts_it_on_and_another_tower_is_refused(tmp_path):
-    model_arguments, _, lora, training = parse(tmp_path, "--vision_drop_path_rate", "0.1")
+    model_arguments, _, lora, training, _ = parse(tmp_path, "--vision_drop_path_rate", "0.1")
     model = prepare_model(tiny_model(), model_arguments, lora, training)
     assert any(isinstance(hook, DropPath) for module in model.modules() for hook in module._forward_hooks.values())
     clip = tiny_model(vision_config={"model_type": "clip_vision_model"})

@@ -32,6 +32,8 @@ class InternVLXDataCollator:
             every sample (default: False).
         pad_to_multiple_of: pad rows to a multiple of this many tokens (default: no padding beyond the longest row). With
             `packing`, the padding is one more sample without loss.
+        teacher_processor: processor of a teacher's model (default: no teacher). The batch then also holds `teacher`, the same
+            samples in the teacher's tiles and tokens. Samples of a dataset without a teacher give a batch without it.
 
     Raises:
         ValueError: if an argument is out of range or the processor has no chat template for training; on a call, also if a
@@ -47,10 +49,11 @@ class InternVLXDataCollator:
         packing: bool = False,
         pad_to_multiple_of: int | None = None,
         share_tiles: bool = False,
+        teacher_processor: InternVLXProcessor | None = None,
     ):
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of}, expected a positive number of tokens.")
-        self.encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles)
+        self.encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles, teacher_processor)
         self.packing = packing
         self.pad_to_multiple_of = pad_to_multiple_of
 
@@ -69,8 +72,15 @@ class InternVLXDataCollator:
         encoded = [sample for sample in map(self._encoded, flat) if sample is not None]
         if not encoded:
             raise ValueError(f"None of the batch's {len(flat)} samples can be trained on; see the warnings above.")
-        batch = self._packed(encoded) if self.packing else self._padded(encoded)
-        tiles = self._tiles(encoded)
+        batch = self._batch(encoded, self.processor)
+        taught = [sample.teacher for sample in encoded if sample.teacher is not None]
+        if taught and self.encoder.teacher is not None:
+            batch["teacher"] = self._batch(taught, self.encoder.teacher.processor)
+        return batch
+
+    def _batch(self, samples: list[TrainingSample], processor: InternVLXProcessor) -> dict:
+        batch = self._packed(samples) if self.packing else self._padded(samples)
+        tiles = _tiles(samples, processor)
         return batch if tiles is None else batch | {"pixel_values": tiles}
 
     def _encoded(self, sample: Mapping | TrainingSample) -> TrainingSample | None:
@@ -114,16 +124,17 @@ class InternVLXDataCollator:
             "use_cache": False,
         }
 
-    def _tiles(self, samples: list[TrainingSample]) -> torch.Tensor | None:
-        """The tiles of all images. One call for all images avoids a copy, which would take a third more time."""
-        parts = []
-        for images_kwargs, neighbours in groupby(samples, key=lambda sample: sample.images_kwargs):
-            group = [sample for sample in neighbours if sample.images]
-            images = [image for sample in group for image in sample.images]
-            if images:
-                features = self.processor.image_processor(images, return_tensors="pt", **images_kwargs)
-                expected = sum(sum(sample.num_tiles) for sample in group)
-                if len(features.pixel_values) != expected:
-                    raise ValueError(f"Images have {len(features.pixel_values)} tiles, their samples {expected}.")
-                parts.append(features.pixel_values)
-        return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None
+
+def _tiles(samples: list[TrainingSample], processor: InternVLXProcessor) -> torch.Tensor | None:
+    """The tiles of all images. One call for all images avoids a copy, which would take a third more time."""
+    parts = []
+    for images_kwargs, neighbours in groupby(samples, key=lambda sample: sample.images_kwargs):
+        group = [sample for sample in neighbours if sample.images]
+        images = [image for sample in group for image in sample.images]
+        if images:
+            features = processor.image_processor(images, return_tensors="pt", **images_kwargs)
+            expected = sum(sum(sample.num_tiles) for sample in group)
+            if len(features.pixel_values) != expected:
+                raise ValueError(f"Images have {len(features.pixel_values)} tiles, their samples {expected}.")
+            parts.append(features.pixel_values)
+    return torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None

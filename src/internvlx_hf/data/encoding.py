@@ -2,11 +2,12 @@
 """Encoding a sample as token ids, labels and images. Frames of videos are images."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import jinja2
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
@@ -53,6 +54,7 @@ class TrainingSample:
         num_tiles: number of tiles of each image.
         images_kwargs: arguments of the image processor for this sample.
         was_cut: whether the sample was truncated to `max_length`.
+        teacher: the same sample as a teacher sees it, if there is one: its own tiles of the same images, and the same labels.
     """
 
     input_ids: np.ndarray
@@ -61,9 +63,21 @@ class TrainingSample:
     num_tiles: list[int]
     images_kwargs: dict = field(default_factory=dict)
     was_cut: bool = False
+    teacher: "TrainingSample | None" = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def cut(self, length: int, num_images: int) -> "TrainingSample":
+        """The first `length` tokens, with the first `num_images` images."""
+        return replace(
+            self,
+            input_ids=self.input_ids[:length],
+            labels=self.labels[:length],
+            images=self.images[:num_images],
+            num_tiles=self.num_tiles[:num_images],
+            was_cut=True,
+        )
 
 
 class SampleCounts:
@@ -105,6 +119,8 @@ class SampleEncoder:
             sample gives a warning and is counted in `counts`.
         share_tiles: each of a sample's n images takes at most `max_patches` // n tiles, at least one, plus its thumbnail
             (default: False).
+        teacher_processor: processor of a teacher's model, which encodes each sample as well (default: no teacher). How images
+            are decoded and which frames are taken from videos is up to `processor`; `max_length` limits the student's tokens.
 
     Raises:
         ValueError: if an argument is out of range, or the chat template does not mark the assistant's text.
@@ -117,6 +133,7 @@ class SampleEncoder:
         on_too_long: str = "truncate",
         on_broken: str = "error",
         share_tiles: bool = False,
+        teacher_processor: InternVLXProcessor | None = None,
     ):
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length}, expected a positive number of tokens.")
@@ -131,6 +148,7 @@ class SampleEncoder:
         self.on_broken = on_broken
         self.share_tiles = share_tiles
         self.counts = SampleCounts()
+        self.teacher = None if teacher_processor is None else SampleEncoder(teacher_processor, share_tiles=share_tiles)
 
     def __call__(self, sample: Mapping) -> TrainingSample:
         """Encode a sample and decode its images.
@@ -139,11 +157,19 @@ class SampleEncoder:
             TooLongError: see `on_too_long`.
             ValueError: if the sample is broken: an image cannot be read, a text holds an image token, ...
         """
-        encoded = self.measure(sample)
+        conversation, images_kwargs = self._read(sample)
+        encoded = self._encode(conversation, images_kwargs)
+        if self.teacher is not None:
+            encoded.teacher = self.teacher._follow(encoded, conversation, images_kwargs)
+        self._decode(encoded)
+        return encoded
+
+    def _decode(self, encoded: TrainingSample) -> None:
+        """Replace a sample's images by their levels or their tiles."""
         if any(isinstance(image, VideoFrame) for image in encoded.images):
             return self._to_tiles(encoded)
         if not encoded.images or not self.processor.image_processor.do_rescale:
-            return encoded  # without rescaling, the range of an array's values matters
+            return None  # without rescaling, the range of an array's values matters
         sources = [self._source(image, encoded.images_kwargs) for image in encoded.images]
         tiles = [self._num_tiles(source.width, source.height, encoded.images_kwargs) for source in sources]
         if tiles != encoded.num_tiles:
@@ -153,35 +179,48 @@ class SampleEncoder:
         pixels = sum(source.width * source.height for source in sources)
         if pixels > MAX_WHOLE_PIXELS or self._drafts(encoded.images_kwargs):
             return self._to_tiles(encoded)
-        encoded.images = [source.read(0, 0, source.width, source.height) for source in sources]
-        encoded.images_kwargs |= {"input_data_format": "channels_first"}
-        return encoded
+        levels = [source.read(0, 0, source.width, source.height) for source in sources]
+        for seen in filter(None, (encoded, encoded.teacher)):
+            seen.images = levels
+            seen.images_kwargs |= {"input_data_format": "channels_first"}
+        return None
 
     def _drafts(self, images_kwargs: dict) -> bool:
         drafts = images_kwargs.get("jpeg_draft")
         return getattr(self.processor.image_processor, "jpeg_draft", False) if drafts is None else drafts
 
-    def _to_tiles(self, encoded: TrainingSample) -> TrainingSample:
+    def _to_tiles(self, encoded: TrainingSample) -> None:
         """Replace the images by their tiles, decoding one image at a time."""
         levels = {"do_normalize": False, "rescale_factor": 1.0, "return_tensors": "pt"}
-        tiles = []
+        views: list[tuple[SampleEncoder, TrainingSample, list[torch.Tensor]]] = [(self, encoded, [])]
+        if self.teacher is not None and encoded.teacher is not None:
+            views.append((self.teacher, encoded.teacher, []))
         for video, neighbours in groupby(encoded.images, key=lambda image: getattr(image, "video", None)):
             group = list(neighbours)
-            if video is None:
-                features = self.processor.image_processor(group, **encoded.images_kwargs | levels)
-                tiles.append(features.pixel_values)
-            else:
+            if video is not None:
+                sizes = [encoder.processor.image_processor.size for encoder, _, _ in views]
+                if sizes[0] != sizes[-1]:
+                    raise ValueError(f"its video's frames are tiles of {sizes[0]}, expected the teacher's {sizes[-1]}")
                 chosen = ChosenFrames(video, [frame.index for frame in group])
                 features = self.processor.video_processor(chosen, max_frames=len(group), min_frames=1, **levels)
-                tiles.append(features.pixel_values_videos)
-        found = sum(map(len, tiles))
-        if found != sum(encoded.num_tiles):
-            raise ValueError(
-                f"its images take {found} tiles when they are decoded, their headers say {sum(encoded.num_tiles)}"
-            )
-        encoded.images = list(torch.cat(tiles).to(torch.uint8).split(encoded.num_tiles))
-        encoded.images_kwargs |= {"input_data_format": "channels_first", "crop_to_patches": False, "do_resize": False}
-        return encoded
+                for _, _, tiles in views:
+                    tiles.append(features.pixel_values_videos)
+                continue
+            for image in group:
+                source = image
+                if len(views) > 1 and isinstance(image, PIL.Image.Image) and not self._drafts(encoded.images_kwargs):
+                    source = self._source(image, encoded.images_kwargs).decoded().image  # once for both
+                for encoder, seen, tiles in views:
+                    features = encoder.processor.image_processor([source], **seen.images_kwargs | levels)
+                    tiles.append(features.pixel_values)
+        for _, seen, tiles in views:
+            found = sum(map(len, tiles))
+            if found != sum(seen.num_tiles):
+                raise ValueError(
+                    f"its images take {found} tiles when they are decoded, their headers say {sum(seen.num_tiles)}"
+                )
+            seen.images = list(torch.cat(tiles).to(torch.uint8).split(seen.num_tiles))
+            seen.images_kwargs |= {"input_data_format": "channels_first", "crop_to_patches": False, "do_resize": False}
 
     def encode_or_skip(
         self, read_sample: Callable[[], Mapping], place: Callable[[], str], decode: bool = True
@@ -219,15 +258,42 @@ class SampleEncoder:
 
     def measure(self, sample: Mapping) -> TrainingSample:
         """Encode a sample without decoding its images: their sizes are read from the files' headers."""
+        return self._encode(*self._read(sample))
+
+    def _read(self, sample: Mapping) -> tuple[Conversation, dict]:
+        """A sample's conversation, with frames for videos, and its arguments of the image processor."""
         conversation = read_conversation(sample, self.processor.image_tokens)
-        images_kwargs = dict(sample.get("images_kwargs") or {})
-        if self.share_tiles and len(conversation.images) > 1:
-            images_kwargs |= self._tile_bounds(len(conversation.images), images_kwargs)
         if conversation.videos:
             conversation = self._with_frames(conversation)
+        return conversation, dict(sample.get("images_kwargs") or {})
+
+    def _encode(self, conversation: Conversation, images_kwargs: dict) -> TrainingSample:
+        images_kwargs = dict(images_kwargs)
+        own_images = sum(not isinstance(image, VideoFrame) for image in conversation.images)
+        if self.share_tiles and own_images > 1:
+            images_kwargs |= self._tile_bounds(own_images, images_kwargs)
         num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
         ids, has_loss = self._tokenize(conversation)
         return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
+
+    def _follow(self, student: TrainingSample, conversation: Conversation, images_kwargs: dict) -> TrainingSample:
+        """The conversation of a student's sample as this encoder encodes it, up to the student's last label.
+
+        Raises:
+            ValueError: if the labels differ from the student's.
+        """
+        own = self._encode(conversation, images_kwargs)
+        supervised, taught = (np.flatnonzero(sample.labels != IGNORE_INDEX) for sample in (own, student))
+        if student.was_cut:
+            supervised = supervised[: len(taught)]
+            own = own.cut(int(supervised[-1]) + 1, len(student.num_tiles))
+        labels, expected = own.labels[supervised], student.labels[taught]
+        if not np.array_equal(labels, expected):
+            raise ValueError(
+                f"its {len(expected)} supervised tokens for the student are not the {len(labels)} for the teacher, expected the "
+                "same: their chat templates or tokenizers differ"
+            )
+        return own
 
     def _with_frames(self, conversation: Conversation) -> Conversation:
         """The conversation with its videos replaced by their sampled frames, each an image after its label."""
@@ -369,10 +435,8 @@ class SampleEncoder:
                 f"within max_length={self.max_length}"
             )
         limit = int(supervised[-1]) + 1
-        kept = sum(end <= limit for _, end in spans)
-        return TrainingSample(
-            ids[:limit], labels[:limit], images[:kept], num_tiles[:kept], images_kwargs, was_cut=True
-        )
+        whole = TrainingSample(ids, labels, images, num_tiles, images_kwargs)
+        return whole.cut(limit, sum(end <= limit for _, end in spans))
 
 
 def _described(error: Exception) -> str:

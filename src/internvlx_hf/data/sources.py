@@ -35,6 +35,7 @@ def load_training_data(
     on_too_long: str = "truncate",
     on_broken: str = "error",
     share_tiles: bool = False,
+    teacher_processor: InternVLXProcessor | None = None,
     shuffle_buffer: int = 1000,
     endless: bool = False,
     seed: int = 0,
@@ -55,7 +56,7 @@ def load_training_data(
             contains its own.
         split: split of a folder or a Hub id (default: "train").
         streaming: read samples in sequence instead of by index; data on the Hub are not downloaded first (default: False).
-        max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`.
+        max_length, on_too_long, on_broken, share_tiles, teacher_processor: see `SampleEncoder`.
         shuffle_buffer: see `RecordStream`.
         endless, seed: see `StreamingTrainingData`.
 
@@ -63,7 +64,7 @@ def load_training_data(
         ValueError: if the source or an argument is of an unknown kind. The message names it.
         OSError: if a file cannot be read.
     """
-    encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles)
+    encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles, teacher_processor)
     root = None if image_root is None else os.fspath(image_root)
     if isinstance(source, str | os.PathLike) and not Path(source).is_file():
         source, root = _load_with_datasets(os.fspath(source), split, streaming), root or _folder(source)

@@ -5,7 +5,7 @@ import argparse
 import difflib
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -168,6 +168,57 @@ class LoraArguments:
         default=None,
         metadata={"help": "Modules to train in full and save with the adapter (default: the projectors)."},
     )
+
+
+@dataclass
+class TeacherArguments:
+    """Distillation: a teacher's logits as targets. The loss is (1 - w)·CE + w·T²·KL(teacher ‖ student)."""
+
+    _argument_group_name = "teacher"
+
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint whose logits the model is trained on, for example the one that it was converted from, converted "
+            "with `--projector keep`: a folder or a Hub id (default: no teacher)."
+        },
+    )
+    teacher_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub (default: main)."}
+    )
+    teacher_weight: float = field(
+        default=0.5,
+        metadata={
+            "help": "w, the weight of the divergence from the teacher; the data's own answers have 1 - w (default: 0.5). With 1, "
+            "only the teacher counts."
+        },
+    )
+    teacher_temperature: float = field(
+        default=1.0, metadata={"help": "T, by which both models' logits are divided (default: 1)."}
+    )
+    teacher_slicing: str | None = field(
+        default=None,
+        metadata={
+            "help": "How an image's size bounds the teacher's number of tiles (default: the teacher's).",
+            "choices": SLICING_STRATEGIES,
+        },
+    )
+    teacher_dtype: str = field(
+        default="bfloat16",
+        metadata={"help": "dtype in which the teacher computes (default: bfloat16).", "choices": (*DTYPES, "auto")},
+    )
+
+    def __post_init__(self):
+        if not 0 < self.teacher_weight <= 1:
+            raise ValueError(f"`teacher_weight` is {self.teacher_weight}, expected a number in (0, 1].")
+        if not 0 < self.teacher_temperature < float("inf"):
+            raise ValueError(f"`teacher_temperature` is {self.teacher_temperature}, expected a positive number.")
+        if not self.teacher:
+            defaults = {each.name: each.default for each in fields(self)}
+            if changed := [
+                name for name, value in vars(self).items() if name != "teacher" and value != defaults[name]
+            ]:
+                raise ValueError(f"`{changed[0]}` is {getattr(self, changed[0])!r}, but no `teacher` is given.")
 
 
 @dataclass

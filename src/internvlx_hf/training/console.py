@@ -95,6 +95,9 @@ class ConsoleCallback(ProgressCallback):
     def _parts(self, state, logs: dict) -> dict[str, str]:
         """The parts of a line by name, in order."""
         parts = {"loss": f"loss {_short(logs['loss'])}"}
+        for name, key in (("ce", "ce_loss"), ("kl", "teacher_kl")):
+            if key in logs:
+                parts[name] = f"{name} {_short(logs[key])}"
         if "learning_rate" in logs:
             parts["rate"] = f"lr {logs['learning_rate']:.2e}"
         if "grad_norm" in logs:

@@ -12,8 +12,11 @@ from ..processing import InternVLXProcessor
 from .arguments import ModelArguments
 
 
-def check_model_type(name_or_path: str | Path, revision: str | None = None) -> dict:
+def check_model_type(name_or_path: str | Path, revision: str | None = None, convert: str = "") -> dict:
     """The configuration of an InternVL-X checkpoint, checked before any large file is read.
+
+    Args:
+        convert: options of the conversion that an error suggests.
 
     Raises:
         ValueError: if the model has another type, weights are missing, or a link leads out of the checkpoint's folder.
@@ -29,7 +32,7 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None) -> d
     if config.get("model_type") != InternVLXConfig.model_type:
         raise ValueError(
             f"{name_or_path} is a model of type {config.get('model_type')!r}, expected {InternVLXConfig.model_type!r}. "
-            f"Convert it first: internvlx convert {name_or_path} OUT"
+            f"Convert it first: internvlx convert {name_or_path} OUT {convert}".rstrip()
         )
     if (folder := Path(name_or_path)).is_dir():
         check_links(folder)

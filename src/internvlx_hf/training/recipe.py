@@ -7,10 +7,11 @@ from importlib.metadata import version
 from .. import __version__
 from ..checkpoints.folders import source_name
 from ..checkpoints.names import LICENCES, REPORT
-from .arguments import LoraArguments, ModelArguments
+from .arguments import LoraArguments, ModelArguments, TeacherArguments
 from .metrics import ThroughputCallback
 from .parameters import part_sizes
 from .run_data import RunData
+from .teacher import teacher_record
 from .trainer import InternVLXTrainer
 
 # training arguments that affect the result
@@ -46,6 +47,7 @@ def training_recipe(
     trainer: InternVLXTrainer,
     model_arguments: ModelArguments,
     lora_arguments: LoraArguments,
+    teacher_arguments: TeacherArguments,
     data: RunData,
     throughput: ThroughputCallback,
     metrics: dict[str, float],
@@ -54,7 +56,7 @@ def training_recipe(
 
     Args:
         trainer: the trainer after training.
-        model_arguments, lora_arguments: settings of the run.
+        model_arguments, lora_arguments, teacher_arguments: settings of the run.
         data: data of training and evaluation.
         throughput: the counts of the run.
         metrics: results of training and evaluation.
@@ -72,6 +74,7 @@ def training_recipe(
     settings["rows_per_step" if data.collator.packing else "samples_per_step"] = per_step
     if lora_arguments.lora_rank:
         settings |= asdict(lora_arguments)
+    settings |= teacher_record(teacher_arguments)
     return {
         "base_model": source_name(model_arguments.model_name_or_path),
         "revision": model_arguments.model_revision,

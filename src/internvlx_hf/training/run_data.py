@@ -58,11 +58,15 @@ def load_run_data(
     arguments: TrainingArguments,
     processor: InternVLXProcessor,
     config: InternVLXConfig,
+    teacher_processor: InternVLXProcessor | None = None,
 ) -> RunData:
     """Load the data of a run.
 
     Packing and batches of similar cost measure the samples: they read every text and every image's header once and cache the
     sizes next to the caches of `datasets`.
+
+    Args:
+        teacher_processor: the teacher's processor; only batches for training have its inputs (default: no teacher).
 
     Raises:
         ValueError: if the settings contradict each other, or the data are of an unknown kind or broken.
@@ -85,11 +89,15 @@ def load_run_data(
         split=data_arguments.train_split,
         streaming=streaming,
         shuffle_buffer=data_arguments.shuffle_buffer,
+        teacher_processor=teacher_processor,
         endless=streaming,
         seed=seed,
     )
     collator = InternVLXDataCollator(
-        processor, packing=bool(budget), pad_to_multiple_of=data_arguments.pad_to_multiple_of
+        processor,
+        packing=bool(budget),
+        pad_to_multiple_of=data_arguments.pad_to_multiple_of,
+        teacher_processor=teacher_processor,
     )
     run = RunData(data, collator, sources=_sources(data, data_arguments.train_data))
     run.settings = {

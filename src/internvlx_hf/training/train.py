@@ -4,6 +4,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -20,11 +21,13 @@ from .arguments import (
     InternVLXTrainingArguments,
     LoraArguments,
     ModelArguments,
+    TeacherArguments,
     parse_arguments,  # noqa: F401  for callers of `train`
 )
 from .attention import choose_attention
 from .console import ConsoleCallback
 from .data_summary import data_summary
+from .distillation import DistillationTrainer
 from .drop_path import add_drop_path
 from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
@@ -33,10 +36,11 @@ from .parameters import choose_trainable, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
 from .run_data import load_run_data
 from .signals import SaveOnSignal
+from .teacher import load_teacher, load_teacher_processor
 from .trainer import InternVLXTrainer
 
 # the types of `train`'s arguments, in order
-SETTINGS = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments)
+SETTINGS = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments, TeacherArguments)
 
 
 def train(
@@ -44,6 +48,7 @@ def train(
     data_arguments: DataArguments,
     lora_arguments: LoraArguments,
     arguments: InternVLXTrainingArguments,
+    teacher_arguments: TeacherArguments | None = None,
 ) -> InternVLXTrainer:
     """Train a checkpoint and save it, with its processor, to `arguments.output_dir`.
 
@@ -52,6 +57,7 @@ def train(
         OSError: if a file cannot be read or written.
         KeyboardInterrupt: if it was stopped by a signal; a checkpoint has been saved.
     """
+    teacher_arguments = teacher_arguments or TeacherArguments()
     checkpoint = find_checkpoint(arguments)
     find_companions(
         model_arguments.model_name_or_path, COMPANIONS
@@ -61,9 +67,19 @@ def train(
     )
     check_names(config, lora_arguments, arguments)
     processor = load_processor(model_arguments)
-    data = load_run_data(data_arguments, arguments, processor, config)
+    teacher_processor = None
+    if teacher_arguments.teacher:
+        teacher_processor = load_teacher_processor(teacher_arguments, arguments, config, processor)
+    data = load_run_data(data_arguments, arguments, processor, config, teacher_processor)
     attention = choose_attention(model_arguments, data_arguments, arguments, data, config)
     model = load_model(replace(model_arguments, attn_implementation=attention))
+    teacher: dict[str, Any] = {}
+    if teacher_arguments.teacher:
+        teacher = {
+            "teacher": load_teacher(teacher_arguments, data_arguments, arguments, attention),
+            "weight": teacher_arguments.teacher_weight,
+            "temperature": teacher_arguments.teacher_temperature,
+        }
     set_seed(arguments.seed)
     model = prepare_model(model, model_arguments, lora_arguments, arguments)
     if arguments.ddp_find_unused_parameters is None:
@@ -71,7 +87,7 @@ def train(
         pools = check_tower(config).pooled_width is not None
         arguments.ddp_find_unused_parameters = pools or model.config.vision_feature_layer != -1
     signals = SaveOnSignal()
-    trainer = InternVLXTrainer(
+    trainer = (DistillationTrainer if teacher else InternVLXTrainer)(
         model,
         arguments,
         data_collator=data.collator,
@@ -80,6 +96,7 @@ def train(
         costs=data.costs,
         processing_class=processor,
         callbacks=[signals] if arguments.save_on_signal else None,
+        **teacher,
     )
     throughput = ThroughputCallback.attach(trainer)
     ConsoleCallback.attach(trainer)
@@ -96,7 +113,7 @@ def train(
     metrics = dict(result.metrics)
     if data.evaluation is not None:
         metrics |= trainer.evaluate()
-    recipe = training_recipe(trainer, model_arguments, lora_arguments, data, throughput, metrics)
+    recipe = training_recipe(trainer, model_arguments, lora_arguments, teacher_arguments, data, throughput, metrics)
     save(trainer, model_arguments, recipe, metrics)
     return trainer
 

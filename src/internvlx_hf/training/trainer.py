@@ -66,11 +66,15 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         """The `Trainer`'s loss, with a frozen vision tower in evaluation mode (unless drop path is set), and without logits
         beyond the loss in an evaluation."""
         if model.training:
-            if not self.args.vision_drop_path_rate and (tower := frozen_tower(self.model)) is not None:
-                tower.eval()
+            self.set_tower_mode()
         elif self.args.prediction_loss_only:
             inputs = {**inputs, "logits_to_keep": 1}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def set_tower_mode(self) -> None:
+        """Put a frozen vision tower in evaluation mode, unless drop path is set."""
+        if not self.args.vision_drop_path_rate and (tower := frozen_tower(self.model)) is not None:
+            tower.eval()
 
 
 def frozen_tower(model: nn.Module) -> nn.Module | None:
