@@ -9,6 +9,7 @@ from importlib import import_module
 from . import __version__
 
 COMMANDS = {
+    "answer": "write training data with a model's own answers",
     "card": "write or renew a checkpoint's model card",
     "chat": "ask a model about images",
     "convert": "convert an InternVL checkpoint",

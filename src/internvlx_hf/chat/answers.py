@@ -3,9 +3,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -15,8 +15,13 @@ from ..processing.image_sources import PillowSource
 from ..processing.video_files import names_video, open_video
 from .session import media_part
 
+Item = TypeVar("Item")
 # fields of a line that identify its answer
 KEYS = ("image", "question", "settings")
+
+
+def _key(line: dict) -> str:
+    return json.dumps([line[name] for name in KEYS], sort_keys=True)
 
 
 def answer_images(
@@ -48,7 +53,7 @@ def answer_images(
     pending = [image for image in dict.fromkeys(images) if _key(_line(image, question, settings)) not in answered]
     errors = 0
     with out.open("a", encoding="utf-8") as file, tqdm(pending, desc="Answering", unit="image") as progress:
-        for batch in _batches(pending, batch_size):
+        for batch in batches(pending, batch_size):
             readable, conversations = [], []
             for image in batch:
                 try:
@@ -56,11 +61,11 @@ def answer_images(
                     readable.append(image)
                 except ValueError as error:
                     errors += 1
-                    _write(file, _line(image, question, settings) | {"error": str(error)})
+                    write_line(file, _line(image, question, settings) | {"error": str(error)})
             answers = answerer.answer(conversations, **generation_kwargs) if readable else []
             for image, answer in zip(readable, answers, strict=True):
                 line = _line(image, question, settings)
-                _write(file, line | {"answer": answer.text.strip(), "tokens": answer.num_tokens})
+                write_line(file, line | {"answer": answer.text.strip(), "tokens": answer.num_tokens})
             progress.update(len(batch))
     return len(pending) - errors, errors
 
@@ -84,11 +89,15 @@ def list_files(names: Iterable[str]) -> list[str]:
     return found
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path, key: Callable[[dict], Any] = _key, start: bytes = b'{"image": ') -> list[dict]:
     """The lines of an earlier run. An incomplete last line is removed from the file.
 
+    Args:
+        key: returns what identifies a line (default: of a line of [`answer_images`]).
+        start: how every line begins.
+
     Raises:
-        ValueError: if a line is not one of [`answer_images`].
+        ValueError: if a line was not written by the same command.
     """
     if not path.exists():
         return []
@@ -98,14 +107,14 @@ def read_lines(path: Path) -> list[dict]:
     for number, line in enumerate(complete.split(b"\n") if complete else [], start=1):
         try:
             record = json.loads(line)
-            _key(record)
+            key(record)
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{path}, line {number} was not written by this command: {line[:80]!r}. Choose another file."
             ) from None
         found.append(record)
     if partial:
-        if not partial.startswith(b'{"image": '[: len(partial)]):
+        if not partial.startswith(start[: len(partial)]):
             raise ValueError(
                 f"{path} ends with {partial[:80]!r}, which this command did not write. Choose another file."
             )
@@ -114,15 +123,11 @@ def read_lines(path: Path) -> list[dict]:
     return found
 
 
-def _key(line: dict) -> str:
-    return json.dumps([line[name] for name in KEYS], sort_keys=True)
-
-
 def _line(image: str, question: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"image": image, "question": question, "settings": settings}
 
 
-def _write(file, line: dict[str, Any]) -> None:
+def write_line(file, line: dict[str, Any]) -> None:
     file.write(json.dumps(line, ensure_ascii=False) + "\n")
     file.flush()
 
@@ -137,5 +142,5 @@ def _conversation(image: str, question: str, system: str | None) -> Messages:
     return [*instruction, {"role": "user", "content": content}]
 
 
-def _batches(images: Sequence[str], size: int) -> Iterable[Sequence[str]]:
-    return (images[start : start + size] for start in range(0, len(images), size))
+def batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Answering and scoring conversations in batches, which is what an evaluation harness needs from a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -109,8 +109,12 @@ class Answerer:
             until: an answer ends before the first of these strings that it contains (default: none).
             generation_kwargs: arguments of `generate` or of an evaluation task, see [`generation_arguments`].
         """
+        return self.complete(self.inputs(conversations, add_generation_prompt=True), until, **generation_kwargs)
+
+    @torch.inference_mode()
+    def complete(self, inputs: Mapping, until: Sequence[str] = (), **generation_kwargs) -> list[Answer]:
+        """Generate an answer for each row of a batch of prompts, padded on the left; arguments as for `answer`."""
         tokenizer = self.processor.tokenizer
-        inputs = self.inputs(conversations, add_generation_prompt=True)
         arguments = generation_arguments(generation_kwargs)
         if self.model.generation_config.pad_token_id is None:
             arguments["pad_token_id"] = tokenizer.pad_token_id

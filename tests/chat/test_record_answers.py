@@ -1,0 +1,150 @@
+"""`internvlx answer`: the prompt is that of training, a run resumes, and the file trains a model."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+import torch
+from PIL import Image
+
+from internvlx_hf.chat.record_answers import answer_records
+from internvlx_hf.cli import main
+from internvlx_hf.data import load_training_data
+from internvlx_hf.evaluation.answering import Answerer
+from tiny import LVTC, tiny_model, tiny_processor
+from training_helpers import run
+
+USER = {"role": "user", "content": "<image>\nWhat is on the picture?"}
+
+
+@pytest.fixture
+def answerer(monkeypatch):
+    """A model that answers with the number of its image tokens; `asked` has the prompts."""
+    model = tiny_model(**LVTC)
+    processor = tiny_processor(model.config, max_patches=3, slicing="edge")
+    tokenizer, answerer = processor.tokenizer, Answerer(model, processor)
+    answerer.asked = []
+
+    def generate(input_ids, **kwargs):
+        answerer.asked.append({"input_ids": input_ids, **kwargs})
+        counts = (input_ids == model.config.image_token_id).sum(1).tolist()
+        replies = [tokenizer(f"{count} tokens<|im_end|>", add_special_tokens=False)["input_ids"] for count in counts]
+        return torch.cat(
+            [input_ids, tokenizer.pad({"input_ids": replies}, padding_side="right", return_tensors="pt")["input_ids"]],
+            1,
+        )
+
+    monkeypatch.setattr(model, "generate", generate)
+    return answerer
+
+
+def write_questions(folder):
+    """A file of questions: with an image by its mark, without an image, with an answer, in LLaVA's form."""
+    Image.new("RGB", (64, 32), "red").save(folder / "a.png")
+    Image.new("RGB", (32, 32), "blue").save(folder / "b.png")
+    answered = {"messages": [USER, {"role": "assistant", "content": "Blue."}], "images": ["b.png"]}
+    records = [
+        {"messages": [USER], "images": ["a.png"]},
+        {"messages": [{"role": "user", "content": "Why?"}]},
+        answered,
+        {"messages": [*answered["messages"], {"role": "user", "content": "Sure?"}], "images": ["b.png"]},
+        {"conversations": [{"from": "human", "value": "<image><image>\nSame?"}], "image": ["a.png", "b.png"]},
+    ]
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_prompts_are_those_of_training_and_every_record_has_an_answer(batch_size, answerer, tmp_path):
+    data, out = load_training_data(write_questions(tmp_path), answerer.processor), tmp_path / "answers.jsonl"
+    counts = answer_records(answerer, data, out, {"model": "tiny"}, batch_size)
+    assert counts == (4, 1, 0, 0)
+    lines = read(out)
+    assert Counter(line["messages"][-1]["content"] for line in lines) == Counter(
+        ["12 tokens", "0 tokens", "Blue.", "4 tokens", "16 tokens"]
+    )
+    trained = load_training_data(out, answerer.processor)
+    rows = [
+        ids[mask.bool()].tolist()
+        for asked in answerer.asked
+        for ids, mask in zip(asked["input_ids"], asked["attention_mask"], strict=True)
+    ]
+    for line, index in zip(lines, range(5), strict=True):
+        sample = trained[index]
+        answer = answerer.processor.tokenizer.decode(sample.labels[sample.labels != -100])
+        assert line["messages"][-1]["content"] + "<|im_end|>" in answer
+        if line.get("answered_by"):
+            assert any(sample.input_ids[: len(row)].tolist() == row for row in rows)
+    tiles = sum(len(asked.get("pixel_values", ())) for asked in answerer.asked)
+    assert tiles == (12 + 4 + 16) // 4
+
+
+def test_a_later_run_answers_only_what_is_missing(answerer, tmp_path):
+    questions, out = write_questions(tmp_path), tmp_path / "answers.jsonl"
+    answer_records(answerer, load_training_data(questions, answerer.processor), out, {"model": "tiny"}, 2)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed while a line was written
+    counts = answer_records(answerer, load_training_data(questions, answerer.processor), out, {"model": "tiny"}, 2)
+    assert counts.earlier == 2
+    assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert answer_records(answerer, load_training_data(questions, answerer.processor), out, {"model": "tiny"}) == (
+        0,
+        0,
+        5,
+        0,
+    )
+    assert (
+        answer_records(answerer, load_training_data(questions, answerer.processor), out, {"model": "other"}).answered
+        == 4
+    )
+
+
+def test_records_without_an_answer_are_named_and_tried_again(answerer, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("internvlx_hf.chat.record_answers.logger.warning", seen.append)
+    questions, out = write_questions(tmp_path), tmp_path / "answers.jsonl"
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    counts = answer_records(answerer, load_training_data(questions, answerer.processor), out, {}, 5, max_new_tokens=3)
+    assert counts == (0, 1, 0, 4)
+    assert [name for name in ("line 1", "line 5") if any(name in message for message in seen)] == ["line 1", "line 5"]
+    assert sum("did not end before max_new_tokens=3" in message for message in seen) == 2
+    write_questions(tmp_path)
+    assert answer_records(answerer, load_training_data(questions, answerer.processor), out, {}) == (4, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": [{"role": "system", "content": "Be brief."}]}, "its last turn is .*, expected one of the user"),
+        ({"messages": [USER], "images": [{"bytes": b"1", "path": None}]}, "it holds an image that is no file"),
+    ],
+)
+def test_a_record_that_is_no_question_is_named(record, message, answerer, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("internvlx_hf.chat.record_answers.logger.warning", seen.append)
+    counts = answer_records(answerer, load_training_data([record], answerer.processor), tmp_path / "answers.jsonl", {})
+    assert counts.failed == 1
+    assert re.search(message, seen[0])
+
+
+@pytest.mark.slow
+def test_the_command_writes_data_that_train_reads(answerer, tmp_path, monkeypatch, capsys):
+    questions, out = write_questions(tmp_path), tmp_path / "answers" / "all.jsonl"
+    monkeypatch.setattr("internvlx_hf.chat.load_answerer", lambda *args, **kwargs: answerer)
+    command = ["answer", "tiny", str(questions), str(out)]
+    assert main(command) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    out.parent.mkdir()
+    assert main(command) == 0
+    assert "all.jsonl: 4 answers, 1 had an answer" in capsys.readouterr().err
+    assert main([*command[:3], str(questions)]) == 1
+    assert "is the data itself" in capsys.readouterr().err
+    monkeypatch.chdir(out.parent)
+    assert run(tmp_path, train_data=str(out), max_steps=2).state.global_step == 2
