@@ -203,6 +203,19 @@ def test_other_labels_are_an_error_that_names_the_sample(teacher):
         encoder.encode_or_skip(lambda: SAMPLES[2], lambda: "here")
 
 
+def test_the_routers_loss_of_a_mixture_of_experts_is_added(tmp_path):
+    """With itself as its teacher, a model has the plain loss times 1 - w, beside the routers' loss."""
+    text_config = {"output_router_logits": True, "router_aux_loss_coef": 0.5, "initializer_range": 0.05}
+    student = tiny_model("qwen3_moe", text_config=text_config, projector_config={"drop_path_rate": 0.0}).train()
+    processor = tiny_processor(student.config)
+    batch = InternVLXDataCollator(processor, teacher_processor=processor)(SAMPLES)
+    plain = student(**InternVLXDataCollator(processor)(SAMPLES))
+    routers = 0.5 * plain.aux_loss
+    assert routers > 0
+    found = trainer_for(student, student, tmp_path).compute_loss(student, batch)
+    torch.testing.assert_close(found, (1 - WEIGHT) * (plain.loss - routers) + routers)
+
+
 def test_an_evaluation_has_the_plain_loss(teacher, tmp_path):
     student = tiny_model(**STUDENTS["pvtc"])
     own, others = processors(student, teacher)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..processing.processing_internvlx import IGNORE_INDEX
 from .trainer import InternVLXTrainer
@@ -36,8 +37,8 @@ def token_losses(
 
 def batch_losses(
     model: nn.Module, teacher: nn.Module, inputs: dict, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two sums of `token_losses` over a batch's supervised rows, and the number of these rows.
+) -> tuple[torch.Tensor, ModelOutput]:
+    """The two sums of `token_losses` over a batch's supervised rows, and the model's outputs, with the logits of these rows.
 
     Both models form the logits of these rows only. The nth supervised row of the student corresponds to the teacher's nth.
 
@@ -50,13 +51,13 @@ def batch_losses(
     rows = labels != IGNORE_INDEX
     with torch.no_grad():
         teacher_logits = teacher(**taught, logits_to_keep=teacher_labels != IGNORE_INDEX).logits
-    logits = model(**student, logits_to_keep=rows).logits
-    return token_losses(logits, teacher_logits, labels[rows], temperature), rows.sum()
+    outputs = model(**student, logits_to_keep=rows)
+    return token_losses(outputs.logits, teacher_logits, labels[rows], temperature), outputs
 
 
 class DistillationTrainer(InternVLXTrainer):
     """An [`InternVLXTrainer`] whose loss is (1 - w)·CE + w·T²·KL(teacher ‖ student), the mean over the supervised tokens of a
-    step's batches in all processes.
+    step's batches in all processes. The routers' loss of a mixture of experts is added as without a teacher.
 
     Batches hold the teacher's inputs as `teacher`, see [`~internvlx_hf.training.InternVLXDataCollator`]. The logs have `ce_loss`
     and `teacher_kl`, the two means without their factors. A batch without `teacher`, and every evaluation, has the plain loss.
@@ -81,15 +82,19 @@ class DistillationTrainer(InternVLXTrainer):
             inputs = {name: value for name, value in inputs.items() if name != "teacher"}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.set_tower_mode()
-        sums, count = batch_losses(model, self.teacher, inputs, self.temperature)
-        means = sums / (count if num_items_in_batch is None else num_items_in_batch)
+        sums, outputs = batch_losses(model, self.teacher, inputs, self.temperature)
+        means = sums / (len(outputs.logits) if num_items_in_batch is None else num_items_in_batch)
+        loss = (1 - self.weight) * means[0] + self.weight * self.temperature**2 * means[1]
+        if (aux_loss := getattr(outputs, "aux_loss", None)) is not None:  # of a mixture of experts
+            loss = loss + self.model.config.text_config.router_aux_loss_coef * aux_loss
+        scale = 1
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            means = means * self.accelerator.num_processes  # over which gradients are averaged
+            scale = self.accelerator.num_processes  # over which gradients are averaged
         if not self._parts:
             self._first_step = self.state.global_step
-        self._parts.append(means.detach())
-        loss = (1 - self.weight) * means[0] + self.weight * self.temperature**2 * means[1]
-        return (loss, {}) if return_outputs else loss
+        self._parts.append(scale * means.detach())
+        loss = scale * loss
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The `Trainer`'s, with `ce_loss` and `teacher_kl` beside `loss`."""

@@ -102,7 +102,10 @@ def load_teacher(
         dtype = getattr(torch, source.dtype, torch.float32)
         attn_implementation = packed_attention(arguments.device, dtype)
     source.attn_implementation = attn_implementation
-    return load_model(source).eval().requires_grad_(False)
+    teacher = load_model(source).eval().requires_grad_(False)
+    if hasattr(teacher.config.text_config, "output_router_logits"):
+        teacher.config.text_config.output_router_logits = False
+    return teacher
 
 
 def model_arguments(teacher_arguments: TeacherArguments) -> ModelArguments:
