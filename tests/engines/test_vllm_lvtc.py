@@ -44,7 +44,7 @@ FOUR_LAYERS = HEADS | {"num_hidden_layers": 4}
 MODELS = {
     # 4 -> 16 tokens per tile, nearest
     "qwen2": {"text_config": FOUR_LAYERS, "tie_word_embeddings": True},
-    # 4 -> 64, insertions before layers 0 and 1, stages of 3 and 2 layers
+    # 4 -> 64 at the positions of stage one, insertions before layers 0 and 1, stages of 3 and 2 layers
     "llama": {
         "text_config": HEADS | {"num_hidden_layers": 5},
         "projector_config": {"projector_type": "pixel_shuffle", "num_heads": None},
@@ -53,13 +53,15 @@ MODELS = {
         "num_lr_projectors": 3,
         "insert_start": 0,
         "lr_projector_type": "pixel_shuffle",
+        "expanded_positions": "kept",
     },
-    # no HR projector, bilinear
+    # no HR projector, bilinear, at the positions of stage one
     "qwen3": {
         "text_config": FOUR_LAYERS,
         "projector_config": {"projector_type": "token_packer"},
         "hr_projector_type": None,
         "upsample_mode": "bilinear",
+        "expanded_positions": "kept",
     },
     # bilinear, and a HR projector of another type
     "phi3": {

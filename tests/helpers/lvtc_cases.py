@@ -48,6 +48,9 @@ def lvtc(n1=2, n2=4, **kwargs):
     return {"downsample_ratio": n1 / 8, "lvtc_config": {"downsample_ratio": n2 / 8, **settings}}
 
 
+KEPT = {"expanded_positions": "kept"}
+
+
 def rope_model(rope, text="llama"):
     return tiny_model("phi3" if rope == "longrope" else text, text_config=ROPES[rope], **LVTC)
 

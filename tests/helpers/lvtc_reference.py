@@ -16,10 +16,10 @@ def causal_mask(length, window=None):
     return mask[None, None]
 
 
-def run_layers(model, rows, layers, insertions, tags):
-    """Run (n, D) rows through decoder layers, their positions counted from 0 and masks made for n tokens."""
+def run_layers(model, rows, layers, insertions, tags, positions=None):
+    """Run (n, D) rows through decoder layers, with masks made for n tokens and positions counted from 0 unless given."""
     decoder, text = model.model.language_model, model.config.text_config
-    positions = torch.arange(len(rows))[None]
+    positions = torch.arange(len(rows))[None] if positions is None else torch.tensor([positions])
     rotary = type(decoder.rotary_emb)(text)  # a fresh one: nothing that an earlier call saw
     embeddings = rotary(rows[None], position_ids=positions)
     attention, text._attn_implementation = text._attn_implementation, "eager"
@@ -67,13 +67,15 @@ def parents_of(row, column, before, after):
 
 
 def expand(model, rows, tags, hr):
-    """Rows of stage two, and for each row of stage one the number of the one that answers for it."""
+    """Rows of stage two, for each row of stage one the number of the one that answers for it, and for each row of stage two
+    the number of the (first) one that it is made of."""
     before, after = model.config.token_grid, model.config.expanded_token_grid
     mode = model.config.lvtc_config.upsample_mode
-    expanded, answers, at = [], [], 0
+    expanded, answers, made_of, at = [], [], [], 0
     while at < len(rows):
         if tags[at] is None:
             answers.append(len(expanded))
+            made_of.append(at)
             expanded.append(rows[at])
             at += 1
             continue
@@ -82,13 +84,15 @@ def expand(model, rows, tags, hr):
         answer = {}
         for r in range(after):
             for c in range(after):
-                for parent in parents_of(r, c, before, after):
+                parents = parents_of(r, c, before, after)
+                made_of.append(at + parents[0][0] * before + parents[0][1])
+                for parent in parents:
                     answer[parent] = len(expanded)  # the last child stays
                 token = child_of(grid, r, c, before, after, mode)
                 expanded.append(token if hr is None else token + hr[tile, r * after + c])
         answers += [answer[r, c] for r in range(before) for c in range(before)]
         at += before * before
-    return torch.stack(expanded), answers
+    return torch.stack(expanded), answers, made_of
 
 
 def reference_logits(model, input_ids, pixel_values=None):
@@ -113,8 +117,9 @@ def reference_logits(model, input_ids, pixel_values=None):
                 seen += 1
     k, layers = lvtc.expand_layer, config.text_config.num_hidden_layers
     stage_one = run_layers(model, torch.stack(rows), range(k), insertions, tags)
-    expanded, answers = expand(model, stage_one, tags, hr)
-    stage_two = run_layers(model, expanded, range(k, layers), {}, tags)
+    expanded, answers, made_of = expand(model, stage_one, tags, hr)
+    positions = made_of if lvtc.expanded_positions == "kept" else None
+    stage_two = run_layers(model, expanded, range(k, layers), {}, tags, positions)
     final = model.model.language_model.norm(stage_two)
     return model.lm_head(final[answers]), (len(rows), len(expanded))
 

@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from internvlx_hf import InternVLXConfig, InternVLXModel
 from internvlx_hf.modeling.modeling_internvlx import InternVLXImageFeatures
-from lvtc_cases import CLOSE, MIXED, ROPES, SLIDING, lvtc, rope_model
+from lvtc_cases import CLOSE, KEPT, MIXED, ROPES, SLIDING, lvtc, rope_model
 from lvtc_reference import reference_logits
 from paths import GOLDEN as GOLDEN_ROOT
 from tiny import IMAGE_TOKEN, LVTC, TEXT_MODELS, split_batch, tiny_batch, tiny_config, tiny_model
@@ -169,6 +169,8 @@ def test_logits_and_all_gradients_equal_the_slow_reference_for_every_backbone(te
         lvtc(8, 2, hr_projector_type=None, num_lr_projectors=1, expand_layer=1),
         lvtc(expand_layer=1, num_lr_projectors=2, insert_start=0),
         lvtc(lr_projector_type="pvtc", hr_projector_type="ldpv2"),
+        lvtc(**KEPT),
+        lvtc(4, 2, **KEPT),
     ],
     ids=[
         "T=1",
@@ -183,6 +185,8 @@ def test_logits_and_all_gradients_equal_the_slow_reference_for_every_backbone(te
         "forward compression alone",
         "insertion before layer 0",
         "other projectors",
+        "kept positions",
+        "kept positions, N2<N1",
     ],
 )
 @pytest.mark.parametrize("padding_side", ["left", "right"])

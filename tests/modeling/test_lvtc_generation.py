@@ -16,6 +16,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 from lvtc_cases import (
     CLOSE,
     GREEDY,
+    KEPT,
     KINDS,
     MIXED,
     NEW,
@@ -93,8 +94,9 @@ def test_greedy_decoding_with_sliding_windows_equals_the_slow_reference(kind):
     assert torch.equal(new_tokens(model, batch), reference_tokens(model, batch))
 
 
-def test_greedy_decoding_with_forward_compression_equals_the_slow_reference():
-    model = tiny_model("llama", **lvtc(4, 2))
+@pytest.mark.parametrize("settings", [lvtc(4, 2), lvtc(**KEPT)], ids=["forward compression", "kept positions"])
+def test_greedy_decoding_with_other_settings_equals_the_slow_reference(settings):
+    model = tiny_model("llama", **settings)
     batch = tiny_batch(model.config, MIXED)
     expected = reference_tokens(model, batch)
     assert torch.equal(new_tokens(model, batch), expected)
@@ -332,8 +334,9 @@ def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(
 
 
 @pytest.mark.parametrize("turns", ["an image in both", "text first", "text second"])
-def test_a_second_turn_without_a_mask_equals_one_long_prompt(turns):
-    model = tiny_model("llama", **LVTC)
+@pytest.mark.parametrize("settings", [{}, KEPT], ids=["counted positions", "kept positions"])
+def test_a_second_turn_without_a_mask_equals_one_long_prompt(turns, settings):
+    model = tiny_model("llama", **lvtc(**settings))
     first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS[turns]))
     both = joined(first, second)
     for turn in (first, second, both):

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 from transformers.utils import logging as transformers_logging
 
-from lvtc_cases import STEEP
+from lvtc_cases import KEPT, STEEP
 from tiny import IMAGE_TOKEN, LVTC, tiny_batch, tiny_config, tiny_model
 
 # 2x2 tokens per tile, 8x8 after the expansion: 60 more for each
@@ -26,8 +26,9 @@ def warnings(caplog):
 # ---- Positions
 
 
-def model_of_limit(limit, **text_config):
-    return tiny_model("llama", text_config={"max_position_embeddings": limit, **text_config}, **STEEP)
+def model_of_limit(limit, **lvtc):
+    settings = STEEP | {"lvtc_config": STEEP["lvtc_config"] | lvtc}
+    return tiny_model("llama", text_config={"max_position_embeddings": limit}, **settings)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -64,6 +65,16 @@ def test_positions_that_the_answer_takes_past_the_limit_are_said(limit, cache, w
     # 69 positions after the prompt, one more for each step; a static cache's length is not read
     first = limit - 69 + 1 if cache is DynamicCache else 6
     assert said == [int(step >= first) for step in range(6)]
+
+
+def test_kept_positions_pass_the_limit_where_stage_one_does(warnings):
+    model = model_of_limit(9, **KEPT)
+    past, said = DynamicCache(config=model.config.text_config), []
+    with torch.no_grad():
+        for inputs in (tiny_batch(model.config, [[3, "tile", 2]]), *[{"input_ids": torch.tensor([[20]])}] * 2):
+            model(**inputs, past_key_values=past)
+            said.append(len(warnings()))
+    assert said == [0, 1, 1]  # 9 positions after the prompt
 
 
 @pytest.mark.parametrize(

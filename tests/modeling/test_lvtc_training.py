@@ -13,6 +13,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Train
 
 import lvtc_reference  # noqa: F401  registers the "varlen" attention
 from lvtc_cases import (
+    KEPT,
     MIXED,
     SLIDING,
     assert_same_step,
@@ -64,8 +65,8 @@ def test_padding_free_packing_equals_the_padded_batch_in_loss_and_gradients(text
 
 @pytest.mark.parametrize(
     "settings",
-    [lvtc(4, 2), lvtc(4, 4), lvtc(num_lr_projectors=1, hr_projector_type=None)],
-    ids=["N2<N1", "N2=N1", "plain"],
+    [lvtc(4, 2), lvtc(4, 4), lvtc(num_lr_projectors=1, hr_projector_type=None), lvtc(**KEPT)],
+    ids=["N2<N1", "N2=N1", "plain", "kept positions"],
 )
 def test_packing_with_other_settings_equals_the_padded_batch(settings):
     model = training_model(**settings)

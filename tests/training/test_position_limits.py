@@ -10,7 +10,7 @@ import torch
 from internvlx_hf.cli import main
 from internvlx_hf.training import InternVLXDataCollator
 from internvlx_hf.training.metrics import _samples_past_limit
-from lvtc_cases import STEEP
+from lvtc_cases import KEPT, STEEP
 from metered_training import train
 from tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
 from training_helpers import run, save_checkpoint
@@ -63,11 +63,15 @@ def test_samples_past_the_limit_are_counted_padded_and_packed(limit, past):
     assert _samples_past_limit(config, torch.cat(rows)[None], None, positions) == past
 
 
-def test_samples_past_the_limit_are_counted_in_stage_one_where_stage_two_is_shorter():
-    lvtc = {"downsample_ratio": 1.0, "lvtc_config": STEEP["lvtc_config"] | {"downsample_ratio": 0.25}}
+@pytest.mark.parametrize(
+    ("ratio", "positions"), [(1.0, 67), (0.25, 7)], ids=["stage two is shorter", "kept positions"]
+)
+def test_samples_past_the_limit_are_counted_in_stage_one(ratio, positions):
+    settings = {"downsample_ratio": 0.25} if ratio == 1 else KEPT
+    lvtc = {"downsample_ratio": ratio, "lvtc_config": STEEP["lvtc_config"] | settings}
     batch_config = tiny_config("llama", **lvtc)
-    batch = tiny_batch(batch_config, [[3, "tile"], [9]])
-    for limit, past in ((66, 1), (67, 0)):
+    batch = tiny_batch(batch_config, [[3, "tile"], [4]])
+    for limit, past in ((positions - 1, 1), (positions, 0)):
         config = tiny_config("llama", text_config={"max_position_embeddings": limit}, **lvtc)
         assert _samples_past_limit(config, batch["input_ids"], batch["attention_mask"], None) == past
 

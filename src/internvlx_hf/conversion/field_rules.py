@@ -82,7 +82,7 @@ CONFIG_RULES = {
     **dict.fromkeys(("bos_token_id", "pad_token_id"), TOKEN_ID.or_null()),
     **dict.fromkeys(("eos_token_id",), either(TOKEN_ID, list_of(TOKEN_ID)).or_null()),
     **dict.fromkeys(("model_type", "template", "ps_version", "vision_feature_select_strategy"), TEXT),
-    **dict.fromkeys(("projector_type", "lr_projector_type", "query_mlp", "upsample_mode"), TEXT),
+    **dict.fromkeys(("projector_type", "lr_projector_type", "query_mlp", "upsample_mode", "expanded_positions"), TEXT),
     "hr_projector_type": TEXT.or_null(),
     "force_image_size": whole(1, MAX_PIXELS).or_null(),
     "image_token_id": TOKEN_ID,

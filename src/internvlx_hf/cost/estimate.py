@@ -33,7 +33,8 @@ class Cost:
         tiles: tiles of all images in the prompt, including thumbnails.
         stage_one_tokens, stage_two_tokens: visual tokens before and after LVTC's expansion; equal without LVTC.
         prompt_tokens, expanded_prompt_tokens: the same plus the text.
-        positions: positions of the longer of the two and the answer, without the answer's last token, which is not read.
+        positions: positions of the prompt, in the stage where it takes more, and of the answer, without the answer's last
+            token, which is not read.
         flops: FLOPs of the prefill by module, as `FlopCounterMode` counts them; none in stage two without LVTC.
         answer_flops: FLOPs of the answer's tokens except the first, which the prefill computes.
         cache_bytes: keys and values of all layers at the end of the answer.
@@ -158,7 +159,7 @@ class CostModel:
             stage_two_tokens=two,
             prompt_tokens=lengths[0],
             expanded_prompt_tokens=lengths[1],
-            positions=max(lengths) + steps,
+            positions=self.text_tokens + tiles * sizes.tile_positions + steps,
             flops=flops,
             answer_flops=decode_flops(sizes, lengths, steps),
             cache_bytes=cache_bytes(sizes, (lengths[0] + steps, lengths[1] + steps), element_size),

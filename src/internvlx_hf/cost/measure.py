@@ -43,6 +43,7 @@ def _measure(json_config: str) -> Sizes:
         downsample_ratio=config.downsample_ratio,
         image_seq_length=config.image_seq_length,
         expanded_image_seq_length=config.expanded_image_seq_length,
+        tile_positions=config.tile_positions,
         position_limit=config.position_limit,
         dtype=dtype,
         parameters=model.num_parameters(),

@@ -55,7 +55,7 @@ class Sizes:
     """Sizes of a model. Fields with the name of an `InternVLXConfig` setting have its value.
 
     Args:
-        position_limit, image_seq_length, expanded_image_seq_length: as `InternVLXConfig`'s properties.
+        image_seq_length, expanded_image_seq_length, tile_positions, position_limit: as `InternVLXConfig`'s properties.
         parameters: number of parameters, shared ones counted once.
         tile_flops: FLOPs per tile by module, the vision tower and every projector.
         tile_bytes: by element size, bytes per tile that are kept while the language model runs, and the peak.
@@ -67,6 +67,7 @@ class Sizes:
     downsample_ratio: float
     image_seq_length: int
     expanded_image_seq_length: int
+    tile_positions: int
     position_limit: int
     dtype: str | None
     parameters: int

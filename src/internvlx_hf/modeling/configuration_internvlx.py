@@ -263,6 +263,13 @@ class InternVLXConfig(PretrainedConfig):
         return self.expanded_token_grid**2
 
     @property
+    def tile_positions(self) -> int:
+        """Positions that a tile takes in the stage where it takes more."""
+        if self.lvtc_config is not None and self.lvtc_config.expanded_positions == "kept":
+            return self.image_seq_length
+        return max(self.image_seq_length, self.expanded_image_seq_length)
+
+    @property
     def position_limit(self) -> int:
         """Number of positions that the language model's rotary embedding supports.
 

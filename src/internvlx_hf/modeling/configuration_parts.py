@@ -155,6 +155,9 @@ class InternVLXLVTCConfig(_SubConfig):
         insert_start (`int`, *optional*): s, the layer before which the first of them is added.
         insert_interval (`int`, *optional*): i, the number of layers from one insertion to the next.
         upsample_mode (`str`, defaults to `"nearest"`): `"nearest"` or `"bilinear"`.
+        expanded_positions (`str`, defaults to `"counted"`):
+            Positions after the expansion: `"counted"` anew over all rows (paper), or `"kept"`: every row keeps its position
+            from before, and the N₂² tokens of a tile have the positions of those that they were expanded from.
     """
 
     model_type = "internvl_x_lvtc"
@@ -168,12 +171,14 @@ class InternVLXLVTCConfig(_SubConfig):
     insert_start: Layers = None
     insert_interval: Layers = None
     upsample_mode: str = "nearest"
+    expanded_positions: str = "counted"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         require_choice("hr_projector_type", self.hr_projector_type, (*PROJECTORS, None))
         require_choice("lr_projector_type", self.lr_projector_type, PROJECTORS)
         require_choice("upsample_mode", self.upsample_mode, ("nearest", "bilinear"))
+        require_choice("expanded_positions", self.expanded_positions, ("counted", "kept"))
 
     def resolve(self, num_layers: int) -> None:
         """Fill in unset values for a language model of `num_layers` layers and check that all fit.

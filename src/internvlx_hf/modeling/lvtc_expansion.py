@@ -26,13 +26,14 @@ class Expansion:
     text_to: torch.Tensor  # (B·L,) rows of stage two; B·L₂ for placeholders and padding
     tiles_to: torch.Tensor  # (tiles·N₂²,) rows of stage two
     read_from: torch.Tensor  # (B·L,) row of stage two from which each row of stage one is read at the end
-    position_ids: torch.Tensor  # (B, L₂)
+    position_ids: torch.Tensor  # (B, L₂), counted anew
+    kept_positions: torch.Tensor | None  # (B, L₂) positions from stage one; None if stage two uses `position_ids`
     mask: torch.Tensor | None  # (B, L₂) bool; None if rows are equally long or packed
     padding_side: str  # "left" or "right", in stage two
     growth: torch.Tensor  # (B, 1) tokens that each sample gains
     tiles_before: torch.Tensor  # (B, L + 1) tiles that start before a column of stage one, without masked-out ones
     trailing_text: int  # columns at the end that are text in every sample, padding excluded
-    last_position: int  # the highest of `position_ids`
+    last_position: int  # the highest position in stage two
     is_padded: bool  # whether `attention_mask` hides anything
     is_left_padded: bool  # whether it hides columns at the left only
     is_right_padded: bool  # whether it hides columns at the right only
@@ -111,13 +112,15 @@ def plan_expansion(
     earlier = _count_since(sample_starts, tiles_before[:, :-1]) if visible is None else tiles_before[:, :-1]
     # valid for text and for the first token of each tile
     positions = position_ids + gain * earlier + past_growth
+    keeps = config.lvtc_config.expanded_positions == "kept"
+    last_positions = position_ids if keeps else torch.where(width > 0, positions + width - 1, 0)
     continues_tile = F.pad(placeholders[:, :-1], (1, 0))
     # everything that the host needs to know about the input, read from the device at once
     shortest, longest, trailing_text, last_position, *flags, longest_sample, tile_rows = read_on_host(
         lengths.min(),
         lengths.max(),
         is_text.flip(1).long().cumprod(1).sum(1).min(),
-        torch.where(width > 0, positions + width - 1, 0).max(),
+        last_positions.max(),
         nothing if visible is not None else sample_starts[:, 1:].any(),
         (placeholders & ~first & ~continues_tile).any(),
         nothing if attention_mask is None else (~attention_mask).any(),
@@ -135,6 +138,7 @@ def plan_expansion(
     if shortest < longest and not is_packed:
         column = torch.arange(longest, device=placeholders.device)
         mask = column >= longest - lengths if pads_left else column < lengths
+    places = _place_rows(config, placeholders, tile_rows, order, is_text, is_tile, positions, longest, pads_left)
     return Expansion(
         tile_length=before,
         mask=mask,
@@ -148,7 +152,8 @@ def plan_expansion(
         is_right_padded=is_right_padded,
         is_packed=is_packed,
         longest_sample=longest_sample,
-        **_place_rows(config, placeholders, tile_rows, order, is_text, is_tile, positions, longest, pads_left),
+        kept_positions=_keep_positions(config, position_ids, places) if keeps else None,
+        **places,
     )
 
 
@@ -201,6 +206,25 @@ def _place_rows(
         "read_from": read_from,
         "position_ids": position_ids[:-1].unflatten(0, (batch, longest)),
     }
+
+
+def kept_tile_positions(config: InternVLXConfig, positions: torch.Tensor) -> torch.Tensor:
+    """(tiles·N₁²,) positions of tiles in stage one -> (tiles·N₂²,): every token has that of the token it was expanded from,
+    or of the first that it was merged from."""
+    before, after = config.token_grid, config.expanded_token_grid
+    line = torch.arange(after, device=positions.device) * before // after
+    source = (line[:, None] * before + line).flatten()
+    return positions.unflatten(0, (-1, before**2))[:, source].flatten()
+
+
+def _keep_positions(
+    config: InternVLXConfig, position_ids: torch.Tensor, places: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """(B, L) positions in stage one -> (B, L₂)."""
+    positions, shape = position_ids.flatten(), places["position_ids"].shape
+    kept = positions.new_zeros(shape.numel() + 1).index_copy(0, places["text_to"], positions)
+    of_tiles = kept_tile_positions(config, positions[places["tile_rows"]])
+    return kept.index_copy_(0, places["tiles_to"], of_tiles)[:-1].view(shape)
 
 
 def _count_since(starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,8 @@ class Prompt:
         is_padded: whether the mask hides anything; None if not known.
         is_left_padded: whether the mask is known to hide columns at the left only.
         is_packed: whether rows hold several samples; None if not known.
+        rotary_positions: (B, L₂), the positions of the rotary embedding if they are not `position_ids`, from which samples
+            in a row are told apart.
     """
 
     position_ids: torch.Tensor
@@ -49,6 +51,7 @@ class Prompt:
     is_padded: bool | None = None
     is_left_padded: bool = False
     is_packed: bool | None = None
+    rotary_positions: torch.Tensor | None = None
 
     @property
     def samples_are_known(self) -> bool:
@@ -81,7 +84,10 @@ class Stage:
         """The arguments of a layer of the stage besides `hidden_states`."""
         if self._position_embeddings is None:
             self.prompt.position_ids = self.prompt.position_ids.to(hidden_states.device)
-            self._position_embeddings = self.rotary_emb(hidden_states, position_ids=self.prompt.position_ids)
+            positions = self.prompt.position_ids
+            if self.prompt.rotary_positions is not None:
+                positions = self.prompt.rotary_positions.to(hidden_states.device)
+            self._position_embeddings = self.rotary_emb(hidden_states, position_ids=positions)
         mask = self.masks[attention_type]
         padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
         return {
@@ -233,6 +239,7 @@ def expand_prompt(
         is_padded=memory.mask is not None,
         is_left_padded=memory.is_left_padded,
         is_packed=expansion.is_packed,
+        rotary_positions=expansion.kept_positions,
     )
     return *_drop_masks(config.text_config, prompt, expanded, expansion, cache, padding_side), expansion, memory
 
@@ -285,7 +292,14 @@ def _continue_prompt(
     if isinstance(seen, int):  # a static cache keeps its length on the device
         _warn_about_positions(memory.last_position + seen + length - memory.length, config)
     position_ids = prompt.position_ids + memory.growth.to(prompt.position_ids.device)
-    expanded = Prompt(position_ids, expanded_mask, prompt.layer_kwargs, is_packed=False)
+    keeps = config.lvtc_config.expanded_positions == "kept"
+    expanded = Prompt(
+        position_ids,
+        expanded_mask,
+        prompt.layer_kwargs,
+        is_packed=False,
+        rotary_positions=prompt.position_ids if keeps else None,
+    )
     if is_padded is None:
         return prompt, expanded
     prompt = replace(prompt, is_padded=True, is_left_padded=is_left_padded) if is_padded else prompt.without_mask()

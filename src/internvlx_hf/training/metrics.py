@@ -154,7 +154,7 @@ def _samples_past_limit(
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Number of samples in (B, L) rows, packed or not, that are longer than the limit in one of the stages."""
+    """Number of samples in (B, L) rows, packed or not, that take more positions than the limit in one of the stages."""
     starts = torch.zeros_like(input_ids, dtype=torch.bool)
     starts[:, 0] = True
     if attention_mask is None and position_ids is not None:
@@ -165,9 +165,8 @@ def _samples_past_limit(
         filled = attention_mask.to(input_ids.dtype)
     places = [filled, filled * (input_ids == config.image_token_id)]
     tokens, placeholders = (torch.zeros_like(sample).index_add(0, sample, place.flatten()) for place in places)
-    gain = config.expanded_image_seq_length - config.image_seq_length
-    expanded = tokens + placeholders // config.image_seq_length * gain
-    return (torch.maximum(tokens, expanded) > config.position_limit).sum()
+    gain = config.tile_positions - config.image_seq_length
+    return (tokens + placeholders // config.image_seq_length * gain > config.position_limit).sum()
 
 
 def _find_model(model: nn.Module) -> nn.Module:

@@ -161,7 +161,8 @@ def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLX
     skipped = int((sizes.tokens == 0).sum())
     if skipped and arguments.process_index == 0:
         logger.warning(f"{skipped} of {len(sizes)} samples are skipped: they are broken or too long.")
-    past = int((np.maximum(sizes.tokens, sizes.stage_two_tokens(config)) > config.position_limit).sum())
+    positions = sizes.tokens + sizes.tiles * (config.tile_positions - config.image_seq_length)
+    past = int((positions > config.position_limit).sum())
     if past and arguments.process_index == 0:
         logger.warning(
             f"{past} of {len(sizes)} samples take more than the {config.position_limit} positions of the language model, "

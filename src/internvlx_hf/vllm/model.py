@@ -25,11 +25,13 @@ from vllm.model_executor.models.utils import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..modeling import InternVLXConfig, InternVLXModel
+from ..modeling.lvtc_expansion import kept_tile_positions
 from ..processing.literals import IMG_CONTEXT_TOKEN
 from . import trace
 from .kv_groups import StageOneSpec, StageTwoSpec, use_spec
 from .processing import InternVLXDummyInputs, InternVLXMultiModalProcessor, InternVLXProcessingInfo
 from .stage_one import (
+    Rows,
     find_rows,
     position_channels,
     position_delta,
@@ -203,7 +205,10 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         model, lvtc = self.language_model.model, self.config.lvtc_config
         rows = read_rows(channels, tiles is not None)
         common = step_metadata(self.stage_one_layers)
-        positions = channels[0].clamp(min=0) if common is None else common.positions[: len(inputs_embeds)]
+        if lvtc.expanded_positions == "kept":
+            positions = self._keep_positions(channels, rows)
+        else:
+            positions = channels[0].clamp(min=0) if common is None else common.positions[: len(inputs_embeds)]
         if common is not None and trace.is_recording():
             lengths = tuple(common.query_start_loc.diff().tolist())
             trace.add(trace.Step(lengths, len(rows.positions), len(inputs_embeds), 0 if tiles is None else len(tiles)))
@@ -225,6 +230,13 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         for layer in model.layers[lvtc.expand_layer :]:
             hidden_states, residual = layer(positions, hidden_states, residual)
         return model.norm(hidden_states, residual)[0]
+
+    def _keep_positions(self, channels: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """(n,) positions in stage two that are those of stage one."""
+        positions = channels[0].clamp(min=0)
+        if rows.tiles is None or rows.tiles_after is None:
+            return positions
+        return positions.index_copy(0, rows.tiles_after, kept_tile_positions(self.config, rows.positions[rows.tiles]))
 
     def _expand(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, rows) -> torch.Tensor:
         """Expand the tiles: (m, D) -> (n, D)."""
