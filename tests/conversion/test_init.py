@@ -303,9 +303,8 @@ def test_template_may_be_a_file(sources, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("projector", ["pixel_shuffle", "linear", "token_packer", "ldpv2"])
 def test_every_projector_can_be_chosen(projector, sources, tmp_path):
-    ratio = 1.0 if projector == "linear" else 0.5
     parts = {"vision": sources(TOWER, "dinov2"), "language": sources(LANGUAGE, "llama")}
-    init_checkpoint(tmp_path / "out", **parts, projector=projector, downsample_ratio=ratio)
+    init_checkpoint(tmp_path / "out", **parts, projector=projector)
     assert load(tmp_path / "out").config.projector_config.projector_type == projector
 
 

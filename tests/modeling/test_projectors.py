@@ -143,7 +143,7 @@ def test_windows_and_their_patches_are_in_raster_order():
 
 # -- what all types have in common
 
-KINDS = [(kind, side) for kind in PROJECTORS for side in ((1,) if kind == "linear" else (1, 2, 4, 8))]
+KINDS = [(kind, side) for kind in PROJECTORS for side in (1, 2, 4, 8)]
 
 
 @pytest.mark.parametrize(("kind", "side"), KINDS)
@@ -158,7 +158,7 @@ def test_every_projector_gives_a_token_a_window_and_gradients_to_all_of_its_weig
         assert {name for name, parameter in projector.named_parameters() if not parameter.grad.any()} == set()
 
 
-@pytest.mark.parametrize("options", [{}, {"query_mlp": "internvl2"}])
+@pytest.mark.parametrize("options", [{}, {"query_mlp": "internvl2"}, {"query_mlp": "llava"}])
 @pytest.mark.parametrize(("kind", "side"), [case for case in KINDS if case[1] <= 2])
 def test_no_linear_layer_gets_more_than_three_dimensions(kind, side, options):
     """8-bit layers take no more."""
@@ -178,7 +178,7 @@ def test_no_linear_layer_gets_more_than_three_dimensions(kind, side, options):
 def test_gradient_checkpointing_of_a_trained_projector_alone_keeps_its_gradients(kind, reentrant):
     """Stochastic depth included: what is computed anew draws the same."""
     config = {"projector_type": kind, "drop_path_rate": 0.5}
-    model = tiny_model(projector_config=config, downsample_ratio=1.0 if kind == "linear" else 0.5).train()
+    model = tiny_model(projector_config=config).train()
     model.requires_grad_(False)
     projector = model.model.multi_modal_projector.requires_grad_(True)
     linear = [module for name, module in projector.named_modules() if isinstance(module, nn.Linear)][-1]
@@ -215,6 +215,15 @@ def changed_tokens(projector: nn.Module, features: torch.Tensor, place: int) -> 
 def test_a_patch_reaches_the_token_of_its_own_window_only(kind, side, row, column):
     expected = {(row // side) * (8 // side) + column // side}
     assert changed_tokens(tiny_projector(kind, side), tiny_features(), 1 + 8 * row + column) == expected
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_linear_projector_is_llava_s_mlp_of_each_window(side):
+    projector, features = tiny_projector("linear", side), tiny_features()
+    windows = partition_windows(features[:, 1:].unflatten(1, (8, 8)), side).flatten(1, 2).flatten(-2)
+    hidden = nn.functional.gelu(windows @ projector.linear_1.weight.T + projector.linear_1.bias)
+    expected = hidden @ projector.linear_2.weight.T + projector.linear_2.bias
+    torch.testing.assert_close(projector(features), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 5), (7, 7)])

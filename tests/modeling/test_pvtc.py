@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from internvlx_hf.modeling.pixel_shuffle import InternVL2MLP
+from internvlx_hf.modeling.projector import MLP
 from internvlx_hf.modeling.projectors import build_projector
 from internvlx_hf.modeling.pvtc import PVTCAttention, PVTCProjector
 from live_bytes import LiveBytes
@@ -24,6 +25,7 @@ VARIANTS = {
     "three layers": {"num_layers": 3},
     "no CLS scale": {"use_cls_scale": False},
     "query of InternVL2": {"query_mlp": "internvl2"},
+    "query of LLaVA": {"query_mlp": "llava"},
     "query of InternVL2, local only": {"query_mlp": "internvl2", "use_global": False, "num_layers": 2},
 }
 
@@ -82,9 +84,10 @@ def plain_pvtc(projector: PVTCProjector, features: torch.Tensor) -> torch.Tensor
 
 def plain_local_query(projector: PVTCProjector, windows: torch.Tensor) -> torch.Tensor:
     x, mlp = windows.flatten(1), projector.local_query
-    if not isinstance(mlp, InternVL2MLP):
+    if not isinstance(mlp, InternVL2MLP | MLP):
         return plain_embedding(mlp, x)
-    x = F.layer_norm(x, x.shape[-1:], mlp.layer_norm.weight, mlp.layer_norm.bias)
+    if isinstance(mlp, InternVL2MLP):
+        x = F.layer_norm(x, x.shape[-1:], mlp.layer_norm.weight, mlp.layer_norm.bias)
     return F.linear(
         F.gelu(F.linear(x, mlp.linear_1.weight, mlp.linear_1.bias)), mlp.linear_2.weight, mlp.linear_2.bias
     )

@@ -76,10 +76,12 @@ class ConversionOptions(_Options):
     Args:
         to: target layout: "internvl_x" (default), or "internvl", transformers' native layout, which needs the kept
             projector and no LVTC.
-        projector: "keep" (default), or "pvtc" to replace InternVL2's projector with PVTC.
+        projector: "keep" (default), or "pvtc" to replace InternVL2's or LLaVA's projector with PVTC.
         lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig` (default: False). The new modules need
             training.
-        downsample_ratio: a new 1 / M for the input tokens (default: the checkpoint's); the projector then needs training.
+        downsample_ratio: a new 1 / M for the input tokens; the projector then needs training. Default: the checkpoint's; but for
+            PVTC or LVTC in place of a projector that keeps every patch (LLaVA's), the first of 1/2, 1/3 and 1/4 that divides
+            the grid of patches.
         init: start of new modules: "warm" (default), from the checkpoint's weights, or "paper", at random.
         slicing: "ratio", "edge" or "area" (default: "ratio" for InternVL, "edge" for the InternVL-X release, as they were
             trained). "edge" needs fewer tokens for small images and no training.

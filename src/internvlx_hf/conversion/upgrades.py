@@ -1,13 +1,16 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Adding PVTC or LVTC to a checkpoint: the initial values of the new tensors.
 
-`init="paper"` starts new modules at random. `init="warm"` starts them from the checkpoint's weights:
+`init="paper"` starts new modules at random. `init="warm"` starts them from the checkpoint's projector, InternVL2's
+("pixel_shuffle") or LLaVA's ("linear"):
 
-- PVTC's local query is InternVL2's own projector. Everything that would change its output starts at zero: the outputs of
-  the local attention and MLP, the global query, and the outputs of the global attention and MLP. So the projector's output
-  is the same as before.
-- LVTC's projectors start as InternVL2's with the last linear layer at zero: the tokens are upsampled and nothing is added.
-  The HR projector's first layer is InternVL2's, adapted to a window of M² equal patches (`fold_windows`).
+- PVTC's local query is the old projector. Everything that would change its output starts at zero: the outputs of the local
+  attention and MLP, the global query, and the outputs of the global attention and MLP. So the projector's output is the same
+  as before.
+- LVTC's projectors start as the old one with the last linear layer at zero: the tokens are upsampled and nothing is added.
+- Where windows get another side M, the first layer is adapted to them (`fold_windows`): a smaller window is read as if each
+  of its patches were several equal ones, a larger one by the means of its blocks. So LLaVA's MLP reads a window by its mean
+  patch.
 """
 
 import copy
@@ -21,11 +24,16 @@ from ..checkpoints.errors import blaming
 from ..checkpoints.weights import TensorInfo
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
 from ..modeling.projectors import PROJECTORS
+from ..modeling.pvtc import QUERY_MLPS
 from ..modeling.towers import check_tower
 from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"
+# sides of windows for upgrading a projector that keeps every patch
+COMPRESSING_WINDOWS = (2, 3, 4)
+# types of projectors that can start others -> the `query_mlp` of a PVTC that starts as one
+WARM_QUERIES = {projector: query for query, projector in QUERY_MLPS.items() if projector is not None}
 
 
 @dataclass
@@ -70,18 +78,25 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     """
     lvtc, init = options.lvtc, options.init
     before, after = config, copy.deepcopy(config)
+    old = before.projector_config.projector_type
+    compresses = old == "linear" and (lvtc or options.projector == "pvtc")
     if options.downsample_ratio is not None:
         after.downsample_ratio = options.downsample_ratio
+    elif compresses and before.downsample_ratio == 1:
+        after.downsample_ratio = 1 / _smallest_window(config.patch_grid)
     if lvtc:
         if config.lvtc_config is not None:
             raise ValueError("The checkpoint already has LVTC. Convert it without `lvtc`.")
         with blaming(f"lvtc={lvtc!r}"):
-            after.lvtc_config = InternVLXLVTCConfig(**({} if lvtc is True else lvtc))
-    if options.projector == "pvtc" and before.projector_config.projector_type != "pvtc":
+            types = dict.fromkeys(("hr_projector_type", "lr_projector_type"), old) if old == "linear" else {}
+            after.lvtc_config = InternVLXLVTCConfig(
+                **(types if init == "warm" else {}) | ({} if lvtc is True else lvtc)
+            )
+    if options.projector == "pvtc" and old != "pvtc":
         after.projector_config = InternVLXProjectorConfig(
             projector_type="pvtc",
             num_heads=attention_heads(config.text_config.hidden_size),
-            query_mlp="internvl2" if init == "warm" else "released",
+            query_mlp=WARM_QUERIES.get(old, "released") if init == "warm" else "released",
             hidden_act=before.projector_config.hidden_act,
         )
     after.check_geometry()
@@ -93,21 +108,26 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     return after, upgrade
 
 
+def _smallest_window(grid: int) -> int:
+    """The side of the smallest window of several patches that divides the grid, 1 if none of a moderate size does."""
+    return next((side for side in COMPRESSING_WINDOWS if grid % side == 0), 1)
+
+
 def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:
     old, new = before.projector_config.projector_type, after.projector_config.projector_type
     same_windows = before.downsample_ratio == after.downsample_ratio
     if old == new and same_windows:
         return
-    if old != "pixel_shuffle":
+    if old not in WARM_QUERIES:
         raise ValueError(
             f"The checkpoint's projector is {old!r} with downsample_ratio={before.downsample_ratio}, but only InternVL2's "
-            "('pixel_shuffle') can be changed to another ratio."
+            "('pixel_shuffle') and LLaVA's ('linear') can be changed to another ratio."
         )
     upgrade.new.append(f"{PROJECTOR}.*")
     if init == "paper":
         upgrade.rules.append(Rule(PROJECTOR + ".{rest}", reason="replaced by a new projector, init='paper'"))
     else:
-        part = PROJECTORS[new].internvl2_part(after)
+        part = PROJECTORS[new].part_of_type(after, old)
         _, side = after.projectors["multi_modal_projector"]
         upgrade.rules += _reshaped(_join(PROJECTOR, part), before, side)
         if part:
@@ -119,13 +139,14 @@ def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig,
     upgrade.new.append(f"{LVTC}.*")
     if init == "paper":
         return
+    old = before.projector_config.projector_type
     added = {
         f"model.{name}": projector for name, projector in after.projectors.items() if f"model.{name}" != PROJECTOR
     }
     for name, (kind, side) in added.items():
         upgrade.zero += [f"{name}.{pattern}" for pattern in PROJECTORS[kind].zero_parameters]
-        part = PROJECTORS[kind].internvl2_part(after)
-        if before.projector_config.projector_type == "pixel_shuffle" and part is not None:
+        part = PROJECTORS[kind].part_of_type(after, old)
+        if old in WARM_QUERIES and part is not None:
             derived = _reshaped(_join(name, part), before, side)
             upgrade.rules += [rule for rule in derived if not upgrade.starts_at_zero(_example(rule))]
     if not upgrade.is_new(PROJECTOR + "."):
@@ -142,9 +163,9 @@ def _join(name: str, part: str | None) -> str:
 
 
 def _reshaped(name: str, before: InternVLXConfig, new: int) -> list[Rule]:
-    """Rules from InternVL2's projector, `PROJECTOR`, to `name`, with windows of `new`² patches."""
+    """Rules from the checkpoint's projector, `PROJECTOR`, to `name`, with windows of `new`² patches."""
     _, old = before.projectors["multi_modal_projector"]
-    return [
+    return [  # LLaVA's projector has no norm
         Rule(PROJECTOR + ".layer_norm.{kind}", (name + ".layer_norm.{kind}",), fold_windows(old, new, total=False)),
         Rule(PROJECTOR + ".linear_1.weight", (name + ".linear_1.weight",), fold_windows(old, new, total=True)),
         Rule(PROJECTOR + ".linear_1.bias", (name + ".linear_1.bias",)),

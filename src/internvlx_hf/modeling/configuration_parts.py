@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
 from .projectors import PROJECTORS
-from .pvtc import DEFAULT_HEADS
+from .pvtc import DEFAULT_HEADS, QUERY_MLPS
 from .setting_checks import require, require_choice, require_dtype
 from .setting_names import refuse_unknown_names, with_value_errors
 
@@ -46,8 +46,9 @@ class InternVLXProjectorConfig(_SubConfig):
 
     Args:
         projector_type (`str`, defaults to `"pvtc"`):
-            `"pvtc"` (paper, section 3.1), `"pixel_shuffle"` (InternVL2's own), `"linear"` (two-layer MLP, keeps every
-            patch), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"` (MobileVLM V2, arXiv 2402.03766).
+            `"pvtc"` (paper, section 3.1), `"pixel_shuffle"` (InternVL2's own), `"linear"` (two-layer MLP, which with
+            `downsample_ratio=1` keeps every patch: LLaVA's), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"` (MobileVLM V2,
+            arXiv 2402.03766).
         num_layers (`int`, defaults to 1): PVTC's attention layers per branch, L in the paper.
         num_heads (`int`, *optional*):
             Attention heads, which must divide the language width D for PVTC and the vision width C for TokenPacker.
@@ -60,8 +61,9 @@ class InternVLXProjectorConfig(_SubConfig):
             `"mean"`, the mean of its patches. Defaults to the first of these that the tower has, filled in when the model
             is built. CLS token and mean come from `vision_feature_layer`, the pooled output always from the last layer.
         query_mlp (`str`, defaults to `"released"`):
-            What forms PVTC's local query: `"released"` (norm, linear, SiLU) or `"internvl2"`, InternVL2's own projector
-            (LayerNorm, linear, GELU, linear), with which a converted checkpoint can start from its old weights.
+            What forms PVTC's local query: `"released"` (norm, linear, SiLU), `"internvl2"`, InternVL2's own projector
+            (LayerNorm, linear, GELU, linear), or `"llava"`, LLaVA's (linear, GELU, linear). With the latter two, a converted
+            checkpoint can start from its old weights.
         mlp_ratio (`int`, defaults to 4): width of PVTC's SwiGLU MLP in units of D.
         drop_path_rate (`float`, defaults to 0.1): stochastic depth of PVTC's residual branches, in training only.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP projectors.
@@ -107,7 +109,7 @@ class InternVLXProjectorConfig(_SubConfig):
         super().__post_init__(**kwargs)
         require_choice("projector_type", self.projector_type, PROJECTORS)
         require_choice("global_query", self.global_query, (*GLOBAL_QUERIES, None))
-        require_choice("query_mlp", self.query_mlp, ("released", "internvl2"))
+        require_choice("query_mlp", self.query_mlp, QUERY_MLPS)
         require_choice("token_packer_form", self.token_packer_form, ("original", "mlp_query"))
         if self.num_heads is None and (self.projector_type, self.token_packer_form) != ("token_packer", "original"):
             self.num_heads = DEFAULT_HEADS
@@ -118,7 +120,7 @@ class InternVLXProjectorConfig(_SubConfig):
         )
         require(
             self.query_mlp == "released" or self.use_local,
-            "`query_mlp='internvl2'` forms the local query, but `use_local` is False.",
+            f"`query_mlp={self.query_mlp!r}` forms the local query, but `use_local` is False.",
         )
         require(
             self.num_layers >= 1,

@@ -4,30 +4,26 @@
 import torch
 from transformers import PretrainedConfig
 
+from .pixel_shuffle import patch_windows
 from .projector import MLP, Projector, tile_counts
-from .setting_checks import require
 
 
 class LinearProjector(MLP, Projector):
-    """A two-layer MLP: every patch becomes a token, N = S."""
+    """A two-layer MLP of the patches of a window. With windows of one patch, LLaVA's, every patch becomes a token: N = S."""
 
     projector_type = "linear"
     zero_parameters = ("linear_2.*",)
 
     def __init__(self, config: PretrainedConfig, side: int):
-        super().__init__(config, config.vision_config.hidden_size, config.text_config.hidden_size)
+        super().__init__(config, config.vision_config.hidden_size * side**2, config.text_config.hidden_size)
+        self.side = side
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return super().forward(features[:, 1:])
-
-    @classmethod
-    def check_config(cls, config: PretrainedConfig, side: int) -> None:
-        require(
-            side == 1,
-            f"The 'linear' projector keeps every patch, which needs a downsample ratio of 1, got {1 / side}.",
-        )
+        return super().forward(patch_windows(features, self.side).flatten(-2))
 
     @classmethod
     def peak_bytes(cls, config: PretrainedConfig, side: int, element_size: int) -> int:
         patches, tokens = tile_counts(config, side)
-        return element_size * 2 * (patches + tokens) * config.text_config.hidden_size
+        c, d = config.vision_config.hidden_size, config.text_config.hidden_size
+        windows = patches * c if side > 1 else 0  # a view of the features where windows are single patches
+        return element_size * (windows + 4 * tokens * d)

@@ -78,7 +78,3 @@ class PixelShuffleProjector(InternVL2MLP, Projector):
         patches, tokens = tile_counts(config, side)
         c, d = config.vision_config.hidden_size, config.text_config.hidden_size
         return element_size * (2 * patches * c + 2 * tokens * d)
-
-    @classmethod
-    def internvl2_part(cls, config: PretrainedConfig) -> str:
-        return ""

@@ -53,9 +53,9 @@ class Projector(nn.Module):
         raise NotImplementedError(f"{cls.__name__} lacks `peak_bytes`.")
 
     @classmethod
-    def internvl2_part(cls, config: PretrainedConfig) -> str | None:
-        """Name of the submodule that is InternVL2's projector, "" if the whole projector is, None if none is."""
-        return None
+    def part_of_type(cls, config: PretrainedConfig, projector_type: str) -> str | None:
+        """Name of the submodule that is a projector of this type, "" if the whole projector is, None if none is."""
+        return "" if projector_type == cls.projector_type else None
 
 
 def project(projector: nn.Module, features: torch.Tensor, layers: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -14,12 +14,14 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .pixel_shuffle import InternVL2MLP, patch_windows
-from .projector import Projector, recomputed, require_heads, tile_counts
+from .projector import MLP, Projector, recomputed, require_heads, tile_counts
 
 # Heads are processed in groups of this size, (windows, heads, D), also in the backward pass: enough for large matrix
 # products, few enough to stay in a CPU's cache.
 HEADS_AT_ONCE = 4
 DEFAULT_HEADS = 16  # as released
+# `query_mlp` -> type of the projector that forms the local query
+QUERY_MLPS = {"released": None, "internvl2": "pixel_shuffle", "llava": "linear"}
 FLOAT32 = 4  # bytes; RMSNorm computes in float32
 
 
@@ -167,6 +169,8 @@ class PVTCProjector(Projector):
             self.local_query: nn.Module
             if projector.query_mlp == "internvl2":
                 self.local_query = InternVL2MLP(config, side)
+            elif projector.query_mlp == "llava":
+                self.local_query = MLP(config, width * side**2, config.text_config.hidden_size)
             else:
                 self.local_query = PVTCEmbedding(config, width * side**2)
             self.local_layers = nn.ModuleList(PVTCLayer(config) for _ in range(projector.num_layers))
@@ -225,5 +229,6 @@ class PVTCProjector(Projector):
         return windows + branches + embedded + max(norm, look, mlp, embedding - embedded)
 
     @classmethod
-    def internvl2_part(cls, config: PretrainedConfig) -> str | None:
-        return "local_query" if config.projector_config.query_mlp == "internvl2" else None
+    def part_of_type(cls, config: PretrainedConfig, projector_type: str) -> str | None:
+        is_query = projector_type == QUERY_MLPS[config.projector_config.query_mlp]
+        return "local_query" if is_query else super().part_of_type(config, projector_type)
