@@ -372,10 +372,9 @@ class SampleEncoder:
 
     def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         """The prompt, and the (start, end) of the assistant's texts in it."""
-        mark = {"type": "text", "text": self.processor.image_token}
+        token = self.processor.image_token
         messages = [
-            message | {"content": [mark if part["type"] == MARK_OF["image"] else part for part in message["content"]]}
-            for message in conversation.messages
+            message | {"content": _with_marks_as_text(message["content"], token)} for message in conversation.messages
         ]
         try:
             rendered: tuple[list[str], list[list]] = render_jinja_template(  # type: ignore[assignment]
@@ -395,7 +394,7 @@ class SampleEncoder:
         """Repeat the placeholders for each image's tokens: ids, labels, and the images' (start, end) in them."""
         processor = self.processor
         (places,) = np.nonzero(ids == processor.image_token_id)
-        forged = np.isin(ids, [processor.start_image_token_id, processor.end_image_token_id])
+        forged = np.isin(ids, processor.wrapper_ids)
         if forged.any():
             raise ValueError(
                 f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected text "
@@ -405,14 +404,16 @@ class SampleEncoder:
             raise ValueError(
                 f"the chat template writes {len(places)} of its {len(num_tiles)} images, expected each once"
             )
-        lengths = np.array([2 + processor.image_seq_length * tiles for tiles in num_tiles], dtype=np.int64)
+        wrappers = processor.wrapper_ids
+        lengths = np.array([len(wrappers) + processor.image_seq_length * tiles for tiles in num_tiles], dtype=np.int64)
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[places] = lengths
         ends = repeats.cumsum()[places]
         starts = ends - lengths
         has_loss = has_loss & ~np.isin(ids, processor.image_token_ids)
         ids, has_loss = np.repeat(ids, repeats), np.repeat(has_loss, repeats)
-        ids[starts], ids[ends - 1] = processor.start_image_token_id, processor.end_image_token_id
+        if wrappers:
+            ids[starts], ids[ends - 1] = wrappers
         labels = np.where(has_loss, ids, IGNORE_INDEX)
         labels[:1] = IGNORE_INDEX  # no token before it could predict it
         return ids, labels, list(zip(starts.tolist(), ends.tolist(), strict=True))
@@ -437,6 +438,17 @@ class SampleEncoder:
         limit = int(supervised[-1]) + 1
         whole = TrainingSample(ids, labels, images, num_tiles, images_kwargs)
         return whole.cut(limit, sum(end <= limit for _, end in spans))
+
+
+def _with_marks_as_text(content: list[dict], token: str) -> list[dict]:
+    """The parts of a message, with each mark and the texts around it joined to one text: templates may separate parts."""
+    parts: list[dict] = []
+    for is_text, neighbours in groupby(content, key=lambda part: part["type"] in ("text", MARK_OF["image"])):
+        run = list(neighbours)
+        if is_text and any(part["type"] != "text" for part in run):
+            run = [{"type": "text", "text": "".join(part.get("text", token) for part in run)}]
+        parts += run
+    return parts
 
 
 def _described(error: Exception) -> str:

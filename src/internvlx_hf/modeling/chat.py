@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """InternVL's chat interface: `model.chat(tokenizer, pixel_values, question, generation_config)`."""
 
+import re
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ class ChatMixin:
             history: the questions and answers so far, as an earlier call returned them. Answers are always read as text.
             return_history: also return the history including this turn.
             num_patches_list: tiles of each image (default: all of `pixel_values` are one image's).
-            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: the tokens around and of an image.
+            IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: the tokens around and of an image. A tokenizer without
+                InternVL's start and end tokens, such as that of a model converted from LLaVA, writes images without.
             verbose: log the prompt and the answer.
 
         Returns:
@@ -75,7 +77,7 @@ class ChatMixin:
         if num_patches_list is None:
             num_patches_list = [] if pixel_values is None else [len(pixel_values)]
         question = opening_question(question, history, pixel_values is not None)
-        image_tokens = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
+        image_tokens = _known_tokens(tokenizer, (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN))
         query = self._checked_query(tokenizer, question, history, num_patches_list, image_tokens)
         _require_tiles(pixel_values, num_patches_list)
         answer = self._answers(tokenizer, pixel_values, [query], generation_config, image_tokens)[0]
@@ -127,7 +129,7 @@ class ChatMixin:
                 f"`num_patches_list`={num_patches_list} has {len(num_patches_list)} images for {len(questions)} questions, "
                 "expected one for each question."
             )
-        image_tokens = (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN)
+        image_tokens = _known_tokens(tokenizer, (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN))
         queries = []
         for question, tiles in zip(questions, num_patches_list, strict=True):
             question = opening_question(question, [], tiles > 0)
@@ -229,9 +231,19 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
     return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)  # type: ignore[return-value]
 
 
+def _known_tokens(tokenizer, image_tokens: tuple[str, str, str]) -> tuple[str, str, str]:
+    """The image tokens, with "" for start and end if they are InternVL's and the tokenizer has neither."""
+    start, context, end = image_tokens
+    ids = tokenizer.convert_tokens_to_ids([IMG_START_TOKEN, IMG_END_TOKEN])
+    has_none = all(index in (None, tokenizer.unk_token_id) for index in ids)
+    return ("", context, "") if has_none and (start, end) == (IMG_START_TOKEN, IMG_END_TOKEN) else image_tokens
+
+
 def _literal_tokens(image_tokens: tuple[str, str, str]) -> tuple[str, ...]:
     """InternVL's image tokens and the caller's."""
-    return tuple(dict.fromkeys((IMG_CONTEXT_TOKEN, IMG_START_TOKEN, IMG_END_TOKEN, *image_tokens)))
+    start, _, end = image_tokens
+    wrappers = (IMG_START_TOKEN, IMG_END_TOKEN) if start or end else ()
+    return tuple(filter(None, dict.fromkeys((IMG_CONTEXT_TOKEN, *wrappers, *image_tokens))))
 
 
 def _refuse_image_tokens(texts: list[str], image_tokens: tuple[str, str, str]):
@@ -283,6 +295,6 @@ def _require_tiles(pixel_values: torch.Tensor | None, num_patches_list: list[int
 
 
 def _log_turn(query: str, answer: str, image_tokens: tuple[str, str, str]):
-    start, context, end = image_tokens
+    start, context, end = map(re.escape, image_tokens)
     # at warning level, so that the default log level shows it
-    logger.warning("%s%s", query.replace(context, "").replace(start + end, IMAGE_MARK), answer)
+    logger.warning("%s%s", re.sub(f"{start}(?:{context})+{end}", IMAGE_MARK, query), answer)

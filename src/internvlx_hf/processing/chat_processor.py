@@ -79,16 +79,22 @@ class ChatProcessor(ProcessorMixin):
     image_token_id: int
     start_image_token_id: int
     end_image_token_id: int
+    wrap_images: bool
 
     @property  # type: ignore[misc]
     def image_token_ids(self) -> list[int]:  # type: ignore[override]
-        """Ids of all tokens that stand for an image in `input_ids`."""
-        return [self.image_token_id, self.start_image_token_id, self.end_image_token_id]
+        """Ids of `image_tokens`."""
+        return [self.image_token_id, *self.wrapper_ids]
 
     @property
-    def image_tokens(self) -> tuple[str, str, str]:
-        """The tokens of an image: placeholder, start and end."""
-        return self.image_token, self.start_image_token, self.end_image_token
+    def wrapper_ids(self) -> list[int]:
+        """Ids of the start and the end token, empty for images without them."""
+        return [self.start_image_token_id, self.end_image_token_id] if self.wrap_images else []
+
+    @property
+    def image_tokens(self) -> tuple[str, ...]:
+        """All tokens that stand for an image in a prompt: its placeholder, and start and end where it has them."""
+        return (self.image_token, *filter(None, (self.start_image_token, self.end_image_token)))
 
     @property
     def literals(self) -> tuple[str, ...]:

@@ -51,8 +51,8 @@ class InternVLXProcessor(ChatProcessor):
     """Joins `InternVLXImageProcessor`, `InternVLXVideoProcessor` and a tokenizer.
 
     Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image. It becomes `<img>`, then `image_seq_length`
-    `<IMG_CONTEXT>` per tile of the image, then `</img>`. Each `<video>` becomes one line per frame: `Frame1: ` and the tokens
-    of an image of one tile. Texts are padded on the left unless the tokenizer or the call sets a `padding_side`.
+    `<IMG_CONTEXT>` per tile of the image, then `</img>`; `<img>` and `</img>` only with `wrap_images`. Each `<video>` becomes
+    one line per frame: `Frame1: ` and the tokens of an image of one tile. Texts are padded on the left unless the tokenizer or the call sets a `padding_side`.
 
     Args:
         image_processor: an `InternVLXImageProcessor`.
@@ -64,6 +64,8 @@ class InternVLXProcessor(ChatProcessor):
             levels). The image processor's `access` also limits what the strings of videos may name.
         max_image_tokens: a budget of visual tokens for each text: its images and frames take at most this many placeholders
             together, see [`fit_rules`] (default: none). A call may give another.
+        wrap_images: whether `<img>` and `</img>` surround an image's placeholders (default: True). Models converted from LLaVA
+            do without, and so may their tokenizers.
 
     Raises:
         ValueError: if the tokenizer has no image tokens, or a number of tokens is not positive.
@@ -82,6 +84,7 @@ class InternVLXProcessor(ChatProcessor):
         chat_template=None,
         video_processor: InternVLXVideoProcessor | Mapping | None = None,
         max_image_tokens: int | None = None,
+        wrap_images: bool = True,
         **kwargs,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -90,14 +93,18 @@ class InternVLXProcessor(ChatProcessor):
         self.image_seq_length = image_seq_length
         check_max_image_tokens(max_image_tokens)
         self.max_image_tokens = max_image_tokens
+        self.wrap_images = wrap_images
         if image_processor.crop_to_patches is None:  # made without any setting of tiles
             image_processor.crop_to_patches = True
         self.video_processor = _video_processor(video_processor, image_processor)
         self.start_image_token, self.end_image_token, self.image_token = (
-            _image_token(tokenizer, attribute) for attribute in IMAGE_TOKENS
+            _image_token(tokenizer, attribute) if wrap_images or attribute == "context_image_token" else ""
+            for attribute in IMAGE_TOKENS
         )
-        self.image_token_id, self.start_image_token_id, self.end_image_token_id = tokenizer.convert_tokens_to_ids(
-            [self.image_token, self.start_image_token, self.end_image_token]
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.start_image_token_id, self.end_image_token_id = (
+            tokenizer.convert_tokens_to_ids(token) if wrap_images else None
+            for token in (self.start_image_token, self.end_image_token)
         )
         if self.chat_template is None:
             default_template = DEFAULT_CHAT_TEMPLATE.replace(IMG_CONTEXT_TOKEN, self.image_token)
@@ -337,7 +344,7 @@ class InternVLXProcessor(ChatProcessor):
         sizes = [(width, height) for height, width in image_sizes]
         rules = self.tiling_rules(sizes, images_kwargs, max_image_tokens=max_image_tokens)
         num_tiles = [rule.plan(*size).num_tiles for rule, size in zip(rules, sizes, strict=True)]
-        num_tokens = [2 + self.image_seq_length * tiles for tiles in num_tiles]
+        num_tokens = [len(self.wrapper_ids) + self.image_seq_length * tiles for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
 

@@ -107,7 +107,8 @@ class InternVLXMultiModalProcessor(BaseMultiModalProcessor[InternVLXProcessingIn
         """Add the start and end tokens around each image token."""
         processor: Any = self.info.get_hf_processor()
         image = processor.image_token_id
-        surrounded = [processor.start_image_token_id, image, processor.end_image_token_id]
+        wrappers = processor.wrapper_ids
+        surrounded = [*wrappers[:1], image, *wrappers[1:]]
         return [token for found in prompt for token in (surrounded if found == image else [found])]
 
     def _get_prompt_updates(self, mm_items, hf_processor_mm_kwargs, out_mm_kwargs) -> Sequence[PromptReplacement]:
