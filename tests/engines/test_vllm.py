@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tiny import LVTC, TEXT_MODELS
+from internvlx_hf.vllm.language_models import LANGUAGE_MODELS
+from tiny import LVTC
 from vllm_engines import (
     HEADS,
     RATIO,
@@ -47,7 +48,7 @@ FEW = ("no image", "many tiles", "two images")
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    found = {text: save(folder / text, text) for text in TEXT_MODELS}
+    found = {text: save(folder / text, text) for text in LANGUAGE_MODELS}
     found |= {name: save(folder / name, **kwargs) for name, kwargs in PARTS.items()}
     found["adapter"] = trained_adapter(found["llama"], folder / "adapter")
     found["two ranks"] = save(folder / "two_ranks", text_config=TWO_RANKS)
@@ -65,7 +66,9 @@ def found(checkpoints, cases, tmp_path_factory) -> dict[str, list]:
     """What every engine answers. They are slow to start: all prompts go to each, and all run in one process."""
     everything = list(cases.values())
     alone = [[case] for case in everything]
-    jobs = {name: {"model": str(checkpoints[name]), "options": CHUNKS, "rounds": [everything]} for name in TEXT_MODELS}
+    jobs = {
+        name: {"model": str(checkpoints[name]), "options": CHUNKS, "rounds": [everything]} for name in LANGUAGE_MODELS
+    }
     jobs["llama"]["rounds"] += [everything, *alone]
     few, room = [cases[name] for name in FEW], {"max_num_batched_tokens": 1024, "trust_remote_code": True}
     jobs |= {name: {"model": str(checkpoints[name]), "options": room, "rounds": [few]} for name in PARTS}
@@ -88,13 +91,13 @@ def found(checkpoints, cases, tmp_path_factory) -> dict[str, list]:
 def expected(checkpoints, cases) -> dict[str, list[dict]]:
     """What `generate` answers each model's prompts."""
     answers = {}
-    for name in TEXT_MODELS:
+    for name in LANGUAGE_MODELS:
         model, processor = loaded(checkpoints[name])
         answers[name] = [reference(model, processor, case) for case in cases.values()]
     return answers
 
 
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@pytest.mark.parametrize("text", LANGUAGE_MODELS)
 def test_tokens_are_those_of_generate(found, expected, text):
     assert len({tuple(answer["tokens"][:8]) for answer in expected[text]}) == len(expected[text])
     for answer, wanted in zip(found[text][0], expected[text], strict=True):

@@ -5,8 +5,9 @@ import torch
 
 from internvlx_hf import InternVLXModel
 from internvlx_hf.modeling import engines
+from internvlx_hf.vllm.language_models import require_language_model
 from internvlx_hf.vllm.plugin import version_error
-from tiny import LVTC, tiny_config
+from tiny import LVTC, TEXT_MODELS, tiny_config
 
 
 @pytest.mark.parametrize("version", ["0.31.0", "0.32.0+cpu", "0.32.1"])
@@ -17,6 +18,15 @@ def test_tested_versions_are_supported(version):
 @pytest.mark.parametrize("version", ["0.30.2", "0.33.0", "1.0.0", "0.1.dev1+g1234", "dev", "0"])
 def test_other_versions_are_refused(version):
     assert version_error(version) == f"internvlx-hf serves LVTC in vLLM 0.31.0 to 0.32.x, and this is vLLM {version}"
+
+
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_only_mixtures_of_experts_are_refused(text):
+    if text != "qwen3_moe":
+        require_language_model(text)
+        return
+    with pytest.raises(ValueError, match=r"serves llama, .*, but the language model is 'qwen3_moe'"):
+        require_language_model(text)
 
 
 def test_the_refusal_of_lvtc_says_why_the_plugin_is_inactive():

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx convert",
-        description="Convert an InternVL 2, 2.5, 3, 3.5 (dense), InternVL-X or native -hf checkpoint to one that today's "
+        description="Convert an InternVL 2, 2.5, 3, 3.5, InternVL-X or native -hf checkpoint to one that today's "
         "transformers loads. By default the converted model gives the same answers as the original.",
         argument_default=argparse.SUPPRESS,
     )

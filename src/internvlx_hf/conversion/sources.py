@@ -37,6 +37,10 @@ TEXT_ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
+# why a language model of InternVL 3.5 is not one of them
+UNSUPPORTED_TEXT = {
+    "GptOssForCausalLM": "Its attention has sinks, which transformers computes only with eager attention or kernels from the Hub.",
+}
 VISION_ARCHITECTURES = ("InternVisionModel",)
 # required and optional settings of each kind of rope scaling
 ROPE_NEEDS = {
@@ -308,7 +312,7 @@ def text_architecture(raw: dict) -> str:
     if name not in TEXT_ARCHITECTURES:
         raise CheckpointError(
             f"The language model {name or raw.get('model_type')!r} is not supported, expected llm_config.architectures one of "
-            f"{', '.join(TEXT_ARCHITECTURES)}."
+            f"{', '.join(TEXT_ARCHITECTURES)}. {UNSUPPORTED_TEXT.get(name, '')}".rstrip()
         )
     return name
 

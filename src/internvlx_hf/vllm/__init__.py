@@ -7,6 +7,7 @@ and carry their positions in the short sequence.
 
 - `plugin.py` registers the model.
 - `options.py` sets the options that LVTC needs and refuses those that it does not support.
+- `language_models.py` lists the language models.
 - `processing.py` turns images into tiles and placeholders.
 - `model.py` has the model with its two stages.
 - `stage_one.py` has stage one's rows and attention metadata.

@@ -29,6 +29,7 @@ from ..modeling.lvtc_expansion import kept_tile_positions
 from ..processing.literals import IMG_CONTEXT_TOKEN
 from . import trace
 from .kv_groups import StageOneSpec, StageTwoSpec, use_spec
+from .language_models import LANGUAGE_MODELS
 from .processing import InternVLXDummyInputs, InternVLXMultiModalProcessor, InternVLXProcessingInfo
 from .stage_one import (
     Rows,
@@ -40,14 +41,6 @@ from .stage_one import (
     stage_one_backend,
     step_metadata,
 )
-
-LANGUAGE_MODELS = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 
 class VisionSide(InternVLXModel):

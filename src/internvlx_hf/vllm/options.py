@@ -7,6 +7,7 @@ from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from ..modeling import InternVLXConfig
+from .language_models import require_language_model
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -21,6 +22,7 @@ class InternVLXOptions(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         config = model_config.hf_config
+        require_language_model(config.text_config.model_type)
         if config.lvtc_config is None:
             return
         before, after = config.image_seq_length, config.expanded_image_seq_length
