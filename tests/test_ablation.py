@@ -1,34 +1,20 @@
 """The ablations' bookkeeping, pages and tables; what they train for real is in benchmarks/results/ablation."""
 
-import json
 import math
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from paths import ROOT
+from benchmark_scripts import ABLATION, importable
 
 pytestmark = pytest.mark.any_transformers
 
-FOLDER = ROOT / "benchmarks/ablation"
-MODULES = (
-    *("settings", "task", "records", "estimates", "report", "claims", "plots", "baselines", "training", "run"),
-    *("evidence", "evidence.claims", "evidence.intervals"),
-)
-
 
 @pytest.fixture(autouse=True)
-def ablation(monkeypatch):
-    """The scripts import one another by name; what other tests may call the same is left as it was."""
-    before = {name: sys.modules.pop(name, None) for name in (*MODULES, "pages", "train")}
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
-    yield
-    for name, module in before.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
+def ablation():
+    with importable(ABLATION, also=("pages", "train")):
+        yield
 
 
 def finished(seed: int, correct: float, **fields) -> dict:
@@ -58,19 +44,6 @@ def test_any_change_of_settings_makes_another_run():
         replace(base, window=8).key(schedule, 0),
     ]
     assert len(set(keys)) == 4
-
-
-def test_a_stopped_job_goes_on_with_what_is_missing_first_seed_first(tmp_path):
-    import records
-    import settings
-
-    store = records.Records(tmp_path, settings.QUICK)
-    groups = {"a": {"x": settings.BASE, "y": settings.PVTC}, "b": {"z": settings.LVTC}}
-    store.add(settings.PVTC, 0, {"accuracy": {"all": 0.5}})
-    # what a killed process leaves behind is not a finished run
-    store.path(settings.BASE, 0).with_suffix(".unfinished").write_text("{")
-    missing = [(name, seed) for _, name, _, seed in store.missing(groups, [0, 1])]
-    assert missing == [("x", 0), ("z", 0), ("x", 1), ("y", 1), ("z", 1)]
 
 
 def pretend_to_train(monkeypatch) -> list[tuple]:
@@ -125,67 +98,6 @@ def test_the_plan_counts_what_is_left_and_estimates_it_by_finished_runs(tmp_path
     total = run.plan(store, groups, [0, 1]).splitlines()[-1].split()
     # Base and PVTC again take 1 h and 2 h, the five other rows 1.5 h a run
     assert total == ["all", "2", "3.00", "12", "18.00"]
-
-
-def test_kept_runs_read_back_as_they_were(tmp_path):
-    import records
-
-    runs = {"N → 4N": [finished(0, 0.25), finished(1, 0.5)], "other": [finished(0, 0.75)]}
-    records.save_group(tmp_path / "group.json", runs)
-    assert records.load_group(tmp_path / "group.json") == runs
-
-
-def test_means_and_standard_errors_are_those_of_the_seeds():
-    import estimates
-
-    runs = [finished(seed, correct) for seed, correct in enumerate((0.2, 0.4, 0.6))]
-    known = estimates.accuracy(runs)
-    assert known.mean == pytest.approx(40)
-    assert known.error == pytest.approx(20 / 3**0.5)  # sample deviation 20 over the root of 3 runs
-    assert str(known) == "40.0 ± 11.5"
-    assert str(estimates.accuracy(runs[:1])) == "20.0"
-    assert estimates.estimate([-3.0, -1.0]).signed() == "−2.0 ± 1.0"
-
-
-def test_differences_are_taken_seed_by_seed():
-    import estimates
-
-    runs = [finished(seed, correct) for seed, correct in enumerate((0.3, 0.5, 0.7))]
-    others = [finished(seed, correct) for seed, correct in enumerate((0.2, 0.4, 0.6))]
-    known = estimates.difference(runs, others)
-    assert (known.mean, known.error) == (pytest.approx(10), pytest.approx(0))
-    assert estimates.difference(runs[:1], others[1:]) is None
-
-
-@pytest.mark.slow
-def test_the_report_has_a_row_for_every_configuration_and_its_plots(tmp_path):
-    import records
-    import report
-    import settings
-
-    groups = {name: settings.GROUPS[name] for name in report.TITLES}
-    for name, group in groups.items():
-        runs = {configuration: [finished(0, 0.25), finished(1, 0.75)] for configuration in group}
-        records.save_group(tmp_path / f"{name}.json", runs)
-    text = report.write_report(tmp_path)
-    assert text == (tmp_path / "README.md").read_text(encoding="utf-8")
-    for group in groups.values():
-        assert all(f"| {configuration} | 50.0 ± 25.0 |" in text for configuration in group)
-    assert text.count("| the paper's ordering |") == len(groups)
-    assert sorted(path.stem for path in tmp_path.glob("*.png")) == sorted(report.PLOTS)
-
-
-def test_the_kept_results_are_those_of_the_configurations_of_now():
-    import settings
-
-    results = FOLDER.parent / "results/ablation"
-    for path in results.glob("*.json"):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        group = settings.GROUPS[path.stem]
-        for name, runs in kept.items():
-            if runs[0]["configuration"].keys() != vars(settings.BASE).keys():
-                pytest.skip("the study has not been run with these settings")
-            assert runs[0]["configuration"] == json.loads(json.dumps(vars(group[name]))), (path.name, name)
 
 
 def test_no_handwriting_is_in_two_splits():

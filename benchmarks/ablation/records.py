@@ -1,11 +1,13 @@
-"""Storage of finished runs: a JSON file per run in the cache, and a compact file per group in the results."""
+"""Storage of finished runs: a JSON file per run in the cache, and all of them in one file of the results."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from settings import Configuration, Schedule
+
+RUNS, BASES_FILE = "runs.json", "bases.json"
 
 
 class Records:
@@ -34,34 +36,67 @@ class Records:
         unfinished.write_text(json.dumps(record), encoding="utf-8")
         unfinished.rename(path)
 
-    def missing(self, groups: dict[str, dict[str, Configuration]], seeds: list[int]) -> Iterator[tuple]:
-        """(group, name, configuration, seed) of the missing runs: all groups with the first seed, then with the next seed.
-
-        Each run is looked up when the iterator reaches it, so that two processes can share a list.
-        """
-        for seed in seeds:
-            for group, configurations in groups.items():
-                for name, configuration in configurations.items():
-                    if not self.path(configuration, seed).exists():
-                        yield group, name, configuration, seed
-
-    def collect(self, configurations: dict[str, Configuration], seeds: list[int]) -> dict[str, list[dict]]:
-        """The finished runs of a group by name, without names that have none."""
-        found = {
-            name: [record for seed in seeds if (record := self.find(configuration, seed)) is not None]
-            for name, configuration in configurations.items()
-        }
-        return {name: records for name, records in found.items() if records}
+    def collect(self, configurations: Iterable[Configuration], seeds: Sequence[int]) -> "Results":
+        """The finished runs of the configurations, each configuration once."""
+        results = Results({})
+        for configuration in configurations:
+            if found := [record for seed in seeds if (record := self.find(configuration, seed)) is not None]:
+                results.rows[Results.key(configuration)] = found
+        return results
 
 
-def save_group(path: Path, runs: dict[str, list[dict]]) -> None:
-    """Write the runs of a group to a file, one run per line."""
-    groups = []
-    for name, records in runs.items():
-        lines = ",\n  ".join(json.dumps(run) for run in records)
-        groups.append(f"{json.dumps(name, ensure_ascii=False)}: [\n  {lines}\n]")
-    path.write_text("{\n" + ",\n".join(groups) + "\n}\n", encoding="utf-8")
+class Results:
+    """The finished runs of a study by configuration."""
+
+    def __init__(self, rows: dict[str, list[dict]]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    @property
+    def schedule(self) -> dict | None:
+        """The schedule that all runs share; None without runs."""
+        return next((runs[0]["schedule"] for runs in self.rows.values()), None)
+
+    @staticmethod
+    def key(configuration: Configuration | dict) -> str:
+        fields = configuration if isinstance(configuration, dict) else asdict(configuration)
+        return json.dumps(fields, sort_keys=True)
+
+    def of(self, configuration: Configuration) -> list[dict]:
+        """The runs of a configuration by seed; none if it has not been run."""
+        return self.rows.get(self.key(configuration), [])
+
+    def group(self, configurations: dict[str, Configuration]) -> dict[str, list[dict]]:
+        """The runs of a table by the names of its rows, without rows that have none."""
+        found = {name: self.of(configuration) for name, configuration in configurations.items()}
+        return {name: runs for name, runs in found.items() if runs}
+
+    def save(self, path: Path) -> None:
+        """Write one run per line, below its configuration and schedule, which all runs of a row share."""
+        rows = []
+        for runs in self.rows.values():
+            shared = {name: runs[0][name] for name in ("configuration", "schedule")}
+            lines = [json.dumps({name: run[name] for name in run if name not in shared}) for run in runs]
+            rows.append(f'{json.dumps(shared, ensure_ascii=False)[:-1]}, "runs": [\n  ' + ",\n  ".join(lines) + "\n]}")
+        path.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
 
 
-def load_group(path: Path) -> dict[str, list[dict]]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def load_results(path: Path) -> Results:
+    results = Results({})
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        shared = {name: row[name] for name in ("configuration", "schedule")}
+        results.rows[Results.key(row["configuration"])] = [{**shared, **run} for run in row["runs"]]
+    return results
+
+
+def save_bases(path: Path, folders: dict[tuple[str, int], Path]) -> None:
+    """Write the records of the trained bases, by kind of page and number, to one file with a base per line."""
+    lines = []
+    for (pages, number), folder in folders.items():
+        record = folder / "base.json"
+        if record.exists():
+            found = json.loads(record.read_text(encoding="utf-8"))
+            lines.append(json.dumps({"pages": pages, "number": number, **found}))
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")

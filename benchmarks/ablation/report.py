@@ -1,81 +1,203 @@
-"""Tables of the finished runs: mean ± standard error over seeds."""
+"""The page of results: tables with 95 % intervals, verdicts on the claims, settings, and what the runs took."""
 
+import json
 from pathlib import Path
 
-from estimates import accuracy, difference, mean
-from orderings import orderings_table
-from plots import draw
-from records import load_group
+from claims import CLAIMS, SEEDS, seeds_of
+from estimates import accuracies, difference, mean, scores, thread_seconds
+from evidence.claims import Finding, adjust, judge
+from evidence.tables import bracketed, findings_table, markdown, plus_minus, read_tables, summary
+from hyperparameters import hyperparameters
+from plots import PLOTS, draw, draw_claims
+from records import BASES_FILE, RUNS, Results, load_results
+from settings import GROUPS
 
 TITLES = {
-    "table2": "Table 2: the three modules, alone and together",
+    "table2": "Table 2: PVTC and LVTC, alone and together, one tile per page",
+    "attribution": "Table 2: all three methods, alone and together, pages of several tiles",
     "table3": "Table 3: PVTC's queries, its CLS scale and its layers",
     "table4": "Table 4: LVTC's parts",
     "table5": "Table 5: how pages are cut into tiles",
-    "figure7": "Figure 7: projectors at 64x, 16x and 4x compression",
-    "figure8": "Figure 8: LVTC's k, M₁ and M₂",
+    "figure7": "Figure 7: projectors and baselines at 64x, 16x and 4x compression",
+    "k_curve": "Figure 8, right: the layer k at which tokens are expanded, or merged",
+    "figure8": "Figure 8, left: LVTC's M₁ and M₂",
 }
-PLOTS = {
-    "table2": "accuracy over FLOPs",
-    "table5": "accuracy over tokens",
-    "figure7": "accuracy over tokens",
-    "figure8": "accuracy over k, M₁, M₂",
-}
+# rows of the attribution, and what bench_end_to_end.py calls them
+END_TO_END = {
+    "Base": "InternVL", "+ PVTC": "PVTC", "+ LVTC": "LVTC", "+ RVTC": "RVTC", "+ PVTC + LVTC": "PVTC + LVTC",
+    "+ PVTC + RVTC": "PVTC + RVTC", "+ LVTC + RVTC": "LVTC + RVTC", "Full model": "PVTC + LVTC + RVTC",
+}  # fmt: skip
+COSTS, MEASURED = "end_to_end_factorial.md", ("first token s", "peak GiB")
+HEADER = [
+    "configuration", "accuracy, %", "against the first", "transcription", "questions", "pages, all right", "tiles",
+    "tokens", "tokens, stage two", "MFLOPs a page", "training, CPU s", "parameters, M", "seeds",
+]  # fmt: skip
 
 
-def table(runs: dict[str, list[dict]]) -> str:
+def table(group: str, runs: dict[str, list[dict]]) -> str:
     """A Markdown table with a row per configuration. Differences are to the first one."""
-    reference = next(iter(runs.values()))
-    header = [
-        "configuration", "accuracy, %", "against the first", "transcription", "questions", "pages, all right", "tiles",
-        "tokens", "tokens, stage two", "MFLOPs a page", "training, CPU s", "parameters, M", "seeds",
-    ]  # fmt: skip
-    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    first = next(iter(runs))
+    rows = []
     for name, records in runs.items():
-        gain = difference(records, reference)
+        gain = None if name == first else difference(records, runs[first])
         rows.append(
             [
                 name,
-                str(accuracy(records)),
-                "" if records is reference or gain is None else gain.signed(),
-                str(accuracy(records, "transcription")),
-                str(accuracy(records, "question")),
-                str(accuracy(records, "transcription_exact")),
+                plus_minus(accuracies(records)),
+                bracketed(gain) if gain else "",
+                *(plus_minus(accuracies(records, kind)) for kind in ("transcription", "question")),
+                plus_minus(accuracies(records, "transcription_exact")),
                 f"{mean(records, 'tiles'):.2f}",
                 f"{mean(records, 'tokens'):.1f}",
                 f"{mean(records, 'expanded_tokens'):.1f}",
                 f"{mean(records, 'forward_mflops'):.0f}",
                 f"{mean(records, 'cpu_seconds'):.0f}",
                 f"{mean(records, 'parameters') / 1e6:.2f}",
-                str(len(records)),
+                seeds(len(records), seeds_of(GROUPS[group][name])),
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(HEADER, rows)
+
+
+def seeds(finished: int, planned: int) -> str:
+    return str(finished) if finished == planned else f"{finished} of {planned}"
+
+
+def find(results: Results) -> dict[str, list[Finding]]:
+    """The findings on all claims by group, adjusted over the whole study."""
+    by_group = {
+        group: judge(claims, {row: scores(runs) for row, runs in results.group(GROUPS[group]).items()}, SEEDS)
+        for group, claims in CLAIMS.items()
+    }
+    adjusted = iter(adjust([finding for findings in by_group.values() for finding in findings]))
+    return {group: [next(adjusted) for _ in findings] for group, findings in by_group.items()}
+
+
+def thread_hours(results: Results, bases: list[dict]) -> str:
+    """The thread-hours of each group. A run that several groups share counts in the first of them."""
+    rows, counted, total, seconds = [], set(), 0, 0.0
+    if bases:
+        seconds = sum(base["cpu_seconds"] for base in bases)
+        rows.append(("bases", str(len(bases)), f"{seconds / 3600:.2f}"))
+    for group, configurations in GROUPS.items():
+        names = {results.key(configuration) for configuration in configurations.values()} - counted
+        counted |= names
+        runs = [run for name in names for run in results.rows.get(name, [])]
+        if runs:
+            rows.append((TITLES[group], str(len(runs)), f"{thread_seconds(runs) / 3600:.2f}"))
+            seconds += thread_seconds(runs)
+            total += len(runs)
+    rows.append(("all", str(len(bases) + total), f"{seconds / 3600:.2f}"))
+    return markdown(("what", "runs", "thread-hours"), rows)
+
+
+def versions(results: Results) -> str:
+    """The versions that the runs were made with."""
+    found = {
+        ", ".join(f"{name} {v}" for name, v in run["versions"].items())
+        for runs in results.rows.values()
+        for run in runs
+    }
+    return "Made with " + "; ".join(sorted(found)) + "." if found else ""
+
+
+def progress(results: Results) -> str:
+    """How much of the study is finished."""
+    planned = {
+        results.key(configuration): seeds_of(configuration)
+        for configurations in GROUPS.values()
+        for configuration in configurations.values()
+    }
+    finished = sum(min(len(results.rows.get(name, [])), count) for name, count in planned.items())
+    if finished == sum(planned.values()):
+        return f"The study is complete: {finished} runs of {len(planned)} configurations."
+    return f"**The study is not complete**: {finished} of {sum(planned.values())} runs are finished."
+
+
+def attribution(results: Results, measured: str) -> str:
+    """Each method alone and together: accuracy, tokens and FLOPs here, time and memory from the end-to-end benchmark's table."""
+    costs = {(row["image"], row["case"]): row for row in read_tables(measured) if "case" in row}
+    images = list(dict.fromkeys(image for image, _ in costs))
+    rows = []
+    for name, records in results.group(GROUPS["attribution"]).items():
+        case = END_TO_END[name]
+        rows.append(
+            [
+                case,
+                plus_minus(accuracies(records)),
+                f"{mean(records, 'tokens'):.1f}",
+                f"{mean(records, 'expanded_tokens'):.1f}",
+                f"{mean(records, 'forward_mflops'):.0f}",
+                *(costs.get((image, case), {}).get(field, "") for image in images for field in MEASURED),
+            ]
+        )
+    header = ["methods", "digits read, %", "tokens", "tokens, stage two", "MFLOPs a page"]
+    return markdown(header + [f"{field}, {image}" for image in images for field in MEASURED], rows)
+
+
+def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]], measured: str = "") -> str:
+    """The text of the page. `measured` is the end-to-end benchmark's page."""
+    every = [finding for found in findings.values() for finding in found]
+    parts = ["# The paper in miniature: results", INTRODUCTION, progress(results), "## The claims", summary(every)]
+    parts += ["![The difference that each claim is about, with its interval](claims.png)", READING]
+    if results.group(GROUPS["attribution"]):
+        parts += ["## Attribution: each method alone and together", attribution(results, measured)]
+        parts.append(ATTRIBUTION + (f" {MEASUREMENT}" if measured else ""))
+    for group, title in TITLES.items():
+        if not (runs := results.group(GROUPS[group])):
+            continue
+        parts += [f"## {title}", table(group, runs)]
+        if found := [finding for finding in findings.get(group, []) if finding.differences]:
+            parts.append(findings_table(found))
+        if group in PLOTS:
+            parts.append(f"![{PLOTS[group]}]({group}.png)")
+    parts += [
+        "## What the runs took",
+        TIMES,
+        thread_hours(results, bases),
+        "## Settings",
+        hyperparameters(results.schedule),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_report(folder: Path) -> str:
-    """Write `README.md` and the plots of the groups in `folder`, and return the text of the report."""
-    groups = {name: load_group(folder / f"{name}.json") for name in TITLES if (folder / f"{name}.json").exists()}
-    parts = ["# The paper in miniature", INTRODUCTION]
-    for name, runs in groups.items():
-        parts += [f"## {TITLES[name]}", table(runs), orderings_table(name, runs)]
-        if name in PLOTS:
-            draw(name, runs, folder / f"{name}.png")
-            parts.append(f"![{PLOTS[name]}]({name}.png)")
-    text = "\n\n".join(parts) + "\n"
+    """Write `README.md` and the plots of the runs in `folder`, and return the text of the page."""
+    results, bases = load_results(folder / RUNS), []
+    if (folder / BASES_FILE).exists():
+        bases = json.loads((folder / BASES_FILE).read_text(encoding="utf-8"))
+    findings = find(results)
+    for group in PLOTS:
+        if runs := results.group(GROUPS[group]):
+            draw(group, runs, folder / f"{group}.png")
+    draw_claims(findings, TITLES, folder / "claims.png")
+    costs = folder.parent / COSTS
+    text = page(results, bases, findings, costs.read_text(encoding="utf-8") if costs.exists() else "")
     (folder / "README.md").write_text(text, encoding="utf-8")
     return text
 
 
 INTRODUCTION = """\
-Made by `make ablation`. What the task is, what was tuned, and what this does and does not prove: `docs/ablation.md`.
+Generated by `make ablation`; no figure in here is typed by hand. What the task is and how to read the results: `docs/ablation.md`. The
+rules of the verdicts, written before the runs: [RULES.md](../../evidence/RULES.md). Every run: [runs.json](runs.json).
 
 Accuracy is the share of digits that greedy generation puts in their place on pages of handwriting that no training saw, the
-mean of transcriptions and of questions; "pages, all right" is the share of transcriptions without an error. All are mean ±
-standard error over seeds. Differences are taken seed by seed, since runs of a seed see the same pages in the same order.
+mean of transcriptions and of questions; "pages, all right" is the share of transcriptions without an error. A figure with ± is a
+mean over seeds and half of its 95 % t-interval; differences, with their interval in brackets, are taken seed by seed.
 Tokens are visual tokens a page in the first layers of the language model, and in its last ones after LVTC's expansion; FLOPs
-are those of one page's forward with its answer, a multiplication and an addition counted as two; training is the computing
-time of one thread. The JSON files hold every run: settings, losses, versions.
+are those of one page's forward with its answer, a multiplication and an addition counted as two."""
 
-Below each table, the paper's orderings: the difference here in points, and whether it is more than two standard errors and
-half a point."""
+READING = """\
+Orange: *appears*. Blue: *the other way*. Black: *does not*. Grey: *not told apart*, or seeds are missing. Ticks are the means of
+the bases, the shaded range is ± the claim's bound; the axis is linear within ± 1 point and logarithmic beyond."""
+
+ATTRIBUTION = """\
+Digits read, tokens and FLOPs are those of the pages of several tiles, as in the table of these rows below; InternVL's slicing
+("ratio") where RVTC is not among the methods."""
+
+MEASUREMENT = f"""\
+Time to the first token and peak memory are those of InternVL2-1B's geometry for an image of the given size: [how they were
+measured](../{COSTS})."""
+
+TIMES = """\
+Computing time of one thread, training and evaluation. A run that several tables share counts in the first of them."""

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from claims import seeds_of
-from records import Records, save_group
+from claims import SEEDS, seeds_of
+from records import BASES_FILE, RUNS, Records, save_bases
 from report import write_report
 from settings import BASES, GROUPS, QUICK, Configuration, Schedule
 
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=", ".join(GROUPS)
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(8)), help="default: 0 to 7")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)), help="default: 0 to 7")
     parser.add_argument(
         "--shard", default="0/1", help="I/N: run only every N-th missing run, starting with the I-th (default: 0/1)"
     )
@@ -140,11 +140,23 @@ def main() -> None:
         return
     if not args.report_only:
         train_missing(records, groups, seeds, args.shard, args.cache)
-    results.mkdir(parents=True, exist_ok=True)
-    for name, configurations in groups.items():
-        if runs := records.collect(configurations, seeds):
-            save_group(results / f"{name}.json", runs)
+    published = (
+        groups if args.quick or args.configurations else GROUPS
+    )  # `--only` trains a part, the page has everything
+    save_results(results, records, published, args.cache)
     print(write_report(results))
+
+
+def save_results(folder: Path, records: Records, groups: dict, cache: Path) -> None:
+    """Write the finished runs and the records of their bases to files in `folder`."""
+    from training import base_folder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    configurations = [configuration for group in groups.values() for configuration in group.values()]
+    records.collect(configurations, range(SEEDS)).save(folder / RUNS)
+    kinds = dict.fromkeys(configuration.pages for configuration in configurations)
+    bases = [(kind, number) for kind in kinds for number in range(BASES)]
+    save_bases(folder / BASES_FILE, {base: base_folder(*base, records.schedule, cache) for base in bases})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Markdown tables of findings and intervals, the same for all studies."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from evidence.claims import ALPHA, APPEARS, DOES_NOT, OTHER_WAY, UNDECIDED, Finding, base_effect
 from evidence.intervals import Interval, interval
@@ -13,6 +13,20 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
     """A table whose first `left` columns are aligned to the left, and the others to the right."""
     marks = ["---" if column < left else "---:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, marks, *rows))
+
+
+def read_tables(text: str) -> Iterator[dict[str, str]]:
+    """The rows of all Markdown tables in a text, each as its cells by column."""
+    header: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            header = []
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not header:
+            header = cells
+        elif not set("".join(cells)) <= set("-:"):
+            yield dict(zip(header, cells, strict=False))
 
 
 def signed(value: float, digits: int = 1) -> str:

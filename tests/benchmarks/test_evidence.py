@@ -2,13 +2,12 @@
 
 import math
 import re
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmark_scripts import FOLDER
+from benchmark_scripts import FOLDER, importable
 
 pytestmark = pytest.mark.any_transformers
 
@@ -17,11 +16,9 @@ YARDSTICK = ("large", "small")
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "evidence"]:
-        del sys.modules[name]
+def evidence():
+    with importable():
+        yield
 
 
 def scores(*values: float, bases: int = 3) -> list:

@@ -1,0 +1,232 @@
+"""The claims of the digit study, the files of its runs, and its page of results."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from benchmark_scripts import ABLATION, importable
+
+pytestmark = pytest.mark.any_transformers
+
+RESULTS = ABLATION.parent / "results/ablation"
+
+
+@pytest.fixture(autouse=True)
+def ablation():
+    with importable(ABLATION, also=("pages", "train")):
+        yield
+
+
+def finished(configuration, seed: int, correct: float) -> dict:
+    from dataclasses import asdict
+
+    import settings
+
+    accuracy = dict.fromkeys(("all", "transcription", "question", "transcription_exact"), correct)
+    costs = {"tiles": 1.0, "tokens": 4.0, "expanded_tokens": 16.0, "forward_mflops": 70.0, "parameters": 1e6}
+    return {
+        "seed": seed,
+        "configuration": asdict(configuration),
+        "schedule": asdict(settings.Schedule()),
+        "base": seed % settings.BASES,
+        "accuracy": accuracy,
+        **costs,
+        "cpu_seconds": 3599.0,
+        "evaluation_seconds": 1.0,
+        "versions": {"torch": "2.13.0"},
+    }
+
+
+def study(seeds: int | None = None):
+    """A study in which each row reads 1 % more than the row before it, by a little more or less with each seed."""
+    import claims
+    import records
+    import settings
+
+    results = records.Results({})
+    for group in settings.GROUPS.values():
+        for place, configuration in enumerate(group.values()):
+            if not results.of(configuration):
+                count = seeds or claims.seeds_of(configuration)
+                runs = [finished(configuration, s, 0.3 + place / 100 + s % 2 / 1000) for s in range(count)]
+                results.rows[results.key(configuration)] = runs
+    return results
+
+
+def test_every_claim_is_about_rows_that_are_run():
+    import claims
+    import settings
+
+    assert set(claims.CLAIMS) <= set(settings.GROUPS)
+    for group, found in claims.CLAIMS.items():
+        assert {row for claim in found for row in claim.rows} <= set(settings.GROUPS[group])
+
+
+def test_no_comparison_is_claimed_twice():
+    import claims
+    import settings
+
+    compared = Counter(
+        (claim.kind, *(json.dumps(vars(settings.GROUPS[group][row])) for row in (claim.better, claim.worse)))
+        for group, found in claims.CLAIMS.items()
+        for claim in found
+    )
+    assert [comparison for comparison, count in compared.items() if count > 1] == []
+
+
+def test_rows_with_a_claim_have_8_seeds_in_every_table_and_others_3():
+    import claims
+    import settings
+
+    assert claims.seeds_of(settings.TABLE_5["one tile"]) == 8  # also as a yardstick
+    assert claims.seeds_of(settings.K_CURVE["N"]) == claims.seeds_of(settings.TABLE_2["Base"]) == 8
+    assert claims.seeds_of(settings.FIGURE_7["average x4"]) == 3
+    assert settings.BASES == 3
+
+
+def test_every_group_has_a_title_and_every_row_of_the_attribution_its_case_of_the_end_to_end_benchmark():
+    import report
+    import settings
+
+    assert set(report.TITLES) == set(settings.GROUPS)
+    assert set(report.END_TO_END) == set(settings.ATTRIBUTION)
+    text = (ABLATION.parent / "bench_end_to_end.py").read_text(encoding="utf-8")
+    if "factorial" in text:
+        assert all(f'"{case}": Case(' in text for case in report.END_TO_END.values() if case != "InternVL")
+
+
+def test_an_unfinished_run_is_none_and_kept_runs_read_back_as_they_were(tmp_path):
+    import records
+    import settings
+
+    store = records.Records(tmp_path, settings.Schedule())
+    for seed, configuration in ((0, settings.BASE), (1, settings.BASE), (0, settings.LVTC)):
+        run = finished(configuration, seed, 0.5)
+        store.add(configuration, seed, {name: run[name] for name in ("base", "accuracy")})
+    store.path(settings.PVTC, 0).with_suffix(".unfinished").write_text("{")
+    results = store.collect([settings.BASE, settings.PVTC, settings.LVTC, settings.BASE], range(8))
+    assert len(results) == 3
+    assert results.of(settings.PVTC) == []
+    results.save(tmp_path / records.RUNS)
+    assert records.load_results(tmp_path / records.RUNS).rows == results.rows
+    assert list(results.group({"x": settings.PVTC, "y": settings.BASE})) == ["y"]
+    assert [run["seed"] for run in results.of(settings.BASE)] == [0, 1]
+
+
+def test_records_of_bases_are_kept_with_their_page_and_number(tmp_path):
+    import records
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/base.json").write_text('{"cpu_seconds": 7200.0}')
+    records.save_bases(tmp_path / "bases.json", {("dense", 1): tmp_path / "one", ("few", 0): tmp_path / "none"})
+    assert json.loads((tmp_path / "bases.json").read_text()) == [
+        {"pages": "dense", "number": 1, "cpu_seconds": 7200.0}
+    ]
+
+
+def test_thread_hours_count_a_shared_run_once():
+    import report
+    import settings
+    from evidence.tables import read_tables
+
+    results = study(seeds=1)
+    rows = list(read_tables(report.thread_hours(results, [{"cpu_seconds": 7200.0}])))
+    assert rows[0] == {"what": "bases", "runs": "1", "thread-hours": "2.00"}
+    assert rows[-1]["runs"] == str(1 + len(results))
+    assert float(rows[-1]["thread-hours"]) == pytest.approx(2 + len(results))
+    assert sum(int(row["runs"]) for row in rows[:-1]) == 1 + len(results)
+    assert len(results) < sum(map(len, settings.GROUPS.values()))
+
+
+def test_the_attribution_joins_accuracy_with_the_end_to_end_benchmark():
+    import report
+    from evidence.tables import read_tables
+
+    measured = (
+        "| image | case | tiles | first token s | peak GiB |\n| --- | --- | --- | --- | --- |\n"
+        "| 640x480 | InternVL | 13 | 88.72 | 2.46 |\n| 640x480 | RVTC | 1 | 7.13 | 1.83 |\n"
+    )
+    rows = {row["methods"]: row for row in read_tables(report.attribution(study(seeds=2), measured))}
+    assert len(rows) == 8
+    assert rows["InternVL"]["digits read, %"] == "30.0 ± 0.6"
+    assert rows["RVTC"]["first token s, 640x480"] == "7.13"
+    assert rows["RVTC"]["peak GiB, 640x480"] == "1.83"
+    assert rows["PVTC"]["first token s, 640x480"] == ""
+
+
+def test_a_page_of_a_study_that_has_just_begun_has_no_verdicts():
+    import report
+    import settings
+
+    results = study(seeds=1)
+    del results.rows[results.key(settings.PVTC)]
+    text = report.page(results, [], report.find(results))
+    assert "**The study is not complete**: " in text
+    assert "| 1 of 8 seeds |" in text
+    assert "| + LVTC | 33.0 | +3.0 |" in text
+    assert "| + PVTC |" not in text.partition("## Table 2")[2].partition("\n## ")[0]
+    assert "*appears*, 0 *does not*" in text
+    assert " without all of their seeds." in text
+
+
+def test_the_page_lists_the_settings_that_the_code_uses():
+    import hyperparameters
+    import settings
+
+    text = hyperparameters.hyperparameters()
+    for name, value in {**settings.OPTIMISER, **vars(settings.Schedule())}.items():
+        assert f"| `{name}` | {hyperparameters.shown(value)} |" in text
+    for name in ("drop_path_rate", "layer_scale_init_value", "rms_norm_eps", "num_lr_projectors", "insert_interval"):
+        assert f"| `{name}` | " in text
+    assert "| `cls_scale` | 4x96 |" in text
+    assert all(f"| {group} | {row} |" in text for group, rows in settings.GROUPS.items() for row in rows)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_complete_study_has_all_rows_claims_and_plots(tmp_path):
+    import claims
+    import plots
+    import report
+    import settings
+
+    results = study()
+    results.save(tmp_path / "runs.json")
+    text = report.write_report(tmp_path)
+    assert text == (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "The study is complete: " in text
+    assert " of 8 seeds |" not in text
+    for group, rows in settings.GROUPS.items():
+        part = text.partition(f"## {report.TITLES[group]}")[2].partition("\n## ")[0]
+        assert all(f"\n| {row} | " in part for row in rows)
+        assert all(f"\n| {claim.text} | " in part for claim in claims.CLAIMS.get(group, []))
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures == {*plots.PLOTS, "claims"}
+    assert all(f"]({picture}.png)" in text for picture in pictures)
+
+
+def test_the_published_runs_are_those_of_the_settings_of_now():
+    import records
+    import settings
+
+    if not (RESULTS / records.RUNS).exists():
+        pytest.skip("the study has not been run with these settings")
+    results = records.load_results(RESULTS / records.RUNS)
+    known = {results.key(configuration) for group in settings.GROUPS.values() for configuration in group.values()}
+    assert set(results.rows) <= known
+    assert all(run["base"] == run["seed"] % settings.BASES for runs in results.rows.values() for run in runs)
+
+
+def test_the_published_page_is_what_the_runs_give():
+    import records
+    import report
+
+    if not (RESULTS / records.RUNS).exists():
+        pytest.skip("the study has not been run with these settings")
+    results = records.load_results(RESULTS / records.RUNS)
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    found = report.find(results)
+    for group, findings in found.items():
+        if any(finding.differences for finding in findings):
+            assert report.findings_table([f for f in findings if f.differences]) in page, group
+    assert report.progress(results) in page
