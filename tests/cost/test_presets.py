@@ -49,6 +49,8 @@ BILLIONS = {
     "internvl3.5-30b-a3b": 30.8,
     "internvl3.5-38b": 38.4,
     "internvl3.5-241b-a28b": 240.7,
+    "llava-1.5-7b": 7.06,
+    "llava-1.5-13b": 13.4,
 }
 
 
@@ -74,6 +76,7 @@ MEASURED = (
     "internvl2.5-1b",
     "internvl3.5-8b",
     "internvl3.5-30b-a3b",
+    "llava-1.5-7b",
 )
 
 
@@ -170,6 +173,7 @@ def test_names_of_the_hub_are_understood():
     same = ("OpenGVLab/InternVL2_5-8B", "InternVL2_5-8B", "internvl2.5-8b")
     assert len({cost.preset(name).to_json_string() for name in same}) == 1
     assert cost.load_setup("InternVL2-76B").name == "internvl2-llama3-76b"
+    assert cost.load_setup("llava-hf/llava-1.5-7b-hf").name == "llava-1.5-7b"
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("internvl2-3b", "internvl2-"), ("internvlx-2b", "internvl-x-2b")])

@@ -1,5 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Presets: configurations of the published InternVL 2, 2.5, 3 and 3.5 models and of InternVL-X, without weights.
+"""Presets: configurations of the published InternVL 2, 2.5, 3 and 3.5 models, of InternVL-X and of LLaVA-1.5, without
+weights.
 
 They have the right sizes but not all details (rotary embeddings are plain), so use them for costs only. To run a model,
 convert its checkpoint. InternLM2 appears as llama, as in the conversion.
@@ -14,7 +15,7 @@ from ..processing.rvtc import TilingRule
 if TYPE_CHECKING:
     from ..modeling import InternVLXConfig
 
-TILE, PATCH = 448, 14
+TILE, LLAVA_TILE, PATCH = 448, 336, 14
 # maximum tiles of InternVL's own image processor, and of the paper's high-resolution models (section 4.3, Table 5)
 NATIVE_TILES, INTERNVL_X_TILES = 12, 6
 
@@ -39,6 +40,15 @@ VISION: dict[str, dict[str, Any]] = {
         "use_qk_norm": True,
         "norm_type": "rms_norm",
     },
+    "CLIP-ViT-L-336": {
+        "model_type": "clip_vision_model",
+        "image_size": LLAVA_TILE,
+        "patch_size": PATCH,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
 }
 
 
@@ -57,6 +67,7 @@ class Geometry:
     head_dim: int | None = None
     # experts per layer, experts per token and the width of an expert
     experts: tuple[int, int, int] | None = None
+    max_position_embeddings: int | None = None
 
     def config(self, **kwargs) -> "InternVLXConfig":
         from transformers import CONFIG_MAPPING
@@ -66,10 +77,8 @@ class Geometry:
         sizes: dict[str, Any] = {
             name: value
             for name, value in vars(self).items()
-            if name not in ("vision", "model_type", "head_dim", "experts")
+            if name not in ("vision", "model_type", "experts") and value is not None
         }
-        if self.head_dim is not None:
-            sizes["head_dim"] = self.head_dim
         if self.experts is not None:
             names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
             sizes |= dict(zip(names, self.experts, strict=True))
@@ -77,7 +86,10 @@ class Geometry:
         sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         sizes["tie_word_embeddings"] = False
         text = CONFIG_MAPPING[self.model_type](**sizes)
-        vision = CONFIG_MAPPING["internvl_vision"](**VISION[self.vision])
+        vision_type = VISION[self.vision].get("model_type", "internvl_vision")
+        vision = CONFIG_MAPPING[vision_type](
+            **{name: value for name, value in VISION[self.vision].items() if name != "model_type"}
+        )
         # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's vocabulary continues after them
         end = 151678 if self.model_type in ("qwen3", "qwen3_moe") else self.vocab_size
         return InternVLXConfig(
@@ -85,7 +97,7 @@ class Geometry:
         )
 
 
-_SMALL, _LARGE = VISION
+_SMALL, _LARGE, _CLIP = VISION
 # vision tower; type, width, layers, heads, key/value heads, MLP width, vocabulary, head width, experts of the language model
 GEOMETRIES = {
     "internvl2-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151655),
@@ -119,14 +131,21 @@ GEOMETRIES = {
 }
 # the paper's models: PVTC, and LVTC with k = 17 and 23 (our defaults for what it does not state), slicing "edge"
 INTERNVL_X = {"internvl-x-2b": "internvl2-2b", "internvl-x-8b": "internvl2-8b"}
-PRESETS = (*INTERNVL_X, *GEOMETRIES)
+LLAVA = {
+    "llava-1.5-7b": Geometry(_CLIP, "llama", 4096, 32, 32, 32, 11008, 32064, max_position_embeddings=4096),
+    "llava-1.5-13b": Geometry(_CLIP, "llama", 5120, 40, 40, 40, 13824, 32064, max_position_embeddings=4096),
+}
+PRESETS = (*INTERNVL_X, *GEOMETRIES, *LLAVA)
 """Names of all presets."""
 
-ALIASES = {"internvl2-76b": "internvl2-llama3-76b"}
+ALIASES = {
+    "internvl2-76b": "internvl2-llama3-76b",
+    **{f"{owner}{name}-hf": name for name in LLAVA for owner in ("", "llava-hf/")},
+}
 
 
 def preset_name(name: str) -> str | None:
-    """The preset for a name from the Hub (`OpenGVLab/InternVL2_5-8B`) or from `PRESETS`; None if there is none."""
+    """The preset for a name from `PRESETS` or from the Hub (`OpenGVLab/InternVL2_5-8B`, `llava-hf/llava-1.5-7b-hf`), or None."""
     name = name.lower().removeprefix("opengvlab/").replace("_", ".")
     name = ALIASES.get(name, name)
     return name if name in PRESETS else None
@@ -156,15 +175,22 @@ def preset(name: str) -> "InternVLXConfig":
     name = _known(name)
     if name in INTERNVL_X:
         return GEOMETRIES[INTERNVL_X[name]].config(lvtc_config={})
+    if name in LLAVA:
+        return LLAVA[name].config(
+            projector_config={"projector_type": "linear"}, downsample_ratio=1.0, vision_feature_layer=-2
+        )
     return GEOMETRIES[name].config(projector_config={"projector_type": "pixel_shuffle"})
 
 
 def preset_tiling(name: str) -> TilingRule:
-    """Tiling of a preset: "ratio" with at most 12 tiles, for InternVL-X "edge" with at most 6.
+    """Tiling of a preset: "ratio" with at most 12 tiles, for InternVL-X "edge" with at most 6, for LLaVA one tile.
 
     Raises:
         ValueError: if there is no such preset; the message suggests the nearest.
     """
-    if _known(name) in INTERNVL_X:
+    name = _known(name)
+    if name in INTERNVL_X:
         return TilingRule(TILE, TILE, max_tiles=INTERNVL_X_TILES, slicing="edge")
+    if name in LLAVA:
+        return TilingRule(LLAVA_TILE, LLAVA_TILE, max_tiles=1, slicing="edge")
     return TilingRule(TILE, TILE, max_tiles=NATIVE_TILES, slicing="ratio")

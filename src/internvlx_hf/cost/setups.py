@@ -129,7 +129,7 @@ def side_by_side(setup: ModelSetup) -> tuple[list[ModelSetup], list[str]]:
                 found.append(setup.varied(variant, f"{slicing}, {variant}", tiling))
         except ValueError as error:
             notes.append(f"LVTC, which does not fit this model: {error}")
-    for max_tiles in NATIVE_MAX_TILES:
+    for max_tiles in NATIVE_MAX_TILES if setup.projector != "linear" else ():  # LLaVA's
         try:
             found.append(native(setup, max_tiles))
         except ValueError as error:

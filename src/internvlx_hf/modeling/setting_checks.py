@@ -54,6 +54,11 @@ def window_size(downsample_ratio: float, grid: int, name: str) -> int:
     return side
 
 
+def compressing_window(grid: int) -> int:
+    """The smallest side M of a window of several patches that divides a grid of S patches a side; 1 if none up to 4 does."""
+    return next((side for side in (2, 3, 4) if grid % side == 0), 1)
+
+
 def pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that may be one number."""
     height, width = (size, size) if isinstance(size, int) else size
