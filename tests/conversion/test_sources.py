@@ -160,7 +160,7 @@ def test_generation_stops_where_the_source_s_does_and_at_the_template_s_end(tmp_
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (lambda raw: raw.update(model_type="llava"), "model_type='llava'.*internvl_chat, internvl, internvl_x"),
+        (lambda raw: raw.update(model_type="llama"), "model_type='llama'.*internvl_chat, internvl, internvl_x, llava"),
         (
             lambda raw: raw["llm_config"].update(architectures=["GptOssForCausalLM"]),
             "GptOssForCausalLM.*InternLM2ForCausalLM.*Qwen3ForCausalLM.*Its attention has sinks",

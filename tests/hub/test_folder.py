@@ -181,7 +181,7 @@ def test_folder_that_would_not_load_is_refused_by_name(folder, damage, message):
 def test_other_models_and_adapters_are_told_where_to_go(folder, tmp_path, capsys):
     edit_json(folder / "config.json", model_type="llama")
     assert problems(folder) == [
-        f"{folder} has model_type='llama', expected a checkpoint of model type 'internvl_x' or 'internvl'."
+        f"{folder} has model_type='llama', expected a checkpoint of model type 'internvl_x' or 'internvl' or 'llava'."
     ]
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")

@@ -13,13 +13,13 @@ from huggingface_hub.constants import HF_HOME
 from transformers import PretrainedConfig
 
 from ..checkpoints.folders import find_source, source_name
-from ..checkpoints.names import NATIVE, OURS, REPORT
+from ..checkpoints.names import LLAVA, NATIVE, OURS, REPORT
 from ..checkpoints.weights import weight_files
 from ..conversion import convert_checkpoint
 from ..evaluation.answering import Answerer
 
-# model types that are converted first: InternVL's original checkpoints and transformers' native ones
-CONVERTIBLE = ("internvl_chat", NATIVE)
+# model types that are converted first: InternVL's original checkpoints and transformers' native ones, and LLaVA's
+CONVERTIBLE = ("internvl_chat", NATIVE, LLAVA)
 # the largest share of the free memory for float32 weights on a CPU
 MEMORY_SHARE = 0.6
 
@@ -88,10 +88,10 @@ def load_answerer(
     say: Say = print,
     **wanted: str | None,
 ) -> Answerer:
-    """Load an InternVL-X model, or convert an InternVL model and load the result.
+    """Load an InternVL-X model, or convert an InternVL or LLaVA model and load the result.
 
     Args:
-        model: the folder or Hub id of InternVL-X, or of InternVL 2, 2.5, 3 or 3.5, which is converted into the cache.
+        model: the folder or Hub id of InternVL-X, or of InternVL 2, 2.5, 3, 3.5 or LLaVA, which is converted into the cache.
         images_kwargs: see [`Answerer`].
         say: called with each line of information for the user.
         wanted: arguments of [`Choice.sensible`].
@@ -120,7 +120,7 @@ def load_answerer(
 
 
 def converted(model: str, folder: Path, revision: str | None, say: Say) -> Path:
-    """The folder of an InternVL checkpoint's conversion, which is made once and kept in the cache."""
+    """The folder of a checkpoint's conversion, which is made once and kept in the cache."""
     out = cache_folder() / f"{source_name(model).replace('/', '--')}-{_fingerprint(folder)}"
     if not (out / REPORT).is_file():
         say(f"Converting {source_name(model)} once, into {out}")

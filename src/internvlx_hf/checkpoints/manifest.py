@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import __version__
 from .folders import checkpoint_files
 from .json_files import read_json
-from .names import CARD, NATIVE, OURS, RECIPE, REPORT
+from .names import CARD, LLAVA, NATIVE, OURS, RECIPE, REPORT
 
 MANIFEST = "internvlx_manifest.json"
 FORMAT = 1
@@ -90,7 +90,7 @@ def _read(folder: Path) -> dict:
 
 
 def _is_conversion(folder: Path) -> bool:
-    return _json(folder / "config.json").get("model_type") in (NATIVE, OURS) and (folder / REPORT).is_file()
+    return _json(folder / "config.json").get("model_type") in (LLAVA, NATIVE, OURS) and (folder / REPORT).is_file()
 
 
 def _names_of_conversion(folder: Path) -> set[str]:

@@ -21,8 +21,8 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-# model types of transformers' own InternVL and of this package
-NATIVE, OURS = "internvl", "internvl_x"
+# model types of transformers' own InternVL, of this package, and of transformers' LLaVA
+NATIVE, OURS, LLAVA = "internvl", "internvl_x", "llava"
 # for computing and saving models
 DTYPES = ("float32", "float16", "bfloat16")
 

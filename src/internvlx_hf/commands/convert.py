@@ -26,13 +26,16 @@ def main(arguments: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvlx convert",
-        description="Convert an InternVL 2, 2.5, 3, 3.5, InternVL-X or native -hf checkpoint to one that today's "
-        "transformers loads. By default the converted model gives the same answers as the original.",
+        description="Convert an InternVL 2, 2.5, 3, 3.5, InternVL-X or native -hf checkpoint, or transformers' LLaVA "
+        "(1.5 and its kin), to one that today's transformers loads. By default the converted model gives the same answers as "
+        "the original.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument("--to", choices=("internvl_x", "internvl"), help="layout to write (default: internvl_x)")
+    parser.add_argument(
+        "--to", choices=("internvl_x", "internvl", "llava"), help="layout to write (default: internvl_x)"
+    )
     parser.add_argument(
         "--projector",
         choices=("keep", "pvtc"),
@@ -52,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         type=read_ratio,
         metavar="1/M",
         help="downsampling of the first layers' tokens: M x M patches become one token. A change needs training (default: "
-        "the source's)",
+        "the source's; 1/2 or, if 2 does not divide the grid of patches, 1/3 or 1/4 for PVTC or LVTC in a LLaVA)",
     )
     parser.add_argument(
         "--init",
@@ -63,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the source's)"
     )
-    parser.add_argument("--max-patches", type=int, help="maximum number of tiles per image (default: the source's)")
+    parser.add_argument(
+        "--max-patches", type=int, help="maximum number of tiles per image (default: the source's; LLaVA's is 1)"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: the source's)"
     )

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a checkpoint's folder or Hub id; an original InternVL checkpoint is converted once, into the cache",
+        help="a checkpoint's folder or Hub id; an InternVL or LLaVA checkpoint is converted once, into the cache",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"

@@ -13,12 +13,14 @@ from tqdm.auto import tqdm
 
 from ..checkpoints.atomic_folder import require_room, resolve_out
 from ..checkpoints.folders import copy_companions, find_companions, find_source, require_apart, source_name
-from ..checkpoints.names import NATIVE, REPORT
+from ..checkpoints.names import LLAVA, NATIVE, REPORT
 from ..checkpoints.shards import ShardWriter, plan_shards, shard_names, write_index
 from ..checkpoints.weights import TensorInfo
 from ..hub.checkpoint_folder import checkpoint_folder
+from .llava import save_llava_sidecar
 from .native import save_native_sidecar
 from .options import ConversionOptions
+from .pixels import PIXEL_SETTINGS
 from .prepare import Conversion, prepare
 from .report import ConversionReport, make_report
 from .upgrades import InitialValues
@@ -30,7 +32,7 @@ GIGABYTE = 10**9
 def convert_checkpoint(
     source: str | Path, out: str | Path, options: ConversionOptions | None = None, **changes: Any
 ) -> ConversionReport:
-    """Convert an InternVL checkpoint to an InternVL-X checkpoint that carries its code, or back.
+    """Convert an InternVL or LLaVA checkpoint to an InternVL-X checkpoint that carries its code, or back.
 
     With the defaults, the converted model gives the same answers as the original: same weights, same tiles. The weights are
     streamed one tensor at a time. `out` appears only when it is complete.
@@ -137,10 +139,15 @@ def _tensors(conversion: Conversion) -> Iterator[tuple[str | None, str, torch.Te
 
 
 def write_sidecar(conversion: Conversion, folder: Path) -> None:
-    """Write the configuration, the processor (both with their code, unless native) and the generation settings."""
+    """Write the configuration, the processor (both with their code in our layout) and the generation settings."""
+    config, tiling = conversion.config, conversion.source.tiling
     if conversion.options.to == NATIVE:
-        save_native_sidecar(folder, conversion.config, conversion.tokenizer, conversion.source.tiling)
+        save_native_sidecar(folder, config, conversion.tokenizer, tiling)
+    elif conversion.options.to == LLAVA:
+        pixels = {name: tiling.others[name] for name in PIXEL_SETTINGS if name in tiling.others}
+        pixels |= {"image_mean": tiling.image_mean, "image_std": tiling.image_std}
+        save_llava_sidecar(folder, config, conversion.tokenizer, pixels)
     else:
-        conversion.config.save_pretrained(folder)
+        config.save_pretrained(folder)
         conversion.processor().save_pretrained(folder)
     conversion.generation_config.save_pretrained(folder)

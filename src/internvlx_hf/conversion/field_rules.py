@@ -31,6 +31,7 @@ PIXELS = either(
         lambda value: isinstance(value, list) and len(value) == 2 and value[0] == value[1] and _is_pixels(value[0]),
     ),
 )
+LAYER = whole(-MAX_LAYERS, MAX_LAYERS)
 TOKEN_ID = whole(0, MAX_SIZE)
 NAMES = list_of(TEXT)
 FACTORS = list_of(number(0, 1e6, above=True))
@@ -62,7 +63,8 @@ CONFIG_RULES = {
     **dict.fromkeys(("moe_intermediate_size", "decoder_sparse_step"), SIZE),
     "mlp_only_layers": list_of(whole(0, MAX_LAYERS)).or_null(),
     "router_aux_loss_coef": number(0, 1e6),
-    **dict.fromkeys(("select_layer", "vision_feature_layer"), whole(-MAX_LAYERS, MAX_LAYERS)),
+    "select_layer": LAYER,
+    "vision_feature_layer": either(LAYER, list_of(LAYER)),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), EPSILON),
     **dict.fromkeys(("attention_dropout", "dropout", "projection_dropout", "hidden_dropout_prob"), FRACTION),
     **dict.fromkeys(("resid_pdrop", "embd_pdrop", "drop_path_rate"), FRACTION),
@@ -73,6 +75,7 @@ CONFIG_RULES = {
             *("qkv_bias", "qk_normalization", "attention_bias", "mlp_bias", "bias", "use_qk_norm"),
             *("use_local", "use_global", "use_cls_scale", "use_mask_token", "use_mean_pooling"),
             *("use_absolute_position_embeddings", "use_cache", "norm_topk_prob", "output_router_logits"),
+            *("multimodal_projector_bias", "vision_use_head"),
         ),
         FLAG,
     ),
@@ -85,7 +88,7 @@ CONFIG_RULES = {
     **dict.fromkeys(("projector_type", "lr_projector_type", "query_mlp", "upsample_mode", "expanded_positions"), TEXT),
     "hr_projector_type": TEXT.or_null(),
     "force_image_size": whole(1, MAX_PIXELS).or_null(),
-    "image_token_id": TOKEN_ID,
+    **dict.fromkeys(("image_token_id", "image_token_index"), TOKEN_ID),
     "downsample_ratio": number(1e-3, 1),
     "mlp_ratio": number(0, 1000, above=True),
     "norm_type": choice(("layer_norm", "rms_norm")),
@@ -121,6 +124,21 @@ PROCESSOR_RULES = {
             isinstance(value, dict) and value.keys() == {"height", "width"} and all(map(_is_pixels, value.values()))
         ),
     ),
+}
+_SIDES = FieldRule(
+    "a number of pixels, or an object of height and width, or of shortest_edge",
+    lambda value: (
+        _is_pixels(value)
+        or (
+            isinstance(value, dict)
+            and value.keys() in ({"height", "width"}, {"shortest_edge"})
+            and all(map(_is_pixels, value.values()))
+        )
+    ),
+)
+LLAVA_IMAGE_RULES = {
+    **dict.fromkeys(("do_center_crop", "do_pad"), FLAG.or_null()),
+    **dict.fromkeys(("crop_size", "size"), _SIDES.or_null()),
 }
 _FRAMES = whole(1, 10**6)
 VIDEO_RULES = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..checkpoints.atomic_folder import require_room, resolve_out
 from ..checkpoints.errors import CheckpointError, blaming
@@ -20,17 +19,17 @@ from ..checkpoints.shards import plan_shards
 from ..checkpoints.weights import HEAD
 from ..hub.checkpoint_folder import checkpoint_folder
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXModel, InternVLXProjectorConfig
-from ..processing.chat_templates import has_generation_marks
 from ..processing.processing_internvlx import IMAGE_TOKENS
 from .convert import GIGABYTE, num_bytes, tensor_groups, write_sidecar, write_weights
 from .joined_weights import JoinedWeights
 from .options import ConversionOptions, InitOptions
-from .parts import LANGUAGE, TOWER, ModelPart, pixel_settings, read_language_model, read_tower
+from .parts import LANGUAGE, TOWER, ModelPart, read_language_model, read_tower
+from .pixels import pixel_settings
 from .plan import EMBEDDING
 from .prepare import Conversion, assemble, resolve_tied_embeddings
 from .report import ConversionReport, base_model, make_report, source_card
 from .sources import Source, Tiling, check_parts
-from .templates import TEMPLATES, chat_template, template_tokens, with_generation_marks, with_images
+from .templates import TEMPLATES, adapt_template, chat_template, template_tokens
 from .tensor_tables import PROJECTOR, Operation, Rule
 from .tokenizers import language_tokenizer
 from .upgrades import LVTC, Upgrade, attention_heads
@@ -41,6 +40,7 @@ VOCABULARY_MULTIPLE = 64
 # standard deviation of the rows of new tokens around the mean row, relative to that of the other rows
 NEW_ROW_STD = 0.02
 GGUF = ".gguf"
+CHOOSE_TEMPLATE = f"Choose one with `template` (--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
 
 
 @dataclass
@@ -151,7 +151,7 @@ def _prepare(tower: ModelPart, language: ModelPart, options: InitOptions) -> Con
     """Prepare a model from parts without reading weight values, except to compare tied embeddings."""
     notes = [note for note in (tower.note, language.note) if note]
     tokenizer, added = _tokenizer(language, options.template, notes)
-    pixels, pixel_note = pixel_settings(tower)
+    pixels, pixel_note = pixel_settings(tower.folder, tower.config.model_type)
     notes += [pixel_note] if pixel_note else []
     # with the vocabulary of the language model as it is stored
     config = _config(tower.config, language.config, options)
@@ -244,11 +244,8 @@ def _tokenizer(
     if template is not None:
         tokenizer.chat_template = chat_template(template) if named else _read_template(template)
     if not tokenizer.chat_template:
-        raise ValueError(
-            f"The language model in {language.folder} has no chat template. Choose one with `template` (--template): "
-            f"{', '.join(TEMPLATES)}, or the path of a Jinja file."
-        )
-    _adapt_template(tokenizer, str(language.folder if template is None else template), notes)
+        raise ValueError(f"The language model in {language.folder} has no chat template. {CHOOSE_TEMPLATE}")
+    adapt_template(tokenizer, str(language.folder if template is None else template), notes, CHOOSE_TEMPLATE)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, added
@@ -259,59 +256,6 @@ def _read_template(path: str) -> str:
         raise ValueError(f"template={path!r}, expected one of {', '.join(TEMPLATES)}, or the path of a Jinja file.")
     with blaming(path):
         return Path(path).read_text(encoding="utf-8")
-
-
-def _adapt_template(tokenizer: PreTrainedTokenizerFast, source: str, notes: list[str]) -> None:
-    """Extend a text chat template so that it writes images and marks the assistant's answers.
-
-    Raises:
-        ValueError: if the template cannot be made to write images.
-    """
-    if not _writes_images(tokenizer):
-        tokenizer.chat_template = with_images(tokenizer.chat_template)
-        if not _writes_images(tokenizer):
-            raise ValueError(
-                f"The chat template of {source} does not write a user's message with an image. Choose one with `template` "
-                f"(--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
-            )
-    if has_generation_marks(tokenizer.chat_template):
-        return
-    marked = with_generation_marks(tokenizer.chat_template)
-    if _marks_answers(tokenizer, marked):
-        tokenizer.chat_template = marked
-    else:
-        notes.append(
-            "The chat template does not mark the assistant's answers, so the model can answer but cannot be trained: choose "
-            f"another one with `template` (--template): {', '.join(TEMPLATES)}, or the path of a Jinja file."
-        )
-
-
-def _writes_images(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the chat template writes an image part as its placeholder, along with the text."""
-    content: Any = [{"type": "image"}, {"type": "text", "text": "question"}]
-    try:
-        prompt: Any = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    except Exception:  # a template may raise any error for unknown content
-        return False
-    return prompt.count(IMAGE_TOKENS["context_image_token"]) == 1 and "question" in prompt
-
-
-def _marks_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> bool:
-    """Whether a template marks every answer of a conversation and otherwise writes the same as the tokenizer's own."""
-    texts = ("first question", "first answer", "second question", "second answer")
-    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
-    try:
-        expected = tokenizer.apply_chat_template(turns, tokenize=False)
-        tokens: dict[str, Any] = tokenizer.special_tokens_map
-        rendered: Any = render_jinja_template(
-            [turns], chat_template=template, return_assistant_tokens_mask=True, **tokens
-        )
-    except Exception:  # as above
-        return False
-    (prompt,), (spans,) = rendered
-    marked = [prompt[start:end] for start, end in spans]
-    answers = texts[1::2]
-    return prompt == expected and len(marked) == 2 and all(map(str.startswith, marked, answers))
 
 
 def _image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -2,7 +2,6 @@
 """Converting back: saving a model that kept InternVL2's projector in transformers' native `internvl` layout."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ VIDEO_TOKEN = "<video>"
 FRAME_LABEL = "Frame{}: "
 
 
-def native_names(config: InternVLXConfig) -> Callable[[str], str]:
-    """A function from our tensor names to those of native checkpoints.
+def require_native(config: InternVLXConfig) -> None:
+    """Check that a model is an InternVL of transformers.
 
     Raises:
         ValueError: if native InternVL cannot represent the model.
@@ -36,11 +35,11 @@ def native_names(config: InternVLXConfig) -> Callable[[str], str]:
             f"{' and LVTC' if config.lvtc_config is not None else ''}. Expected 'pixel_shuffle' without LVTC."
         )
 
-    def rename(name: str) -> str:
-        prefix = next(prefix for prefix in FILE_NAMES if name.startswith(prefix))
-        return FILE_NAMES[prefix] + name.removeprefix(prefix)
 
-    return rename
+def native_names(name: str) -> str:
+    """The name of one of our tensors in the files of transformers' InternVL and LLaVA."""
+    prefix = next(prefix for prefix in FILE_NAMES if name.startswith(prefix))
+    return FILE_NAMES[prefix] + name.removeprefix(prefix)
 
 
 def save_native_sidecar(

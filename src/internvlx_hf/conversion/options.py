@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints.folders import is_hub_id
-from ..checkpoints.names import DTYPES, NATIVE, OURS
+from ..checkpoints.names import DTYPES, LLAVA, NATIVE, OURS
 from ..checkpoints.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, whole
 from ..modeling.projectors import PROJECTORS
 from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
@@ -13,7 +13,7 @@ from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
 if TYPE_CHECKING:
     import torch
 
-TARGETS = (OURS, NATIVE)
+TARGETS = (OURS, NATIVE, LLAVA)
 PROJECTOR_CHOICES = ("keep", "pvtc")
 INITS = ("warm", "paper")
 RULES = {
@@ -74,8 +74,8 @@ class ConversionOptions(_Options):
     """Options of a conversion. With the defaults, the converted model gives the same answers as the original.
 
     Args:
-        to: target layout: "internvl_x" (default), or "internvl", transformers' native layout, which needs the kept
-            projector and no LVTC.
+        to: target layout: "internvl_x" (default), or transformers' own: "internvl" or "llava", which need the kept projector
+            of that family and no LVTC.
         projector: "keep" (default), or "pvtc" to replace InternVL2's or LLaVA's projector with PVTC.
         lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig` (default: False). The new modules need
             training.
@@ -84,7 +84,8 @@ class ConversionOptions(_Options):
             the grid of patches.
         init: start of new modules: "warm" (default), from the checkpoint's weights, or "paper", at random.
         slicing: "ratio", "edge" or "area" (default: "ratio" for InternVL, "edge" for the InternVL-X release, as they were
-            trained). "edge" needs fewer tokens for small images and no training.
+            trained). "edge" needs fewer tokens for small images and no training. LLaVA takes one tile per image: for more, set
+            `max_patches`.
         max_patches: maximum number of tiles per image (default: the checkpoint's).
         dtype: dtype to save in, "bfloat16", "float16" or "float32" (default: the source's).
         revision: branch, tag or commit on the Hub (default: its main branch).

@@ -10,23 +10,15 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
 
 from ..checkpoints.errors import CheckpointError, blaming, listed
 from ..checkpoints.folders import check_links
 from ..checkpoints.json_files import read_json
-from ..checkpoints.names import PROCESSOR_FILES
+from ..checkpoints.names import LLAVA
 from ..checkpoints.weights import HEAD, Weights
 from ..modeling.configuration_internvlx import SUPPORTED_TEXT_MODELS
 from ..modeling.setting_checks import pair
-from .field_rules import CONFIG_RULES, PROCESSOR_RULES, check_values
+from .field_rules import CONFIG_RULES, check_values
 from .joined_weights import PartWeights
 from .plan import TEXT, VISION
 from .sources import (
@@ -57,12 +49,6 @@ OTHER_PREFIXES = {
     TOWER: (*OTHER_PARTS, "language_model.", "model.language_model.", HEAD),
     LANGUAGE: (*OTHER_PARTS, "vision_model.", "vision_tower.", "model.vision_tower."),
 }
-# normalisation of a family without a saved processor; ImageNet's for all others
-NORMALISATION = {
-    "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
-    "siglip": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
-}
-PIXEL_SETTINGS = ("image_mean", "image_std", "resample", "rescale_factor", "do_rescale", "do_normalize")
 # some tower classes, depending on the version of transformers, wrap their modules in one of this name
 WRAPPER = "vision_model."
 
@@ -120,7 +106,7 @@ def read_tower(folder: Path) -> ModelPart:
     """
     raw, weights = _read(folder)
     with blaming(folder / "config.json"):
-        if raw.get("model_type") in LAYOUTS:
+        if raw.get("model_type") in LAYOUTS and raw["model_type"] != LLAVA:
             return _part_of_model(TOWER, folder, raw, weights)
         if set(raw.get("architectures") or ()) & set(VISION_ARCHITECTURES):
             config = chat_vision_config(raw, pair(raw.get("image_size", 0))[0])
@@ -131,7 +117,7 @@ def read_tower(folder: Path) -> ModelPart:
 
 
 def read_language_model(folder: Path) -> ModelPart:
-    """Read the language model from a checkpoint of one or of an InternVL.
+    """Read the language model from a checkpoint of one, of an InternVL or of a LLaVA.
 
     Raises:
         CheckpointError: if there is none, or it is not supported; the message names it.
@@ -159,7 +145,7 @@ def _read(folder: Path) -> tuple[dict, Weights]:
 
 
 def _part_of_model(part: str, folder: Path, raw: dict, weights: Weights) -> ModelPart:
-    """A part of an InternVL in any layout."""
+    """A part of a checkpoint in one of `LAYOUTS`."""
     source = read_source(folder, weights.tensors)
     config = source.config.vision_config if part == TOWER else source.config.text_config
     if source.layout == "internvl_chat":
@@ -189,7 +175,7 @@ def _language_config(raw: dict) -> PretrainedConfig:
         contains = ", a composite model" if isinstance(raw.get("text_config"), dict) else ""
         raise CheckpointError(
             f"model_type={kind!r}, architectures={names}{contains}: expected a language model of one of the types "
-            f"{', '.join(SUPPORTED_TEXT_MODELS)} and internlm2, or an InternVL ({', '.join(LAYOUTS)})."
+            f"{', '.join(SUPPORTED_TEXT_MODELS)} and internlm2, or a checkpoint that `convert` takes ({', '.join(LAYOUTS)})."
         )
     if missing := [name for name in REQUIRED_TEXT_FIELDS if raw.get(name) is None]:
         raise CheckpointError(f"The configuration of a {kind} lacks {', '.join(missing)}.")
@@ -274,30 +260,3 @@ def _prefix(stems: set[str], names: set[str]) -> str:
             f"{listed(sorted(names), 3)}."
         )
     return max(sorted(found), key=lambda prefix: sum(f"{prefix}{stem}" in names for stem in stems))
-
-
-def pixel_settings(tower: ModelPart) -> tuple[dict, str | None]:
-    """Image normalisation of a tower, as settings of `InternVLXImageProcessor`, and a note if none was saved.
-
-    Raises:
-        CheckpointError: if its processor has an invalid setting.
-    """
-    saved: dict = {}
-    for name in reversed(PROCESSOR_FILES):
-        found = read_json(tower.folder / name)
-        settings = found.get("image_processor", found)
-        if isinstance(settings, dict):
-            settings = {name: settings[name] for name in PIXEL_SETTINGS if settings.get(name) is not None}
-            with blaming(tower.folder / name):
-                check_values(settings, PROCESSOR_RULES)
-            saved |= settings
-    family = tower.config.model_type.split("_")[0].rstrip("2")
-    default = NORMALISATION.get(family, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    normalisation = {name: list(values) for name, values in zip(PIXEL_SETTINGS, default, strict=False)}
-    if normalisation.keys() <= saved.keys() or saved.get("do_normalize") is False:
-        return normalisation | saved, None
-    used = normalisation | saved
-    return used, (
-        f"The tower has no preprocessor_config.json with image_mean and image_std: images are normalised with "
-        f"{used['image_mean']} and {used['image_std']}, the values of the type {tower.config.model_type}."
-    )

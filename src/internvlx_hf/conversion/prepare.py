@@ -7,19 +7,22 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import CHAT_TEMPLATE_FILE
 
 from ..checkpoints.errors import CheckpointError, blaming
 from ..checkpoints.json_files import read_json
-from ..checkpoints.names import NATIVE
+from ..checkpoints.names import LLAVA, NATIVE, OURS
 from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor, InternVLXVideoProcessor
 from .field_rules import GENERATION_RULES, check_token_ids, check_values
 from .joined_weights import JoinedWeights
-from .native import native_names
+from .llava import require_llava
+from .native import native_names, require_native
 from .options import ConversionOptions
 from .plan import EMBEDDING, Plan, make_plan
 from .sources import Source, Tiling, read_source
+from .templates import adapt_template
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
 from .upgrades import Upgrade, build_upgrade
@@ -53,9 +56,8 @@ class Conversion:
     @property
     def starts_as_source(self) -> bool:
         """Whether the model gives the same answers as the source before any training, as with a warm PVTC."""
-        options = self.options
-        changes_tokens = options.lvtc or options.downsample_ratio is not None
-        return self.is_exact or (options.init == "warm" and not changes_tokens)
+        changes_tokens = self.options.lvtc or self.config.downsample_ratio != self.source.config.downsample_ratio
+        return self.is_exact or (self.options.init == "warm" and not changes_tokens)
 
     def processor(self) -> InternVLXProcessor:
         return InternVLXProcessor(
@@ -64,6 +66,7 @@ class Conversion:
             self.config.image_seq_length,
             self.tokenizer.chat_template,
             InternVLXVideoProcessor.like(self.image_processor, **self.source.tiling.video),
+            wrap_images=hasattr(self.tokenizer, "start_image_token"),
         )
 
 
@@ -77,13 +80,20 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     weights = Weights(folder)
     source = read_source(folder, weights.tensors)
     tokenizer = convert_tokenizer(folder)
+    if source.layout == LLAVA:
+        _complete(tokenizer, source)
     _resolve_image_token(source, tokenizer)
     table = resolve_tied_embeddings(source, weights, source_table(source))
     config, upgrade = build_upgrade(source.config, options)
-    rename = native_names(config) if options.to == NATIVE else str
     for name in ("slicing", "max_patches"):
         if (value := getattr(options, name)) is not None:
             setattr(source.tiling, name, value)
+    rename = str if options.to == OURS else native_names
+    if options.to == NATIVE:
+        require_native(config)
+    elif options.to == LLAVA:
+        require_llava(config)
+        _note_single_tile(source)
     return assemble(options, source, weights, source.config, config, upgrade, table, tokenizer, rename)
 
 
@@ -121,6 +131,33 @@ def assemble(
         generation_config=generation_config(source, tokenizer),
         rename=rename,
     )
+
+
+def _complete(tokenizer: PreTrainedTokenizerFast, source: Source) -> None:
+    """Give a LLaVA's tokenizer what its processor may have lacked.
+
+    Raises:
+        CheckpointError: if it has no chat template, or none that writes images.
+    """
+    remedy = f"Put the model's chat template into {source.folder / CHAT_TEMPLATE_FILE}."
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"{source.folder} has no chat template. {remedy}")
+    adapt_template(tokenizer, str(source.folder), source.notes, remedy)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if stop_token(tokenizer) is None:
+        source.notes.append(
+            f"The chat template writes no end marker after an answer. For training, end the answers of the data with "
+            f"{tokenizer.eos_token}."
+        )
+
+
+def _note_single_tile(source: Source) -> None:
+    if source.tiling.crop_to_patches and source.tiling.max_patches > 1:
+        source.notes.append(
+            f"LLaVA takes one tile per image, while the source takes up to {source.tiling.max_patches}."
+        )
+    source.tiling.max_patches = 1
 
 
 def _resolve_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -199,8 +236,9 @@ def generation_config(source: Source, tokenizer: PreTrainedTokenizerFast) -> Gen
 
 
 def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """The token with which the chat template ends a turn."""
-    turn = tokenizer.apply_chat_template([{"role": "user", "content": "."}], tokenize=False)
+    """The special token with which the chat template ends the assistant's turn, None if it ends otherwise."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    end: str = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]  # type: ignore[union-attr]
     special = set(tokenizer.added_tokens_decoder)
-    ids = [token for token in tokenizer(turn, add_special_tokens=False)["input_ids"] if token in special]
+    ids = [token for token in tokenizer(end, add_special_tokens=False)["input_ids"] if token in special]
     return ids[-1] if ids else None

@@ -1,11 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Recognising a checkpoint from its config.json, and describing the same model as an `InternVLXConfig`.
 
-Three layouts are known:
+Four layouts are known:
 - `internvl_chat`: InternVL2, 2.5, 3 and 3.5 as OpenGVLab published them, with remote code (`mlp1.*`), and the InternVL-X
   release, whose config has the same names and whose weights have PVTC (`projector.*`) instead of `mlp1.*`;
 - `internvl`: transformers' own, the `-hf` checkpoints;
-- `internvl_x`: this package's.
+- `internvl_x`: this package's;
+- `llava`: LLaVA-1.5 and its kin as transformers saves them.
 """
 
 from dataclasses import dataclass, field
@@ -18,14 +19,15 @@ from transformers.utils import VIDEO_PROCESSOR_NAME
 from ..checkpoints.errors import CheckpointError, blaming
 from ..checkpoints.folders import check_links
 from ..checkpoints.json_files import read_json
-from ..checkpoints.names import PROCESSOR_FILES
+from ..checkpoints.names import LLAVA, PROCESSOR_FILES
 from ..checkpoints.weights import TensorInfo, Weights
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor, InternVLXVideoProcessor
 from .field_rules import CONFIG_RULES, PROCESSOR_RULES, VIDEO_RULES, check_token_ids, check_values
+from .llava import UNSUPPORTED, llava_config, llava_pixels
 from .templates import chat_template
 
-LAYOUTS = ("internvl_chat", "internvl", "internvl_x")
+LAYOUTS = ("internvl_chat", "internvl", "internvl_x", LLAVA)
 
 # remote-code or native class -> equivalent model type
 TEXT_ARCHITECTURES = {
@@ -146,13 +148,14 @@ def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> S
     raw = read_json(path)
     if not raw:
         raise CheckpointError(f"{folder} has no config.json, expected a checkpoint's folder.")
-    readers = {"internvl_chat": _read_chat, "internvl": _read_native, "internvl_x": _read_ours}
+    readers = {"internvl_chat": _read_chat, "internvl": _read_native, "internvl_x": _read_ours, LLAVA: _read_llava}
     with blaming(path):
         check_values(raw, CONFIG_RULES)
         layout = raw.get("model_type")
         if layout not in readers:
+            reason = f" is not supported: {UNSUPPORTED[layout]}" if layout in UNSUPPORTED else ""
             raise CheckpointError(
-                f"model_type={layout!r}, architectures={raw.get('architectures')}. Supported are the model types "
+                f"model_type={layout!r}, architectures={raw.get('architectures')}{reason}. Supported are the model types "
                 f"{', '.join(LAYOUTS)}."
             )
         if tensors is None:
@@ -390,6 +393,29 @@ def _read_native(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sou
 def _read_ours(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
     _require_sizes(raw)
     return _native_source(folder, "internvl_x", raw, InternVLXConfig.from_dict(raw), tensors)
+
+
+def _read_llava(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Source:
+    config = llava_config(raw)
+    pixels, notes = llava_pixels(folder, config)
+    return Source(
+        folder=folder,
+        layout=LLAVA,
+        raw=raw,
+        config=config,
+        tiling=Tiling(
+            tile_size=config.tile_size,
+            max_patches=1,
+            slicing="edge",
+            image_mean=pixels.pop("image_mean"),
+            image_std=pixels.pop("image_std"),
+            others=pixels,
+        ),
+        architecture=f"{config.text_config.model_type} of transformers",
+        template=None,
+        position_grid=config.patch_grid,
+        notes=notes,
+    )
 
 
 def _native_source(folder: Path, layout: str, raw: dict, config: InternVLXConfig, tensors) -> Source:

@@ -1,10 +1,16 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL's conversation templates as chat templates, byte for byte the prompts that its checkpoints were trained on."""
+"""InternVL's conversation templates as chat templates, byte for byte the prompts that its checkpoints were trained on; and
+what other models' chat templates lack."""
 
 import json
 import re
+from typing import Any
 
-from ..processing.chat_templates import CONTENT_MACRO
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..processing.chat_templates import CONTENT_MACRO, has_generation_marks
+from ..processing.literals import IMG_CONTEXT_TOKEN
 
 _SHANGHAI_AI = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -125,6 +131,17 @@ def with_images(template: str) -> str:
     return _FLAT_MESSAGES + template
 
 
+# put before a template that ignores a content that is a string, as LLaVA's do, to turn it into a part
+_PART_MESSAGES = """\
+{%- set listed = namespace(messages=[]) -%}
+{%- for message in messages -%}
+    {%- set is_text = message['content'] is string -%}
+    {%- set content = [{'type': 'text', 'text': message['content']}] if is_text else message['content'] -%}
+    {%- set listed.messages = listed.messages + [dict(message, content=content)] -%}
+{%- endfor -%}
+{%- set messages = listed.messages -%}
+"""
+
 # Wraps a template without marks: marks the text that an answer adds to its prompt, except trailing white space.
 _MARKED = (
     "{%- macro written(messages, add_generation_prompt) -%}TEMPLATE{%- endmacro -%}"
@@ -155,3 +172,66 @@ def with_generation_marks(template: str) -> str:
     An answer is marked only if the prompt up to it is a prefix of the whole, which does not hold for every template.
     """
     return _MARKED.replace("TEMPLATE", template)
+
+
+def adapt_template(tokenizer: PreTrainedTokenizerFast, source: str, notes: list[str], remedy: str) -> None:
+    """Extend a chat template so that it writes images, contents that are strings, and marks around the assistant's answers.
+
+    Args:
+        tokenizer: its `chat_template` is replaced.
+        source: where the template is from, for messages.
+        notes: receives a note if the template cannot be marked.
+        remedy: how to give another template, for messages.
+
+    Raises:
+        ValueError: if the template cannot be made to write images.
+    """
+    if not _writes_images(tokenizer):
+        tokenizer.chat_template = with_images(tokenizer.chat_template)
+        if not _writes_images(tokenizer):
+            raise ValueError(f"The chat template of {source} does not write a user's message with an image. {remedy}")
+    if "question" not in (_rendered(tokenizer, "question") or ""):
+        tokenizer.chat_template = _PART_MESSAGES + tokenizer.chat_template
+    if has_generation_marks(tokenizer.chat_template):
+        return
+    marked = with_generation_marks(tokenizer.chat_template)
+    if _marks_answers(tokenizer, marked):
+        tokenizer.chat_template = marked
+    else:
+        notes.append(
+            "The chat template does not mark the assistant's answers, so the model can answer but cannot be trained. "
+            + remedy
+        )
+
+
+def _rendered(tokenizer: PreTrainedTokenizerFast, content: str | list[dict]) -> str | None:
+    """The prompt of a user's message, None if the template cannot write it."""
+    messages: Any = [{"role": "user", "content": content}]
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[return-value]
+    except Exception:  # a template may raise any error for unknown content
+        return None
+
+
+def _writes_images(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template writes an image part as its placeholder, along with the text."""
+    prompt = _rendered(tokenizer, [{"type": "image"}, {"type": "text", "text": "question"}]) or ""
+    return prompt.count(IMG_CONTEXT_TOKEN) == 1 and "question" in prompt
+
+
+def _marks_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> bool:
+    """Whether a template marks every answer of a conversation and otherwise writes the same as the tokenizer's own."""
+    texts = ("first question", "first answer", "second question", "second answer")
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
+    try:
+        expected = tokenizer.apply_chat_template(turns, tokenize=False)
+        tokens: dict[str, Any] = tokenizer.special_tokens_map
+        rendered: Any = render_jinja_template(
+            [turns], chat_template=template, return_assistant_tokens_mask=True, **tokens
+        )
+    except Exception:  # as above
+        return False
+    (prompt,), (spans,) = rendered
+    marked = [prompt[start:end].lstrip() for start, end in spans]
+    answers = texts[1::2]
+    return prompt == expected and len(marked) == 2 and all(map(str.startswith, marked, answers))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from ..checkpoints.errors import CheckpointError
+from ..checkpoints.names import LLAVA
 from .sources import Source
 
 Operation = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
@@ -206,9 +207,30 @@ NATIVE_TABLE = [
     Rule("lm_head.weight", ("lm_head.weight",)),
 ]
 
+# transformers' LLaVA, whose older files wrap the tower's modules in one of the name `vision_model`
+LLAVA_TABLE = [
+    *(rule for rule in TEXT_TABLE if rule.reason),
+    *(
+        rule
+        for tower in (
+            "vision_tower.vision_model",
+            "model.vision_tower.vision_model",
+            "vision_tower",
+            "model.vision_tower",
+        )
+        for rule in (
+            Rule(f"{tower}.embeddings.position_ids", reason="positions are counted, not stored"),
+            Rule(tower + ".{rest}", ("model.vision_tower.{rest}",)),
+        )
+    ),
+    *(rule for rule in NATIVE_TABLE if not rule.source.startswith("vision_tower.")),
+]
+
 
 def source_table(source: Source) -> list[Rule]:
     """Rules from a checkpoint's tensors to those of an `InternVLXForConditionalGeneration` with `source.config`."""
+    if source.layout == LLAVA:
+        return LLAVA_TABLE
     if source.layout != "internvl_chat":
         return NATIVE_TABLE
     config = source.config

@@ -25,13 +25,12 @@ from ..checkpoints.weights import TensorInfo
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
 from ..modeling.projectors import PROJECTORS
 from ..modeling.pvtc import QUERY_MLPS
+from ..modeling.setting_checks import compressing_window
 from ..modeling.towers import check_tower
 from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, Operation, Rule
 
 LVTC = "model.lvtc"
-# sides of windows for upgrading a projector that keeps every patch
-COMPRESSING_WINDOWS = (2, 3, 4)
 # types of projectors that can start others -> the `query_mlp` of a PVTC that starts as one
 WARM_QUERIES = {projector: query for query, projector in QUERY_MLPS.items() if projector is not None}
 
@@ -83,7 +82,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     if options.downsample_ratio is not None:
         after.downsample_ratio = options.downsample_ratio
     elif compresses and before.downsample_ratio == 1:
-        after.downsample_ratio = 1 / _smallest_window(config.patch_grid)
+        after.downsample_ratio = 1 / compressing_window(config.patch_grid)
     if lvtc:
         if config.lvtc_config is not None:
             raise ValueError("The checkpoint already has LVTC. Convert it without `lvtc`.")
@@ -106,11 +105,6 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     if lvtc:
         _add_lvtc(upgrade, before, after, init)
     return after, upgrade
-
-
-def _smallest_window(grid: int) -> int:
-    """The side of the smallest window of several patches that divides the grid, 1 if none of a moderate size does."""
-    return next((side for side in COMPRESSING_WINDOWS if grid % side == 0), 1)
 
 
 def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from transformers import InternVLForConditionalGeneration
+from transformers import InternVLForConditionalGeneration, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from ..checkpoints.errors import CheckpointError
-from ..checkpoints.names import NATIVE
+from ..checkpoints.names import LLAVA, NATIVE, OURS
 from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXForConditionalGeneration
 from .plan import target_tensors
@@ -23,6 +23,11 @@ logger = logging.get_logger(__name__)
 # largest difference due to float32, relative to the largest value
 TOLERANCE = 1e-4
 MEMORY = Path("/proc/meminfo")  # exists on Linux
+LOADERS: dict[str, Any] = {
+    OURS: InternVLXForConditionalGeneration,
+    NATIVE: InternVLForConditionalGeneration,
+    LLAVA: LlavaForConditionalGeneration,
+}
 QUESTION = "What is in the image?"
 
 
@@ -76,10 +81,11 @@ def _same_shape(targets: dict, found: dict, name: str) -> bool:
 
 
 def _answers(folder: Path, layout: str, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image features and logits of the last position from a checkpoint in this package's or the native layout."""
-    loader = InternVLForConditionalGeneration if layout == NATIVE else InternVLXForConditionalGeneration
-    model: Any = loader.from_pretrained(folder, dtype=torch.float32).eval()
+    """Image features and logits of the last position from a checkpoint in one of the layouts `LOADERS`."""
+    model = LOADERS[layout].from_pretrained(folder, dtype=torch.float32).eval()
     features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+    if layout == LLAVA:  # one tensor per image
+        features = torch.stack(list(features))
     return features, model(**inputs, logits_to_keep=1).logits[0, -1]
 
 

@@ -13,11 +13,17 @@ from jinja2 import ChainableUndefined, Environment
 
 from ..checkpoints.folders import is_hub_id, resolve_inside
 from ..checkpoints.json_files import check_fields, read_json
-from ..checkpoints.names import CARD, NATIVE, OURS, RECIPE, REPORT
+from ..checkpoints.names import CARD, LLAVA, NATIVE, OURS, RECIPE, REPORT
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
 from .card_text import Card, CardError, renew_card
 
+# model type -> what the card calls it
+KINDS = {
+    OURS: "InternVL-X for Transformers",
+    NATIVE: "transformers' native InternVL",
+    LLAVA: "transformers' LLaVA",
+}
 TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
 TEXT, NUMBER = (str, NoneType), (int, float, NoneType)
 # metadata of the source's card that a report keeps
@@ -119,9 +125,10 @@ class CardFacts:
         self.folder = Path(folder)
         config = read_json(self.folder / "config.json")
         self.kind = config.get("model_type")
-        if self.kind not in (OURS, NATIVE):
+        if self.kind not in KINDS:
             found = f"model_type={self.kind!r}" if config else "no config.json"
-            raise ValueError(f"{folder} has {found}, expected a checkpoint of model type {OURS!r} or {NATIVE!r}.")
+            known = " or ".join(map(repr, KINDS))
+            raise ValueError(f"{folder} has {found}, expected a checkpoint of model type {known}.")
         self.report = read_json(self.folder / REPORT)
         if self.report:
             check_fields(self.report, REPORT_FIELDS, self.folder / REPORT)
@@ -160,7 +167,7 @@ class CardFacts:
     @property
     def title(self) -> str:
         base = one_line((self.base_model or self.report.get("source", "")).rpartition("/")[-1])
-        kind = "InternVL-X for Transformers" if self.kind == OURS else "transformers' native InternVL"
+        kind = KINDS[self.kind or OURS]
         if self.recipe:
             return f"{base}, trained as {kind}" if base else f"{kind}, trained"
         return f"{base}, {'joined as' if self.parts else 'converted to'} {kind}" if base else kind
@@ -177,7 +184,11 @@ class CardFacts:
             base_model=self.base_model or self.base_models or None,
             base_model_relation="finetune" if self.base_model else None,
             datasets=datasets or None,
-            tags=["internvl", "vision-language", *(["internvl_x", "custom_code"] if self.kind == OURS else [])],
+            tags=[
+                "llava" if self.kind == LLAVA else "internvl",
+                "vision-language",
+                *(["internvl_x", "custom_code"] if self.kind == OURS else []),
+            ],
             eval_results=results or None,
             model_name=self.title if results else None,
             **{name: value for name, value in source.items() if f"{name}?" in SOURCE_CARD},
