@@ -35,10 +35,11 @@ HEADER = [
 
 
 def table(group: str, runs: dict[str, list[dict]]) -> str:
-    """A Markdown table with a row per configuration. Differences are to the first one."""
-    first = next(iter(runs))
-    rows = []
+    """A Markdown table with a row per configuration. Differences are to the first one with the same kind of page."""
+    rows: list[list[str]] = []
+    firsts: dict[str, str] = {}
     for name, records in runs.items():
+        first = firsts.setdefault(records[0]["configuration"]["pages"], name)
         gain = None if name == first else difference(records, runs[first])
         rows.append(
             [
@@ -185,7 +186,8 @@ Accuracy is the share of digits that greedy generation puts in their place on pa
 mean of transcriptions and of questions; "pages, all right" is the share of transcriptions without an error. A figure with ± is a
 mean over seeds and half of its 95 % t-interval; differences, with their interval in brackets, are taken seed by seed.
 Tokens are visual tokens a page in the first layers of the language model, and in its last ones after LVTC's expansion; FLOPs
-are those of one page's forward with its answer, a multiplication and an addition counted as two."""
+are those of one page's forward with its answer, a multiplication and an addition counted as two. "Against the first" compares
+with the first row that has the same kind of page; each ratio of Figure 7 has its own."""
 
 READING = """\
 Orange: *appears*. Blue: *the other way*. Black: *does not*. Grey: *not told apart*, or seeds are missing. Ticks are the means of

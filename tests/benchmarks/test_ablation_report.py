@@ -155,6 +155,18 @@ def test_the_attribution_joins_accuracy_with_the_end_to_end_benchmark():
     assert rows["PVTC"]["first token s, 640x480"] == ""
 
 
+def test_rows_are_compared_on_the_same_pages_only():
+    import report
+    import settings
+    from evidence.tables import read_tables
+
+    table = report.table("figure7", study(seeds=2).group(settings.FIGURE_7))
+    compared = {row["configuration"]: row["against the first"] for row in read_tables(table)}
+    firsts = {f"pixel_shuffle x{ratio}" for ratio in (4, 16, 64)}
+    assert {name for name, difference in compared.items() if not difference} == firsts
+    assert compared["ldpv2 x64"] == "+1.0 [+1.0, +1.0]"
+
+
 def test_a_page_of_a_study_that_has_just_begun_has_no_verdicts():
     import report
     import settings
