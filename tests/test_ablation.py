@@ -172,7 +172,7 @@ def test_every_configuration_fits_together_and_starts_from_the_base(tmp_path):
     import training
 
     processor = task.build_processor()
-    base = training.build_model(training.BASE, processor)
+    base = training.build_model(settings.BASE_4N, processor)
     base.save_pretrained(tmp_path)
     configurations = {c.key(settings.QUICK, 0): c for group in settings.GROUPS.values() for c in group.values()}
     for configuration in configurations.values():
@@ -188,14 +188,48 @@ def test_every_configuration_fits_together_and_starts_from_the_base(tmp_path):
 
 
 def test_a_base_of_another_width_is_refused(tmp_path, monkeypatch):
+    import settings
     import task
     import training
 
-    training.build_model(training.BASE, task.build_processor()).save_pretrained(tmp_path)
-    model = training.build_model(training.BASE, task.build_processor())
+    training.build_model(settings.BASE_4N, task.build_processor()).save_pretrained(tmp_path)
+    model = training.build_model(settings.BASE_4N, task.build_processor())
     del model.model.language_model.layers[-1]
     with pytest.raises(ValueError, match="does not fit"):
         training.start_from(model, tmp_path)
+
+
+def test_the_models_of_a_base_share_tower_and_language_model_and_take_turns():
+    import task
+    import training
+
+    torch.manual_seed(0)
+    model = training.Turns(task.build_processor(), [4, 2])
+    shared = {name for name, _ in model.models[0].named_parameters() if "projector" not in name}
+    own = [dict(each.named_parameters()) for each in model.models]
+    assert all(own[0][name] is own[1][name] for name in shared)
+    samples = task.make_samples("test", 2, "dense", "whole", 64, seed=1)
+    collator = training.TurnCollator([task.Collator(task.build_processor(), tokens) for tokens in (4, 16)])
+    model(**collator([(1, sample) for sample in samples])).loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert not any(name.startswith("models.0.model.multi_modal_projector") for name in trained)
+    assert {"models.1.model.multi_modal_projector.linear_1.weight", "counter.weight"} <= trained
+    assert "models.0.model.vision_tower.embeddings.cls_token" in trained
+
+
+@pytest.mark.slow
+def test_a_base_is_trained_once_and_runs_start_from_it(tmp_path):
+    import settings
+    import training
+
+    for _ in range(2):
+        training.make_bases([("few", 1)], settings.QUICK, tmp_path)
+    folder = training.base_folder("few", 1, settings.QUICK, tmp_path)
+    record = json.loads((folder / "base.json").read_text())
+    assert list(record["validation"]) == ["whole, M = 8", "whole, M = 4", "whole, M = 2", "whole, M = 1"]
+    result = training.run(settings.FIGURE_7["pvtc x64"], settings.QUICK, 4, tmp_path)
+    assert result["base"] == 1
+    assert result["tokens"] == 1
 
 
 def baseline(kind: str, window: int, seed: int = 0):

@@ -196,11 +196,9 @@ def cached_samples(
 class Collator:
     """Batches samples for a model with `tokens` placeholders per tile, padded on the left."""
 
-    def __init__(
-        self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False, with_counts: bool = False
-    ):
+    def __init__(self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False):
         self.image_token_id, self.pad_id = processor.image_token_id, processor.tokenizer.pad_token_id
-        self.tokens, self.for_generation, self.with_counts = tokens, for_generation, with_counts
+        self.tokens, self.for_generation = tokens, for_generation
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         rows = [self.with_tokens(sample) for sample in samples]
@@ -210,9 +208,6 @@ class Collator:
         }
         batch["attention_mask"] = _pad_left([torch.ones_like(row["input_ids"]) for row in rows], 0)
         batch["pixel_values"] = torch.cat([sample.pixel_values for sample in samples]).float()
-        if self.with_counts:
-            batch["counts"] = torch.stack([sample.counts for sample in samples])
-            batch["tiles"] = torch.tensor([len(sample.pixel_values) for sample in samples])
         if self.for_generation:
             del batch["labels"]
         return batch
