@@ -1,5 +1,6 @@
 """The ablations' bookkeeping, pages and tables; what they train for real is in benchmarks/results/ablation."""
 
+import json
 import math
 from dataclasses import replace
 

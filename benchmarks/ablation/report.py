@@ -92,6 +92,15 @@ def thread_hours(results: Results, bases: list[dict]) -> str:
     return markdown(("what", "runs", "thread-hours"), rows)
 
 
+def bases_table(bases: list[dict]) -> str:
+    """What each base reads of validation pages, in each way of cutting them and with each window that it was trained with."""
+    rows = []
+    for base in bases:
+        read = [f"{name}: {100 * shares['all']:.1f}" for name, shares in base["validation"].items()]
+        rows.append((base["pages"], str(base["number"]), "; ".join(read)))
+    return markdown(("pages", "base", "digits read of validation pages, %"), rows, left=3)
+
+
 def versions(results: Results) -> str:
     """The versions that the runs were made with."""
     found = {
@@ -152,10 +161,13 @@ def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]]
             parts.append(findings_table(found))
         if group in PLOTS:
             parts.append(f"![{PLOTS[group]}]({group}.png)")
+    if bases:
+        parts += ["## The bases", BASES_TEXT, bases_table(bases)]
     parts += [
         "## What the runs took",
         TIMES,
         thread_hours(results, bases),
+        versions(results),
         "## Settings",
         hyperparameters(results.schedule),
     ]
@@ -200,6 +212,9 @@ Digits read, tokens and FLOPs are those of the pages of several tiles, as in the
 MEASUREMENT = f"""\
 Time to the first token and peak memory are those of InternVL2-1B's geometry for an image of the given size: [how they were
 measured](../{COSTS})."""
+
+BASES_TEXT = """\
+Before a run gives them new projectors: accuracy on validation pages, by slicing and side M of the pixel shuffle's window."""
 
 TIMES = """\
 Computing time of one thread, training and evaluation. A run that several tables share counts in the first of them."""

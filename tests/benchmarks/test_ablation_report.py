@@ -173,7 +173,10 @@ def test_a_page_of_a_study_that_has_just_begun_has_no_verdicts():
 
     results = study(seeds=1)
     del results.rows[results.key(settings.PVTC)]
-    text = report.page(results, [], report.find(results))
+    bases = [{"pages": "few", "number": 2, "validation": {"whole, M = 2": {"all": 0.987}}, "cpu_seconds": 60.0}]
+    text = report.page(results, bases, report.find(results))
+    assert "| few | 2 | whole, M = 2: 98.7 |" in text
+    assert "Made with torch 2.13.0." in text
     assert "**The study is not complete**: " in text
     assert "| 1 of 8 seeds |" in text
     assert "| + LVTC | 33.0 | +3.0 |" in text
