@@ -1,6 +1,7 @@
 """The claims of the digit study, the files of its runs, and its page of results."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -245,3 +246,26 @@ def test_the_published_page_is_what_the_runs_give():
         if any(finding.differences for finding in findings):
             assert report.findings_table([f for f in findings if f.differences]) in page, group
     assert report.progress(results) in page
+
+
+def test_the_documentation_gives_no_result_and_the_settings_as_they_are():
+    import claims
+    import settings
+
+    text = (ABLATION.parents[1] / "docs/ablation.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\d+\.\d+|\d+ %|[+−]\d+", text)) == {
+        "4.3",
+        "95 %",
+    }  # a section and the level of the intervals
+    words = {3: "three", 8: "eight"}
+    assert f"over {words[claims.SEEDS]} seeds and {words[settings.BASES]} bases" in text
+    assert f"Rows without a claim have {words[claims.SEEDS_WITHOUT_CLAIM]} seeds" in text
+    base, fine = settings.BASE.window, settings.BASE_4N.window
+    patches = settings.PATCHES**2
+    for row in (
+        f"| patches per tile | 1024 | {patches} |",
+        f"| N tokens (base, M₁) | 256, M = 2 | {patches // base**2}, M = {base} |",
+        f"| 4N tokens (M₂) | 1024, M = 1 | {patches // fine**2}, M = {fine} |",
+        f"| language model | 24 layers, k = 17 | {settings.LAYERS} layers, k = {settings.EXPAND_LAYER} |",
+    ):
+        assert row in text
