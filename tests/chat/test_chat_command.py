@@ -147,6 +147,29 @@ def test_a_new_slicing_applies_to_the_whole_conversation(answerer):
     assert session.costs()[0][1] == 1
 
 
+def test_all_images_of_a_conversation_share_its_budget(answerer, capfd):
+    tokens = answerer.model.config.image_seq_length
+    session = Session(Answerer(answerer.model, answerer.processor, {"max_image_tokens": 4 * tokens}), generation=NEW)
+    loop = ChatLoop(session)
+    assert session.ask("What is it?", (image(70, 40),)).tiles == 3
+    for tiles in (1, 3):  # the last of equal images gives up tiles; then the first does, and all are read again
+        turn = session.ask("And this?", (image(40, 70),))
+        assert turn.tiles == tiles
+        assert turn.answer == whole_prompt_answer(session, session.messages[:-1])
+    assert session.costs()[0][1:3] == (3, 3 * tokens)
+    for line in ("/budget", f"/budget {3 * tokens}", "/budget many", "/budget 0", "/slicing ratio 2", "/cost"):
+        loop.handle(line)
+    out, said = capfd.readouterr()
+    assert f"at most {4 * tokens} visual tokens in the conversation" in said
+    assert f"at most {3 * tokens} visual tokens" in said
+    assert "/budget 'many', expected a number" in said
+    assert "max_image_tokens=0, expected a positive number" in said
+    assert ["in", "use", "(ratio)", "3"] in [line.split()[:4] for line in out.splitlines()]
+    with pytest.raises(ValueError, match="4 images take at least"):
+        session.ask("And this?", (image(40, 70),))
+    assert len(session.images) == 3
+
+
 def test_a_turn_that_fails_is_not_kept(answerer):
     session = Session(answerer, generation=NEW)
     session.ask("What is it?", (image(70, 40),))
@@ -283,6 +306,8 @@ def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected)
         (["nowhere/at/all", "Hello"], "not a folder"),
         (["MODEL", "lost.png", "Hello"], "'lost.png' does not exist"),
         (["MODEL", "Hello", "--max-new-tokens", "0"], "--max-new-tokens=0, expected at least 1"),
+        (["MODEL", "Hello", "--max-image-tokens", "0"], "--max-image-tokens=0, expected at least 1"),
+        (["MODEL", "Hello", "--max-image-tokens", "1"], "max_image_tokens=1 is too small: 1 image takes at least"),
         (["MODEL", "Hello", "--device", "gpu9"], "--device='gpu9' cannot be used here"),
         (["MODEL", " "], "The question is empty"),
         (["MODEL", "Hello", "--jsonl", "out.jsonl"], "needs images and a question"),

@@ -163,8 +163,14 @@ def test_image_settings_change_what_an_image_takes(answerer):
     )
     answerer.answer(wide, max_new_tokens=1)
     few.answer(wide, max_new_tokens=1)
+    budget = Answerer(
+        answerer.model, answerer.processor, {"max_image_tokens": 3 * answerer.processor.image_seq_length}
+    )
+    budget.answer(wide + wide, max_new_tokens=1)
     hook.remove()
-    assert lengths == [4, 1]
+    assert lengths == [4, 1, 2 * 3]
+    assert budget.max_image_tokens == 3 * answerer.processor.image_seq_length
+    assert answerer.max_image_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -173,6 +179,7 @@ def test_image_settings_change_what_an_image_takes(answerer):
         ({"max_tiles": 3}, "Unknown image settings \\['max_tiles'\\], expected some of \\['slicing', "),
         ({"max_patches": 0}, "max_patches"),
         ({"slicing": "diagonal"}, "diagonal"),
+        ({"max_image_tokens": 3}, "max_image_tokens=3 is too small: 1 image takes at least"),
     ],
 )
 def test_wrong_image_settings_are_named_before_the_model_is_read(settings, message, tmp_path, monkeypatch):

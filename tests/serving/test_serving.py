@@ -270,6 +270,7 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     served = []
     monkeypatch.setattr("uvicorn.run", lambda app, **where: served.append((app, where)))
     images = ["--image-folders", tmp_path, "--image-hosts", "intranet", "--no-public-images", "--max-image-bytes", 9]
+    images += ["--max-image-tokens", 12]
     assert (
         main(
             [
@@ -284,6 +285,8 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     assert text_of(chat(app, CONVERSATIONS[0], model="x")[0]) == expected[0]
     turns = [{"role": "user", "content": [image("http://images.example/x.png")]}]
     assert "'images.example' is not allowed, expected one of intranet" in refusal(chat(app, turns, model="x")[0])
+    (response,) = chat(app, user(RED, RED, RED, RED), model="x")
+    assert "max_image_tokens=12 is too small: 4 images take at least 16" in refusal(response)
 
 
 @pytest.mark.parametrize(

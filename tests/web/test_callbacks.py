@@ -104,6 +104,18 @@ def test_settings_belong_to_a_request_and_not_to_the_model(callbacks, upload):
     assert shared.processor.image_processor.to_dict() == before
 
 
+def test_a_budget_of_visual_tokens_is_one_of_the_settings(callbacks, upload):
+    shared, tokens = callbacks.shared, callbacks.shared.model.config.image_seq_length
+    budget = ("ratio", 6, 1, True, 3 * tokens)
+    assert f">{3 * tokens}</dd>" in callbacks.show_tiles(upload, *budget)
+    *_, (_, turns, note) = callbacks.ask(None, upload, QUESTION, LONGEST, *budget)
+    answer, tiles = whole_answer(shared, upload, budget)
+    assert (turns[1]["content"], tiles) == (answer, 3)
+    assert f"at most {3 * tokens} visual tokens: 3 tiles" in note
+    saved = Answerer(shared.model, shared.processor, {"max_image_tokens": 8})
+    assert ImageSettings.of(saved).max_image_tokens == 8
+
+
 def test_compared_answers_equal_those_of_each_setting_alone(callbacks, upload):
     states = list(callbacks.compare(upload, QUESTION, LONGEST, *EDGE, *RATIO))
     assert "…" in states[0][2]
@@ -181,6 +193,8 @@ def test_broken_uploads_are_named_without_their_folder(callbacks, upload, tmp_pa
         (QUESTION, 1, ("edge", 9), "Maximum tiles: 9, expected a whole number from 1 to 8"),
         (QUESTION, 1, ("edge", "x"), "Maximum tiles: 'x'"),
         (QUESTION, 1, ("edge", 2, 3), "Minimum tiles: 3, expected a whole number from 1 to 2"),
+        (QUESTION, 1, ("edge", 2, 1, True, 0), "Visual tokens: 0, expected a whole number from 1"),
+        (QUESTION, 1, ("edge", 2, 1, True, 1), "max_image_tokens=1 is too small: 1 image takes at least 4"),
         (QUESTION, 1, ("corner", 2), "slicing='corner' is unknown, expected one of edge"),
     ],
 )

@@ -63,7 +63,8 @@ class Session:
     """A conversation with a model. The key-value cache is kept, so each question reads only what is new.
 
     Args:
-        answerer: the model with its processor. Its `images_kwargs` may change between turns.
+        answerer: the model with its processor. Its `images_kwargs` may change between turns. A budget `max_image_tokens` is
+            that of all images and frames of the conversation.
         system: the system message (default: the chat template's).
         generation: arguments of `generate` (default: greedy decoding).
     """
@@ -97,7 +98,8 @@ class Session:
             on_text: called with each piece of the answer as it is generated.
 
         Raises:
-            ValueError: if an image cannot be read or the question contains an image token.
+            ValueError: if an image cannot be read, the question contains an image token, or the conversation's images and
+                frames do not fit the budget.
         """
         started = time.perf_counter()
         content = [*map(media_part, images), {"type": "text", "text": question}]
@@ -134,11 +136,17 @@ class Session:
         """
         model, processor = self.answerer.model, self.answerer.processor
         tiling = tiling_rule(self.answerer.image_processor, model.config)
-        setups, _ = side_by_side(ModelSetup(f"in use ({tiling.slicing})", model.config, tiling))
+        budget = self.answerer.max_image_tokens
+        setups, _ = side_by_side(
+            ModelSetup(f"in use ({tiling.slicing})", model.config, tiling, max_image_tokens=budget)
+        )
         upright = processor.image_processor.do_exif_transpose is not False
         sizes = [image_size(image, upright) for image in self.images]
         frames = sum(map(len, processor.video_processor.choose_frames(self.videos)))
-        costs = [(setup.name, CostModel(setup).together(sizes, frames)) for setup in setups]
+        costs = []
+        for setup in setups:
+            with suppress(ValueError):  # the budget is too small where a tile has more tokens
+                costs.append((setup.name, CostModel(setup).together(sizes, frames)))
         return [
             (name, cost.tiles, cost.stage_one_tokens, cost.stage_two_tokens, cost.prefill_flops)
             for name, cost in costs

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..processing.rvtc import SLICING_STRATEGIES
-from .model_options import add_device_options, add_image_options
+from .model_options import add_device_options, add_image_options, image_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +26,7 @@ HELP = """\
 /video PATH      add a video (a file, a URL or a folder of frames)
 /slicing [NAME [MAX_PATCHES]]
                  change the slicing of images into tiles: {strategies}
+/budget [TOKENS] change how many visual tokens all images and frames of the conversation share
 /cost            show the images' cost, also under other slicing strategies
 /reset           forget the conversation
 /help            show these lines
@@ -39,8 +40,7 @@ def main(arguments: list[str]) -> None:
     _check(options, images, question)
     from ..chat import Session, list_files, load_answerer
 
-    images_kwargs = {"slicing": options.slicing, "max_patches": options.max_patches}
-    images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
+    images_kwargs = image_options(options)
     images = list_files(images) if options.jsonl else images
     opened = () if options.jsonl else tuple(_open(image) for image in images)  # before the model is loaded
     for folder in filter(os.path.isdir, () if options.jsonl else images):
@@ -94,7 +94,7 @@ def _names_image(word: str) -> bool:
 
 
 def _check(options: argparse.Namespace, images: list[str], question: str | None) -> None:
-    for name in ("max_new_tokens", "batch_size", "max_patches", "num_frames"):
+    for name in ("max_new_tokens", "batch_size", "max_patches", "max_image_tokens", "num_frames"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
@@ -155,6 +155,7 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         "model": options.model,
         "slicing": options.slicing or image_processor.slicing,
         "max_patches": options.max_patches or image_processor.max_patches,
+        **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
         "system": options.system,
         **{name: getattr(options, name) for name in ("num_frames", "fps") if getattr(options, name)},
         **generation,
@@ -201,6 +202,7 @@ class ChatLoop:
             "/image": self.add_image,
             "/video": self.add_video,
             "/slicing": self.set_slicing,
+            "/budget": self.set_budget,
             "/cost": self.print_cost,
             "/reset": self.reset,
             "/help": lambda _: print(HELP.format(strategies=", ".join(SLICING_STRATEGIES))),
@@ -260,17 +262,25 @@ class ChatLoop:
         _say(f"{path}, {len(frames)} of {video.num_frames} frames{length}, added to the next question")
 
     def set_slicing(self, words: str) -> None:
-        kwargs, processor = self.session.answerer.images_kwargs, self.session.answerer.processor.image_processor
+        answerer = self.session.answerer
         name, _, most = words.partition(" ")
         if name and name not in SLICING_STRATEGIES:
             raise ValueError(f"/slicing {name!r}, expected one of {', '.join(SLICING_STRATEGIES)}")
         if most and not (most.isdecimal() and int(most) > 0):
             raise ValueError(f"/slicing {name} {most!r}, expected a number of tiles")
         changed = ({"slicing": name} if name else {}) | ({"max_patches": int(most)} if most else {})
-        type(processor)(**(processor.to_dict() | kwargs | changed))  # raises if they contradict each other
-        kwargs.update(changed)
-        slicing = kwargs.get("slicing", processor.slicing)
-        _say(f"slicing {slicing}, at most {kwargs.get('max_patches', processor.max_patches)} tiles per image")
+        answerer.update_images_kwargs(**changed)
+        processor = answerer.image_processor
+        _say(f"slicing {processor.slicing}, at most {processor.max_patches} tiles per image")
+
+    def set_budget(self, tokens: str) -> None:
+        answerer = self.session.answerer
+        if tokens and not tokens.isdecimal():
+            raise ValueError(f"/budget {tokens!r}, expected a number of visual tokens")
+        if tokens:
+            answerer.update_images_kwargs(max_image_tokens=int(tokens))
+        budget = answerer.max_image_tokens
+        _say("no budget" if budget is None else f"at most {budget:,} visual tokens in the conversation")
 
     def print_cost(self, _: str) -> None:
         if not (self.session.images or self.session.videos):

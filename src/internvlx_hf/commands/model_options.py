@@ -23,6 +23,12 @@ def add_image_options(group: argparse._ActionsContainer) -> None:
     )
 
 
+def image_options(options: argparse.Namespace) -> dict:
+    """The settings of images that the options of [`add_image_options`] change."""
+    names = ("slicing", "max_patches", "max_image_tokens")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     device = parser.add_argument_group("device")
     device.add_argument(

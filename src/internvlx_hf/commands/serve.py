@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> None:
         device=options.device,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
+        max_image_tokens=options.max_image_tokens,
     )
     uvicorn.run(app, host=options.host, port=options.port)
 
@@ -63,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     images = parser.add_argument_group(
         "images", "Messages give images as URLs or base64. By default, images are downloaded from public hosts only."
+    )
+    images.add_argument(
+        "--max-image-tokens",
+        type=int,
+        help="visual tokens that all images of a request share, before LVTC's expansion; the images that lose least give up "
+        "tiles (default: the checkpoint's, or no limit)",
     )
     images.add_argument(
         "--image-hosts",

@@ -3,7 +3,7 @@
 
 import argparse
 
-from .model_options import add_device_options, add_image_options
+from .model_options import add_device_options, add_image_options, image_options
 
 
 def main(arguments: list[str]) -> None:
@@ -14,7 +14,6 @@ def main(arguments: list[str]) -> None:
     from ..chat import load_answerer
     from ..web import Limits, serve
 
-    changed = {"slicing": options.slicing, "max_patches": options.max_patches}
     given = {name: getattr(options, name) for name in ("max_bytes", "max_pixels", "max_tiles", "max_new_tokens")}
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
 
@@ -24,7 +23,7 @@ def main(arguments: list[str]) -> None:
         answerer = load_answerer(
             options.model,
             options.revision,
-            {name: value for name, value in changed.items() if value is not None},
+            image_options(options),
             device=options.device,
             dtype=options.dtype,
             attn_implementation=options.attn_implementation,

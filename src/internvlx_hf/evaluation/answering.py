@@ -18,9 +18,9 @@ from ..processing.processing_internvlx import IGNORE_INDEX
 logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 1024
-# settings of the checkpoint's image processor that an evaluation may change
+# settings of the checkpoint's processor that an evaluation may change
 IMAGE_SETTINGS = (
-    *("slicing", "min_patches", "max_patches", "use_thumbnail"),
+    *("slicing", "min_patches", "max_patches", "use_thumbnail", "max_image_tokens"),
     *("resize_backend", "do_exif_transpose", "jpeg_draft"),
 )
 
@@ -59,15 +59,15 @@ class Answerer:
     Args:
         model: an `InternVLXForConditionalGeneration` in evaluation mode.
         processor: its processor.
-        images_kwargs: image processor settings to override, such as `{"max_patches": 12, "slicing": "edge"}` (default:
+        images_kwargs: settings of images to override, such as `{"max_patches": 12, "max_image_tokens": 4096}` (default:
             none).
     """
 
     def __init__(self, model, processor, images_kwargs: dict | None = None):
         self.model = model
         self.processor = processor
-        self.images_kwargs = dict(images_kwargs or {})
-        _check_images_kwargs(processor.image_processor, self.images_kwargs)
+        self.images_kwargs: dict = {}
+        self.update_images_kwargs(**(images_kwargs or {}))
 
     @classmethod
     def from_pretrained(cls, path: str, images_kwargs: dict | None = None, revision: str = "main", **model_kwargs):
@@ -88,7 +88,7 @@ class Answerer:
                 "FOLDER` converts InternVL checkpoints."
             )
         processor = AutoProcessor.from_pretrained(path, revision=revision)
-        _check_images_kwargs(processor.image_processor, images_kwargs or {})
+        _check_images_kwargs(processor, images_kwargs or {})
         model = AutoModel.from_pretrained(path, revision=revision, **model_kwargs).eval()
         return cls(model, processor, images_kwargs)
 
@@ -96,7 +96,18 @@ class Answerer:
     def image_processor(self):
         """An image processor with the settings that answers are given under."""
         own = self.processor.image_processor
-        return type(own)(**(own.to_dict() | self.images_kwargs))
+        return type(own)(**(own.to_dict() | _split_budget(self.images_kwargs)[0]))
+
+    @property
+    def max_image_tokens(self) -> int | None:
+        """The budget of visual tokens of a conversation that answers are given under."""
+        budget = self.images_kwargs.get("max_image_tokens")
+        return self.processor.max_image_tokens if budget is None else budget
+
+    def update_images_kwargs(self, **changed) -> None:
+        """Change `images_kwargs`. Raises: ValueError: if the settings are invalid or contradict each other."""
+        _check_images_kwargs(self.processor, self.images_kwargs | changed)
+        self.images_kwargs |= changed
 
     @torch.inference_mode()
     def answer(
@@ -221,11 +232,18 @@ def generation_arguments(task_kwargs: dict) -> dict:
     return arguments
 
 
-def _check_images_kwargs(image_processor, images_kwargs: dict) -> None:
+def _check_images_kwargs(processor, images_kwargs: dict) -> None:
     if unknown := sorted(set(images_kwargs) - set(IMAGE_SETTINGS)):
         raise ValueError(f"Unknown image settings {unknown}, expected some of {list(IMAGE_SETTINGS)}.")
-    size = image_processor.size
-    image_processor.get_number_of_image_patches(size["height"], size["width"], images_kwargs)
+    image_settings, budget = _split_budget(images_kwargs)
+    processor.tiling_rules([(1, 1)], image_settings, max_image_tokens=budget)  # a budget must have room for an image
+
+
+def _split_budget(images_kwargs: dict) -> tuple[dict, int | None]:
+    """The image processor's settings, and the budget of visual tokens."""
+    settings = dict(images_kwargs)
+    budget = settings.pop("max_image_tokens", None)
+    return settings, budget
 
 
 def _count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:

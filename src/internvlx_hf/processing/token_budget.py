@@ -106,8 +106,8 @@ def _require_possible(
     hints += ["fewer frames (`num_frames`, `fps`)"] if num_frames else []
     hints += [f"min_patches below {rule.min_tiles}"] if num_images and rule.min_tiles > 1 else []
     raise ValueError(
-        f"max_image_tokens={max_image_tokens} is too small: {given} take at least {least} visual tokens, {tiles} "
-        f"tile{'s' * (tiles > 1)} of {tokens_per_tile}. Expected {', or '.join(hints)}."
+        f"max_image_tokens={max_image_tokens} is too small: {given} take{'s' * (num_images + num_frames == 1)} at least {least} "
+        f"visual tokens, {tiles} tile{'s' * (tiles > 1)} of {tokens_per_tile}. Expected {', or '.join(hints)}."
     )
 
 

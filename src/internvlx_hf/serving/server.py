@@ -32,6 +32,7 @@ from ..processing import ImageAccess, InternVLXProcessor
 from ..processing.chat_templates import template_words
 from ..processing.image_files import open_image
 from ..processing.messages import IMAGE_KEYS, refuse_tokens
+from ..processing.token_budget import check_max_image_tokens
 
 # names that a request cannot set through `chat_template_kwargs`, even if the template contains them
 _NOT_FOR_TEMPLATES = {"messages", "text", "videos", "audio"}.union(
@@ -47,6 +48,7 @@ def build_app(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    max_image_tokens: int | None = None,
 ) -> FastAPI:
     """Load a checkpoint and build the server for it.
 
@@ -55,12 +57,14 @@ def build_app(
         name: the model's name in requests (default: `checkpoint`).
         access: image sources that messages may use (default: public URLs and base64).
         device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
+        max_image_tokens: the budget of visual tokens of a request (default: the checkpoint's).
 
     Raises:
         ValueError, OSError: if the checkpoint cannot be loaded.
     """
+    check_max_image_tokens(max_image_tokens)
     access = ImageAccess.for_server(public_hosts=True) if access is None else access
-    manager = _OneModel(checkpoint, name or checkpoint, access, device, dtype, attn_implementation)
+    manager = _OneModel(checkpoint, name or checkpoint, access, device, dtype, attn_implementation, max_image_tokens)
     state = _Generation()
     handlers: dict[str, Any] = {
         "chat_handler": _ChatCompletions(manager, state),
@@ -84,9 +88,16 @@ class _OneModel(ModelManager):
     """The single checkpoint that is served, loaded at startup."""
 
     def __init__(
-        self, checkpoint: str, name: str, access: ImageAccess, device: str, dtype: str, attention: str | None
+        self,
+        checkpoint: str,
+        name: str,
+        access: ImageAccess,
+        device: str,
+        dtype: str,
+        attention: str | None,
+        max_image_tokens: int | None,
     ):
-        self.checkpoint, self.name, self.access = checkpoint, name, access
+        self.checkpoint, self.name, self.access, self.max_image_tokens = checkpoint, name, access, max_image_tokens
         super().__init__(device=device, dtype=dtype, attn_implementation=attention, force_model=name)
 
     def load_model_and_processor(self, model_id_and_revision: str, *args, **kwargs):
@@ -97,6 +108,8 @@ class _OneModel(ModelManager):
     def _load_processor(self, *args, **kwargs) -> InternVLXProcessor:
         processor = InternVLXProcessor.from_pretrained(self.checkpoint)
         processor.image_processor.access = self.access
+        if self.max_image_tokens is not None:
+            processor.max_image_tokens = self.max_image_tokens
         return processor
 
     def _load_model(self, *args, **kwargs) -> InternVLXForConditionalGeneration:

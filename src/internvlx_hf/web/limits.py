@@ -7,11 +7,13 @@ from typing import Any
 
 import PIL.Image
 
+from ..evaluation.answering import Answerer
 from ..processing.image_files import open_file
 from ..processing.image_sources import PillowSource
 
 # accepted image formats; Pillow starts external programs for some of the others, and the rest are rare
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+MAX_BUDGET = 10_000_000  # visual tokens; no model has as many positions
 EXPECTED = "Upload a JPEG, PNG, WebP, GIF, BMP or TIFF image"
 
 
@@ -90,27 +92,38 @@ class Limits:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """The slicing of one request's images: arguments of the image processor."""
+    """The slicing of one request's images: arguments of the processor."""
 
     slicing: str
     max_patches: int
     min_patches: int = 1
     use_thumbnail: bool = True
+    max_image_tokens: int | None = None
 
     @classmethod
-    def of(cls, image_processor) -> "ImageSettings":
-        return cls(*(getattr(image_processor, field.name) for field in fields(cls)))
+    def of(cls, answerer: Answerer) -> "ImageSettings":
+        processor = answerer.image_processor
+        return cls(
+            processor.slicing,
+            processor.max_patches,
+            processor.min_patches,
+            processor.use_thumbnail,
+            answerer.max_image_tokens,
+        )
 
     @classmethod
-    def checked(cls, limits: Limits, slicing, max_patches, min_patches=1, use_thumbnail=True) -> "ImageSettings":
-        """Check a visitor's choices. The image processor checks the slicing strategy.
+    def checked(
+        cls, limits: Limits, slicing, max_patches, min_patches=1, use_thumbnail=True, max_image_tokens=None
+    ) -> "ImageSettings":
+        """Check a visitor's choices. The processor checks the slicing strategy and the budget of visual tokens.
 
         Raises:
-            ValueError: if a number of tiles is out of range.
+            ValueError: if a number is out of range.
         """
         maximum = _whole("Maximum tiles", max_patches, limits.max_tiles, "tiles")
         minimum = _whole("Minimum tiles", min_patches, maximum, "tiles, the chosen maximum")
-        return cls(str(slicing), maximum, minimum, bool(use_thumbnail))
+        budget = None if max_image_tokens is None else _whole("Visual tokens", max_image_tokens, MAX_BUDGET, "tokens")
+        return cls(str(slicing), maximum, minimum, bool(use_thumbnail), budget)
 
     @property
     def images_kwargs(self) -> dict[str, Any]:
@@ -119,7 +132,9 @@ class ImageSettings:
     def __str__(self) -> str:
         tiles = f"at most {self.max_patches} tile{'s' * (self.max_patches > 1)}"
         minimum = f", at least {self.min_patches}" if self.min_patches > 1 else ""
-        return f"{self.slicing}, {tiles}{minimum}" + ("" if self.use_thumbnail else ", no thumbnail")
+        thumbnail = "" if self.use_thumbnail else ", no thumbnail"
+        budget = "" if self.max_image_tokens is None else f", at most {self.max_image_tokens:,} visual tokens"
+        return f"{self.slicing}, {tiles}{minimum}{thumbnail}{budget}"
 
 
 def _whole(name: str, value: Any, maximum: int, unit: str) -> int:

@@ -103,7 +103,14 @@ def _settings(callbacks: Callbacks, defaults: ImageSettings) -> list:
     with gr.Accordion("More", open=False):
         minimum = _tiles_slider(callbacks, defaults.min_patches, "Minimum tiles", "min-tiles")
         thumbnail = gr.Checkbox(value=defaults.use_thumbnail, label="Thumbnail of the whole image")
-    return [slicing, maximum, minimum, thumbnail]
+        budget = gr.Number(
+            value=defaults.max_image_tokens,
+            label="Visual tokens of the image at most (empty: no limit)",
+            precision=0,
+            minimum=1,
+            elem_id="max-image-tokens",
+        )
+    return [slicing, maximum, minimum, thumbnail, budget]
 
 
 def _tiles_slider(callbacks: Callbacks, value: int, label: str, elem_id: str) -> gr.Slider:

@@ -54,7 +54,7 @@ class SharedModel:
 
     def __init__(self, answerer: Answerer, name: str):
         self.model, self.processor, self.name = answerer.model, answerer.processor, name
-        self.defaults = ImageSettings.of(answerer.image_processor)
+        self.defaults = ImageSettings.of(answerer)
         self.flops_per_second: float | None = None
         self._lock = threading.Lock()
         self._recent: list[weakref.ref[Session]] = []  # the sessions with caches, the latest last
@@ -76,14 +76,15 @@ class SharedModel:
         """The cost of an upright image of (width, height) pixels under each slicing strategy, with the same other settings."""
         found = []
         for slicing in reversed(SLICING_STRATEGIES):
-            setup = self._setup(self.answerer(replace(settings, slicing=slicing)))
-            cost = CostModel(setup, text_tokens).of_size(*size)
+            model = CostModel(self._setup(self.answerer(replace(settings, slicing=slicing))), text_tokens)
+            (plan,), cost = model.plans([size]), model.of_size(*size)
             seconds = cost.prefill_flops / self.flops_per_second if self.flops_per_second else None
-            found.append(SlicingCost(slicing, setup.tiling.plan(*size), cost, seconds))
+            found.append(SlicingCost(slicing, plan, cost, seconds))
         return found
 
     def _setup(self, answerer: Answerer) -> ModelSetup:
-        return ModelSetup(self.name, self.model.config, tiling_rule(answerer.image_processor, self.model.config))
+        tiling = tiling_rule(answerer.image_processor, self.model.config)
+        return ModelSetup(self.name, self.model.config, tiling, max_image_tokens=answerer.max_image_tokens)
 
     def ask(
         self,
@@ -137,7 +138,8 @@ class SharedModel:
     def attend(self, image: PIL.Image.Image, question: str, settings: ImageSettings, max_new_tokens: int) -> Attention:
         """Run [`attend`] with the settings of a request."""
         processor = copy(self.processor)
-        processor.image_processor = self.answerer(settings).image_processor
+        answerer = self.answerer(settings)
+        processor.image_processor, processor.max_image_tokens = answerer.image_processor, answerer.max_image_tokens
         with self._lock:
             return attend(self.model, processor, image, question, max_new_tokens)
 
