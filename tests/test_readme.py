@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmark_scripts import importable
 from internvlx_hf import InternVLXImageProcessor
 from paths import ROOT
 
@@ -55,14 +56,15 @@ def test_its_times_and_memory_are_those_of_the_end_to_end_benchmark():
 
 def test_its_accuracies_are_those_of_the_ablation():
     page = (ROOT / "benchmarks/results/ablation/README.md").read_text(encoding="utf-8")
-    page = page.partition("## Table 2")[2].partition("\n## ")[0]
     measured = []
-    for line in page.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 13 and "±" in cells[1]:
-            first, second = (f"{float(cell):g}" for cell in cells[7:9])
-            tokens = first if first == second else f"{first}, then {second}"
-            measured.append((tokens, f"{cells[1]} %", cells[9]))
+    with importable():
+        from evidence.tables import read_tables
+
+        for row in read_tables(page):
+            if "tokens, stage two" in row and "accuracy, %" in row:
+                first, second = (f"{float(row[name]):g}" for name in ("tokens", "tokens, stage two"))
+                tokens = first if first == second else f"{first}, then {second}"
+                measured.append((tokens, f"{row['accuracy, %']} %", row["MFLOPs a page"]))
     section = README.partition("## Ask")[0]
     rows = re.findall(r"^\| .* \| ([\d., then]+) \| ([\d.]+ ± [\d.]+ %) \| (\d+) \|$", section, re.MULTILINE)
     assert len(rows) >= 7
