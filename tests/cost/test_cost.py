@@ -314,3 +314,13 @@ def test_the_table_has_the_largest_peak_of_the_images():
     name, size = unit([report.costs[0][0].weight_bytes], BYTE_UNITS)
     assert f"peak {name}*" in report.to_text()
     assert row.split()[-1] == f"{max(peaks) / size:,.2f}" != f"{min(peaks) / size:,.2f}"
+
+
+def test_costs_with_a_tile_router_are_called_upper_bounds():
+    router = {"router_relative_threshold": 0.1, "router_absolute_threshold": 0.5}
+    setting = ModelSetup(
+        "tiny", tiny_config(projector_config={"projector_type": "pixel_shuffle"}, **router), TilingRule(32, 32)
+    )
+    report = Report(ImageSizes(["a"], [(32, 32)]), [CostModel(setting)])
+    assert "the tile router gives a tile 4 tokens instead of 16" in report.to_text()
+    assert report.costs[0][0].flops["tile_router"] > 0

@@ -104,7 +104,26 @@ def published_config(name: str) -> dict:
 
 def shapes(raw: dict) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a checkpoint in the published layout."""
-    return {**_vision_shapes(raw), **_text_shapes(raw["llm_config"])}
+    flash = _flash_shapes(raw) if "flash_mode" in raw else {}
+    return {**_vision_shapes(raw), **flash, **_text_shapes(raw["llm_config"])}
+
+
+def _flash_shapes(raw: dict) -> dict:
+    """The router of InternVL3.5-Flash."""
+    width, text = raw["vision_config"]["hidden_size"], raw["llm_config"]["hidden_size"]
+    window = width * round(1 / raw["downsample_ratio"]) ** 4
+    linears = {"mlp2.1": (2 * text, window), "mlp2.4": (2 * text, 2 * text), "mlp2.7": (text, 2 * text)}
+    norms, found = {"mlp2.0": window, "gating.gate.0": width}, {"pooling_before_gating.query_token": (1, width)}
+    for i in range(1, 5):
+        linears |= {f"gating.block{i}.0": (4 * width, width), f"gating.block{i}.3": (width, 4 * width)}
+        norms |= {f"gating.block{i}.5": width, f"pooling_before_gating.norm{i}": width}
+        attention = f"pooling_before_gating.attn{i}"
+        linears |= {f"{attention}.out_proj": (width, width)}
+        found |= {f"{attention}.in_proj_weight": (3 * width, width), f"{attention}.in_proj_bias": (3 * width,)}
+    linears["gating.gate.1"] = (2, width)
+    for name, (rows, columns) in linears.items():
+        found |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    return found | {f"{name}.{kind}": (size,) for name, size in norms.items() for kind in ("weight", "bias")}
 
 
 def _vision_shapes(raw: dict) -> dict:

@@ -164,6 +164,10 @@ class Session:
         model, ids = self.answerer.model, inputs["input_ids"]
         tiles = inputs.get("pixel_values")
         count = 0 if tiles is None else len(tiles)
+        if model.config.has_router and count:  # it shortens the prompt, and each turn may choose other tiles
+            self._cache, self._read, self._tiles_read = None, None, 0
+            output = model.generate(**inputs, **generation_arguments(self.generation), streamer=streamer)
+            return output[0, ids.shape[1] :], ids.shape[1], count
         read = self._keep_common(ids)
         new_tiles = count - self._tiles_read
         inputs = dict(inputs) | {"pixel_values": tiles[self._tiles_read :]} if new_tiles else _without_tiles(inputs)

@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
         "(default: warm)",
     )
     parser.add_argument(
+        "--router",
+        choices=("keep", "drop"),
+        help="keep InternVL3.5-Flash's router, with which some tiles take fewer tokens, or take all tokens (default: keep)",
+    )
+    parser.add_argument(
         "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the source's)"
     )
     parser.add_argument(

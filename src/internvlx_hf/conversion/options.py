@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 TARGETS = (OURS, NATIVE, LLAVA)
 PROJECTOR_CHOICES = ("keep", "pvtc")
 INITS = ("warm", "paper")
+ROUTER_CHOICES = ("keep", "drop")
 RULES = {
     "to": choice(TARGETS),
     "projector": choice(PROJECTOR_CHOICES),
     "lvtc": either(FLAG, OBJECT),
     "downsample_ratio": number(1e-3, 1).or_null(),
     "init": choice(INITS),
+    "router": choice(ROUTER_CHOICES),
     "slicing": choice(SLICING_STRATEGIES).or_null(),
     "max_patches": whole(1, MAX_TILES).or_null(),
     "dtype": choice(DTYPES).or_null(),
@@ -83,6 +85,8 @@ class ConversionOptions(_Options):
             PVTC or LVTC in place of a projector that keeps every patch (LLaVA's), the first of 1/2, 1/3 and 1/4 that divides
             the grid of patches.
         init: start of new modules: "warm" (default), from the checkpoint's weights, or "paper", at random.
+        router: "keep" (default), or "drop" to convert InternVL3.5-Flash without its router, which then takes all tokens of
+            every tile, as its own code does with `flash_mode=False`.
         slicing: "ratio", "edge" or "area" (default: "ratio" for InternVL, "edge" for the InternVL-X release, as they were
             trained). "edge" needs fewer tokens for small images and no training. LLaVA takes one tile per image: for more, set
             `max_patches`.
@@ -106,6 +110,7 @@ class ConversionOptions(_Options):
     lvtc: bool | dict = False
     downsample_ratio: float | None = None
     init: str = "warm"
+    router: str = "keep"
     slicing: str | None = None
     max_patches: int | None = None
     dtype: "str | torch.dtype | None" = None

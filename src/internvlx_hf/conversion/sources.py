@@ -255,6 +255,11 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
         projector_config=InternVLXProjectorConfig(projector_type="pvtc" if released else "pixel_shuffle"),
         dtype=raw.get("torch_dtype") or raw.get("dtype") or raw["llm_config"].get("torch_dtype"),
     )
+    if raw.get("flash_mode"):
+        for name in ("relative_threshold", "absolute_threshold"):
+            _require(raw.get(f"flash_{name}") is not None, f"lacks 'flash_{name}', which flash_mode requires.")
+            setattr(config, f"router_{name}", raw[f"flash_{name}"])
+        config.check_geometry()
     source = Source(
         folder=folder,
         layout="internvl_chat",

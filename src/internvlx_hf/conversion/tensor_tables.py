@@ -139,6 +139,38 @@ PIXEL_SHUFFLE_TABLE = [
 ]
 
 
+ROUTER = "model.tile_router"
+ROUTER_SOURCES = ("mlp2.", "pooling_before_gating.", "gating.")
+
+
+def router_table() -> list[Rule]:
+    """InternVL3.5-Flash's router and its projector of compressed tiles."""
+    pooling = "pooling_before_gating"
+    rules = [
+        Rule(f"{pooling}.query_token", (f"{ROUTER}.query",)),
+        Rule(f"{pooling}.norm1.{{kind}}", (f"{ROUTER}.norms.0.{{kind}}",)),
+        Rule(f"{pooling}.norm2.{{kind}}", (f"{ROUTER}.norms.1.{{kind}}",)),
+        Rule(f"{pooling}.attn1.{{rest}}", (f"{ROUTER}.attentions.0.{{rest}}",)),
+        Rule(f"{pooling}.attn2.{{rest}}", (f"{ROUTER}.attentions.1.{{rest}}",)),
+        Rule(f"{pooling}.{{rest}}", reason="InternVL3.5-Flash's code never uses it"),
+        Rule("gating.gate.0.{kind}", (f"{ROUTER}.norm.{{kind}}",)),
+        Rule("gating.gate.1.{kind}", (f"{ROUTER}.score.{{kind}}",)),
+    ]
+    for block in range(4):
+        for theirs, ours in ((0, "linear_1"), (3, "linear_2"), (5, "norm")):
+            rules.append(
+                Rule(f"gating.block{block + 1}.{theirs}.{{kind}}", (f"{ROUTER}.blocks.{block}.{ours}.{{kind}}",))
+            )
+    for theirs, ours in ((0, "layer_norm"), (1, "linear_1"), (4, "linear_2"), (7, "linear_3")):
+        rules.append(Rule(f"mlp2.{theirs}.{{kind}}", (f"{ROUTER}.projector.{ours}.{{kind}}",)))
+    return rules
+
+
+UNUSED_ROUTER = [
+    Rule(f"{name}{{rest}}", reason="flash_mode is off, so the router is not used") for name in ROUTER_SOURCES
+]
+
+
 def _pvtc_branch(theirs: str, ours: str) -> list[Rule]:
     theirs, ours = f"projector.{theirs}", f"{PROJECTOR}.{ours}.0"
     names = {
@@ -237,7 +269,8 @@ def source_table(source: Source) -> list[Rule]:
     text = internlm2_table(config.text_config) if source.architecture == "InternLM2ForCausalLM" else TEXT_TABLE
     released = config.projector_config.projector_type == "pvtc"
     vision = vision_table(source.position_grid, config.patch_grid)
-    return [*vision, *(PVTC_TABLE if released else PIXEL_SHUFFLE_TABLE), *text]
+    router = router_table() if config.has_router else UNUSED_ROUTER
+    return [*vision, *(PVTC_TABLE if released else PIXEL_SHUFFLE_TABLE), *router, *text]
 
 
 def apply(rule: Rule, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -28,7 +28,7 @@ from ..modeling.pvtc import QUERY_MLPS
 from ..modeling.setting_checks import compressing_window
 from ..modeling.towers import check_tower
 from .options import ConversionOptions
-from .tensor_tables import PROJECTOR, Operation, Rule
+from .tensor_tables import PROJECTOR, ROUTER, Operation, Rule
 
 LVTC = "model.lvtc"
 # types of projectors that can start others -> the `query_mlp` of a PVTC that starts as one
@@ -76,7 +76,17 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         ValueError: if the checkpoint does not allow the change.
     """
     lvtc, init = options.lvtc, options.init
-    before, after = config, copy.deepcopy(config)
+    before, after, upgrade = config, copy.deepcopy(config), Upgrade()
+    if options.router == "drop":
+        if not config.has_router:
+            raise ValueError("router='drop', but the checkpoint has no router (InternVL3.5-Flash's).")
+        after.router_relative_threshold = after.router_absolute_threshold = None
+        upgrade.rules.append(Rule(ROUTER + ".{rest}", reason="router='drop'"))
+    elif config.has_router and (lvtc or options.projector != "keep" or options.downsample_ratio is not None):
+        raise ValueError(
+            "The checkpoint's router (InternVL3.5-Flash) fits only the projector that it was trained with. Pass router='drop' "
+            "(--router drop) to change the projector or to add LVTC."
+        )
     old = before.projector_config.projector_type
     compresses = old == "linear" and (lvtc or options.projector == "pvtc")
     if options.downsample_ratio is not None:
@@ -100,7 +110,6 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         )
     after.check_geometry()
     check_tower(after)
-    upgrade = Upgrade()
     _change_projector(upgrade, before, after, init)
     if lvtc:
         _add_lvtc(upgrade, before, after, init)

@@ -49,6 +49,7 @@ def _measure(json_config: str) -> Sizes:
         parameters=model.num_parameters(),
         tile_flops=_count_tile_flops(model),
         tile_bytes={size: _tile_bytes(config, size) for size in ELEMENT_SIZES},
+        compressed_seq_length=config.compressed_token_grid**2 if config.has_router else None,
     )
 
 
@@ -93,6 +94,8 @@ def _count_tile_flops(model: InternVLXForConditionalGeneration) -> dict[str, int
     flops = {"vision_tower": _count_flops(model.model.vision_tower, pixel_values=pixels)}
     projectors = {name: module for name, module in model.model.named_modules() if isinstance(module, Projector)}
     layers = [features[:, 1:]] * len(config.projector_config.token_packer_layers or ())
+    if model.model.tile_router is not None:
+        flops["tile_router"] = _count_flops(model.model.tile_router, features[:, 1:])
     return flops | {name: _count_flops(project, projector, features, layers) for name, projector in projectors.items()}
 
 

@@ -207,7 +207,12 @@ class Report:
         return f"{title}\n{table(['module', name, 'share'], rows, (0,), self.width, elastic=0)}"
 
     def _remarks(self) -> list[str]:
-        images, lines = self.images, self._past_limits()
+        images, lines, sizes = self.images, self._past_limits(), self.models[0].sizes
+        if sizes.compressed_seq_length is not None:
+            lines.append(
+                f"Upper bounds: the tile router gives a tile {sizes.compressed_seq_length} tokens instead of "
+                f"{sizes.image_seq_length} where its content allows it."
+            )
         lines += [f"Left out: {note}" for note in self.notes]
         lines += [f"Skipped: {why}" for why in images.broken.values()]
         if images.ignored:

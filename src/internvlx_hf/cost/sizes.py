@@ -58,6 +58,7 @@ class Sizes:
         image_seq_length, expanded_image_seq_length, tile_positions, position_limit: as `InternVLXConfig`'s properties.
         parameters: number of parameters, shared ones counted once.
         tile_flops: FLOPs per tile by module, the vision tower and every projector.
+        compressed_seq_length: tokens of a tile that the tile router compresses; None without a router.
         tile_bytes: by element size, bytes per tile that are kept while the language model runs, and the peak.
     """
 
@@ -73,6 +74,7 @@ class Sizes:
     parameters: int
     tile_flops: dict[str, int]
     tile_bytes: dict[int, tuple[int, int]]
+    compressed_seq_length: int | None = None
 
     @property
     def active_parameters(self) -> int:
@@ -120,6 +122,8 @@ def presets_as_json(measured: dict[str, dict[str, Sizes]]) -> str:
 
 def _as_dict(sizes: Sizes) -> dict:
     values = asdict(sizes)
+    if sizes.compressed_seq_length is None:
+        del values["compressed_seq_length"]
     if sizes.text_config.experts is None:
         del values["text_config"]["experts"]
     return values

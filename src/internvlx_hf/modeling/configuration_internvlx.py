@@ -34,6 +34,8 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_internvlx.InternVLXForConditionalGeneration",
 }
 
+# heads of the attention with which InternVL3.5-Flash's router pools a tile
+ROUTER_HEADS = 16
 SUPPORTED_TEXT_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral")
 
 
@@ -70,6 +72,8 @@ class InternVLXConfig(PretrainedConfig):
         vision_feature_layer (`int`, defaults to -1): the hidden state of the tower to project (0: embeddings).
         projector_config (`dict` or [`InternVLXProjectorConfig`], *optional*): the projector.
         lvtc_config (`dict` or [`InternVLXLVTCConfig`], *optional*): layer-wise compression; `None` for none.
+        router_relative_threshold, router_absolute_threshold (`float`, *optional*): thresholds of InternVL3.5-Flash's router,
+            see `tile_router.py`; `None` for a model without one.
         tie_word_embeddings (`bool`, *optional*): share input and output embeddings (default: `text_config`'s value).
         internvlx_version (`str`, *optional*): the version of this package that saved the configuration.
 
@@ -98,6 +102,8 @@ class InternVLXConfig(PretrainedConfig):
     vision_feature_layer: int = -1
     projector_config: ProjectorConfig = None
     lvtc_config: LVTCConfig = None
+    router_relative_threshold: float | int | None = None
+    router_absolute_threshold: float | int | None = None
     tie_word_embeddings: bool | None = None
     internvlx_version: str | None = None
 
@@ -206,6 +212,40 @@ class InternVLXConfig(PretrainedConfig):
             )
         for projector_type, side in dict.fromkeys(self.projectors.values()):
             PROJECTORS[projector_type].check_config(self, side)
+        self._check_router()
+
+    def _check_router(self) -> None:
+        thresholds = {name: getattr(self, name) for name in ("router_relative_threshold", "router_absolute_threshold")}
+        given = [value for value in thresholds.values() if value is not None]
+        require(len(given) != 1, f"A tile router needs both thresholds, got {thresholds}.")
+        if not self.has_router:
+            return
+        require(
+            all(0 <= value <= 1 for value in given), f"A tile router's thresholds must be in 0...1, got {thresholds}."
+        )
+        require(
+            self.lvtc_config is None, "A tile router does not go with LVTC: set one of `router_...` and `lvtc_config`."
+        )
+        require(
+            self.vision_feature_layer == -1,
+            f"A tile router needs `vision_feature_layer`=-1, got {self.vision_feature_layer}.",
+        )
+        width = self.vision_config.hidden_size
+        require(width % ROUTER_HEADS == 0, f"A tile router needs a tower of {ROUTER_HEADS} n channels, got {width}.")
+        _ = self.compressed_token_grid
+
+    @property
+    def has_router(self) -> bool:
+        """Whether `generate` compresses tiles that InternVL3.5-Flash's router chooses."""
+        return self.router_relative_threshold is not None
+
+    @property
+    def compressed_token_grid(self) -> int:
+        """The side of the token grid of a tile that the router compresses: its windows have M = m² patches a side."""
+        ratio = self.downsample_ratio**2
+        return self.patch_grid // window_size(
+            ratio, self.patch_grid, "downsample_ratio (squared, of a compressed tile)"
+        )
 
     @property
     def projectors(self) -> dict[str, tuple[str, int]]:

@@ -37,6 +37,7 @@ from .router_loss import (
     require_gradient,
 )
 from .text_batches import TextBatchMixin
+from .tile_router import TileRouter, TileRoutingMixin
 from .towers import check_tower, projected_features
 
 # Without it, transformers numbers the layers of such a list differently.
@@ -97,6 +98,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         )
         self.language_model = self.build_language_model(config)
         self.lvtc = None if config.lvtc_config is None else LVTC(config, self.language_model)
+        self.tile_router = TileRouter(config).requires_grad_(False) if config.has_router else None
         # only classes that this model has, since accelerate's FSDP refuses any other name
         unsplit = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
         self._no_split_modules = sorted({type(projector).__name__ for projector in unsplit})
@@ -329,7 +331,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
 
 class InternVLXForConditionalGeneration(
-    InternVLXPreTrainedModel, ChatMixin, TextBatchMixin, LVTCGenerationMixin, GenerationMixin
+    InternVLXPreTrainedModel, ChatMixin, TextBatchMixin, TileRoutingMixin, LVTCGenerationMixin, GenerationMixin
 ):
     """InternVL-X with a language modelling head. The Auto classes load it, for chat and fine-tuning."""
 

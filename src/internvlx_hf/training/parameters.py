@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 PROJECTOR_MODULES = ("model.multi_modal_projector", "model.lvtc")
+ROUTER = "model.tile_router"
 # what peft adds to the names of a model that it wraps
 _PEFT_PREFIX = re.compile(
     r"^base_model\.model\.|\.(?:modules_to_save|lora_[A-Za-z_]+)\.[^.]+(?=\.)|\.base_layer(?=\.)"
@@ -84,6 +85,7 @@ def choose_trainable(
     require_matches(model, freeze, "freeze")
     require_matches(model, train, "train")
     chosen = set(model.parameters()) if stage == 2 else _matching_parameters(model, PROJECTOR_MODULES)
+    chosen -= _matching_parameters(model, [ROUTER])  # only `generate` runs it
     chosen = chosen - _matching_parameters(model, freeze) | _matching_parameters(model, train)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in chosen)

@@ -1,0 +1,90 @@
+"""InternVL3.5-Flash's router: what compressing tiles to 64 of 256 tokens saves before the first token.
+
+First the FLOPs of published sizes, computed. Then computing time of `generate` with one new token, in turn without the router
+and with thresholds that compress no tile, and all but one, of a model with a twelfth of InternVL3.5-1B's layers, a small
+vocabulary and random weights.
+
+python benchmarks/bench_flash.py
+"""
+
+import argparse
+
+import torch
+from rows import Row, run_script
+from timing import print_table, time_alternately, use_one_thread
+
+from internvlx_hf import InternVLXForConditionalGeneration, cost
+from internvlx_hf.cost.flops import prefill_flops
+from internvlx_hf.cost.measure import measure as measure_sizes
+from internvlx_hf.modeling.tile_router import TileRouter
+
+PRESETS = ("internvl3.5-1b", "internvl3.5-8b", "internvl3.5-38b")
+TEXT = 64
+NONE, MOST = 1.0, 0.0  # relative thresholds
+SHARE = 12  # of the layers
+
+
+def flash_config(preset: str, relative_threshold: float, share: int = 1):
+    config = cost.preset(preset)
+    config.vision_config.num_hidden_layers //= share
+    config.text_config.num_hidden_layers //= share
+    if config.text_config.layer_types:
+        config.text_config.layer_types = config.text_config.layer_types[: config.text_config.num_hidden_layers]
+    config.dtype = None
+    config.router_relative_threshold, config.router_absolute_threshold = relative_threshold, 0.0
+    return config
+
+
+def computed(preset: str, tiles: int) -> list:
+    """Teraflops of the tiles, the router, and the prompt with all tokens, and with all but one tile compressed."""
+    sizes = measure_sizes(flash_config(preset, NONE))
+    router = tiles * sizes.tile_flops["tile_router"]
+    vision = tiles * sum(sizes.tile_flops.values()) - router
+    few = sizes.image_seq_length + (tiles - 1) * sizes.compressed_seq_length
+    one, two = (sum(prefill_flops(sizes, (TEXT + n, 0)).values()) for n in (tiles * sizes.image_seq_length, few))
+    return [vision, router, one, two, (vision + one) / (vision + router + two)]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tiles", type=int, default=4, help="tiles of the timed prompt (default: 4)")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--presets", nargs="*", default=PRESETS, help="sizes to compute")
+    return parser
+
+
+def build(relative_threshold: float) -> InternVLXForConditionalGeneration:
+    torch.manual_seed(0)
+    config = flash_config("internvl3.5-1b", relative_threshold, SHARE)
+    config.text_config.vocab_size, config.image_token_id = 2048, 5
+    return InternVLXForConditionalGeneration(config).eval()
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    use_one_thread()
+    table = [[preset, *computed(preset, 13)] for preset in args.presets]
+    table = [[row[0], *(flops / 1e12 for flops in row[1:5]), row[5]] for row in table]
+    print_table(["13 tiles, TFLOP", "tower and projector", "router", "prompt", "compressed", "ratio"], table)
+
+    model = build(MOST)
+    config, router = model.config, model.model.tile_router
+    image = torch.full((args.tiles * config.image_seq_length,), config.image_token_id)
+    ids = torch.cat([torch.arange(10, 10 + TEXT), image])[None]
+    pixels = torch.randn(args.tiles, 3, config.tile_size, config.tile_size)
+
+    def run(used: TileRouter | None, relative_threshold: float) -> None:
+        model.model.tile_router = used
+        if used is not None:
+            used.relative_threshold = relative_threshold
+        model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=1, do_sample=False)
+
+    ways = {"without router": (None, NONE), "none compressed": (router, NONE), "all but one": (router, MOST)}
+    seconds = time_alternately({name: lambda way=way: run(*way) for name, way in ways.items()}, args.repeats)
+    first = seconds["without router"]
+    print_table(["way", "seconds", "ratio"], [[name, each, first / each] for name, each in seconds.items()])
+    rows = [Row(f"{row[0]}, 13 tiles, FLOPs without / with", row[5]) for row in table]
+    return rows + [Row(f"{args.tiles} tiles, {name}", each, "s") for name, each in seconds.items()]
+
+
+if __name__ == "__main__":
+    run_script(__doc__, measure, make_parser())

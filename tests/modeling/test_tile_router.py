@@ -1,0 +1,124 @@
+"""InternVL3.5-Flash's router: `generate` reads fewer tokens of some tiles, and from outside nothing else changes.
+
+That it computes what the release does is tested in tests/conversion/test_flash.py.
+"""
+
+import pytest
+import torch
+
+from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.training.parameters import choose_trainable
+from lvtc_cases import MIXED, new_tokens
+from tiny import LVTC, split_batch, tiny_batch, tiny_config, tiny_model
+
+ROUTER = {"router_relative_threshold": 0.0, "router_absolute_threshold": 0.0}
+PIXEL_SHUFFLE = {"projector_config": {"projector_type": "pixel_shuffle"}}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(**PIXEL_SHUFFLE, **ROUTER)
+
+
+def read_lengths(model, batch, **kwargs):
+    """Rows of the prompt that the language model reads."""
+    lengths = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, __, inputs: lengths.append(inputs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    new_tokens(model, batch, **kwargs)
+    hook.remove()
+    return lengths[0]
+
+
+def test_all_tiles_but_one_are_compressed_by_thresholds_of_zero(model):
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2, "tile", 4]])
+    assert read_lengths(model, batch) == 9 + 16 + 2 * 4
+
+
+@pytest.mark.parametrize("layout", [[5], [2, "tile", 3]], ids=["no tile", "one tile"])
+def test_a_lone_tile_is_never_compressed(model, layout):
+    batch = tiny_batch(model.config, [layout])
+    assert read_lengths(model, batch) == batch["input_ids"].shape[1]
+    plain = tiny_model(**PIXEL_SHUFFLE)
+    plain.load_state_dict({name: t for name, t in model.state_dict().items() if "tile_router" not in name})
+    assert torch.equal(new_tokens(model, batch), new_tokens(plain, batch))
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_answers_of_a_sample_do_not_depend_on_its_batch(model, padding_side):
+    batch = tiny_batch(model.config, MIXED, padding_side=padding_side)
+    alone = torch.cat([new_tokens(model, sample) for sample in split_batch(batch, model.config)])
+    assert len(alone.unique(dim=0)) > 1
+    assert torch.equal(new_tokens(model, batch), alone)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"cache_implementation": "static"},
+        {"max_new_tokens": None, "max_length": 60, "min_new_tokens": None, "eos_token_id": -1},
+        {"return_dict_in_generate": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_every_way_to_generate_returns_the_whole_prompt(model, settings):
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
+    prompt = batch["input_ids"].shape[1]
+    output = model.generate(**batch, **{"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1} | settings)
+    sequences = getattr(output, "sequences", output)
+    assert (sequences[:, :prompt] == batch["input_ids"]).all()
+    assert sequences.shape[1] == settings.get("max_length", prompt + 8)
+    assert len(sequences) == settings.get("num_return_sequences", 1)
+    if "num_beams" not in settings:
+        greedy = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=-1)
+        assert torch.equal(sequences[:, : prompt + 8], greedy)
+    if "return_dict_in_generate" in settings:
+        assert output.past_key_values is None
+
+
+def test_forward_takes_all_tokens(model):
+    plain = tiny_model(**PIXEL_SHUFFLE)
+    plain.load_state_dict({name: t for name, t in model.state_dict().items() if "tile_router" not in name})
+    batch = tiny_batch(model.config, MIXED)
+    assert torch.equal(model(**batch).logits, plain(**batch).logits)
+
+
+def test_the_router_is_not_trained():
+    model = tiny_model(**PIXEL_SHUFFLE, **ROUTER)
+    for stage in (1, 2):
+        choose_trainable(model, stage)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained
+        assert not any("tile_router" in name for name in trained)
+
+
+def test_it_is_saved_and_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = InternVLXForConditionalGeneration.from_pretrained(tmp_path)
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
+    assert torch.equal(new_tokens(loaded, batch), new_tokens(model, batch))
+
+
+def test_a_cache_of_earlier_turns_is_refused(model):
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
+    cache = model(**batch, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"takes no `past_key_values` with images and a tile router.*router='drop'"):
+        model.generate(**batch, past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"router_relative_threshold": 0.1}, "needs both thresholds"),
+        ({**ROUTER, "router_absolute_threshold": 1.5}, r"must be in 0\.\.\.1, got .*1\.5"),
+        ({**ROUTER, **LVTC}, "does not go with LVTC"),
+        ({**ROUTER, "vision_feature_layer": -2}, "needs `vision_feature_layer`=-1, got -2"),
+        ({**ROUTER, "vision_config": {"hidden_size": 24}}, "a tower of 16 n channels, got 24"),
+        ({**ROUTER, "downsample_ratio": 0.25}, "compressed tile.*16x16 patches, which do not divide the 8x8"),
+    ],
+)
+def test_impossible_routers_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**PIXEL_SHUFFLE, **settings)
