@@ -42,17 +42,23 @@ def test_verification_compares_what_should_be_equal(tmp_path, options, found):
     assert checks["reference"].startswith(found)
 
 
-def test_every_part_of_warm_pvtc_learns_from_the_second_step_on(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", projector="pvtc")
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [({"projector": "pvtc"}, "multi_modal_projector"), ({"lvtc": WITH_LR}, "lvtc")],
+    ids=["pvtc", "lvtc"],
+)
+def test_every_part_of_a_warm_upgrade_learns_from_the_second_step_on(tmp_path, options, module):
+    name = "internvl2_internlm2"  # with a layer for an insertion
+    convert_checkpoint(GOLDEN / name, tmp_path / "out", **options)
     model = load(tmp_path / "out").requires_grad_(False)
-    projector = model.model.multi_modal_projector.requires_grad_(True).eval()
-    optimiser = torch.optim.SGD(projector.parameters(), lr=1e-3)
-    batch = {name: golden(QWEN)[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    upgraded = model.model.get_submodule(module).requires_grad_(True).eval()
+    optimiser = torch.optim.SGD(upgraded.parameters(), lr=1e-3)
+    batch = {key: golden(name)[key] for key in ("input_ids", "attention_mask", "pixel_values")}
     for _ in range(3):
         optimiser.zero_grad()
         model(**batch, labels=batch["input_ids"]).loss.backward()
         optimiser.step()
-    assert [name for name, value in projector.named_parameters() if not value.grad.any()] == []
+    assert [name for name, value in upgraded.named_parameters() if not value.grad.any()] == []
 
 
 def test_report_says_which_tensors_are_new_and_how_they_start(tmp_path):
@@ -99,7 +105,7 @@ def test_seed_settles_what_is_random(tmp_path):
 def test_warm_lvtc_upsamples_and_adds_nothing(tmp_path):
     source = GOLDEN / "internvl2_internlm2"
     report = convert_checkpoint(source, tmp_path / "warm", lvtc=WITH_LR)
-    without = WITH_LR | {"hr_projector_type": None, "num_lr_projectors": 1}
+    without = WITH_LR | {"hr_projector_type": None, "num_lr_projectors": 1, "expanded_positions": "kept"}
     assert not convert_checkpoint(source, tmp_path / "upsampled", lvtc=without).new_tensors
     warm, upsampled = load(tmp_path / "warm"), load(tmp_path / "upsampled")
     assert torch.equal(*(golden_logits(model, "internvl2_internlm2") for model in (warm, upsampled)))
@@ -108,10 +114,36 @@ def test_warm_lvtc_upsamples_and_adds_nothing(tmp_path):
     assert report.untrained_modules == ["model.lvtc.hr_projector", "model.lvtc.lr_projectors"]
 
 
+@torch.no_grad()
+def test_warm_lvtc_is_the_original_but_for_the_number_of_visual_tokens(tmp_path):
+    """A quarter of the weight for each of four children gives the original's text back (in a stage two of one layer; a second
+    one would see that children attend to each other)."""
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "warm", lvtc=True)
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "counted", lvtc={"expanded_positions": "counted"})
+    warm, counted = load(tmp_path / "warm"), load(tmp_path / "counted")
+    expected, ids = golden(QWEN)["logits"], golden(QWEN)["input_ids"][0]
+    is_text = (ids != warm.config.image_token_id)[golden(QWEN)["logits_positions"]]
+    rms = [
+        (golden_logits(model, QWEN) - expected)[:, is_text].pow(2).mean().sqrt().item() for model in (warm, counted)
+    ]
+    assert rms[0] < rms[1] / 2
+    warm.model.language_model.layers[1].register_forward_pre_hook(weigh_children, with_kwargs=True)
+    warm.set_attn_implementation("eager")
+    assert distance(golden_logits(warm, QWEN)[:, is_text], expected[:, is_text]) <= LOGITS
+
+
+def weigh_children(layer, args, kwargs):
+    """Lower the scores of the tokens that share their position with others by the logarithm of their number."""
+    rotary = kwargs["position_embeddings"][1][0]  # sines, (n, head width)
+    shared = (rotary == rotary[:, None]).all(-1).sum(1).log()
+    return args, kwargs | {"attention_mask": kwargs["attention_mask"] - shared}
+
+
 def test_the_internvl_x_release_can_be_given_lvtc(tmp_path):
     name = "internvlx_internlm2"
     report = convert_checkpoint(GOLDEN / name, tmp_path / "warm", lvtc=True)
-    convert_checkpoint(GOLDEN / name, tmp_path / "upsampled", lvtc={"hr_projector_type": None})
+    upsampled = {"hr_projector_type": None, "expanded_positions": "kept"}
+    convert_checkpoint(GOLDEN / name, tmp_path / "upsampled", lvtc=upsampled)
     assert torch.equal(*(golden_logits(load(tmp_path / folder), name) for folder in ("warm", "upsampled")))
     assert report.untrained_modules == ["model.lvtc.hr_projector"]
 
@@ -136,8 +168,14 @@ def test_upgrades_combine(tmp_path):
 def test_paper_s_layout_a_quarter_of_the_tokens_first(tmp_path):
     report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", downsample_ratio=0.25, lvtc={"downsample_ratio": 0.5})
     assert (report.tokens["per_tile"], report.tokens["per_tile_expanded"]) == (1, 4)
-    assert load(tmp_path / "out").config.image_seq_length == 1
-    assert set(report.new_tensors.values()) == {"zero"}
+    config = load(tmp_path / "out").config
+    assert (config.image_seq_length, config.lvtc_config.expanded_positions) == (1, "counted")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "kept")
+    source = load_file(tmp_path / "kept" / "model.safetensors")
+    for name in ("layer_norm.weight", "linear_1.weight", "linear_2.weight", "linear_2.bias"):
+        assert torch.equal(stored[f"model.lvtc.hr_projector.{name}"], source[f"{PROJECTOR}.{name}"])
+    assert report.new_tensors == {}
     assert not report.exact
     assert report.untrained_modules == ["model.lvtc.hr_projector", "model.multi_modal_projector"]
 

@@ -80,7 +80,7 @@ class ConversionOptions(_Options):
             of that family and no LVTC.
         projector: "keep" (default), or "pvtc" to replace InternVL2's or LLaVA's projector with PVTC.
         lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig` (default: False). The new modules need
-            training.
+            training. A warm start on the source's number of tokens sets `expanded_positions="kept"` unless it is given.
         downsample_ratio: a new 1 / M for the input tokens; the projector then needs training. Default: the checkpoint's; but for
             PVTC or LVTC in place of a projector that keeps every patch (LLaVA's), the first of 1/2, 1/3 and 1/4 that divides
             the grid of patches.

@@ -7,10 +7,16 @@
 - PVTC's local query is the old projector. Everything that would change its output starts at zero: the outputs of the local
   attention and MLP, the global query, and the outputs of the global attention and MLP. So the projector's output is the same
   as before.
-- LVTC's projectors start as the old one with the last linear layer at zero: the tokens are upsampled and nothing is added.
+- LVTC's projectors start as the old one with the last linear layer at zero, so that they add nothing.
+- If stage one sees the source's tokens, all tokens keep their positions at the expansion (`expanded_positions="kept"`): counted
+  anew, they would place the text of stage two at distances from each other and from the image that the source never saw.
+- If stage one sees other tokens and stage two as many as the source, the HR projector is the old one, last layer included: what
+  the source saw of the image is there from the expansion on.
 - Where windows get another side M, the first layer is adapted to them (`fold_windows`): a smaller window is read as if each
   of its patches were several equal ones, a larger one by the means of its blocks. So LLaVA's MLP reads a window by its mean
   patch.
+
+`benchmarks/bench_lvtc_start.py` compares this start with others.
 """
 
 import copy
@@ -31,6 +37,7 @@ from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, ROUTER, Operation, Rule
 
 LVTC = "model.lvtc"
+HR_PROJECTOR = f"{LVTC}.hr_projector"
 # types of projectors that can start others -> the `query_mlp` of a PVTC that starts as one
 WARM_QUERIES = {projector: query for query, projector in QUERY_MLPS.items() if projector is not None}
 
@@ -97,10 +104,8 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         if config.lvtc_config is not None:
             raise ValueError("The checkpoint already has LVTC. Convert it without `lvtc`.")
         with blaming(f"lvtc={lvtc!r}"):
-            types = dict.fromkeys(("hr_projector_type", "lr_projector_type"), old) if old == "linear" else {}
-            after.lvtc_config = InternVLXLVTCConfig(
-                **(types if init == "warm" else {}) | ({} if lvtc is True else lvtc)
-            )
+            start = _lvtc_settings(before, after) if init == "warm" else {}
+            after.lvtc_config = InternVLXLVTCConfig(**start | ({} if lvtc is True else lvtc))
     if options.projector == "pvtc" and old != "pvtc":
         after.projector_config = InternVLXProjectorConfig(
             projector_type="pvtc",
@@ -114,6 +119,14 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     if lvtc:
         _add_lvtc(upgrade, before, after, init)
     return after, upgrade
+
+
+def _lvtc_settings(before: InternVLXConfig, after: InternVLXConfig) -> dict[str, str]:
+    """LVTC's settings for a warm start, where they are not its defaults."""
+    kind = before.projector_config.projector_type
+    types = dict.fromkeys(("hr_projector_type", "lr_projector_type"), kind) if kind == "linear" else {}
+    keeps = after.downsample_ratio == before.downsample_ratio
+    return types | ({"expanded_positions": "kept"} if keeps else {})
 
 
 def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:
@@ -130,12 +143,7 @@ def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVL
     if init == "paper":
         upgrade.rules.append(Rule(PROJECTOR + ".{rest}", reason="replaced by a new projector, init='paper'"))
     else:
-        part = PROJECTORS[new].part_of_type(after, old)
-        _, side = after.projectors["multi_modal_projector"]
-        upgrade.rules += _reshaped(_join(PROJECTOR, part), before, side)
-        if part:
-            zero = [pattern for pattern in PROJECTORS[new].zero_parameters if not pattern.startswith(part)]
-            upgrade.zero += [f"{PROJECTOR}.{pattern}" for pattern in zero]
+        _start_as_source(upgrade, PROJECTOR, before, after)
 
 
 def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:
@@ -143,18 +151,39 @@ def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig,
     if init == "paper":
         return
     old = before.projector_config.projector_type
-    added = {
-        f"model.{name}": projector for name, projector in after.projectors.items() if f"model.{name}" != PROJECTOR
-    }
-    for name, (kind, side) in added.items():
+    for name, (kind, side) in _projectors(after).items():
+        if name == PROJECTOR:
+            continue
+        part = PROJECTORS[kind].part_of_type(after, old) if old in WARM_QUERIES else None
+        if name == HR_PROJECTOR and part is not None and _is_for_stage_two(before, after):
+            _start_as_source(upgrade, name, before, after)
+            continue
         upgrade.zero += [f"{name}.{pattern}" for pattern in PROJECTORS[kind].zero_parameters]
-        part = PROJECTORS[kind].part_of_type(after, old)
-        if old in WARM_QUERIES and part is not None:
+        if part is not None:
             derived = _reshaped(_join(name, part), before, side)
             upgrade.rules += [rule for rule in derived if not upgrade.starts_at_zero(_example(rule))]
     if not upgrade.is_new(PROJECTOR + "."):
         # the projector itself is kept as well
         upgrade.rules.insert(0, Rule(PROJECTOR + ".{rest}", (PROJECTOR + ".{rest}",)))
+
+
+def _start_as_source(upgrade: Upgrade, name: str, before: InternVLXConfig, after: InternVLXConfig) -> None:
+    """Start the projector `name` with the output of the checkpoint's, up to the size of its windows."""
+    kind, side = _projectors(after)[name]
+    part = PROJECTORS[kind].part_of_type(after, before.projector_config.projector_type)
+    upgrade.rules += _reshaped(_join(name, part), before, side)
+    if part:
+        zero = [pattern for pattern in PROJECTORS[kind].zero_parameters if not pattern.startswith(part)]
+        upgrade.zero += [f"{name}.{pattern}" for pattern in zero]
+
+
+def _is_for_stage_two(before: InternVLXConfig, after: InternVLXConfig) -> bool:
+    """Whether the source's number of tokens is that of stage two, and not of stage one."""
+    return before.image_seq_length == after.expanded_image_seq_length != after.image_seq_length
+
+
+def _projectors(config: InternVLXConfig) -> dict[str, tuple[str, int]]:
+    return {f"model.{name}": projector for name, projector in config.projectors.items()}
 
 
 def _example(rule: Rule) -> str:
@@ -167,7 +196,7 @@ def _join(name: str, part: str | None) -> str:
 
 def _reshaped(name: str, before: InternVLXConfig, new: int) -> list[Rule]:
     """Rules from the checkpoint's projector, `PROJECTOR`, to `name`, with windows of `new`² patches."""
-    _, old = before.projectors["multi_modal_projector"]
+    _, old = _projectors(before)[PROJECTOR]
     return [  # LLaVA's projector has no norm
         Rule(PROJECTOR + ".layer_norm.{kind}", (name + ".layer_norm.{kind}",), fold_windows(old, new, total=False)),
         Rule(PROJECTOR + ".linear_1.weight", (name + ".linear_1.weight",), fold_windows(old, new, total=True)),
