@@ -1,6 +1,7 @@
-"""Throughput of conversions, including the check for finite values, against a plain copy; and where upgrades start.
+"""Throughput of conversions, including the check for finite values, against a plain copy; and where PVTC starts.
 
-The golden checkpoints are tiny and random, so the second table compares only starting points, not trained models.
+The golden checkpoints are tiny and random, so the second table compares only starting points, not trained models. LVTC's are
+compared by `bench_lvtc_start.py`.
 
 python benchmarks/bench_conversion.py [--gigabytes 2]
 """
@@ -27,11 +28,6 @@ UPGRADES = {
     "nothing": {},
     "PVTC, warm": {"projector": "pvtc"},
     "PVTC, paper": {"projector": "pvtc", "init": "paper"},
-    "LVTC, warm": {"lvtc": True},
-    "LVTC, paper": {"lvtc": True, "init": "paper"},
-    "LVTC without an HR projector": {"lvtc": {"hr_projector_type": None}},
-    "LVTC, bilinear, warm": {"lvtc": {"upsample_mode": "bilinear"}},
-    "PVTC and LVTC, warm": {"projector": "pvtc", "lvtc": True},
 }
 WIDTH, INNER, HEADS, KV_HEADS = 2048, 8192, 16, 8
 REPEATS = 3

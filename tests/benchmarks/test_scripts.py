@@ -76,3 +76,13 @@ def test_end_to_end_benchmark_goes_on_from_its_samples(tmp_path, capsys):
         assert (tmp_path / "figure.png").exists()
         with pytest.raises(SystemExit, match="other settings"):
             script.measure(arguments(script, *words, "--threads", "2"))
+
+
+def test_lvtc_starts_nearer_to_its_source_than_with_counted_positions(capsys):
+    with imported("bench_lvtc_start") as module:
+        (row,) = module.golden_distances(["internvl2_qwen2"])
+        assert row.verdict == "met"
+        lines = capsys.readouterr().out.splitlines()
+    found = dict(zip(module.STARTS, lines[-len(module.STARTS) :], strict=True))
+    assert "0.000 / " in found["N→4N: children weigh a quarter (bound)"]
+    assert "0.000 / " in found["N→N: warm"]
