@@ -342,21 +342,16 @@ def test_warm_pvtc_starts_as_llava_s_mlp_of_each_window_s_mean(tmp_path, llava_f
 
 
 @pytest.mark.parametrize("projector", ["keep", "pvtc"])
-def test_warm_lvtc_expands_to_llava_s_grid_and_adds_nothing(tmp_path, llava_folder, projector):
+def test_warm_lvtc_expands_to_llava_s_grid_and_adds_llava_s_tokens(tmp_path, llava_folder, projector):
     settings = {"expand_layer": 2, "num_lr_projectors": 2, "insert_start": 1, "insert_interval": 1}
     report = convert_checkpoint(llava_folder, tmp_path / "warm", lvtc=settings, projector=projector)
     assert (report.tokens["per_tile"], report.tokens["per_tile_expanded"]) == (16, 64)
-    without = settings | {"hr_projector_type": None, "num_lr_projectors": 1}
-    convert_checkpoint(llava_folder, tmp_path / "upsampled", lvtc=without, projector=projector)
-    processor = AutoProcessor.from_pretrained(tmp_path / "warm")
-    inputs = prompt(processor, conversation())
-    assert torch.equal(*(logits(tmp_path / name, inputs) for name in ("warm", "upsampled")))
-    stored = load_all(tmp_path / "warm")
-    source = load_all(llava_folder)["multi_modal_projector.linear_1.weight"]
-    assert torch.equal(stored["model.lvtc.hr_projector.linear_1.weight"], source)
-    folded = source.repeat(1, 4) / 4
+    stored, source = load_all(tmp_path / "warm"), load_all(llava_folder)
+    for name in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
+        assert torch.equal(stored[f"model.lvtc.hr_projector.{name}"], source[f"multi_modal_projector.{name}"])
+    folded = source["multi_modal_projector.linear_1.weight"].repeat(1, 4) / 4
     assert torch.allclose(stored["model.lvtc.lr_projectors.0.linear_1.weight"], folded, atol=1e-7)
-    assert not stored["model.lvtc.hr_projector.linear_2.weight"].any()
+    assert not stored["model.lvtc.lr_projectors.0.linear_2.weight"].any()
 
 
 def test_paper_init_is_random(tmp_path, llava_folder):
