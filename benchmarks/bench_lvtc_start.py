@@ -1,8 +1,8 @@
 """How near to its source a checkpoint starts that was given LVTC: candidates for `init="warm"`.
 
 Distances are those of the logits of text after an image: root mean square, and KL divergence from the source. The golden
-checkpoints are random and tiny. With `--miniature` the source is the trained base of the digit study (`benchmarks/ablation`),
-and the table adds the share of digits that are read, before training and after some steps on the study's pages.
+checkpoints are random and tiny. With `--miniature` the source is a trained model of the digit study (`benchmarks/ablation`), and
+the table adds the share of digits that are read, before training and after some steps on the study's pages.
 
 python benchmarks/bench_lvtc_start.py [--miniature [--layers 1 2 5] [--steps 25 50 100] [--train NAME ...] [--seeds 1]]
 """
@@ -31,6 +31,8 @@ from internvlx_hf.modeling import lvtc_expansion, lvtc_stages
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "checkpoints"
 CACHE = Path("out/ablation")
+# the study's own takes parts only; a conversion reads the end of a turn from turns of text
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
 TEST_PAGES, BATCH, RATE, WARMUP = 96, 16, 1e-3, 10
 
 
@@ -255,26 +257,35 @@ def text_logits(model: nn.Module, golden: dict[str, torch.Tensor]) -> torch.Tens
 
 
 class Miniature:
-    """The digit study's base as a checkpoint, and pages to measure and train on."""
+    """A model of the digit study, trained with windows of 2x2 patches, as a checkpoint, and the pages to measure it on."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, steps: int):
         sys.path.insert(0, str(Path(__file__).parent / "ablation"))
         import training
-        from settings import Schedule
+        from settings import BASE_4N, CURRICULUM, TILE, Schedule
         from task import Collator, build_processor, cached_samples
 
-        schedule = Schedule()
-        base = training.make_base(schedule, CACHE)
-        self.evaluate, self.collator = training.evaluate, Collator
-        self.pages = cached_samples(CACHE, "train", schedule.pages, "whole", training.RUN_PAGES, training.CURRICULUM)
-        self.order = training.in_order_of
-        self.test = cached_samples(CACHE, "validation", schedule.test_pages, "whole", training.TEST_PAGES)[:TEST_PAGES]
+        def pages(split: str, count: int, seed: int, curriculum: float = 0.0) -> list:
+            return cached_samples(CACHE, split, count, "dense", "whole", TILE, seed, curriculum)
+
+        self.pages, self.collator, self.evaluate = pages, Collator, training.evaluate
         self.processor, self.folder = build_processor(), folder
-        self.source = InternVLXForConditionalGeneration.from_pretrained(base).eval()
+        trained, rate = CACHE / f"lvtc-start-{steps}", Schedule.base_rate
+        if not trained.exists():
+            training.set_seed(0)
+            self.source = training.build_model(BASE_4N, self.processor)
+            samples = pages("train", steps * BATCH, training.BASE_PAGES, CURRICULUM)
+            training.train(
+                self.source, samples, self.collate(self.source), steps, rate, BATCH, folder.parent / "trainer"
+            )
+            self.source.save_pretrained(trained)
+        self.source = InternVLXForConditionalGeneration.from_pretrained(trained).eval()
         self.source.save_pretrained(folder)
-        self.processor.image_seq_length = self.source.config.image_seq_length
-        self.processor.save_pretrained(folder)
-        self.processor.image_seq_length = 1
+        saved = build_processor()
+        saved.image_seq_length = self.source.config.image_seq_length
+        saved.chat_template = saved.tokenizer.chat_template = TEMPLATE
+        saved.save_pretrained(folder)
+        self.test = pages("validation", TEST_PAGES, training.TEST_PAGES)
         self.expected = self.answers(self.source)
 
     def collate(self, model: nn.Module):
@@ -300,7 +311,7 @@ class Miniature:
     def train(self, model: nn.Module, steps: list[int], seed: int) -> list[str]:
         """Train everything, and measure after `steps` steps: accuracy and KL."""
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.05)
-        pages, collate, cells = self.order(seed, self.pages)[-BATCH * max(steps) :], self.collate(model), []
+        pages, collate, cells = self.pages("train", BATCH * max(steps), seed), self.collate(model), []
         for step in range(max(steps)):
             model.train()
             optimizer.param_groups[0]["lr"] = RATE * min(1, (step + 1) / WARMUP)
@@ -317,7 +328,7 @@ class Miniature:
 def miniature(args: argparse.Namespace) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        study = Miniature(Path(folder) / "source")
+        study = Miniature(Path(folder) / "source", args.source_steps)
         accuracy = study.measure(study.source)[-1]
         print(f"\nMiniature: the source reads {accuracy:.1f} %, its logits' spread is {study.expected.std():.2f}\n")
         found = {}
@@ -358,13 +369,12 @@ def miniature(args: argparse.Namespace) -> list[Row]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--miniature", action="store_true", help="measure on the digit study's base too (half an hour)"
-    )
+    parser.add_argument("--miniature", action="store_true", help="measure on a trained model too (half an hour)")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 5], metavar="K", help="expand layers, of 8")
     parser.add_argument("--steps", type=int, nargs="+", default=[25, 50, 100], help="where to measure a training")
     parser.add_argument("--train", nargs="*", choices=list(STARTS), default=TRAINED, metavar="NAME", help="candidates")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--source-steps", type=int, default=900, help="of the miniature's source")
     return parser
 
 
