@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, CLIPModel, SiglipModel
+from transformers.quantizers import AutoHfQuantizer
 
 from conversion_helpers import GOLDEN, edit_config, edit_tensors
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
@@ -317,9 +318,15 @@ def test_gguf_file_is_read_by_transformers(sources, tmp_path, monkeypatch):
     def loader(auto_class):
         real = auto_class.from_pretrained
 
-        def load_plain(folder, gguf_file, revision):
+        def load_plain(folder, gguf_file, revision, quantization_config=None):
             asked.append((folder, gguf_file))
-            return real(folder)
+            loaded = real(folder)
+            if quantization_config is not None:  # newer versions of transformers keep it, and would not save the model
+                assert quantization_config.dequantize
+                loaded.hf_quantizer = AutoHfQuantizer.from_config(quantization_config)
+                loaded.config.quantization_config = quantization_config
+                assert not loaded.hf_quantizer.is_serializable()
+            return loaded
 
         return load_plain
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from ..checkpoints.atomic_folder import require_room, resolve_out
@@ -136,15 +137,24 @@ def _language_source(given: str | Path, revision: str | None, workspace: Path) -
         raise FileNotFoundError(f"{given} is not a file, expected a GGUF file.")
     try:
         where: dict[str, Any] = {"gguf_file": file, "revision": revision or "main"}
-        model = AutoModelForCausalLM.from_pretrained(folder, **where)
+        model = AutoModelForCausalLM.from_pretrained(folder, **where, **_as_dense())
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except ImportError as error:
         raise CheckpointError(f"{given}: reading a GGUF file needs the package gguf: pip install gguf.") from error
     except Exception as error:  # transformers raises errors of any type for an unknown file
         raise CheckpointError(f"{given}: transformers cannot load it. {' '.join(str(error).split()):.300}") from error
+    # although dense, it counts as a model in GGUF's format, which cannot be saved
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
     model.save_pretrained(workspace)
     tokenizer.save_pretrained(workspace)
     return _PartSource(given, revision, workspace)
+
+
+def _as_dense() -> dict[str, Any]:
+    """The argument with which transformers dequantizes a GGUF file; older versions always do."""
+    settings = getattr(transformers, "GgufConfig", None)
+    return {} if settings is None else {"quantization_config": settings(dequantize=True)}
 
 
 def _prepare(tower: ModelPart, language: ModelPart, options: InitOptions) -> Conversion:
