@@ -24,7 +24,7 @@ from settings import (
     Schedule,
 )  # fmt: skip
 from task import BLOCK, KINDS, MAX_TILES, QUESTIONS, SPLITS
-from training import FIRST, TURNS
+from training import BASE_SLICINGS
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 
@@ -118,11 +118,7 @@ def hyperparameters(schedule: dict | None = None) -> str:
         "questions, share of the training samples (else transcriptions)": QUESTIONS,
         "samples in a row with the same kind of question and page": BLOCK,
         "loss of the CLS token in a base, weight": CLS_LOSS,
-        "first batches of a base, pages of one tile; of several": f"{FIRST[False]}, M = 2; {FIRST[True]}, M = 2",
-        "further batches of a base in turn, pages of one tile": [f"{slicing} M = {m}" for slicing, m in TURNS[False]],
-        "further batches of a base in turn, pages of several tiles": [
-            f"{slicing} M = {m}" for slicing, m in TURNS[True]
-        ],
+        "slicing in the `base_turns` last steps of a base for pages of several tiles, in turn": BASE_SLICINGS,
         "bases of each kind of page": BASES,
         "seeds of a row with a claim, without": f"{SEEDS}, {SEEDS_WITHOUT_CLAIM}",
         "handwriting samples": SPLITS,

@@ -26,7 +26,8 @@ MAX_TILES = 6  # as in the paper's Table 5
 
 @dataclass(frozen=True)
 class Pages:
-    """A kind of page: its layouts (columns, rows) with their shares, the cell of a digit (W, H) and the digit, in pixels."""
+    """A kind of page: its layouts (columns, rows) with their shares, from small to large, and the cell of a digit (W, H) and the
+    digit in pixels."""
 
     layouts: dict[tuple[int, int], float]
     cell: tuple[int, int]
@@ -36,12 +37,10 @@ class Pages:
 
 KINDS = {
     "few": Pages({(2, 2): 1.0}, cell=(32, 32), digit=16),
-    "dense": Pages({(4, 4): 1.0}, cell=(16, 16), digit=12),
-    "denser": Pages({(6, 6): 1.0}, cell=(10, 10), digit=9),
-    # 64x48, 64x96, 128x64, 128x96 and 192x128 pixels: text of one size, pages that grow with their content
-    "spread": Pages(
-        {(2, 3): 0.35, (2, 6): 0.15, (4, 4): 0.2, (4, 6): 0.2, (6, 8): 0.1}, cell=(32, 16), digit=8, tiled=True
-    ),
+    "dense": Pages({(4, 4): 1.0}, cell=(16, 12), digit=12),
+    "denser": Pages({(6, 4): 1.0}, cell=(10, 12), digit=9),
+    # 64x48, 64x96, 128x48 and 128x96 pixels: text of one size, pages that grow with their content
+    "spread": Pages({(2, 3): 0.35, (2, 6): 0.2, (4, 3): 0.2, (4, 6): 0.25}, cell=(32, 16), digit=12, tiled=True),
 }
 QUESTIONS = 0.3  # share of training samples that ask for a row or a column
 BLOCK = (
@@ -120,7 +119,7 @@ def make_samples(
         pages: the kind of page, a key of `KINDS`.
         tile: side of a tile in pixels.
         curriculum: share of the samples over which random pages gradually replace repeated ones (see `compose_page`), which
-            are 80 % at first.
+            are 80 % at first, and large pages join small ones.
     """
     kind = KINDS[pages]
     digits, processor, samples = split_digits(kind.digit)[split], build_processor(slicing, tile), []
@@ -169,7 +168,9 @@ def draw_sample(
 ) -> tuple[list[dict], str, torch.Tensor]:
     """A conversation about a page, its kind, and the counts of digits. `progress`: completed share of the curriculum."""
     kind = "question" if block_rng.random() < (QUESTIONS if train else 0.5) else "transcription"
-    layout = list(pages.layouts)[block_rng.choice(len(pages.layouts), p=list(pages.layouts.values()))]
+    # the curriculum goes from small to large pages, too
+    shares = np.array(list(pages.layouts.values()))[: 1 + int(2 * len(pages.layouts) * progress)]
+    layout = list(pages.layouts)[block_rng.choice(len(shares), p=shares / shares.sum())]
     page = compose_page(digits, layout, rng, repeated=bool(rng.random() < 0.8 * (1 - progress)), cell=pages.cell)
     question, answer = ask(page.text, rng, kind == "transcription")
     conversation = [
@@ -196,9 +197,11 @@ def cached_samples(
 class Collator:
     """Batches samples for a model with `tokens` placeholders per tile, padded on the left."""
 
-    def __init__(self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False):
+    def __init__(
+        self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False, with_counts: bool = False
+    ):
         self.image_token_id, self.pad_id = processor.image_token_id, processor.tokenizer.pad_token_id
-        self.tokens, self.for_generation = tokens, for_generation
+        self.tokens, self.for_generation, self.with_counts = tokens, for_generation, with_counts
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         rows = [self.with_tokens(sample) for sample in samples]
@@ -208,6 +211,9 @@ class Collator:
         }
         batch["attention_mask"] = _pad_left([torch.ones_like(row["input_ids"]) for row in rows], 0)
         batch["pixel_values"] = torch.cat([sample.pixel_values for sample in samples]).float()
+        if self.with_counts:
+            batch["counts"] = torch.stack([sample.counts for sample in samples])
+            batch["tiles"] = torch.tensor([len(sample.pixel_values) for sample in samples])
         if self.for_generation:
             del batch["labels"]
         return batch

@@ -1,5 +1,6 @@
 """One run: a new projector on the common base, trained in the paper's two stages and evaluated."""
 
+import itertools
 import json
 import os
 import time
@@ -37,13 +38,8 @@ from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 
 LONGEST_ANSWER = 56  # tokens: eight rows of six digits
 RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
-WINDOWS = [8, 4, 2, 1]  # of a base, all with a pixel shuffle
-FIRST = {False: "whole", True: "edge"}  # how a base sees its first pages, of one tile and of several
-# slicing and window of a base's batches, in turn, so that no number of tokens and no way of cutting is favoured
-TURNS = {
-    False: [("whole", window) for window in WINDOWS],
-    True: [(slicing, window) for slicing in ("whole", "edge", "ratio") for window in (4, 2)],
-}
+BASE = Configuration(window=2)  # pixel shuffle by 2x2, as in InternVL2
+BASE_SLICINGS = ("whole", "edge", "ratio")  # of pages of several tiles
 NEW_MODULES = ("model.multi_modal_projector", "model.lvtc")
 
 
@@ -114,50 +110,29 @@ def share_loss(logits: torch.Tensor, counts: torch.Tensor, tiles: list[int]) -> 
     return -(counts / counts.sum(1, keepdim=True) * predicted.log()).sum(1).mean()
 
 
-class Turns(nn.Module):
-    """Models that share tower and language model, one for each window; `turn` says which one sees a batch.
+class CountingTrainer(Trainer):
+    """Also teaches the tower's CLS token, from which `model.counter` predicts the shares of the digits on the page.
 
-    They also teach the tower's CLS token, from which `counter` predicts the shares of the digits on the page. Towers come with
-    a CLS token that is trained on whole images; PVTC's global query and pruning by CLS attention need one.
+    Towers come with a CLS token that is trained on whole images. PVTC's global query and pruning by CLS attention need it.
     """
 
-    def __init__(self, processor, windows: list[int]):
-        super().__init__()
-        self.models = nn.ModuleList(build_model(Configuration(window=window), processor) for window in windows)
-        for model in self.models[1:]:
-            model.model.vision_tower = self.models[0].model.vision_tower
-            model.model.language_model = self.models[0].model.language_model
-            model.lm_head = self.models[0].lm_head
-        self.counter = nn.Linear(TOWER["hidden_size"], 10)
-
-    def forward(self, turn: int, counts: torch.Tensor, tiles: torch.Tensor, **inputs):
-        model, features = self.models[turn], []
+    def compute_loss(self, model, inputs, return_outputs=False, **arguments):
+        counts, tiles, features = inputs.pop("counts"), inputs.pop("tiles"), []
         hook = model.model.vision_tower.register_forward_hook(lambda _, __, output: features.append(output[0][:, 0]))
-        outputs = model(**inputs)
+        loss = super().compute_loss(model, inputs, **arguments)
         hook.remove()
-        outputs.loss = outputs.loss + CLS_LOSS * share_loss(self.counter(features[0]), counts, tiles.tolist())
-        return outputs
+        return loss + CLS_LOSS * share_loss(model.counter(features[0]), counts, tiles.tolist())
 
 
-class TurnCollator:
-    """Batches (turn, sample), all of the same turn."""
-
-    def __init__(self, collators: list[Collator]):
-        self.collators = collators
-
-    def __call__(self, rows: list[tuple[int, Sample]]) -> dict[str, torch.Tensor | int]:
-        turn, samples = rows[0][0], [sample for _, sample in rows]
-        return {
-            "turn": turn,
-            "counts": torch.stack([sample.counts for sample in samples]),
-            "tiles": torch.tensor([len(sample.pixel_values) for sample in samples]),
-            **self.collators[turn](samples),
-        }
+def base_steps(pages: str, schedule: Schedule) -> tuple[int, int]:
+    """The steps of a base with one way of cutting pages, and those with all."""
+    turns = schedule.base_turns * KINDS[pages].tiled
+    return schedule.base_steps - turns, turns
 
 
 def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
-    settings = (schedule.base_steps, schedule.base_turns, schedule.base_rate, schedule.batch)
-    return cache / "-".join(map(str, ("base", pages, number, *settings)))
+    steps = base_steps(pages, schedule)
+    return cache / f"base-{pages}-{number}-{steps[0]}-{steps[1]}-{schedule.base_rate}-{schedule.batch}"
 
 
 def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path) -> None:
@@ -170,47 +145,45 @@ def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path) ->
                 time.sleep(1)
 
 
-def base_batches(pages: str, number: int, schedule: Schedule, cache: Path) -> list[list[tuple[int, Sample]]]:
-    """The pages of a base's two trainings, with the turn of each. None is in a run, but the handwriting samples are the same."""
-    turns, batch = TURNS[KINDS[pages].tiled], schedule.batch
+def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> list[list[Sample]]:
+    """The pages of the base's trainings. None of them is in a run, but the handwriting samples are the same."""
 
     def samples(steps: int, slicing: str, part: int) -> list[Sample]:
         seed = BASE_PAGES + 10 * number + part
         return cached_samples(cache, "train", steps * batch, pages, slicing, TILE, seed, CURRICULUM)
 
-    first = [(WINDOWS.index(2), sample) for sample in samples(schedule.base_steps, FIRST[KINDS[pages].tiled], 0)]
-    each = schedule.base_turns // len(turns)
-    parts = [samples(each, slicing, part) for part, (slicing, _) in enumerate(turns, start=1)]
-    second = [
-        (WINDOWS.index(window), sample)
-        for start in range(0, each * batch, batch)
-        for (_, window), part in zip(turns, parts, strict=True)
-        for sample in part[start : start + batch]
-    ]
-    return [first, second]
+    steps, turns = base_steps(pages, schedule)
+    batch = schedule.batch
+    if not turns:
+        return [samples(steps, "whole", 0)]
+    in_turn = [samples(turns // 3, slicing, part) for part, slicing in enumerate(BASE_SLICINGS, start=1)]
+    batches = [part[first : first + batch] for first in range(0, len(in_turn[0]), batch) for part in in_turn]
+    return [samples(steps, "edge", 0), list(itertools.chain(*batches))]
 
 
 def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None:
     """Train the tower and language model that runs on a kind of page start from."""
     with atomic_folder(base_folder(pages, number, schedule, cache)) as unfinished:
         processor = build_processor()
+        collator = Collator(processor, (PATCHES // BASE.window) ** 2, with_counts=True)
         set_seed(number)
-        model = Turns(processor, WINDOWS)
-        collators = [Collator(processor, (PATCHES // window) ** 2) for window in WINDOWS]
+        model = build_model(BASE, processor)
+        model.counter = nn.Linear(TOWER["hidden_size"], 10)
         seconds, losses = 0.0, []
-        for samples in base_batches(pages, number, schedule, cache):
-            start, folder = time.process_time(), cache / f"trainer-{os.getpid()}"
-            steps, rate = len(samples) // schedule.batch, schedule.base_rate
-            losses += train(model, samples, TurnCollator(collators), steps, rate, schedule.batch, folder)
+        for samples in base_samples(pages, number, schedule, cache):
+            start = time.process_time()
+            steps, folder = len(samples) // schedule.batch, cache / f"trainer-{os.getpid()}"
+            losses += train(
+                model, samples, collator, steps, schedule.base_rate, schedule.batch, folder, CountingTrainer
+            )
             seconds += time.process_time() - start
         accuracy = {}
-        for slicing, window in TURNS[KINDS[pages].tiled]:
+        for slicing in BASE_SLICINGS if KINDS[pages].tiled else ("whole",):
             validation = cached_samples(cache, "validation", schedule.test_pages, pages, slicing, TILE, TEST_PAGES)
-            turn = WINDOWS.index(window)
-            accuracy[f"{slicing}, M = {window}"] = evaluate(model.models[turn], processor, validation, collators[turn])
-        read = {name: shares["all"] for name, shares in accuracy.items()}
-        print(f"base {pages} {number}: {read} of validation pages, {seconds:.0f} s", flush=True)
-        model.models[0].save_pretrained(unfinished)
+            accuracy[slicing] = evaluate(model, processor, validation, collator)
+        print(f"base {pages} {number}: losses {losses}, on validation pages {accuracy}, {seconds:.0f} s", flush=True)
+        del model.counter
+        model.save_pretrained(unfinished)
         record = {"losses": losses, "validation": accuracy, "cpu_seconds": round(seconds, 2)}
         (unfinished / "base.json").write_text(json.dumps(record))
 

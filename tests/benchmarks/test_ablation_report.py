@@ -173,7 +173,7 @@ def test_a_page_of_a_study_that_has_just_begun_has_no_verdicts():
     import settings
 
     results = study(seeds=1)
-    del results.rows[results.key(settings.PVTC)]
+    del results.rows[results.key(settings.TABLE_2["+ PVTC"])]
     bases = [{"pages": "few", "number": 2, "validation": {"whole, M = 2": {"all": 0.987}}, "cpu_seconds": 60.0}]
     text = report.page(results, bases, report.find(results))
     assert "| few | 2 | whole, M = 2: 98.7 |" in text
