@@ -179,7 +179,7 @@ def show_tiles(url: str, file: dict, place: int = 0) -> dict:
     config = requests.get(url + "config", timeout=TIMEOUT).json()
     ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
     function = next(each for each in config["dependencies"] if each["outputs"] == [ids["tiles"]])
-    values = [None, "edge", 4, 1, True]
+    values = [None, "edge", 4, 1, True, None]
     values[place] = file | {"meta": {"_type": "gradio.FileData"}}
     body = {"data": values, "fn_index": function["id"], "session_hash": uuid4().hex}
     requests.post(url + "gradio_api/queue/join", json=body, timeout=TIMEOUT).raise_for_status()

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import compress, groupby
 
 import jinja2
 import numpy as np
@@ -15,7 +15,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing import InternVLXProcessor
 from ..processing.chat_templates import require_generation_marks
-from ..processing.image_sources import image_size
 from ..processing.literals import literals_as_text
 from ..processing.processing_internvlx import IGNORE_INDEX
 from ..processing.video_files import ChosenFrames, Video
@@ -54,6 +53,7 @@ class TrainingSample:
         num_tiles: number of tiles of each image.
         images_kwargs: arguments of the image processor for this sample.
         was_cut: whether the sample was truncated to `max_length`.
+        tile_limits: `max_patches` of each image; None if no budget takes tiles from them.
         teacher: the same sample as a teacher sees it, if there is one: its own tiles of the same images, and the same labels.
     """
 
@@ -63,6 +63,7 @@ class TrainingSample:
     num_tiles: list[int]
     images_kwargs: dict = field(default_factory=dict)
     was_cut: bool = False
+    tile_limits: list[int] | None = None
     teacher: "TrainingSample | None" = None
 
     def __len__(self) -> int:
@@ -76,6 +77,7 @@ class TrainingSample:
             labels=self.labels[:length],
             images=self.images[:num_images],
             num_tiles=self.num_tiles[:num_images],
+            tile_limits=self.tile_limits and self.tile_limits[:num_images],
             was_cut=True,
         )
 
@@ -121,6 +123,8 @@ class SampleEncoder:
             (default: False).
         teacher_processor: processor of a teacher's model, which encodes each sample as well (default: no teacher). How images
             are decoded and which frames are taken from videos is up to `processor`; `max_length` limits the student's tokens.
+
+    The images and frames of a sample share the processor's budget of visual tokens, `processor.max_image_tokens`.
 
     Raises:
         ValueError: if an argument is out of range, or the chat template does not mark the assistant's text.
@@ -171,7 +175,10 @@ class SampleEncoder:
         if not encoded.images or not self.processor.image_processor.do_rescale:
             return None  # without rescaling, the range of an array's values matters
         sources = [self._source(image, encoded.images_kwargs) for image in encoded.images]
-        tiles = [self._num_tiles(source.width, source.height, encoded.images_kwargs) for source in sources]
+        rule = self.processor.image_processor.tiling_rule(encoded.images_kwargs)
+        limits = encoded.tile_limits or [rule.max_tiles] * len(sources)
+        rules = [replace(rule, max_tiles=limit) for limit in limits]
+        tiles = [own.plan(source.width, source.height).num_tiles for own, source in zip(rules, sources, strict=True)]
         if tiles != encoded.num_tiles:
             raise ValueError(
                 f"its images take {tiles} tiles when they are decoded, their headers say {encoded.num_tiles}"
@@ -195,8 +202,10 @@ class SampleEncoder:
         views: list[tuple[SampleEncoder, TrainingSample, list[torch.Tensor]]] = [(self, encoded, [])]
         if self.teacher is not None and encoded.teacher is not None:
             views.append((self.teacher, encoded.teacher, []))
+        begin = 0
         for video, neighbours in groupby(encoded.images, key=lambda image: getattr(image, "video", None)):
             group = list(neighbours)
+            begin, places = begin + len(group), range(begin, begin + len(group))
             if video is not None:
                 sizes = [encoder.processor.image_processor.size for encoder, _, _ in views]
                 if sizes[0] != sizes[-1]:
@@ -206,12 +215,13 @@ class SampleEncoder:
                 for _, _, tiles in views:
                     tiles.append(features.pixel_values_videos)
                 continue
-            for image in group:
+            for place, image in zip(places, group, strict=True):
                 source = image
                 if len(views) > 1 and isinstance(image, PIL.Image.Image) and not self._drafts(encoded.images_kwargs):
                     source = self._source(image, encoded.images_kwargs).decoded().image  # once for both
                 for encoder, seen, tiles in views:
-                    features = encoder.processor.image_processor([source], **seen.images_kwargs | levels)
+                    own = {} if seen.tile_limits is None else {"max_patches": seen.tile_limits[place]}
+                    features = encoder.processor.image_processor([source], **seen.images_kwargs | levels | own)
                     tiles.append(features.pixel_values)
         for _, seen, tiles in views:
             found = sum(map(len, tiles))
@@ -221,6 +231,7 @@ class SampleEncoder:
                 )
             seen.images = list(torch.cat(tiles).to(torch.uint8).split(seen.num_tiles))
             seen.images_kwargs |= {"input_data_format": "channels_first", "crop_to_patches": False, "do_resize": False}
+            seen.tile_limits = None
 
     def encode_or_skip(
         self, read_sample: Callable[[], Mapping], place: Callable[[], str], decode: bool = True
@@ -272,9 +283,23 @@ class SampleEncoder:
         own_images = sum(not isinstance(image, VideoFrame) for image in conversation.images)
         if self.share_tiles and own_images > 1:
             images_kwargs |= self._tile_bounds(own_images, images_kwargs)
-        num_tiles = [self._count_tiles(image, images_kwargs) for image in conversation.images]
+        num_tiles, tile_limits = self._count_tiles(conversation.images, images_kwargs)
         ids, has_loss = self._tokenize(conversation)
-        return self._fit(*self._expand(ids, has_loss, num_tiles), conversation.images, num_tiles, images_kwargs)
+        ids, labels, spans = self._expand(ids, has_loss, num_tiles)
+        whole = TrainingSample(ids, labels, conversation.images, num_tiles, images_kwargs, tile_limits=tile_limits)
+        return self._fit(whole, spans)
+
+    def _count_tiles(self, images: list, images_kwargs: dict) -> tuple[list[int], list[int] | None]:
+        """The tiles of each image and frame, and their limits if a budget takes tiles from an image."""
+        image_processor, own = self.processor.image_processor, [not isinstance(image, VideoFrame) for image in images]
+        sizes = [image_processor.upright_size(image, images_kwargs) for image in compress(images, own)]
+        rules = iter(self.processor.tiling_rules(sizes, images_kwargs, len(images) - len(sizes)))
+        tiles, limits = [1] * len(images), [1] * len(images)
+        for place, rule, size in zip(compress(range(len(images)), own), rules, sizes, strict=True):
+            tiles[place], limits[place] = rule.plan(*size).num_tiles, rule.max_tiles
+        unlimited = image_processor.tiling_rule(images_kwargs).max_tiles if sizes else 1
+        is_limited = any(limit < unlimited for limit in compress(limits, own))
+        return tiles, limits if is_limited else None
 
     def _follow(self, student: TrainingSample, conversation: Conversation, images_kwargs: dict) -> TrainingSample:
         """The conversation of a student's sample as this encoder encodes it, up to the student's last label.
@@ -331,16 +356,6 @@ class SampleEncoder:
         )
         most = max(1, most // images)
         return {"min_patches": min(least, most), "max_patches": most}
-
-    def _count_tiles(self, image, images_kwargs: dict) -> int:
-        if isinstance(image, VideoFrame):
-            return 1
-        image_processor = self.processor.image_processor
-        upright = images_kwargs.get("do_exif_transpose", image_processor.do_exif_transpose)
-        return self._num_tiles(*image_size(image, upright, images_kwargs.get("input_data_format")), images_kwargs)
-
-    def _num_tiles(self, width: int, height: int, images_kwargs: dict) -> int:
-        return self.processor.image_processor.get_number_of_image_patches(height, width, images_kwargs)
 
     def _source(self, image, images_kwargs: dict):
         image_processor = self.processor.image_processor
@@ -418,12 +433,13 @@ class SampleEncoder:
         labels[:1] = IGNORE_INDEX  # no token before it could predict it
         return ids, labels, list(zip(starts.tolist(), ends.tolist(), strict=True))
 
-    def _fit(self, ids, labels, spans, images: list, num_tiles: list[int], images_kwargs: dict) -> TrainingSample:
+    def _fit(self, whole: TrainingSample, spans: list[tuple[int, int]]) -> TrainingSample:
+        ids, labels = whole.input_ids, whole.labels
         if not (labels != IGNORE_INDEX).any():
             raise ValueError("none of its tokens carries loss, expected an answer")
         limit = self.max_length
         if limit is None or len(ids) <= limit:
-            return TrainingSample(ids, labels, images, num_tiles, images_kwargs)
+            return whole
         if self.on_too_long != "truncate":
             raise TooLongError(f"it has {len(ids)} tokens, expected at most max_length={limit}")
         for start, end in spans:
@@ -436,7 +452,6 @@ class SampleEncoder:
                 f"within max_length={self.max_length}"
             )
         limit = int(supervised[-1]) + 1
-        whole = TrainingSample(ids, labels, images, num_tiles, images_kwargs)
         return whole.cut(limit, sum(end <= limit for _, end in spans))
 
 

@@ -64,6 +64,13 @@ class ModelArguments:
     max_patches: int | None = field(
         default=None, metadata={"help": "Largest number of tiles per image (default: the checkpoint's)."}
     )
+    max_image_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Visual tokens that the images and frames of a sample share; the images that lose least give up tiles "
+            "(default: the checkpoint's, or no limit)."
+        },
+    )
 
 
 @dataclass

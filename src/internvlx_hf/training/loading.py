@@ -50,6 +50,9 @@ def load_processor(arguments: ModelArguments) -> InternVLXProcessor:
         if (value := getattr(arguments, name)) is not None:
             setattr(image_processor, name, value)
     type(image_processor)(**image_processor.to_dict())  # raises if the settings contradict each other
+    if arguments.max_image_tokens is not None:
+        processor.max_image_tokens = arguments.max_image_tokens
+    processor.tiling_rules([(1, 1)])  # a budget must have room for an image
     return processor
 
 

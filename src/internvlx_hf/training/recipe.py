@@ -65,6 +65,7 @@ def training_recipe(
     image_processor, seen = trainer.processing_class.image_processor, throughput.seen
     settings = {name: _plain(getattr(arguments, name)) for name in SETTINGS}
     settings |= {name: getattr(image_processor, name) for name in ("slicing", "min_patches", "max_patches")}
+    settings |= {"max_image_tokens": trainer.processing_class.max_image_tokens}
     settings |= {"dtype": model_arguments.dtype, "world_size": arguments.world_size}
     settings |= {"attn_implementation": config.text_config._attn_implementation}
     if getattr(config.text_config, "output_router_logits", False):
