@@ -112,6 +112,8 @@ def test_what_is_not_possible_is_refused_by_name(processor):
         InternVLXProcessor(processor.image_processor, processor.tokenizer, max_image_tokens=0)
     with pytest.raises(ValueError, match="max_image_tokens=8 is a setting of InternVLXProcessor"):
         chat(processor, *batch, images_kwargs={"max_image_tokens": 8})
+    with pytest.raises(ValueError, match="max_image_tokens=8 with return_text_replacement_offsets, which vLLM"):
+        processor(images=SMALL, text="<image>", max_image_tokens=8, return_text_replacement_offsets=True)
 
 
 @pytest.mark.slow

@@ -169,6 +169,12 @@ class InternVLXProcessor(ChatProcessor):
         opened = [self.open_video(video) for video in flat]
         budget = self.max_image_tokens if max_image_tokens is None else max_image_tokens
         if budget is not None:
+            if chat is None and kwargs.get("return_text_replacement_offsets"):
+                raise ValueError(
+                    f"max_image_tokens={budget} with return_text_replacement_offsets, which vLLM's transformers backend requests: "
+                    "it caches each image by itself, so an image's tiles must not depend on other images. Expected no budget, "
+                    "or the package internvlx-hf beside vLLM."
+                )
             images, kwargs = self._limit_tiles(budget, images, texts, opened, kwargs)
         # transformers from 5.18 on, whose masks account for images, requests both
         keeps_tokens = (

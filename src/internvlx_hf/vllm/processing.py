@@ -3,24 +3,31 @@
 
 A tile has N₂² placeholders, its tokens in the long sequence. The start and end tokens around an image are text, so that an
 image's features are exactly its placeholders.
+
+With a budget of visual tokens, the tiles of an image depend on the request's other images. vLLM caches each image by itself, so
+the maximum of its tiles becomes part of its name in the cache.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import ImageSize
+from vllm.multimodal.parse import ImageProcessorItems, ImageSize, MultiModalDataItems
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
+    ProcessorInputs,
     PromptReplacement,
 )
 
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
+
+TILE_LIMITS = "tile_limits"  # names the maximum of each image's tiles among the arguments of a call
 
 
 class InternVLXProcessingInfo(BaseProcessingInfo):
@@ -36,34 +43,52 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
     @cached_property
     def largest_image(self) -> tuple[int, ImageSize]:
         """The maximum number of tiles of an image with the engine's settings, and the size of such an image."""
-        processor = self.get_image_processor()
-        settings = self.image_settings({})
+        processor: Any = self.get_hf_processor()
+        settings, budget = self.image_settings({})
         side = self.get_hf_config().tile_size
-        maximum = settings.get("max_patches") or processor.max_patches
+        maximum = settings.get("max_patches") or processor.image_processor.max_patches
         grids = [(columns, rows) for columns in range(1, maximum + 1) for rows in range(1, maximum // columns + 1)]
         sizes = [ImageSize(width=columns * side, height=rows * side) for columns, rows in grids]
-        return max((processor.get_number_of_image_patches(size.height, size.width, settings), size) for size in sizes)
+        rules = [processor.tiling_rules([size], settings, max_image_tokens=budget)[0] for size in sizes]
+        return max((rule.plan(*size).num_tiles, size) for rule, size in zip(rules, sizes, strict=True))
 
-    def image_settings(self, settings: Mapping[str, object]) -> dict[str, Any]:
-        """The image settings of a request: the engine's `mm_processor_kwargs`, overridden by the request's.
+    def image_settings(self, settings: Mapping[str, object]) -> tuple[dict[str, Any], int | None]:
+        """The image settings of a request, and its budget of visual tokens (`max_image_tokens`).
 
-        Both can be flat or under `images_kwargs`.
+        They are the engine's `mm_processor_kwargs`, overridden by the request's. Both can be flat or under `images_kwargs`.
 
         Raises:
-            ValueError: if a setting is unknown to the image processor or out of range.
+            ValueError: if a setting is unknown or out of range.
         """
         merged = self.ctx.get_merged_mm_kwargs(settings)
         merged |= merged.pop("images_kwargs", None) or {}
+        budget = merged.pop("max_image_tokens", None)
         known = InternVLXImageProcessor.valid_kwargs.__annotations__
         for name in merged.keys() - known.keys():
             raise ValueError(
-                f"Unknown setting {name!r} in mm_processor_kwargs, expected one of {', '.join(sorted(known))}."
+                f"Unknown setting {name!r} in mm_processor_kwargs, expected one of "
+                f"{', '.join(sorted([*known, 'max_image_tokens']))}."
             )
-        side = self.get_hf_config().tile_size
-        self.get_image_processor().get_number_of_image_patches(
-            side, side, merged
-        )  # raises if a setting is out of range
-        return merged
+        processor: Any = self.get_hf_processor()
+        processor.tiling_rules([(1, 1)], merged, max_image_tokens=budget)  # raises if a setting is out of range
+        return merged, processor.max_image_tokens if budget is None else budget
+
+    def tile_limits(self, inputs: ProcessorInputs) -> list[int] | None:
+        """`max_patches` of each image of a request; None without images or a budget.
+
+        Raises:
+            ValueError: if the images do not fit the budget, or if an image is given by its UUID only.
+        """
+        settings, budget = self.image_settings(inputs.hf_processor_mm_kwargs)
+        items = inputs.mm_data_items.get("image")
+        if budget is None or not isinstance(items, ImageProcessorItems):
+            return None
+        images, processor = [items.get(index) for index in range(len(items))], self.get_image_processor()
+        if any(image is None for image in images):
+            raise ValueError("max_image_tokens needs the pixels of each image, but one is given by its UUID only.")
+        sizes = [processor.upright_size(image, settings) for image in images]
+        rules = self.get_hf_processor().tiling_rules(sizes, settings, max_image_tokens=budget)  # type: ignore[attr-defined]
+        return [rule.max_tiles for rule in rules]
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         tiles, _ = self.largest_image
@@ -86,9 +111,57 @@ class InternVLXDummyInputs(BaseDummyInputsBuilder[InternVLXProcessingInfo]):
         return {"image": images}
 
 
+class LimitedItems(MultiModalDataItems):
+    """The images of a request, or some of them, with `max_patches` of each."""
+
+    tile_limits: list[int]
+
+    @classmethod
+    def of(cls, items: MultiModalDataItems, tile_limits: list[int]) -> "LimitedItems":
+        limited = cls(items.data)
+        limited.tile_limits = tile_limits
+        return limited
+
+
+class LimitedInputs(ProcessorInputs):
+    """A request whose images are cached together with the maximum of their tiles."""
+
+    mm_data_items: LimitedItems
+
+    def get_mm_hashes(self, *args, **kwargs):
+        hashes = super().get_mm_hashes(*args, **kwargs)
+        named = zip(hashes["image"], self.mm_data_items.tile_limits, strict=True)
+        return {**hashes, "image": [f"{name}-{limit}" for name, limit in named]}
+
+
 class InternVLXMultiModalProcessor(BaseMultiModalProcessor[InternVLXProcessingInfo]):
+    def apply(self, inputs: ProcessorInputs, *args, **kwargs):
+        tile_limits = self.info.tile_limits(inputs)
+        if tile_limits is not None:
+            values = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+            items = LimitedItems.of(inputs.mm_data_items, tile_limits)
+            inputs = LimitedInputs(**values | {"mm_data_items": items})
+        return super().apply(inputs, *args, **kwargs)
+
+    def _get_cache_missing_items(self, cache, mm_data_items, mm_hashes):
+        is_cached, missing = super()._get_cache_missing_items(cache, mm_data_items, mm_hashes)
+        if isinstance(mm_data_items, LimitedItems):
+            pairs = zip(mm_data_items.tile_limits, is_cached["image"], strict=True)
+            missing = LimitedItems.of(missing, [limit for limit, found in pairs if not found])
+        return is_cached, missing
+
+    def _get_hf_mm_inputs(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]):
+        found = super()._get_hf_mm_inputs(mm_items, hf_kwargs)
+        if isinstance(mm_items, LimitedItems):
+            return found._replace(hf_kwargs={**found.hf_kwargs, TILE_LIMITS: mm_items.tile_limits})
+        return found
+
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]):
-        settings = self.info.image_settings(hf_kwargs)
+        hf_kwargs = dict(hf_kwargs)
+        tile_limits = hf_kwargs.pop(TILE_LIMITS, None)
+        settings, _ = self.info.image_settings(hf_kwargs)
+        if tile_limits is not None:
+            settings["max_patches"] = tile_limits
         processor = self.info.get_image_processor()
 
         def slice_images(images, return_tensors, **engine_settings):  # `settings` includes the engine's
