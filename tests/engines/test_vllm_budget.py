@@ -8,10 +8,22 @@ from PIL import Image
 
 from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_config
-from vllm_engines import ENVIRONMENT, HEADS, environment, installed_package, loaded, prompt, save
+from vllm_engines import (
+    ENVIRONMENT,
+    HEADS,
+    assert_same,
+    environment,
+    installed_package,
+    loaded,
+    prompt,
+    reference,
+    run_jobs,
+    save,
+)
 
 CONFIG = tiny_config(**LVTC)
 TOKENS, EXPANDED = CONFIG.image_seq_length, CONFIG.expanded_image_seq_length
+GEOMETRY = LVTC | {"text_config": HEADS | {"num_hidden_layers": 4}}
 SMALL, ENGINE = {"max_image_tokens": 4 * TOKENS}, {"max_image_tokens": 6 * TOKENS}
 # images in the order in which the cache gets to know them: the same image takes fewer tiles beside others
 REQUESTS = [
@@ -29,7 +41,7 @@ WRONG = [(["one"] * 7, {}), (["one"], {"max_image_tokens": TOKENS - 1}), (["one"
 
 @pytest.mark.parametrize("overlay", [None, ROOT / "build/vllm_oldest"], ids=["newest", "oldest"])
 def test_images_of_a_request_share_a_budget(tmp_path, tmp_path_factory, overlay):
-    checkpoint = save(tmp_path / "model", **LVTC, text_config=HEADS | {"num_hidden_layers": 4})
+    checkpoint = save(tmp_path / "model", **GEOMETRY)
     requests = []
     for names, settings in [*REQUESTS, *WRONG]:
         paths = prompt(tmp_path, "", *names)["images"]
@@ -61,3 +73,22 @@ def test_images_of_a_request_share_a_budget(tmp_path, tmp_path_factory, overlay)
         assert placeholders == sum(tiles) * EXPANDED
     assert [isinstance(answer, str) for answer in found["requests"]] == [False] * 3 * len(REQUESTS) + [True] * 9
     assert found["most"] == 6 * EXPANDED
+
+
+def test_an_engine_answers_as_generate_does_also_from_its_caches(tmp_path, tmp_path_factory):
+    checkpoint = save(tmp_path / "model", **GEOMETRY)
+    cases = [prompt(tmp_path, "Read.", *names, **ENGINE) for names in (["many"], ["many", "wide"], ["many", "many"])]
+    options = {"max_num_batched_tokens": 224}
+    # one after the other, so that a later request finds the images of earlier ones in vLLM's caches; then all again
+    job = {"model": str(checkpoint), "options": options, "rounds": [*([case] for case in cases), cases]}
+    package = installed_package(tmp_path_factory.mktemp("package"))
+    rounds = run_jobs(tmp_path, {"budget": job}, package, VLLM_ENABLE_V1_MULTIPROCESSING="0")["budget"]
+    model, processor = loaded(checkpoint)
+    expected = [reference(model, processor, case) for case in cases]
+    for answer in expected:  # as vLLM has it: with stage two's tokens for every tile
+        factor = [EXPANDED // TOKENS if token == CONFIG.image_token_id else 1 for token in answer["prompt"]]
+        answer["prompt"] = [token for token, times in zip(answer["prompt"], factor, strict=True) for _ in range(times)]
+    found = [answer for each in rounds for answer in each["answers"]]
+    for answer, wanted in zip(found, [*expected, *expected], strict=True):
+        assert_same(answer, wanted)
+    assert all(answer["cached"] > 0 for answer in found[3:])

@@ -125,8 +125,6 @@ class InternVLXProcessor(ChatProcessor):
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
-        *,
-        max_image_tokens: int | None = None,
         **kwargs: Unpack[InternVLXProcessorKwargs],
     ) -> BatchFeature:
         """Tokenizes texts, splits their images into tiles, and makes a tile of each sampled frame of their videos.
@@ -150,8 +148,11 @@ class InternVLXProcessor(ChatProcessor):
             ValueError: if `text` has another type, if the number of images differs from that of image tokens or the number of
                 videos from that of marks, if a text's images and frames do not fit the budget, or if `audio` is given.
         """
-        # not in the signature, by which transformers' tools look for a video processor among `get_attributes`
+        # not in the signature, where transformers' tools expect neither attributes nor videos without a video processor among
+        # `get_attributes`
         videos = kwargs.pop("videos", None)  # type: ignore[typeddict-item]
+        budget = kwargs.pop("max_image_tokens", None)  # type: ignore[typeddict-item]
+        budget = self.max_image_tokens if budget is None else budget
         refuse_other_media(kwargs)
         self.image_processor.refuse_misspelt(kwargs.get("images_kwargs") or {})
         texts = _as_texts(text)
@@ -167,7 +168,6 @@ class InternVLXProcessor(ChatProcessor):
             _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
             _require_videos_per_text(videos, texts)
         opened = [self.open_video(video) for video in flat]
-        budget = self.max_image_tokens if max_image_tokens is None else max_image_tokens
         if budget is not None:
             if chat is None and kwargs.get("return_text_replacement_offsets"):
                 raise ValueError(
