@@ -92,9 +92,9 @@ def preset_sizes(name: str, variant: str) -> Sizes:
     sizes = variants.get(variant, variants["own"])
     text, lvtc = sizes["text_config"], sizes["lvtc_config"]
     experts = text.get("experts")
-    tuples = {"sliding_layers": tuple(text["sliding_layers"])}
     if experts is not None:
-        tuples["experts"] = ExpertSizes(**experts | {"layers": tuple(experts["layers"])})
+        experts = ExpertSizes(**experts | {"layers": tuple(experts["layers"])})
+    tuples = {"sliding_layers": tuple(text["sliding_layers"]), "experts": experts}
     return Sizes(
         **sizes
         | {
