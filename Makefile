@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-hf test-vllm wheel docs lint style types format bench bench-full ablation ablation-quick clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-hf test-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,8 @@ help:
 	@echo "make bench-full  the same with the sizes of benchmarks/results (hours)"
 	@echo "make ablation    train and evaluate the missing runs of the paper's ablations in miniature (hours)"
 	@echo "make ablation-quick  the same with a few steps, to test the code (1 minute)"
+	@echo "make documents   train and evaluate the missing runs on pages of real text with a real language model (hours)"
+	@echo "make documents-quick  the same with a few steps, to test the code (1 minute, a download of 93 MB)"
 	@echo "make clean       remove everything that make built"
 
 $(PY):
@@ -160,6 +162,14 @@ ablation: .venv/.for-test
 ablation-quick: .venv/.for-test
 	rm -rf out/ablation-quick
 	OMP_NUM_THREADS=1 $(PY) benchmarks/ablation/run.py --quick
+
+# The language model and gguf, in front of nothing that other targets use.
+documents: .venv/.for-test build/documents/.installed
+	PYTHONPATH=build/documents OMP_NUM_THREADS=1 $(PY) benchmarks/documents/run.py
+
+documents-quick: .venv/.for-test build/documents/.installed
+	rm -rf out/documents-quick
+	PYTHONPATH=build/documents OMP_NUM_THREADS=1 $(PY) benchmarks/documents/run.py --quick --cache out/documents-quick
 
 clean:
 	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

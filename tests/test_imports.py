@@ -87,6 +87,7 @@ def test_rooms_import_only_what_lies_below_them():
         pytest.param(import_graph(PACKAGE, "internvlx_hf"), id="modules"),
         pytest.param(import_graph(ROOT / "benchmarks"), id="benchmarks"),
         pytest.param(import_graph(ROOT / "benchmarks/ablation"), id="ablation"),
+        pytest.param(import_graph(ROOT / "benchmarks/documents"), id="documents"),
         pytest.param(import_graph(ROOT / "benchmarks/evidence", "evidence"), id="evidence"),
     ],
 )

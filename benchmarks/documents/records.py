@@ -1,0 +1,81 @@
+"""Storage of finished runs: a JSON file per run in the cache, and all of them in one file of the results."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from settings import BASES, GROUPS, SEEDS, BaseSchedule, Row, RunSchedule
+
+RUNS, BASES_FILE = "runs.json", "bases.json"
+Runs = dict[str, dict[str, list[dict]]]  # the runs of each row of each group
+
+
+class Records:
+    """Runs in `folder`, named after all of their settings: nothing runs twice, and a stopped study resumes."""
+
+    def __init__(self, folder: Path, schedule: RunSchedule):
+        self.folder, self.schedule = folder, schedule
+
+    def path(self, row: Row, seed: int) -> Path:
+        return self.folder / f"{row.key}-{self.schedule.key}-{seed}.json"
+
+    def find(self, row: Row, seed: int) -> dict | None:
+        path = self.path(row, seed)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def add(self, row: Row, seed: int, result: dict) -> None:
+        path = self.path(row, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"row": asdict(row), "seed": seed, "schedule": asdict(self.schedule), **result}
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(record), encoding="utf-8")
+        unfinished.rename(path)
+
+    def collect(self) -> Runs:
+        """The finished runs, without rows that have none."""
+        found: Runs = {}
+        for group, rows in GROUPS.items():
+            runs = {
+                name: [run for seed in range(SEEDS) if (run := self.find(row, seed))] for name, row in rows.items()
+            }
+            found[group] = {name: records for name, records in runs.items() if records}
+        return found
+
+
+def planned(seeds: Sequence[int] = range(SEEDS)) -> Iterator[tuple[str, str, Row, int]]:
+    """(group, name, row, seed) of all runs, a seed after the other, so that a stopped study is balanced."""
+    for seed in seeds:
+        for group, rows in GROUPS.items():
+            for name, row in rows.items():
+                yield group, name, row, seed
+
+
+def save_runs(path: Path, runs: Runs) -> None:
+    """Write the runs, one per line."""
+    groups = []
+    for group, rows in runs.items():
+        lines = [
+            f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(run) for run in records) + "\n]"
+            for name, records in rows.items()
+        ]
+        groups.append(f"{json.dumps(group)}: {{\n" + ",\n".join(lines) + "\n}")
+    path.write_text("{\n" + ",\n".join(groups) + "\n}\n", encoding="utf-8")
+
+
+def load_runs(path: Path) -> Runs:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_bases(path: Path, folders: Sequence[Path]) -> None:
+    """Write the records of the finished bases, one per line."""
+    found = [json.loads((folder / "base.json").read_text()) for folder in folders if (folder / "base.json").exists()]
+    path.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n", encoding="utf-8")
+
+
+def base_folder(cache: Path, number: int, schedule: BaseSchedule) -> Path:
+    return cache / f"base-{number}-{schedule.key}"
+
+
+def base_of(seed: int) -> int:
+    return seed % BASES
