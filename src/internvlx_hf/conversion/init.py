@@ -144,7 +144,7 @@ def _language_source(given: str | Path, revision: str | None, workspace: Path) -
     except Exception as error:  # transformers raises errors of any type for an unknown file
         raise CheckpointError(f"{given}: transformers cannot load it. {' '.join(str(error).split()):.300}") from error
     # although dense, it counts as a model in GGUF's format, which cannot be saved
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(workspace)
     tokenizer.save_pretrained(workspace)

@@ -315,8 +315,8 @@ def _position_grid(vision: dict, tensors: dict[str, TensorInfo]) -> int:
 
 def text_architecture(raw: dict) -> str:
     """Class name of a language model from its config."""
-    names = raw.get("architectures") or []
-    name = names[0] if names else None
+    names = raw.get("architectures") or [""]
+    name = names[0]
     if name not in TEXT_ARCHITECTURES:
         raise CheckpointError(
             f"The language model {name or raw.get('model_type')!r} is not supported, expected llm_config.architectures one of "

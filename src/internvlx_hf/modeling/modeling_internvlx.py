@@ -316,8 +316,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if router_logits:
             require_gradient(outputs.last_hidden_state, router_logits)
             layers, expansion = self.language_model.layers, None if plan is None else plan.expansion
-            is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-            visible = attention_mask[:, -inputs_embeds.shape[1] :] if is_2d else None
+            visible = None
+            if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+                visible = attention_mask[:, -inputs_embeds.shape[1] :]
             aux_loss = balancing_loss(self.config, layers, router_logits, visible, expansion)
         return InternVLXModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,

@@ -68,7 +68,7 @@ def balancing_loss(
         is_stage_two = expansion is not None and index >= config.lvtc_config.expand_layer
         rows = after if is_stage_two else before
         counted.append(logits if rows is None else logits[rows.to(logits.device)])
-    return load_balancing_loss_func(tuple(counted), text.num_experts, text.num_experts_per_tok)  # type: ignore[return-value]
+    return load_balancing_loss_func(tuple(counted), text.num_experts, text.num_experts_per_tok)  # type: ignore
 
 
 def require_gradient(hidden_states: torch.Tensor, router_logits: tuple[torch.Tensor, ...]) -> None:

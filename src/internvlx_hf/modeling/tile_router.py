@@ -107,7 +107,7 @@ class TileRoutingMixin(GenerationMixin):
             ValueError: if there are tiles, a router, and a cache or embeddings instead of the whole prompt.
         """
         if self.model.tile_router is None or kwargs.get("pixel_values") is None:
-            return super().generate(inputs, *args, **kwargs)
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs", "position_ids"):
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -119,7 +119,7 @@ class TileRoutingMixin(GenerationMixin):
         prompt = route_prompt(self.model, input_ids, attention_mask, pixel_values)
         if kwargs.get("max_length") is not None:  # counts the prompt
             kwargs["max_length"] -= input_ids.shape[1] - prompt["attention_mask"].shape[1]
-        output = super().generate(None, *args, **prompt, **kwargs)
+        output: Any = super().generate(None, *args, **(prompt | kwargs))  # type: ignore[misc]
         answers = output if isinstance(output, torch.Tensor) else output.sequences
         before = input_ids.repeat_interleave(len(answers) // len(input_ids), dim=0)
         sequences = torch.cat([before.to(answers.device), answers], dim=1)

@@ -77,8 +77,8 @@ class ChatProcessor(ProcessorMixin):
     start_image_token: str
     end_image_token: str
     image_token_id: int
-    start_image_token_id: int
-    end_image_token_id: int
+    start_image_token_id: int | None
+    end_image_token_id: int | None
     wrap_images: bool
 
     @property  # type: ignore[misc]
@@ -89,7 +89,7 @@ class ChatProcessor(ProcessorMixin):
     @property
     def wrapper_ids(self) -> list[int]:
         """Ids of the start and the end token, empty for images without them."""
-        return [self.start_image_token_id, self.end_image_token_id] if self.wrap_images else []
+        return [token_id for token_id in (self.start_image_token_id, self.end_image_token_id) if token_id is not None]
 
     @property
     def image_tokens(self) -> tuple[str, ...]:
