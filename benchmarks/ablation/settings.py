@@ -1,7 +1,7 @@
 """The settings of the runs: the configurations of the paper's Tables 2-5 and Figures 7 and 8, scaled down.
 
 S = 8 patches per side, so a tile has 64 patches. The paper's 256 and 1024 tokens per tile (M = 2 and 1) become N = 4 and 4N = 16
-(M = 4 and 2). Every group of rows is trained and tested on one kind of page (`task.KINDS`), except Figure 7, where each
+(M = 4 and 2). Every group of rows is trained and tested on one kind of page (`KINDS`), except Figure 7, where each
 compression ratio has pages that it can just read.
 """
 
@@ -16,6 +16,29 @@ TILE = 64  # pixels
 BASES = 3  # of each kind of page; seed s starts from base s mod 3
 PROJECTORS = ("pixel_shuffle", "ldpv2", "token_packer", "pvtc", "average")
 BASELINES = ("downsampled", "cls_pruning", "random_pruning")  # with as many tokens as the projectors
+
+
+@dataclass(frozen=True)
+class Pages:
+    """A kind of page: its layouts (columns, rows) with their shares, from small to large, and the cell of a digit (W, H) and the
+    digit in pixels."""
+
+    layouts: dict[tuple[int, int], float]
+    cell: tuple[int, int]
+    digit: int
+    tiled: bool = False  # whether pages fill more than one tile
+
+    def key(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+
+
+KINDS = {
+    "few": Pages({(2, 2): 1.0}, cell=(32, 32), digit=16),
+    "dense": Pages({(4, 4): 1.0}, cell=(16, 12), digit=12),
+    "denser": Pages({(6, 4): 1.0}, cell=(10, 12), digit=9),
+    # 64x48, 64x96, 128x48 and 128x96 pixels: text of one size, pages that grow with their content
+    "spread": Pages({(2, 3): 0.35, (2, 6): 0.2, (4, 3): 0.2, (4, 6): 0.25}, cell=(32, 16), digit=12, tiled=True),
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,8 @@ class Configuration:
 
     def key(self, schedule: Schedule, seed: int) -> str:
         """A hash of all settings of a run. Equal configurations of two tables are one run."""
-        settings = json.dumps([asdict(self), asdict(schedule), seed, LAYERS], sort_keys=True)
+        training = [asdict(schedule), OPTIMISER, DECAY, CURRICULUM, CLS_LOSS, TOWER, LANGUAGE_MODEL]
+        settings = json.dumps([asdict(self), KINDS[self.pages].key(), seed, training], sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 

@@ -18,30 +18,10 @@ from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 from pages import Digits, compose_page
-from settings import TILE
+from settings import KINDS, TILE, Pages
 from train import build_tokenizer
 
 MAX_TILES = 6  # as in the paper's Table 5
-
-
-@dataclass(frozen=True)
-class Pages:
-    """A kind of page: its layouts (columns, rows) with their shares, from small to large, and the cell of a digit (W, H) and the
-    digit in pixels."""
-
-    layouts: dict[tuple[int, int], float]
-    cell: tuple[int, int]
-    digit: int
-    tiled: bool = False  # whether pages fill more than one tile
-
-
-KINDS = {
-    "few": Pages({(2, 2): 1.0}, cell=(32, 32), digit=16),
-    "dense": Pages({(4, 4): 1.0}, cell=(16, 12), digit=12),
-    "denser": Pages({(6, 4): 1.0}, cell=(10, 12), digit=9),
-    # 64x48, 64x96, 128x48 and 128x96 pixels: text of one size, pages that grow with their content
-    "spread": Pages({(2, 3): 0.35, (2, 6): 0.2, (4, 3): 0.2, (4, 6): 0.25}, cell=(32, 16), digit=12, tiled=True),
-}
 QUESTIONS = 0.3  # share of training samples that ask for a row or a column
 BLOCK = (
     16  # consecutive training samples with the same scale and kind of question, so that batches need little padding
@@ -184,7 +164,7 @@ def cached_samples(
     folder: Path, split: str, count: int, pages: str, slicing: str, tile: int, seed: int, curriculum: float = 0.0
 ) -> list[Sample]:
     """The samples of `make_samples`, cached for all runs that share them."""
-    path = folder / f"{split}-{count}-{pages}-{slicing}-{tile}-{seed}-{curriculum}.pt"
+    path = folder / f"{split}-{count}-{pages}-{KINDS[pages].key()}-{slicing}-{tile}-{seed}-{curriculum}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         samples = make_samples(split, count, pages, slicing, tile, seed, curriculum)

@@ -132,7 +132,10 @@ def base_steps(pages: str, schedule: Schedule) -> tuple[int, int]:
 
 def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
     steps = base_steps(pages, schedule)
-    return cache / f"base-{pages}-{number}-{steps[0]}-{steps[1]}-{schedule.base_rate}-{schedule.batch}"
+    return (
+        cache
+        / f"base-{pages}-{KINDS[pages].key()}-{number}-{steps[0]}-{steps[1]}-{schedule.base_rate}-{schedule.batch}"
+    )
 
 
 def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path) -> None:
