@@ -6,8 +6,8 @@ shows. transformers compares them with the beginning of a module's full name, so
 nothing.
 """
 
-COMPRESSION_MODULES = ("model.multi_modal_projector", "model.lvtc")
-"""The projectors, LVTC's included: 8 % of the weights of a 2B or 8B model, and the source of every visual token."""
+COMPRESSION_MODULES = ("model.multi_modal_projector", "model.lvtc", "model.tile_router")
+"""The projectors, LVTC's included, and a router of tiles: 8 % of the weights of a 2B or 8B model, and the source of every visual token."""
 
 UNQUANTIZED_MODULES = (*COMPRESSION_MODULES, "model.vision_tower", "lm_head")
 """The projectors, the vision tower and the head: everything but the language model's layers."""
