@@ -1,8 +1,8 @@
 """InternVL3.5-Flash's router: what compressing tiles to 64 of 256 tokens saves before the first token.
 
 First the FLOPs of published sizes, computed. Then computing time of `generate` with one new token, in turn without the router
-and with thresholds that compress no tile, and all but one, of a model with a twelfth of InternVL3.5-1B's layers, a small
-vocabulary and random weights.
+and with thresholds that compress no tile, and all but one, of a model with a quarter of InternVL3.5-1B's layers and widths and
+random weights.
 
 python benchmarks/bench_flash.py
 """
@@ -13,7 +13,7 @@ import torch
 from rows import Row, run_script
 from timing import print_table, time_alternately, use_one_thread
 
-from internvlx_hf import InternVLXForConditionalGeneration, cost
+from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration, cost
 from internvlx_hf.cost.flops import prefill_flops
 from internvlx_hf.cost.measure import measure as measure_sizes
 from internvlx_hf.modeling.tile_router import TileRouter
@@ -21,18 +21,25 @@ from internvlx_hf.modeling.tile_router import TileRouter
 PRESETS = ("internvl3.5-1b", "internvl3.5-8b", "internvl3.5-38b")
 TEXT = 64
 NONE, MOST = 1.0, 0.0  # relative thresholds
-SHARE = 12  # of the layers
 
 
-def flash_config(preset: str, relative_threshold: float, share: int = 1):
+def flash_config(preset: str, relative_threshold: float):
     config = cost.preset(preset)
-    config.vision_config.num_hidden_layers //= share
-    config.text_config.num_hidden_layers //= share
-    if config.text_config.layer_types:
-        config.text_config.layer_types = config.text_config.layer_types[: config.text_config.num_hidden_layers]
-    config.dtype = None
     config.router_relative_threshold, config.router_absolute_threshold = relative_threshold, 0.0
     return config
+
+
+def small_config(preset: str, relative_threshold: float):
+    """A quarter of a preset's layers and of its widths, and a small vocabulary."""
+    config = flash_config(preset, relative_threshold)
+    vision, text = config.vision_config.to_dict(), config.text_config.to_dict()
+    for part in (vision, text):
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers"):
+            part[name] //= 4
+    text |= {"head_dim": text["head_dim"] // 4, "layer_types": None, "vocab_size": 2048}
+    own = {name: getattr(config, name) for name in ("router_relative_threshold", "router_absolute_threshold")}
+    projector = {"projector_type": "pixel_shuffle"}
+    return InternVLXConfig(vision_config=vision, text_config=text, image_token_id=5, projector_config=projector, **own)
 
 
 def computed(preset: str, tiles: int) -> list:
@@ -47,7 +54,7 @@ def computed(preset: str, tiles: int) -> list:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tiles", type=int, default=4, help="tiles of the timed prompt (default: 4)")
+    parser.add_argument("--tiles", type=int, default=5, help="tiles of the timed prompt (default: 5)")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--presets", nargs="*", default=PRESETS, help="sizes to compute")
     return parser
@@ -55,9 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def build(relative_threshold: float) -> InternVLXForConditionalGeneration:
     torch.manual_seed(0)
-    config = flash_config("internvl3.5-1b", relative_threshold, SHARE)
-    config.text_config.vocab_size, config.image_token_id = 2048, 5
-    return InternVLXForConditionalGeneration(config).eval()
+    return InternVLXForConditionalGeneration(small_config("internvl3.5-1b", relative_threshold)).eval()
 
 
 def measure(args: argparse.Namespace) -> list[Row]:
