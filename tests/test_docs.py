@@ -85,6 +85,14 @@ def test_what_lvtc_costs_beside_one_grid_in_all_layers_is_what_is_counted():
         assert f"{many.cache_bytes / 2**20:.0f}" in in_readme
 
 
+def test_what_an_upgrade_takes_is_what_was_computed():
+    def rows(path):
+        cells = re.findall(r"^\| (internvl2-\S+ .*) \|$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+        return [tuple(cell.strip() for cell in row.split("|")) for row in cells]
+
+    assert rows("docs/upgrade-in-an-afternoon.md") == rows("benchmarks/results/upgrade.md") != []
+
+
 def test_everything_public_is_documented():
     import runpy
 

@@ -61,7 +61,9 @@ def test_a_run_logs_both_losses_and_saves_the_student_alone(teacher, tmp_path, m
     assert len(logs) == 3
     for entry in logs:
         assert entry["loss"] == pytest.approx(0.75 * entry["ce_loss"] + 0.25 * 4 * entry["teacher_kl"], rel=1e-5)
-    assert re.search(r"step 2/6  loss \S+  ce \S+  kl \S+  lr", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"step 2/6  loss \S+  ce \S+  kl \S+  lr", printed)
+    assert f"Teacher: {teacher.name}, 'ratio' tiles, weight 0.25, temperature 2\n" in printed
     assert Look.seen["parameters"] == Look.seen["own"] == len(list(trainer.model.parameters()))
     assert not any(parameter.requires_grad for parameter in trainer.teacher.parameters())
     assert not trainer.teacher.training

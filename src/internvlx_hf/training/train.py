@@ -11,7 +11,7 @@ from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoints.folders import copy_companions, find_companions
+from ..checkpoints.folders import copy_companions, find_companions, source_name
 from ..checkpoints.names import RECIPE
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
@@ -104,6 +104,10 @@ def train(
         print(data_summary(data, arguments, config), end="\n\n", flush=True)
         print(trainable_table(model), flush=True)
         print(f"Attention: {model.config.text_config._attn_implementation}", flush=True)
+        if teacher_processor is not None:
+            slicing = teacher_processor.image_processor.slicing
+            kind = f"{slicing!r} tiles, weight {teacher['weight']:g}, temperature {teacher['temperature']:g}"
+            print(f"Teacher: {source_name(teacher_arguments.teacher)}, {kind}", flush=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(
