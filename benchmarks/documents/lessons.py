@@ -87,12 +87,14 @@ class RunLessons(torch.utils.data.Dataset):
     seed: int
 
     def __len__(self) -> int:
-        return self.schedule.steps * self.schedule.batch
+        return self.schedule.steps * self.schedule.batch_of(self.row)
 
     def __getitem__(self, index: int) -> dict:
         shape = ONE_TILE
         if self.row.several_tiles:  # all pages of a step have one shape, which needs the least padding
-            shape = draw_shape(np.random.default_rng((RUN_PAGES, self.seed, index // self.schedule.batch, 0)))
+            shape = draw_shape(
+                np.random.default_rng((RUN_PAGES, self.seed, index // self.schedule.batch_of(self.row), 0))
+            )
         rng = np.random.default_rng((RUN_PAGES, self.seed, index, 1))
         return sample(draw_page(self.paragraphs, shape, rng), self.row.slicing)
 

@@ -48,7 +48,7 @@ class BaseSchedule(Settings):
     """A base: tower and language model trained together, with a projector for each window in turn."""
 
     tower: TowerSchedule = TowerSchedule()
-    steps: int = 2100
+    steps: int = 1800
     windows: tuple[int, ...] = (4, 2, 1)
     one_tile_share: float = 0.25  # of the steps, the first, have pages of one tile only
     several_share: float = 0.5  # of the other steps with windows 4 and 2 have pages of several tiles
@@ -66,12 +66,16 @@ class RunSchedule(Settings):
 
     base: BaseSchedule = BaseSchedule()
     steps: int = 300
-    batch: int = 8
+    batch: int = 8  # pages of one tile
+    several_batch: int = 6  # pages of several tiles, which have more text
     rate: float = 2e-4  # the base's rates
     tower_rate: float = 3e-4
     projector_rate: float = 2e-3
-    test_pages: int = 96
+    test_pages: int = 96  # paragraphs; a third as many with random words, and with another page shown
     test_batch: int = 32
+
+    def batch_of(self, row: "Row") -> int:
+        return self.several_batch if row.several_tiles else self.batch
 
 
 @dataclass(frozen=True)
@@ -108,4 +112,4 @@ GROUPS = {"one_tile": ONE_TILE_ROWS, "several_tiles": SEVERAL_TILES_ROWS}
 # the same code in seconds, with meaningless results
 QUICK_TOWER = TowerSchedule(steps=3, batch=2)
 QUICK_BASE = BaseSchedule(tower=QUICK_TOWER, steps=6, step_tokens=60, most_pages=2, validation_pages=2)
-QUICK = RunSchedule(base=QUICK_BASE, steps=2, batch=2, test_pages=2, test_batch=2)
+QUICK = RunSchedule(base=QUICK_BASE, steps=2, batch=2, several_batch=2, test_pages=2, test_batch=2)

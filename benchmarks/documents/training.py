@@ -181,7 +181,7 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
             args=training_arguments(
                 work,
                 schedule.steps,
-                schedule.batch,
+                schedule.batch_of(row),
                 schedule,
                 row.lvtc is not None,
                 logging_steps=max(1, schedule.steps // 20),
@@ -198,17 +198,14 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
     finally:
         shutil.rmtree(work)
     model.eval().to(torch.bfloat16)
-    count = schedule.test_pages
-    texts, words = (
-        evaluation_pages(paragraphs[split], row.several_tiles, count // (1 + random), random)
-        for random in (False, True)
-    )
+    count, few = schedule.test_pages, max(1, schedule.test_pages // 3)
+    texts = evaluation_pages(paragraphs[split], row.several_tiles, count, False)
+    words = evaluation_pages(paragraphs[split], row.several_tiles, few, True)
+    how = {"slicing": row.slicing, "batch": schedule.test_batch}
     result = {
-        "paragraphs": evaluate(model, processor, texts, row.slicing, schedule.test_batch),
-        "random_words": evaluate(model, processor, words, row.slicing, schedule.test_batch),
-        "wrong_image": evaluate(
-            model, processor, texts[: count // 2], row.slicing, schedule.test_batch, shown=texts[1 : count // 2 + 1]
-        ),
+        "paragraphs": evaluate(model, processor, texts, **how),
+        "random_words": evaluate(model, processor, words, **how),
+        "wrong_image": evaluate(model, processor, texts[:few], **how, shown=texts[1 : few + 1]),
     }
     return {
         "base": base_of(seed),
