@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
+from internvlx_hf.conversion.prepare import stop_token
 from internvlx_hf.conversion.templates import chat_template
 from internvlx_hf.conversion.tokenizers import convert_tokenizer
 from paths import GOLDEN
@@ -113,3 +114,18 @@ def test_an_unknown_template_is_refused_with_the_names_of_the_known_ones():
         ValueError, match=r"template 'internvl_zh', expected one of internlm2-chat, Hermes-2, phi3-chat, internvl2_5\."
     ):
         chat_template("internvl_zh")
+
+
+@pytest.mark.parametrize(
+    ("content", "end", "stop"),
+    [
+        ("{{ message['content'] }}", "<|im_end|>\\n", "<|im_end|>"),
+        ("{% for part in message['content'] %}{{ part['text'] + '' }}{% endfor %}", "<|im_end|>", "<|im_end|>"),
+        ("{{ message['content'] }}", " ", None),
+    ],
+    ids=["strings", "parts", "no marker"],
+)
+def test_stop_token_is_what_ends_an_answer(content, end, stop):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}<|im_start|>" + content + end + "{% endfor %}"
+    assert stop_token(tokenizer) == (stop and tokenizer.convert_tokens_to_ids(stop))

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -237,8 +238,16 @@ def generation_config(source: Source, tokenizer: PreTrainedTokenizerFast) -> Gen
 
 def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The special token with which the chat template ends the assistant's turn, None if it ends otherwise."""
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    end: str = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]  # type: ignore[union-attr]
-    special = set(tokenizer.added_tokens_decoder)
-    ids = [token for token in tokenizer(end, add_special_tokens=False)["input_ids"] if token in special]
-    return ids[-1] if ids else None
+    texts, special = {"user": "question", "assistant": "answer"}, set(tokenizer.added_tokens_decoder)
+    for as_parts in (False, True):
+        contents = {role: [{"type": "text", "text": text}] if as_parts else text for role, text in texts.items()}
+        turns: Any = [{"role": role, "content": content} for role, content in contents.items()]
+        try:
+            prompt: Any = tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception:  # a template may raise any error for the other form of contents
+            continue
+        _, answer, end = prompt.rpartition(texts["assistant"])
+        ids = [token for token in tokenizer(end, add_special_tokens=False)["input_ids"] if token in special]
+        if answer:
+            return ids[-1] if ids else None
+    return None
