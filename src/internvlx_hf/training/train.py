@@ -104,7 +104,7 @@ def train(
         print(data_summary(data, arguments, config), end="\n\n", flush=True)
         print(trainable_table(model), flush=True)
         print(f"Attention: {model.config.text_config._attn_implementation}", flush=True)
-        if teacher_processor is not None:
+        if teacher_processor is not None and teacher_arguments.teacher:
             slicing = teacher_processor.image_processor.slicing
             kind = f"{slicing!r} tiles, weight {teacher['weight']:g}, temperature {teacher['temperature']:g}"
             print(f"Teacher: {source_name(teacher_arguments.teacher)}, {kind}", flush=True)
