@@ -85,6 +85,14 @@ def test_prompts_are_those_of_training_and_every_record_has_an_answer(batch_size
     assert tiles == (12 + 4 + 16) // 4
 
 
+def test_the_images_of_a_record_share_a_budget(answerer, tmp_path):
+    answerer.update_images_kwargs(max_image_tokens=8)
+    data, out = load_training_data(write_questions(tmp_path), answerer.processor), tmp_path / "answers.jsonl"
+    answer_records(answerer, data, out, {})
+    assert read(out)[-1]["messages"][-1]["content"] == "8 tokens"
+    assert len(answerer.asked[-1]["pixel_values"]) == 2
+
+
 def test_a_later_run_answers_only_what_is_missing(answerer, tmp_path):
     questions, out = write_questions(tmp_path), tmp_path / "answers.jsonl"
     answer_records(answerer, load_training_data(questions, answerer.processor), out, {"model": "tiny"}, 2)

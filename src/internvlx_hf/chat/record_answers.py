@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..data import SampleEncoder, TrainingData, TrainingSample
+from ..data.collator import make_tiles
 from ..evaluation.answering import Answerer
 from ..processing.processing_internvlx import IGNORE_INDEX
 from .answers import batches, read_lines, write_line
@@ -57,6 +58,8 @@ def answer_records(
     """
     done = {line["key"] for line in read_lines(out, lambda line: (line["key"], line["messages"]), b'{"key": "')}
     counts = dict.fromkeys(Counts._fields, 0)
+    answerer.processor.max_image_tokens = answerer.max_image_tokens  # where an encoder reads it
+    images_kwargs = {name: value for name, value in answerer.images_kwargs.items() if name != "max_image_tokens"}
     encoder = SampleEncoder(answerer.processor, share_tiles=data.encoder.share_tiles)
 
     def failed(index: int, reason: object) -> None:
@@ -68,7 +71,7 @@ def answer_records(
             pending: list[tuple[int, dict, TrainingSample]] = []
             for index in batch:
                 try:
-                    line, question = _read(data.raw(index), settings, answerer.images_kwargs)
+                    line, question = _read(data.raw(index), settings, images_kwargs)
                     if line["key"] in done:
                         counts["earlier"] += 1
                     elif question is None:
@@ -120,20 +123,16 @@ def _read(sample: Mapping, settings: dict[str, Any], images_kwargs: dict) -> tup
 
 def _prompts(samples: Sequence[TrainingSample], answerer: Answerer) -> dict[str, torch.Tensor]:
     """The samples up to their last answers, padded on the left."""
-    processor, rows, tiles = answerer.processor, [], []
+    processor, rows = answerer.processor, []
     for sample in samples:
         is_context = sample.labels == IGNORE_INDEX
         start = len(sample) - int(is_context[::-1].argmin())  # after the last label
         while start and not is_context[start - 1]:
             start -= 1
         rows.append(sample.input_ids[:start].tolist())
-        if sample.images:
-            tiles.append(
-                processor.image_processor(sample.images, return_tensors="pt", **sample.images_kwargs).pixel_values
-            )
     batch = dict(processor.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt"))
-    if tiles:
-        batch["pixel_values"] = torch.cat(tiles)
+    if (tiles := make_tiles(list(samples), processor)) is not None:
+        batch["pixel_values"] = tiles
     return {name: tensor.to(answerer.model.device) for name, tensor in batch.items()}
 
 

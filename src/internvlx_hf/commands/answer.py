@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 from .chat import BATCH_SIZE_ON_GPU, MAX_NEW_TOKENS
-from .model_options import add_device_options, add_image_options
+from .model_options import add_device_options, add_image_options, image_options
 from .train import require_packages
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the data, the model or a number is invalid, or a record has no answer."""
     options = _parser().parse_args(arguments)
-    for name in ("max_new_tokens", "batch_size", "max_patches"):
+    for name in ("max_new_tokens", "batch_size", "max_patches", "max_image_tokens"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
     if not options.out.absolute().parent.is_dir():
@@ -25,12 +25,10 @@ def main(arguments: list[str]) -> None:
     from ..chat.record_answers import absolute_roots, answer_records
     from ..data import load_training_data
 
-    images_kwargs = {"slicing": options.slicing, "max_patches": options.max_patches}
-    images_kwargs = {name: value for name, value in images_kwargs.items() if value is not None}
     answerer = load_answerer(
         options.model,
         options.revision,
-        images_kwargs,
+        image_options(options),
         say=_say,
         device=options.device,
         dtype=options.dtype,
@@ -49,6 +47,7 @@ def main(arguments: list[str]) -> None:
         "model": options.model,
         "slicing": options.slicing or image_processor.slicing,
         "max_patches": options.max_patches or image_processor.max_patches,
+        **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
         "share_tiles": options.share_tiles,
         "max_new_tokens": options.max_new_tokens,
     }

@@ -80,7 +80,7 @@ class InternVLXDataCollator:
 
     def _batch(self, samples: list[TrainingSample], processor: InternVLXProcessor) -> dict:
         batch = self._packed(samples) if self.packing else self._padded(samples)
-        tiles = _tiles(samples, processor)
+        tiles = make_tiles(samples, processor)
         return batch if tiles is None else batch | {"pixel_values": tiles}
 
     def _encoded(self, sample: Mapping | TrainingSample) -> TrainingSample | None:
@@ -125,7 +125,7 @@ class InternVLXDataCollator:
         }
 
 
-def _tiles(samples: list[TrainingSample], processor: InternVLXProcessor) -> torch.Tensor | None:
+def make_tiles(samples: list[TrainingSample], processor: InternVLXProcessor) -> torch.Tensor | None:
     """The tiles of all images. One call for all images avoids a copy, which would take a third more time."""
     parts, image_processor = [], processor.image_processor
     with_images = [sample for sample in samples if sample.images]
