@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 CELL_WIDTH, CELL_HEIGHT = 16, 12  # size of a digit's cell in pixels
 DIGIT = 12  # width and height of a digit in pixels
+JITTER = 4  # pixels by which a digit's place in its cell varies at most
 # Columns and rows of digits on a page: 64x48, 128x48, 64x96 and 128x96 pixels.
 LAYOUTS = [(4, 4), (8, 4), (4, 8), (8, 8)]
 INKS = np.array([(32, 38, 60), (25, 25, 28), (28, 50, 110), (60, 40, 30)])
@@ -47,7 +48,7 @@ def compose_page(
     repeated: bool = False,
     cell: tuple[int, int] = (CELL_WIDTH, CELL_HEIGHT),
 ) -> Page:
-    """Compose a page in one ink on one paper, with each digit at a random place in its cell of `cell` (W, H) pixels.
+    """Compose a page in one ink on one paper, with each digit near the top left of its cell of `cell` (W, H) pixels.
 
     On a `repeated` page, all digits of the page, of each row, of each column or of each block of 4x4 (or less, if 4 does not
     divide the layout) are the same digit in different handwritings. Such pages teach a model what digits look like before it
@@ -62,8 +63,9 @@ def compose_page(
     cell_width, cell_height = cell
     coverage = np.zeros((rows * cell_height, columns * cell_width, 1))
     for (row, column), label in np.ndenumerate(labels):
-        left = column * cell_width + rng.integers(cell_width - digits.size + 1)
-        top = row * cell_height + (rng.integers(cell_height - digits.size + 1) if cell_height > digits.size else 0)
+        slack = [min(side - digits.size, JITTER) for side in cell]
+        left = column * cell_width + rng.integers(slack[0] + 1)
+        top = row * cell_height + (rng.integers(slack[1] + 1) if slack[1] else 0)
         shape = digits.shapes[rng.choice(digits.of_label[label])]
         coverage[top : top + digits.size, left : left + digits.size, 0] = shape
     ink, paper = rng.choice(INKS), rng.choice(PAPERS) + rng.integers(-8, 4)

@@ -165,12 +165,19 @@ def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> li
 
 
 def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None:
-    """Train the tower and language model that runs on a kind of page start from."""
+    """Train the tower and language model that runs on a kind of page start from.
+
+    For pages of several tiles, it goes on from the base for dense pages: a new model does not learn to read these pages.
+    """
+    if KINDS[pages].tiled:
+        make_bases([("dense", number)], schedule, cache)
     with atomic_folder(base_folder(pages, number, schedule, cache)) as unfinished:
         processor = build_processor()
         collator = Collator(processor, (PATCHES // BASE.window) ** 2, with_counts=True)
         set_seed(number)
         model = build_model(BASE, processor)
+        if KINDS[pages].tiled:
+            start_from(model, base_folder("dense", number, schedule, cache))
         model.counter = nn.Linear(TOWER["hidden_size"], 10)
         seconds, losses = 0.0, []
         for samples in base_samples(pages, number, schedule, cache):
