@@ -154,7 +154,8 @@ class InternVLXProcessor(ChatProcessor):
         budget = kwargs.pop("max_image_tokens", None)  # type: ignore[typeddict-item]
         budget = self.max_image_tokens if budget is None else budget
         refuse_other_media(kwargs)
-        self.image_processor.refuse_misspelt(kwargs.get("images_kwargs") or {})
+        if images_kwargs := kwargs.get("images_kwargs"):
+            self.image_processor.refuse_misspelt(images_kwargs)
         texts = _as_texts(text)
         chat = CHAT_MEDIA.get()
         if chat is not None:
