@@ -253,7 +253,9 @@ def test_the_documentation_gives_no_result_and_the_settings_as_they_are():
     import settings
 
     text = (ABLATION.parents[1] / "docs/ablation.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\d+\.\d+|\d+ %|[+−]\d+", text)) == {
+    tuning = text.partition("\n## What was tuned\n")[2].partition("\n## ")[0]  # pilots on validation pages
+    assert tuning
+    assert set(re.findall(r"\d+\.\d+|\d+ %|[+−]\d+", text.replace(tuning, ""))) == {
         "4.3",
         "95 %",
     }  # a section and the level of the intervals
