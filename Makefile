@@ -30,7 +30,7 @@ help:
 	@echo "make ablation    train and evaluate the missing runs of the paper's ablations in miniature (hours)"
 	@echo "make ablation-quick  the same with a few steps, to test the code (1 minute)"
 	@echo "make documents   train and evaluate the missing runs on pages of real text with a real language model (hours)"
-	@echo "make documents-quick  the same with a few steps, to test the code (1 minute, a download of 93 MB)"
+	@echo "make documents-quick  the same with a few steps, to test the code (3 minutes, a download of 93 MB)"
 	@echo "make clean       remove everything that make built"
 
 $(PY):
