@@ -1,7 +1,6 @@
 """The vision tower, trained before it meets the language model: each patch names the letters and the token printed on it."""
 
 import json
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -169,7 +168,7 @@ def make_tower(cache: Path, language_model: Path, seed: int, schedule: TowerSche
         model = NamingTower(Weights(language_model).read("model.embed_tokens.weight")[token_ids].float())
         tiles = PrintedTiles(corpus["train"], tokenizer, token_ids, schedule.steps * schedule.batch, seed)
         arguments = TrainingArguments(
-            output_dir=cache / f"trainer-{os.getpid()}",
+            output_dir=unfinished,
             max_steps=schedule.steps,
             per_device_train_batch_size=schedule.batch,
             train_sampling_strategy="sequential",
