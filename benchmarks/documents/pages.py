@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from settings import SHAPES
 
-FACES = ("DejaVuSansMono", "DejaVuSansMono-Bold", "cmtt10")  # matplotlib brings them
-SIZES = (12, 13, 14)  # of letters, in pixels
+FACES = ("DejaVuSansMono", "DejaVuSansMono-Bold")  # matplotlib brings them
+SIZES = (13,)  # of letters, in pixels
 LEADING = 3  # pixels between lines
+LARGEST_SHIFT = 1  # pixels of the text from the page's upper left corner, where there is room
 
 
 @dataclass
@@ -95,8 +96,8 @@ def draw_page(
     width, height = shape
     columns, rows = int(width // advance), height // pitch
     lines = wrap(choose(paragraphs, columns * rows, rng), columns, rows)
-    left = int(rng.integers(int(width - columns * advance) + 1))
-    top = int(rng.integers(height - len(lines) * pitch + 1))
+    left = int(rng.integers(min(LARGEST_SHIFT, width - columns * advance) + 1))
+    top = int(rng.integers(min(LARGEST_SHIFT, height - len(lines) * pitch) + 1))
     paper, ink = rng.integers(205, 256, 3), rng.integers(0, 90, 3)
     image = Image.new("RGB", shape, tuple(int(level) for level in paper))
     draw = ImageDraw.Draw(image)

@@ -38,7 +38,7 @@ class Settings:
 class TowerSchedule(Settings):
     """The vision tower before it meets the language model."""
 
-    steps: int = 2500
+    steps: int = 1200
     batch: int = 16
     rate: float = 1.5e-3
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from corpus import load_corpus
-from pages import FACES, draw_page, draw_shape
+from pages import draw_page, draw_shape
 from PIL import Image
 from settings import GRID, MAX_TILES, ONE_TILE, PATCH, TILE, TowerSchedule
 from torch import nn
@@ -30,8 +30,8 @@ from internvlx_hf.processing.rvtc import TilingRule
 LETTERS = " " + "".join(map(chr, range(33, 127)))
 BLANK_WEIGHT = 0.15  # of half-columns without a letter in the loss: most of a page
 TOKENS = 12_000  # the commonest tokens of the training texts, which patches name
-NAMED = 160  # patches of a batch that name a token, to save time
-EASY_SHARE = 0.06  # of the steps, the first, have easy tiles only, the next ever fewer
+NAMED = 400  # patches of a batch that name a token, to save time
+EASY_SHARE = 0.15  # of the steps, the first, have easy tiles only, the next ever fewer
 IGNORED = -100
 
 
@@ -52,8 +52,7 @@ def tower_config(tile: int = TILE) -> InternVLVisionConfig:
 class PrintedTiles(torch.utils.data.Dataset):
     """Tiles with the letter in each half of a patch (a row of patches, 2 columns per patch), and the token of each patch.
 
-    At first all tiles are pages in one size and sans serif letters, without which nothing is learned for long. Later, half
-    of the tiles are pages of one tile in any size and face; the others are tiles and thumbnails of larger pages.
+    At first all tiles are pages of one tile. Later, half of them are tiles and thumbnails of larger pages, which stretch the letters.
     """
 
     def __init__(
@@ -72,8 +71,7 @@ class PrintedTiles(torch.utils.data.Dataset):
         easy = rng.random() > (index / self.count - EASY_SHARE) / EASY_SHARE
         if not easy and rng.random() < 0.5:
             shape, scales, corner = draw_tile(rng)
-        letters = {"faces": FACES[:2], "sizes": (13,)} if easy else {}
-        page = draw_page(self.paragraphs, shape, rng, **letters)
+        page = draw_page(self.paragraphs, shape, rng)
         size = [round(side * scale) for side, scale in zip(shape, scales, strict=True)]
         box = (*corner, corner[0] + TILE, corner[1] + TILE)
         image = page.image if shape == ONE_TILE else page.image.resize(size, Image.Resampling.BICUBIC).crop(box)
