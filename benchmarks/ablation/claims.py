@@ -15,6 +15,7 @@ SEEDS, SEEDS_WITHOUT_CLAIM = 8, 3
 SLIGHT = 0.1  # share of the yardstick where the paper gives no number of its own
 TOKENS = {
     "table2": ("Base, 4N tokens", "Base"),
+    "denser": ("4N", "N"),
     "table4": ("Base 4N", "Base N"),
     "k_curve": ("4N", "N"),
     "figure7": ("linear x1", "pixel_shuffle x4"),
@@ -39,6 +40,14 @@ CLAIMS: dict[str, list[Claim]] = {
         Claim("PVTC and LVTC together above the base", "+ PVTC + LVTC", "Base", paper="+3.12 (Table 2), +2.85 (Table 1)"),
         Claim("LVTC adds to PVTC", "+ PVTC + LVTC", "+ PVTC", paper="+0.87 (Table 2)"),
         Claim("PVTC adds to LVTC", "+ PVTC + LVTC", "+ LVTC", paper="+0.64 (Table 2)"),
+    ],
+    "denser": [
+        Claim("PVTC above pixel shuffle", "PVTC", "N"),
+        Claim("LVTC above N tokens", "LVTC", "N"),
+        Claim("LVTC above the dense 4N", "LVTC", "4N"),
+        Claim("LVTC not below the dense 4N", "LVTC", "4N", NOT_BELOW, "", SLIGHT, TOKENS["denser"]),
+        Claim("LVTC adds to PVTC", "PVTC + LVTC", "PVTC"),
+        Claim("PVTC adds to LVTC", "PVTC + LVTC", "LVTC"),
     ],
     "attribution": [
         Claim("PVTC above the base", "+ PVTC", "Base"),

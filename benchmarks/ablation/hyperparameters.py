@@ -119,7 +119,7 @@ def hyperparameters(schedule: dict | None = None) -> str:
         "samples in a row with the same kind of question and page": BLOCK,
         "loss of the CLS token in a base, weight": CLS_LOSS,
         "a base for pages of several tiles goes on from the base for pages that are": "dense",
-        "slicing in the `base_turns` last steps of a base for pages of several tiles, in turn": BASE_SLICINGS,
+        "slicing of a base's batches for pages of several tiles, in turn": BASE_SLICINGS,
         "bases of each kind of page": BASES,
         "seeds of a row with a claim, without": f"{SEEDS}, {SEEDS_WITHOUT_CLAIM}",
         "handwriting samples": SPLITS,

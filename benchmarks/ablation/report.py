@@ -14,6 +14,7 @@ from settings import GROUPS
 
 TITLES = {
     "table2": "Table 2: PVTC and LVTC, alone and together, one tile per page",
+    "denser": "Table 2 on denser pages, which 4N tokens do not hold, one tile per page",
     "attribution": "Table 2: all three methods, alone and together, pages of several tiles",
     "table3": "Table 3: PVTC's queries, its CLS scale and its layers",
     "table4": "Table 4: LVTC's parts",

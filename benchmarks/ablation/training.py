@@ -1,6 +1,5 @@
 """One run: a new projector on the common base, trained in the paper's two stages and evaluated."""
 
-import itertools
 import json
 import os
 import time
@@ -124,18 +123,9 @@ class CountingTrainer(Trainer):
         return loss + CLS_LOSS * share_loss(model.counter(features[0]), counts, tiles.tolist())
 
 
-def base_steps(pages: str, schedule: Schedule) -> tuple[int, int]:
-    """The steps of a base with one way of cutting pages, and those with all."""
-    turns = schedule.base_turns * KINDS[pages].tiled
-    return schedule.base_steps - turns, turns
-
-
 def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
-    steps = base_steps(pages, schedule)
-    return (
-        cache
-        / f"base-{pages}-{KINDS[pages].key()}-{number}-{steps[0]}-{steps[1]}-{schedule.base_rate}-{schedule.batch}"
-    )
+    training = f"{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
+    return cache / f"base-{pages}-{KINDS[pages].key()}-{number}-{training}"
 
 
 def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path) -> None:
@@ -148,20 +138,18 @@ def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path) ->
                 time.sleep(1)
 
 
-def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> list[list[Sample]]:
-    """The pages of the base's trainings. None of them is in a run, but the handwriting samples are the same."""
+def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> list[Sample]:
+    """The pages of a base's training, with batches cut in each way in turn where pages have several tiles.
 
-    def samples(steps: int, slicing: str, part: int) -> list[Sample]:
-        seed = BASE_PAGES + 10 * number + part
-        return cached_samples(cache, "train", steps * batch, pages, slicing, TILE, seed, CURRICULUM)
-
-    steps, turns = base_steps(pages, schedule)
-    batch = schedule.batch
-    if not turns:
-        return [samples(steps, "whole", 0)]
-    in_turn = [samples(turns // 3, slicing, part) for part, slicing in enumerate(BASE_SLICINGS, start=1)]
-    batches = [part[first : first + batch] for first in range(0, len(in_turn[0]), batch) for part in in_turn]
-    return [samples(steps, "edge", 0), list(itertools.chain(*batches))]
+    None of the pages is in a run, but the handwriting samples are the same.
+    """
+    slicings, batch = BASE_SLICINGS if KINDS[pages].tiled else ("whole",), schedule.batch
+    count = schedule.base_steps // len(slicings) * batch
+    in_turn = [
+        cached_samples(cache, "train", count, pages, slicing, TILE, BASE_PAGES + 10 * number + part, CURRICULUM)
+        for part, slicing in enumerate(slicings)
+    ]
+    return [sample for first in range(0, count, batch) for part in in_turn for sample in part[first : first + batch]]
 
 
 def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None:
@@ -179,14 +167,10 @@ def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None
         if KINDS[pages].tiled:
             start_from(model, base_folder("dense", number, schedule, cache))
         model.counter = nn.Linear(TOWER["hidden_size"], 10)
-        seconds, losses = 0.0, []
-        for samples in base_samples(pages, number, schedule, cache):
-            start = time.process_time()
-            steps, folder = len(samples) // schedule.batch, cache / f"trainer-{os.getpid()}"
-            losses += train(
-                model, samples, collator, steps, schedule.base_rate, schedule.batch, folder, CountingTrainer
-            )
-            seconds += time.process_time() - start
+        samples, folder = base_samples(pages, number, schedule, cache), cache / f"trainer-{os.getpid()}"
+        steps, start = len(samples) // schedule.batch, time.process_time()
+        losses = train(model, samples, collator, steps, schedule.base_rate, schedule.batch, folder, CountingTrainer)
+        seconds = time.process_time() - start
         accuracy = {}
         for slicing in BASE_SLICINGS if KINDS[pages].tiled else ("whole",):
             validation = cached_samples(cache, "validation", schedule.test_pages, pages, slicing, TILE, TEST_PAGES)
