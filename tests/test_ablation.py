@@ -113,11 +113,11 @@ def test_no_handwriting_is_in_two_splits():
 def test_every_slicing_asks_the_same_of_the_same_pages():
     import task
 
-    drawn = {slicing: task.make_samples("test", 12, "spread", slicing, 64, seed=1) for slicing in task.SLICINGS}
+    drawn = {slicing: task.make_samples("test", 24, "spread", slicing, 64, seed=1) for slicing in task.SLICINGS}
     asked = {slicing: [(s.answer, s.kind) for s in samples] for slicing, samples in drawn.items()}
     assert all(questions == asked["whole"] for questions in asked.values())
     tiles = {slicing: sum(len(s.pixel_values) for s in samples) for slicing, samples in drawn.items()}
-    assert tiles["whole"] == 12 < tiles["area"] < tiles["edge"] < tiles["ratio"]
+    assert tiles["whole"] == 24 < tiles["area"] < tiles["edge"] < tiles["ratio"]
 
 
 @pytest.mark.parametrize("name", ["few", "dense", "denser", "spread"])

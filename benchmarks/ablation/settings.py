@@ -36,8 +36,8 @@ KINDS = {
     "few": Pages({(2, 2): 1.0}, cell=(32, 32), digit=16),
     "dense": Pages({(4, 4): 1.0}, cell=(16, 12), digit=12),
     "denser": Pages({(6, 4): 1.0}, cell=(10, 12), digit=9),
-    # 64x48, 128x48 and 64x96 pixels: text of one size, pages that grow with their content; a tile has one of the dense pages
-    "spread": Pages({(4, 4): 0.3, (8, 4): 0.35, (4, 8): 0.35}, cell=(16, 12), digit=12, tiled=True),
+    # 64x48, 128x48, 64x96 and 128x96 pixels: text of one size, pages that grow with their content, each tile like a dense page
+    "spread": Pages({(4, 4): 0.3, (8, 4): 0.25, (4, 8): 0.25, (8, 8): 0.2}, cell=(16, 12), digit=12, tiled=True),
 }
 
 
