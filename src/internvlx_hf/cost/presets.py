@@ -52,6 +52,10 @@ VISION: dict[str, dict[str, Any]] = {
 }
 
 
+# of the published language models: InternLM2, Qwen2.5, Phi-3-mini-128k, Qwen3
+POSITIONS = {"llama": 32768, "qwen2": 32768, "phi3": 131072, "qwen3": 40960, "qwen3_moe": 40960}
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The vision tower's name, and the language model's type and sizes."""
@@ -67,7 +71,7 @@ class Geometry:
     head_dim: int | None = None
     # experts per layer, experts per token and the width of an expert
     experts: tuple[int, int, int] | None = None
-    max_position_embeddings: int | None = None
+    max_position_embeddings: int | None = None  # those of `POSITIONS` by default
 
     def config(self, **kwargs) -> "InternVLXConfig":
         from transformers import CONFIG_MAPPING
@@ -79,6 +83,7 @@ class Geometry:
             for name, value in vars(self).items()
             if name not in ("vision", "model_type", "experts") and value is not None
         }
+        sizes.setdefault("max_position_embeddings", POSITIONS[self.model_type])
         if self.experts is not None:
             names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
             sizes |= dict(zip(names, self.experts, strict=True))
@@ -105,8 +110,8 @@ GEOMETRIES = {
     "internvl2-4b": Geometry(_SMALL, "phi3", 3072, 32, 32, 32, 8192, 32020),
     "internvl2-8b": Geometry(_SMALL, "llama", 4096, 32, 32, 8, 14336, 92553),
     "internvl2-26b": Geometry(_LARGE, "llama", 6144, 48, 48, 8, 16384, 92553),
-    "internvl2-40b": Geometry(_LARGE, "llama", 7168, 60, 56, 8, 20480, 64007),
-    "internvl2-llama3-76b": Geometry(_LARGE, "llama", 8192, 80, 64, 8, 28672, 128265),
+    "internvl2-40b": Geometry(_LARGE, "llama", 7168, 60, 56, 8, 20480, 64007, max_position_embeddings=4096),
+    "internvl2-llama3-76b": Geometry(_LARGE, "llama", 8192, 80, 64, 8, 28672, 128265, max_position_embeddings=8192),
     "internvl2.5-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151674),
     "internvl2.5-2b": Geometry(_SMALL, "llama", 2048, 24, 16, 8, 8192, 92553),
     "internvl2.5-4b": Geometry(_SMALL, "qwen2", 2048, 36, 16, 2, 11008, 151674),
