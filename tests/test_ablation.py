@@ -47,6 +47,43 @@ def test_any_change_of_settings_makes_another_run():
     assert len(set(keys)) == 4
 
 
+def test_rows_of_the_main_family_are_keyed_as_if_there_were_no_other(tmp_path):
+    import settings
+    import training
+
+    schedule = settings.Schedule()
+    keys = {
+        "73369d0be563be5b": settings.TABLE_2["+ PVTC"],
+        "3cc2a8316be5a44b": settings.TABLE_4["LVTC N → 4N"],
+        "0d96e3861d73aa29": settings.FIGURE_7["downsampled x64"],
+    }
+    assert {key: row.key(schedule, 3) for key, row in keys.items()} == {key: key for key in keys}
+    folder = training.base_folder("dense", 1, schedule, tmp_path)
+    assert folder.name == "base-dense-ccccc3e2-1-1350-0.002-16"
+    other = training.base_folder("dense", 1, schedule, tmp_path, "LLaVA")
+    assert other.name.startswith("base-LLaVA-")
+    assert other.name.endswith("-dense-ccccc3e2-1-1350-0.002-16")
+    assert settings.in_family(settings.PVTC, "SigLIP").key(schedule, 3) not in keys
+
+
+def test_every_family_repeats_the_rows_with_its_own_tower_and_projector():
+    import settings
+
+    for family in settings.FAMILIES:
+        rows = {
+            name: settings.GROUPS[group][row]
+            for name in settings.REPEATED
+            for group, row in [settings.row_of(family, name)]
+        }
+        assert {row.family for row in rows.values()} == {family}
+        own = settings.FAMILIES[family].projector
+        assert {name: row.projector["projector_type"] for name, row in rows.items()} == dict.fromkeys(rows, own) | {
+            "+ PVTC": "pvtc"
+        }
+    llava = settings.GROUPS["families"]["LLaVA: + LVTC"]
+    assert llava.lvtc == settings.lvtc() | {"hr_projector_type": "linear", "lr_projector_type": "linear"}
+
+
 def pretend_to_train(monkeypatch) -> list[tuple]:
     """Replaces training by a list of what would have been trained."""
     import training
@@ -172,15 +209,17 @@ def test_every_configuration_fits_together_and_starts_from_the_base(tmp_path):
     import task
     import training
 
-    processor = task.build_processor()
-    base = training.build_model(training.BASE, processor)
-    base.save_pretrained(tmp_path)
+    processor, bases = task.build_processor(), {}
+    for family in settings.FAMILIES:
+        bases[family] = training.build_model(settings.base_row(family), processor)
+        bases[family].save_pretrained(tmp_path / family)
     configurations = {c.key(settings.QUICK, 0): c for group in settings.GROUPS.values() for c in group.values()}
     for configuration in configurations.values():
         model = training.build_model(configuration, processor)
         grid = configuration.tile * settings.PATCHES // settings.TILE
         assert model.config.image_seq_length == (grid // configuration.window) ** 2
-        training.start_from(model, tmp_path)
+        base = bases[configuration.family]
+        training.start_from(model, tmp_path / configuration.family)
         for part in ("vision_tower", "language_model"):
             mine, theirs = (getattr(m.model, part).state_dict() for m in (model, base))
             same = {name for name in theirs if torch.equal(mine[name], theirs[name])}
@@ -189,11 +228,12 @@ def test_every_configuration_fits_together_and_starts_from_the_base(tmp_path):
 
 
 def test_a_base_of_another_width_is_refused(tmp_path, monkeypatch):
+    import settings
     import task
     import training
 
-    training.build_model(training.BASE, task.build_processor()).save_pretrained(tmp_path)
-    model = training.build_model(training.BASE, task.build_processor())
+    training.build_model(settings.base_row(), task.build_processor()).save_pretrained(tmp_path)
+    model = training.build_model(settings.base_row(), task.build_processor())
     del model.model.language_model.layers[-1]
     with pytest.raises(ValueError, match="does not fit"):
         training.start_from(model, tmp_path)
@@ -212,6 +252,36 @@ def test_a_base_is_trained_once_and_runs_start_from_it(tmp_path):
     result = training.run(settings.FIGURE_7["pvtc x64"], settings.QUICK, 4, tmp_path)
     assert result["base"] == 1
     assert result["tokens"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "query"), [("LLaVA", "cls"), ("SigLIP", "pooled")])
+def test_bases_and_runs_of_another_family(family, query, tmp_path, monkeypatch):
+    import settings
+    import task
+    import training
+
+    monkeypatch.setitem(settings.KINDS, "dense", settings.KINDS["few"])  # shorter texts
+    row = settings.GROUPS["families"][f"{family}: + PVTC"]
+    schedule = replace(settings.QUICK, base_steps=1, stage1_steps=1, stage2_steps=1, batch=2)
+    counters = []
+    monkeypatch.setattr(
+        training, "share_loss", lambda logits, counts, tiles: counters.append(logits.shape) or logits.sum()
+    )
+    result = training.run(row, schedule, 4, tmp_path)
+    assert (result["base"], result["tokens"], counters) == (1, 4, [(2, 10)])
+    assert training.base_folder("dense", 1, schedule, tmp_path, family).exists()
+    model = training.build_model(row, task.build_processor())
+    assert model.config.projector_config.global_query == query
+
+
+def test_a_tower_learns_to_count_from_its_pooled_output_or_its_cls_token():
+    import training
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    features, pooled = torch.randn(2, 5, 3), torch.randn(2, 3)
+    torch.testing.assert_close(training.summary(BaseModelOutputWithPooling(features)), features[:, 0])
+    assert training.summary(BaseModelOutputWithPooling(features, pooled)) is pooled
 
 
 def baseline(kind: str, window: int, seed: int = 0):

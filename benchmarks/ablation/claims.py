@@ -6,7 +6,7 @@ Fixed before the runs; evidence/RULES.md has the kinds of claims, the rules of t
 import sys
 from pathlib import Path
 
-from settings import BASES, GROUPS, Configuration
+from settings import BASES, FAMILIES, GAINS, GROUPS, MAIN, Configuration
 
 sys.path.append(str(Path(__file__).parents[1]))
 from evidence.claims import ABOUT, NOT_BELOW, Claim
@@ -146,6 +146,12 @@ CLAIMS: dict[str, list[Claim]] = {
         Claim("ratio above edge", "ratio", "edge", paper="+0.56"),
         Claim("ratio only a little above edge", "ratio", "edge", ABOUT, "+0.56", 0.1, TILES),
         Claim("edge above area", "edge", "area", paper="+0.75"),
+    ],
+    "families": [
+        Claim(f"{family}: {text}", f"{family}: {row}", f"{family}: {GAINS[row]}")
+        for family in FAMILIES
+        if family != MAIN
+        for text, row in (("PVTC above N", "+ PVTC"), ("LVTC above N", "+ LVTC"), ("RVTC above one tile", "edge"))
     ],
 }  # fmt: skip
 

@@ -12,9 +12,11 @@ from settings import (
     CLS_LOSS,
     CURRICULUM,
     DECAY,
+    FAMILIES,
     GROUPS,
     LANGUAGE_MODEL,
     LVTC,
+    MAIN,
     OPTIMISER,
     PATCHES,
     PVTC,
@@ -22,6 +24,8 @@ from settings import (
     TOWER,
     Configuration,
     Schedule,
+    base_row,
+    settings_of,
 )  # fmt: skip
 from task import BLOCK, KINDS, MAX_TILES, QUESTIONS, SPLITS
 from training import BASE_SLICINGS
@@ -42,14 +46,7 @@ BOOKKEEPING = {
 
 def model_config(configuration: Configuration) -> InternVLXConfig:
     """The configuration of a row's model, with a vocabulary as small as can be."""
-    return InternVLXConfig(
-        vision_config=TOWER | {"image_size": configuration.tile, "patch_size": TILE // PATCHES},
-        text_config=LANGUAGE_MODEL | {"vocab_size": 32, "pad_token_id": 0},
-        image_token_id=1,
-        downsample_ratio=1 / configuration.window,
-        projector_config=configuration.projector,
-        lvtc_config=configuration.lvtc,
-    )
+    return InternVLXConfig(image_token_id=1, **configuration.model_settings(vocab_size=32, pad_token_id=0))
 
 
 def shown(value: object) -> str:
@@ -60,22 +57,26 @@ def shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def worth_saying(settings: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if name not in BOOKKEEPING}
+
+
 def settings_table(settings: Mapping[str, object]) -> str:
     rows = [
-        (f"`{name}`" if name.isidentifier() else name, shown(value))
-        for name, value in settings.items()
-        if name not in BOOKKEEPING
+        (f"`{name}`" if name.isidentifier() else name, shown(value)) for name, value in worth_saying(settings).items()
     ]
     return markdown(("setting", "value"), rows, left=2)
 
 
 def rows_table() -> str:
     """What each row sets otherwise than `Configuration()`."""
-    default = asdict(Configuration())
+    default = settings_of(Configuration())
     rows = []
     for group, configurations in GROUPS.items():
         for name, configuration in configurations.items():
-            other = {field: value for field, value in asdict(configuration).items() if value != default[field]}
+            other = {
+                field: value for field, value in settings_of(configuration).items() if value != default.get(field)
+            }
             rows.append((group, name, "; ".join(f"`{field}`: {shown(value)}" for field, value in other.items())))
     return markdown(("group", "row", "settings"), rows, left=3)
 
@@ -109,6 +110,17 @@ def pages_table() -> str:
     return markdown(("pages", "columns x rows of digits (size, share)", "digit, pixels"), rows, left=2)
 
 
+def family_settings(name: str) -> dict[str, object]:
+    family = FAMILIES[name]
+    tower = model_config(base_row(name)).vision_config.to_diff_dict()
+    return {
+        f"tower (`{family.tower['model_type']}`)": worth_saying(tower | family.tower),
+        f"language model (`{family.language_model['model_type']}`)": worth_saying(family.language_model),
+        "its own projector": family.projector,
+        "layer of the tower that is projected": family.vision_feature_layer,
+    }
+
+
 def hyperparameters(schedule: dict | None = None) -> str:
     """All settings. `schedule` is that of the runs, the code's own by default."""
     run = {
@@ -120,7 +132,7 @@ def hyperparameters(schedule: dict | None = None) -> str:
         "loss of the CLS token in a base, weight": CLS_LOSS,
         "a base for pages of several tiles goes on from the base for pages that are": "dense",
         "slicing of a base's batches for pages of several tiles, in turn": BASE_SLICINGS,
-        "bases of each kind of page": BASES,
+        "bases of each family and kind of page": BASES,
         "seeds of a row with a claim, without": f"{SEEDS}, {SEEDS_WITHOUT_CLAIM}",
         "handwriting samples": SPLITS,
         "tile, pixels; patches a side; tiles a page at most": f"{TILE}; {PATCHES}; {MAX_TILES}",
@@ -133,6 +145,12 @@ def hyperparameters(schedule: dict | None = None) -> str:
         "**Optimiser** (`TrainingArguments`)", settings_table(OPTIMISER),
         "**Vision tower**", settings_table(config.vision_config.to_diff_dict() | TOWER),
         f"**Language model** (`{LANGUAGE_MODEL['model_type']}`)", settings_table(LANGUAGE_MODEL),
+        *(
+            part
+            for name in FAMILIES
+            if name != MAIN
+            for part in (f"**The family {name}**", settings_table(family_settings(name)))
+        ),
         "**PVTC**", settings_table(config.projector_config.to_dict()),
         "**LVTC**", settings_table(model_config(LVTC).lvtc_config.to_dict()),
         "**Initial values of PVTC**, measured; norms start at 1", initial_values(PVTC),

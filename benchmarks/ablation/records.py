@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from settings import Configuration, Schedule
+from settings import Configuration, Schedule, settings_of
 
 RUNS, BASES_FILE = "runs.json", "bases.json"
 
@@ -28,7 +28,7 @@ class Records:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "seed": seed,
-            "configuration": asdict(configuration),
+            "configuration": settings_of(configuration),
             "schedule": asdict(self.schedule),
             **result,
         }
@@ -61,7 +61,7 @@ class Results:
 
     @staticmethod
     def key(configuration: Configuration | dict) -> str:
-        fields = configuration if isinstance(configuration, dict) else asdict(configuration)
+        fields = configuration if isinstance(configuration, dict) else settings_of(configuration)
         return json.dumps(fields, sort_keys=True)
 
     def of(self, configuration: Configuration) -> list[dict]:
@@ -91,12 +91,12 @@ def load_results(path: Path) -> Results:
     return results
 
 
-def save_bases(path: Path, folders: dict[tuple[str, int], Path]) -> None:
-    """Write the records of the trained bases, by kind of page and number, to one file with a base per line."""
+def save_bases(path: Path, folders: dict[tuple[str, str, int], Path]) -> None:
+    """Write the records of the trained bases, by family, kind of page and number, to one file with a base per line."""
     lines = []
-    for (pages, number), folder in folders.items():
+    for (family, pages, number), folder in folders.items():
         record = folder / "base.json"
         if record.exists():
             found = json.loads(record.read_text(encoding="utf-8"))
-            lines.append(json.dumps({"pages": pages, "number": number, **found}))
+            lines.append(json.dumps({"family": family, "pages": pages, "number": number, **found}))
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")

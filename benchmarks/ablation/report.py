@@ -5,12 +5,12 @@ from pathlib import Path
 
 from claims import CLAIMS, SEEDS, seeds_of
 from estimates import accuracies, difference, mean, scores, thread_seconds
-from evidence.claims import Finding, adjust, judge
-from evidence.tables import bracketed, findings_table, markdown, plus_minus, read_tables, summary
+from evidence.claims import ABOVE, Finding, adjust, judge
+from evidence.tables import bracketed, findings_table, markdown, plus_minus, read_tables, summary, verdict
 from hyperparameters import hyperparameters
 from plots import PLOTS, draw, draw_claims
 from records import BASES_FILE, RUNS, Results, load_results
-from settings import GROUPS
+from settings import FAMILIES, GAINS, GROUPS, REPEATED, row_of
 
 TITLES = {
     "table2": "Table 2: PVTC and LVTC, alone and together, one tile per page",
@@ -22,6 +22,7 @@ TITLES = {
     "figure7": "Figure 7: projectors and baselines at 64x, 16x and 4x compression",
     "k_curve": "Figure 8, right: the layer k at which tokens are expanded, or merged",
     "figure8": "Figure 8, left: LVTC's M₁ and M₂",
+    "families": "Other families: the three methods in a LLaVA, and with a tower without CLS token",
 }
 # rows of the attribution, and what bench_end_to_end.py calls them
 END_TO_END = {
@@ -36,11 +37,12 @@ HEADER = [
 
 
 def table(group: str, runs: dict[str, list[dict]]) -> str:
-    """A Markdown table with a row per configuration. Differences are to the first one with the same kind of page."""
+    """A Markdown table with a row per configuration. Differences are to the first one of its family and kind of page."""
     rows: list[list[str]] = []
-    firsts: dict[str, str] = {}
+    firsts: dict[tuple[str, str], str] = {}
     for name, records in runs.items():
-        first = firsts.setdefault(records[0]["configuration"]["pages"], name)
+        configuration = GROUPS[group][name]
+        first = firsts.setdefault((configuration.family, configuration.pages), name)
         gain = None if name == first else difference(records, runs[first])
         rows.append(
             [
@@ -55,7 +57,7 @@ def table(group: str, runs: dict[str, list[dict]]) -> str:
                 f"{mean(records, 'forward_mflops'):.0f}",
                 f"{mean(records, 'cpu_seconds'):.0f}",
                 f"{mean(records, 'parameters') / 1e6:.2f}",
-                seeds(len(records), seeds_of(GROUPS[group][name])),
+                seeds(len(records), seeds_of(configuration)),
             ]
         )
     return markdown(HEADER, rows)
@@ -98,8 +100,8 @@ def bases_table(bases: list[dict]) -> str:
     rows = []
     for base in bases:
         read = [f"{name}: {100 * shares['all']:.1f}" for name, shares in base["validation"].items()]
-        rows.append((base["pages"], str(base["number"]), "; ".join(read)))
-    return markdown(("pages", "base", "digits read of validation pages, %"), rows, left=3)
+        rows.append((base["family"], base["pages"], str(base["number"]), "; ".join(read)))
+    return markdown(("family", "pages", "base", "digits read of validation pages, %"), rows, left=4)
 
 
 def versions(results: Results) -> str:
@@ -146,6 +148,28 @@ def attribution(results: Results, measured: str) -> str:
     return markdown(header + [f"{field}, {image}" for image in images for field in MEASURED], rows)
 
 
+def families_table(results: Results, findings: dict[str, list[Finding]]) -> str:
+    """The rows that all families have: accuracies, what each gains over its family's N tokens or one tile, and the verdict."""
+    rows = []
+    for name in REPEATED:
+        cells = [name]
+        for family in FAMILIES:
+            group, row = row_of(family, name)
+            runs = results.of(GROUPS[group][row])
+            cells.append(plus_minus(accuracies(runs)) if runs else "")
+            cells.append(gain_of(results, findings.get(group, []), family, name) if name in GAINS and runs else "")
+        rows.append(cells)
+    return markdown(["", *(cell for family in FAMILIES for cell in (f"{family}, %", f"{family}: gain"))], rows)
+
+
+def gain_of(results: Results, findings: list[Finding], family: str, name: str) -> str:
+    """A row's gain over the row that `GAINS` names, with the verdict of the claim about it, if there is one."""
+    (group, row), (_, other) = row_of(family, name), row_of(family, GAINS[name])
+    known = difference(results.of(GROUPS[group][row]), results.of(GROUPS[group][other]))
+    claimed = [f for f in findings if (f.claim.kind, f.claim.better, f.claim.worse) == (ABOVE, row, other)]
+    return ", ".join([bracketed(known) if known else "", *(verdict(finding) for finding in claimed)])
+
+
 def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]], measured: str = "") -> str:
     """The text of the page. `measured` is the end-to-end benchmark's page."""
     every = [finding for found in findings.values() for finding in found]
@@ -157,7 +181,10 @@ def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]]
     for group, title in TITLES.items():
         if not (runs := results.group(GROUPS[group])):
             continue
-        parts += [f"## {title}", table(group, runs)]
+        parts.append(f"## {title}")
+        if group == "families":
+            parts += [FAMILIES_TEXT, families_table(results, findings), COSTS_OF_FAMILIES]
+        parts.append(table(group, runs))
         if found := [finding for finding in findings.get(group, []) if finding.differences]:
             parts.append(findings_table(found))
         if group in PLOTS:
@@ -213,6 +240,14 @@ Digits read, tokens and FLOPs are those of the pages of several tiles, as in the
 MEASUREMENT = f"""\
 Time to the first token and peak memory are those of InternVL2-1B's geometry for an image of the given size: [how they were
 measured](../{COSTS})."""
+
+FAMILIES_TEXT = """\
+Rows of Tables 2 and 5, repeated with other towers and language models of the same size. A gain is over N tokens of the family's own
+projector, or over one tile. LLaVA: CLIP's features before its last layer, a two-layer MLP, Llama; PVTC's global query is the CLS token.
+SigLIP: a tower without CLS token, pixel shuffle, Qwen3; PVTC's global query is the pooled output."""
+
+COSTS_OF_FAMILIES = """\
+Further scores and costs of the new rows. "Against the first" is against N tokens on dense pages, and against one tile on spread ones."""
 
 BASES_TEXT = """\
 Before a run gives them new projectors: accuracy on validation pages, by slicing and side M of the pixel shuffle's window."""

@@ -12,7 +12,8 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ import transformers
 from claims import SEEDS, seeds_of
 from records import BASES_FILE, RUNS, Records, save_bases
 from report import write_report
-from settings import BASES, GROUPS, QUICK, Configuration, Schedule
+from settings import BASES, GROUPS, QUICK, Configuration, Schedule, settings_of
 
 RESULTS = Path("benchmarks/results/ablation")
 
@@ -64,8 +65,16 @@ def planned(groups: dict, seeds: list[int]) -> list[tuple[str, str, Configuratio
     for only_claims, seed in itertools.product((True, False), seeds):
         for (group, name, configuration), count in zip(rows, counts, strict=True):
             if seed < count and (count == max(counts) or not only_claims):
-                runs.setdefault((json.dumps(asdict(configuration)), seed), (group, name, configuration, seed))
+                runs.setdefault((json.dumps(settings_of(configuration)), seed), (group, name, configuration, seed))
     return list(runs.values())
+
+
+def pages_of_families(configurations: Iterable[Configuration]) -> dict[str, list[str]]:
+    """The kinds of pages for which each family needs bases."""
+    kinds: dict[str, dict[str, None]] = defaultdict(dict)
+    for configuration in configurations:
+        kinds[configuration.family][configuration.pages] = None
+    return {family: list(pages) for family, pages in kinds.items()}
 
 
 def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, cache: Path) -> None:
@@ -76,8 +85,8 @@ def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, 
     for group, name, configuration, seed in runs:
         if records.path(configuration, seed).exists():
             continue
-        kinds = dict.fromkeys(other.pages for _, _, other, _ in runs)
-        make_bases([(kind, seed % BASES) for kind in kinds], records.schedule, cache)
+        for family, kinds in pages_of_families(other for _, _, other, _ in runs).items():
+            make_bases([(kind, seed % BASES) for kind in kinds], records.schedule, cache, family)
         if int(configuration.key(records.schedule, 0), 16) % parts != part:
             continue
         start = time.perf_counter()
@@ -154,9 +163,13 @@ def save_results(folder: Path, records: Records, groups: dict, cache: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     configurations = [configuration for group in groups.values() for configuration in group.values()]
     records.collect(configurations, range(SEEDS)).save(folder / RUNS)
-    kinds = dict.fromkeys(configuration.pages for configuration in configurations)
-    bases = [(kind, number) for kind in kinds for number in range(BASES)]
-    save_bases(folder / BASES_FILE, {base: base_folder(*base, records.schedule, cache) for base in bases})
+    folders = {
+        (family, kind, number): base_folder(kind, number, records.schedule, cache, family)
+        for family, kinds in pages_of_families(configurations).items()
+        for kind in kinds
+        for number in range(BASES)
+    }
+    save_bases(folder / BASES_FILE, folders)
 
 
 if __name__ == "__main__":

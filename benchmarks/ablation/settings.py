@@ -90,7 +90,47 @@ LANGUAGE_MODEL = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},  # prompts are short
     "initializer_range": 0.06,
 }
+MAIN = "InternVL"  # the family of all tables but one
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    Args:
+        tower, language_model: arguments of their configurations, without image and vocabulary sizes.
+        projector: type of the family's own projector, in its bases, in rows without PVTC, and in LVTC.
+        vision_feature_layer: the tower's hidden state that is projected.
+    """
+
+    tower: dict
+    language_model: dict
+    projector: str = "pixel_shuffle"
+    vision_feature_layer: int = -1
+
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+
+
+WIDTHS = {name: TOWER[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
+FAMILIES = {
+    MAIN: Family(TOWER, LANGUAGE_MODEL),
+    # LLaVA-1.5: CLIP's features before its last layer, hence one layer more
+    "LLaVA": Family(
+        WIDTHS | {"model_type": "clip_vision_model", "num_hidden_layers": 4, "initializer_range": 0.06},
+        LANGUAGE_MODEL | {"model_type": "llama"},
+        projector="linear",
+        vision_feature_layer=-2,
+    ),
+    # a tower without CLS token, joined with a language model in the way of InternVL
+    "SigLIP": Family(WIDTHS | {"model_type": "siglip_vision_model", "num_hidden_layers": 3}, LANGUAGE_MODEL),
+}
 QUICK = Schedule(base_steps=9, stage1_steps=3, stage2_steps=3, batch=4, test_pages=8)
+
+
+def settings_of(row) -> dict:
+    """All fields of a row. Only rows of another family than the main one name it."""
+    return {name: value for name, value in asdict(row).items() if (name, value) != ("family", MAIN)}
 
 
 @dataclass(frozen=True)
@@ -104,12 +144,28 @@ class Configuration:
     projector: dict = field(default_factory=lambda: {"projector_type": "pixel_shuffle"})
     lvtc: dict | None = None
     stage2_times: int = 1  # stage 2 takes this many times the schedule's steps
+    family: str = MAIN
 
     def key(self, schedule: Schedule, seed: int) -> str:
         """A hash of all settings of a run. Equal configurations of two tables are one run."""
-        training = [asdict(schedule), OPTIMISER, DECAY, CURRICULUM, CLS_LOSS, TOWER, LANGUAGE_MODEL]
-        settings = json.dumps([asdict(self), KINDS[self.pages].key(), seed, training], sort_keys=True)
+        family = FAMILIES[self.family]
+        training = [asdict(schedule), OPTIMISER, DECAY, CURRICULUM, CLS_LOSS, family.tower, family.language_model]
+        if self.family != MAIN:
+            training.append(family.key())
+        settings = json.dumps([settings_of(self), KINDS[self.pages].key(), seed, training], sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def model_settings(self, **vocabulary) -> dict:
+        """The arguments of `InternVLXConfig`. `vocabulary` are those of the language model that depend on the tokenizer."""
+        family = FAMILIES[self.family]
+        return {
+            "vision_config": family.tower | {"image_size": self.tile, "patch_size": TILE // PATCHES},
+            "text_config": family.language_model | vocabulary,
+            "downsample_ratio": 1 / self.window,
+            "vision_feature_layer": family.vision_feature_layer,
+            "projector_config": self.projector,
+            "lvtc_config": self.lvtc,
+        }
 
 
 def pvtc(**arguments) -> dict:
@@ -234,6 +290,37 @@ TABLE_5 = {
     "one tile": on_spread("whole"),
     "one tile, 4N tokens": on_spread("whole", window=2),
 }
+# rows of Tables 2 and 5 that other families repeat
+REPEATED = {
+    "N": ("table2", "Base"),
+    "4N": ("table2", "Base, 4N tokens"),
+    "+ PVTC": ("table2", "+ PVTC"),
+    "+ LVTC": ("table2", "+ LVTC"),
+    "one tile": ("table5", "one tile"),
+    "edge": ("table5", "edge"),
+}
+GAINS = {"4N": "N", "+ PVTC": "N", "+ LVTC": "N", "edge": "one tile"}  # what each is compared with
+
+
+def row_of(family: str, name: str) -> tuple[str, str]:
+    """The group and the name of a repeated row."""
+    return REPEATED[name] if family == MAIN else ("families", f"{family}: {name}")
+
+
+def in_family(row: Configuration, family: str) -> Configuration:
+    """A row of the main family as one of another, whose own projector replaces the pixel shuffle, also in LVTC."""
+    own = projector(FAMILIES[family].projector)
+    expands = row.lvtc and row.lvtc | {f"{part}_projector_type": own["projector_type"] for part in ("hr", "lr")}
+    return replace(
+        row, projector=own if row.projector == BASE.projector else row.projector, lvtc=expands, family=family
+    )
+
+
+def base_row(family: str = MAIN) -> Configuration:
+    """The model that bases are trained as."""
+    return in_family(BASE_4N, family)
+
+
 GROUPS = {
     "table2": TABLE_2,
     "denser": DENSER,
@@ -244,4 +331,10 @@ GROUPS = {
     "k_curve": K_CURVE,
     "figure8": FIGURE_8,
     "table5": TABLE_5,
+}
+GROUPS["families"] = {
+    row_of(family, name)[1]: in_family(GROUPS[group][row], family)
+    for family in FAMILIES
+    if family != MAIN
+    for name, (group, row) in REPEATED.items()
 }

@@ -16,14 +16,14 @@ from settings import (
     CLS_LOSS,
     CURRICULUM,
     DECAY,
-    LANGUAGE_MODEL,
+    FAMILIES,
     LAYERS,
+    MAIN,
     OPTIMISER,
-    PATCHES,
     TILE,
-    TOWER,
     Configuration,
     Schedule,
+    base_row,
 )
 from task import BLOCK, KINDS, Collator, Sample, build_processor, cached_samples, share_in_place
 from torch import nn
@@ -37,7 +37,6 @@ from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 
 LONGEST_ANSWER = 72  # tokens: eight rows of eight digits, and the ends of lines
 RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
-BASE = Configuration(window=2)  # pixel shuffle by 2x2, as in InternVL2
 BASE_SLICINGS = ("whole", "edge", "ratio")  # of pages of several tiles
 NEW_MODULES = ("model.multi_modal_projector", "model.lvtc")
 
@@ -45,20 +44,15 @@ NEW_MODULES = ("model.multi_modal_projector", "model.lvtc")
 def build_model(configuration: Configuration, processor, seed: int = 0) -> InternVLXForConditionalGeneration:
     """The model of a configuration. `seed` chooses the tokens that random pruning keeps."""
     tokenizer, kind = processor.tokenizer, configuration.projector["projector_type"]
-    config = InternVLXConfig(
-        vision_config=TOWER | {"image_size": configuration.tile, "patch_size": TILE // PATCHES},
-        text_config=LANGUAGE_MODEL
-        | {
-            "vocab_size": len(tokenizer),
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        image_token_id=processor.image_token_id,
-        downsample_ratio=1 / configuration.window,
-        projector_config={"projector_type": "pixel_shuffle"} if kind in BASELINES else configuration.projector,
-        lvtc_config=configuration.lvtc,
+    settings = configuration.model_settings(
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    if kind in BASELINES:
+        settings["projector_config"] = {"projector_type": "pixel_shuffle"}
+    config = InternVLXConfig(image_token_id=processor.image_token_id, **settings)
     model = InternVLXForConditionalGeneration(config)
     if kind in BASELINES:
         projector = BASELINES[kind](config, model.model.vision_tower, seed)
@@ -109,31 +103,44 @@ def share_loss(logits: torch.Tensor, counts: torch.Tensor, tiles: list[int]) -> 
     return -(counts / counts.sum(1, keepdim=True) * predicted.log()).sum(1).mean()
 
 
+def summary(outputs) -> torch.Tensor:
+    """What a tower says of a whole tile, (tiles, C): its pooled output, or its CLS token."""
+    pooled = getattr(outputs, "pooler_output", None)
+    return outputs.last_hidden_state[:, 0] if pooled is None else pooled
+
+
 class CountingTrainer(Trainer):
     """Also teaches the tower's CLS token, from which `model.counter` predicts the shares of the digits on the page.
 
     Towers come with a CLS token that is trained on whole images. PVTC's global query and pruning by CLS attention need it.
+    Towers with a pooled output (CLIP and SigLIP, whose trainings read the image from it) learn to count there.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, **arguments):
         counts, tiles, features = inputs.pop("counts"), inputs.pop("tiles"), []
-        hook = model.model.vision_tower.register_forward_hook(lambda _, __, output: features.append(output[0][:, 0]))
+        hook = model.model.vision_tower.register_forward_hook(lambda _, __, output: features.append(summary(output)))
         loss = super().compute_loss(model, inputs, **arguments)
         hook.remove()
         return loss + CLS_LOSS * share_loss(model.counter(features[0]), counts, tiles.tolist())
 
 
-def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
-    training = f"{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
-    return cache / f"base-{pages}-{KINDS[pages].key()}-{number}-{training}"
+def base_folder(pages: str, number: int, schedule: Schedule, cache: Path, family: str = MAIN) -> Path:
+    kind, training = f"{pages}-{KINDS[pages].key()}", f"{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
+    if family != MAIN:
+        kind = f"{family}-{FAMILIES[family].key()}-{kind}"
+    return cache / f"base-{kind}-{number}-{training}"
 
 
-def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path) -> None:
+def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path, family: str = MAIN) -> None:
     """Train the missing bases, given as kind of page and number. A base that another process trains is waited for."""
-    while bases := [base for base in bases if not (base_folder(*base, schedule, cache) / "base.json").exists()]:
+
+    def missing(base: tuple[str, int]) -> bool:
+        return not (base_folder(*base, schedule, cache, family) / "base.json").exists()
+
+    while bases := list(filter(missing, bases)):
         for pages, number in bases:
             try:
-                train_base(pages, number, schedule, cache)
+                train_base(pages, number, schedule, cache, family)
             except (BlockingIOError, FileExistsError):
                 time.sleep(1)
 
@@ -152,21 +159,21 @@ def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> li
     return [sample for first in range(0, count, batch) for part in in_turn for sample in part[first : first + batch]]
 
 
-def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None:
+def train_base(pages: str, number: int, schedule: Schedule, cache: Path, family: str = MAIN) -> None:
     """Train the tower and language model that runs on a kind of page start from.
 
     For pages of several tiles, it goes on from the base for dense pages: a new model does not learn to read these pages.
     """
     if KINDS[pages].tiled:
-        make_bases([("dense", number)], schedule, cache)
-    with atomic_folder(base_folder(pages, number, schedule, cache)) as unfinished:
+        make_bases([("dense", number)], schedule, cache, family)
+    with atomic_folder(base_folder(pages, number, schedule, cache, family)) as unfinished:
         processor = build_processor()
-        collator = Collator(processor, (PATCHES // BASE.window) ** 2, with_counts=True)
         set_seed(number)
-        model = build_model(BASE, processor)
+        model = build_model(base_row(family), processor)
+        collator = Collator(processor, model.config.image_seq_length, with_counts=True)
         if KINDS[pages].tiled:
-            start_from(model, base_folder("dense", number, schedule, cache))
-        model.counter = nn.Linear(TOWER["hidden_size"], 10)
+            start_from(model, base_folder("dense", number, schedule, cache, family))
+        model.counter = nn.Linear(model.config.vision_config.hidden_size, 10)
         samples, folder = base_samples(pages, number, schedule, cache), cache / f"trainer-{os.getpid()}"
         steps, start = len(samples) // schedule.batch, time.process_time()
         losses = train(model, samples, collator, steps, schedule.base_rate, schedule.batch, folder, CountingTrainer)
@@ -175,7 +182,10 @@ def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None
         for slicing in BASE_SLICINGS if KINDS[pages].tiled else ("whole",):
             validation = cached_samples(cache, "validation", schedule.test_pages, pages, slicing, TILE, TEST_PAGES)
             accuracy[slicing] = evaluate(model, processor, validation, collator)
-        print(f"base {pages} {number}: losses {losses}, on validation pages {accuracy}, {seconds:.0f} s", flush=True)
+        print(
+            f"base {family} {pages} {number}: losses {losses}, on validation pages {accuracy}, {seconds:.0f} s",
+            flush=True,
+        )
         del model.counter
         model.save_pretrained(unfinished)
         record = {"losses": losses, "validation": accuracy, "cpu_seconds": round(seconds, 2)}
@@ -187,7 +197,8 @@ def start_from(model: nn.Module, base: Path) -> None:
     trained = transformers.modeling_utils.load_state_dict(base / "model.safetensors")
     trained = {name: tensor for name, tensor in trained.items() if "multi_modal_projector" not in name}
     positions = "model.vision_tower.embeddings.position_embeddings"
-    trained[positions] = resized_positions(trained[positions], model.config.patch_grid)
+    if positions in trained:
+        trained[positions] = resized_positions(trained[positions], model.config.patch_grid)
     missing, unexpected = model.load_state_dict(trained, strict=False)
     if unexpected or not all(name.startswith(NEW_MODULES) for name in missing):
         raise ValueError(f"The base in {base.name} does not fit: missing {missing}, unexpected {unexpected}.")
@@ -202,8 +213,8 @@ def in_order_of(seed: int, pages: list[Sample]) -> list[Sample]:
 
 def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test") -> dict:
     """Train and evaluate a configuration, and return its record."""
-    number = seed % BASES
-    make_bases([(configuration.pages, number)], schedule, cache)
+    base = (configuration.pages, seed % BASES)
+    make_bases([base], schedule, cache, configuration.family)
     processor = build_processor(configuration.slicing, configuration.tile)
     steps = {"stage1": schedule.stage1_steps, "stage2": schedule.stage2_steps * configuration.stage2_times}
     seen = (configuration.pages, configuration.slicing, configuration.tile)
@@ -212,7 +223,7 @@ def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path
     test = cached_samples(cache, split, schedule.test_pages, *seen, TEST_PAGES)
     set_seed(seed)
     model = build_model(configuration, processor, seed)
-    start_from(model, base_folder(configuration.pages, number, schedule, cache))
+    start_from(model, base_folder(*base, schedule, cache, configuration.family))
     collator = Collator(processor, model.config.image_seq_length)
 
     wall, cpu = time.perf_counter(), time.process_time()
@@ -228,7 +239,7 @@ def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path
     training = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     accuracy = evaluate(model, processor, test, collator)
     return {
-        "base": number,
+        "base": seed % BASES,
         "accuracy": accuracy,
         **{name: round(seconds, 2) for name, seconds in training.items()},
         "evaluation_seconds": round(time.process_time() - cpu - training["cpu_seconds"], 2),

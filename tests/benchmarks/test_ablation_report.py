@@ -28,7 +28,7 @@ def finished(configuration, seed: int, correct: float) -> dict:
     costs = {"tiles": 1.0, "tokens": 4.0, "expanded_tokens": 16.0, "forward_mflops": 70.0, "parameters": 1e6}
     return {
         "seed": seed,
-        "configuration": asdict(configuration),
+        "configuration": settings.settings_of(configuration),
         "schedule": asdict(settings.Schedule()),
         "base": seed % settings.BASES,
         "accuracy": accuracy,
@@ -120,9 +120,11 @@ def test_records_of_bases_are_kept_with_their_page_and_number(tmp_path):
 
     (tmp_path / "one").mkdir()
     (tmp_path / "one/base.json").write_text('{"cpu_seconds": 7200.0}')
-    records.save_bases(tmp_path / "bases.json", {("dense", 1): tmp_path / "one", ("few", 0): tmp_path / "none"})
+    records.save_bases(
+        tmp_path / "bases.json", {("LLaVA", "dense", 1): tmp_path / "one", ("SigLIP", "few", 0): tmp_path / "none"}
+    )
     assert json.loads((tmp_path / "bases.json").read_text()) == [
-        {"pages": "dense", "number": 1, "cpu_seconds": 7200.0}
+        {"family": "LLaVA", "pages": "dense", "number": 1, "cpu_seconds": 7200.0}
     ]
 
 
@@ -168,15 +170,41 @@ def test_rows_are_compared_on_the_same_pages_only():
     assert compared["ldpv2 x64"] == "+1.0 [+1.0, +1.0]"
 
 
+def test_the_families_stand_side_by_side_with_what_each_gains_and_the_verdict():
+    import report
+    import settings
+    from evidence.tables import read_tables
+
+    results = study()
+    rows = {row[""]: row for row in read_tables(report.families_table(results, report.find(results)))}
+    assert list(rows) == ["N", "4N", "+ PVTC", "+ LVTC", "one tile", "edge"]
+    assert rows["N"] == dict.fromkeys(rows["N"], "") | {
+        "": "N",
+        "InternVL, %": "30.0 ± 0.0",
+        "LLaVA, %": "30.0 ± 0.0",
+        "SigLIP, %": "36.0 ± 0.0",
+    }
+    assert {rows["+ PVTC"][f"{family}: gain"] for family in settings.FAMILIES} == {"+2.0 [+2.0, +2.0], appears"}
+    assert rows["4N"]["LLaVA: gain"] == "+1.0 [+1.0, +1.0]"  # without a claim, so with fewer seeds
+
+
 def test_a_page_of_a_study_that_has_just_begun_has_no_verdicts():
     import report
     import settings
 
     results = study(seeds=1)
     del results.rows[results.key(settings.TABLE_2["+ PVTC"])]
-    bases = [{"pages": "few", "number": 2, "validation": {"whole, M = 2": {"all": 0.987}}, "cpu_seconds": 60.0}]
+    bases = [
+        {
+            "family": "InternVL",
+            "pages": "few",
+            "number": 2,
+            "validation": {"whole, M = 2": {"all": 0.987}},
+            "cpu_seconds": 60.0,
+        }
+    ]
     text = report.page(results, bases, report.find(results))
-    assert "| few | 2 | whole, M = 2: 98.7 |" in text
+    assert "| InternVL | few | 2 | whole, M = 2: 98.7 |" in text
     assert "Made with torch 2.13.0." in text
     assert "**The study is not complete**: " in text
     assert "| 1 of 8 seeds |" in text
