@@ -13,6 +13,7 @@ from internvlx_hf.data import InternVLXDataCollator
 
 BASE_PAGES, RUN_PAGES, TEST_PAGES, RANDOM_PAGES = range(4)  # kinds of pages, in the numbers that name them
 LETTERS_PER_TOKEN = 3.5  # of the texts, about
+MOST_LINES = 4  # of a page of one tile
 FRAME_TOKENS = 14  # of the question and the markers around question, image and answer
 
 
@@ -62,7 +63,9 @@ class BaseLessons(torch.utils.data.Dataset):
         letters = shape[0] * shape[1] / 128
         tokens = tiles * (GRID // window) ** 2 + letters / LETTERS_PER_TOKEN + FRAME_TOKENS
         count = int(np.clip(schedule.step_tokens // tokens, 2, schedule.most_pages))
-        pages = [draw_page(self.paragraphs, shape, rng) for _ in range(count)]
+        # short texts at first, which are quicker to learn to read
+        lines = [None if late else int(rng.integers(1, MOST_LINES + 1)) for _ in range(count)]
+        pages = [draw_page(self.paragraphs, shape, rng, most_lines=most) for most in lines]
         return {"window": window, "samples": [sample(page, slicing) for page in pages]}
 
 

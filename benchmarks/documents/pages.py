@@ -54,11 +54,13 @@ def wrap(words: list[str], columns: int, rows: int) -> list[str]:
     lines = [""]
     for word in words:
         longer = f"{lines[-1]} {word}".lstrip()
+        if len(word) > columns:
+            continue
         if len(longer) <= columns:
             lines[-1] = longer
         elif len(lines) == rows:
             break
-        elif len(word) <= columns:
+        else:
             lines.append(word)
     return lines
 
@@ -88,14 +90,20 @@ def draw_page(
     choose=draw_words,
     faces: tuple[str, ...] = FACES,
     sizes: tuple[int, ...] = SIZES,
+    most_lines: int | None = None,
 ) -> Page:
-    """A page of `shape` (width, height) with text in a random face and size, dark on light, with some noise."""
+    """A page of `shape` (width, height) with text in a random face and size, dark on light, with some noise.
+
+    The text fills the page, or `most_lines` lines of it.
+    """
     face, size = faces[rng.integers(len(faces))], int(sizes[rng.integers(len(sizes))])
     letters = font(face, size)
     advance, pitch = letters.getlength("m"), size + LEADING
     width, height = shape
-    columns, rows = int(width // advance), height // pitch
-    lines = wrap(choose(paragraphs, columns * rows, rng), columns, rows)
+    columns, rows = int(width // advance), min(height // pitch, most_lines or height)
+    lines = [""]
+    while not lines[0]:  # no word was short enough
+        lines = wrap(choose(paragraphs, columns * rows, rng), columns, rows)
     left = int(rng.integers(min(LARGEST_SHIFT, width - columns * advance) + 1))
     top = int(rng.integers(min(LARGEST_SHIFT, height - len(lines) * pitch) + 1))
     paper, ink = rng.integers(205, 256, 3), rng.integers(0, 90, 3)

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from pages import Page
 from reading import edits, marked
 from records import Runs
-from settings import FINE_WINDOW, GRID, GROUPS, WINDOW
+from settings import FINE_WINDOW, GRID, GROUPS, TILE, WINDOW
 
 PICTURE = "pages.png"
 SEED = 0  # the runs whose answers are shown
@@ -44,7 +44,7 @@ def draw(runs: Runs, cache: Path, path: Path) -> bool:
         axes[line][0].axis("off")
         for column, name in enumerate(SHOWN, start=1):
             write(axes[line][column], pages[number].text.split(), answers[name]["read"][number].split())
-    axes[0][0].set_title("page, 96×96 pixels", fontsize=11, color=GREY, pad=16)
+    axes[0][0].set_title(f"page, {TILE}×{TILE} pixels", fontsize=11, color=GREY, pad=16)
     for column, (name, projector) in enumerate(SHOWN.items(), start=1):
         axes[0][column].set_title(
             f"{projector}, {tokens(name)}\n{shares[name]:.0f} % of the words right", fontsize=11, color=BLACK, pad=6

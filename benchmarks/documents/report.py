@@ -13,7 +13,7 @@ from language import KEPT_LAYERS
 from pages import FACES, LEADING, SIZES
 from picture import PICTURE, draw
 from records import BASES_FILE, RUNS, Runs, load_runs
-from settings import BASES, FINE_WINDOW, GROUPS, PATCH, SEEDS, SHAPES, Row
+from settings import BASES, FINE_WINDOW, GROUPS, PATCH, SEEDS, SHAPES, TILE, Row
 
 TITLES = {"one_tile": "Pages of one tile", "several_tiles": "Pages of one to six tiles"}
 HEADER = [
@@ -125,7 +125,7 @@ def settings_table(runs: Runs) -> str:
     """All settings of the schedules, from the records; the parts of a schedule within one another are flattened."""
     schedule = next((run["schedule"] for rows in runs.values() for found in rows.values() for run in found), None)
     fixed = {
-        "pages of one tile, pixels": "96x96",
+        "pages of one tile, pixels": f"{TILE}x{TILE}",
         "pages of several tiles, pixels (share)": ", ".join(
             f"{w}x{h} ({share:g})" for (w, h), share in SHAPES.items()
         ),

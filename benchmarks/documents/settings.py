@@ -1,14 +1,14 @@
 """The settings of the study: pages, models, schedules, and the rows that are compared.
 
-A tile of 96x96 pixels has S² = 12² patches and shows about 70 letters. The paper's 256 and 1024 tokens per tile (M = 2 and 1)
-become N = 9 and 4N = 36 (M = 4 and 2): about 8 and 2 letters a token.
+A tile of 64x64 pixels has S² = 8² patches and shows about 30 letters. The paper's 256 and 1024 tokens per tile (M = 2 and 1)
+become N = 4 and 4N = 16 (M = 4 and 2): about 8 and 2 letters a token.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
-TILE, PATCH = 96, 8  # pixels
+TILE, PATCH = 64, 8  # pixels
 GRID = TILE // PATCH  # S
 WINDOW, FINE_WINDOW = 4, 2  # M of N and of 4N tokens
 MAX_TILES = 6  # as in the paper's Table 5
@@ -17,12 +17,12 @@ SEEDS, BASES = 5, 2  # seed s starts from base s mod 2
 ONE_TILE = (TILE, TILE)
 # the pages of one and more tiles, width and height in pixels, and their shares; letters have the same size on all
 SHAPES = {
-    (96, 72): 0.25,
+    (64, 48): 0.25,
+    (64, 64): 0.15,
+    (96, 64): 0.20,
     (96, 96): 0.15,
-    (144, 96): 0.20,
-    (144, 144): 0.15,
-    (192, 128): 0.15,
-    (96, 192): 0.10,
+    (120, 80): 0.15,
+    (64, 128): 0.10,
 }
 
 
@@ -30,15 +30,16 @@ SHAPES = {
 class Settings:
     @property
     def key(self) -> str:
-        """A hash of all fields, for names of files."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        """A hash of all fields and of the pages' sizes, for names of files."""
+        settings = [asdict(self), TILE, PATCH, list(SHAPES.items())]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class TowerSchedule(Settings):
     """The vision tower before it meets the language model."""
 
-    steps: int = 1200
+    steps: int = 1500
     batch: int = 16
     rate: float = 1.5e-3
 
@@ -53,7 +54,7 @@ class BaseSchedule(Settings):
     one_tile_share: float = 0.25  # of the steps, the first, have pages of one tile only
     several_share: float = 0.5  # of the other steps with windows 4 and 2 have pages of several tiles
     step_tokens: int = 640  # the number of pages in a step depends on their tokens
-    most_pages: int = 12
+    most_pages: int = 16
     rate: float = 2e-4
     tower_rate: float = 3e-4
     projector_rate: float = 2e-3

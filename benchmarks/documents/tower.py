@@ -31,7 +31,8 @@ LETTERS = " " + "".join(map(chr, range(33, 127)))
 BLANK_WEIGHT = 0.15  # of half-columns without a letter in the loss: most of a page
 TOKENS = 12_000  # the commonest tokens of the training texts, which patches name
 NAMED = 400  # patches of a batch that name a token, to save time
-EASY_SHARE = 0.15  # of the steps, the first, have easy tiles only, the next ever fewer
+EASY_SHARE = 0.5  # of the steps, the first, have pages of one tile only, the next ever fewer
+TOKEN_HEAD = "token_head.pt"
 IGNORED = -100
 
 
@@ -111,8 +112,8 @@ def draw_tile(rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray, tu
 
 
 class NamingTower(nn.Module):
-    """The tower with three heads that are thrown away: letters, tokens by the cosine with their frozen embeddings, and for the
-    CLS token how often each letter is on the tile, since the CLS tokens of published towers know whole images."""
+    """The tower with three heads: letters, tokens by the cosine with their frozen embeddings, and for the CLS token how often
+    each letter is on the tile, since the CLS tokens of published towers know whole images. A base needs the second one."""
 
     def __init__(self, embeddings: torch.Tensor):
         super().__init__()
@@ -199,6 +200,7 @@ def make_tower(cache: Path, language_model: Path, seed: int, schedule: TowerSche
         }
         print(f"tower {seed}: {record}", flush=True)
         model.tower.save_pretrained(unfinished)
+        torch.save(model.tokens.state_dict(), unfinished / TOKEN_HEAD)
         tiles.image_processor.save_pretrained(unfinished)
         (unfinished / "tower.json").write_text(json.dumps(record), encoding="utf-8")
     return folder

@@ -21,8 +21,9 @@ from pages import Page
 from reading import letters_right, words_right
 from records import base_folder, base_of
 from settings import FINE_WINDOW, BaseSchedule, Row, RunSchedule
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tower import make_tower
+from tower import TOKEN_HEAD, make_tower
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -36,7 +37,7 @@ from internvlx_hf.training.trainer import InternVLXTrainer
 SAVE_STEPS = 150  # of a base: some minutes
 EXAMPLES = 8  # answers that a record keeps, for the picture
 SECONDS = "cpu_seconds.json"
-LONGEST = 1.6  # letters of an answer at most, times those of the longest text
+LONGEST = 1.6  # tokens of an answer at most but for its end, times those of the longest text
 PROJECTORS, TOWER = "model.multi_modal_projector", "model.vision_tower"
 
 
@@ -115,7 +116,7 @@ def train_base(folder: Path, seed: int, schedule: BaseSchedule) -> None:
         if not (start := work / "start").exists():
             work.mkdir(parents=True, exist_ok=True)
             assemble(start, tower, language, Row(window=FINE_WINDOW), seed)
-        trainer = base_trainer(start, load_corpus(cache)["train"], seed, schedule)
+        trainer = base_trainer(start, tower, load_corpus(cache)["train"], seed, schedule)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(work))
     model, projectors = trainer.model, trainer.model.model.multi_modal_projector
     own = json.loads((tower / "tower.json").read_text())
@@ -136,11 +137,15 @@ def train_base(folder: Path, seed: int, schedule: BaseSchedule) -> None:
     shutil.rmtree(work)
 
 
-def base_trainer(start: Path, paragraphs: list[str], seed: int, schedule: BaseSchedule) -> WindowTrainer:
+def base_trainer(start: Path, tower: Path, paragraphs: list[str], seed: int, schedule: BaseSchedule) -> WindowTrainer:
     """The training of an assembled checkpoint, which gets a projector for each window."""
     model, processor = load(start)
     set_seed(seed)
-    model.model.multi_modal_projector = ProjectorPerWindow(model.config, schedule.windows)
+    embeddings = model.get_input_embeddings().weight
+    head = nn.Linear(model.config.vision_config.hidden_size, embeddings.shape[1])
+    head.load_state_dict(torch.load(tower / TOKEN_HEAD))
+    norm = embeddings.norm(dim=-1).median().item()
+    model.model.multi_modal_projector = ProjectorPerWindow(model.config, schedule.windows, head, norm)
     saving = {"logging_steps": 30, "save_steps": SAVE_STEPS, "save_total_limit": 1, "seed": seed}
     return WindowTrainer(
         model=model,
@@ -229,7 +234,7 @@ def evaluate(
         for first in range(0, len(pages), batch):
             part = slice(first, first + batch)
             conversations = [question(page.image) for page in shown[part]]
-            answers = answerer.answer(conversations, max_new_tokens=int(LONGEST * longest), do_sample=False)
+            answers = answerer.answer(conversations, max_new_tokens=1 + int(LONGEST * longest), do_sample=False)
             reads += [answer.text for answer in answers]
             scores = answerer.score(conversations, [page.text for page in pages[part]])
             losses += sum(score.loss * score.num_tokens for score in scores)

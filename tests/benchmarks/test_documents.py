@@ -245,7 +245,7 @@ def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys
         assert record["schedule"] == json.loads(json.dumps(asdict(QUICK)))
         assert {"seed", "base", "losses", "cpu_seconds", "peak_gigabytes", "versions"} <= record.keys()
     assert "**The study is not complete**: 2 of 55 runs" in text
-    assert re.search(r"\| N, image downsampled \|.*\| 1.0 \| 9 \| 9 \|.*\| 1 of 5 \|", text)
+    assert re.search(r"\| N, image downsampled \|.*\| 1.0 \| 4 \| 4 \|.*\| 1 of 5 \|", text)
     assert command("--report-only") in text
     assert "finished" in command("--plan")
     assert not list(cache.glob("run-*"))
