@@ -21,6 +21,7 @@ from internvlx_hf.cost.setups import ModelSetup
 from internvlx_hf.processing.image_files import open_image
 from internvlx_hf.processing.image_sources import PillowSource
 from internvlx_hf.processing.rvtc import TilingRule
+from paths import GOLDEN
 from tiny import LVTC, tiny_config, tiny_model
 
 
@@ -294,7 +295,8 @@ def test_a_narrow_terminal_gets_fewer_columns(width, missing, model, tmp_path, c
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     photo = tmp_path / f"a-long-name-{'0' * 80}-its-end.png"
     Image.new("RGB", (9, 9)).save(photo)
-    text = run(capsys, photo, "--size", "640x480", "--size", "1920x1080", "--model", model)
+    sizes = ("--size", "640x480", "--size", "1920x1080")
+    text = run(capsys, photo, *sizes, "--model", model, "--answer-tokens", 40_000)
     assert max(map(len, text.splitlines())) <= width
     assert "its-end.png  " in text
     assert "1920x1080  " in text
@@ -302,7 +304,7 @@ def test_a_narrow_terminal_gets_fewer_columns(width, missing, model, tmp_path, c
     assert missing is None or missing not in comparison
     for kept in ("slicing", "projector", "tokens", "prefill", *(["peak", "answer"][: (width - 60) // 20])):
         assert kept in comparison
-    assert "Over the limit" in text or model == "internvl2-8b"
+    assert "Over the limit" in text
 
 
 def test_the_table_has_the_largest_peak_of_the_images():
@@ -324,3 +326,23 @@ def test_costs_with_a_tile_router_are_called_upper_bounds():
     report = Report(ImageSizes(["a"], [(32, 32)]), [CostModel(setting)])
     assert "the tile router gives a tile 4 tokens instead of 16" in report.to_text()
     assert report.costs[0][0].flops["tile_router"] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--projector", "pvtc", "--downsample-ratio", "1/4"),
+        ("--lvtc", '{"downsample_ratio": 1}'),
+        ("--projector", "pvtc", "--lvtc"),
+    ],
+)
+def test_the_cost_before_a_conversion_is_that_of_the_result(capsys, tmp_path, options):
+    source = GOLDEN / "checkpoints" / "internvl2_llama3"
+    assert main(["convert", str(source), str(tmp_path / "out"), *options]) == 0
+    capsys.readouterr()
+    before, after = (
+        json.loads(run(capsys, "--size", "70x50", "--model", model, "--json", *given))
+        for model, given in ((source, options), (tmp_path / "out", ()))
+    )
+    assert before["settings"][0] | {"name": ""} == after["settings"][0] | {"name": ""}
+    assert "already has LVTC" in refused(capsys, "--size", "70x50", "--model", "internvl-x-2b", "--lvtc")

@@ -2,11 +2,10 @@
 """`internvlx convert`."""
 
 import argparse
-import json
 import shlex
-from fractions import Fraction
 
 from ..processing.rvtc import SLICING_STRATEGIES
+from .model_options import add_upgrade_options
 
 
 def main(arguments: list[str]) -> None:
@@ -36,27 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", choices=("internvl_x", "internvl", "llava"), help="layout to write (default: internvl_x)"
     )
-    parser.add_argument(
-        "--projector",
-        choices=("keep", "pvtc"),
-        help="keep the projector, or upgrade to PVTC, which needs training (default: keep)",
-    )
-    parser.add_argument(
-        "--lvtc",
-        nargs="?",
-        type=_lvtc_settings,
-        const=True,
-        metavar="JSON",
-        help="add LVTC, which needs training, optionally with fields of its configuration, such as '{\"expand_layer\": 17}' "
-        "(default: not added)",
-    )
-    parser.add_argument(
-        "--downsample-ratio",
-        type=read_ratio,
-        metavar="1/M",
-        help="downsampling of the first layers' tokens: M x M patches become one token. A change needs training (default: "
-        "the source's; 1/2 or, if 2 does not divide the grid of patches, 1/3 or 1/4 for PVTC or LVTC in a LLaVA)",
-    )
+    add_upgrade_options(parser)
     parser.add_argument(
         "--init",
         choices=("warm", "paper"),
@@ -84,23 +63,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify", action="store_true", help="load the result and check it against the source")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser
-
-
-def read_ratio(text: str) -> float:
-    """The value of `"1/3"` or `"0.5"`."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a ratio, expected one such as 1/3 or 0.5.") from None
-
-
-def _lvtc_settings(text: str) -> dict | bool | None:
-    try:
-        settings = json.loads(text)
-    except ValueError:
-        settings = text
-    if settings is None or isinstance(settings, dict | bool):
-        return settings
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is not a JSON object such as '{{\"expand_layer\": 17}}'. Put a plain --lvtc after SRC and OUT."
-    )

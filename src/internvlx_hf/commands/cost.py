@@ -11,7 +11,7 @@ from ..cost.estimate import ANSWER_TOKENS, ELEMENT_SIZES, TEXT_TOKENS
 from ..cost.presets import PRESETS
 from ..cost.report import Report
 from ..processing.token_budget import check_max_image_tokens
-from .model_options import add_image_options
+from .model_options import add_image_options, add_upgrade_options, upgrade_options
 
 DEFAULT_MODEL = "internvl-x-2b"
 
@@ -57,9 +57,15 @@ def _video_report(options: argparse.Namespace, width: int | None) -> str:
 
 
 def choose_setup(options: argparse.Namespace) -> ModelSetup:
-    """The setup of `--model`, changed by `--slicing`, `--max-patches` and `--max-image-tokens`."""
+    """The setup of `--model`, as `internvlx convert` would change it, and with `--slicing`, `--max-patches`, `--max-image-tokens`."""
     check_max_image_tokens(options.max_image_tokens)
     setup = load_setup(options.model)
+    if changes := upgrade_options(options):
+        from ..conversion import ConversionOptions
+        from ..conversion.upgrades import build_upgrade
+
+        config, _ = build_upgrade(setup.config, ConversionOptions(**changes))
+        setup = ModelSetup(f"{setup.name}, converted", config, setup.tiling, max_image_tokens=setup.max_image_tokens)
     tiling = setup.tiling
     tiling = tiling if options.slicing is None else replace(tiling, slicing=options.slicing)
     tiling = tiling if options.max_patches is None else replace(tiling, max_tiles=options.max_patches)
@@ -76,6 +82,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help=f"a checkpoint's folder, or one of the presets {', '.join(PRESETS)} (default: {DEFAULT_MODEL})",
     )
     add_image_options(parser)
+    add_upgrade_options(parser.add_argument_group("the model after internvlx convert"))
     parser.add_argument(
         "--text-tokens",
         type=int,

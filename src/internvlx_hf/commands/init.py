@@ -5,7 +5,7 @@ import argparse
 import json
 
 from ..processing.rvtc import SLICING_STRATEGIES
-from .convert import read_ratio
+from .model_options import read_ratio
 
 
 def main(arguments: list[str]) -> None:

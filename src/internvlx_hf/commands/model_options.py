@@ -2,6 +2,8 @@
 """Options that commands which load a model share."""
 
 import argparse
+import json
+from fractions import Fraction
 
 from ..processing.rvtc import SLICING_STRATEGIES
 
@@ -27,6 +29,57 @@ def image_options(options: argparse.Namespace) -> dict:
     """The settings of images that the options of [`add_image_options`] change."""
     names = ("slicing", "max_patches", "max_image_tokens")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def add_upgrade_options(group: argparse._ActionsContainer) -> None:
+    """Add the options that change the architecture in a conversion."""
+    group.add_argument(
+        "--projector",
+        choices=("keep", "pvtc"),
+        help="keep the projector, or upgrade to PVTC, which needs training (default: keep)",
+    )
+    group.add_argument(
+        "--lvtc",
+        nargs="?",
+        type=_lvtc_settings,
+        const=True,
+        metavar="JSON",
+        help="add LVTC, which needs training, optionally with fields of its configuration, such as '{\"expand_layer\": 17}' "
+        "(default: not added)",
+    )
+    group.add_argument(
+        "--downsample-ratio",
+        type=read_ratio,
+        metavar="1/M",
+        help="downsampling of the first layers' tokens: M x M patches become one token. A change needs training (default: "
+        "the source's; 1/2 or, if 2 does not divide the grid of patches, 1/3 or 1/4 for PVTC or LVTC in a LLaVA)",
+    )
+
+
+def upgrade_options(options: argparse.Namespace) -> dict:
+    """The settings that the options of [`add_upgrade_options`] change."""
+    names = ("projector", "lvtc", "downsample_ratio")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def read_ratio(text: str) -> float:
+    """The value of `"1/3"` or `"0.5"`."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a ratio, expected one such as 1/3 or 0.5.") from None
+
+
+def _lvtc_settings(text: str) -> dict | bool | None:
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = text
+    if settings is None or isinstance(settings, dict | bool):
+        return settings
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not a JSON object such as '{{\"expand_layer\": 17}}'. Put a plain --lvtc last."
+    )
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
