@@ -270,7 +270,7 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     served = []
     monkeypatch.setattr("uvicorn.run", lambda app, **where: served.append((app, where)))
     images = ["--image-folders", tmp_path, "--image-hosts", "intranet", "--no-public-images", "--max-image-bytes", 9]
-    images += ["--max-image-tokens", 12]
+    images += ["--max-image-tokens", 12, "--slicing", "ratio", "--max-patches", 1]
     assert (
         main(
             [
@@ -282,7 +282,17 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     )
     ((app, where),) = served
     assert where == {"host": "localhost", "port": 1}
-    assert text_of(chat(app, CONVERSATIONS[0], model="x")[0]) == expected[0]
+    processor, how = InternVLXProcessor.from_pretrained(checkpoint), {"slicing": "ratio", "max_patches": 1}
+    own, chosen = (
+        len(
+            processor.apply_chat_template(
+                user(BLUE), tokenize=True, add_generation_prompt=True, processor_kwargs=kwargs
+            )[0]
+        )
+        for kwargs in ({}, how)
+    )
+    (response,) = chat(app, user(BLUE), model="x")
+    assert own != chosen == response.json()["usage"]["prompt_tokens"]
     turns = [{"role": "user", "content": [image("http://images.example/x.png")]}]
     assert "'images.example' is not allowed, expected one of intranet" in refusal(chat(app, turns, model="x")[0])
     (response,) = chat(app, user(RED, RED, RED, RED), model="x")

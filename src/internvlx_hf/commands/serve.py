@@ -3,6 +3,8 @@
 
 import argparse
 
+from .model_options import add_image_options, image_options
+
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the checkpoint or an option is invalid. The message names it."""
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> None:
         device=options.device,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
-        max_image_tokens=options.max_image_tokens,
+        **image_options(options),
     )
     uvicorn.run(app, host=options.host, port=options.port)
 
@@ -65,12 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     images = parser.add_argument_group(
         "images", "Messages give images as URLs or base64. By default, images are downloaded from public hosts only."
     )
-    images.add_argument(
-        "--max-image-tokens",
-        type=int,
-        help="visual tokens that all images of a request share, before LVTC's expansion; the images that lose least give up "
-        "tiles (default: the checkpoint's, or no limit)",
-    )
+    add_image_options(images)
     images.add_argument(
         "--image-hosts",
         nargs="+",

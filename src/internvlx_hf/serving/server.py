@@ -48,6 +48,8 @@ def build_app(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    slicing: str | None = None,
+    max_patches: int | None = None,
     max_image_tokens: int | None = None,
 ) -> FastAPI:
     """Load a checkpoint and build the server for it.
@@ -57,14 +59,18 @@ def build_app(
         name: the model's name in requests (default: `checkpoint`).
         access: image sources that messages may use (default: public URLs and base64).
         device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
+        slicing, max_patches: how images are cut into tiles, as in `InternVLXImageProcessor` (default: the checkpoint's).
         max_image_tokens: the budget of visual tokens of a request (default: the checkpoint's).
 
     Raises:
-        ValueError, OSError: if the checkpoint cannot be loaded.
+        ValueError, OSError: if the checkpoint cannot be loaded, or a setting of images is invalid.
     """
     check_max_image_tokens(max_image_tokens)
     access = ImageAccess.for_server(public_hosts=True) if access is None else access
-    manager = _OneModel(checkpoint, name or checkpoint, access, device, dtype, attn_implementation, max_image_tokens)
+    tiling = {"slicing": slicing, "max_patches": max_patches}
+    tiling = {name: value for name, value in tiling.items() if value is not None}
+    name = name or checkpoint
+    manager = _OneModel(checkpoint, name, access, device, dtype, attn_implementation, tiling, max_image_tokens)
     state = _Generation()
     handlers: dict[str, Any] = {
         "chat_handler": _ChatCompletions(manager, state),
@@ -95,9 +101,11 @@ class _OneModel(ModelManager):
         device: str,
         dtype: str,
         attention: str | None,
+        tiling: dict[str, Any],
         max_image_tokens: int | None,
     ):
-        self.checkpoint, self.name, self.access, self.max_image_tokens = checkpoint, name, access, max_image_tokens
+        self.checkpoint, self.name, self.access = checkpoint, name, access
+        self.tiling, self.max_image_tokens = tiling, max_image_tokens
         super().__init__(device=device, dtype=dtype, attn_implementation=attention, force_model=name)
 
     def load_model_and_processor(self, model_id_and_revision: str, *args, **kwargs):
@@ -108,6 +116,9 @@ class _OneModel(ModelManager):
     def _load_processor(self, *args, **kwargs) -> InternVLXProcessor:
         processor = InternVLXProcessor.from_pretrained(self.checkpoint)
         processor.image_processor.access = self.access
+        processor.image_processor.tiling_rule(self.tiling)  # refuses settings that are invalid
+        for name, value in self.tiling.items():
+            setattr(processor.image_processor, name, value)
         if self.max_image_tokens is not None:
             processor.max_image_tokens = self.max_image_tokens
         return processor
