@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import forked
 from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, golden_logits, load
+from internvlx_hf import InternVLXProcessor
 from internvlx_hf.checkpoints.shards import ShardWriter
 from internvlx_hf.cli import main
 from internvlx_hf.conversion import CheckpointError, ConversionOptions, convert_checkpoint
@@ -288,3 +289,19 @@ def test_interrupted_process_leaves_nothing_behind(tmp_path, monkeypatch):
     assert forked.run(lambda: main(["convert", str(GOLDEN / SHARDED), str(out)]), errors) == 130, errors.read_text()
     assert "nothing was written" in errors.read_text()
     assert list(tmp_path.iterdir()) == [errors]
+
+
+def test_a_budget_is_saved_and_kept_where_the_layout_has_one(tmp_path):
+    first, again, native = tmp_path / "first", tmp_path / "again", tmp_path / "native"
+    convert_checkpoint(GOLDEN / "internvl2_llama3", first, max_image_tokens=64)
+    assert InternVLXProcessor.from_pretrained(first).max_image_tokens == 64
+    convert_checkpoint(first, again, slicing="edge")
+    assert InternVLXProcessor.from_pretrained(again).max_image_tokens == 64
+    notes = convert_checkpoint(first, native, to="internvl").notes
+    assert any("max_image_tokens=64 is left out" in note for note in notes)
+    assert "max_image_tokens" not in (native / "processor_config.json").read_text()
+    saved = json.loads((first / "processor_config.json").read_text())
+    (first / "processor_config.json").write_text(json.dumps(saved | {"max_image_tokens": 0}))
+    with pytest.raises(CheckpointError, match="max_image_tokens=0, expected a positive number"):
+        convert_checkpoint(first, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

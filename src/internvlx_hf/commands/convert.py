@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-patches", type=int, help="maximum number of tiles per image (default: the source's; LLaVA's is 1)"
     )
     parser.add_argument(
+        "--max-image-tokens",
+        type=int,
+        help="the saved budget: visual tokens that all images of a request share (default: the source's, or none)",
+    )
+    parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: the source's)"
     )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub (default: main)")

@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-patches", type=int, help="maximum number of tiles per image (default: 6)")
     parser.add_argument(
+        "--max-image-tokens",
+        type=int,
+        help="the saved budget: visual tokens that all images of a request share (default: none)",
+    )
+    parser.add_argument(
         "--template",
         metavar="NAME|FILE",
         help="chat template: internlm2-chat, Hermes-2, phi3-chat, internvl2_5, or a Jinja file (default: the language "

@@ -44,8 +44,8 @@ def convert_checkpoint(
         out: the folder to make.
         options: what to change about the model and how to write it (default: change nothing).
         changes: fields of [`ConversionOptions`] that override those of `options`: `to`, `projector`, `lvtc`,
-            `downsample_ratio`, `init`, `router`, `slicing`, `max_patches`, `dtype`, `revision`, `base_model`, `max_shard_gigabytes`,
-            `seed`, `verify`, `overwrite`.
+            `downsample_ratio`, `init`, `router`, `slicing`, `max_patches`, `max_image_tokens`, `dtype`, `revision`,
+            `base_model`, `max_shard_gigabytes`, `seed`, `verify`, `overwrite`.
 
     Returns:
         What was done, as saved in `conversion_report.json`.

@@ -177,6 +177,7 @@ def _prepare(tower: ModelPart, language: ModelPart, options: InitOptions) -> Con
             tile_size=config.tile_size,
             max_patches=options.max_patches,
             slicing=options.slicing,
+            max_image_tokens=options.max_image_tokens,
             image_mean=pixels.pop("image_mean"),
             image_std=pixels.pop("image_std"),
             others=pixels | {"alpha": "white"},
@@ -205,7 +206,17 @@ def _prepare(tower: ModelPart, language: ModelPart, options: InitOptions) -> Con
 
 def _conversion_options(options: InitOptions) -> ConversionOptions:
     """The options of the equivalent conversion, whose new modules start at random."""
-    names = ("lvtc", "downsample_ratio", "slicing", "max_patches", "dtype", "max_shard_gigabytes", "seed", "verify")
+    names = (
+        "lvtc",
+        "downsample_ratio",
+        "slicing",
+        "max_patches",
+        "max_image_tokens",
+        "dtype",
+        "max_shard_gigabytes",
+        "seed",
+        "verify",
+    )
     return ConversionOptions(init="paper", **{name: getattr(options, name) for name in names})
 
 

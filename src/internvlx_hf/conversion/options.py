@@ -26,6 +26,7 @@ RULES = {
     "router": choice(ROUTER_CHOICES),
     "slicing": choice(SLICING_STRATEGIES).or_null(),
     "max_patches": whole(1, MAX_TILES).or_null(),
+    "max_image_tokens": whole(1, 2**62).or_null(),
     "dtype": choice(DTYPES).or_null(),
     "revision": TEXT.or_null(),
     "base_model": FieldRule(
@@ -41,6 +42,7 @@ INIT_RULES = {
     "template": TEXT.or_null(),
     "slicing": choice(SLICING_STRATEGIES),
     "max_patches": whole(1, MAX_TILES),
+    "max_image_tokens": RULES["max_image_tokens"],
     "downsample_ratio": number(1e-3, 1),
     "vision_feature_layer": whole(-1000, 1000),
     **dict.fromkeys(("vision_revision", "language_revision"), TEXT.or_null()),
@@ -91,6 +93,7 @@ class ConversionOptions(_Options):
             trained). "edge" needs fewer tokens for small images and no training. LLaVA takes one tile per image: for more, set
             `max_patches`.
         max_patches: maximum number of tiles per image (default: the checkpoint's).
+        max_image_tokens: the processor's budget of visual tokens of a request (default: the checkpoint's, or none).
         dtype: dtype to save in, "bfloat16", "float16" or "float32" (default: the source's).
         revision: branch, tag or commit on the Hub (default: its main branch).
         base_model: Hub id to name in the model card if the source is a folder.
@@ -113,6 +116,7 @@ class ConversionOptions(_Options):
     router: str = "keep"
     slicing: str | None = None
     max_patches: int | None = None
+    max_image_tokens: int | None = None
     dtype: "str | torch.dtype | None" = None
     revision: str | None = None
     base_model: str | None = None
@@ -135,6 +139,7 @@ class InitOptions(_Options):
         vision_feature_layer: the hidden state of the tower to project (default: -1, the last).
         slicing: "edge" (default), "area" or "ratio".
         max_patches: maximum number of tiles per image (default: 6).
+        max_image_tokens: the processor's budget of visual tokens of a request (default: none).
         template: name of a conversation template of InternVL, or path of a Jinja file (default: the language model's own).
         dtype: dtype to save in, "bfloat16", "float16" or "float32" (default: each part's own).
         vision_revision, language_revision: branch, tag or commit on the Hub (default: the main branch).
@@ -153,6 +158,7 @@ class InitOptions(_Options):
     vision_feature_layer: int = -1
     slicing: str = "edge"
     max_patches: int = 6
+    max_image_tokens: int | None = None
     template: str | None = None
     dtype: "str | torch.dtype | None" = None
     vision_revision: str | None = None

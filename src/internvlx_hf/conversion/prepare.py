@@ -68,6 +68,7 @@ class Conversion:
             self.tokenizer.chat_template,
             InternVLXVideoProcessor.like(self.image_processor, **self.source.tiling.video),
             wrap_images=hasattr(self.tokenizer, "start_image_token"),
+            max_image_tokens=self.source.tiling.max_image_tokens,
         )
 
 
@@ -86,9 +87,13 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     _resolve_image_token(source, tokenizer)
     table = resolve_tied_embeddings(source, weights, source_table(source))
     config, upgrade = build_upgrade(source.config, options)
-    for name in ("slicing", "max_patches"):
+    for name in ("slicing", "max_patches", "max_image_tokens"):
         if (value := getattr(options, name)) is not None:
             setattr(source.tiling, name, value)
+    if options.to != OURS and source.tiling.max_image_tokens is not None:
+        source.notes.append(
+            f"Processors of the layout {options.to!r} have no budget: max_image_tokens={source.tiling.max_image_tokens} is left out."
+        )
     rename = str if options.to == OURS else native_names
     if options.to == NATIVE:
         require_native(config)

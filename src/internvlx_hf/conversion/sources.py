@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, InternVLConfig, PretrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.utils import VIDEO_PROCESSOR_NAME
+from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from ..checkpoints.errors import CheckpointError, blaming
 from ..checkpoints.folders import check_links
@@ -23,6 +23,7 @@ from ..checkpoints.names import LLAVA, PROCESSOR_FILES
 from ..checkpoints.weights import TensorInfo, Weights
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor, InternVLXVideoProcessor
+from ..processing.token_budget import check_max_image_tokens
 from .field_rules import CONFIG_RULES, PROCESSOR_RULES, VIDEO_RULES, check_token_ids, check_values
 from .llava import UNSUPPORTED, llava_config, llava_pixels
 from .templates import chat_template
@@ -97,6 +98,7 @@ class Tiling:
     use_thumbnail: bool = True
     crop_to_patches: bool = True
     slicing: str = "ratio"
+    max_image_tokens: int | None = None  # the budget of visual tokens of a request
     image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
     image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
     # other saved settings of `InternVLXImageProcessor`
@@ -461,7 +463,17 @@ def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
     others = {name: saved[name] for name in OTHER_SETTINGS if saved.get(name) is not None}
     with blaming(file):
         InternVLXImageProcessor(size=tile, **others)
-    return Tiling(tile_size=tile_size, **known, others=others, video=_saved_video(folder, layout, tile))
+    file = folder / PROCESSOR_NAME
+    budget = read_json(file).get("max_image_tokens") if layout == "internvl_x" else None
+    with blaming(file):
+        check_max_image_tokens(budget)
+    return Tiling(
+        tile_size=tile_size,
+        **known,
+        max_image_tokens=budget,
+        others=others,
+        video=_saved_video(folder, layout, tile),
+    )
 
 
 def _saved_video(folder: Path, layout: str, tile: dict) -> dict:
