@@ -305,3 +305,12 @@ def test_a_budget_is_saved_and_kept_where_the_layout_has_one(tmp_path):
     with pytest.raises(CheckpointError, match="max_image_tokens=0, expected a positive number"):
         convert_checkpoint(first, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_tiles_that_are_asked_for_are_cut_from_a_checkpoint_without_tiles(tmp_path):
+    source = copy_of("internvl2_llama3", tmp_path / "source", dynamic_image_size=False)
+    for max_patches in (None, 1, 6):
+        convert_checkpoint(source, tmp_path / str(max_patches), max_patches=max_patches)
+        cut = InternVLXProcessor.from_pretrained(tmp_path / str(max_patches)).image_processor
+        side = cut.size["height"]
+        assert (cut.get_number_of_image_patches(side, 2 * side) > 1) == (max_patches == 6)

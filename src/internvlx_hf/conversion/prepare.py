@@ -90,6 +90,8 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     for name in ("slicing", "max_patches", "max_image_tokens"):
         if (value := getattr(options, name)) is not None:
             setattr(source.tiling, name, value)
+    if (options.max_patches or 1) > 1:
+        source.tiling.crop_to_patches = True
     if options.to != OURS and source.tiling.max_image_tokens is not None:
         source.notes.append(
             f"Processors of the layout {options.to!r} have no budget: max_image_tokens={source.tiling.max_image_tokens} is left out."

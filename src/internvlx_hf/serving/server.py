@@ -119,6 +119,8 @@ class _OneModel(ModelManager):
         processor.image_processor.tiling_rule(self.tiling)  # refuses settings that are invalid
         for name, value in self.tiling.items():
             setattr(processor.image_processor, name, value)
+        if self.tiling.get("max_patches", 1) > 1:
+            processor.image_processor.crop_to_patches = True
         if self.max_image_tokens is not None:
             processor.max_image_tokens = self.max_image_tokens
         return processor
