@@ -246,9 +246,13 @@ def test_image_processor_s_settings_survive_another_conversion(source, tmp_path)
     saved = json.loads(path.read_text())
     changes = {"resize_backend": "pillow", "do_exif_transpose": False, "crop_to_patches": False, "resample": 2}
     path.write_text(json.dumps(saved | {"image_processor": saved["image_processor"] | changes}))
-    convert_checkpoint(tmp_path / "ours", tmp_path / "again", max_patches=3)
-    again = json.loads((tmp_path / "again" / "processor_config.json").read_text())["image_processor"]
-    assert again == saved["image_processor"] | changes | {"max_patches": 3}
+    # Several tiles are cut only where they are asked for.
+    for max_patches, crop_to_patches in ((1, False), (3, True)):
+        again = tmp_path / f"again-{max_patches}"
+        convert_checkpoint(tmp_path / "ours", again, max_patches=max_patches)
+        image_processor = json.loads((again / "processor_config.json").read_text())["image_processor"]
+        expected = changes | {"max_patches": max_patches, "crop_to_patches": crop_to_patches}
+        assert image_processor == saved["image_processor"] | expected
 
 
 def test_tiles_of_another_size_than_the_model_s_are_refused(source, tmp_path):
