@@ -107,3 +107,12 @@ def test_training_saves_its_budget_with_the_processor(tmp_path):
     arguments.max_image_tokens = TOKENS - 1
     with pytest.raises(ValueError, match="1 image takes at least"):
         load_processor(arguments)
+
+
+def test_training_cuts_the_tiles_that_are_asked_for(tmp_path):
+    uncut = processor(None)
+    uncut.image_processor.crop_to_patches = False
+    uncut.save_pretrained(tmp_path)
+    asked = ModelArguments(model_name_or_path=str(tmp_path), max_patches=3)
+    loaded = [load_processor(ModelArguments(model_name_or_path=str(tmp_path))), load_processor(asked)]
+    assert [each.image_processor.tiling_rule().max_tiles for each in loaded] == [1, 3]

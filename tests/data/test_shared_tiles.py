@@ -53,6 +53,11 @@ def test_each_image_takes_its_share(samples):
     assert [unshared[i].num_tiles for i in range(len(data))] == [[MOST] * images for images in COUNTS]
 
 
+def test_images_of_one_tile_stay_so(samples):
+    data = load_training_data(samples, processor(crop_to_patches=False), share_tiles=True)
+    assert [data[i].num_tiles for i in range(len(data))] == [[1] * images for images in COUNTS]
+
+
 def test_measuring_finds_the_same_tiles_and_tokens(samples):
     data = load(samples)
     sizes = measure_sizes(data)

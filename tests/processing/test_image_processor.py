@@ -290,6 +290,35 @@ def test_an_image_processor_with_a_size_and_no_tile_settings_only_resizes(tmp_pa
     assert InternVLXImageProcessor().crop_to_patches is True
 
 
+def test_a_call_that_asks_for_several_tiles_gets_them():
+    processor = InternVLXImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=False, max_patches=12)
+    image = random_image(90, 90)
+    one_tile = ({}, {"max_patches": 1}, {"slicing": "area"}, {"max_patches": 6, "crop_to_patches": False})
+    several = (({"max_patches": 6}, 5), ({"min_patches": 4, "max_patches": None}, 10))
+    for asked, tiles in (*((call, 1) for call in one_tile), *several):
+        assert (
+            processor.get_number_of_image_patches(90, 90, asked)
+            == len(processor(image, **asked).pixel_values)
+            == tiles
+        )
+    assert processor([image, image], max_patches=[6, 1])["num_patches"] == [5, 1]
+    assert processor.crop_to_patches is False
+
+
+def test_changed_tiling_holds_for_all_calls():
+    processor = InternVLXImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=False)
+    with pytest.raises(ValueError, match="max_patches=0"):
+        processor.change_tiling(slicing="area", max_patches=0)
+    with pytest.raises(ValueError, match=r"Unknown setting 'slicng'.*`slicing`"):
+        processor.change_tiling(slicng="area", max_patches=4)
+    assert (processor.slicing, processor.max_patches, processor.crop_to_patches) == ("edge", 6, False)
+    processor.change_tiling(slicing="area")
+    assert processor.get_number_of_image_patches(90, 90) == 1
+    processor.change_tiling(max_patches=4)
+    assert processor.tiling_rule().max_tiles == 4
+    assert processor.get_number_of_image_patches(90, 90) == len(processor(random_image(90, 90)).pixel_values) == 5
+
+
 def test_a_four_dimensional_array_is_a_batch():
     images = np.stack([np.array(random_image(70, 41, seed=seed)) for seed in range(3)])
     assert torch.equal(tiles_of(images), torch.cat([tiles_of(image) for image in images]))

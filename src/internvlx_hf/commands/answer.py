@@ -42,11 +42,11 @@ def main(arguments: list[str]) -> None:
         share_tiles=options.share_tiles,
     )
     absolute_roots(data)  # type: ignore[arg-type]  # not a stream
-    image_processor = answerer.processor.image_processor
+    tiling = answerer.image_processor.tiling_rule()
     settings = {
         "model": options.model,
-        "slicing": options.slicing or image_processor.slicing,
-        "max_patches": options.max_patches or image_processor.max_patches,
+        "slicing": tiling.slicing,
+        "max_patches": tiling.max_tiles,
         **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
         "share_tiles": options.share_tiles,
         "max_new_tokens": options.max_new_tokens,

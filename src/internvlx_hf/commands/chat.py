@@ -150,11 +150,11 @@ def _seed(seed: int) -> None:
 def _answer_each(options: argparse.Namespace, answerer, images: list[str], question: str | None, generation) -> None:
     from ..chat import answer_images
 
-    image_processor = answerer.processor.image_processor
+    tiling = answerer.image_processor.tiling_rule()
     settings = {
         "model": options.model,
-        "slicing": options.slicing or image_processor.slicing,
-        "max_patches": options.max_patches or image_processor.max_patches,
+        "slicing": tiling.slicing,
+        "max_patches": tiling.max_tiles,
         **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
         "system": options.system,
         **{name: getattr(options, name) for name in ("num_frames", "fps") if getattr(options, name)},
@@ -270,8 +270,8 @@ class ChatLoop:
             raise ValueError(f"/slicing {name} {most!r}, expected a number of tiles")
         changed = ({"slicing": name} if name else {}) | ({"max_patches": int(most)} if most else {})
         answerer.update_images_kwargs(**changed)
-        processor = answerer.image_processor
-        _say(f"slicing {processor.slicing}, at most {processor.max_patches} tiles per image")
+        rule = answerer.image_processor.tiling_rule()
+        _say(f"slicing {rule.slicing}, at most {rule.max_tiles} tiles per image")
 
     def set_budget(self, tokens: str) -> None:
         answerer = self.session.answerer

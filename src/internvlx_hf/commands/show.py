@@ -94,8 +94,7 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
     # an invalid question is refused before the weights are read
     content = [{"type": "image"}, {"type": "text", "text": options.question}]
     processor.apply_chat_template([{"role": "user", "content": content}])
-    processor.image_processor.slicing = setup.tiling.slicing
-    processor.image_processor.max_patches = setup.tiling.max_tiles
+    processor.image_processor.change_tiling(slicing=setup.tiling.slicing, max_patches=setup.tiling.max_tiles)
     processor.max_image_tokens = setup.max_image_tokens
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()

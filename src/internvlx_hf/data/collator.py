@@ -134,7 +134,7 @@ def make_tiles(samples: list[TrainingSample], processor: InternVLXProcessor) -> 
         images = [image for sample in group for image in sample.images]
         own = {}
         if any(sample.tile_limits for sample in group):
-            most = images_kwargs.get("max_patches", image_processor.max_patches)
+            most = image_processor.tiling_rule(images_kwargs).max_tiles
             limits = (sample.tile_limits or [most] * len(sample.images) for sample in group)
             own = {"max_patches": list(chain.from_iterable(limits))}
         features = image_processor(images, return_tensors="pt", **images_kwargs | own)

@@ -350,12 +350,9 @@ class SampleEncoder:
 
     def _tile_bounds(self, images: int, images_kwargs: dict) -> dict[str, int]:
         """The bounds on the tiles of each of a sample's images."""
-        image_processor = self.processor.image_processor
-        least, most = (
-            images_kwargs.get(name, getattr(image_processor, name)) for name in ("min_patches", "max_patches")
-        )
-        most = max(1, most // images)
-        return {"min_patches": min(least, most), "max_patches": most}
+        rule = self.processor.image_processor.tiling_rule(images_kwargs)
+        most = max(1, rule.max_tiles // images)
+        return {"min_patches": min(rule.min_tiles, most), "max_patches": most}
 
     def _source(self, image, images_kwargs: dict):
         image_processor = self.processor.image_processor

@@ -2,6 +2,7 @@
 """Answering and scoring conversations in batches, which is what an evaluation harness needs from a model."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import NamedTuple
 
@@ -95,8 +96,9 @@ class Answerer:
     @property
     def image_processor(self):
         """An image processor with the settings that answers are given under."""
-        own = self.processor.image_processor
-        return type(own)(**(own.to_dict() | _split_budget(self.images_kwargs)[0]))
+        changed = copy(self.processor.image_processor)
+        changed.change_tiling(**_split_budget(self.images_kwargs)[0])
+        return changed
 
     @property
     def max_image_tokens(self) -> int | None:

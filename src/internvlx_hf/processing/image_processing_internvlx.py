@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -40,7 +41,8 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     crop_to_patches (`bool`, *optional*, defaults to `True`):
         Split the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.) An image
         processor that was made with `do_resize=True`, a `size` and no setting of tiles only resizes, as those of
-        transformers do; within an `InternVLXProcessor` it splits.
+        transformers do; within an `InternVLXProcessor` it splits. A call that asks for several tiles by `max_patches` or
+        `min_patches`, and does not say `crop_to_patches=False` itself, gets them, whatever the processor's own setting.
     min_patches (`int`, *optional*, defaults to 1):
         Smallest number of tiles, without the thumbnail.
     max_patches (`int` or, in a call, `list[int]`, *optional*, defaults to 6):
@@ -171,9 +173,20 @@ class InternVLXImageProcessor(PilBackend):
         except StrictDataclassError as error:  # transformers' check of the arguments' types
             raise ValueError(str(error)) from error
 
+    def change_tiling(self, **settings):
+        """Changes settings of tiles for all calls. It means what the same arguments mean in a call.
+
+        Raises:
+            ValueError: if one of them is misspelt or out of range. Nothing is changed then.
+        """
+        self.tiling_rule(settings)
+        for name, value in self._decide_cropping(settings).items():
+            setattr(self, name, value)
+
     def _decide_cropping(self, kwargs: Mapping) -> dict:
-        if self.crop_to_patches is None and kwargs.get("crop_to_patches") is None:
-            return {**kwargs, "crop_to_patches": _has_tile_settings(kwargs)}
+        is_asked = _asks_for_tiles(kwargs) or (self.crop_to_patches is None and _has_tile_settings(kwargs))
+        if is_asked and kwargs.get("crop_to_patches") is None:
+            return {**kwargs, "crop_to_patches": True}
         return dict(kwargs)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
@@ -279,10 +292,10 @@ class InternVLXImageProcessor(PilBackend):
     ) -> TilingRule:
         if not (size and size.height and size.width):
             raise ValueError(f"size={size and dict(size)}, expected a tile's height and width in pixels.")
-        bounds = {"min_tiles": min_patches, "max_tiles": max_patches} if crop_to_patches else {"max_tiles": 1}
-        return TilingRule(
-            size.height, size.width, slicing=kwargs["slicing"], use_thumbnail=kwargs["use_thumbnail"], **bounds
+        rule = TilingRule(
+            size.height, size.width, min_patches, max_patches, kwargs["slicing"], kwargs["use_thumbnail"]
         )
+        return rule if crop_to_patches else replace(rule, min_tiles=1, max_tiles=1)
 
     def _preprocess(  # type: ignore[override]
         self, images: list[ImageSource], *, size: SizeDict, return_tensors: str | TensorType | None, **kwargs
@@ -347,6 +360,12 @@ class InternVLXImageProcessor(PilBackend):
                 "finite."
             )
         return scale, shift
+
+
+def _asks_for_tiles(kwargs: Mapping) -> bool:
+    most = kwargs.get("max_patches")
+    bounds = [kwargs.get("min_patches"), *(most if isinstance(most, list) else [most])]
+    return any(isinstance(bound, int) and bound > 1 for bound in bounds)
 
 
 def _has_tile_settings(kwargs: Mapping) -> bool:

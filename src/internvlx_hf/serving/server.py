@@ -116,11 +116,7 @@ class _OneModel(ModelManager):
     def _load_processor(self, *args, **kwargs) -> InternVLXProcessor:
         processor = InternVLXProcessor.from_pretrained(self.checkpoint)
         processor.image_processor.access = self.access
-        processor.image_processor.tiling_rule(self.tiling)  # refuses settings that are invalid
-        for name, value in self.tiling.items():
-            setattr(processor.image_processor, name, value)
-        if self.tiling.get("max_patches", 1) > 1:
-            processor.image_processor.crop_to_patches = True
+        processor.image_processor.change_tiling(**self.tiling)
         if self.max_image_tokens is not None:
             processor.max_image_tokens = self.max_image_tokens
         return processor

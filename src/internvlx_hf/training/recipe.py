@@ -62,9 +62,9 @@ def training_recipe(
         metrics: results of training and evaluation.
     """
     arguments, config = trainer.args, trainer.model.config
-    image_processor, seen = trainer.processing_class.image_processor, throughput.seen
+    tiling, seen = trainer.processing_class.image_processor.tiling_rule(), throughput.seen
     settings = {name: _plain(getattr(arguments, name)) for name in SETTINGS}
-    settings |= {name: getattr(image_processor, name) for name in ("slicing", "min_patches", "max_patches")}
+    settings |= {"slicing": tiling.slicing, "min_patches": tiling.min_tiles, "max_patches": tiling.max_tiles}
     settings |= {"max_image_tokens": trainer.processing_class.max_image_tokens}
     settings |= {"dtype": model_arguments.dtype, "world_size": arguments.world_size}
     settings |= {"attn_implementation": config.text_config._attn_implementation}

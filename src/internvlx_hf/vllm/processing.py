@@ -46,7 +46,7 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
         processor: Any = self.get_hf_processor()
         settings, budget = self.image_settings({})
         side = self.get_hf_config().tile_size
-        maximum = settings.get("max_patches") or processor.image_processor.max_patches
+        maximum = processor.image_processor.tiling_rule(settings).max_tiles
         grids = [(columns, rows) for columns in range(1, maximum + 1) for rows in range(1, maximum // columns + 1)]
         sizes = [ImageSize(width=columns * side, height=rows * side) for columns, rows in grids]
         rules = [processor.tiling_rules([size], settings, max_image_tokens=budget)[0] for size in sizes]

@@ -102,14 +102,8 @@ class ImageSettings:
 
     @classmethod
     def of(cls, answerer: Answerer) -> "ImageSettings":
-        processor = answerer.image_processor
-        return cls(
-            processor.slicing,
-            processor.max_patches,
-            processor.min_patches,
-            processor.use_thumbnail,
-            answerer.max_image_tokens,
-        )
+        rule = answerer.image_processor.tiling_rule()
+        return cls(rule.slicing, rule.max_tiles, rule.min_tiles, rule.use_thumbnail, answerer.max_image_tokens)
 
     @classmethod
     def checked(
