@@ -114,17 +114,28 @@ def versions(results: Results) -> str:
     return "Made with " + "; ".join(sorted(found)) + "." if found else ""
 
 
-def progress(results: Results) -> str:
-    """How much of the study is finished."""
+def finished(results: Results) -> list[str]:
+    """The groups whose runs are all there; all groups where none is, as after a quick run."""
+    groups = [
+        group for group, rows in GROUPS.items() if all(len(results.of(row)) >= seeds_of(row) for row in rows.values())
+    ]
+    return groups or list(GROUPS)
+
+
+def progress(results: Results, groups: list[str]) -> str:
+    """How much of the study is finished, and which groups the page leaves out."""
     planned = {
         results.key(configuration): seeds_of(configuration)
         for configurations in GROUPS.values()
         for configuration in configurations.values()
     }
-    finished = sum(min(len(results.rows.get(name, [])), count) for name, count in planned.items())
-    if finished == sum(planned.values()):
-        return f"The study is complete: {finished} runs of {len(planned)} configurations."
-    return f"**The study is not complete**: {finished} of {sum(planned.values())} runs are finished."
+    count = sum(min(len(results.rows.get(name, [])), seeds) for name, seeds in planned.items())
+    if count == sum(planned.values()):
+        return f"The study is complete: {count} runs of {len(planned)} configurations."
+    lines = [f"**The study is not complete**: {count} of {sum(planned.values())} runs are finished."]
+    if left_out := [f"- {title}" for group, title in TITLES.items() if group not in groups]:
+        lines += ["", "No figure is given before all runs of a table are there. These are missing:", "", *left_out]
+    return "\n".join(lines)
 
 
 def attribution(results: Results, measured: str) -> str:
@@ -172,14 +183,21 @@ def gain_of(results: Results, findings: list[Finding], family: str, name: str) -
 
 def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]], measured: str = "") -> str:
     """The text of the page. `measured` is the end-to-end benchmark's page."""
-    every = [finding for found in findings.values() for finding in found]
-    parts = ["# The paper in miniature: results", INTRODUCTION, progress(results), "## The claims", summary(every)]
+    groups = finished(results)
+    every = [finding for group in groups for finding in findings.get(group, [])]
+    parts = [
+        "# The paper in miniature: results",
+        INTRODUCTION,
+        progress(results, groups),
+        "## The claims",
+        summary(every),
+    ]
     parts += ["![The difference that each claim is about, with its interval](claims.png)", READING]
-    if results.group(GROUPS["attribution"]):
+    if "attribution" in groups and results.group(GROUPS["attribution"]):
         parts += ["## Attribution: each method alone and together", attribution(results, measured)]
         parts.append(ATTRIBUTION + (f" {MEASUREMENT}" if measured else ""))
     for group, title in TITLES.items():
-        if not (runs := results.group(GROUPS[group])):
+        if group not in groups or not (runs := results.group(GROUPS[group])):
             continue
         parts.append(f"## {title}")
         if group == "families":
@@ -205,13 +223,14 @@ def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]]
 def write_report(folder: Path) -> str:
     """Write `README.md` and the plots of the runs in `folder`, and return the text of the page."""
     results, bases = load_results(folder / RUNS), []
+    groups = finished(results)
     if (folder / BASES_FILE).exists():
         bases = json.loads((folder / BASES_FILE).read_text(encoding="utf-8"))
     findings = find(results)
     for group in PLOTS:
-        if runs := results.group(GROUPS[group]):
+        if group in groups and (runs := results.group(GROUPS[group])):
             draw(group, runs, folder / f"{group}.png")
-    draw_claims(findings, TITLES, folder / "claims.png")
+    draw_claims({group: found for group, found in findings.items() if group in groups}, TITLES, folder / "claims.png")
     costs = folder.parent / COSTS
     text = page(results, bases, findings, costs.read_text(encoding="utf-8") if costs.exists() else "")
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -214,6 +214,22 @@ def test_a_page_of_a_study_that_has_just_begun_has_no_verdicts():
     assert " without all of their seeds." in text
 
 
+def test_a_page_gives_no_figure_of_a_table_before_all_of_its_runs_are_there():
+    import report
+    import settings
+
+    results = study()
+    missing = settings.TABLE_2["+ PVTC"]  # also a row of Table 3 and of Figure 7
+    results.rows[results.key(missing)].pop()
+    text = report.page(results, [], report.find(results))
+    for group, title in report.TITLES.items():
+        left_out = group in ("table2", "table3", "figure7")
+        assert (f"\n- {title}\n" in text, f"\n## {title}\n" in text) == (left_out, not left_out)
+        assert (f"\n| {next(iter(settings.GROUPS[group]))} |" in text) or left_out
+    assert " of 8 seeds |" not in text.partition("## Other families")[0]
+    assert " without all of their seeds" not in text
+
+
 def test_the_page_lists_the_settings_that_the_code_uses():
     import hyperparameters
     import settings
