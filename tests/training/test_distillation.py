@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 from internvlx_hf.data import BrokenSampleError
 from internvlx_hf.data.encoding import SampleEncoder
-from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training import InternVLXDataCollator, distillation
 from internvlx_hf.training.arguments import InternVLXTrainingArguments
 from internvlx_hf.training.distillation import DistillationTrainer, place_teacher
 from lvtc_cases import assert_same_step
@@ -122,6 +122,25 @@ def test_the_loss_is_that_of_a_plain_loop(kind, packing, teacher, tmp_path):
 
     (ce, kl) = torch.stack(trainer._parts).sum(0)
     torch.testing.assert_close((1 - WEIGHT) * ce + WEIGHT * TEMPERATURE**2 * kl, found[0])
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+def test_samples_past_the_teacher_s_positions_are_counted_and_warned_of(packing, teacher, tmp_path, monkeypatch):
+    student = tiny_model(**STUDENTS["pvtc"]).train()
+    own, taught = processors(student, teacher)
+    collate = InternVLXDataCollator(own, packing=packing, teacher_processor=taught)
+    lengths = [len(SampleEncoder(taught)(one)) for one in SAMPLES]
+    monkeypatch.setattr(teacher.config.text_config, "max_position_embeddings", sorted(lengths)[1])
+    told = []
+    monkeypatch.setattr(distillation.logger, "warning_once", told.append)
+    trainer = trainer_for(student, teacher, tmp_path)
+    for batches in (2, 1):
+        for _ in range(batches):
+            trainer.compute_loss(student, collate(SAMPLES), num_items_in_batch=torch.tensor(9))
+        trainer.log(logs := {"loss": 1.0})
+        assert logs["teacher_samples_past_limit"] == batches
+    assert f"more than the {sorted(lengths)[1]} positions of the teacher's language model" in told[0]
+    assert len(set(told)) == 1
 
 
 def test_only_supervised_rows_have_logits(teacher, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from internvlx_hf.cli import main
 from internvlx_hf.training import InternVLXDataCollator
-from internvlx_hf.training.metrics import _samples_past_limit
+from internvlx_hf.training.metrics import samples_past_limit
 from lvtc_cases import KEPT, STEEP
 from metered_training import train
 from tiny import tiny_batch, tiny_config, tiny_model, tiny_processor
@@ -57,10 +57,10 @@ def test_samples_past_the_limit_are_counted_padded_and_packed(limit, past):
     layouts = [[3, "tile", 1, "tile"], [3], [2, "tile"], [20, "tile", 4, "tile"]]
     for side in ("left", "right"):
         batch = tiny_batch(config, layouts, padding_side=side)
-        assert _samples_past_limit(config, batch["input_ids"], batch["attention_mask"], None) == past
+        assert samples_past_limit(config, batch["input_ids"], batch["attention_mask"], None) == past
     rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
-    assert _samples_past_limit(config, torch.cat(rows)[None], None, positions) == past
+    assert samples_past_limit(config, torch.cat(rows)[None], None, positions) == past
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_samples_past_the_limit_are_counted_in_stage_one(ratio, positions):
     batch = tiny_batch(batch_config, [[3, "tile"], [4]])
     for limit, past in ((positions - 1, 1), (positions, 0)):
         config = tiny_config("llama", text_config={"max_position_embeddings": limit}, **lvtc)
-        assert _samples_past_limit(config, batch["input_ids"], batch["attention_mask"], None) == past
+        assert samples_past_limit(config, batch["input_ids"], batch["attention_mask"], None) == past
 
 
 def test_samples_past_the_limit_are_in_the_logs_of_a_training(tmp_path):

@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
+from ..modeling import InternVLXConfig
 from ..processing.processing_internvlx import IGNORE_INDEX
+from .metrics import samples_past_limit
 from .trainer import InternVLXTrainer
+
+logger = logging.get_logger(__name__)
 
 
 def next_labels(labels: torch.Tensor) -> torch.Tensor:
@@ -60,7 +64,8 @@ class DistillationTrainer(InternVLXTrainer):
     step's batches in all processes. The routers' loss of a mixture of experts is added as without a teacher.
 
     Batches hold the teacher's inputs as `teacher`, see [`~internvlx_hf.training.InternVLXDataCollator`]. The logs have `ce_loss`
-    and `teacher_kl`, the two means without their factors. A batch without `teacher`, and every evaluation, has the plain loss.
+    and `teacher_kl`, the two means without their factors, and `teacher_samples_past_limit`, the samples since the last log that are
+    longer than the teacher's positions. A batch without `teacher`, and every evaluation, has the plain loss.
 
     Args:
         teacher: a model with the same vocabulary, in evaluation mode. It is neither trained nor saved.
@@ -75,6 +80,7 @@ class DistillationTrainer(InternVLXTrainer):
         self.weight = weight
         self.temperature = temperature
         self._parts: list[torch.Tensor] = []  # [CE, KL] of each batch since the last log
+        self._past_limit: list[torch.Tensor] = []  # the teacher's samples past its positions, of the same batches
         self._first_step = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -93,16 +99,27 @@ class DistillationTrainer(InternVLXTrainer):
         if not self._parts:
             self._first_step = self.state.global_step
         self._parts.append(scale * means.detach())
+        seen = inputs["teacher"]
+        masks = (seen.get(name) for name in ("attention_mask", "position_ids"))
+        self._past_limit.append(samples_past_limit(self.teacher.config, seen["input_ids"], *masks))
         loss = scale * loss
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The `Trainer`'s, with `ce_loss` and `teacher_kl` beside `loss`."""
+        """The `Trainer`'s, with `ce_loss`, `teacher_kl` and `teacher_samples_past_limit` beside `loss`."""
         if "loss" in logs and self._parts:
             steps = max(self.state.global_step - self._first_step, 1)
             means = self.accelerator.reduce(torch.stack(self._parts).sum(0) / steps, "mean")
             logs |= dict(zip(("ce_loss", "teacher_kl"), means.tolist(), strict=True))
-            self._parts = []
+            config: InternVLXConfig = self.teacher.config  # type: ignore[assignment]
+            past = int(self.accelerator.reduce(torch.stack(self._past_limit).sum(), "sum"))
+            logs["teacher_samples_past_limit"] = past
+            if past:
+                logger.warning_once(
+                    f"Samples take more than the {config.position_limit} positions of the teacher's language model, so it may "
+                    "teach poor answers: `teacher_samples_past_limit` counts them. Lower `max_length` or the tiles per image."
+                )
+            self._parts, self._past_limit = [], []
         super().log(logs, start_time)
 
 

@@ -91,7 +91,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         stage_one, stage_two = tiles * config.image_seq_length, tiles * config.expanded_image_seq_length
         known = [places - stage_one, stage_one, stage_two, tiles, 0, places, 0]
         self._known = [before + more for before, more in zip(self._known, known, strict=True)]
-        past_limit = _samples_past_limit(config, inputs, mask, kwargs.get("position_ids"))
+        past_limit = samples_past_limit(config, inputs, mask, kwargs.get("position_ids"))
         none = torch.zeros_like(past_limit)
         padding = none if mask is None else mask.numel() - mask.sum(dtype=torch.int64)
         found = {"text_tokens": -padding, "padding": padding, "samples_past_limit": past_limit}
@@ -148,7 +148,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         state.log_history[-1].update(metrics)
 
 
-def _samples_past_limit(
+def samples_past_limit(
     config: InternVLXConfig,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
