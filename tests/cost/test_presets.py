@@ -258,6 +258,11 @@ def test_side_by_side_has_every_setup_once():
     assert settings[0].is_native
 
 
+def test_side_by_side_does_not_repeat_a_model_of_one_tile():
+    settings, _ = side_by_side(cost.load_setup("llava-1.5-7b"))
+    assert [(s.tiling.slicing, s.has_lvtc) for s in settings] == [("edge", False), ("edge", True)]
+
+
 def test_side_by_side_has_the_model_s_own_lvtc():
     config = tiny_config(**LVTC)
     setting = cost.ModelSetup("tiny", config, TilingRule(32, 32))

@@ -116,15 +116,17 @@ def native(setup: ModelSetup, max_tiles: int) -> ModelSetup:
 def side_by_side(setup: ModelSetup) -> tuple[list[ModelSetup], list[str]]:
     """Setups to compare: the given one, each slicing strategy without and with LVTC, and InternVL2's and 2.5's own.
 
-    LVTC is the model's own, or the default if it has none. Setups equal to the given one are not repeated.
+    LVTC is the model's own, or the default if it has none. Setups equal to the given one are not repeated, nor slicing
+    strategies where an image is one tile.
 
     Returns:
         The setups, and notes on those that are left out.
     """
     found, notes = [setup], []
+    slicings = SLICING_STRATEGIES[::-1] if setup.tiling.max_tiles > 1 else (setup.tiling.slicing,)
     for variant in ("LVTC off", "LVTC on"):
         try:
-            for slicing in reversed(SLICING_STRATEGIES):
+            for slicing in slicings:
                 tiling = replace(setup.tiling, slicing=slicing)
                 found.append(setup.varied(variant, f"{slicing}, {variant}", tiling))
         except ValueError as error:

@@ -322,7 +322,8 @@ def _warn_about_positions(last_position: int, config: InternVLXConfig) -> None:
     if not is_tracing() and last_position >= (limit := config.position_limit):
         logger.warning_once(
             f"Positions after LVTC's expansion exceed {limit}, the limit of the language model (its "
-            "`max_position_embeddings`), so answers may be poor. Use fewer tiles per prompt (`max_patches`) or less text."
+            "`max_position_embeddings`), so answers may be poor. Use fewer tiles (`max_patches`, or `max_image_tokens` for all "
+            "images of a prompt) or less text."
         )
 
 
