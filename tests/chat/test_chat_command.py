@@ -17,6 +17,7 @@ from internvlx_hf.chat import loading as chat_loading
 from internvlx_hf.cli import main
 from internvlx_hf.commands.chat import ChatLoop, _split_words
 from internvlx_hf.evaluation.answering import Answerer
+from internvlx_hf.processing.messages import question_about
 from internvlx_hf.processing.video_files import open_video
 from tiny import LVTC, tiny_model, tiny_processor
 from video_cases import numbered_video
@@ -186,6 +187,43 @@ def test_a_turn_that_fails_is_not_kept(answerer):
     assert session.ask("So?").answer == whole_prompt_answer(session, session.messages[:-1])
 
 
+@pytest.mark.parametrize(
+    ("question", "counts", "asked"),
+    [
+        ("What?", (2, 1), "What?"),
+        ("<image>\nWhat?", (1, 0), "What?"),
+        ("<image>\n<image> \n\tWhat?", (2, 0), "\tWhat?"),
+        ("<image><video>\nWhat?", (1, 1), "What?"),
+        ("<video> What?", (1, 1), "What?"),
+    ],
+)
+def test_marks_in_front_of_a_question_are_understood(question, counts, asked):
+    assert question_about(question, *counts) == asked
+
+
+@pytest.mark.parametrize(
+    ("question", "counts", "message"),
+    [
+        ("<image>\nWhat?", (0, 0), r"holds '<image>' 1 times, for 0 images"),
+        ("<image>\nWhat?", (2, 0), r"holds '<image>' 1 times, for 2 images"),
+        ("What is <image>?", (1, 0), r"holds '<image>' 1 times, for 1 images in front of it"),
+        ("<image>\nA <video>?", (1, 1), r"holds '<video>' 1 times"),
+        ("<image>\n", (1, 0), r"is empty but for its marks"),
+    ],
+)
+def test_other_marks_in_a_question_are_refused(question, counts, message):
+    with pytest.raises(ValueError, match=message):
+        question_about(question, *counts)
+
+
+def test_a_question_in_internvl_s_form_gets_the_same_answer(answerer):
+    plain, marked = (
+        Session(answerer, generation=NEW).ask(question, (image(70, 40),))
+        for question in ("What is it?", "<image>\nWhat is it?")
+    )
+    assert (plain.answer, plain.prompt_tokens) == (marked.answer, marked.prompt_tokens)
+
+
 def test_one_question_streams_to_stdout(folder, photos, capsys):
     # options may stand before the question
     assert main(["chat", str(folder), *photos[:2], "--max-patches", "2", "What is it?", "--max-new-tokens", "5"]) == 0
@@ -310,6 +348,7 @@ def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected)
         (["MODEL", "Hello", "--max-image-tokens", "1"], "max_image_tokens=1 is too small: 1 image takes at least"),
         (["MODEL", "Hello", "--device", "gpu9"], "--device='gpu9' cannot be used here"),
         (["MODEL", " "], "The question is empty"),
+        (["nowhere", "<image>\nHello"], "holds '<image>' 1 times, for 0 images"),
         (["MODEL", "Hello", "--jsonl", "out.jsonl"], "needs images and a question"),
     ],
 )

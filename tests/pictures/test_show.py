@@ -420,7 +420,11 @@ def test_the_error_names_what_attention_needs(photo, checkpoint, tmp_path, capsy
     assert "is a preset" in refused(capsys, photo, "--out", out, *ask)
     assert "needs a --question" in refused(capsys, photo, "--out", out, "--model", checkpoint, "--attention")
     assert "image token" in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], "<img>")
-    assert "beside image parts" in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], "<image>")
+    for question, message in (
+        ("What is <image>?", "in front of it; expected"),
+        ("<image>", "is empty but for its marks"),
+    ):
+        assert message in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], question)
     wrong = [*ask, "--max-new-tokens", "0"]
     assert "--max-new-tokens=0" in refused(capsys, photo, "--out", out, "--model", checkpoint, *wrong)
     bare = tmp_path / "bare"

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import PIL.Image
 from tqdm import tqdm
 
 from ..evaluation.answering import Answerer, Messages
 from ..processing.image_files import names_image, open_image
 from ..processing.image_sources import PillowSource
-from ..processing.video_files import names_video, open_video
-from .session import media_part
+from ..processing.video_files import Video, names_video, open_video
+from .session import question_parts
 
 Item = TypeVar("Item")
 # fields of a line that identify its answer
@@ -133,13 +134,13 @@ def write_line(file, line: dict[str, Any]) -> None:
 
 
 def _conversation(image: str, question: str, system: str | None) -> Messages:
+    medium: PIL.Image.Image | Video
     if names_video(image):
-        part = media_part(open_video(image))
+        medium = open_video(image)
     else:
-        part = media_part(PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image)
-    content = [part, {"type": "text", "text": question}]
+        medium = PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image
     instruction = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
-    return [*instruction, {"role": "user", "content": content}]
+    return [*instruction, {"role": "user", "content": question_parts(question, [medium])}]
 
 
 def batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:

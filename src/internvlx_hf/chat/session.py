@@ -2,7 +2,7 @@
 """A conversation with a model: its turns, images, videos and streamed answers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from ..cost import CostModel, ModelSetup, side_by_side
 from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer, generation_arguments
 from ..processing.image_sources import image_size
+from ..processing.messages import question_about
 from ..processing.video_files import Video
 
 OnText = Callable[[str], None]
@@ -98,11 +99,11 @@ class Session:
             on_text: called with each piece of the answer as it is generated.
 
         Raises:
-            ValueError: if an image cannot be read, the question contains an image token, or the conversation's images and
-                frames do not fit the budget.
+            ValueError: if an image cannot be read, the question contains an image token or places its images elsewhere than in
+                front, or the conversation's images and frames do not fit the budget.
         """
         started = time.perf_counter()
-        content = [*map(media_part, images), {"type": "text", "text": question}]
+        content = question_parts(question, images)
         messages = [*self.messages, {"role": "user", "content": content}]
         inputs = self._inputs(messages)
         streamer = _Streamer(self.answerer.processor.tokenizer, on_text)
@@ -199,10 +200,18 @@ class Session:
         return 0
 
 
-def media_part(image: PIL.Image.Image | Video) -> dict:
-    """The message part of an image or a video."""
-    kind = "video" if isinstance(image, Video) else "image"
-    return {"type": kind, kind: image}
+def question_parts(question: str, media: Sequence[PIL.Image.Image | Video]) -> list[dict]:
+    """The message parts of images and videos, and of a question about them.
+
+    Raises:
+        ValueError: if the question places them elsewhere, see `question_about`.
+    """
+    kinds = ["video" if isinstance(one, Video) else "image" for one in media]
+    text = question_about(question, kinds.count("image"), kinds.count("video"))
+    return [
+        *({"type": kind, kind: one} for kind, one in zip(kinds, media, strict=True)),
+        {"type": "text", "text": text},
+    ]
 
 
 def _without_tiles(inputs) -> dict:

@@ -39,12 +39,18 @@ def main(arguments: list[str]) -> None:
     images, question = _split_words(options.words, options.question)
     _check(options, images, question)
     from ..chat import Session, list_files, load_answerer
+    from ..processing.messages import question_about
+    from ..processing.video_files import names_video
 
     images_kwargs = image_options(options)
     images = list_files(images) if options.jsonl else images
     opened = () if options.jsonl else tuple(_open(image) for image in images)  # before the model is loaded
     for folder in filter(os.path.isdir, () if options.jsonl else images):
         _say(f"{folder} is a folder: its images are the frames of one video (--jsonl asks about each image)")
+    if question is not None:  # before the model is loaded
+        are_videos = [names_video(image) or os.path.isdir(image) for image in images]
+        for asked in ([each] for each in are_videos) if options.jsonl else [are_videos]:
+            question_about(question, images=asked.count(False), videos=asked.count(True))
     answerer = load_answerer(
         options.model,
         options.revision,

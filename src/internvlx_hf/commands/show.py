@@ -77,6 +77,7 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
     from ..checkpoints.names import SAFE_WEIGHTS
     from ..pictures import attend
     from ..pictures.attention_figure import draw_attention
+    from ..processing.messages import question_about
 
     folder = Path(options.model)
     if not folder.is_dir():
@@ -92,7 +93,7 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
         raise ValueError(f"{folder} is of the type {layout!r}. Convert it first: internvlx convert {folder} OUT")
     processor = InternVLXProcessor.from_pretrained(folder)
     # an invalid question is refused before the weights are read
-    content = [{"type": "image"}, {"type": "text", "text": options.question}]
+    content = [{"type": "image"}, {"type": "text", "text": question_about(options.question, images=1)}]
     processor.apply_chat_template([{"role": "user", "content": content}])
     processor.image_processor.change_tiling(slicing=setup.tiling.slicing, max_patches=setup.tiling.max_tiles)
     processor.max_image_tokens = setup.max_image_tokens

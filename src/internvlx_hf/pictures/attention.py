@@ -17,6 +17,7 @@ from ..modeling.pvtc import PVTCAttention, PVTCProjector
 from ..processing import InternVLXProcessor
 from ..processing.image_files import open_image
 from ..processing.image_sources import PillowSource
+from ..processing.messages import question_about
 from ..processing.rvtc import TilePlan
 
 
@@ -67,7 +68,7 @@ def attend(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
     image = open_upright(image, processor.image_processor.alpha)
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question_about(question, images=1)}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,

@@ -5,6 +5,7 @@ One rule holds everywhere: image *parts* state where images go. Without parts, e
 next image. The same holds for videos. Whatever the assistant or a tool wrote is text, even if it looks like a mark.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -43,6 +44,7 @@ class Medium:
 IMAGE = Medium("image", IMAGE_MARK, MARK_AS_TEXT, IMAGE_KEYS)
 VIDEO = Medium("video", VIDEO_MARK, VIDEO_MARK_AS_TEXT, VIDEO_KEYS)
 _PART_KEYS = {"image": IMAGE_KEYS, "image_url": IMAGE_KEYS, "video": VIDEO_KEYS}
+_LEADING_MARKS = re.compile(rf"(\s*({IMAGE_MARK}|{VIDEO_MARK}))+[^\S\n]*\n?")
 _PART_TYPES = "expected one of type text, image or video"
 
 
@@ -269,6 +271,25 @@ def count_marks(messages: list[dict], medium: Medium = IMAGE) -> int:
             )
         marks += found
     return marks
+
+
+def question_about(text: str, images: int = 0, videos: int = 0) -> str:
+    """A question whose images and videos go in front of it, without marks that say the same.
+
+    Raises:
+        ValueError: if the text has other marks, or nothing else.
+    """
+    leading = _LEADING_MARKS.match(text)
+    marks, question = (leading[0], text[leading.end() :]) if leading else ("", text)
+    for medium, given in ((IMAGE, images), (VIDEO, videos)):
+        if medium.mark in question or marks.count(medium.mark) not in (0, given):
+            raise ValueError(
+                f"The question {text!r} holds {medium.mark!r} {text.count(medium.mark)} times, for {given} {medium.kind}s in front "
+                f"of it; expected a question without marks. To write the mark as text, use {medium.mark_as_text!r}."
+            )
+    if marks and not question.strip():
+        raise ValueError(f"The question {text!r} is empty but for its marks.")
+    return question
 
 
 def place_media(messages: list[dict], given: list | None, medium: Medium, token: str) -> tuple[list[dict], list]:
