@@ -22,6 +22,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
+from tiny import tiny_config, tiny_processor
 
 IMAGE_TOKENS = {
     "context_image_token": "<IMG_CONTEXT>",
@@ -408,3 +409,52 @@ def test_the_saved_code_runs_and_saves_itself_where_the_package_is_missing(tmp_p
     expected = chat([user(image(), "What?")])
     inputs = torch.load(folder / "inputs.pt")
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+
+
+def save_and_load(processor, folder):
+    processor.save_pretrained(folder)
+    return AutoProcessor.from_pretrained(folder)
+
+
+def test_arguments_of_loading_hold_in_every_call_and_can_be_changed(tmp_path):
+    """Transformers keeps them with the tokenizer, whose arguments override the image processor's."""
+    tiny_processor(tiny_config(), max_patches=3, slicing="ratio").save_pretrained(tmp_path / "saved")
+    processor = AutoProcessor.from_pretrained(tmp_path / "saved", max_patches=6, num_frames=2, max_image_tokens=400)
+    assert (processor.video_processor.num_frames, processor.max_image_tokens) == (2, 400)
+    picture = Image.new("RGB", (96, 64))
+    for maximum, tiles in ((6, 7), (1, 1)):
+        processor.image_processor.change_tiling(max_patches=maximum)
+        for own in (processor, save_and_load(processor, tmp_path / str(maximum))):
+            assert len(own(images=[picture], text="<image>")["pixel_values"]) == tiles
+            assert own._get_num_multimodal_tokens([(64, 96)]).num_image_patches == [tiles]
+            assert len(own(videos=[[picture] * 4], text="<video>", do_sample_frames=True)["pixel_values"]) == 2
+            assert own.video_processor.num_frames == 2
+            assert not {"max_patches", "num_frames"} & own.tokenizer.init_kwargs.keys()
+
+
+def test_arguments_of_loading_cut_several_tiles(tmp_path):
+    tiny_processor(tiny_config(), crop_to_patches=False).save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).image_processor.tiling_rule().max_tiles == 1
+    assert AutoProcessor.from_pretrained(tmp_path, max_patches=4).image_processor.tiling_rule().max_tiles == 4
+    uncut = AutoProcessor.from_pretrained(tmp_path, max_patches=4, crop_to_patches=False)
+    assert uncut.image_processor.tiling_rule().max_tiles == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_patchs": 6}, "'max_patchs' of the image processor. Did you mean `max_patches`"),
+        ({"max_image_token": 4}, "'max_image_token' of the processor. Did you mean `max_image_tokens`"),
+        ({"num_frame": 4}, "'num_frame' of the processor. Did you mean `num_frames`"),
+    ],
+)
+def test_misspelt_arguments_of_loading_are_named(arguments, message, tmp_path):
+    tiny_processor(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        AutoProcessor.from_pretrained(tmp_path, **arguments)
+
+
+def test_a_misspelt_setting_of_a_video_processor_is_named():
+    processor = tiny_processor(tiny_config())
+    with pytest.raises(ValueError, match=r"'num_frame'.*`num_frames`"):
+        InternVLXProcessor(processor.image_processor, processor.tokenizer, video_processor={"num_frame": 4})

@@ -2,7 +2,7 @@
 """Image processor of InternVL-X: splits images into tiles by RVTC (paper, section 3.3) and normalises them."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -149,16 +149,17 @@ class InternVLXImageProcessor(PilBackend):
                 "tokens a tile has. Give it to the processor, beside the image processor's settings."
             )
         known = [*cls.valid_kwargs.__annotations__, "access"]
-        for name in settings:
-            nearest = get_close_matches(name, known, 1, MISSPELT)
-            if nearest and name not in known and not hasattr(cls, name):
-                raise ValueError(f"Unknown setting {name!r} of the image processor. Did you mean `{nearest[0]}`?")
+        refuse_near(known, [name for name in settings if not hasattr(cls, name)], "the image processor")
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
+        # `AutoProcessor` passes on the processor's own arguments, too
+        cls.refuse_misspelt({name: value for name, value in kwargs.items() if name != "max_image_tokens"})
         saved = {"alpha": "drop"} | {name: value for name, value in image_processor_dict.items() if name != "access"}
         if "access" in kwargs:
             saved["access"] = kwargs.pop("access")
+        if _asks_for_tiles(kwargs):
+            saved["crop_to_patches"] = True  # unless `kwargs` say otherwise
         return super().from_dict(saved, **kwargs)
 
     def to_dict(self) -> dict:
@@ -360,6 +361,14 @@ class InternVLXImageProcessor(PilBackend):
                 "finite."
             )
         return scale, shift
+
+
+def refuse_near(known: Sequence[str], names: Iterable[str], owner: str) -> None:
+    """Raises `ValueError` for a name that is not a known setting of its owner, but almost one."""
+    for name in names:
+        nearest = get_close_matches(name, known, 1, MISSPELT)
+        if nearest and name not in known:
+            raise ValueError(f"Unknown setting {name!r} of {owner}. Did you mean `{nearest[0]}`?")
 
 
 def _asks_for_tiles(kwargs: Mapping) -> bool:

@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from .chat_processor import CHAT_MEDIA, ChatProcessor, flat_images, is_frame_list, refuse_other_media
 from .chat_processor import IGNORE_INDEX as IGNORE_INDEX
 from .chat_templates import DEFAULT_CHAT_TEMPLATE
+from .image_processing_internvlx import InternVLXImageProcessorKwargs, refuse_near
 from .literals import (
     IMAGE_MARK,
     IMG_CONTEXT_TOKEN,
@@ -30,7 +31,7 @@ from .literals import (
 from .rvtc import TilingRule
 from .token_budget import Size, check_max_image_tokens, fit_rules
 from .video_files import Video, flat_videos, open_video
-from .video_processing_internvlx import InternVLXVideoProcessor
+from .video_processing_internvlx import InternVLXVideoProcessor, InternVLXVideoProcessorKwargs
 
 # attribute of the tokenizer that names a token (as in native InternVL) -> InternVL's own token
 IMAGE_TOKENS = {
@@ -38,6 +39,13 @@ IMAGE_TOKENS = {
     "end_image_token": IMG_END_TOKEN,
     "context_image_token": IMG_CONTEXT_TOKEN,
 }
+
+_VIDEO_SETTINGS = frozenset(InternVLXVideoProcessorKwargs.__annotations__) - set(TextKwargs.__annotations__)
+# settings of the image and video processors that are none of the tokenizer's
+_MEDIA_SETTINGS = _VIDEO_SETTINGS | (
+    set(InternVLXImageProcessorKwargs.__annotations__) - set(TextKwargs.__annotations__)
+)
+_OWN_SETTINGS = ("image_seq_length", "max_image_tokens", "wrap_images", *sorted(_VIDEO_SETTINGS))
 
 _TEXT_DEFAULTS: TextKwargs = {"padding_side": "left"}
 
@@ -94,6 +102,8 @@ class InternVLXProcessor(ChatProcessor):
         check_max_image_tokens(max_image_tokens)
         self.max_image_tokens = max_image_tokens
         self.wrap_images = wrap_images
+        for name in _MEDIA_SETTINGS:  # of `from_pretrained`, which would override the image processor's in every call
+            tokenizer.init_kwargs.pop(name, None)
         if image_processor.crop_to_patches is None:  # made without any setting of tiles
             image_processor.crop_to_patches = True
         self.video_processor = _video_processor(video_processor, image_processor)
@@ -111,6 +121,16 @@ class InternVLXProcessor(ChatProcessor):
             self.chat_template = tokenizer.chat_template or default_template
         # saving sets it and loading drops it; set here, a loaded processor equals the saved one
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[-1]}.{type(self).__name__}"}
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
+        """Arguments of `from_pretrained` change the video processor as they do the image processor."""
+        refuse_near(_OWN_SETTINGS, [name for name in kwargs if name not in _MEDIA_SETTINGS], "the processor")
+        given = {name: value for name, value in kwargs.items() if name in _VIDEO_SETTINGS}
+        if given and "video_processor" not in kwargs:
+            saved = processor_dict.get("video_processor") or InternVLXVideoProcessor.like(args[0]).to_dict()
+            processor_dict = {**processor_dict, "video_processor": {**saved, **given}}
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     @classmethod
     def get_attributes(cls) -> list[str]:

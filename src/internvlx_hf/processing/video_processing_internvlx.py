@@ -93,6 +93,7 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
+        cls.refuse_misspelt(image_processor_dict)
         names = {*cls.valid_kwargs.__annotations__, "access"}
         return super().from_dict(
             {name: image_processor_dict[name] for name in names & image_processor_dict.keys()}, **kwargs
