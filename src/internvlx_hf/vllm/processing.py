@@ -30,6 +30,12 @@ from ..processing import InternVLXImageProcessor
 TILE_LIMITS = "tile_limits"  # names the maximum of each image's tiles among the arguments of a call
 
 
+def _flat(settings: Mapping[str, object]) -> dict[str, Any]:
+    """Image settings without the level `images_kwargs`."""
+    flat: dict[str, Any] = dict(settings)
+    return flat | (flat.pop("images_kwargs", None) or {})
+
+
 class InternVLXProcessingInfo(BaseProcessingInfo):
     def get_hf_config(self) -> InternVLXConfig:
         return self.ctx.get_hf_config(InternVLXConfig)
@@ -60,8 +66,7 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
         Raises:
             ValueError: if a setting is unknown or out of range.
         """
-        merged = self.ctx.get_merged_mm_kwargs(settings)
-        merged |= merged.pop("images_kwargs", None) or {}
+        merged = _flat(self.ctx.get_merged_mm_kwargs({})) | _flat(settings)
         budget = merged.pop("max_image_tokens", None)
         known = InternVLXImageProcessor.valid_kwargs.__annotations__
         for name in merged.keys() - known.keys():
