@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from conversion_helpers import GOLDEN
-from internvlx_hf.chat import Session, answer_images, load_answerer
+from internvlx_hf.chat import Session, answer_images, list_files, load_answerer
 from internvlx_hf.chat import loading as chat_loading
 from internvlx_hf.cli import main
 from internvlx_hf.commands.chat import ChatLoop, _split_words
@@ -287,6 +288,54 @@ def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_p
     for path in photos:
         alone = Session(answerer, generation=settings).ask("What is it?", (PIL.Image.open(path),))
         assert answered[path] == alone.answer
+
+
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+def test_another_version_of_the_model_answers_again(folder, photos, tmp_path, monkeypatch, capsys):
+    for commit in ("1" * 40, "2" * 40):
+        shutil.copytree(folder, tmp_path / "snapshots" / commit)
+    monkeypatch.setattr(
+        chat_loading, "find_source", lambda model, revision: tmp_path / "snapshots" / (revision or "1" * 40)
+    )
+    out = tmp_path / "out.jsonl"
+
+    def ask(*more: str) -> str:
+        arguments = ["--jsonl", str(out), "--max-new-tokens", "2", "--device", "cpu", *more]
+        assert main(["chat", "own/model", photos[0], "What?", *arguments]) == 0
+        return capsys.readouterr().err
+
+    ask()
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert line["settings"].pop("revision") == "1" * 40
+    assert "0 answers, 1 from earlier runs" in ask("--revision", "1" * 40)
+    assert "1 answers" in ask("--revision", "2" * 40)
+    out.write_text(json.dumps(line) + "\n")  # as it was written without the version
+    assert "0 answers, 1 from earlier runs" in ask()
+    assert "1 answers" in ask("--revision", "2" * 40)
+
+
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+def test_a_folder_s_version_changes_with_the_files_that_a_model_is_read_from(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    versions = [load_answerer(str(copy), say=lambda line: None, device="cpu").version]
+    for name in ("README.md", "answers.jsonl", "generation_config.json"):
+        (copy / name).write_text("{}")
+        versions.append(load_answerer(str(copy), say=lambda line: None, device="cpu").version)
+    assert versions[0] == versions[1] == versions[2] != versions[3]
+
+
+def test_a_relative_path_is_that_of_the_working_directory(answerer, photos, tmp_path, monkeypatch):
+    out, ask = tmp_path / "out.jsonl", {"question": "What?", "settings": {}, "max_new_tokens": 2}
+    for name, photo in (("x", photos[0]), ("y", photos[1])):
+        (tmp_path / name).mkdir()
+        Path(photo).rename(tmp_path / name / "p.png")
+        monkeypatch.chdir(tmp_path / name)
+        assert answer_images(answerer, ["p.png", "./p.png"], out=out, **ask) == (1, 0)
+        assert list_files(["p.png", "."]) == [str(tmp_path / name / "p.png")]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["image"] for line in lines] == [str(tmp_path / name / "p.png") for name in "xy"]
+    out.write_text(json.dumps(lines[1] | {"image": "p.png"}) + "\n")  # as typed, from an earlier version
+    assert answer_images(answerer, ["p.png"], out=out, **ask) == (0, 0)
 
 
 def test_folders_are_asked_about_file_by_file(folder, photos, clip, tmp_path, capsys):

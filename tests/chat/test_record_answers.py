@@ -114,6 +114,14 @@ def test_a_later_run_answers_only_what_is_missing(answerer, tmp_path):
     )
 
 
+def test_lines_that_do_not_name_the_model_s_version_count_where_it_is_the_default(answerer, tmp_path):
+    data, out = load_training_data(write_questions(tmp_path), answerer.processor), tmp_path / "answers.jsonl"
+    earlier, settings = {"model": "tiny"}, {"model": "tiny", "revision": "1" * 40}
+    answer_records(answerer, data, out, earlier)
+    assert answer_records(answerer, data, out, settings, same_settings=earlier).earlier == 5
+    assert answer_records(answerer, data, out, settings).answered == 4
+
+
 def test_records_without_an_answer_are_named_and_tried_again(answerer, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("internvlx_hf.chat.record_answers.logger.warning", seen.append)

@@ -17,12 +17,33 @@ from ..processing.video_files import Video, names_video, open_video
 from .session import question_parts
 
 Item = TypeVar("Item")
-# fields of a line that identify its answer
-KEYS = ("image", "question", "settings")
 
 
 def _key(line: dict) -> str:
-    return json.dumps([line[name] for name in KEYS], sort_keys=True)
+    """What identifies the answer of a line. A relative path stands for the file in the working directory."""
+    return json.dumps([_absolute(line["image"]), line["question"], line["settings"]], sort_keys=True)
+
+
+def _absolute(image: str) -> str:
+    """The absolute path of a file; other names, such as URLs, as they are."""
+    return os.path.abspath(image) if os.path.exists(image) else image
+
+
+def model_settings(model: str, answerer: Answerer) -> dict[str, Any]:
+    """The part of the settings that says which model answers, and how it slices images."""
+    tiling = answerer.image_processor.tiling_rule()
+    return {
+        "model": model,
+        **answerer.version,
+        "slicing": tiling.slicing,
+        "max_patches": tiling.max_tiles,
+        **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
+    }
+
+
+def earlier_settings(settings: dict[str, Any], answerer: Answerer) -> dict[str, Any]:
+    """The settings as files that do not name the model's version have them."""
+    return {name: value for name, value in settings.items() if name not in answerer.version}
 
 
 def answer_images(
@@ -33,15 +54,18 @@ def answer_images(
     settings: dict[str, Any],
     batch_size: int = 1,
     system: str | None = None,
+    same_settings: dict[str, Any] | None = None,
     **generation_kwargs,
 ) -> tuple[int, int]:
     """Ask about each image and append a line `{"image", "question", "settings", "answer", "tokens"}` to `out`.
 
-    The line of an image that cannot be read has `"error"` instead of an answer. The next run tries the image again.
+    The path of an image's file is written as an absolute path. The line of an image that cannot be read has `"error"` instead of
+    an answer. The next run tries the image again.
 
     Args:
         images: paths or URLs of images or videos. Videos are recognized by their file name extension.
         settings: everything else that the answers depend on. Lines of `out` with other settings do not count as answers.
+        same_settings: settings of earlier lines that count as `settings` (default: none).
         generation_kwargs: see [`Answerer.answer`].
 
     Returns:
@@ -51,7 +75,12 @@ def answer_images(
         ValueError: if `out` has lines that this function did not write.
     """
     answered = {_key(line) for line in read_lines(out) if "error" not in line}
-    pending = [image for image in dict.fromkeys(images) if _key(_line(image, question, settings)) not in answered]
+    known = [settings] if same_settings is None else [settings, same_settings]
+    pending = [
+        image
+        for image in dict.fromkeys(map(_absolute, images))
+        if answered.isdisjoint(_key(_line(image, question, each)) for each in known)
+    ]
     errors = 0
     with out.open("a", encoding="utf-8") as file, tqdm(pending, desc="Answering", unit="image") as progress:
         for batch in batches(pending, batch_size):
@@ -72,7 +101,7 @@ def answer_images(
 
 
 def list_files(names: Iterable[str]) -> list[str]:
-    """The names, with each folder replaced by the images and videos in it and its subfolders.
+    """The names, with each folder replaced by the images and videos in it and its subfolders. Each file is named once.
 
     Raises:
         ValueError: if a folder has none.
@@ -80,14 +109,14 @@ def list_files(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if not os.path.isdir(name):
-            found.append(name)
+            found.append(_absolute(name))
             continue
-        files = sorted(str(path) for path in Path(name).rglob("[!.]*") if path.is_file())
+        files = sorted(str(path) for path in Path(os.path.abspath(name)).rglob("[!.]*") if path.is_file())
         files = [file for file in files if names_image(file) or names_video(file)]
         if not files:
             raise ValueError(f"The folder {name} has no images or videos.")
         found += files
-    return found
+    return list(dict.fromkeys(found))
 
 
 def read_lines(path: Path, key: Callable[[dict], Any] = _key, start: bytes = b'{"image": ') -> list[dict]:

@@ -3,7 +3,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from huggingface_hub.constants import HF_HOME
 from transformers import PretrainedConfig
 
 from ..checkpoints.folders import find_source, source_name
-from ..checkpoints.names import LLAVA, NATIVE, OURS, REPORT
+from ..checkpoints.names import CARD, LLAVA, NATIVE, OURS, REPORT, is_known, is_weights
 from ..checkpoints.weights import weight_files
 from ..conversion import convert_checkpoint
 from ..evaluation.answering import Answerer
@@ -100,7 +100,7 @@ def load_answerer(
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if the checkpoint is of another kind or has no `config.json`, or if the device cannot be used here.
     """
-    folder = find_source(model, revision)
+    folder = source = find_source(model, revision)
     if not (folder / "config.json").is_file():
         hint = " Merge the adapter first: internvlx merge" if (folder / "adapter_config.json").is_file() else ""
         raise ValueError(f"{model} has no config.json, expected a checkpoint's folder.{hint}")
@@ -112,7 +112,9 @@ def load_answerer(
     choice = Choice.sensible(folder, **wanted)
     attention = {} if choice.attn_implementation is None else {"attn_implementation": choice.attn_implementation}
     place = {"device_map": "auto"} if choice.device == "auto" else {}
+    version = _version(source)
     answerer = Answerer.from_pretrained(str(folder), images_kwargs, dtype=choice.dtype, **place, **attention)
+    answerer.version = version
     if not place:
         answerer.model.to(choice.device)  # type: ignore[arg-type]
     say(f"{source_name(model)} on {choice}")
@@ -121,7 +123,7 @@ def load_answerer(
 
 def converted(model: str, folder: Path, revision: str | None, say: Say) -> Path:
     """The folder of a checkpoint's conversion, which is made once and kept in the cache."""
-    out = cache_folder() / f"{source_name(model).replace('/', '--')}-{_fingerprint(folder)}"
+    out = cache_folder() / f"{source_name(model).replace('/', '--')}-{_fingerprint(folder.iterdir())}"
     if not (out / REPORT).is_file():
         say(f"Converting {source_name(model)} once, into {out}")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +136,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("INTERNVLX_CACHE") or Path(HF_HOME) / "internvlx").expanduser()
 
 
-def _fingerprint(folder: Path) -> str:
-    """A hash that changes with the commit and with any file of the folder."""
+def _version(folder: Path) -> dict[str, str]:
+    """A checkpoint's commit in the Hub's cache; of another folder, a hash that changes with the files that a model is read from."""
+    if folder.parent.name == "snapshots":
+        return {"revision": folder.name}
+    names = (path for path in folder.iterdir() if is_weights(path.name) or is_known(path.name))
+    return {"files": _fingerprint(path for path in names if path.name != CARD)}
+
+
+def _fingerprint(paths: Iterable[Path]) -> str:
+    """A hash that changes with any of the files, by their places, sizes and times."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in paths if path.is_file()):
         status = path.stat()
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:12]

@@ -39,6 +39,7 @@ def answer_records(
     settings: dict[str, Any],
     batch_size: int = 1,
     max_new_tokens: int = 1024,
+    same_settings: dict[str, Any] | None = None,
 ) -> Counts:
     """Append a record `{"key", "messages", "images", "answered_by"}` to `out` for each record of `data`.
 
@@ -52,6 +53,7 @@ def answer_records(
     Args:
         data: records by index. Paths of images are written as absolute paths.
         settings: everything else that the answers depend on.
+        same_settings: settings of earlier lines that count as `settings` (default: none).
 
     Raises:
         ValueError: if `out` has lines that this function did not write.
@@ -71,8 +73,9 @@ def answer_records(
             pending: list[tuple[int, dict, TrainingSample]] = []
             for index in batch:
                 try:
-                    line, question = _read(data.raw(index), settings, images_kwargs)
-                    if line["key"] in done:
+                    sample = data.raw(index)
+                    line, question = _read(sample, settings, images_kwargs)
+                    if line["key"] in done or (same_settings is not None and _key(sample, same_settings) in done):
                         counts["earlier"] += 1
                     elif question is None:
                         write_line(file, line)
@@ -104,13 +107,7 @@ def _read(sample: Mapping, settings: dict[str, Any], images_kwargs: dict) -> tup
     Raises:
         ValueError: if the record is no question, or holds an image that is no file.
     """
-    media = {name: sample[name] for name in ("images", "videos") if sample.get(name)}
-    line = {"messages": sample["messages"], **media}
-    try:
-        text = json.dumps([line, sample.get("images_kwargs"), settings], sort_keys=True)
-    except TypeError as error:
-        raise ValueError("it holds an image that is no file, expected the path or the URL of each") from error
-    line = {"key": hashlib.sha256(text.encode()).hexdigest()[:32], **line}
+    line = {"key": _key(sample, settings), **_content(sample)}
     last = line["messages"][-1] if line["messages"] else None
     role = last.get("role") if isinstance(last, Mapping) else None
     if role not in ("user", "assistant"):
@@ -119,6 +116,19 @@ def _read(sample: Mapping, settings: dict[str, Any], images_kwargs: dict) -> tup
         return line, None
     kwargs = {**sample.get("images_kwargs", {}), **images_kwargs}
     return line, {**sample, "messages": [*sample["messages"], _ANSWER], "images_kwargs": kwargs}
+
+
+def _content(sample: Mapping) -> dict[str, Any]:
+    media = {name: sample[name] for name in ("images", "videos") if sample.get(name)}
+    return {"messages": sample["messages"], **media}
+
+
+def _key(sample: Mapping, settings: dict[str, Any]) -> str:
+    try:
+        text = json.dumps([_content(sample), sample.get("images_kwargs"), settings], sort_keys=True)
+    except TypeError as error:
+        raise ValueError("it holds an image that is no file, expected the path or the URL of each") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _prompts(samples: Sequence[TrainingSample], answerer: Answerer) -> dict[str, torch.Tensor]:

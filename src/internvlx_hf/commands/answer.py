@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"{options.out} is the data itself. Choose another file for the answers.")
     require_packages("answer")
     from ..chat import load_answerer
+    from ..chat.answers import earlier_settings, model_settings
     from ..chat.record_answers import absolute_roots, answer_records
     from ..data import load_training_data
 
@@ -42,17 +43,14 @@ def main(arguments: list[str]) -> None:
         share_tiles=options.share_tiles,
     )
     absolute_roots(data)  # type: ignore[arg-type]  # not a stream
-    tiling = answerer.image_processor.tiling_rule()
     settings = {
-        "model": options.model,
-        "slicing": tiling.slicing,
-        "max_patches": tiling.max_tiles,
-        **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
+        **model_settings(options.model, answerer),
         "share_tiles": options.share_tiles,
         "max_new_tokens": options.max_new_tokens,
     }
     batch_size = options.batch_size or (1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU)
-    counts = answer_records(answerer, data, options.out, settings, batch_size, options.max_new_tokens)  # type: ignore[arg-type]
+    same = earlier_settings(settings, answerer) if options.revision is None else None
+    counts = answer_records(answerer, data, options.out, settings, batch_size, options.max_new_tokens, same)  # type: ignore[arg-type]
     more = {"had an answer": counts.copied, "are from earlier runs": counts.earlier}
     others = "".join(f", {count} {what}" for what, count in more.items() if count)
     _say(f"{options.out}: {counts.answered} answers{others}")

@@ -155,23 +155,21 @@ def _seed(seed: int) -> None:
 
 def _answer_each(options: argparse.Namespace, answerer, images: list[str], question: str | None, generation) -> None:
     from ..chat import answer_images
+    from ..chat.answers import earlier_settings, model_settings
 
-    tiling = answerer.image_processor.tiling_rule()
     settings = {
-        "model": options.model,
-        "slicing": tiling.slicing,
-        "max_patches": tiling.max_tiles,
-        **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
+        **model_settings(options.model, answerer),
         "system": options.system,
         **{name: getattr(options, name) for name in ("num_frames", "fps") if getattr(options, name)},
         **generation,
         **({"seed": options.seed} if options.temperature else {}),
     }
     batch_size = options.batch_size or (1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU)
+    same = earlier_settings(settings, answerer) if options.revision is None else None
     answers, errors = answer_images(
-        answerer, images, question or "", options.jsonl, settings, batch_size, options.system, **generation
+        answerer, images, question or "", options.jsonl, settings, batch_size, options.system, same, **generation
     )
-    before = len(dict.fromkeys(images)) - answers - errors
+    before = len(images) - answers - errors
     _say(f"{options.jsonl}: {answers} answers" + (f", {before} from earlier runs" if before else ""))
     if errors:
         images_word = "image" if errors == 1 else "images"

@@ -62,11 +62,15 @@ class Answerer:
         processor: its processor.
         images_kwargs: settings of images to override, such as `{"max_patches": 12, "max_image_tokens": 4096}` (default:
             none).
+
+    Attributes:
+        version: what identifies the checkpoint's files, for a record of the answers; empty if it is not known.
     """
 
     def __init__(self, model, processor, images_kwargs: dict | None = None):
         self.model = model
         self.processor = processor
+        self.version: dict[str, str] = {}
         self.images_kwargs: dict = {}
         self.update_images_kwargs(**(images_kwargs or {}))
 
