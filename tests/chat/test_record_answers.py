@@ -93,6 +93,22 @@ def test_the_images_of_a_record_share_a_budget(answerer, tmp_path):
     assert len(answerer.asked[-1]["pixel_values"]) == 2
 
 
+@pytest.mark.parametrize(("changed", "most"), [({}, 1), ({"max_patches": 2}, 2)])
+def test_a_data_set_s_tile_limits_hold_in_training_too(changed, most, answerer, tmp_path):
+    answerer.update_images_kwargs(**changed)
+    entry = {"annotation": write_questions(tmp_path).name, "max_dynamic_patch": 1}
+    meta, out = tmp_path / "meta.json", tmp_path / "answers.jsonl"
+    meta.write_text(json.dumps({"set": entry}))
+    answer_records(answerer, load_training_data(meta, answerer.processor), out, {"max_patches": 3})
+    lines, trained = read(out), load_training_data(out, answerer.processor)
+    assert lines[0]["images_kwargs"] == {"max_patches": most}
+    for line, index in zip(lines, range(5), strict=True):
+        if answered_by := line.get("answered_by"):
+            assert answered_by["max_patches"] == most
+            assert line["messages"][-1]["content"] == f"{4 * sum(trained[index].num_tiles)} tokens"
+    assert trained[lines.index(next(line for line in lines if "answered_by" not in line))].num_tiles == [1]
+
+
 def test_a_later_run_answers_only_what_is_missing(answerer, tmp_path):
     questions, out = write_questions(tmp_path), tmp_path / "answers.jsonl"
     answer_records(answerer, load_training_data(questions, answerer.processor), out, {"model": "tiny"}, 2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from internvlx_hf.data import encoding
+from internvlx_hf.data import encoding, sample_from_record
 from internvlx_hf.data.records import JsonArray
 from internvlx_hf.data.samples import BrokenSampleError
 from internvlx_hf.training import InternVLXDataCollator, load_training_data
@@ -184,3 +184,16 @@ def test_a_meta_file_sets_the_smallest_and_largest_number_of_tiles(folder, proce
         assert data[0].num_tiles == [tiles]
         names = {"min_dynamic_patch": "min_patches", "max_dynamic_patch": "max_patches"}
         assert data.parts[0].images_kwargs == {names[name]: value for name, value in setting.items()}
+
+
+def test_a_record_has_limits_of_its_own_which_a_meta_file_overrides():
+    record = {"messages": [], "images_kwargs": {"max_patches": 2, "min_patches": None}}
+    assert sample_from_record(record)["images_kwargs"] == {"max_patches": 2}
+    assert sample_from_record(record, images_kwargs={"max_patches": 4})["images_kwargs"] == {"max_patches": 4}
+    for given, message in (
+        (3, "images_kwargs=3, expected an object with min_patches or max_patches"),
+        ({"max_patches": 0}, "max_patches=0, expected a positive number of tiles"),
+        ({"slicing": "edge"}, "slicing='edge' for its images, expected only min_patches and max_patches"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_from_record({"messages": [], "images_kwargs": given})

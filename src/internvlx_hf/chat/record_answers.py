@@ -41,10 +41,11 @@ def answer_records(
     max_new_tokens: int = 1024,
     same_settings: dict[str, Any] | None = None,
 ) -> Counts:
-    """Append a record `{"key", "messages", "images", "answered_by"}` to `out` for each record of `data`.
+    """Append a record `{"key", "messages", "images", "images_kwargs", "answered_by"}` to `out` for each record of `data`.
 
     A record that ends with the user's turn gets a greedy answer. Its prompt is that of training: the same tokens, up to the
-    answer. One that ends with the assistant's turn is copied. Equal records are written once. `key` is a hash of the record and
+    answer. One that ends with the assistant's turn is copied. `images_kwargs` holds the tile limits of the record or its data set,
+    where it has any, with those that the answerer sets in their place. Equal records are written once. `key` is a hash of the record and
     the settings; a later run skips the keys that `out` has.
 
     Nothing is written of a record that cannot be read, or whose answer is empty or longer than `max_new_tokens`: a warning
@@ -95,7 +96,7 @@ def answer_records(
                     failed(index, "its answer is empty")
                 else:
                     line["messages"] = [*line["messages"], {"role": "assistant", "content": text}]
-                    write_line(file, line | {"answered_by": settings})
+                    write_line(file, line | {"answered_by": settings | line.get("images_kwargs", {})})
                     counts["answered"] += 1
             progress.update(len(batch))
     return Counts(**counts)
@@ -107,14 +108,17 @@ def _read(sample: Mapping, settings: dict[str, Any], images_kwargs: dict) -> tup
     Raises:
         ValueError: if the record is no question, or holds an image that is no file.
     """
-    line = {"key": _key(sample, settings), **_content(sample)}
+    own = sample.get("images_kwargs", {})
+    line = {"key": _key(sample, settings), **_content(sample)} | ({"images_kwargs": own} if own else {})
     last = line["messages"][-1] if line["messages"] else None
     role = last.get("role") if isinstance(last, Mapping) else None
     if role not in ("user", "assistant"):
         raise ValueError(f"its last turn is {last!r:.100}, expected one of the user or the assistant")
     if role == "assistant":
         return line, None
-    kwargs = {**sample.get("images_kwargs", {}), **images_kwargs}
+    kwargs = own | images_kwargs
+    if own:
+        line["images_kwargs"] = {name: kwargs[name] for name in own}
     return line, {**sample, "messages": [*sample["messages"], _ANSWER], "images_kwargs": kwargs}
 
 

@@ -8,6 +8,7 @@ from ..processing.messages import IMAGE, VIDEO
 from .samples import media_of, refuse_unread
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+_TILE_LIMITS = ("min_patches", "max_patches")
 _ABSOLUTE = ("http://", "https://", "file://", "data:")
 
 
@@ -18,11 +19,13 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
         record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as InternVL
             and LLaVA write them; blanks around a value are removed, as in InternVL. `image` or `images` holds one image or
             a list, which may be empty; only one of the two may be set. The same holds for `video` and `videos`.
+            `images_kwargs` may set the record's own `min_patches` and `max_patches`.
         image_root: folder that relative paths of images and videos refer to, including paths in parts of messages.
-        images_kwargs: arguments of the image processor for this record.
+        images_kwargs: arguments of the image processor for this record. They override its own.
 
     Raises:
-        ValueError: if the record has another form, an unknown speaker, or media other than images and videos.
+        ValueError: if the record has another form, an unknown speaker, media other than images and videos, or tile limits that are
+            no positive integers.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
@@ -36,7 +39,27 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
     sample = {"messages": messages, "images": [_resolve_image(image, image_root) for image in media_of(record, IMAGE)]}
     videos = [_resolve_video(video, image_root) for video in media_of(record, VIDEO)]
     sample |= {"videos": videos} if videos else {}
-    return sample | ({"images_kwargs": dict(images_kwargs)} if images_kwargs else {})
+    kwargs = _tile_limits(record.get("images_kwargs")) | dict(images_kwargs or {})
+    return sample | ({"images_kwargs": kwargs} if kwargs else {})
+
+
+def _tile_limits(given) -> dict[str, int]:
+    """A record's own limits on the tiles of its images, without None values, which `datasets` adds."""
+    if not isinstance(given, Mapping | None):
+        raise ValueError(f"it has images_kwargs={given!r:.100}, expected an object with {' or '.join(_TILE_LIMITS)}")
+    limits = {name: value for name, value in (given or {}).items() if value is not None}
+    for name, value in limits.items():
+        if name not in _TILE_LIMITS:
+            raise ValueError(
+                f"it sets {name}={value!r:.100} for its images, expected only {' and '.join(_TILE_LIMITS)}"
+            )
+        if not is_tile_limit(value):
+            raise ValueError(f"it sets {name}={value!r:.100}, expected a positive number of tiles")
+    return limits
+
+
+def is_tile_limit(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _messages(conversations) -> list[dict]:
