@@ -291,6 +291,20 @@ def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_p
 
 
 @pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_truncated_video_costs_only_its_own_answer(batch_size, answerer, photos, clip, tmp_path):
+    out, cut = tmp_path / "out.jsonl", tmp_path / "cut.mkv"
+    whole = numbered_video(60, container="matroska")
+    cut.write_bytes(whole[: len(whole) // 2])
+    ask = {"question": "What?", "out": out, "settings": {}, "batch_size": batch_size, "max_new_tokens": 2}
+    assert answer_images(answerer, [photos[0], str(cut), clip], **ask) == (2, 1)
+    first, second, third = (json.loads(line) for line in out.read_text().splitlines())
+    assert "answer" in first
+    assert "truncated" in second["error"]
+    assert "answer" in third
+
+
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
 def test_another_version_of_the_model_answers_again(folder, photos, tmp_path, monkeypatch, capsys):
     for commit in ("1" * 40, "2" * 40):
         shutil.copytree(folder, tmp_path / "snapshots" / commit)

@@ -3,14 +3,14 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import PIL.Image
 from tqdm import tqdm
 
-from ..evaluation.answering import Answerer, Messages
+from ..evaluation.answering import Answer, Answerer, Messages
 from ..processing.image_files import names_image, open_image
 from ..processing.image_sources import PillowSource
 from ..processing.video_files import Video, names_video, open_video
@@ -59,8 +59,8 @@ def answer_images(
 ) -> tuple[int, int]:
     """Ask about each image and append a line `{"image", "question", "settings", "answer", "tokens"}` to `out`.
 
-    The path of an image's file is written as an absolute path. The line of an image that cannot be read has `"error"` instead of
-    an answer. The next run tries the image again.
+    The path of an image's file is written as an absolute path. The line of an image that cannot be read, or that the model cannot
+    be asked about, has `"error"` instead of an answer. The next run tries the image again.
 
     Args:
         images: paths or URLs of images or videos. Videos are recognized by their file name extension.
@@ -69,7 +69,7 @@ def answer_images(
         generation_kwargs: see [`Answerer.answer`].
 
     Returns:
-        How many images this run answered, and how many it could not read.
+        How many images this run answered, and how many have errors.
 
     Raises:
         ValueError: if `out` has lines that this function did not write.
@@ -84,20 +84,41 @@ def answer_images(
     errors = 0
     with out.open("a", encoding="utf-8") as file, tqdm(pending, desc="Answering", unit="image") as progress:
         for batch in batches(pending, batch_size):
-            readable, conversations = [], []
+            conversations: dict[str, Messages] = {}
+            failed: dict[str, str] = {}
             for image in batch:
                 try:
-                    conversations.append(_conversation(image, question, system))
-                    readable.append(image)
+                    conversations[image] = _conversation(image, question, system)
                 except ValueError as error:
-                    errors += 1
-                    write_line(file, _line(image, question, settings) | {"error": str(error)})
-            answers = answerer.answer(conversations, **generation_kwargs) if readable else []
-            for image, answer in zip(readable, answers, strict=True):
-                line = _line(image, question, settings)
-                write_line(file, line | {"answer": answer.text.strip(), "tokens": answer.num_tokens})
+                    failed[image] = str(error)
+            answers = _answers(answerer, conversations, failed, generation_kwargs)
+            for image in batch:
+                result = (
+                    {"error": failed[image]}
+                    if image in failed
+                    else {"answer": answers[image].text.strip(), "tokens": answers[image].num_tokens}
+                )
+                write_line(file, _line(image, question, settings) | result)
+            errors += len(failed)
             progress.update(len(batch))
     return len(pending) - errors, errors
+
+
+def _answers(
+    answerer: Answerer, conversations: Mapping[str, Messages], failed: dict[str, str], generation_kwargs: dict
+) -> dict[str, Answer]:
+    """The answers by image, in one batch; one by one if that fails. Adds to `failed` why an image has none."""
+    try:
+        answers = answerer.answer(list(conversations.values()), **generation_kwargs) if conversations else []
+        return dict(zip(conversations, answers, strict=True))
+    except ValueError as error:  # such as a video that is cut off, which is found when its frames are decoded
+        if len(conversations) == 1:
+            failed[next(iter(conversations))] = str(error)
+            return {}
+    found: dict[str, Answer] = {}
+    for image, conversation in conversations.items():
+        found |= _answers(answerer, {image: conversation}, failed, generation_kwargs)
+    return found
 
 
 def list_files(names: Iterable[str]) -> list[str]:

@@ -172,8 +172,8 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
     before = len(images) - answers - errors
     _say(f"{options.jsonl}: {answers} answers" + (f", {before} from earlier runs" if before else ""))
     if errors:
-        images_word = "image" if errors == 1 else "images"
-        raise ValueError(f"{errors} {images_word} could not be read; {options.jsonl} has the reasons.")
+        which = "1 image has" if errors == 1 else f"{errors} images have"
+        raise ValueError(f"{which} no answer; {options.jsonl} has the reasons.")
 
 
 def print_turn(session: "Session", question: str, images: "tuple[Image | Video, ...]" = ()) -> "Turn":
