@@ -107,6 +107,10 @@ def test_the_commands_take_videos(folder, clip, tmp_path, capfd):
     said = capfd.readouterr().err
     assert "2 tiles" in said
     assert f"{frames} is a folder: its images are the frames of one video" in said
+    main(["chat", str(folder), str(frames), "What happens?", "--max-new-tokens", "2", "--num-frames", "1"])
+    assert "1 tile," in capfd.readouterr().err
+    assert main(["chat", str(folder), str(frames), "What happens?", "--fps", "2"]) == 1
+    assert "fps" in capfd.readouterr().err
     main(
         [
             "chat",

@@ -60,11 +60,10 @@ def main(arguments: list[str]) -> None:
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
     )
-    video_processor = answerer.processor.video_processor
-    if options.num_frames:
-        video_processor.num_frames, video_processor.fps = options.num_frames, None
-    if options.fps:
-        video_processor.fps = options.fps
+    if options.num_frames or options.fps:  # sample, whatever the checkpoint says, and of a folder of frames too
+        video_processor = answerer.processor.video_processor
+        video_processor.do_sample_frames = True
+        video_processor.num_frames, video_processor.fps = options.num_frames, options.fps
     generation = {"max_new_tokens": options.max_new_tokens}
     if options.temperature:
         generation |= {"do_sample": True, "temperature": options.temperature}
