@@ -427,6 +427,13 @@ def test_the_error_names_what_attention_needs(photo, checkpoint, tmp_path, capsy
         assert message in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], question)
     wrong = [*ask, "--max-new-tokens", "0"]
     assert "--max-new-tokens=0" in refused(capsys, photo, "--out", out, "--model", checkpoint, *wrong)
+    for option in (["--lvtc"], ["--projector", "pvtc"], ["--downsample-ratio", "1/4"]):
+        said = refused(capsys, photo, "--out", out, "--model", checkpoint, *ask, *option)
+        assert "--projector, --lvtc and --downsample-ratio do not apply to --attention" in said
+    said = refused(capsys, photo, "--out", out, "--model", checkpoint, *ask, "--text-tokens", "9")
+    assert "--text-tokens and --answer-tokens do not apply to --attention" in said
+    for option in (ask[1:], ["--max-new-tokens", "64"]):
+        assert "--question and --max-new-tokens need --attention" in refused(capsys, photo, "--out", out, *option)
     bare = tmp_path / "bare"
     tiny_model().config.save_pretrained(bare)
     InternVLXImageProcessor(size={"height": TILE, "width": TILE}).save_pretrained(bare)
@@ -490,7 +497,10 @@ def test_a_slide_of_frames_is_readable(count):
         (["absent.mp4"], "absent.mp4' does not exist"),
         (["clip.mp4", "--num-frames", "0"], "num_frames"),
         (["clip.mp4", "--attention", "--question", "?"], "--attention needs an image"),
+        (["clip.mp4", "--slicing", "edge"], "--slicing and --max-patches are for images"),
+        (["clip.mp4", "--question", "?"], "--question and --max-new-tokens need --attention"),
         (["photo.png", "--fps", "1"], "--num-frames and --fps are for videos"),
+        (["photo.png", "--num-frames", "0"], "--num-frames and --fps are for videos"),
     ],
 )
 def test_invalid_videos_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):

@@ -12,10 +12,17 @@ if TYPE_CHECKING:
 
     from ..cost import ModelSetup
 
+MAX_NEW_TOKENS = 64
+# options that apply to some figures only
+FRAMES, TILES = ("num_frames", "fps"), ("slicing", "max_patches")
+ANSWER = ("question", "max_new_tokens")
+UPGRADE, LENGTHS = ("projector", "lvtc", "downsample_ratio"), ("text_tokens", "answer_tokens")
+
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the image, the model or the output file is invalid. The message names it."""
     options = _parser().parse_args(arguments)
+    _refuse_other_options(options)
     try:
         from ..pictures.canvas import check_out, save
     except ImportError as error:
@@ -27,8 +34,6 @@ def main(arguments: list[str]) -> None:
     if _is_video(options.image):
         print(_show_video(options))
         return
-    if options.num_frames or options.fps:
-        raise ValueError(f"--num-frames and --fps are for videos, but {options.image!r} has the name of an image.")
     width, height = read_image_size(options.image)
     setup = choose_setup(options)
     if options.attention:
@@ -44,6 +49,32 @@ def main(arguments: list[str]) -> None:
     print(f"{options.out}: {options.image}, {width}x{height} pixels; {summary}")
 
 
+def _refuse_other_options(options: argparse.Namespace) -> None:
+    """Raises: ValueError: if an option does not apply to the figure that the others ask for."""
+    name = repr(options.image)
+    if _is_video(options.image):
+        if options.attention:
+            raise ValueError(f"--attention needs an image, but {name} has the name of a video.")
+        _refuse(options, TILES, f"are for images, but {name} has the name of a video, whose frames are one tile each")
+    else:
+        _refuse(options, FRAMES, f"are for videos, but {name} has the name of an image")
+    if options.attention:
+        _refuse(
+            options,
+            UPGRADE,
+            "do not apply to --attention, which needs trained weights: convert and train the model first",
+        )
+        _refuse(options, LENGTHS, "do not apply to --attention, which draws no cost")
+    else:
+        _refuse(options, ANSWER, "need --attention")
+
+
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
+    if any(getattr(options, name) != _parser().get_default(name) for name in names):
+        *others, last = (f"--{name.replace('_', '-')}" for name in names)
+        raise ValueError(f"{', '.join(others)} and {last} {reason}.")
+
+
 def _is_video(source: str) -> bool:
     from ..processing.video_files import names_video
 
@@ -55,8 +86,6 @@ def _show_video(options: argparse.Namespace) -> str:
     from ..pictures.canvas import save
     from ..pictures.frames_figure import draw_frames
 
-    if options.attention:
-        raise ValueError(f"--attention needs an image, but {options.image!r} has the name of a video.")
     setup = choose_setup(options)
     sampling = {"num_frames": options.num_frames, "fps": options.fps}
     tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
@@ -84,8 +113,9 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
         raise ValueError(f"--attention needs weights, but {options.model!r} is a preset. Give a checkpoint's folder.")
     if not options.question:
         raise ValueError("--attention needs a --question about the image, such as 'What is in the image?'.")
-    if options.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens={options.max_new_tokens}, expected at least 1.")
+    max_new_tokens = MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
+    if max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens={max_new_tokens}, expected at least 1.")
     if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
         raise ValueError(f"{folder} has no weights ({SAFE_WEIGHTS[0]}), which --attention needs.")
     layout = read_json(folder / "config.json").get("model_type")
@@ -99,7 +129,7 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
     processor.max_image_tokens = setup.max_image_tokens
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
-    attention = attend(model, processor, options.image, options.question, options.max_new_tokens)
+    attention = attend(model, processor, options.image, options.question, max_new_tokens)
     return draw_attention(attention, setup.name), f"answer: {attention.answer!r}"
 
 
@@ -121,6 +151,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     attention.add_argument("--question", help="question about the image, required by --attention")
     attention.add_argument(
-        "--max-new-tokens", type=int, default=64, help="maximum number of tokens of the answer (default: 64)"
+        "--max-new-tokens", type=int, help=f"maximum number of tokens of the answer (default: {MAX_NEW_TOKENS})"
     )
     return parser
