@@ -1,6 +1,7 @@
 """The callbacks of the page, without Gradio: one model for all visitors, settings of each request, limits on uploads."""
 
 import threading
+from copy import copy
 
 import numpy as np
 import PIL.Image
@@ -114,6 +115,25 @@ def test_a_budget_of_visual_tokens_is_one_of_the_settings(callbacks, upload):
     assert f"at most {3 * tokens} visual tokens: 3 tiles" in note
     saved = Answerer(shared.model, shared.processor, {"max_image_tokens": 8})
     assert ImageSettings.of(saved).max_image_tokens == 8
+
+
+def test_an_empty_budget_lifts_that_of_the_checkpoint(shared, upload):
+    processor = copy(shared.processor)
+    processor.max_image_tokens = 8
+    callbacks = Callbacks(SharedModel(Answerer(shared.model, processor), "tiny"), Limits())
+    unlimited, limited = (("ratio", 6, 1, True, budget) for budget in (None, 8))
+    *_, (_, _, note) = callbacks.ask(None, upload, QUESTION, LONGEST, *unlimited)
+    tiles = whole_answer(shared, upload, unlimited)[1]
+    assert tiles > 2
+    assert f"ratio, at most 6 tiles: {tiles} tiles, " in note
+    assert f">{4 * tiles}</dd>" in callbacks.show_tiles(upload, *unlimited)
+    attended = callbacks.shared.attend(
+        PIL.Image.open(upload), QUESTION, ImageSettings.checked(Limits(), *unlimited), 1
+    )
+    assert attended.plan.num_tiles == tiles
+    *_, (_, _, note) = callbacks.ask(None, upload, QUESTION, LONGEST, *limited)
+    assert "at most 8 visual tokens: 1 tile, " in note
+    assert processor.max_image_tokens == 8
 
 
 def test_compared_answers_equal_those_of_each_setting_alone(callbacks, upload):

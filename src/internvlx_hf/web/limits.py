@@ -92,7 +92,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """The slicing of one request's images: arguments of the processor."""
+    """The slicing of one request's images: arguments of the processor. `max_image_tokens=None` is no budget."""
 
     slicing: str
     max_patches: int

@@ -61,7 +61,9 @@ class SharedModel:
 
     def answerer(self, settings: ImageSettings) -> Answerer:
         """The model with the settings of a request. Raises: ValueError: if the settings contradict each other."""
-        return Answerer(self.model, self.processor, settings.images_kwargs)
+        processor = copy(self.processor)
+        processor.max_image_tokens = None  # the settings replace the checkpoint's budget, also by none
+        return Answerer(self.model, processor, settings.images_kwargs)
 
     def warm_up(self) -> None:
         """Read a tile: the first call is slow, and estimates of time need a measurement."""
@@ -137,8 +139,8 @@ class SharedModel:
 
     def attend(self, image: PIL.Image.Image, question: str, settings: ImageSettings, max_new_tokens: int) -> Attention:
         """Run [`attend`] with the settings of a request."""
-        processor = copy(self.processor)
         answerer = self.answerer(settings)
+        processor = answerer.processor  # a copy of this request
         processor.image_processor, processor.max_image_tokens = answerer.image_processor, answerer.max_image_tokens
         with self._lock:
             return attend(self.model, processor, image, question, max_new_tokens)
