@@ -153,6 +153,18 @@ def test_a_new_slicing_applies_to_the_whole_conversation(answerer):
     assert session.costs()[0][1] == 1
 
 
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+def test_new_settings_with_as_many_tiles_read_them_again(answerer):
+    settings = {"slicing": "ratio", "max_patches": 2}
+    session = Session(Answerer(answerer.model, answerer.processor, settings), generation=NEW)
+    assert session.ask("What is it?", (image(90, 30),)).tiles == 3  # two and a thumbnail
+    session.answerer.update_images_kwargs(max_patches=3, use_thumbnail=False)
+    turn = session.ask("And now?")
+    assert turn.tiles == 3
+    assert turn.answer == whole_prompt_answer(session, session.messages[:-1])
+    assert session.ask("So?").tiles == 0
+
+
 def test_all_images_of_a_conversation_share_its_budget(answerer, capfd):
     tokens = answerer.model.config.image_seq_length
     session = Session(Answerer(answerer.model, answerer.processor, {"max_image_tokens": 4 * tokens}), generation=NEW)

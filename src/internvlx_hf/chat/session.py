@@ -79,6 +79,7 @@ class Session:
     _cache: Cache | None = field(default=None, init=False)
     _read: torch.Tensor | None = field(default=None, init=False)  # (1, n) ids that the cache holds
     _tiles_read: int = field(default=0, init=False)
+    _settings_read: dict = field(default_factory=dict, init=False)  # of the images whose tiles the cache holds
 
     def reset(self) -> None:
         """Forget all turns, images and videos."""
@@ -181,10 +182,15 @@ class Session:
     def _keep_common(self, ids: torch.Tensor) -> int:
         """Crop the cache to its common prefix with (1, n) ids and return the prefix's length.
 
-        If the cache has image tokens beyond the prefix, all of it is dropped and the result is 0. The prefix may be shorter
-        than the cache because the next prompt can tokenize an answer differently from how it was generated.
+        If the cache has image tokens beyond the prefix, or tiles that were made under other settings, all of it is dropped and
+        the result is 0. The prefix may be shorter than the cache because the next prompt can tokenize an answer differently from how it was generated.
         """
         config = self.answerer.model.config
+        settings = self.answerer.image_processor.to_dict() | {"max_image_tokens": self.answerer.max_image_tokens}
+        # under other settings, as many tiles may be others
+        if self._tiles_read and settings != self._settings_read:
+            self.drop_cache()
+        self._settings_read = settings
         if self._cache is not None and self._read is not None:
             length = min(ids.shape[1], self._read.shape[1])
             common = int((ids[0, :length] == self._read[0, :length]).cumprod(0).sum())
