@@ -1,7 +1,9 @@
 """`internvlx show`: slides of an image's tiles and of a model's attention, without overlapping text or partial files."""
 
+import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 
@@ -265,6 +267,18 @@ def replayed(model, processor, photo, found):
     return inputs["input_ids"], answer[:, :-1], inputs["pixel_values"]
 
 
+def test_attend_reads_the_image_as_the_processor_does(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (2 * TILE, TILE), "red").save(tmp_path / "turned.jpg", exif=exif)
+    model = tiny_model("qwen3")
+    for upright, size in ((True, (TILE, 2 * TILE)), (False, (2 * TILE, TILE))):
+        processor = tiny_processor(model.config, do_exif_transpose=upright)
+        found = attend(model, processor, tmp_path / "turned.jpg", "What?", max_new_tokens=1)
+        assert found.image.size == size
+        assert (found.plan.columns, found.plan.rows) == (size[0] // TILE, size[1] // TILE)
+
+
 def test_attend_does_not_change_the_model(photo):
     model = tiny_model("qwen3", **LVTC)
     processor = tiny_processor(model.config)
@@ -479,6 +493,22 @@ def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
     assert "clip.mp4; 3 frames, 12 tokens under" in capsys.readouterr().out
     with Image.open(out) as drawn:
         assert drawn.height == 1125
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "frames"),
+    [
+        ({"num_frames": 4}, [], 4),
+        ({"do_sample_frames": False}, ["--num-frames", "2"], 2),
+    ],
+)
+def test_the_frames_are_those_that_the_checkpoint_samples(saved, options, frames, clip, checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "other")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["video_processor"] |= saved
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    assert main(["show", str(clip), "--model", str(folder), "--out", str(tmp_path / "out.png"), *options]) == 0
+    assert f"clip.mp4; {frames} frames" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count", [1, 8, 60])

@@ -71,6 +71,21 @@ def test_cards_have_each_slicing_with_its_tiles_and_tokens(callbacks, upload):
     assert callbacks.show_tiles(upload, *RATIO).count("first token, about") == 3
 
 
+def test_cards_show_the_image_as_the_processor_reads_it(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(fragments, "cards", lambda image, costs, *rest: (image.size, costs[0].plan))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (90, 40), "red").save(tmp_path / "turned.jpg", exif=exif)
+    for upright, expected in ((True, (40, 90)), (False, (90, 40))):
+        processor = copy(shared.processor)
+        processor.image_processor = copy(processor.image_processor)
+        processor.image_processor.do_exif_transpose = upright
+        callbacks = Callbacks(SharedModel(Answerer(shared.model, processor), "tiny"), Limits())
+        size, plan = callbacks.show_tiles(str(tmp_path / "turned.jpg"), *RATIO)
+        assert size == expected
+        assert plan == processor.image_processor.tiling_rule({"slicing": "edge"}).plan(*expected)
+
+
 def test_an_answer_streams_and_the_conversation_continues(callbacks, upload):
     states = list(callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE))
     conversation, turns, turn_cost = states[-1]

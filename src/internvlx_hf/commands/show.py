@@ -83,14 +83,18 @@ def _is_video(source: str) -> bool:
 
 def _show_video(options: argparse.Namespace) -> str:
     """Draw the frames of a video and return a summary."""
+    from ..cost.loading import load_video_processor
     from ..pictures.canvas import save
     from ..pictures.frames_figure import draw_frames
 
     setup = choose_setup(options)
+    video_processor = load_video_processor(options.model)
     sampling = {"num_frames": options.num_frames, "fps": options.fps}
+    if any(value is not None for value in sampling.values()):
+        sampling["do_sample_frames"] = True  # whatever the checkpoint says
     tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
     try:
-        figure, cost = draw_frames(options.image, setup, **tokens, **sampling)
+        figure, cost = draw_frames(options.image, setup, video_processor=video_processor, **tokens, **sampling)
     except ImportError as error:
         raise ValueError(str(error)) from error
     save(figure, options.out)
@@ -143,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write: .png, .pdf, .svg or .jpg")
     add_model_options(parser)
     frames = parser.add_argument_group("videos").add_mutually_exclusive_group()
-    frames.add_argument("--num-frames", type=int, help="number of frames to sample (default: 8)")
+    frames.add_argument(
+        "--num-frames", type=int, help="number of frames to sample (default: the model's; 8 for a preset)"
+    )
     frames.add_argument("--fps", type=float, help="frames to sample per second, instead of a number of frames")
     attention = parser.add_argument_group("attention")
     attention.add_argument(

@@ -2,10 +2,15 @@
 """The setup of a preset or of a checkpoint's folder. A preset loads without transformers."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..processing.token_budget import check_max_image_tokens
 from .presets import nearest_preset, preset_name, preset_tiling
 from .setups import ModelSetup, PresetSetup, tiling_rule
+
+if TYPE_CHECKING:
+    from ..conversion.sources import Source
+    from ..processing import InternVLXVideoProcessor
 
 
 def load_setup(model: str | Path) -> ModelSetup:
@@ -28,17 +33,10 @@ def load_setup(model: str | Path) -> ModelSetup:
 
 def _read_folder(folder: Path) -> ModelSetup:
     from ..checkpoints.json_files import read_json
-    from ..checkpoints.names import PROCESSOR_FILES, PROCESSOR_NAME, WEIGHTS
-    from ..conversion.sources import read_source
+    from ..checkpoints.names import PROCESSOR_FILES, PROCESSOR_NAME
     from ..processing import InternVLXImageProcessor
 
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
-    raw = read_json(folder / "config.json")
-    has_weights = any((folder / name).is_file() for name in WEIGHTS)
-    # only the names of a released checkpoint's tensors show whether it has PVTC
-    needs_names = has_weights and raw.get("model_type") == "internvl_chat"
-    source = read_source(folder, None if needs_names else {})
+    source = _source(folder)
     processor, budget = None, None
     if source.layout == "internvl_x":
         has_processor = any((folder / name).is_file() for name in PROCESSOR_FILES)
@@ -51,3 +49,29 @@ def _read_folder(folder: Path) -> ModelSetup:
             check_max_image_tokens(budget)
     tiling = tiling_rule(source.tiling if processor is None else processor, source.config)
     return ModelSetup(folder.resolve().name, source.config, tiling, max_image_tokens=budget)
+
+
+def load_video_processor(model: str | Path) -> "InternVLXVideoProcessor":
+    """The video processor of a checkpoint folder, as [`load_setup`] reads it; that of a preset has the default settings.
+
+    Raises:
+        ValueError: if the folder's configuration is of an unknown kind.
+    """
+    from ..processing import InternVLXVideoProcessor
+
+    folder = Path(model)
+    return InternVLXVideoProcessor(**_source(folder).tiling.video if folder.is_dir() else {})
+
+
+def _source(folder: Path) -> "Source":
+    from ..checkpoints.json_files import read_json
+    from ..checkpoints.names import WEIGHTS
+    from ..conversion.sources import read_source
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json, expected a checkpoint's folder or the name of a preset.")
+    raw = read_json(folder / "config.json")
+    has_weights = any((folder / name).is_file() for name in WEIGHTS)
+    # only the names of a released checkpoint's tensors show whether it has PVTC
+    needs_names = has_weights and raw.get("model_type") == "internvl_chat"
+    return read_source(folder, None if needs_names else {})

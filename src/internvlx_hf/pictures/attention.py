@@ -26,7 +26,7 @@ class Attention:
     """The attention recorded while an answer was generated, for n tiles with S patches, N₁ and N₂ tokens per side.
 
     Args:
-        image: the image, upright.
+        image: the image as the processor reads it: upright, unless `do_exif_transpose=False`.
         plan: its grid of tiles. The thumbnail is the last tile.
         question: the question's text.
         answer: the answer's text.
@@ -67,7 +67,8 @@ def attend(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
-    image = open_upright(image, processor.image_processor.alpha)
+    seen_by = processor.image_processor
+    image = open_upright(image, seen_by.alpha, bool(seen_by.do_exif_transpose))
     content = [{"type": "image", "image": image}, {"type": "text", "text": question_about(question, images=1)}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -93,15 +94,21 @@ def attend(
     )
 
 
-def open_upright(image: str | os.PathLike | PIL.Image.Image, alpha: str = "white") -> PIL.Image.Image:
-    """Open an image as the image processor does: upright and in RGB.
+def open_upright(
+    image: str | os.PathLike | PIL.Image.Image, alpha: str = "white", upright: bool = True
+) -> PIL.Image.Image:
+    """Open an image as the image processor does: in RGB, and upright.
+
+    Args:
+        alpha: as for `InternVLXImageProcessor`.
+        upright: the image processor's `do_exif_transpose`.
 
     Raises:
         ValueError: if the image is corrupt, empty or too large.
     """
     if not isinstance(image, PIL.Image.Image):
         image = open_image(image)
-    source = PillowSource(image, upright=True, convert_rgb=True, alpha=alpha)
+    source = PillowSource(image, upright=upright, convert_rgb=True, alpha=alpha)
     pixels = source.read(0, 0, source.width, source.height)
     return PIL.Image.fromarray(pixels.movedim(0, -1).numpy())
 

@@ -11,7 +11,6 @@ from ..cost.report import BYTE_UNITS, FLOP_UNITS, scaled
 from ..cost.videos import LABEL_TOKENS
 from ..processing import InternVLXVideoProcessor
 from ..processing.video_files import Video, open_video
-from .attention import open_upright
 from .canvas import COLOURS, GREY, HEIGHT, WIDTH, Box, Canvas, text_width
 
 MARGIN, TOP, BOTTOM = 0.5, 1.15, 6.45  # inches: the slide's margin, and the area of the frames
@@ -26,6 +25,7 @@ def draw_frames(
     *,
     text_tokens: int = TEXT_TOKENS,
     answer_tokens: int = ANSWER_TOKENS,
+    video_processor: InternVLXVideoProcessor | None = None,
     **sampling,
 ) -> tuple[object, Cost]:
     """Draw the frames that a model gets from a video, each stretched to a tile, and their cost in one prompt.
@@ -35,6 +35,7 @@ def draw_frames(
         setup: the model and its tiling.
         text_tokens: number of text tokens in the prompt, without those of the frames' labels.
         answer_tokens: number of tokens of the answer.
+        video_processor: the model's (default: one with the default settings).
         sampling: `num_frames`, `fps` and so on, see `InternVLXVideoProcessor`.
 
     Returns:
@@ -45,7 +46,8 @@ def draw_frames(
         ValueError: if `video` is not a video or the sampling is out of range.
     """
     opened = open_video(video)
-    (indices,) = InternVLXVideoProcessor().choose_frames([opened], sampling)
+    processor = InternVLXVideoProcessor() if video_processor is None else video_processor
+    (indices,) = processor.choose_frames([opened], sampling)
     cost = CostModel(setup, text_tokens + LABEL_TOKENS * len(indices), answer_tokens).together((), len(indices))
     canvas = Canvas()
     title = os.path.basename(os.fspath(video)) if isinstance(video, str | os.PathLike) else "video"
@@ -55,8 +57,7 @@ def draw_frames(
     for number, (index, frame) in enumerate(zip(indices, opened.frames(indices), strict=True)):
         row, column = divmod(number, columns)
         place = Box(box.left + column * side, box.top + row * (side + LABEL), 0.95 * side, 0.95 * side)
-        image = frame if isinstance(frame, PIL.Image.Image) else _as_image(frame)
-        canvas.image(open_upright(image).resize((PIXELS, PIXELS)), place)
+        canvas.image(_as_image(frame, processor).resize((PIXELS, PIXELS)), place)
         canvas.frame(place, COLOURS["edge"], 1.2)
         if side > MIN_LABELLED_SIDE:
             time = "" if not opened.fps else f"  {_clock(index / opened.fps)}"
@@ -67,8 +68,8 @@ def draw_frames(
     return canvas.figure, cost
 
 
-def _as_image(frame) -> PIL.Image.Image:
-    pixels = InternVLXVideoProcessor().process_image(frame, do_convert_rgb=True)
+def _as_image(frame, processor: InternVLXVideoProcessor) -> PIL.Image.Image:
+    pixels = processor.process_image(frame, do_convert_rgb=True, do_exif_transpose=bool(processor.do_exif_transpose))
     return PIL.Image.fromarray(pixels.read(0, 0, pixels.width, pixels.height).movedim(0, -1).numpy())
 
 

@@ -39,7 +39,8 @@ class Callbacks:
         if upload is None:
             return ""
         chosen = ImageSettings.checked(self.limits, *settings)
-        image = open_upright(self.limits.open_upload(upload))
+        seen_by = self.shared.processor.image_processor
+        image = open_upright(self.limits.open_upload(upload), seen_by.alpha, bool(seen_by.do_exif_transpose))
         costs = self.shared.costs(image.size, chosen)
         return fragments.cards(image, costs, chosen.slicing, TEXT_TOKENS)
 
