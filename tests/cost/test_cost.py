@@ -98,6 +98,11 @@ def test_a_file_that_is_not_an_image_is_named(photos, capsys):
     assert "Where the prefill's FLOPs go in this model, on average\n" in text
     skipped = json.loads(run(capsys, photos, "--skip-broken", "--json"))["skipped"]
     assert [os.path.basename(name) for name in skipped] == ["broken.png"]
+    assert main(["cost", str(photos), "--skip-broken", "--csv"]) == 0
+    printed = capsys.readouterr()
+    assert "broken.png" not in printed.out
+    assert "Skipped" in printed.err
+    assert "broken.png" in printed.err
     assert "broken.png" in refused(capsys, photos / "broken.png", "--skip-broken")
 
 

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
 
 def _report(options: argparse.Namespace) -> str:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    if options.video is None and (options.fps or options.num_frames):
+    if options.video is None and (options.fps is not None or options.num_frames is not None):
         raise ValueError("--fps and --num-frames need --video.")
     if options.video is not None:
         return _video_report(options, width)
@@ -39,14 +39,20 @@ def _report(options: argparse.Namespace) -> str:
     if not images.sizes:
         raise ValueError("None of the images can be read: " + " ".join(images.broken.values()))
     report = Report(images, models, options.together, tuple(notes), width)
-    return report.to_json() if options.json else report.to_csv() if options.csv else report.to_text()
+    if options.csv:
+        for line in report.remarks():
+            print(line, file=sys.stderr)
+        return report.to_csv()
+    return report.to_json() if options.json else report.to_text()
 
 
 def _video_report(options: argparse.Namespace, width: int | None) -> str:
     from ..cost.videos import VideoReport, measure_clip
 
-    if options.images or options.size:
-        raise ValueError("--video cannot be combined with images or --size.")
+    if options.images or options.size or options.together or options.skip_broken:
+        raise ValueError("--video cannot be combined with images, --size, --together or --skip-broken.")
+    if options.slicing is not None or options.max_patches is not None:
+        raise ValueError("--slicing and --max-patches are for images: a frame of a --video is one tile.")
     try:
         clip = measure_clip(options.video, options.fps, options.num_frames)
     except ImportError as error:
@@ -120,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         "--together", action="store_true", help="all images in one prompt (default: one prompt per image)"
     )
     parser.add_argument(
-        "--skip-broken", action="store_true", help="list images that cannot be read instead of stopping"
+        "--skip-broken",
+        action="store_true",
+        help="list images that cannot be read instead of stopping (with --csv, on stderr)",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print all numbers as JSON")

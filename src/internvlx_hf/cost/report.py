@@ -67,7 +67,9 @@ class Report:
             parts.append(self._shares())
         if len(self.images.names) > 1:
             parts.append(self._histogram())
-        parts += [self._modules(), *self._remarks()]
+        parts.append(self._modules())
+        if remarks := self.remarks():
+            parts.append("\n".join(map(self._wrapped, remarks)))
         return "\n\n".join(parts)
 
     def _head(self) -> str:
@@ -206,7 +208,8 @@ class Report:
         title = self._wrapped(f"Where the prefill's FLOPs go in this model{mean}")
         return f"{title}\n{table(['module', name, 'share'], rows, (0,), self.width, elastic=0)}"
 
-    def _remarks(self) -> list[str]:
+    def remarks(self) -> list[str]:
+        """What the numbers do not say: a line for each kind of image or setup that they lack or that exceeds a limit."""
         images, lines, sizes = self.images, self._past_limits(), self.models[0].sizes
         if sizes.compressed_seq_length is not None:
             lines.append(
@@ -220,7 +223,7 @@ class Report:
             kinds = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
             count = len(images.ignored)
             lines.append(f"Ignored: {count} file{'s' * (count > 1)} of other kinds in the folders ({kinds}).")
-        return ["\n".join(map(self._wrapped, lines))] if lines else []
+        return lines
 
     def _past_limits(self) -> list[str]:
         """A line for each setup with which prompts exceed the language model's positions."""
@@ -282,7 +285,7 @@ class Report:
         )
 
     def to_csv(self) -> str:
-        """A row for each image with each setup."""
+        """A row for each image with each setup, without the [`remarks`]."""
         modules = list(dict.fromkeys(name for costs in self.costs for name in costs[0].flops))
         rows = []
         for m, costs in zip(self.models, self.costs, strict=True):
