@@ -457,5 +457,7 @@ def test_a_model_of_another_type_is_refused(tmp_path):
 def test_float32_on_a_cpu_only_if_it_fits(folder, monkeypatch):
     choice = chat_loading.Choice.sensible(folder, device="cpu")
     assert choice.dtype == torch.float32
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert chat_loading.Choice.sensible(folder, device="auto") == choice
     monkeypatch.setattr(chat_loading, "MEMORY_SHARE", 0)
     assert chat_loading.Choice.sensible(folder, device="cpu").dtype == torch.bfloat16

@@ -46,14 +46,16 @@ class Choice:
     ) -> "Choice":
         """Choose what is not given: a GPU if there is one, and a dtype that the device computes fast in.
 
-        On a CPU, that is float32 if the weights fit into the free memory, because few CPUs compute fast in bfloat16, and
-        bfloat16 otherwise.
+        "auto" without a GPU is the CPU. On a CPU, the dtype is float32 if the weights fit into the free memory, because few
+        CPUs compute fast in bfloat16, and bfloat16 otherwise.
 
         Raises:
             ValueError: if the device cannot be used here.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if device == "auto" and not torch.accelerator.is_available():
+            device = "cpu"
         if device != "auto":
             _require_device(device)
         return cls(device, _dtype(folder, device) if dtype is None else getattr(torch, dtype), attn_implementation)
