@@ -426,6 +426,7 @@ def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected)
         (["MODEL", "Hello", "--max-image-tokens", "0"], "--max-image-tokens=0, expected at least 1"),
         (["MODEL", "Hello", "--max-image-tokens", "1"], "max_image_tokens=1 is too small: 1 image takes at least"),
         (["MODEL", "Hello", "--device", "gpu9"], "--device='gpu9' cannot be used here"),
+        (["MODEL", "Hello", "--revision", "v2"], "--revision='v2' is for a model on the Hub"),
         (["MODEL", " "], "The question is empty"),
         (["nowhere", "<image>\nHello"], "holds '<image>' 1 times, for 0 images"),
         (["MODEL", "Hello", "--jsonl", "out.jsonl"], "needs images and a question"),

@@ -100,8 +100,11 @@ def load_answerer(
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
-        ValueError: if the checkpoint is of another kind or has no `config.json`, or if the device cannot be used here.
+        ValueError: if the checkpoint is of another kind or has no `config.json`, if a folder is given with a revision, or if the
+            device cannot be used here.
     """
+    if revision is not None and Path(model).expanduser().is_dir():
+        raise ValueError(f"--revision={revision!r} is for a model on the Hub, but {model} is a folder.")
     folder = source = find_source(model, revision)
     if not (folder / "config.json").is_file():
         hint = " Merge the adapter first: internvlx merge" if (folder / "adapter_config.json").is_file() else ""
