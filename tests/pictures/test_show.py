@@ -1,9 +1,7 @@
 """`internvlx show`: slides of an image's tiles and of a model's attention, without overlapping text or partial files."""
 
-import json
 import re
 import shlex
-import shutil
 import sys
 from dataclasses import replace
 
@@ -17,64 +15,15 @@ from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
 from internvlx_hf.cost.setups import TilingRule
-from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, draw_frames, draw_tiles
+from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
 from paths import ROOT
+from slides import assert_readable, refused, texts
 from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
-from video_cases import frames_of, numbered_video
 
 SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3200, 400), (2000, 2000)]
-
-
-@pytest.fixture
-def photo(tmp_path):
-    path = tmp_path / "photo.png"
-    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
-    model = tiny_model("qwen3", **LVTC)
-    model.save_pretrained(folder)
-    tiny_processor(model.config).save_pretrained(folder)
-    return folder
-
-
-def refused(capsys, *arguments) -> str:
-    assert main(["show", *map(str, arguments)]) == 1
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.startswith("internvlx: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
-def texts(figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].texts]
-
-
-def boxes_of_texts(figure) -> dict[str, tuple]:
-    """The box of each text on the slide, in pixels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    return {(i, t.get_text()): t.get_window_extent(renderer) for i, t in enumerate(figure.axes[0].texts)}
-
-
-def assert_readable(figure) -> None:
-    """Assert that every text is on the slide and overlaps no other text."""
-    boxes = list(boxes_of_texts(figure).items())
-    width, height = figure.canvas.get_width_height()
-    for i, (text, box) in enumerate(boxes):
-        assert min(box.x0, box.y0) >= 0, text
-        assert max(box.x1 - width, box.y1 - height) <= 0, text
-        for other, other_box in boxes[i + 1 :]:
-            assert not box.overlaps(other_box), (text, other)
 
 
 @pytest.mark.slow
@@ -478,62 +427,3 @@ def test_every_command_of_the_docs_runs(checkpoint, tmp_path, monkeypatch, capsy
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)
     assert (tmp_path / "tiles.png").exists()
     assert (tmp_path / "attention.png").exists()
-
-
-@pytest.fixture
-def clip(tmp_path):
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(numbered_video(24, fps=8))
-    return path
-
-
-def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
-    out = tmp_path / "frames.png"
-    assert main(["show", str(clip), "--model", str(checkpoint), "--fps", "1", "--out", str(out)]) == 0
-    assert "clip.mp4; 3 frames, 12 tokens under" in capsys.readouterr().out
-    with Image.open(out) as drawn:
-        assert drawn.height == 1125
-
-
-@pytest.mark.parametrize(
-    ("saved", "options", "frames"),
-    [
-        ({"num_frames": 4}, [], 4),
-        ({"do_sample_frames": False}, ["--num-frames", "2"], 2),
-    ],
-)
-def test_the_frames_are_those_that_the_checkpoint_samples(saved, options, frames, clip, checkpoint, tmp_path, capsys):
-    folder = shutil.copytree(checkpoint, tmp_path / "other")
-    settings = json.loads((folder / "processor_config.json").read_text())
-    settings["video_processor"] |= saved
-    (folder / "processor_config.json").write_text(json.dumps(settings))
-    assert main(["show", str(clip), "--model", str(folder), "--out", str(tmp_path / "out.png"), *options]) == 0
-    assert f"clip.mp4; {frames} frames" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("count", [1, 8, 60])
-def test_a_slide_of_frames_is_readable(count):
-    setup = cost.load_setup("internvl-x-2b")
-    frames = [frame for _ in range(20) for frame in frames_of("small")][:count]
-    figure, found = draw_frames(frames, setup)
-    assert_readable(figure)
-    assert found.tiles == count
-    assert f"video: {count} of {count} frames" in texts(figure)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (["absent.mp4"], "absent.mp4' does not exist"),
-        (["clip.mp4", "--num-frames", "0"], "num_frames"),
-        (["clip.mp4", "--attention", "--question", "?"], "--attention needs an image"),
-        (["clip.mp4", "--slicing", "edge"], "--slicing and --max-patches are for images"),
-        (["clip.mp4", "--question", "?"], "--question and --max-new-tokens need --attention"),
-        (["photo.png", "--fps", "1"], "--num-frames and --fps are for videos"),
-        (["photo.png", "--num-frames", "0"], "--num-frames and --fps are for videos"),
-    ],
-)
-def test_invalid_videos_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert error in refused(capsys, *arguments, "--out", "out.png")
-    assert not (tmp_path / "out.png").exists()

@@ -1,0 +1,72 @@
+"""`internvlx show` of a video: the frames that the model gets."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from internvlx_hf import cost
+from internvlx_hf.cli import main
+from internvlx_hf.pictures import draw_frames
+from slides import assert_readable, refused, texts
+from video_cases import frames_of, numbered_video
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(numbered_video(24, fps=8))
+    return path
+
+
+def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
+    out = tmp_path / "frames.png"
+    assert main(["show", str(clip), "--model", str(checkpoint), "--fps", "1", "--out", str(out)]) == 0
+    assert "clip.mp4; 3 frames, 12 tokens under" in capsys.readouterr().out
+    with Image.open(out) as drawn:
+        assert drawn.height == 1125
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "frames"),
+    [
+        ({"num_frames": 4}, [], 4),
+        ({"do_sample_frames": False}, ["--num-frames", "2"], 2),
+    ],
+)
+def test_the_frames_are_those_that_the_checkpoint_samples(saved, options, frames, clip, checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "other")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["video_processor"] |= saved
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    assert main(["show", str(clip), "--model", str(folder), "--out", str(tmp_path / "out.png"), *options]) == 0
+    assert f"clip.mp4; {frames} frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 8, 60])
+def test_a_slide_of_frames_is_readable(count):
+    setup = cost.load_setup("internvl-x-2b")
+    frames = [frame for _ in range(20) for frame in frames_of("small")][:count]
+    figure, found = draw_frames(frames, setup)
+    assert_readable(figure)
+    assert found.tiles == count
+    assert f"video: {count} of {count} frames" in texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["absent.mp4"], "absent.mp4' does not exist"),
+        (["clip.mp4", "--num-frames", "0"], "num_frames"),
+        (["clip.mp4", "--attention", "--question", "?"], "--attention needs an image"),
+        (["clip.mp4", "--slicing", "edge"], "--slicing and --max-patches are for images"),
+        (["clip.mp4", "--question", "?"], "--question and --max-new-tokens need --attention"),
+        (["photo.png", "--fps", "1"], "--num-frames and --fps are for videos"),
+        (["photo.png", "--num-frames", "0"], "--num-frames and --fps are for videos"),
+    ],
+)
+def test_invalid_videos_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert error in refused(capsys, *arguments, "--out", "out.png")
+    assert not (tmp_path / "out.png").exists()
