@@ -124,8 +124,20 @@ def test_answers_are_greedy_unless_the_task_wants_to_sample(task, expected):
 
 def test_a_checkpoint_that_samples_by_itself_is_greedy_in_an_evaluation(answerer):
     expected = [answer.text for answer in answerer.answer(CONVERSATIONS, max_new_tokens=NEW)]
-    answerer.model.generation_config.update(do_sample=True, temperature=5.0)
+    answerer.model.generation_config.update(do_sample=True, temperature=5.0, num_beams=3)
     assert [answer.text for answer in answerer.answer(CONVERSATIONS, max_new_tokens=NEW)] == expected
+
+
+def test_a_text_ends_an_answer_behind_a_tile_router():
+    """Whose `generate` passes the language model embeddings of a shorter prompt."""
+    model = tiny_model(router_relative_threshold=0.0, router_absolute_threshold=0.0)
+    model.generation_config.eos_token_id = None
+    answerer = Answerer(model, tiny_processor(model.config))
+    (whole,) = answerer.answer(CONVERSATIONS[:1], max_new_tokens=NEW)
+    (ended,) = answerer.answer(CONVERSATIONS[:1], max_new_tokens=NEW, until=[whole.text[1]])
+    assert whole.num_tokens == NEW
+    assert ended.num_tokens < NEW
+    assert ended.text == whole.text.partition(whole.text[1])[0]
 
 
 def test_the_score_of_an_answer_is_its_training_loss(answerer):

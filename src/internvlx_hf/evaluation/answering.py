@@ -137,7 +137,9 @@ class Answerer:
             arguments["pad_token_id"] = tokenizer.pad_token_id
         prompt = inputs["input_ids"].shape[1]
         if until:
-            arguments["stopping_criteria"] = [StopAtText(tokenizer, until, prompt)]
+            # with a tile router, the prompt is embeddings, and the criterion gets generated tokens only
+            is_routed = self.model.config.has_router and "pixel_values" in inputs
+            arguments["stopping_criteria"] = [StopAtText(tokenizer, until, 0 if is_routed else prompt)]
         output = self.model.generate(**inputs, **arguments)[:, prompt:]
         texts = tokenizer.batch_decode(output, skip_special_tokens=True)
         return [
@@ -223,8 +225,9 @@ def generation_arguments(task_kwargs: dict) -> dict:
     """Arguments of `generate` from those of an evaluation task.
 
     `max_new_tokens` defaults to 1024. Answers are greedy, whatever the checkpoint's generation config says, unless the task
-    asks for sampling (`do_sample=True`, or a `temperature` above zero without `do_sample=False`). Other names, which tasks
-    may have for other models, are left out with a warning.
+    asks for sampling (`do_sample=True`, or a `temperature` above zero without `do_sample=False`) or for beams. Penalties on
+    repetition are the checkpoint's, unless the task sets them. Other names, which tasks may have for other models, are left out
+    with a warning.
     """
     known = vars(GenerationConfig())
     unknown = sorted(set(task_kwargs) - set(known))
@@ -233,6 +236,7 @@ def generation_arguments(task_kwargs: dict) -> dict:
     arguments = {name: value for name, value in task_kwargs.items() if name in known and value is not None}
     arguments.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
     arguments.setdefault("do_sample", arguments.get("temperature", 0) > 0)
+    arguments.setdefault("num_beams", 1)
     if not arguments["do_sample"]:
         arguments |= {"temperature": None, "top_p": None, "top_k": None}
     return arguments
