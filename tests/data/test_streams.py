@@ -1,8 +1,12 @@
 """Streamed data: order, shards, ranks and workers, and training that resumes in the middle."""
 
+from itertools import chain, islice, product
+
+import datasets
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.worker import WorkerInfo
 from transformers import Trainer, TrainingArguments
 
 from data_cases import CONFIG, numbers, record, save_picture, write_lines
@@ -79,13 +83,40 @@ def test_a_stream_ends_for_broken_samples_in_a_row_only(processor, annotations, 
     monkeypatch.setattr(datasets_module, "MAX_BROKEN_IN_A_ROW", 3)
     good = next(iter(stream))
     for pattern, ends in (("x..x..x..x", False), ("x..x...x", True)):
-        samples = [(good if sign == "x" else None, lambda: "here") for sign in pattern]
+        samples = [(lambda sign=sign: good if sign == "x" else None, lambda: "here") for sign in pattern]
         monkeypatch.setattr(stream.source, "epoch", lambda *_, samples=samples: iter(samples))
         if ends:
             with pytest.raises(ValueError, match="None of the samples from here on"):
                 list(stream)
         else:
             assert len(list(stream)) == pattern.count("x")
+
+
+@pytest.mark.parametrize(("shards", "ranks", "workers"), [(1, 1, 2), (3, 1, 2), (5, 2, 5), (5, 5, 1), (2, 4, 5)])
+def test_an_endless_stream_draws_each_sample_once_per_epoch(processor, rows, monkeypatch, shards, ranks, workers):
+    """Batches of one from each worker in turn, in every process, however many shards there are."""
+    stream = load_training_data(rows.to_iterable_dataset(num_shards=shards), processor, endless=True, shuffle_buffer=3)
+    shares = [
+        as_worker(monkeypatch, worker, workers, stream.shard(ranks, rank), 20 // (ranks * workers))
+        for rank, worker in product(range(ranks), range(workers))
+    ]
+    drawn = numbers(processor, chain(*zip(*shares, strict=True)))
+    assert [sorted(drawn[:10]), sorted(drawn[10:])] == [list(range(10))] * 2
+
+
+@pytest.mark.parametrize(("shards", "workers", "part"), [(1, 1, ""), (1, 3, ""), (2, 2, "part 0 of the 2 parts of ")])
+def test_an_endless_stream_of_nothing_raises(processor, monkeypatch, shards, workers, part):
+    nothing = datasets.IterableDataset.from_generator(lambda files: iter(()), gen_kwargs={"files": ["none"] * shards})
+    with pytest.raises(ValueError, match=f"nothing to train on: {part}.* holds no records"):
+        as_worker(monkeypatch, 0, workers, load_training_data(nothing, processor, endless=True), 1)
+
+
+def as_worker(monkeypatch, worker, workers, stream, samples):
+    """The first samples that a stream gives a data loader's worker, read in this process."""
+    info = WorkerInfo(id=worker, num_workers=workers, seed=0, dataset=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.utils.data._utils.worker, "_worker_info", info)
+        return list(islice(stream, samples))
 
 
 def test_a_stream_has_no_shard_beyond_its_last(processor, annotations):

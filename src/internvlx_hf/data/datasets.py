@@ -1,10 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Datasets of encoded samples for the `Trainer`: map-style, and streaming."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
@@ -14,8 +16,8 @@ from .conversations import sample_from_record
 from .encoding import SampleEncoder, TrainingSample
 from .records import Records
 
-# a sample, or None if it is skipped, and a function that returns its place
-Encoded = tuple[TrainingSample | None, Callable[[], str]]
+# functions that return a sample, or None if it is skipped, and its place
+Unencoded = tuple[Callable[[], TrainingSample | None], Callable[[], str]]
 # this many broken samples in a row are not a coincidence
 MAX_BROKEN_IN_A_ROW = 100
 
@@ -72,11 +74,20 @@ class TrainingData(Dataset):
         self._part_ends = np.cumsum([len(records) for records in chosen])
         self.records = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
         if not len(self):
-            names = ", ".join(str(getattr(part.records, "path", part.records)) for part in self.parts)
-            raise ValueError(f"There is nothing to train on: {names or 'no data'} holds no records.")
+            raise _no_records(self.name)
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def name(self) -> str:
+        """The names of the parts, for messages."""
+        return ", ".join(str(getattr(part.records, "path", part.records)) for part in self.parts) or "no data"
+
+    @property
+    def num_shards(self) -> int:
+        """1: records are read by index, so that no process reads those of others."""
+        return 1
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,15 +111,13 @@ class TrainingData(Dataset):
         """The sample, or None if it is skipped. Without `decode`, only the headers of its images are read."""
         return self.encoder.encode_or_skip(partial(self.raw, index), partial(self.place, index), decode)
 
-    def epoch(self, epoch: int, seed: int | None, num_shards: int, shard: int) -> Iterator[Encoded]:
-        """One shard of an epoch's samples, each with its place; None for skipped samples. Not shuffled if `seed` is None."""
+    def epoch(self, epoch: int, seed: int | None, num_parts: int, part: int) -> Iterator[Unencoded]:
+        """The samples of one of an epoch's parts, not encoded yet. Not shuffled if `seed` is None."""
         order = np.arange(len(self))
         if seed is not None:
             order = np.random.default_rng([seed, epoch]).permutation(order)
-        worker = get_worker_info()
-        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        for index in order[shard * workers + own :: num_shards * workers].tolist():
-            yield self.encode(index), partial(self.place, index)
+        for index in order[part::num_parts].tolist():
+            yield partial(self.encode, index), partial(self.place, index)
 
     def __getitem__(self, index: int) -> TrainingSample:
         if not -len(self) <= index < len(self):
@@ -118,6 +127,10 @@ class TrainingData(Dataset):
             if sample is not None:
                 return sample
         raise _all_broken(self.place(index % len(self)))
+
+
+def _no_records(name: str) -> ValueError:
+    return ValueError(f"There is nothing to train on: {name} holds no records.")
 
 
 def _all_broken(place: str) -> ValueError:
@@ -144,19 +157,28 @@ class RecordStream:
         self.image_root = image_root
         self.shuffle_buffer = shuffle_buffer
 
-    def epoch(self, epoch: int, seed: int | None, num_shards: int, shard: int) -> Iterator[Encoded]:
-        """See `TrainingData.epoch`."""
+    @property
+    def num_shards(self) -> int:
+        return self.records.num_shards
+
+    def epoch(self, epoch: int, seed: int | None, num_parts: int, part: int) -> Iterator[Unencoded]:
+        """See `TrainingData.epoch`. `num_parts` divides `num_shards`."""
         from datasets.distributed import split_dataset_by_node
 
         records = self.records
         if seed is not None:
             records = records.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
-        if num_shards > 1:
-            records = split_dataset_by_node(records, rank=shard, world_size=num_shards)
+        if num_parts > 1:
+            records = split_dataset_by_node(records, rank=part, world_size=num_parts)
         records.set_epoch(epoch)
-        for number, record in enumerate(records):  # `datasets` splits them among the workers
-            place = partial(self._place, record, f"{number} of shard {shard} in epoch {epoch}")
-            yield self.encoder.encode_or_skip(partial(sample_from_record, record, self.image_root), place), place
+        # unlike `iter(records)`, which gives a data loader's worker only some shards, or none
+        for number, batch in enumerate(records.iter(batch_size=1)):
+            record = {name: column[0] for name, column in batch.items()}
+            place = partial(self._place, record, f"{number} of part {part} of {num_parts} in epoch {epoch}")
+            yield partial(self._encode, record, place), place
+
+    def _encode(self, record: dict, place: Callable[[], str]) -> TrainingSample | None:
+        return self.encoder.encode_or_skip(partial(sample_from_record, record, self.image_root), place)
 
     def _place(self, record: Mapping, number: str) -> str:
         name = record.get("id", number) if isinstance(record, Mapping) else number
@@ -166,7 +188,9 @@ class RecordStream:
 class StreamingTrainingData(IterableDataset):
     """A stream of encoded samples, shuffled in every epoch, without skipped samples.
 
-    Each sample appears exactly once per epoch, over all workers of the data loader and all shards.
+    Each sample appears exactly once per epoch, over all workers of the data loader and all shards. Where the shards of a
+    `datasets.IterableDataset` cannot be divided evenly among the workers of all processes, several workers read the same
+    shards and encode every n-th record.
     Resuming reads the stream from its start, as the `Trainer` does.
 
     The `Trainer` needs `accelerator_config={"dispatch_batches": False}`: otherwise accelerate splits a stream's batches by
@@ -178,6 +202,10 @@ class StreamingTrainingData(IterableDataset):
         shuffle: use another order in each epoch (default: True).
         seed: seed of the order (default: 0).
         endless: start the next epoch automatically, so that no process runs out of samples before the others (default: False).
+
+    Raises:
+        ValueError: on reading, if the source or, in an endless stream, a worker's shards of it hold no records, or if many
+            samples in a row are skipped.
     """
 
     def __init__(
@@ -210,9 +238,20 @@ class StreamingTrainingData(IterableDataset):
         return shard
 
     def __iter__(self) -> Iterator[TrainingSample]:
-        epoch, broken = int(self._epoch), 0
+        worker = get_worker_info()
+        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        num_shares, share = self.num_shards * workers, self.shard_index * workers + own
+        # as few shards as possible, and of their records every n-th, counted across epochs
+        num_parts = math.gcd(self.source.num_shards, num_shares)
+        part, step, turn = share % num_parts, num_shares // num_parts, share // num_parts
+        epoch, broken, records = int(self._epoch), 0, count()
         while True:
-            for sample, place in self.source.epoch(epoch, self.seed, self.num_shards, self.shard_index):
+            is_empty = True
+            for encode, place in self.source.epoch(epoch, self.seed, num_parts, part):
+                is_empty = False
+                if next(records) % step != turn:
+                    continue
+                sample = encode()
                 if sample is not None:
                     broken = 0
                     yield sample
@@ -220,6 +259,9 @@ class StreamingTrainingData(IterableDataset):
                 broken += 1
                 if broken == MAX_BROKEN_IN_A_ROW:
                     raise _all_broken(place())
+            if is_empty and (self.endless or num_parts == 1):
+                share_of = f"part {part} of the {num_parts} parts of " if num_parts > 1 else ""
+                raise _no_records(f"{share_of}{self.source.name}")
             if not self.endless:
                 return
             epoch += 1
