@@ -197,3 +197,26 @@ def test_a_record_has_limits_of_its_own_which_a_meta_file_overrides():
     ):
         with pytest.raises(ValueError, match=message):
             sample_from_record({"messages": [], "images_kwargs": given})
+
+
+@pytest.mark.parametrize(
+    ("turn", "keys", "error"),
+    [
+        (1, {"weight": 0}, r"turn 1 \(gpt\) has weight=0, expected 1: every answer carries loss"),
+        (1, {"loss": False}, "loss=False, expected 1"),
+        (0, {"weight": 0.5}, "weight=0.5, expected 0: only answers"),
+        (1, {"tool_calls": [{"name": "search"}]}, r"turn 1 \(gpt\) has tool_calls=.*, expected only from and value"),
+        (0, {"image": "whole.png"}, "image='whole.png', expected only from and value"),
+    ],
+)
+def test_a_turn_that_asks_for_what_training_does_not_do_is_refused(turn, keys, error):
+    turns = [dict(each) for each in GOOD["conversations"]]
+    turns[turn] |= keys
+    with pytest.raises(ValueError, match=error):
+        sample_from_record({"conversations": turns})
+
+
+def test_a_turn_may_have_notes_and_the_loss_that_it_gets_anyway():
+    notes = {"id": 7, "model": "x", "tool_calls": [], "text": None}
+    turns = [each | notes | {"weight": float(each["from"] == "gpt")} for each in GOOD["conversations"]]
+    assert sample_from_record({"conversations": turns}) == sample_from_record(GOOD)

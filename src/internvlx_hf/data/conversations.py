@@ -5,10 +5,13 @@ import os
 from collections.abc import Mapping
 
 from ..processing.messages import IMAGE, VIDEO
-from .samples import media_of, refuse_unread
+from .samples import is_given, media_of, refuse_unread
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _TILE_LIMITS = ("min_patches", "max_patches")
+# keys of a turn that say nothing about training, and keys of other trainers that say whether it has loss
+_NOTES = ("id", "index", "turn", "timestamp", "model", "language")
+_LOSS_KEYS = ("weight", "loss", "train")
 _ABSOLUTE = ("http://", "https://", "file://", "data:")
 
 
@@ -17,15 +20,16 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
 
     Args:
         record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as InternVL
-            and LLaVA write them; blanks around a value are removed, as in InternVL. `image` or `images` holds one image or
+            and LLaVA write them; blanks around a value are removed, as in InternVL. A turn's `weight`, `loss` or `train` may only
+            state what holds: answers carry loss, other turns do not. `image` or `images` holds one image or
             a list, which may be empty; only one of the two may be set. The same holds for `video` and `videos`.
             `images_kwargs` may set the record's own `min_patches` and `max_patches`.
         image_root: folder that relative paths of images and videos refer to, including paths in parts of messages.
         images_kwargs: arguments of the image processor for this record. They override its own.
 
     Raises:
-        ValueError: if the record has another form, an unknown speaker, media other than images and videos, or tile limits that are
-            no positive integers.
+        ValueError: if the record has another form, an unknown speaker, a turn with other keys, media other than images and videos,
+            or tile limits that are no positive integers.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
@@ -72,8 +76,23 @@ def _messages(conversations) -> list[dict]:
             raise ValueError(f"turn {turn} is from {speaker!r}, expected human, gpt or system")
         if not isinstance(value, str):
             raise ValueError(f"turn {turn} ({speaker}) has the value {value!r:.100}, expected text")
+        _refuse_unread_keys(entry, turn)
         messages.append({"role": _ROLES[speaker], "content": value.strip()})
     return messages
+
+
+def _refuse_unread_keys(entry: Mapping, turn: int) -> None:
+    """Raises `ValueError` if a turn has a value that training would ignore, such as the wish for other loss than it gets."""
+    speaker = entry["from"]
+    has_loss = _ROLES[speaker] == "assistant"
+    for key, value in entry.items():
+        if key in ("from", "value", *_NOTES) or not is_given(value):
+            continue
+        if key not in _LOSS_KEYS:
+            raise ValueError(f"turn {turn} ({speaker}) has {key}={value!r:.100}, expected only from and value")
+        if value != has_loss:
+            expected = "1: every answer carries loss" if has_loss else "0: only answers carry loss"
+            raise ValueError(f"turn {turn} ({speaker}) has {key}={value!r:.100}, expected {expected}")
 
 
 def _resolve_messages(messages, root: str | None):

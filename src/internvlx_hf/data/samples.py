@@ -97,10 +97,15 @@ def refuse_unread(sample: Mapping) -> None:
     """
     for name, value in sample.items():
         expected = _expected_instead(name)
-        if expected and value is not None and (not hasattr(value, "__len__") or len(value)):
+        if expected and is_given(value):
             raise ValueError(f"it has {name}={value!r:.100}, expected {expected}")
     if sample.get("clip") is not None and any(name in sample for name in ("video", "videos")):
         raise ValueError(f"it has clip={sample['clip']!r:.100}, expected a file of that part of the video")
+
+
+def is_given(value) -> bool:
+    """Whether a value is neither None nor empty."""
+    return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
 
 
 @lru_cache
