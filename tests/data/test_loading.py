@@ -155,6 +155,10 @@ BROKEN = {
     "a video": (record(1) | {"video": "x.mp4"}, "x.mp4' does not exist"),
     "no object": (["x"], r"it is \['x'\], expected a JSON object"),
     "other keys": ({"text": "x"}, "it has the keys text, expected `messages` or `conversations`"),
+    "two conversations": (
+        record(1) | {"messages": [{"role": "user", "content": "x"}]},
+        "both `messages` and `conversations`",
+    ),
     "bad JSON": ('{"conversations": [', "Expecting value|Expecting"),
     "bad UTF-8": (b'{"conversations": "\xff"}', "codec can't decode"),
 }

@@ -28,12 +28,14 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
         images_kwargs: arguments of the image processor for this record. They override its own.
 
     Raises:
-        ValueError: if the record has another form, an unknown speaker, a turn with other keys, media other than images and videos,
-            or tile limits that are no positive integers.
+        ValueError: if the record has another form, or both `messages` and `conversations`; an unknown speaker; a turn with other
+            keys; media other than images and videos; or tile limits that are no positive integers.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
     refuse_unread(record)
+    if is_given(record.get("messages")) and is_given(record.get("conversations")):
+        raise ValueError("it has both `messages` and `conversations`, expected one of them")
     if record.get("messages") is not None:
         messages = _resolve_messages(record["messages"], image_root)
     elif record.get("conversations") is not None:
