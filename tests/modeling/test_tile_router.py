@@ -3,8 +3,11 @@
 That it computes what the release does is tested in tests/conversion/test_flash.py.
 """
 
+from copy import deepcopy
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.training.parameters import choose_trainable
@@ -76,6 +79,31 @@ def test_every_way_to_generate_returns_the_whole_prompt(model, settings):
         assert torch.equal(sequences[:, : prompt + 8], greedy)
     if "return_dict_in_generate" in settings:
         assert output.past_key_values is None
+
+
+@pytest.mark.parametrize("given", ["keyword", "config", "keyword over config", "default"])
+def test_lengths_count_the_prompt_as_it_was_passed(model, monkeypatch, given):
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
+    prompt = batch["input_ids"].shape[1]
+    lengths = {"max_length": prompt + 6, "min_length": prompt + 4}
+    greedy = {"do_sample": False, "pad_token_id": 0}
+    all_but_one = list(range(1, model.config.text_config.vocab_size))  # ends an answer as soon as it may
+    if given == "default":
+        for name, value in lengths.items():
+            monkeypatch.setattr(model.generation_config, name, value)
+    for eos, length in ((-1, 6), (all_but_one, 5)):
+        settings = greedy | {"eos_token_id": eos}
+        expected = model.generate(**batch, **settings, max_new_tokens=6, min_new_tokens=4)
+        assert expected.shape[1] == prompt + length
+        config, keywords = None, settings
+        if given == "config":
+            config, keywords = GenerationConfig(**settings, **lengths), {}
+        elif given == "keyword over config":
+            config = GenerationConfig(max_length=3, min_length=1)
+        before = deepcopy(config)
+        keywords = keywords | (lengths if given.startswith("keyword") else {})
+        assert torch.equal(model.generate(**batch, generation_config=config, **keywords), expected)
+        assert config == before
 
 
 def test_forward_takes_all_tokens(model):

@@ -7,13 +7,14 @@ The router gives each tile the probability that windows of M² patches suffice i
 `generate` compresses: `forward` takes N₁² tokens of every tile, and the router is not trained.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 
 from .configuration_internvlx import ROUTER_HEADS, InternVLXConfig
 from .image_placeholders import check_placeholders
@@ -100,14 +101,18 @@ class TileRoutingMixin(GenerationMixin):
     model: Any
 
     @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
+    ):
         """As in transformers. With a router, the prompt that the language model reads is shorter than `input_ids`.
+
+        `max_length` and `min_length` count all of `input_ids`.
 
         Raises:
             ValueError: if there are tiles, a router, and a cache or embeddings instead of the whole prompt.
         """
         if self.model.tile_router is None or kwargs.get("pixel_values") is None:
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs", "position_ids"):
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -117,9 +122,9 @@ class TileRoutingMixin(GenerationMixin):
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         pixel_values, attention_mask = kwargs.pop("pixel_values"), kwargs.pop("attention_mask", None)
         prompt = route_prompt(self.model, input_ids, attention_mask, pixel_values)
-        if kwargs.get("max_length") is not None:  # counts the prompt
-            kwargs["max_length"] -= input_ids.shape[1] - prompt["attention_mask"].shape[1]
-        output: Any = super().generate(None, *args, **(prompt | kwargs))  # type: ignore[misc]
+        removed = input_ids.shape[1] - prompt["attention_mask"].shape[1]
+        generation_config, kwargs = self._without_removed_rows(removed, generation_config, kwargs)
+        output: Any = super().generate(None, generation_config, *args, **(prompt | kwargs))  # type: ignore[misc]
         answers = output if isinstance(output, torch.Tensor) else output.sequences
         before = input_ids.repeat_interleave(len(answers) // len(input_ids), dim=0)
         sequences = torch.cat([before.to(answers.device), answers], dim=1)
@@ -128,6 +133,23 @@ class TileRoutingMixin(GenerationMixin):
         # the cache is shorter than the sequences, so nobody can continue on it
         output.sequences, output.past_key_values = sequences, None
         return output
+
+    def _without_removed_rows(
+        self, removed: int, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> tuple[GenerationConfig | None, dict[str, Any]]:
+        """A copy of the settings with the lengths that count the prompt reduced by its removed rows."""
+        changed, kwargs = deepcopy(generation_config), dict(kwargs)
+        for name in ("max_length", "min_length"):
+            # transformers' order of precedence
+            sources = kwargs.get(name), getattr(changed, name, None), getattr(self.generation_config, name)
+            length = next((each for each in sources if each is not None), None)
+            if length is None:
+                continue
+            if changed is None or kwargs.get(name) is not None:
+                kwargs[name] = max(length - removed, 0)
+            else:
+                setattr(changed, name, max(length - removed, 0))
+        return changed, kwargs
 
 
 def route_prompt(
