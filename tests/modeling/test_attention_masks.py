@@ -124,6 +124,20 @@ def test_packed_rows_with_flash_attention_equal_the_padded_batch(monkeypatch):
         assert_same_step(loss_and_gradients(model, inputs), expected)
 
 
+@pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["lvtc off", "lvtc on"])
+def test_packed_rows_equal_the_padded_batch_in_training_and_in_the_trainer_s_evaluation(lvtc):
+    model = training_model(**lvtc) if lvtc else tiny_model("qwen2", projector_config={"drop_path_rate": 0.0}).train()
+    batch = labelled(model, MIXED, padding_side="right")
+    expected, packed = loss_and_gradients(model, batch), pack([batch])
+    assert_same_step(loss_and_gradients(model, packed), expected)
+    model.eval()
+    assert model(**packed).past_key_values is not None
+    model.config.use_cache = False  # as the `Trainer` does
+    torch.testing.assert_close(model(**packed).loss, expected[0], **CLOSE)
+    without_positions = {"input_ids": packed["input_ids"], "pixel_values": packed["pixel_values"]}
+    assert model(**without_positions).past_key_values is not None
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"use_cache": False}])
 @pytest.mark.parametrize("positions", [False, True])
 def test_right_padding_needs_no_mask_without_lvtc_either(kwargs, positions, monkeypatch):

@@ -259,6 +259,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
             pixel_values: (tiles, 3, H, W), the tiles of all placeholders in reading order. Without it, placeholders are
                 read as text.
             attention_mask: (B, L), 1 for what may be attended to.
+            position_ids: (B, L). Where they restart, the next packed sample begins, if there is neither an `attention_mask`
+                nor a cache. With `position_ids`, `use_cache` is False by default in training and if `config.use_cache` is.
             inputs_embeds: (B, L, D), instead of `input_ids`.
             mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
 
@@ -272,6 +274,10 @@ class InternVLXModel(InternVLXPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        # With any cache, even an empty one, transformers does not detect packed samples. The `Trainer` sets `use_cache`.
+        is_uncached = self.training or getattr(self.config, "use_cache", None) is False
+        if is_uncached and position_ids is not None and past_key_values is None and kwargs.get("use_cache") is None:
+            kwargs["use_cache"] = False
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         images, image_tokens = self._encode_images(pixel_values, mm_encoder_outputs), None
