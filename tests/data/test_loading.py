@@ -124,6 +124,8 @@ def test_datasets_of_messages_and_images_give_the_same_samples_from_memory_disk_
         assert [sample.num_tiles for sample in data] == [sample.num_tiles for sample in lines]
         for name, tensor in InternVLXDataCollator(processor)([data[i] for i in range(10)]).items():
             assert torch.equal(tensor, InternVLXDataCollator(processor)([lines[i] for i in range(10)])[name])
+    stream = load_training_data(tmp_path / "saved", processor, streaming=True)
+    assert sorted(numbers(processor, stream)) == list(range(10))
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,16 @@ def test_an_endless_stream_draws_each_sample_once_per_epoch(processor, rows, mon
     assert [sorted(drawn[:10]), sorted(drawn[10:])] == [list(range(10))] * 2
 
 
+def test_readers_that_share_shards_are_warned_of_once(processor, rows, monkeypatch, warnings_of):
+    stream = load_training_data(rows.to_iterable_dataset(num_shards=6), processor)
+    with warnings_of("internvlx_hf.data.datasets") as warnings:
+        for workers in (3, 4):
+            assert sum(len(as_worker(monkeypatch, worker, workers, stream, None)) for worker in range(workers)) == 10
+    assert len(warnings) == 1
+    assert "num_shards=6, which 4 readers" in warnings[0]
+    assert "2 of them read each record" in warnings[0]
+
+
 @pytest.mark.parametrize(("shards", "workers", "part"), [(1, 1, ""), (1, 3, ""), (2, 2, "part 0 of the 2 parts of ")])
 def test_an_endless_stream_of_nothing_raises(processor, monkeypatch, shards, workers, part):
     nothing = datasets.IterableDataset.from_generator(lambda files: iter(()), gen_kwargs={"files": ["none"] * shards})

@@ -11,10 +11,13 @@ from itertools import count
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from transformers.utils import logging
 
 from .conversations import sample_from_record
 from .encoding import SampleEncoder, TrainingSample
 from .records import Records
+
+logger = logging.get_logger(__name__)
 
 # functions that return a sample, or None if it is skipped, and its place
 Unencoded = tuple[Callable[[], TrainingSample | None], Callable[[], str]]
@@ -244,6 +247,11 @@ class StreamingTrainingData(IterableDataset):
         # as few shards as possible, and of their records every n-th, counted across epochs
         num_parts = math.gcd(self.source.num_shards, num_shares)
         part, step, turn = share % num_parts, num_shares // num_parts, share // num_parts
+        if step > 1 and share == 0 and isinstance(self.source, RecordStream):
+            logger.warning(
+                f"{self.source.name} has num_shards={self.source.num_shards}, which {num_shares} readers (processes x workers "
+                f"of the data loader) cannot divide evenly: {step} of them read each record, and one encodes it."
+            )
         epoch, broken, records = int(self._epoch), 0, count()
         while True:
             is_empty = True

@@ -177,7 +177,7 @@ def _load_with_datasets(name: str, split: str, streaming: bool):
             if split not in data:
                 raise ValueError(f"{name} has no split {split!r}, expected one of {', '.join(data)}.")
             data = data[split]
-        return data.to_iterable_dataset(num_shards=64) if streaming else data
+        return data.to_iterable_dataset(num_shards=max(1, min(64, len(data)))) if streaming else data
     return datasets.load_dataset(name, split=split, streaming=streaming)
 
 
