@@ -20,6 +20,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, edit_config, golden, golden_logits, load
 from internvlx_hf.conversion import convert_checkpoint
+from internvlx_hf.conversion.native import require_native
 from paths import ROOT
 from tiny import tiny_config
 
@@ -132,6 +133,15 @@ def test_what_native_internvl_cannot_compute_does_not_go_back(tmp_path, options)
     with pytest.raises(ValueError, match="Native InternVL supports only InternVL2's projector"):
         convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
     assert not (tmp_path / "native").exists()
+
+
+@pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model", "dinov2"])
+def test_another_tower_than_internvit_does_not_go_back(tower):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+    vision, projector = {"model_type": tower, **sizes}, {"projector_type": "pixel_shuffle"}
+    config = tiny_config("qwen2", vision_config=vision, projector_config=projector)
+    with pytest.raises(ValueError, match=f"only InternViT, but the model has the vision tower '{tower}'"):
+        require_native(config)
 
 
 def test_there_and_back_is_the_same_checkpoint(tmp_path):

@@ -18,6 +18,7 @@ FILE_NAMES = {
     "model.vision_tower.": "vision_tower.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
+NATIVE_TOWER = "internvl_vision"
 VIDEO_TOKEN = "<video>"
 FRAME_LABEL = "Frame{}: "
 
@@ -28,7 +29,11 @@ def require_native(config: InternVLXConfig) -> None:
     Raises:
         ValueError: if native InternVL cannot represent the model.
     """
-    projector = config.projector_config.projector_type
+    projector, tower = config.projector_config.projector_type, config.vision_config.model_type
+    if tower != NATIVE_TOWER:
+        raise ValueError(
+            f"Native InternVL supports only InternViT, but the model has the vision tower {tower!r}. Expected {NATIVE_TOWER!r}."
+        )
     if config.has_router:
         raise ValueError("Native InternVL has no tile router (InternVL3.5-Flash's). Convert with router='drop' first.")
     if projector != "pixel_shuffle" or config.lvtc_config is not None:
