@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, golden, golden_logits, load
 from internvlx_hf import InternVLXForConditionalGeneration
-from internvlx_hf.conversion import convert_checkpoint
+from internvlx_hf.conversion import ConversionOptions, InitOptions, convert_checkpoint
 from internvlx_hf.conversion.upgrades import fold_windows
 
 INTERNVL2 = [name for name in FAMILIES if name.startswith("internvl2")]
@@ -137,6 +137,13 @@ def weigh_children(layer, args, kwargs):
     rotary = kwargs["position_embeddings"][1][0]  # sines, (n, head width)
     shared = (rotary == rotary[:, None]).all(-1).sum(1).log()
     return args, kwargs | {"attention_mask": kwargs["attention_mask"] - shared}
+
+
+def test_empty_settings_of_lvtc_are_its_defaults(tmp_path):
+    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", lvtc={})
+    assert any(module.startswith("model.lvtc") for module in report.untrained_modules)
+    for options in (ConversionOptions, InitOptions):
+        assert options(lvtc={}) == options(lvtc=True) != options()
 
 
 def test_the_internvl_x_release_can_be_given_lvtc(tmp_path):

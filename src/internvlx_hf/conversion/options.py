@@ -55,6 +55,7 @@ UNRECORDED = ("max_shard_gigabytes", "verify", "overwrite")
 class _Options:
     """Common base of [`ConversionOptions`] and [`InitOptions`]."""
 
+    lvtc: bool | dict
     dtype: "str | torch.dtype | None"
     rules: ClassVar[dict[str, FieldRule]]
 
@@ -62,6 +63,8 @@ class _Options:
         values = vars(self) | {"dtype": self.dtype_name}
         for name, rule in self.rules.items():
             rule.check(name, values[name])
+        if self.lvtc == {}:  # all defaults
+            object.__setattr__(self, "lvtc", True)
 
     @property
     def dtype_name(self) -> str | None:
@@ -81,7 +84,7 @@ class ConversionOptions(_Options):
         to: target layout: "internvl_x" (default), or transformers' own: "internvl" or "llava", which need the kept projector
             of that family and no LVTC.
         projector: "keep" (default), or "pvtc" to replace InternVL2's or LLaVA's projector with PVTC.
-        lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig` (default: False). The new modules need
+        lvtc: add LVTC: True or {} for its defaults, or arguments of `InternVLXLVTCConfig` (default: False). The new modules need
             training. A warm start on the source's number of tokens sets `expanded_positions="kept"` unless it is given.
         downsample_ratio: a new 1 / M for the input tokens; the projector then needs training. Default: the checkpoint's; but for
             PVTC or LVTC in place of a projector that keeps every patch (LLaVA's), the first of 1/2, 1/3 and 1/4 that divides
@@ -134,7 +137,7 @@ class InitOptions(_Options):
 
     Args:
         projector: the projector's type, or arguments of `InternVLXProjectorConfig` (default: "pvtc").
-        lvtc: add LVTC: True for its defaults, or arguments of `InternVLXLVTCConfig` (default: False).
+        lvtc: add LVTC: True or {} for its defaults, or arguments of `InternVLXLVTCConfig` (default: False).
         downsample_ratio: 1 / M for the input tokens (default: 0.5).
         vision_feature_layer: the hidden state of the tower to project (default: -1, the last).
         slicing: "edge" (default), "area" or "ratio".
