@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoints.atomic_folder import require_room, resolve_out
 from ..checkpoints.folders import copy_companions, find_companions, find_source, require_apart, source_name
-from ..checkpoints.names import LLAVA, NATIVE, REPORT
+from ..checkpoints.names import LLAVA, NATIVE, RECIPE, REPORT
 from ..checkpoints.shards import ShardWriter, plan_shards, shard_names, write_index
 from ..checkpoints.weights import TensorInfo
 from ..hub.checkpoint_folder import checkpoint_folder
@@ -22,7 +22,7 @@ from .native import save_native_sidecar
 from .options import ConversionOptions
 from .pixels import PIXEL_SETTINGS
 from .prepare import Conversion, prepare
-from .report import ConversionReport, make_report
+from .report import ConversionReport, make_report, read_history
 from .upgrades import InitialValues
 from .verify import verify
 
@@ -66,17 +66,19 @@ def convert_checkpoint(
     require_apart(out, source)
     with checkpoint_folder(out, overwrite=options.overwrite) as partial:
         folder = find_source(source, options.revision)
-        licences = find_companions(folder)
+        companions = find_companions(folder)
         conversion = prepare(folder, options)
+        if history := read_history(conversion.source):
+            companions |= find_companions(folder, (RECIPE,))
         shards = plan_shards(tensor_groups(conversion), int(options.max_shard_gigabytes * GIGABYTE))
         require_room(partial, num_bytes(shards))
         write_weights(conversion, partial, shards)
         write_sidecar(conversion, partial)
-        report = make_report(conversion, source_name(source))
+        report = make_report(conversion, source_name(source), history)
         if options.verify:
             report.checks = verify(conversion, partial)
         (partial / REPORT).write_text(report.to_json())
-        copy_companions(licences, partial)
+        copy_companions(companions, partial)
     return report
 
 

@@ -4,14 +4,17 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import metadata_load
 from yaml import YAMLError
 
-from ..checkpoints.names import CARD
+from ..checkpoints.names import CARD, RECIPE
+from ..hub.model_card import KINDS, CardFacts, file_digest
 from .prepare import Conversion
+from .sources import Source
 
 # metadata of the source's model card that also applies to the converted model
 CARD_FIELDS = ("language", "license", "license_name", "license_link")
@@ -42,6 +45,8 @@ class ConversionReport:
         versions: versions of this package and of the libraries.
         checks: results of `verify`.
         parts: for a model from parts, the entry of each part's source.
+        inherited: of a source that has a report of its own: its `untrained_modules`, how they start (`init`), and the SHA-256 of
+            its `training_recipe.json`, which is kept (`recipe`), and whether the source was `upgraded` after that training.
     """
 
     source: str
@@ -63,6 +68,7 @@ class ConversionReport:
     versions: dict[str, str]
     checks: dict = field(default_factory=dict)
     parts: dict[str, dict] = field(default_factory=dict)
+    inherited: dict = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"untrained_modules": self.untrained_modules}, indent=2) + "\n"
@@ -86,8 +92,9 @@ class ConversionReport:
 
     @property
     def untrained_modules(self) -> list[str]:
-        """Modules that the source did not have, which need training."""
-        return sorted({_module(name) for name in [*self.new_tensors, *self.derived_tensors]})
+        """Modules that the source did not have, or had untrained, which need training."""
+        new = {_module(name) for name in [*self.new_tensors, *self.derived_tensors]}
+        return sorted(new.union(self.inherited.get("untrained_modules", ())))
 
 
 def _module(name: str) -> str:
@@ -95,15 +102,29 @@ def _module(name: str) -> str:
     return ".".join(parts[: 3 if "lvtc" in parts else 2])
 
 
-def make_report(conversion: Conversion, name: str) -> ConversionReport:
+def read_history(source: Source) -> CardFacts | None:
+    """The source's own report and training recipe; None if it has neither.
+
+    Raises:
+        CheckpointError: if one of them is damaged.
+    """
+    facts = CardFacts(source.folder) if source.layout in KINDS else None
+    return facts if facts and (facts.report or facts.recipe) else None
+
+
+def make_report(conversion: Conversion, name: str, history: CardFacts | None = None) -> ConversionReport:
     """The report of a conversion; `name` is the source's."""
     source, config, plan, options = conversion.source, conversion.config, conversion.plan, conversion.options
+    parts: dict[str, dict] = {}
+    base, revision = base_model(source.folder) or options.base_model, source_revision(conversion)
+    if history and not base and (history.base_model or history.parts):
+        base, revision, parts = *history.origin, history.parts
     start = {True: "zero", False: "random or constant, as the model initialises it"}
     return ConversionReport(
         source=name,
-        base_model=base_model(source.folder) or options.base_model,
-        revision=source_revision(conversion),
-        source_card=source_card(source.folder),
+        base_model=base,
+        revision=revision,
+        source_card=(history.report.get("source_card", {}) if history else {}) | source_card(source.folder),
         layout=source.layout,
         language_model={"source": source.architecture, "model_type": config.text_config.model_type},
         options={"source": name} | options.recorded(),
@@ -123,7 +144,18 @@ def make_report(conversion: Conversion, name: str) -> ConversionReport:
         exact=conversion.is_exact,
         notes=source.notes,
         versions=_versions(),
+        parts=parts,
+        inherited=_inherited(history) if history else {},
     )
+
+
+def _inherited(history: CardFacts) -> dict:
+    found: dict[str, Any] = {}
+    if untrained := history.untrained_modules:
+        found |= {"untrained_modules": untrained, "init": history.start}
+    if history.recipe:
+        found |= {"recipe": file_digest(history.folder / RECIPE), "upgraded": history.was_upgraded_since}
+    return found
 
 
 def base_model(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The model card of a checkpoint folder, generated from its configuration, conversion report and training recipe."""
 
+import hashlib
 import html
 import os
 import re
@@ -43,6 +44,7 @@ REPORT_FIELDS = {
     "untrained_modules?": [str],
     "exact": bool,
     "parts?": {str: PART},
+    "inherited?": {"untrained_modules?": [str], "init?": TEXT, "recipe?": TEXT, "upgraded?": bool},
     "notes": [str],
     "versions": {"internvlx_hf": str},
 }
@@ -136,9 +138,27 @@ class CardFacts:
         check_fields(self.recipe, RECIPE_FIELDS, self.folder / RECIPE)
 
     @property
+    def was_trained_before(self) -> bool:
+        """Whether the recipe is that of the conversion's source, so that the conversion came after the training."""
+        digest = self.report.get("inherited", {}).get("recipe")
+        return bool(self.recipe) and digest == file_digest(self.folder / RECIPE)
+
+    @property
+    def was_upgraded_since(self) -> bool:
+        """Whether a conversion after the training changed the model's answers."""
+        inherited = self.report.get("inherited", {})
+        return self.was_trained_before and (not self.report["exact"] or inherited.get("upgraded", False))
+
+    @property
+    def origin(self) -> tuple[str | None, str | None]:
+        """Hub id of the model that this one was made from, and its revision."""
+        records = (self.report, self.recipe) if self.was_trained_before else (self.recipe, self.report)
+        found = ((record.get("base_model"), record.get("revision")) for record in records)
+        return next((origin for origin in found if is_hub_id(origin[0])), (None, None))
+
+    @property
     def base_model(self) -> str | None:
-        """Hub id of the model that this one was made from."""
-        return next(filter(is_hub_id, (self.recipe.get("base_model"), self.report.get("base_model"))), None)
+        return self.origin[0]
 
     @property
     def parts(self) -> dict[str, dict]:
@@ -155,12 +175,25 @@ class CardFacts:
     @property
     def untrained_modules(self) -> list[str]:
         """Modules that a conversion added and that have not been trained since."""
-        trained = tuple(f"{name}." for name in self.recipe.get("trained_modules", {}))
+        recipe = {} if self.was_trained_before else self.recipe
+        trained = tuple(f"{name}." for name in recipe.get("trained_modules", {}))
         return [name for name in self.report.get("untrained_modules", []) if not f"{name}.".startswith(trained)]
 
     @property
+    def start(self) -> str | None:
+        """How the untrained modules start, the `init` of the conversions that added them: "paper" if any starts at random."""
+        inherited = self.report.get("inherited", {})
+        old = set(self.untrained_modules).intersection(inherited.get("untrained_modules", ()))
+        starts = [inherited.get("init")] if old else []
+        if self.report and not self.report["exact"]:
+            starts.append(self.report.get("options", {}).get("init"))
+        return "paper" if "paper" in starts else starts[0] if starts else None
+
+    @property
     def quality(self) -> dict[str, float]:
-        """Training metrics about the model's quality, without those about the machine."""
+        """Training metrics about the model's quality, without those about the machine. A later upgrade makes them void."""
+        if self.was_upgraded_since:
+            return {}
         metrics = self.recipe.get("metrics", {}).items()
         return {name: x for name, x in metrics if type(x) in (int, float) and not NOT_QUALITY.fullmatch(name)}
 
@@ -253,6 +286,11 @@ class CardFacts:
         except ValueError as error:
             raise ValueError(f"The image processor of {self.folder}: {error}") from error
         return None
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def number(value) -> str:
