@@ -221,7 +221,10 @@ def test_video_settings_go_there_and_back(tmp_path):
     assert "do_sample_frames" not in again
     convert_checkpoint(tmp_path / "again", tmp_path / "back", to="internvl")
     back = json.loads((tmp_path / "back" / "video_preprocessor_config.json").read_text())
-    assert (back["fps"], back["image_mean"]) == (2.0, [0.5, 0.5, 0.5])
+    assert (back["fps"], back["num_frames"], back["image_mean"]) == (2.0, None, [0.5, 0.5, 0.5])
+    file.write_text(json.dumps(native | {"num_frames": 4}))  # it wins over fps there
+    convert_checkpoint(tmp_path / "native", tmp_path / "four")
+    assert (video_settings(tmp_path / "four")["num_frames"], video_settings(tmp_path / "four").get("fps")) == (4, None)
 
 
 @pytest.mark.parametrize(

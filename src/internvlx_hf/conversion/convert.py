@@ -20,9 +20,9 @@ from ..hub.checkpoint_folder import checkpoint_folder
 from .llava import save_llava_sidecar
 from .native import save_native_sidecar
 from .options import ConversionOptions
-from .pixels import PIXEL_SETTINGS
 from .prepare import Conversion, prepare
 from .report import ConversionReport, make_report, read_history
+from .target_settings import shared_settings
 from .upgrades import InitialValues
 from .verify import verify
 
@@ -142,13 +142,12 @@ def _tensors(conversion: Conversion) -> Iterator[tuple[str | None, str, torch.Te
 
 def write_sidecar(conversion: Conversion, folder: Path) -> None:
     """Write the configuration, the processor (both with their code in our layout) and the generation settings."""
-    config, tiling = conversion.config, conversion.source.tiling
+    config, images = conversion.config, conversion.image_processor
     if conversion.options.to == NATIVE:
-        save_native_sidecar(folder, config, conversion.tokenizer, tiling)
+        videos = conversion.processor().video_processor
+        save_native_sidecar(folder, config, conversion.tokenizer, images, videos)
     elif conversion.options.to == LLAVA:
-        pixels = {name: tiling.others[name] for name in PIXEL_SETTINGS if name in tiling.others}
-        pixels |= {"image_mean": tiling.image_mean, "image_std": tiling.image_std}
-        save_llava_sidecar(folder, config, conversion.tokenizer, pixels)
+        save_llava_sidecar(folder, config, conversion.tokenizer, shared_settings(images))
     else:
         config.save_pretrained(folder)
         conversion.processor().save_pretrained(folder)

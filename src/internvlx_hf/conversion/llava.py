@@ -202,7 +202,7 @@ def save_llava_sidecar(
 
     Args:
         tokenizer: `<IMG_CONTEXT>` becomes `<image>`; tokens around it go into the chat template.
-        pixels: settings of the image processor.
+        pixels: settings of the image processor, with the tile's size.
     """
     vision, text = config.vision_config, config.text_config
     extra_tokens = check_tower(config).extra_tokens
@@ -219,9 +219,8 @@ def save_llava_sidecar(
         dtype=config.dtype,
         architectures=["LlavaForConditionalGeneration"],
     ).save_pretrained(folder)
-    tile = {"height": config.tile_size, "width": config.tile_size}
     processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=tile, crop_size=tile, do_center_crop=False, **pixels),
+        image_processor=CLIPImageProcessorPil(crop_size=pixels["size"], do_center_crop=False, **pixels),
         tokenizer=_llava_tokenizer(tokenizer, config.image_token_id),
         patch_size=pair(vision.patch_size)[0],
         vision_feature_select_strategy=strategy,

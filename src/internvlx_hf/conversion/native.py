@@ -3,13 +3,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from transformers import GotOcr2ImageProcessorPil, InternVLConfig, PreTrainedTokenizerFast
 from transformers.utils import VIDEO_PROCESSOR_NAME
 
 from ..modeling import InternVLXConfig
-from .sources import Tiling
+from ..processing import InternVLXImageProcessor, InternVLXVideoProcessor
+from .target_settings import shared_settings
 
 # module prefixes -> prefixes in the files
 FILE_NAMES = {
@@ -20,7 +20,6 @@ FILE_NAMES = {
 }
 NATIVE_TOWER = "internvl_vision"
 VIDEO_TOKEN = "<video>"
-FRAME_LABEL = "Frame{}: "
 
 
 def require_native(config: InternVLXConfig) -> None:
@@ -50,18 +49,13 @@ def native_names(name: str) -> str:
 
 
 def save_native_sidecar(
-    folder: Path, config: InternVLXConfig, tokenizer: PreTrainedTokenizerFast, tiling: Tiling
+    folder: Path,
+    config: InternVLXConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    image_processor: InternVLXImageProcessor,
+    video_processor: InternVLXVideoProcessor,
 ) -> None:
-    """Write the native configuration, tokenizer, image and video processor.
-
-    Raises:
-        ValueError: frames are labelled otherwise than native InternVL labels them.
-    """
-    label = tiling.video.get("frame_label", FRAME_LABEL)
-    if label != FRAME_LABEL:
-        raise ValueError(
-            f"Native InternVL writes {FRAME_LABEL!r} before a frame, but the processor has frame_label={label!r}."
-        )
+    """Write the native configuration, tokenizer, image and video processor."""
     native = InternVLConfig(
         vision_config=config.vision_config,
         text_config=config.text_config,
@@ -79,22 +73,20 @@ def save_native_sidecar(
     # InternVLProcessor needs it; it is not in the vocabulary, since the processor replaces it
     saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     _write(folder / "tokenizer_config.json", {**saved, "video_token": VIDEO_TOKEN})
-    sizes: dict[str, Any] = {
-        "size": {"height": tiling.tile_size, "width": tiling.tile_size},
-        "image_mean": tiling.image_mean,
-        "image_std": tiling.image_std,
-    }
-    image_processor = GotOcr2ImageProcessorPil(
-        crop_to_patches=tiling.crop_to_patches,
-        min_patches=tiling.min_patches,
-        max_patches=tiling.max_patches,
-        **sizes,
-    )
-    image_processor.save_pretrained(folder)
+    rule = image_processor.tiling_rule()
+    GotOcr2ImageProcessorPil(
+        crop_to_patches=rule.max_tiles > 1,
+        min_patches=rule.min_tiles,
+        max_patches=rule.max_tiles,
+        **shared_settings(image_processor),
+    ).save_pretrained(folder)
     # transformers can make a video processor only if torchvision is installed
-    sampling = {name: tiling.video[name] for name in ("num_frames", "fps") if name in tiling.video}
-    levels = {name: list(tiling.video[name]) for name in ("image_mean", "image_std") if name in tiling.video}
-    video = {"video_processor_type": "InternVLVideoProcessor", **sizes, **levels, **sampling}
+    video = {"video_processor_type": "InternVLVideoProcessor", **shared_settings(video_processor)}
+    # native InternVL follows num_frames where both are set
+    fps = video_processor.fps
+    video |= {"num_frames": video_processor.num_frames if fps is None else None, "fps": fps}
+    if video_processor.do_sample_frames:
+        video["do_sample_frames"] = True
     _write(folder / VIDEO_PROCESSOR_NAME, video)
     processor = {"processor_class": "InternVLProcessor", "image_seq_length": config.image_seq_length}
     _write(folder / "processor_config.json", processor)

@@ -23,6 +23,7 @@ from .native import native_names, require_native
 from .options import ConversionOptions
 from .plan import EMBEDDING, Plan, make_plan
 from .sources import Source, Tiling, read_source
+from .target_settings import fit_settings
 from .templates import adapt_template
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
@@ -92,16 +93,17 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
             setattr(source.tiling, name, value)
     if (options.max_patches or 1) > 1:
         source.tiling.crop_to_patches = True
-    if options.to != OURS and source.tiling.max_image_tokens is not None:
+    max_tiles = image_processor(source.tiling).tiling_rule().max_tiles
+    fit_settings(source, options, max_tiles)
+    if options.slicing is not None and max_tiles == 1:
         source.notes.append(
-            f"Processors of the layout {options.to!r} have no budget: max_image_tokens={source.tiling.max_image_tokens} is left out."
+            f"slicing={options.slicing!r} has no effect on one tile per image. For more tiles, set max_patches (--max-patches 6)."
         )
     rename = str if options.to == OURS else native_names
     if options.to == NATIVE:
         require_native(config)
     elif options.to == LLAVA:
         require_llava(config)
-        _note_single_tile(source)
     return assemble(options, source, weights, source.config, config, upgrade, table, tokenizer, rename)
 
 
@@ -158,14 +160,6 @@ def _complete(tokenizer: PreTrainedTokenizerFast, source: Source) -> None:
             f"The chat template writes no end marker after an answer. For training, end the answers of the data with "
             f"{tokenizer.eos_token}."
         )
-
-
-def _note_single_tile(source: Source) -> None:
-    if source.tiling.crop_to_patches and source.tiling.max_patches > 1:
-        source.notes.append(
-            f"LLaVA takes one tile per image, while the source takes up to {source.tiling.max_patches}."
-        )
-    source.tiling.max_patches = 1
 
 
 def _resolve_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> None:

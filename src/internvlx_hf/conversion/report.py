@@ -35,7 +35,7 @@ class ConversionReport:
         parameters: number of parameters of the converted model.
         dtype: dtype of the weights.
         tokens: a tile's side in pixels, tokens per tile in the prompt and after LVTC's expansion, the slicing strategy, and
-            the maximum number of tiles per image without the thumbnail.
+            the least and the most tiles per image without the thumbnail.
         converted_tensors: number of source tensors that were converted.
         dropped_tensors: source tensors that were not converted, and why.
         new_tensors: tensors that no source tensor filled, and how they start.
@@ -119,6 +119,7 @@ def make_report(conversion: Conversion, name: str, history: CardFacts | None = N
     base, revision = base_model(source.folder) or options.base_model, source_revision(conversion)
     if history and not base and (history.base_model or history.parts):
         base, revision, parts = *history.origin, history.parts
+    rule = conversion.image_processor.tiling_rule()
     start = {True: "zero", False: "random or constant, as the model initialises it"}
     return ConversionReport(
         source=name,
@@ -134,8 +135,9 @@ def make_report(conversion: Conversion, name: str, history: CardFacts | None = N
             "tile_size": config.tile_size,
             "per_tile": config.image_seq_length,
             "per_tile_expanded": config.expanded_image_seq_length,
-            "max_tiles": source.tiling.max_patches,
-            "slicing": source.tiling.slicing,
+            "min_tiles": rule.min_tiles,
+            "max_tiles": rule.max_tiles,
+            "slicing": rule.slicing,
         },
         converted_tensors=len(plan.steps),
         dropped_tensors=plan.dropped,

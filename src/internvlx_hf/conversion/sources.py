@@ -497,5 +497,7 @@ def _saved_video(folder: Path, layout: str, tile: dict) -> dict:
             settings = {"image_mean": list(OPENAI_CLIP_MEAN), "image_std": list(OPENAI_CLIP_STD)} | settings
             if not settings.get("do_sample_frames"):  # there it is the default, by which a file gives all its frames
                 settings.pop("do_sample_frames", None)
+            if "num_frames" in settings:  # it wins there, fps here
+                settings.pop("fps", None)
         InternVLXVideoProcessor(size=tile, **settings)
     return settings

@@ -39,7 +39,7 @@ REPORT_FIELDS = {
     "options?": {"init?": str},
     "parameters": int,
     "dtype": str,
-    "tokens?": {"tile_size": int, "per_tile": int, "max_tiles": int},
+    "tokens?": {"tile_size": int, "per_tile": int, "min_tiles?": int, "max_tiles": int},
     "dropped_tensors": {str: str},
     "untrained_modules?": [str],
     "exact": bool,
@@ -282,7 +282,8 @@ class CardFacts:
                 return InternVLXImageProcessor.from_pretrained(self.folder)
             if tokens := self.report.get("tokens"):
                 size = {"height": tokens["tile_size"], "width": tokens["tile_size"]}
-                return InternVLXImageProcessor(size=size, max_patches=tokens["max_tiles"], slicing="ratio")
+                bounds = {"min_patches": tokens.get("min_tiles", 1), "max_patches": tokens["max_tiles"]}
+                return InternVLXImageProcessor(size=size, slicing="ratio", **bounds)
         except ValueError as error:
             raise ValueError(f"The image processor of {self.folder}: {error}") from error
         return None
