@@ -314,3 +314,11 @@ def test_tiles_that_are_asked_for_are_cut_from_a_checkpoint_without_tiles(tmp_pa
         cut = InternVLXProcessor.from_pretrained(tmp_path / str(max_patches)).image_processor
         side = cut.size["height"]
         assert (cut.get_number_of_image_patches(side, 2 * side) > 1) == (max_patches == 6)
+
+
+def test_slicing_of_one_tile_is_said_to_have_no_effect(tmp_path):
+    source = copy_of("internvl2_llama3", tmp_path / "source", dynamic_image_size=False)
+    report = convert_checkpoint(source, tmp_path / "out", slicing="edge")
+    assert report.tokens["max_tiles"] == 1
+    assert any("slicing='edge' has no effect" in note for note in report.notes)
+    assert "An image becomes one tile." in (tmp_path / "out" / "README.md").read_text()

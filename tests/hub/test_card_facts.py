@@ -264,7 +264,8 @@ def test_native_card_counts_tiles_up_to_max_tiles(native, max_tiles, wide, narro
     """Tiles of 1280x720 and of 336x280 pixels: the grids 2x1, 4x2 and 4x3 are nearest, and a thumbnail goes with them."""
     report = REPORT | {"untrained_modules": [], "tokens": {"tile_size": 448, "per_tile": 256, "max_tiles": max_tiles}}
     text = card_of(native, report)
-    assert f"at most {max_tiles} tiles (slicing `ratio`)" in text
+    most = "one tile." if max_tiles == 1 else f"at most {max_tiles} tiles (slicing `ratio`), plus a thumbnail"
+    assert f"An image becomes {most}" in text
     assert f"| 1280x720 | {wide} | {wide * 256} |" in text
     assert f"| 336x280 | {narrow} | {narrow * 256} |" in text
 
