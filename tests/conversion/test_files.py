@@ -16,7 +16,7 @@ from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, golde
 from internvlx_hf import InternVLXProcessor
 from internvlx_hf.checkpoints.shards import ShardWriter
 from internvlx_hf.cli import main
-from internvlx_hf.conversion import CheckpointError, ConversionOptions, convert_checkpoint
+from internvlx_hf.conversion import CheckpointError, ConversionOptions, convert_checkpoint, init_checkpoint
 
 QWEN = "internvl2_qwen2"
 SHARDED = "internvl2_internlm2"
@@ -305,6 +305,20 @@ def test_a_budget_is_saved_and_kept_where_the_layout_has_one(tmp_path):
     with pytest.raises(CheckpointError, match="max_image_tokens=0, expected a positive number"):
         convert_checkpoint(first, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_revision_of_a_folder_is_refused(source, tmp_path):
+    for make, options in (
+        (convert_checkpoint, {"source": source, "revision": "v2"}),
+        (init_checkpoint, {"vision": source, "language": source, "vision_revision": "v2"}),
+        (init_checkpoint, {"vision": source, "language": source, "language_revision": "v2"}),
+        (init_checkpoint, {"vision": source, "language": f"{source}/model.gguf", "language_revision": "v2"}),
+    ):
+        with pytest.raises(
+            ValueError, match=r"revision='v2' is one of a repository on the Hub, but .*source is a folder"
+        ):
+            make(out=tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
 
 
 def test_tiles_that_are_asked_for_are_cut_from_a_checkpoint_without_tiles(tmp_path):

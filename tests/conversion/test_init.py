@@ -313,6 +313,7 @@ def test_gguf_file_is_read_by_transformers(sources, tmp_path, monkeypatch):
     """The package gguf is not installed for the tests: transformers is asked for the file and gives its dequantized model."""
     language = save_language("llama", tmp_path / "language")
     (language / "model.gguf").write_bytes(b"GGUF")
+    (language / "README.md").write_text("---\nlicense: llama3\n---\n")
     asked = []
 
     def loader(auto_class):
@@ -332,7 +333,10 @@ def test_gguf_file_is_read_by_transformers(sources, tmp_path, monkeypatch):
 
     for auto_class in (AutoModelForCausalLM, AutoTokenizer):
         monkeypatch.setattr(auto_class, "from_pretrained", loader(auto_class))
-    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=f"{language}/model.gguf")
+    report = init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=f"{language}/model.gguf")
+    assert (tmp_path / "out/LICENSES/language_model-LICENSE").read_text() == "of the language model"
+    part = report.parts[LANGUAGE]
+    assert (part["source"], part["source_card"]) == ("model.gguf", {"license": "llama3"})
     assert asked == [(str(language), "model.gguf")] * 2
     assert not (tmp_path / "out/.language").exists()
     monkeypatch.undo()

@@ -84,3 +84,10 @@ def test_damaged_adapter_is_named(folder, name, content, match):
     path = folder / "adapter" / name
     path.unlink() if content is None else path.write_text(content)
     refused(folder, merge, match)
+
+
+def test_the_revision_of_an_adapter_s_base_on_the_hub_is_not_that_of_a_folder(folder):
+    settings = json.loads((folder / "adapter" / ADAPTER_CONFIG).read_text())
+    (folder / "adapter" / ADAPTER_CONFIG).write_text(json.dumps(settings | {"revision": "v2"}))
+    merge(folder)
+    assert (folder / "out" / WEIGHTS).is_file()

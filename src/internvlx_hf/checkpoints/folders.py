@@ -16,27 +16,37 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from .errors import CheckpointError, LinkError
 from .json_files import read_json, read_weight_map
-from .names import CODE_MAPS, FILES, LICENCES, SAFE_WEIGHTS, is_known
+from .names import CARD, CODE_MAPS, FILES, LICENCES, SAFE_WEIGHTS, is_known
 
 # files of a repository that are downloaded
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "README.md", *LICENCES]
+DOCUMENTS = (CARD, *LICENCES)
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", *DOCUMENTS)
 
 
-def find_source(source: str | Path, revision: str | None = None) -> Path:
+def find_source(source: str | Path, revision: str | None = None, patterns: Iterable[str] = HUB_PATTERNS) -> Path:
     """The folder of a checkpoint. If `source` is not a folder, it is read as a Hub id and downloaded.
+
+    Args:
+        revision: branch, tag or commit on the Hub.
+        patterns: files to download.
 
     Raises:
         FileNotFoundError: if there is no such folder and no such repository on the Hub.
+        ValueError: if a revision of a folder is given.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is one of a repository on the Hub, but {source} is a folder here. Leave it out."
+            )
         return folder
     if not is_hub_id(str(source)):
         raise FileNotFoundError(
             f"{source} is not a folder, expected a checkpoint's folder or a Hub id like 'owner/name'."
         )
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
     except Exception as error:
         raise FileNotFoundError(
             f"{source} is not a local folder, and downloading it from the Hub failed: {error}"
@@ -53,9 +63,9 @@ def is_hub_id(name: str | None, needs_owner: bool = True) -> TypeGuard[str]:
 
 
 def source_name(source: str | Path) -> str:
-    """A Hub id, or a folder's name without its path, which may be private."""
-    folder = Path(source).expanduser()
-    return folder.absolute().name if folder.is_dir() else str(source)
+    """A Hub id, or a folder's or file's name without its path, which may be private."""
+    path = Path(source).expanduser()
+    return path.absolute().name if path.exists() else str(source)
 
 
 def require_apart(out: Path, source: str | Path) -> None:

@@ -14,7 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 
 from ..checkpoints.atomic_folder import require_room, resolve_out
 from ..checkpoints.errors import CheckpointError, blaming
-from ..checkpoints.folders import copy_companions, find_companions, find_source, require_apart, source_name
+from ..checkpoints.folders import (
+    DOCUMENTS,
+    copy_companions,
+    find_companions,
+    find_source,
+    require_apart,
+    source_name,
+)
 from ..checkpoints.names import REPORT
 from ..checkpoints.shards import plan_shards
 from ..checkpoints.weights import HEAD
@@ -46,21 +53,25 @@ CHOOSE_TEMPLATE = f"Choose one with `template` (--template): {', '.join(TEMPLATE
 
 @dataclass
 class _PartSource:
-    """Where a part comes from: the folder or Hub id that was given, its revision, and the local folder."""
+    """Where a part comes from.
+
+    Args:
+        given: the folder or Hub id that was given.
+        folder: the local folder of its weights.
+        documents: the local folder of its model card and licences.
+    """
 
     given: str | Path
-    revision: str | None
     folder: Path
+    documents: Path
 
     def recorded(self) -> dict[str, Any]:
         """The part's entry in the report."""
-        commit = self.folder.name if self.folder.parent.name == "snapshots" else self.revision
-        card = source_card(self.folder)
         return {
             "source": source_name(self.given),
-            "base_model": base_model(self.folder),
-            "revision": commit,
-            "source_card": card,
+            "base_model": base_model(self.documents),
+            "revision": self.documents.name if self.documents.parent.name == "snapshots" else None,
+            "source_card": source_card(self.documents),
         }
 
 
@@ -103,13 +114,14 @@ def init_checkpoint(
     for source in (vision, language):
         require_apart(out, source)
     with checkpoint_folder(out, overwrite=options.overwrite) as partial:
-        tower_source = _PartSource(vision, options.vision_revision, find_source(vision, options.vision_revision))
+        tower_folder = find_source(vision, options.vision_revision)
+        tower_source = _PartSource(vision, tower_folder, tower_folder)
         language_source = _language_source(language, options.language_revision, partial / ".language")
         sources = {TOWER: tower_source, LANGUAGE: language_source}
         licences = {
             f"LICENSES/{part}-{Path(name).name}": path
             for part, source in sources.items()
-            for name, path in find_companions(source.folder).items()
+            for name, path in find_companions(source.documents).items()
         }
         tower, language_model = read_tower(tower_source.folder), read_language_model(language_source.folder)
         conversion = _prepare(tower, language_model, options)
@@ -129,11 +141,12 @@ def init_checkpoint(
 def _language_source(given: str | Path, revision: str | None, workspace: Path) -> _PartSource:
     """The language model's folder; a GGUF file is dequantized into `workspace`."""
     if not str(given).endswith(GGUF):
-        return _PartSource(given, revision, find_source(given, revision))
+        place = find_source(given, revision)
+        return _PartSource(given, place, place)
     folder, _, file = str(given).rpartition("/")
     folder = folder or "."
-    place = Path(folder).expanduser()
-    if place.is_dir() and not (place / file).is_file():
+    place = find_source(folder, revision, DOCUMENTS)
+    if Path(folder).expanduser().is_dir() and not (place / file).is_file():
         raise FileNotFoundError(f"{given} is not a file, expected a GGUF file.")
     try:
         where: dict[str, Any] = {"gguf_file": file, "revision": revision or "main"}
@@ -148,7 +161,7 @@ def _language_source(given: str | Path, revision: str | None, workspace: Path) -
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(workspace)
     tokenizer.save_pretrained(workspace)
-    return _PartSource(given, revision, workspace)
+    return _PartSource(given, workspace, place)
 
 
 def _as_dense() -> dict[str, Any]:

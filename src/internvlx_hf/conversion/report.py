@@ -179,9 +179,7 @@ def source_card(folder: Path) -> dict:
 def source_revision(conversion: Conversion) -> str | None:
     """Commit of the source, which is the folder's name in the Hub's cache."""
     folder = conversion.source.folder
-    if folder.parent.name == "snapshots":
-        return folder.name
-    return conversion.options.revision or conversion.source.raw.get("_commit_hash")
+    return folder.name if folder.parent.name == "snapshots" else conversion.source.raw.get("_commit_hash")
 
 
 def _versions() -> dict[str, str]:

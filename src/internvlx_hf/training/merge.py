@@ -64,7 +64,7 @@ def merge_adapter(
         if not base:
             raise ValueError(f"{folder} does not name the model that it was trained on. Name it with --base.")
         require_apart(out, base)
-        base_folder = find_source(base, config.revision)
+        base_folder = find_source(base, None if Path(base).expanduser().is_dir() else config.revision)
         companions = find_companions(base_folder, COMPANIONS) | find_companions(folder, (RECIPE,))
         stored = check_model_type(base_folder).get("dtype") or "float32"
         weights = _adapter_weights(folder)
