@@ -304,6 +304,8 @@ def test_a_budget_is_saved_and_kept_where_the_layout_has_one(tmp_path):
     (first / "processor_config.json").write_text(json.dumps(saved | {"max_image_tokens": 0}))
     with pytest.raises(CheckpointError, match="max_image_tokens=0, expected a positive number"):
         convert_checkpoint(first, tmp_path / "none")
+    with pytest.raises(ValueError, match="max_image_tokens=3 is too small: 1 image takes at least 4 visual tokens"):
+        convert_checkpoint(native, tmp_path / "none", max_image_tokens=3)
     assert not (tmp_path / "none").exists()
 
 

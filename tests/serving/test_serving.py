@@ -266,7 +266,7 @@ def test_a_model_that_was_unloaded_keeps_its_limits(app):
     assert "is not in a folder" in refusal(response)
 
 
-def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypatch, expected):
+def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypatch, capsys, expected):
     served = []
     monkeypatch.setattr("uvicorn.run", lambda app, **where: served.append((app, where)))
     images = ["--image-folders", tmp_path, "--image-hosts", "intranet", "--no-public-images", "--max-image-bytes", 9]
@@ -297,6 +297,8 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     assert "'images.example' is not allowed, expected one of intranet" in refusal(chat(app, turns, model="x")[0])
     (response,) = chat(app, user(RED, RED, RED, RED), model="x")
     assert "max_image_tokens=12 is too small: 4 images take at least 16" in refusal(response)
+    assert main(["serve", str(checkpoint), "--max-image-tokens", "3", "--device", "cpu"]) == 1
+    assert "max_image_tokens=3 is too small: 1 image takes at least 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

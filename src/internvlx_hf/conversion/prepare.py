@@ -124,12 +124,16 @@ def assemble(
         before: configuration of the model whose tensors the source has.
         config: configuration of the new model; its dtype is set.
         table: rules for the source's tensors.
+
+    Raises:
+        CheckpointError: if the tensors do not fit the configuration.
+        ValueError: if the budget of visual tokens has no room for an image.
     """
     dtype = None if options.dtype_name is None else getattr(torch, options.dtype_name)
     plan = make_plan(table, before, weights.tensors, upgrade=upgrade, after=config, dtype=dtype)
     config.dtype = config.text_config.dtype = config.vision_config.dtype = plan.dtype
     config.architectures = ["InternVLXForConditionalGeneration"]
-    return Conversion(
+    conversion = Conversion(
         options=options,
         source=source,
         weights=weights,
@@ -141,6 +145,9 @@ def assemble(
         generation_config=generation_config(source, tokenizer),
         rename=rename,
     )
+    if source.tiling.max_image_tokens is not None:
+        conversion.processor().tiling_rules([(1, 1)])  # a budget must have room for an image
+    return conversion
 
 
 def _complete(tokenizer: PreTrainedTokenizerFast, source: Source) -> None:

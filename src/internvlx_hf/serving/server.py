@@ -119,6 +119,7 @@ class _OneModel(ModelManager):
         processor.image_processor.change_tiling(**self.tiling)
         if self.max_image_tokens is not None:
             processor.max_image_tokens = self.max_image_tokens
+        processor.tiling_rules([(1, 1)])  # a budget must have room for an image
         return processor
 
     def _load_model(self, *args, **kwargs) -> InternVLXForConditionalGeneration:
