@@ -1,13 +1,12 @@
 """A YAML file and flags become settings; what is wrong with them is said before anything is read."""
 
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from internvlx_hf.cli import main
-from internvlx_hf.training.train import SETTINGS, find_checkpoint, parse_arguments
+from internvlx_hf.training.train import SETTINGS, parse_arguments
 from paths import ROOT
 
 NEEDED = {"model_name_or_path": "base", "train_data": "data.json", "output_dir": "out", "use_cpu": True}
@@ -157,16 +156,3 @@ def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
     assert data.share_tiles == (own_start and "hd" in path.stem)
     assert data.max_length == (4096 if own_start or "hd" in path.stem else 2048)
     assert training.freeze is None
-
-
-@pytest.mark.parametrize("steps", [(500, 1000), (1000, 500), (9, 10, 100), (99, 100, 1000, 998)])
-def test_the_last_checkpoint_is_the_one_of_the_most_steps(steps, tmp_path):
-    for step in steps:
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text("{}")
-    arguments = SimpleNamespace(resume_from_checkpoint="last", output_dir=str(tmp_path))
-    assert find_checkpoint(arguments) == str(tmp_path / f"checkpoint-{max(steps)}")
-    arguments.resume_from_checkpoint = None
-    with pytest.raises(ValueError, match=f"already holds checkpoint-{max(steps)}"):
-        find_checkpoint(arguments)

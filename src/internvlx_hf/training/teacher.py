@@ -1,8 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Loading a teacher, and checking that it can teach the student."""
 
-from pathlib import Path
-
 import torch
 
 from ..checkpoints.folders import source_name
@@ -21,7 +19,6 @@ _PROBE = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "c
 
 def load_teacher_processor(
     teacher_arguments: TeacherArguments,
-    arguments: InternVLXTrainingArguments,
     config: InternVLXConfig,
     processor: InternVLXProcessor,
 ) -> InternVLXProcessor:
@@ -30,17 +27,12 @@ def load_teacher_processor(
     Images are decoded by the settings of the student's processor.
 
     Raises:
-        ValueError: if the teacher is no InternVL-X checkpoint, lies in the folder to write, or has another vocabulary, other
-            image tokens or other labels for a conversation than the student.
+        ValueError: if the teacher is no InternVL-X checkpoint, or has another vocabulary, other image tokens or other labels for a
+            conversation than the student.
         OSError: if there is no such checkpoint or it has no processor.
     """
     source = model_arguments(teacher_arguments)
     name = source.model_name_or_path
-    if Path(name).is_dir() and Path(name).resolve().is_relative_to(Path(arguments.output_dir).resolve()):
-        raise ValueError(
-            f"`teacher` is {name}, which is in `output_dir` {arguments.output_dir}, where the trained model is written. "
-            "Choose another `output_dir`."
-        )
     teacher_config = InternVLXConfig.from_dict(
         check_model_type(name, source.model_revision, convert="--projector keep")
     )

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from transformers import set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoints.folders import copy_companions, find_companions, source_name
 from ..checkpoints.names import RECIPE
@@ -34,6 +32,7 @@ from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
+from .resuming import check_output_folder, find_checkpoint
 from .run_data import load_run_data
 from .signals import SaveOnSignal
 from .teacher import load_teacher, load_teacher_processor
@@ -59,6 +58,8 @@ def train(
     """
     teacher_arguments = teacher_arguments or TeacherArguments()
     checkpoint = find_checkpoint(arguments)
+    sources = {"model_name_or_path": model_arguments.model_name_or_path, "teacher": teacher_arguments.teacher}
+    check_output_folder(arguments.output_dir, checkpoint, sources)
     find_companions(
         model_arguments.model_name_or_path, COMPANIONS
     )  # raises early for files that could not be copied at the end
@@ -69,7 +70,7 @@ def train(
     processor = load_processor(model_arguments)
     teacher_processor = None
     if teacher_arguments.teacher:
-        teacher_processor = load_teacher_processor(teacher_arguments, arguments, config, processor)
+        teacher_processor = load_teacher_processor(teacher_arguments, config, processor)
     data = load_run_data(data_arguments, arguments, processor, config, teacher_processor)
     attention = choose_attention(model_arguments, data_arguments, arguments, data, config)
     model = load_model(replace(model_arguments, attn_implementation=attention))
@@ -132,36 +133,6 @@ def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, argument
         model = InternVLXForConditionalGeneration(config)
     prepare_model(model, ModelArguments(""), lora_arguments, arguments)
     require_matches(model, arguments.learning_rates or (), "learning_rates")
-
-
-def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
-    """The checkpoint to resume from: `resume_from_checkpoint` is a folder, or "last" for the newest in the output folder.
-
-    Raises:
-        ValueError: if there is no such checkpoint, or if the output folder holds checkpoints and none is requested.
-    """
-    requested, out = arguments.resume_from_checkpoint, arguments.output_dir
-    last = _last_checkpoint(Path(out))
-    if requested is None or str(requested).lower() in ("", "false", "none"):
-        if last is not None:
-            raise ValueError(
-                f"{out} already holds {last.name}. Resume from it with `resume_from_checkpoint: last`, or choose "
-                "another `output_dir`."
-            )
-        return None
-    if str(requested).lower() in ("last", "true"):
-        if last is None:
-            raise ValueError(f"`resume_from_checkpoint` is {requested}, but {out} holds no checkpoint to resume from.")
-        return str(last)
-    if not (Path(requested) / TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"`resume_from_checkpoint` is {requested}, which is not a training checkpoint.")
-    return str(requested)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint. The trainer's state is saved last, so an incomplete checkpoint does not have it."""
-    found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def prepare_model(
