@@ -43,6 +43,11 @@ def projector_names(model: PreTrainedModel) -> list[str]:
     return [name for name in names if children.get(name) is not None]
 
 
+def lora_scale(arguments: LoraArguments) -> float:
+    """peft's `lora_alpha`."""
+    return 2 * arguments.lora_rank if arguments.lora_alpha is None else arguments.lora_alpha
+
+
 def add_lora(model: PreTrainedModel, arguments: LoraArguments, model_revision: str | None = None):
     """A `PeftModel` in which only the adapters and the projectors are trained.
 
@@ -68,7 +73,7 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments, model_revision: s
         raise ValueError(f"`lora_target_modules` is {targets!r}, which matches no module's full name.")
     config = LoraConfig(
         r=arguments.lora_rank,
-        lora_alpha=arguments.lora_alpha or 2 * arguments.lora_rank,  # type: ignore[arg-type]
+        lora_alpha=lora_scale(arguments),  # type: ignore[arg-type]
         lora_dropout=arguments.lora_dropout,
         target_modules=targets,
         modules_to_save=modules_to_save or None,

@@ -34,6 +34,7 @@ from .parameters import choose_trainable, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
 from .resuming import check_output_folder, find_checkpoint
 from .run_data import load_run_data
+from .run_settings import RunSettings, check_fixed, fixed_settings, other_settings, warn_of_others
 from .signals import SaveOnSignal
 from .teacher import load_teacher, load_teacher_processor
 from .trainer import InternVLXTrainer
@@ -66,12 +67,19 @@ def train(
     config = InternVLXConfig.from_dict(
         check_model_type(model_arguments.model_name_or_path, model_arguments.model_revision)
     )
-    check_names(config, lora_arguments, arguments)
+    settings = fixed_settings(arguments, lora_arguments, check_names(config, lora_arguments, arguments))
+    if checkpoint is not None:
+        check_fixed(checkpoint, settings)
     processor = load_processor(model_arguments)
     teacher_processor = None
     if teacher_arguments.teacher:
         teacher_processor = load_teacher_processor(teacher_arguments, config, processor)
     data = load_run_data(data_arguments, arguments, processor, config, teacher_processor)
+    settings |= other_settings(
+        model_arguments, data_arguments, lora_arguments, arguments, teacher_arguments, processor, data
+    )
+    if checkpoint is not None and arguments.process_index == 0:
+        warn_of_others(checkpoint, settings)
     attention = choose_attention(model_arguments, data_arguments, arguments, data, config)
     model = load_model(replace(model_arguments, attn_implementation=attention))
     teacher: dict[str, Any] = {}
@@ -99,6 +107,7 @@ def train(
         callbacks=[signals] if arguments.save_on_signal else None,
         **teacher,
     )
+    trainer.add_callback(RunSettings(settings))
     throughput = ThroughputCallback.attach(trainer)
     ConsoleCallback.attach(trainer)
     if trainer.is_world_process_zero():
@@ -123,16 +132,17 @@ def train(
     return trainer
 
 
-def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, arguments: InternVLXTrainingArguments) -> None:
-    """Check the settings that name modules on a model without weights, before any slow step.
+def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, arguments: InternVLXTrainingArguments):
+    """Check the settings that name modules on a model without weights, before any slow step; returns the prepared model.
 
     Raises:
         ValueError: if one of them names a module that the model does not have, or if they contradict each other.
     """
     with torch.device("meta"):
         model = InternVLXForConditionalGeneration(config)
-    prepare_model(model, ModelArguments(""), lora_arguments, arguments)
+    model = prepare_model(model, ModelArguments(""), lora_arguments, arguments)
     require_matches(model, arguments.learning_rates or (), "learning_rates")
+    return model
 
 
 def prepare_model(
