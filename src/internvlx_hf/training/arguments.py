@@ -176,6 +176,18 @@ class LoraArguments:
         metadata={"help": "Modules to train in full and save with the adapter (default: the projectors)."},
     )
 
+    def __post_init__(self):
+        if self.lora_rank < 0:
+            raise ValueError(f"`lora_rank` is {self.lora_rank}, expected a positive number, or 0 for no LoRA.")
+        if not self.lora_rank and (changed := _changed(self)):
+            raise ValueError(
+                f"`{changed[0]}` is {getattr(self, changed[0])!r}, but `lora_rank` is 0, which trains without LoRA. Set a rank."
+            )
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
+            raise ValueError(f"`lora_alpha` is {self.lora_alpha}, expected a positive number.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"`lora_dropout` is {self.lora_dropout}, expected a rate in [0, 1).")
+
 
 @dataclass
 class TeacherArguments:
@@ -220,12 +232,13 @@ class TeacherArguments:
             raise ValueError(f"`teacher_weight` is {self.teacher_weight}, expected a number in (0, 1].")
         if not 0 < self.teacher_temperature < float("inf"):
             raise ValueError(f"`teacher_temperature` is {self.teacher_temperature}, expected a positive number.")
-        if not self.teacher:
-            defaults = {each.name: each.default for each in fields(self)}
-            if changed := [
-                name for name, value in vars(self).items() if name != "teacher" and value != defaults[name]
-            ]:
-                raise ValueError(f"`{changed[0]}` is {getattr(self, changed[0])!r}, but no `teacher` is given.")
+        if not self.teacher and (changed := [name for name in _changed(self) if name != "teacher"]):
+            raise ValueError(f"`{changed[0]}` is {getattr(self, changed[0])!r}, but no `teacher` is given.")
+
+
+def _changed(settings) -> list[str]:
+    """Names of a dataclass's settings that differ from their defaults."""
+    return [each.name for each in fields(settings) if getattr(settings, each.name) != each.default]
 
 
 @dataclass
