@@ -1,5 +1,6 @@
 """What a run makes of its data: order, seeds, padding."""
 
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,3 +59,21 @@ def test_the_tiles_of_an_image_are_shared_in_training_and_evaluation(tmp_path):
     assert loaded.train.encoder.share_tiles
     assert loaded.evaluation.encoder.share_tiles
     assert loaded.settings["share_tiles"]
+
+
+def test_a_stream_keeps_the_order_of_the_data_if_set_and_packing_refuses_it(tmp_path):
+    arguments = trainer_of(tmp_path, max_steps=1, use_cpu=True).args
+    arguments.train_sampling_strategy = "sequential"
+    path, config = str(write_data(tmp_path)), tiny_config()
+    streamed, read = (
+        run_data.load_run_data(
+            DataArguments(path, streaming=streaming), arguments, tiny_processor(config), config
+        ).train
+        for streaming in (True, False)
+    )
+    for index, sample in enumerate(islice(streamed, len(read) + 2)):
+        assert sample.input_ids.tolist() == read[index % len(read)].input_ids.tolist()
+    for streaming in (False, True):
+        packed = DataArguments(path, packing_tokens=60, streaming=streaming)
+        with pytest.raises(ValueError, match="`train_sampling_strategy` is 'sequential' with `packing_tokens`=60"):
+            run_data.load_run_data(packed, arguments, tiny_processor(config), config)

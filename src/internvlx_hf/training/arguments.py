@@ -322,8 +322,9 @@ class InternVLXTrainingArguments(TrainingArguments):
     train_sampling_strategy: str = field(
         default="group_by_cost",
         metadata={
-            "help": "Order of samples: 'group_by_cost' puts samples of similar cost into a batch; the others are those of "
-            "transformers (default: group_by_cost).",
+            "help": "Order of samples: 'group_by_cost' puts samples of similar cost into a batch (without `streaming` and "
+            "`packing_tokens`, which shuffle), 'sequential' keeps the order of the data (without `packing_tokens`), 'random' "
+            "shuffles (default: group_by_cost).",
             "choices": ["group_by_cost", "random", "sequential"],
         },
     )

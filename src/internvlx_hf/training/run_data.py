@@ -109,6 +109,8 @@ def load_run_data(
         run.evaluation = load(data_arguments.eval_data, split=data_arguments.eval_split)
         run.evaluation_sources = _sources(run.evaluation, data_arguments.eval_data)
     if isinstance(data, StreamingTrainingData):
+        if arguments.train_sampling_strategy == "sequential":
+            data = StreamingTrainingData(data.source, shuffle=False, endless=True)
         run.train = PackedStream(data, budget) if budget else data
     elif budget:
         run.sizes = _measure(data, arguments, config)
@@ -142,6 +144,11 @@ def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments)
     """Raises `ValueError` for settings that contradict each other."""
     if data_arguments.streaming and arguments.max_steps <= 0:
         raise ValueError("`streaming` data have an unknown number of samples: set `max_steps`.")
+    if data_arguments.packing_tokens and arguments.train_sampling_strategy == "sequential":
+        raise ValueError(
+            f"`train_sampling_strategy` is 'sequential' with `packing_tokens`={data_arguments.packing_tokens}, but packing "
+            "chooses which samples share a row. Leave one of them unset."
+        )
     source, splits = data_arguments.eval_data, {data_arguments.train_split, data_arguments.eval_split}
     if source == data_arguments.train_data and len(splits) == 1 and not Path(source).is_file():
         raise ValueError(
