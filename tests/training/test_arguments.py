@@ -97,6 +97,13 @@ def test_settings_of_transformers_may_be_structured(tmp_path):
         ({"lora_rank": -2}, (), r"`lora_rank` is -2, expected a positive number, or 0 for no LoRA"),
         ("- a\n- b\n", (), r"config.yaml holds list, expected settings by name"),
         ("a: [1\n", (), r"config.yaml is not YAML"),
+        (
+            "max_patches: 2\nstage: 1\nmax_patches: 12\n",
+            (),
+            r"config.yaml, line 3: `max_patches` is set twice, expected",
+        ),
+        ("learning_rates:\n  model.lvtc: 1\n  model.lvtc: 2\n", (), r"line 3: `model.lvtc` is set twice"),
+        ('{"stage": 1, "stage": 2}', (), r"line 1: `stage` is set twice"),
         ("model_name_or_path: base\n", (), r"the following arguments are required: .*train_data"),
     ],
 )

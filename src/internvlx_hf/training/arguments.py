@@ -438,9 +438,25 @@ def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "
     return tuple(objects)
 
 
+class _Loader(yaml.SafeLoader):
+    """A YAML loader that refuses a name that occurs twice in a mapping, of which PyYAML keeps the last value."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                mark = key.start_mark
+                raise ValueError(
+                    f"{mark.name}, line {mark.line + 1}: `{key.value}` is set twice, expected each name once."
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
 def _read_settings(path: Path) -> dict:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            settings = yaml.load(file, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
