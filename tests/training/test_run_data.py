@@ -77,3 +77,25 @@ def test_a_stream_keeps_the_order_of_the_data_if_set_and_packing_refuses_it(tmp_
         packed = DataArguments(path, packing_tokens=60, streaming=streaming)
         with pytest.raises(ValueError, match="`train_sampling_strategy` is 'sequential' with `packing_tokens`=60"):
             run_data.load_run_data(packed, arguments, tiny_processor(config), config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"train_split": "validation"},
+            r"`train_split` is 'validation', but `train_data` is .*data.jsonl, a file, which",
+        ),
+        (
+            {"eval_data": "data.jsonl", "eval_split": "test"},
+            r"`eval_split` is 'test', but `eval_data` is .*data.jsonl, a",
+        ),
+        ({"eval_split": "test"}, r"`eval_split` is 'test', but `eval_data` is not set. Leave `eval_split` unset"),
+    ],
+)
+def test_a_split_of_what_has_none_is_refused(settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path)
+    data, config = DataArguments(**{"train_data": "data.jsonl"} | settings), tiny_config()
+    with pytest.raises(ValueError, match=message):
+        run_data.load_run_data(data, trainer_of(tmp_path).args, tiny_processor(config), config)

@@ -149,6 +149,13 @@ def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments)
             f"`train_sampling_strategy` is 'sequential' with `packing_tokens`={data_arguments.packing_tokens}, but packing "
             "chooses which samples share a row. Leave one of them unset."
         )
+    for which in ("train", "eval"):
+        source, split = getattr(data_arguments, f"{which}_data"), getattr(data_arguments, f"{which}_split")
+        if split != "train" and (source is None or Path(source).is_file()):
+            reason = "not set" if source is None else f"{source}, a file, which has no splits"
+            raise ValueError(
+                f"`{which}_split` is {split!r}, but `{which}_data` is {reason}. Leave `{which}_split` unset."
+            )
     source, splits = data_arguments.eval_data, {data_arguments.train_split, data_arguments.eval_split}
     if source == data_arguments.train_data and len(splits) == 1 and not Path(source).is_file():
         raise ValueError(
