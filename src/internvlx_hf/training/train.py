@@ -38,6 +38,7 @@ from .run_settings import RunSettings, check_fixed, fixed_settings, other_settin
 from .signals import SaveOnSignal
 from .teacher import load_teacher, load_teacher_processor
 from .trainer import InternVLXTrainer
+from .truncation import TruncationCallback, evaluate
 
 # the types of `train`'s arguments, in order
 SETTINGS = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments, TeacherArguments)
@@ -108,6 +109,7 @@ def train(
         **teacher,
     )
     trainer.add_callback(RunSettings(settings))
+    trainer.add_callback(TruncationCallback(data))
     throughput = ThroughputCallback.attach(trainer)
     ConsoleCallback.attach(trainer)
     if trainer.is_world_process_zero():
@@ -124,10 +126,13 @@ def train(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; resume with "
             "--resume_from_checkpoint last"
         )
-    metrics = dict(result.metrics)
-    if data.evaluation is not None:
-        metrics |= trainer.evaluate()
+    evaluated, truncated = evaluate(trainer, data)
+    if truncated and trainer.is_world_process_zero():
+        numbers = ", ".join(f"{count:,} for {use}" for use, count in truncated.items())
+        print(f"Truncated samples, to max_length={data_arguments.max_length}: {numbers}.", flush=True)
+    metrics = result.metrics | evaluated
     recipe = training_recipe(trainer, model_arguments, lora_arguments, teacher_arguments, data, throughput, metrics)
+    recipe |= {"truncated": truncated} if truncated else {}
     save(trainer, model_arguments, recipe, metrics)
     return trainer
 
