@@ -1,9 +1,12 @@
 """What is trained, frozen, and at which rate, by the names of modules."""
 
+import re
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from internvlx_hf.training.arguments import InternVLXTrainingArguments, LoraArguments, ModelArguments
 from internvlx_hf.training.parameters import (
     choose_trainable,
     matches,
@@ -12,6 +15,7 @@ from internvlx_hf.training.parameters import (
     set_learning_rates,
     trainable_table,
 )
+from internvlx_hf.training.train import prepare_model, warn_of_half_precision
 from tiny import LVTC, TEXT_MODELS, tiny_model
 
 TOWER, TEXT, HEAD = "model.vision_tower", "model.language_model", "lm_head"
@@ -172,3 +176,27 @@ def test_a_rate_for_nothing_that_is_trained_is_an_error(tmp_path):
         ValueError, match=r"`learning_rates` names model.vision_tower, but no parameter of it is trained"
     ):
         optimizer_of(model, {"model.vision_tower": 1e-3}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lora_rank", "bf16", "is_warned"),
+    [
+        ("bfloat16", 0, False, True),
+        ("float16", 0, False, True),
+        ("bfloat16", 2, False, True),  # peft keeps its own weights in float32, but not the projectors that it saves
+        ("bfloat16", 0, True, False),
+        ("bfloat16", 2, True, False),
+        ("float32", 0, False, False),
+    ],
+)
+def test_trained_parameters_in_half_precision_are_warned_of(dtype, lora_rank, bf16, is_warned, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("internvlx_hf.training.train.logger.warning", seen.append)
+    arguments = InternVLXTrainingArguments(str(tmp_path), bf16=bf16, use_cpu=True)
+    model = tiny_model(**LVTC).to(getattr(torch, dtype))
+    model = prepare_model(model, ModelArguments(""), LoraArguments(lora_rank=lora_rank), arguments)
+    warn_of_half_precision(model, dtype)
+    assert len(seen) == is_warned
+    if is_warned:
+        assert re.match(rf"\d+\.\d% of the trained .* \(`dtype` {dtype}\).* Set `bf16`", seen[0])
+        assert seen[0].startswith("100.0%") == (lora_rank == 0)

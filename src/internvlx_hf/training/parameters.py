@@ -143,6 +143,13 @@ def trainable_table(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
+def half_precision_share(model: nn.Module) -> float:
+    """The share of the trained numbers that are stored in float16 or bfloat16."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    half = sum(_numel(parameter) for parameter in trained if parameter.dtype in (torch.float16, torch.bfloat16))
+    return half / max(sum(map(_numel, trained)), 1)
+
+
 def set_learning_rates(optimizer: torch.optim.Optimizer, model: nn.Module, rates: dict[str, float]) -> None:
     """Split an optimizer's groups before the first step: the parameters of each pattern get a group with its rate.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.utils import logging
 
 from ..checkpoints.folders import copy_companions, find_companions, source_name
 from ..checkpoints.names import RECIPE
@@ -30,7 +31,7 @@ from .drop_path import add_drop_path
 from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
-from .parameters import choose_trainable, require_matches, trainable_table
+from .parameters import choose_trainable, half_precision_share, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
 from .resuming import check_output_folder, find_checkpoint
 from .run_data import load_run_data
@@ -40,6 +41,7 @@ from .teacher import load_teacher, load_teacher_processor
 from .trainer import InternVLXTrainer
 from .truncation import TruncationCallback, evaluate
 
+logger = logging.get_logger(__name__)
 # the types of `train`'s arguments, in order
 SETTINGS = (ModelArguments, DataArguments, LoraArguments, InternVLXTrainingArguments, TeacherArguments)
 
@@ -92,6 +94,8 @@ def train(
         }
     set_seed(arguments.seed)
     model = prepare_model(model, model_arguments, lora_arguments, arguments)
+    if arguments.process_index == 0:
+        warn_of_half_precision(model, model_arguments.dtype)
     if arguments.ddp_find_unused_parameters is None:
         # every forward uses every parameter, except vision layers and pooling heads whose features are unused
         pools = check_tower(config).pooled_width is not None
@@ -174,6 +178,15 @@ def prepare_model(
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
     return model
+
+
+def warn_of_half_precision(model: torch.nn.Module, dtype: str) -> None:
+    """Warn of trained parameters in half precision, to which most steps of common learning rates are lost."""
+    if share := half_precision_share(model):
+        logger.warning(
+            f"{share:.1%} of the trained parameters are stored in half precision (`dtype` {dtype}), where rounding loses most of "
+            "the small steps of training. Set `bf16` or `fp16`, which keep trained parameters in float32, or `dtype` float32."
+        )
 
 
 def save(trainer: InternVLXTrainer, model_arguments: ModelArguments, recipe: dict, metrics: dict[str, float]) -> None:
