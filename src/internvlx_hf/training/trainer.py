@@ -54,6 +54,13 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # resumed from its last step within an epoch, the `Trainer` would train a step beyond `max_steps`
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is not None:
             return self.optimizer
