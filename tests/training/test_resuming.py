@@ -10,7 +10,7 @@ import pytest
 from internvlx_hf.cli import main
 from internvlx_hf.training.resuming import check_output_folder, find_checkpoint
 from internvlx_hf.training.run_settings import saved_settings
-from training_helpers import run, write_config, write_data
+from training_helpers import changed, run, saved_weights, write_config, write_data
 
 
 @pytest.mark.parametrize("steps", [(500, 1000), (1000, 500), (9, 10, 100), (99, 100, 1000, 998)])
@@ -132,8 +132,8 @@ def test_other_settings_that_change_on_resuming_are_warned_of_by_name(stopped, t
     assert main(["train", resume(stopped, "full", tmp_path, **unremarkable)]) == 0
     assert seen == []
     more = write_data(tmp_path / "more", 5).rename(tmp_path / "more" / "more.jsonl")
-    changed = {"train_data": str(more), "max_patches": 1, "seed": 7, "per_device_train_batch_size": 1}
-    config = resume(stopped, "full", tmp_path, **changed, output_dir=str(tmp_path / "two"))
+    new = {"train_data": str(more), "max_patches": 1, "seed": 7, "per_device_train_batch_size": 1}
+    config = resume(stopped, "full", tmp_path, **new, output_dir=str(tmp_path / "two"))
     assert main(["train", config]) == 0
     (message,) = seen
     assert "`max_patches` was 3, is 1" in message
@@ -168,3 +168,25 @@ def test_a_checkpoint_without_the_optimizer_or_of_an_earlier_version_resumes_wit
     config = resume(stopped, "full", tmp_path, without, learning_rate=5e-3, output_dir=str(tmp_path / "two"))
     assert main(["train", config]) == 0
     assert "apply from there on: `learning_rate` was 0.001, is 0.005." in seen[0]
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_run_trains_no_step_and_keeps_its_metrics(stopped, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(stopped / "full", out)
+    config = resume(stopped, "full", tmp_path, max_steps=1, save_steps=1, resume_from_checkpoint="last")
+    evaluation = ("--eval_data", str(write_data(tmp_path / "eval", 4)))
+    before = json.loads((out / "training_recipe.json").read_text())
+    assert main(["train", config, *evaluation]) == 0
+    after = json.loads((out / "training_recipe.json").read_text())
+    assert after["metrics"]["eval_loss"] > 0
+    assert changed(saved_weights(stopped / "full"), saved_weights(out)) == set()
+    assert not (out / "checkpoint-2").exists()
+    assert after["metrics"].items() >= before["metrics"].items()
+    assert after["metrics"]["train_loss"] > 0
+    assert f"| `train_loss` | {before['metrics']['train_loss']:.4g}" in (out / "README.md").read_text()
+    assert re.search(r"trained 0 steps in [\d.e-]+ s\n", capsys.readouterr().out)
+
+    (out / "training_recipe.json").unlink()
+    assert main(["train", config]) == 0
+    assert "train_loss" not in json.loads((out / "training_recipe.json").read_text())["metrics"]

@@ -86,7 +86,8 @@ class ConsoleCallback(ProgressCallback):
             return fitted({"step": step, **self._parts(state, logs)}, line_width())
         if "train_runtime" in logs:
             steps, seconds = state.global_step - self._start[0], logs["train_runtime"]
-            return f"trained {steps:,} steps in {duration(seconds)}, mean loss {_short(logs.get('train_loss', 0.0))}"
+            mean = f", mean loss {_short(logs.get('train_loss', 0.0))}" if steps else ""
+            return f"trained {steps:,} steps in {duration(seconds)}{mean}"
         values = {name: value for name, value in logs.items() if not name.endswith(_OMITTED)}
         seconds = next((value for name, value in logs.items() if name.endswith("_runtime")), None)
         took = [] if seconds is None else [f"in {duration(seconds)}"]

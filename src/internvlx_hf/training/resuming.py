@@ -3,9 +3,12 @@
 
 from pathlib import Path
 
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..checkpoints.json_files import read_json
+from ..checkpoints.names import RECIPE
 from .arguments import InternVLXTrainingArguments
 
 # files of a model or an adapter that a run would replace
@@ -67,3 +70,21 @@ def check_output_folder(output_dir: str, checkpoint: str | None, sources: dict[s
             f"`output_dir` {output_dir} already holds a model ({found[-1]}), which this run would replace. Choose another "
             "`output_dir`, or continue the run that wrote it with `resume_from_checkpoint`."
         )
+
+
+def finished_recipe(output_dir: str, checkpoint: str | None, steps: int) -> dict | None:
+    """The record of an already finished run, which resuming from `checkpoint` left no step to train.
+
+    Args:
+        steps: steps of the run after training.
+
+    Returns:
+        The record in `output_dir`, empty if there is none of as many steps; None if steps have been trained.
+    """
+    if (
+        checkpoint is None
+        or TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step != steps
+    ):
+        return None
+    recipe = read_json(Path(output_dir) / RECIPE)
+    return recipe if recipe.get("steps") == steps else {}

@@ -33,7 +33,7 @@ from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, half_precision_share, require_matches, trainable_table
 from .recipe import COMPANIONS, training_recipe
-from .resuming import check_output_folder, find_checkpoint
+from .resuming import check_output_folder, find_checkpoint, finished_recipe
 from .run_data import load_run_data
 from .run_settings import RunSettings, check_fixed, fixed_settings, other_settings, warn_of_others
 from .signals import SaveOnSignal
@@ -130,11 +130,18 @@ def train(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; resume with "
             "--resume_from_checkpoint last"
         )
+    metrics = dict(result.metrics)
     evaluated, truncated = evaluate(trainer, data)
+    earlier = finished_recipe(arguments.output_dir, checkpoint, trainer.state.global_step)
+    if earlier is not None:  # no step was trained, so that the loss is 0
+        metrics = {name: value for name, value in metrics.items() if name.endswith("_seen")} | earlier.get(
+            "metrics", {}
+        )
+        truncated = earlier.get("truncated", {}) | truncated
     if truncated and trainer.is_world_process_zero():
         numbers = ", ".join(f"{count:,} for {use}" for use, count in truncated.items())
         print(f"Truncated samples, to max_length={data_arguments.max_length}: {numbers}.", flush=True)
-    metrics = result.metrics | evaluated
+    metrics |= evaluated
     recipe = training_recipe(trainer, model_arguments, lora_arguments, teacher_arguments, data, throughput, metrics)
     recipe |= {"truncated": truncated} if truncated else {}
     save(trainer, model_arguments, recipe, metrics)
