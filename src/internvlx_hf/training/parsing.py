@@ -1,0 +1,167 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Reading settings from a configuration file and from flags."""
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+# the training settings that the help lists first; most others are those of transformers
+_LISTED_FIRST = (
+    "output_dir",
+    "stage",
+    "freeze",
+    "train",
+    "learning_rates",
+    "vision_drop_path_rate",
+    "resume_from_checkpoint",
+    "save_on_signal",
+)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Lists this package's settings before those of transformers, and one spelling of each."""
+
+    def add_arguments(self, actions) -> None:
+        super().add_arguments(sorted(actions, key=lambda action: (*_LISTED_FIRST, action.dest).index(action.dest)))
+
+    def _format_action_invocation(self, action) -> str:
+        if len(action.option_strings) < 2 or action.dest == "help":
+            return super()._format_action_invocation(action)
+        values = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
+        return f"{action.option_strings[0]} {values}".rstrip()
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "internvlx train") -> tuple:
+    """Read a configuration file and flags.
+
+    Args:
+        arguments: an optional first YAML or JSON file, then flags `--name value`, which override the file.
+        types: dataclasses whose fields are the settings.
+        prog: name of the command in its help.
+
+    Returns:
+        An object of each type.
+
+    Raises:
+        ValueError: if a setting does not exist (the message suggests the nearest one), or a value has the wrong type.
+        OSError: if the file cannot be read.
+    """
+    parser = _Parser(
+        types,  # type: ignore[arg-type]
+        prog=prog,
+        usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    if arguments and not arguments[0].startswith("-"):
+        _set_defaults(parser, _read_settings(Path(arguments[0])), arguments[0])
+        arguments = arguments[1:]
+    *objects, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(_unknown_setting(unknown[0].split("=")[0].lstrip("-"), parser, "the command line"))
+    return tuple(objects)
+
+
+class _Loader(yaml.SafeLoader):
+    """A YAML loader that refuses a name that occurs twice in a mapping, of which PyYAML keeps the last value."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                mark = key.start_mark
+                raise ValueError(
+                    f"{mark.name}, line {mark.line + 1}: `{key.value}` is set twice, expected each name once."
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        with path.open(encoding="utf-8") as file:
+            settings = yaml.load(file, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {type(settings).__name__}, expected settings by name.")
+    return settings
+
+
+def _set_defaults(parser: argparse.ArgumentParser, settings: dict, source: str) -> None:
+    """Make a file's settings the parser's defaults. Numbers are passed as text, so that flags and file are read alike."""
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    for name, value in settings.items():
+        if name not in actions:
+            raise ValueError(_unknown_setting(name, parser, source))
+        action = actions[name]
+        action.required = False
+        if action.choices is not None and str(value) not in map(str, action.choices):
+            choices = ", ".join(map(str, action.choices))
+            raise ValueError(f"{source} sets `{name}` to {value!r}, expected one of {choices}.")
+        parser.set_defaults(**{name: _default(action, value)})
+
+
+def _default(action: argparse.Action, value):
+    """A value as the parser expects it: text if it converts text, a list if it takes several values."""
+    if value is None:
+        return None
+    if action.nargs == "+":
+        return value if isinstance(value, list) else [value]
+    if action.type in (int, float) or (action.type is string_to_bool and not isinstance(value, bool)):
+        return str(value)
+    return value
+
+
+# names of settings in other trainers and InternVL's scripts -> their names here, if these are too different to be matched
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size",
+    "bs": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "scheduler": "lr_scheduler_type",
+    "model": "model_name_or_path",
+    "data": "train_data",
+    "dataset": "train_data",
+    "meta_path": "train_data",
+    "out": "output_dir",
+    "lora": "lora_rank",
+    "lora_r": "lora_rank",
+    "use_llm_lora": "lora_rank",
+    "use_backbone_lora": "lora_vision",
+    "max_seq_length": "max_length",
+    "max_dynamic_patch": "max_patches",
+    "drop_path_rate": "vision_drop_path_rate",
+    "min_dynamic_patch": "min_patches",
+    "resume": "resume_from_checkpoint",
+    "workers": "dataloader_num_workers",
+}
+
+
+def _unknown_setting(name: str, parser: argparse.ArgumentParser, source: str) -> str:
+    nearest = _nearest(name.replace("-", "_").lower(), {action.dest for action in parser._actions})
+    hint = f" Did you mean `{nearest}`?" if nearest else ""
+    return f"There is no setting `{name}`, which {source} gives.{hint}"
+
+
+def _nearest(name: str, known: set[str]) -> str | None:
+    names = {dest: dest for dest in sorted(known)} | {
+        other: dest for other, dest in _OTHER_NAMES.items() if dest in known
+    }
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return names[near[0]] if near else None
