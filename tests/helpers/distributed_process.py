@@ -4,7 +4,9 @@ Accelerate drives FSDP and DeepSpeed on accelerators only. Here its own function
 engine trains it, with the settings that the launcher made of the configuration; only the Trainer is left out.
 """
 
+import faulthandler
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -332,4 +334,9 @@ def main(task: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     main(*sys.argv[1:])
+    # without the end of Python, at which threads of gloo that still hold tensors may abort the process (pytorch/pytorch#190489)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

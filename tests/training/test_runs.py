@@ -387,6 +387,26 @@ def test_the_module_is_the_command(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("status", "inherited", "open_after"), [(0, False, False), (1, False, True), (0, True, True)])
+def test_the_module_ends_the_process_group_of_a_training_that_ended_well(status, inherited, open_after, monkeypatch):
+    """Others may be in the middle of an exchange when a training fails; a group that was there before is not its own."""
+
+    def start() -> None:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+    monkeypatch.setattr("internvlx_hf.cli.main", lambda arguments: status if inherited else start() or status)
+    monkeypatch.setattr(sys, "argv", ["training", "run.yaml"])
+    if inherited:
+        start()
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("internvlx_hf.training", run_name="__main__")
+        assert (end.value.code, torch.distributed.is_initialized()) == (status, open_after)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def test_a_plain_trainer_needs_the_collator_and_nothing_else(tmp_path):
     save_checkpoint(tmp_path / "base", **RANDOM)
     dataset = load_dataset("json", data_files=str(write_data(tmp_path / "data")), split="train")
