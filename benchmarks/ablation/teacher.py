@@ -52,7 +52,7 @@ class Plan:
 
     schedule: Schedule = field(default_factory=Schedule)
     checkpoints: tuple[int, ...] = (0, 25, 50, 100, 200, 400, 800)
-    rate: float = 1e-3
+    rate: float = 5e-4
     weight: float = 0.5
     temperature: float = 1.0
 
