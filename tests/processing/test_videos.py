@@ -138,6 +138,9 @@ def test_a_file_gives_eight_frames_unless_a_call_or_the_processor_says_otherwise
     assert sampled(num_frames=99) == sampled(do_sample_frames=False) == list(range(24))
     plain.num_frames = 3
     assert sampled() == [4, 12, 20]
+    plain.do_sample_frames = False
+    assert sampled() == sampled(num_frames=2, do_sample_frames=False) == list(range(24))
+    assert sampled(num_frames=2) == [6, 18]
 
 
 def frame_numbers_of(plain, video, **kwargs) -> list[int]:

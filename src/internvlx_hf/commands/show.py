@@ -90,8 +90,6 @@ def _show_video(options: argparse.Namespace) -> str:
     setup = choose_setup(options)
     video_processor = load_video_processor(options.model)
     sampling = {"num_frames": options.num_frames, "fps": options.fps}
-    if any(value is not None for value in sampling.values()):
-        sampling["do_sample_frames"] = True  # whatever the checkpoint says
     tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
     try:
         figure, cost = draw_frames(options.image, setup, video_processor=video_processor, **tokens, **sampling)

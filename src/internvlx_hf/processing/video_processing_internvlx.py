@@ -35,7 +35,7 @@ class InternVLXVideoProcessorKwargs(VideosKwargs, total=False):
         Largest number of frames sampled by `fps`. A video with more frames for another reason is refused.
     do_sample_frames (`bool`, *optional*):
         `True`: sample every video. `False`: take all frames. By default, files are sampled, and all frames of a list or an
-        array are taken unless the call sets `num_frames` or `fps`.
+        array are taken. A call that sets `num_frames` or `fps` samples unless it sets `do_sample_frames=False` too.
     frame_label (`str`, *optional*, defaults to `"Frame{}: "`):
         Text in front of each frame in the prompt. `{}` becomes the frame's number.
     resize_backend (`str`, *optional*, defaults to `"torch"`), do_exif_transpose, alpha:
@@ -150,13 +150,13 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
         kwargs = {name: value for name, value in (kwargs or {}).items() if value is not None}
         num_frames, fps, min_frames, max_frames = self._sampling(kwargs)
         call_samples = "num_frames" in kwargs or "fps" in kwargs
-        do_sample = kwargs.get("do_sample_frames", self.do_sample_frames)
+        do_sample = kwargs.get("do_sample_frames", call_samples or self.do_sample_frames)
         metadata = _metadata(kwargs.get("video_metadata"), videos)
         chosen = []
         for video, known in zip(videos, metadata, strict=True):
             if video.fps is None and known.get("fps"):
                 video.fps = float(known["fps"])
-            if do_sample or (do_sample is None and (call_samples or not video.is_sampled)):
+            if do_sample or (do_sample is None and not video.is_sampled):
                 indices = sampled_indices(video, num_frames, fps, min_frames, max_frames)
             else:
                 indices = list(range(video.num_frames))
