@@ -335,6 +335,8 @@ def test_evaluation_returns_the_mean_loss_without_other_logits(tmp_path):
         ({"model_name_or_path": "old"}, r"old is a model of type 'internvl_chat'.* internvlx convert .*old OUT"),
         ({"model_name_or_path": "damaged"}, r"damaged lacks 1 weights, model.lvtc.hr_projector"),
         ({"model_name_or_path": "nowhere"}, r"nowhere"),
+        ({"model_revision": "v2"}, r"revision='v2' is one of a repository on the Hub, but .* is a folder here"),
+        ({"teacher": "base", "teacher_revision": "v2"}, r"revision='v2' .*, but .*base is a folder here"),
         ({"train_data": "nowhere.json"}, r"nowhere.json"),
         ({"min_patches": 5, "max_patches": 2}, r"min_patches"),
         pytest.param(

@@ -34,12 +34,9 @@ def find_source(source: str | Path, revision: str | None = None, patterns: Itera
         FileNotFoundError: if there is no such folder and no such repository on the Hub.
         ValueError: if a revision of a folder is given.
     """
+    refuse_revision_of_folder(source, revision)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if revision is not None:
-            raise ValueError(
-                f"revision={revision!r} is one of a repository on the Hub, but {source} is a folder here. Leave it out."
-            )
         return folder
     if not is_hub_id(str(source)):
         raise FileNotFoundError(
@@ -51,6 +48,17 @@ def find_source(source: str | Path, revision: str | None = None, patterns: Itera
         raise FileNotFoundError(
             f"{source} is not a local folder, and downloading it from the Hub failed: {error}"
         ) from error
+
+
+def refuse_revision_of_folder(source: str | Path, revision: str | None) -> None:
+    """
+    Raises:
+        ValueError: if a revision of a folder is given.
+    """
+    if revision is not None and Path(source).expanduser().is_dir():
+        raise ValueError(
+            f"revision={revision!r} is one of a repository on the Hub, but {source} is a folder here. Leave it out."
+        )
 
 
 def is_hub_id(name: str | None, needs_owner: bool = True) -> TypeGuard[str]:

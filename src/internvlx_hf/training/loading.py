@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ..checkpoints.folders import check_links
+from ..checkpoints.folders import check_links, refuse_revision_of_folder
 from ..checkpoints.weights import weight_files
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
@@ -19,9 +19,11 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None, conv
         convert: options of the conversion that an error suggests.
 
     Raises:
-        ValueError: if the model has another type, weights are missing, or a link leads out of the checkpoint's folder.
+        ValueError: if the model has another type, weights are missing, a link leads out of the checkpoint's folder, or a revision
+            of a folder is given.
         OSError: if there is no such checkpoint.
     """
+    refuse_revision_of_folder(name_or_path, revision)
     try:
         config, _ = PretrainedConfig.get_config_dict(name_or_path, revision=revision)
     except OSError as error:
