@@ -1,5 +1,6 @@
 """`internvlx chat`: one answer, a conversation, a file of answers."""
 
+import copy
 import io
 import json
 import shutil
@@ -167,7 +168,9 @@ def test_new_settings_with_as_many_tiles_read_them_again(answerer):
 
 def test_all_images_of_a_conversation_share_its_budget(answerer, capfd):
     tokens = answerer.model.config.image_seq_length
-    session = Session(Answerer(answerer.model, answerer.processor, {"max_image_tokens": 4 * tokens}), generation=NEW)
+    processor = copy.copy(answerer.processor)
+    processor.max_image_tokens = 5 * tokens
+    session = Session(Answerer(answerer.model, processor, {"max_image_tokens": 4 * tokens}), generation=NEW)
     loop = ChatLoop(session)
     assert session.ask("What is it?", (image(70, 40),)).tiles == 3
     for tiles in (1, 3):  # the last of equal images gives up tiles; then the first does, and all are read again
@@ -186,6 +189,9 @@ def test_all_images_of_a_conversation_share_its_budget(answerer, capfd):
     with pytest.raises(ValueError, match="4 images take at least"):
         session.ask("And this?", (image(40, 70),))
     assert len(session.images) == 3
+    loop.handle("/budget none")
+    assert capfd.readouterr().err == "no budget\n"
+    assert session.ask("And this?", (image(40, 70),)).tiles == 12  # of all four, which are read again
 
 
 def test_a_turn_that_fails_is_not_kept(answerer):

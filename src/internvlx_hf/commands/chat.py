@@ -26,7 +26,7 @@ HELP = """\
 /video PATH      add a video (a file, a URL or a folder of frames)
 /slicing [NAME [MAX_PATCHES]]
                  change the slicing of images into tiles: {strategies}
-/budget [TOKENS] change how many visual tokens all images and frames of the conversation share
+/budget [TOKENS] change how many visual tokens all images and frames of the conversation share (none: no budget)
 /cost            show the images' cost, also under other slicing strategies
 /reset           forget the conversation
 /help            show these lines
@@ -278,10 +278,12 @@ class ChatLoop:
 
     def set_budget(self, tokens: str) -> None:
         answerer = self.session.answerer
-        if tokens and not tokens.isdecimal():
-            raise ValueError(f"/budget {tokens!r}, expected a number of visual tokens")
+        if tokens and tokens != "none" and not tokens.isdecimal():
+            raise ValueError(f"/budget {tokens!r}, expected a number of visual tokens or none")
         if tokens:
-            answerer.update_images_kwargs(max_image_tokens=int(tokens))
+            answerer.update_images_kwargs(max_image_tokens=None if tokens == "none" else int(tokens))
+        if tokens == "none":
+            answerer.processor.max_image_tokens = None  # the checkpoint's
         budget = answerer.max_image_tokens
         _say("no budget" if budget is None else f"at most {budget:,} visual tokens in the conversation")
 
