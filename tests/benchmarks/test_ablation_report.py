@@ -265,33 +265,22 @@ def test_the_page_of_a_complete_study_has_all_rows_claims_and_plots(tmp_path):
     assert all(f"]({picture}.png)" in text for picture in pictures)
 
 
-@pytest.fixture(params=["ablation", "families"])
-def published(request):
-    """A folder of published results."""
-    import records
-
-    folder = RESULTS.with_name(request.param)
-    if not (folder / records.RUNS).exists():
-        pytest.skip("the study has not been run with these settings")
-    return folder
-
-
-def test_the_published_runs_are_those_of_the_settings_of_now(published):
+def test_the_published_runs_are_those_of_the_settings_of_now():
     import records
     import settings
 
-    results = records.load_results(published / records.RUNS)
+    results = records.load_results(RESULTS / records.RUNS)
     known = {results.key(configuration) for group in settings.GROUPS.values() for configuration in group.values()}
     assert set(results.rows) <= known
     assert all(run["base"] == run["seed"] % settings.BASES for runs in results.rows.values() for run in runs)
 
 
-def test_the_published_page_is_what_the_runs_give(published):
+def test_the_published_page_is_what_the_runs_give():
     import records
     import report
 
-    results = records.load_results(published / records.RUNS)
-    page = (published / "README.md").read_text(encoding="utf-8")
+    results = records.load_results(RESULTS / records.RUNS)
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
     groups, found = report.finished(results), report.find(results)
     assert report.progress(results, groups) in page
     for group in groups:
