@@ -106,6 +106,42 @@ def draw_claims(findings: dict[str, list[Finding]], titles: dict[str, str], path
         _save(figure, path)
 
 
+def draw_recovery(runs: dict[str, list[dict]], upgrades: Iterable[str], recovered: float, path: Path) -> None:
+    """A panel per upgrade: accuracy over steps, with and without a teacher, and the share `recovered` of the source's."""
+    runs = {row: found for row, found in runs.items() if found}
+    upgrades = [name for name in upgrades if any(row.split(", ")[0] == name for row in runs)]
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(upgrades), figsize=(3.6 * len(upgrades) + 1, 3.6), squeeze=False)
+        for axes, upgrade in zip(panels[0], upgrades, strict=True):
+            _recovery_panel(
+                axes, {row: found for row, found in runs.items() if row.split(", ")[0] == upgrade}, recovered
+            )
+            axes.set_title(upgrade)
+        panels[0][0].set_ylabel(ACCURACY)
+        figure.tight_layout()
+        _save(figure, path)
+
+
+def _recovery_panel(axes, runs: dict[str, list[dict]], recovered: float) -> None:
+    heights = []
+    for row, found in runs.items():
+        steps, how = list(found[0]["accuracy"]), row.split(", ")[1:]
+        known = [interval([100 * record["accuracy"][step] for record in found]) for step in steps]
+        style = {"color": ORANGE if "warm" in how else BLUE, "linestyle": "-" if "teacher" in how else "--"}
+        axes.plot([k.mean for k in known], marker="o", markersize=3, label=", ".join(how) or "no teacher", **style)
+        if len(found) > 1:
+            low, high = ([k.mean + sign * k.half_width for k in known] for sign in (-1, 1))
+            axes.fill_between(range(len(steps)), low, high, color=style["color"], alpha=0.12, linewidth=0)
+        enough = 100 * recovered * mean(found, "source_accuracy")
+        heights += [enough, *(k.mean for k in known)]
+    axes.axhline(enough, color=INK, linestyle=":", linewidth=1.2)
+    axes.annotate(f"{100 * recovered:g} % of the source", (0, enough), (2, 3), textcoords="offset points")
+    axes.set_xticks(range(len(steps)), steps)
+    axes.set_ylim(0, 1.12 * max(heights))
+    axes.set_xlabel("steps")
+    axes.legend(loc="lower right", fontsize=8)
+
+
 def draw_finding(axes, y: float, finding: Finding) -> None:
     known, colour = finding.interval, VERDICT_COLOURS.get(str(finding.verdict), "#afb8c1")
     assert known is not None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from plots import draw_recovery
 from records import Records
 from settings import ATTRIBUTION, BASES, OPTIMISER, QUICK, TILE, Configuration, Schedule
 from task import BLOCK, Collator, Sample, build_processor, cached_samples
@@ -320,6 +321,7 @@ def report(runs: dict[str, list[dict]], plan: Plan) -> str:
         rows.append([*cells, recovery_text(records, plan)])
     state = "" if seeds else " **The study has not been run.**"
     hours = sum(record["cpu_seconds"] for records in runs.values() for record in records) / 3600
+    picture = f"\n![Accuracy over steps, with and without a teacher]({RESULTS.stem}.png)\n" if runs else ""
     header = ["upgrade", "seeds", "source", *(f"step {step}" for step in plan.checkpoints), "steps to 99 %"]
     return f"""\
 # The way back to quality, in miniature
@@ -328,12 +330,13 @@ def report(runs: dict[str, list[dict]], plan: Plan) -> str:
 
 Accuracy in percent on {plan.schedule.test_pages} test pages of handwritten digits, mean and 95 % interval over seeds. A trained
 pixel-shuffle model with 16 tokens per tile (for `edge`: 4, trained on the tiles of `ratio`) is converted, then trained on new
-pages (PVTC: 4 digits each, LVTC: 16, `edge`: 6 to 48 on one tile or several) with all parameters: {plan.steps} steps of {plan.schedule.batch} pages, AdamW at {plan.rate:g} after the warm-up, constant. `paper` and `warm` are
-the starts of `internvlx convert --init`. With a teacher: the source itself, w = {plan.weight:g}, T = {plan.temperature:g}; without: the pages' answers
-alone. *Steps to 99 %*: the median over seeds of the first measured step from which accuracy stays at 99 % of the source's.
+pages (PVTC: 4 digits each, LVTC: 16, `edge`: 6 to 48 on one tile or several) with all parameters: {plan.steps} steps of
+{plan.schedule.batch} pages, AdamW at {plan.rate:g} after the warm-up, constant. `paper` and `warm` are the starts of
+`internvlx convert --init`. With a teacher: the source itself, w = {plan.weight:g}, T = {plan.temperature:g}; without: the pages' answers alone.
+*Steps to 99 %*: the median over seeds of the first measured step from which accuracy stays at 99 % of the source's.
 
 {markdown(header, rows)}
-
+{picture}
 ## Claims
 
 About the accuracy after {CLAIM_STEP} steps, by [the rules of the studies](../evidence/RULES.md).
@@ -394,6 +397,9 @@ def main() -> None:
         results.parent.mkdir(parents=True, exist_ok=True)
         if runs:
             finished.save(results.with_suffix(".json"))
+            draw_recovery(
+                runs, dict.fromkeys(row.split(", ")[0] for row in ROWS), RECOVERED, results.with_suffix(".png")
+            )
         results.write_text(report(runs, plan), encoding="utf-8")
         print(results)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmark_scripts import ABLATION, importable
 from paths import ROOT
@@ -51,8 +52,9 @@ def test_a_recovery_lasts(study):
     assert study.recovery_text([record(0, [0.5] * 7)] * 2, study.Plan()) == "more than 800 (0 of 2 within 800)"
 
 
-def test_the_page_says_how_much_of_the_study_has_run(study):
+def test_the_page_says_how_much_of_the_study_has_run(study, tmp_path):
     plan = study.Plan()
+    assert ".png" not in study.report({}, plan)
     assert "**The study has not been run.**" in study.report({}, plan)
     assert "| edge, teacher | 0 of 8 |" in study.report({}, plan)
     rows = ("PVTC 16x, warm", "PVTC 16x, warm, teacher")
@@ -66,6 +68,10 @@ def test_the_page_says_how_much_of_the_study_has_run(study):
     assert "| PVTC 16x, warm, teacher | 8 of 8 | 90.0 ± 0.0 | 10.0 ± 0.0 | 20.0 ± 0.0 |" in page
     assert "| PVTC 16x, warm: a teacher helps | appears |  | +20.0 [+20.0, +20.0] |" in page
     assert "| edge: a teacher helps | 0 of 8 seeds |" in page
+    assert "](teacher.png)" in page
+    study.draw_recovery(runs, ["PVTC 16x", "edge"], study.RECOVERED, tmp_path / "teacher.png")
+    with Image.open(tmp_path / "teacher.png") as picture:
+        assert picture.width < 800  # one panel: `edge` has no run
     assert (ROOT / "benchmarks" / "results" / "teacher.md").read_text().startswith(page.split("\n")[0])
 
 
