@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.utils import is_flash_attn_2_available
 
+from card_reports import REPORT
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
+from internvlx_hf.hub.model_card import write_card
 from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training.merge import merge_adapter
 from internvlx_hf.training.signals import SaveOnSignal
 from internvlx_hf.training.trainer import InternVLXTrainer, frozen_tower
 from tiny import LVTC, tiny_model
@@ -90,6 +94,25 @@ def test_the_table_is_printed_and_the_record_is_kept(stage_one, tmp_path, capsys
     assert str(stage_one) not in (stage_one / "out" / "training_recipe.json").read_text()
     assert "model.multi_modal_projector" in (stage_one / "out" / "README.md").read_text()
     assert InternVLXProcessor.from_pretrained(tmp_path / "out").image_processor.max_patches == 2
+
+
+@pytest.mark.slow
+def test_a_second_training_remembers_what_the_first_trained(stage_one, tmp_path):
+    """A projector that was trained in stage one and is frozen in stage two counts as trained, also after LoRA and a merge."""
+    base = shutil.copytree(stage_one / "out", tmp_path / "base")
+    (base / "conversion_report.json").write_text(json.dumps(REPORT))
+    projectors = ["model.lvtc", "model.multi_modal_projector"]
+    common = {"model_name_or_path": str(base), "max_steps": 1}
+    run(tmp_path, **common, output_dir=str(tmp_path / "frozen"), stage=2, freeze=projectors)
+    run(tmp_path, **common, output_dir=str(tmp_path / "lora"), lora_rank=2)
+    merge_adapter(tmp_path / "lora", tmp_path / "merged")
+    for name in ("frozen", "merged"):
+        recipe = json.loads((tmp_path / name / "training_recipe.json").read_text())
+        assert recipe["trained_before"] == sorted(projectors)
+        assert name == "merged" or not {*projectors} & {*recipe["trained_modules"]}
+        assert "Not trained yet" not in write_card(tmp_path / name).text
+    (base / "training_recipe.json").unlink()
+    assert "Not trained yet" in write_card(base).text
 
 
 LOAD = """

@@ -55,6 +55,7 @@ RECIPE_FIELDS = {
     "data?": DATA,
     "evaluation_data?": DATA,
     "trained_modules?": {str: int},
+    "trained_before?": [str],
     "settings?": {},
     "metrics?": {},
     "steps?": NUMBER,
@@ -175,9 +176,15 @@ class CardFacts:
     @property
     def untrained_modules(self) -> list[str]:
         """Modules that a conversion added and that have not been trained since."""
-        recipe = {} if self.was_trained_before else self.recipe
-        trained = tuple(f"{name}." for name in recipe.get("trained_modules", {}))
+        trained = tuple(f"{name}." for name in self.trained_since)
         return [name for name in self.report.get("untrained_modules", []) if not f"{name}.".startswith(trained)]
+
+    @property
+    def trained_since(self) -> set[str]:
+        """Modules that trainings since the conversion have trained."""
+        if self.was_trained_before:
+            return set()
+        return {*self.recipe.get("trained_modules", {}), *self.recipe.get("trained_before", [])}
 
     @property
     def start(self) -> str | None:

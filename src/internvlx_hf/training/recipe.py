@@ -3,10 +3,12 @@
 
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
 from .. import __version__
 from ..checkpoints.folders import source_name
 from ..checkpoints.names import LICENCES, REPORT
+from ..hub.model_card import CardFacts
 from .arguments import LoraArguments, ModelArguments, TeacherArguments
 from .metrics import ThroughputCallback
 from .parameters import part_sizes
@@ -91,6 +93,16 @@ def training_recipe(
         "metrics": {name: value for name, value in metrics.items() if not name.endswith("_seen")},
         "versions": {"internvlx_hf": __version__} | {name: version(name) for name in PACKAGES},
     }
+
+
+def modules_trained_before(base: str) -> list[str]:
+    """Modules that earlier trainings, since its conversion, trained of the model in a folder.
+
+    Raises:
+        ValueError: if one of its records is damaged.
+    """
+    folder = Path(base).expanduser()
+    return sorted(CardFacts(folder).trained_since) if folder.is_dir() else []
 
 
 def _plain(value):

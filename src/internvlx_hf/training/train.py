@@ -32,7 +32,7 @@ from .loading import check_model_type, load_model, load_processor
 from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, half_precision_share, require_matches, trainable_table
-from .recipe import COMPANIONS, training_recipe
+from .recipe import COMPANIONS, modules_trained_before, training_recipe
 from .resuming import check_output_folder, find_checkpoint, finished_recipe
 from .run_data import load_run_data
 from .run_settings import RunSettings, check_fixed, fixed_settings, other_settings, warn_of_others
@@ -70,6 +70,7 @@ def train(
     config = InternVLXConfig.from_dict(
         check_model_type(model_arguments.model_name_or_path, model_arguments.model_revision)
     )
+    trained_before = modules_trained_before(model_arguments.model_name_or_path)
     settings = fixed_settings(arguments, lora_arguments, check_names(config, lora_arguments, arguments))
     if checkpoint is not None:
         check_fixed(checkpoint, settings)
@@ -144,6 +145,7 @@ def train(
     metrics |= evaluated
     recipe = training_recipe(trainer, model_arguments, lora_arguments, teacher_arguments, data, throughput, metrics)
     recipe |= {"truncated": truncated} if truncated else {}
+    recipe |= {"trained_before": trained_before} if trained_before else {}
     save(trainer, model_arguments, recipe, metrics)
     return trainer
 
