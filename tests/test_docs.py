@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark_scripts import importable
 from internvlx_hf.cli import COMMANDS
 from paths import ROOT
 
@@ -91,6 +92,21 @@ def test_what_an_upgrade_takes_is_what_was_computed():
         return [tuple(cell.strip() for cell in row.split("|")) for row in cells]
 
     assert rows("docs/upgrade-in-an-afternoon.md") == rows("benchmarks/results/upgrade.md") != []
+
+
+def test_how_much_training_an_upgrade_takes_is_what_the_miniature_measured():
+    with importable():
+        from evidence.tables import read_tables
+
+        def rows(path):
+            tables = read_tables((ROOT / path).read_text(encoding="utf-8"))
+            return {row["upgrade"]: row for row in tables if "steps to 99 %" in row}
+
+        said, measured = rows("docs/upgrade-in-an-afternoon.md"), rows("benchmarks/results/teacher.md")
+    assert said.keys() == measured.keys()
+    for upgrade, row in said.items():
+        assert row.items() <= measured[upgrade].items()
+        assert measured[upgrade]["seeds"] == "8 of 8"
 
 
 def test_everything_public_is_documented():
