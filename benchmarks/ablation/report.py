@@ -5,8 +5,11 @@ from pathlib import Path
 
 from claims import CLAIMS, SEEDS, seeds_of
 from estimates import accuracies, difference, mean, scores, thread_seconds
+from evidence import experiments
 from evidence.claims import ABOVE, Finding, adjust, judge
+from evidence.intervals import Interval
 from evidence.tables import bracketed, findings_table, markdown, plus_minus, read_tables, summary, verdict
+from experiments import EXPERIMENTS
 from hyperparameters import hyperparameters
 from plots import PLOTS, draw, draw_claims
 from records import BASES_FILE, RUNS, Results, load_results
@@ -22,6 +25,7 @@ TITLES = {
     "figure7": "Figure 7: projectors and baselines at 64x, 16x and 4x compression",
     "k_curve": "Figure 8, right: the layer k at which tokens are expanded, or merged",
     "figure8": "Figure 8, left: LVTC's M₁ and M₂",
+    "longer": "Rows of Tables 2 and 5 with three times the steps",
     "families": "Other families: the three methods in a LLaVA, and with a tower without CLS token",
 }
 # rows of the attribution, and what bench_end_to_end.py calls them
@@ -181,6 +185,17 @@ def gain_of(results: Results, findings: list[Finding], family: str, name: str) -
     return ", ".join([bracketed(known) if known else "", *(verdict(finding) for finding in claimed)])
 
 
+def experiments_table(results: Results, findings: dict[str, list[Finding]], groups: list[str]) -> str:
+    """The claims of `groups` that do not appear, with the experiments whose rows are in `groups`."""
+
+    def compare(better: tuple[str, str], worse: tuple[str, str]) -> Interval | None:
+        if not {better[0], worse[0]} <= set(groups):
+            return None
+        return difference(*(results.of(GROUPS[group][row]) for group, row in (better, worse)))
+
+    return experiments.experiments_table({name: findings.get(name, []) for name in groups}, EXPERIMENTS, compare)
+
+
 def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]], measured: str = "") -> str:
     """The text of the page. `measured` is the end-to-end benchmark's page."""
     groups = finished(results)
@@ -193,6 +208,8 @@ def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]]
         summary(every),
     ]
     parts += ["![The difference that each claim is about, with its interval](claims.png)", READING]
+    if any(finding.is_complete for finding in every):
+        parts += ["## Where a claim does not appear", experiments.TEXT, experiments_table(results, findings, groups)]
     if "attribution" in groups and results.group(GROUPS["attribution"]):
         parts += ["## Attribution: each method alone and together", attribution(results, measured)]
         parts.append(ATTRIBUTION + (f" {MEASUREMENT}" if measured else ""))

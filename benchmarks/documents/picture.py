@@ -17,7 +17,7 @@ from settings import FINE_WINDOW, GRID, GROUPS, TILE, WINDOW
 PICTURE = "pages.png"
 SEED = 0  # the runs whose answers are shown
 SHOWN = {"N": "pixel shuffle", "PVTC": "PVTC", "LVTC": "LVTC", "4N": "pixel shuffle"}
-PAGES = 3
+PAGES = 4
 RED, GREY, BLACK = "#d1242f", "#6e7781", "#1f2328"
 WIDE = 20  # letters per line of an answer
 
@@ -35,22 +35,22 @@ def draw(runs: Runs, cache: Path, path: Path) -> bool:
     figure, axes = plt.subplots(
         len(chosen),
         1 + len(SHOWN),
-        figsize=(13, 2.35 * len(chosen) + 0.75),
+        figsize=(12, 1.4 * len(chosen) + 0.75),
         squeeze=False,
-        width_ratios=[1.05, *[1.2] * len(SHOWN)],
+        width_ratios=[0.65, *[1.2] * len(SHOWN)],
     )
     for line, number in enumerate(chosen):
         axes[line][0].imshow(pages[number].image, interpolation="nearest")
         axes[line][0].axis("off")
         for column, name in enumerate(SHOWN, start=1):
             write(axes[line][column], pages[number].text.split(), answers[name]["read"][number].split())
-    axes[0][0].set_title(f"page, {TILE}×{TILE} pixels", fontsize=11, color=GREY, pad=16)
+    axes[0][0].set_title(f"page,\n{TILE}×{TILE} pixels", fontsize=11, color=GREY, pad=6)
     for column, (name, projector) in enumerate(SHOWN.items(), start=1):
         axes[0][column].set_title(
             f"{projector}, {tokens(name)}\n{shares[name]:.0f} % of the words right", fontsize=11, color=BLACK, pad=6
         )
     figure.subplots_adjust(
-        left=0.01, right=0.995, top=1 - 0.62 / figure.get_figheight(), bottom=0.01, wspace=0.06, hspace=0.06
+        left=0.01, right=0.995, top=1 - 0.62 / figure.get_figheight(), bottom=0.01, wspace=0.06, hspace=0.12
     )
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -102,5 +102,5 @@ def write(axes, truth: list[str], read: list[str]) -> None:
                 **box,
             )
             place += len(word) + 1
-    axes.set(xlim=(-0.5, WIDE + 1.5), ylim=(8, -0.3))
+    axes.set(xlim=(-0.5, WIDE + 1.5), ylim=(4, -0.3))
     axes.axis("off")

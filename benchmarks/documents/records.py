@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from claims import seeds_of
 from settings import BASES, GROUPS, SEEDS, BaseSchedule, Row, RunSchedule
 
 RUNS, BASES_FILE = "runs.json", "bases.json"
@@ -27,7 +28,7 @@ class Records:
     def add(self, row: Row, seed: int, result: dict) -> None:
         path = self.path(row, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"row": asdict(row), "seed": seed, "schedule": asdict(self.schedule), **result}
+        record = {"row": row.settings(), "seed": seed, "schedule": asdict(self.schedule), **result}
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(record), encoding="utf-8")
         unfinished.rename(path)
@@ -37,7 +38,8 @@ class Records:
         found: Runs = {}
         for group, rows in GROUPS.items():
             runs = {
-                name: [run for seed in range(SEEDS) if (run := self.find(row, seed))] for name, row in rows.items()
+                name: [run for seed in range(seeds_of(group, name)) if (run := self.find(row, seed))]
+                for name, row in rows.items()
             }
             found[group] = {name: records for name, records in runs.items() if records}
         return found
@@ -48,7 +50,8 @@ def planned(seeds: Sequence[int] = range(SEEDS)) -> Iterator[tuple[str, str, Row
     for seed in seeds:
         for group, rows in GROUPS.items():
             for name, row in rows.items():
-                yield group, name, row, seed
+                if seed < seeds_of(group, name):
+                    yield group, name, row, seed
 
 
 def save_runs(path: Path, runs: Runs) -> None:

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from claims import CLAIMS
+from claims import CLAIMS, EXPERIMENTS, seeds_of
 from corpus import PACKAGES, SHARES
+from evidence import experiments
 from evidence.claims import Finding, adjust, judge
-from evidence.intervals import Score
+from evidence.intervals import Interval, Score, interval, paired_differences
 from evidence.tables import findings_table, markdown, plus_minus, summary
 from language import KEPT_LAYERS
 from pages import FACES, LEADING, SIZES
@@ -15,7 +16,7 @@ from picture import PICTURE, draw
 from records import BASES_FILE, RUNS, Runs, load_runs
 from settings import BASES, FINE_WINDOW, GROUPS, PATCH, SEEDS, SHAPES, TILE, Row
 
-TITLES = {"one_tile": "Pages of one tile", "several_tiles": "Pages of one to six tiles"}
+TITLES = {"one_tile": "Pages of one tile", "several_tiles": "Pages of one to six tiles", "experiments": "Experiments"}
 HEADER = [
     "row", "words right, %", "letters right, %", "loss", "random words: words right, %", "another page shown: words right, %",
     "its loss", "tiles", "tokens", "tokens, last layers", "CPU min", "seeds",
@@ -38,10 +39,14 @@ def table(group: str, runs: dict[str, list[dict]]) -> str:
                 f"{tiles * tokens(row):.0f}",
                 f"{tiles * (tokens(row, FINE_WINDOW) if row.lvtc else tokens(row)):.0f}",
                 f"{fmean(thread_seconds(record) for record in records) / 60:.1f}",
-                str(SEEDS) if len(records) == SEEDS else f"{len(records)} of {SEEDS}",
+                seeds(len(records), seeds_of(group, name)),
             ]
         )
     return markdown(HEADER, lines)
+
+
+def seeds(finished: int, planned: int) -> str:
+    return str(finished) if finished == planned else f"{finished} of {planned}"
 
 
 def percent(records: list[dict], kind: str, measure: str) -> list[float]:
@@ -72,11 +77,21 @@ def scores(records: list[dict]) -> list[Score]:
 
 
 def progress(runs: Runs) -> str:
-    planned = SEEDS * sum(map(len, GROUPS.values()))
+    planned = sum(seeds_of(group, row) for group, rows in GROUPS.items() for row in rows)
     finished = sum(len(records) for rows in runs.values() for records in rows.values())
     if finished == planned:
-        return f"The study is complete: {finished} runs, {SEEDS} seeds of each row over {BASES} bases."
+        return f"The study is complete: {finished} runs over {BASES} bases."
     return f"**The study is not complete**: {finished} of {planned} runs are finished."
+
+
+def experiments_table(runs: Runs, findings: dict[str, list[Finding]]) -> str:
+    """The claims that do not appear, with their finished experiments."""
+
+    def compare(better: tuple[str, str], worse: tuple[str, str]) -> Interval | None:
+        found = paired_differences(*(scores(runs.get(group, {}).get(row, [])) for group, row in (better, worse)))
+        return interval([difference.value for difference in found]) if found else None
+
+    return experiments.experiments_table(findings, EXPERIMENTS, compare)
 
 
 def bases_table(bases: list[dict]) -> str:
@@ -167,10 +182,12 @@ def page(runs: Runs, bases: list[dict], findings: dict[str, list[Finding]], has_
     if has_picture:
         parts.append(f"![Pages that no training saw, and what the models read]({PICTURE})")
     parts += ["## The claims", summary(every)]
+    if experiments.not_appearing(findings):
+        parts += ["## Where a claim does not appear", experiments.TEXT, experiments_table(runs, findings)]
     for group, title in TITLES.items():
         parts += [f"## {title}", *([table(group, runs[group])] if runs.get(group) else ["No run is finished."])]
-        if any(finding.differences for finding in findings[group]):
-            parts.append(findings_table(finding for finding in findings[group] if finding.differences))
+        if found := [finding for finding in findings.get(group, []) if finding.differences]:
+            parts.append(findings_table(found))
     if bases:
         parts += ["## The bases", BASES_READ, bases_table(bases)]
     parts += ["## What it took", COSTS, costs(runs, bases), "## Settings", settings_table(runs)]

@@ -13,7 +13,7 @@ GRID = TILE // PATCH  # S
 WINDOW, FINE_WINDOW = 4, 2  # M of N and of 4N tokens
 MAX_TILES = 6  # as in the paper's Table 5
 QUESTION = "Read."
-SEEDS, BASES = 5, 2  # seed s starts from base s mod 2
+SEEDS, SEEDS_WITHOUT_CLAIM, BASES = 5, 3, 2  # seed s starts from base s mod 2
 ONE_TILE = (TILE, TILE)
 # the pages of one and more tiles, width and height in pixels, and their shares; letters have the same size on all
 SHAPES = {
@@ -28,10 +28,13 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Settings:
+    def settings(self) -> dict:
+        return asdict(self)
+
     @property
     def key(self) -> str:
         """A hash of all fields and of the pages' sizes, for names of files."""
-        settings = [asdict(self), TILE, PATCH, list(SHAPES.items())]
+        settings = [self.settings(), TILE, PATCH, list(SHAPES.items())]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -89,6 +92,11 @@ class Row(Settings):
     tile: int = TILE
     projector: dict = field(default_factory=lambda: {"projector_type": "pixel_shuffle"})
     lvtc: dict | None = None
+    times: int = 1  # a run takes this many times the schedule's steps
+
+    def settings(self) -> dict:
+        """All fields, but `times` only where it is not 1."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("times", 1)}
 
 
 PVTC = {"projector_type": "pvtc"}
@@ -108,7 +116,12 @@ SEVERAL_TILES_ROWS = {
     "edge": Row(True, "edge"),
     "PVTC + LVTC + edge": Row(True, "edge", projector=PVTC, lvtc=LVTC),
 }
-GROUPS = {"one_tile": ONE_TILE_ROWS, "several_tiles": SEVERAL_TILES_ROWS}
+# for claims that do not appear: rows with more steps, and with another layer at which tokens are expanded
+EXPERIMENT_ROWS = {
+    "LVTC, 3x steps": Row(lvtc=LVTC, times=3),
+    "LVTC at 1/2 of the layers": Row(lvtc=LVTC | {"expand_layer": 9}),
+}
+GROUPS = {"one_tile": ONE_TILE_ROWS, "several_tiles": SEVERAL_TILES_ROWS, "experiments": EXPERIMENT_ROWS}
 
 # the same code in seconds, with meaningless results
 QUICK_TOWER = TowerSchedule(steps=3, batch=2)

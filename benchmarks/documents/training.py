@@ -7,6 +7,7 @@ import resource
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,7 @@ def validate(trainer: WindowTrainer, paragraphs: list[str], schedule: BaseSchedu
 
 def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "test") -> dict:
     """Train and evaluate a row, and return its record."""
+    schedule = replace(schedule, steps=row.times * schedule.steps)
     base = make_base(cache, base_of(seed), schedule.base)
     paragraphs, work = load_corpus(cache), cache / f"run-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)

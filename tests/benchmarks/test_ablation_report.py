@@ -97,6 +97,39 @@ def test_every_group_has_a_title_and_every_row_of_the_attribution_its_case_of_th
         assert all(f'"{case}": Case(' in text for case in report.END_TO_END.values() if case != "InternVL")
 
 
+def test_experiments_are_about_claims_and_rows_that_there_are():
+    import claims
+    import experiments
+    import settings
+
+    known = {(group, claim.text) for group, found in claims.CLAIMS.items() for claim in found}
+    assert set(experiments.EXPERIMENTS) <= known
+    for comparisons in experiments.EXPERIMENTS.values():
+        assert all(row in settings.GROUPS[group] for each in comparisons for group, row in (each.better, each.worse))
+
+
+def test_below_a_claim_that_does_not_appear_stand_its_finished_experiments():
+    import report
+    import settings
+    from evidence.tables import read_tables
+
+    results = study()
+    for run in results.of(settings.TABLE_5["ratio"]):  # 1 % below "edge", by a little more or less
+        run["accuracy"]["all"] = 0.28 + run["seed"] % 3 / 1000
+    findings = report.find(results)
+    rows = list(read_tables(report.experiments_table(results, findings, ["table2", "table5", "longer"])))
+    place = next(number for number, row in enumerate(rows) if row["claim"] == "ratio above edge")
+    assert rows[place]["verdict"] == "the other way"
+    assert rows[place + 1] == {
+        "claim": "",
+        "what is changed": "schedule: three times the steps of stage 2",
+        "points, 95 % interval": "−1.0 [−1.0, −1.0]",
+        "verdict": "",
+    }
+    assert not rows[place + 2]["what is changed"]  # the groups of the others are not finished
+    assert "PVTC above pixel shuffle" not in {row["claim"] for row in rows}
+
+
 def test_an_unfinished_run_is_none_and_kept_runs_read_back_as_they_were(tmp_path):
     import records
     import settings

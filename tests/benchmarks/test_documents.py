@@ -166,15 +166,18 @@ def test_all_rows_of_a_seed_see_the_same_pages():
 
 
 def test_claims_are_about_rows_that_exist_and_a_stopped_study_is_balanced():
-    from claims import CLAIMS
+    from claims import CLAIMS, EXPERIMENTS
     from records import planned
     from settings import BASES, GROUPS, SEEDS
 
-    assert CLAIMS.keys() == GROUPS.keys()
+    assert [*CLAIMS, "experiments"] == list(GROUPS)
     for group, claims in CLAIMS.items():
         assert {row for claim in claims for row in claim.rows} == set(GROUPS[group])
+    assert set(EXPERIMENTS) <= {(group, claim.text) for group, claims in CLAIMS.items() for claim in claims}
+    for comparison in (comparison for found in EXPERIMENTS.values() for comparison in found):
+        assert all(row in GROUPS[group] for group, row in (comparison.better, comparison.worse))
     runs = list(planned())
-    assert len(runs) == SEEDS * sum(map(len, GROUPS.values()))
+    assert len(runs) == 55 + 3 * len(GROUPS["experiments"])
     assert [seed for *_, seed in runs] == sorted(seed for *_, seed in runs)
     assert BASES < SEEDS
 
@@ -244,7 +247,7 @@ def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys
         assert all(0 <= found["words"] <= 1 and found["loss"] > 0 for found in kinds)
         assert record["schedule"] == json.loads(json.dumps(asdict(QUICK)))
         assert {"seed", "base", "losses", "cpu_seconds", "peak_gigabytes", "versions"} <= record.keys()
-    assert "**The study is not complete**: 2 of 55 runs" in text
+    assert "**The study is not complete**: 2 of 61 runs" in text
     assert re.search(r"\| N, image downsampled \|.*\| 1.0 \| 4 \| 4 \|.*\| 1 of 5 \|", text)
     assert command("--report-only") in text
     assert "finished" in command("--plan")
@@ -253,9 +256,10 @@ def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys
 
 def test_a_complete_study_is_judged_and_drawn(tmp_path, monkeypatch):
     import report
+    from claims import seeds_of
     from lessons import evaluation_pages
     from records import BASES_FILE, RUNS, save_runs
-    from settings import GROUPS, SEEDS, RunSchedule
+    from settings import GROUPS, RunSchedule
 
     texts = SENTENCES * 20
     (tmp_path / "corpus.json").write_text(json.dumps({"test": texts}))
@@ -266,7 +270,7 @@ def test_a_complete_study_is_judged_and_drawn(tmp_path, monkeypatch):
         kinds = dict.fromkeys(("paragraphs", "random_words", "wrong_image"), found)
         costs = {"cpu_seconds": {"training": 300.0, "evaluation": 60.0}, "peak_gigabytes": 3.0}
         return {
-            "row": asdict(row),
+            "row": row.settings(),
             "seed": seed,
             "base": seed % 2,
             "schedule": asdict(RunSchedule()),
@@ -277,20 +281,28 @@ def test_a_complete_study_is_judged_and_drawn(tmp_path, monkeypatch):
 
     runs = {
         group: {
-            name: [finished(row, seed, 0.2 + 0.1 * place + 0.001 * seed * place) for seed in range(SEEDS)]
+            name: [
+                finished(row, seed, 0.2 + 0.1 * place + 0.001 * seed * place) for seed in range(seeds_of(group, name))
+            ]
             for place, (name, row) in enumerate(rows.items())
         }
         for group, rows in GROUPS.items()
     }
+    one_tile = runs["one_tile"]
+    one_tile["LVTC"], one_tile["4N"] = one_tile["4N"], one_tile["LVTC"]  # so that LVTC is below
     save_runs(tmp_path / RUNS, runs)
     (tmp_path / BASES_FILE).write_text("[]")
     text = report.write_report(tmp_path, tmp_path)
     assert (tmp_path / "README.md").read_text() == text
-    assert "The study is complete: 55 runs" in text
+    assert "The study is complete: 61 runs over 2 bases." in text
     assert re.search(r"\| more tokens are better: 4N above N \| appears \|", text)
     assert re.search(r"\| RVTC by edge only a little below all tiles \| the other way \|", text)
+    section = text.partition("## Where a claim does not appear")[2].partition("\n## ")[0]
+    experiments = "schedule: three times the steps", "method: expanded at half of the layers"
+    below = "\n".join(rf"\|  \| {words} \| −\d+\.\d \[.*\] \|  \|" for words in experiments)
+    assert re.search(rf"\| LVTC not below the dense 4N \|  \| .* \| the other way \|\n{below}\n\| ", section)
     assert (tmp_path / report.PICTURE).stat().st_size > 10_000
-    assert "5.50" in text  # thread-hours: 55 runs of 360 seconds
+    assert "6.10" in text  # thread-hours: 61 runs of 360 seconds
 
 
 def test_without_its_language_model_the_study_says_what_to_install(monkeypatch):
