@@ -16,7 +16,7 @@ from part_sources import save_language
 
 pytestmark = pytest.mark.any_transformers
 
-DOCUMENTS = FOLDER / "documents"
+DOCUMENTS, RESULTS = FOLDER / "documents", FOLDER / "results/documents"
 SENTENCES = [
     "The file is opened in text mode, and every line that is read ends with a newline, but for the last one.",
     "If the argument is not a number, an error is raised that names the value and what would have been right.",
@@ -303,6 +303,29 @@ def test_a_complete_study_is_judged_and_drawn(tmp_path, monkeypatch):
     assert re.search(rf"\| LVTC not below the dense 4N \|  \| .* \| the other way \|\n{below}\n\| ", section)
     assert (tmp_path / report.PICTURE).stat().st_size > 10_000
     assert "6.10" in text  # thread-hours: 61 runs of 360 seconds
+
+
+def test_the_published_page_is_what_the_runs_give():
+    import report
+    from records import BASES_FILE, RUNS, load_runs
+
+    runs, bases = load_runs(RESULTS / RUNS), json.loads((RESULTS / BASES_FILE).read_text(encoding="utf-8"))
+    page = report.page(runs, bases, report.find(runs), (RESULTS / report.PICTURE).exists())
+    assert (RESULTS / "README.md").read_text(encoding="utf-8") == page
+
+
+def test_the_published_runs_are_those_of_the_settings_of_now():
+    from records import RUNS, base_of, load_runs
+    from settings import GROUPS, RunSchedule
+
+    published = load_runs(RESULTS / RUNS)
+    assert published
+    for group, rows in published.items():
+        for name, records in rows.items():
+            for record in records:
+                assert {"times": 1} | record["row"] == asdict(GROUPS[group][name])
+                assert record["schedule"] == json.loads(json.dumps(asdict(RunSchedule())))
+                assert (record["split"], record["base"]) == ("test", base_of(record["seed"]))
 
 
 def test_without_its_language_model_the_study_says_what_to_install(monkeypatch):
