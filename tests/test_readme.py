@@ -54,19 +54,52 @@ def test_its_times_and_memory_are_those_of_the_end_to_end_benchmark():
     assert found == 12
 
 
-def test_its_accuracies_are_those_of_the_ablation():
-    page = (ROOT / "benchmarks/results/ablation/README.md").read_text(encoding="utf-8")
-    measured = []
+def tables_of(page: str) -> list[dict[str, str]]:
+    """The rows of all tables of a page of results."""
     with importable():
         from evidence.tables import read_tables
 
-        for row in read_tables(page):
-            if "tokens, stage two" in row and "accuracy, %" in row:
-                first, second = (f"{float(row[name]):g}" for name in ("tokens", "tokens, stage two"))
-                tokens = first if first == second else f"{first}, then {second}"
-                measured.append((tokens, f"{row['accuracy, %']} %", row["MFLOPs a page"]))
-    section = README.partition("## Ask")[0]
-    rows = re.findall(r"^\| .* \| ([\d., then]+) \| ([\d.]+ ± [\d.]+ %) \| (\d+) \|$", section, re.MULTILINE)
+        return list(read_tables((ROOT / "benchmarks/results" / page / "README.md").read_text(encoding="utf-8")))
+
+
+def stages(first: str, second: str) -> str:
+    """The tokens of a page in the first layers, and in the last ones where these are more."""
+    first, second = (f"{float(tokens):g}" for tokens in (first, second))
+    return first if first == second else f"{first}, then {second}"
+
+
+BEFORE_USE = README.partition("## Ask")[0]
+TOKENS, SHARE = r"([\d., then]+)", r"([\d.]+ ± [\d.]+ %)"
+
+
+def test_its_words_are_those_of_the_document_study():
+    measured = [
+        (
+            stages(row["tokens"], row["tokens, last layers"]),
+            *(f"{row[kind]} %" for kind in ("words right, %", "random words: words right, %")),
+        )
+        for row in tables_of("documents")
+        if "words right, %" in row and "tokens" in row
+    ]
+    rows = re.findall(rf"^\| .* \| {TOKENS} \| {SHARE} \| {SHARE} \|$", BEFORE_USE, re.MULTILINE)
+    assert len(rows) >= 6
+    assert [row for row in rows if row not in measured] == []
+    means = {
+        row["row"]: float(row["words right, %"].split()[0])
+        for row in tables_of("documents")
+        if "letters right, %" in row and "row" in row
+    }
+    assert 0.4 < (means["LVTC"] - means["N"]) / (means["4N"] - means["N"]) < 0.6
+    assert "LVTC adds about half of what four times the tokens in all layers add" in " ".join(README.split())
+
+
+def test_its_accuracies_are_those_of_the_ablation():
+    measured = [
+        (stages(row["tokens"], row["tokens, stage two"]), f"{row['accuracy, %']} %", row["MFLOPs a page"])
+        for row in tables_of("ablation")
+        if "tokens, stage two" in row and "accuracy, %" in row
+    ]
+    rows = re.findall(rf"^\| .* \| {TOKENS} \| {SHARE} \| (\d+) \|$", BEFORE_USE, re.MULTILINE)
     assert len(rows) >= 7
     assert [row for row in rows if row not in measured] == []
 
