@@ -17,12 +17,12 @@ EXPERIMENTS: Experiments = {
         Comparison(METHOD, "expanded at 2/8 of the layers", ("k_curve", "N → 4N, k=2"), ("k_curve", "4N")),
     ],
     ("table2", "PVTC not below the dense 4N"): [
-        Comparison(SCHEDULE, MORE_STEPS, ("longer", "PVTC, 3x"), FOUR_N),
+        Comparison(SCHEDULE, MORE_STEPS + " for PVTC alone", ("longer", "PVTC, 3x"), FOUR_N),
         Comparison(
             TASK, "4 patches a token instead of 16, denser pages", ("figure7", "pvtc x4"), ("figure7", "linear x1")
         ),
         Comparison(METHOD, "N tokens of a pixel shuffle", ("table2", "Base"), FOUR_N),
-        Comparison(METHOD, "N tokens of a pixel shuffle, " + MORE_STEPS, ("longer", "N, 3x"), FOUR_N),
+        Comparison(METHOD, "N tokens of a pixel shuffle, for them alone " + MORE_STEPS, ("longer", "N, 3x"), FOUR_N),
     ],
     ("table2", "PVTC adds to LVTC"): [
         Comparison(TASK, DENSER, ("denser", "PVTC + LVTC"), ("denser", "LVTC")),
@@ -37,7 +37,7 @@ EXPERIMENTS: Experiments = {
         ),
     ],
     ("table5", "RVTC above one tile with 4N tokens"): [
-        Comparison(SCHEDULE, MORE_STEPS, ("longer", "edge, 3x"), ONE_TILE_4N),
+        Comparison(SCHEDULE, MORE_STEPS + " for edge alone", ("longer", "edge, 3x"), ONE_TILE_4N),
         Comparison(METHOD, "with LVTC", ("attribution", "+ LVTC + RVTC"), ONE_TILE_4N),
     ],
     ("table5", "ratio above edge"): [

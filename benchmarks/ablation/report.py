@@ -8,7 +8,7 @@ from estimates import accuracies, difference, mean, scores, thread_seconds
 from evidence import experiments
 from evidence.claims import ABOVE, Finding, adjust, judge
 from evidence.intervals import Interval
-from evidence.tables import bracketed, findings_table, markdown, plus_minus, read_tables, summary, verdict
+from evidence.tables import bracketed, findings_table, markdown, of_planned, plus_minus, read_tables, summary, verdict
 from experiments import EXPERIMENTS
 from hyperparameters import hyperparameters
 from plots import PLOTS, draw, draw_claims
@@ -61,14 +61,10 @@ def table(group: str, runs: dict[str, list[dict]]) -> str:
                 f"{mean(records, 'forward_mflops'):.0f}",
                 f"{mean(records, 'cpu_seconds'):.0f}",
                 f"{mean(records, 'parameters') / 1e6:.2f}",
-                seeds(len(records), seeds_of(configuration)),
+                of_planned(len(records), seeds_of(configuration)),
             ]
         )
     return markdown(HEADER, rows)
-
-
-def seeds(finished: int, planned: int) -> str:
-    return str(finished) if finished == planned else f"{finished} of {planned}"
 
 
 def find(results: Results) -> dict[str, list[Finding]]:

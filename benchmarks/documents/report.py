@@ -9,7 +9,7 @@ from corpus import PACKAGES, SHARES
 from evidence import experiments
 from evidence.claims import Finding, adjust, judge
 from evidence.intervals import Interval, Score, interval, paired_differences
-from evidence.tables import findings_table, markdown, plus_minus, summary
+from evidence.tables import findings_table, markdown, of_planned, plus_minus, summary
 from language import KEPT_LAYERS
 from pages import FACES, LEADING, SIZES
 from picture import PICTURE, draw
@@ -39,14 +39,10 @@ def table(group: str, runs: dict[str, list[dict]]) -> str:
                 f"{tiles * tokens(row):.0f}",
                 f"{tiles * (tokens(row, FINE_WINDOW) if row.lvtc else tokens(row)):.0f}",
                 f"{fmean(thread_seconds(record) for record in records) / 60:.1f}",
-                seeds(len(records), seeds_of(group, name)),
+                of_planned(len(records), seeds_of(group, name)),
             ]
         )
     return markdown(HEADER, lines)
-
-
-def seeds(finished: int, planned: int) -> str:
-    return str(finished) if finished == planned else f"{finished} of {planned}"
 
 
 def percent(records: list[dict], kind: str, measure: str) -> list[float]:
@@ -144,7 +140,7 @@ def settings_table(runs: Runs) -> str:
         "pages of several tiles, pixels (share)": ", ".join(
             f"{w}x{h} ({share:g})" for (w, h), share in SHAPES.items()
         ),
-        "letters": f"{', '.join(FACES)}; {min(SIZES)} to {max(SIZES)} pixels, lines {LEADING} pixels more",
+        "letters": f"{', '.join(FACES)}; {' or '.join(map(str, SIZES))} pixels, lines {LEADING} pixels more",
         "text": f"Python's library and topics, {', '.join(PACKAGES)}; {SHARES['test']} % test, {SHARES['validation']} % validation",
         "layers kept of SmolLM2's 30": ", ".join(map(str, KEPT_LAYERS)),
     }

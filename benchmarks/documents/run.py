@@ -5,8 +5,6 @@ the work between two processes (`--shard 0/2`, `--shard 1/2`). `--plan` prints w
 """
 
 import argparse
-import itertools
-import statistics
 import sys
 from pathlib import Path
 
@@ -60,20 +58,22 @@ def train_missing(records: Records, args: argparse.Namespace) -> None:
 def plan(records: Records) -> str:
     """A table of the finished and the missing runs of each group, with thread-hours; missing ones are estimated by the others."""
     spent: dict[str, list[float]] = {}
-    left: dict[str, int] = {}
+    units: dict[str, int] = {}  # finished runs, one with three times the steps counted three times
+    left: dict[str, list[int]] = {}
     for group, _, row, seed in planned():
         result = records.find(row, seed)
         if result is None:
-            left[group] = left.get(group, 0) + 1
+            left.setdefault(group, []).append(row.times)
         else:
             spent.setdefault(group, []).append(sum(result["cpu_seconds"].values()))
-    everything = list(itertools.chain(*spent.values()))
+            units[group] = units.get(group, 0) + row.times
     rows = ["group          finished  thread-hours   left  thread-hours"]
     for group in GROUPS:
-        seconds, missing = spent.get(group, []), left.get(group, 0)
-        known = seconds or everything
-        hours = f"{missing * statistics.fmean(known) / 3600:13.2f}" if known else f"{'unknown':>13}"
-        rows.append(f"{group:13} {len(seconds):9} {sum(seconds) / 3600:13.2f} {missing:6} {hours}")
+        seconds, missing = spent.get(group, []), left.get(group, [])
+        known = [group] if group in spent else list(spent)
+        taken = sum(sum(spent[name]) for name in known) / max(1, sum(units[name] for name in known))
+        hours = f"{sum(missing) * taken / 3600:13.2f}" if known else f"{'unknown':>13}"
+        rows.append(f"{group:13} {len(seconds):9} {sum(seconds) / 3600:13.2f} {len(missing):6} {hours}")
     return "\n".join(rows)
 
 

@@ -45,14 +45,14 @@ def experiments_table(
     experiments: Experiments,
     difference: Callable[[Row, Row], Interval | None],
 ) -> str:
-    """Each claim that does not appear, and below it its comparisons; `difference` gives None for one that is not finished."""
+    """Each claim that does not appear, and below it its comparisons; `difference` gives None for one without runs."""
     lines = []
     for group, finding in not_appearing(findings):
-        lines.append([finding.claim.text, "", bracketed(finding.interval), verdict(finding)])
+        lines.append([finding.claim.text, "", bracketed(finding.interval), str(len(finding.values)), verdict(finding)])
         for comparison in experiments.get((group, finding.claim.text), ()):
             if found := difference(comparison.better, comparison.worse):
-                lines.append(["", f"{comparison.kind}: {comparison.change}", bracketed(found), ""])
-    return markdown(["claim", "what is changed", "points, 95 % interval", "verdict"], lines, left=2)
+                lines.append(["", f"{comparison.kind}: {comparison.change}", bracketed(found), str(found.count), ""])
+    return markdown(["claim", "what is changed", "points, 95 % interval", "seeds", "verdict"], lines, left=2)
 
 
 TEXT = """\

@@ -29,6 +29,11 @@ def read_tables(text: str) -> Iterator[dict[str, str]]:
             yield dict(zip(header, cells, strict=False))
 
 
+def of_planned(finished: int, planned: int) -> str:
+    """A number of seeds, as "2 of 5" where some are missing."""
+    return str(finished) if finished == planned else f"{finished} of {planned}"
+
+
 def signed(value: float, digits: int = 1) -> str:
     """A number with its sign. A zero has none."""
     text = f"{abs(value):.{digits}f}"

@@ -124,6 +124,7 @@ def test_below_a_claim_that_does_not_appear_stand_its_finished_experiments():
         "claim": "",
         "what is changed": "schedule: three times the steps of stage 2",
         "points, 95 % interval": "−1.0 [−1.0, −1.0]",
+        "seeds": "3",
         "verdict": "",
     }
     assert not rows[place + 2]["what is changed"]  # the groups of the others are not finished

@@ -250,6 +250,11 @@ def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys
     assert "**The study is not complete**: 2 of 61 runs" in text
     assert re.search(r"\| N, image downsampled \|.*\| 1.0 \| 4 \| 4 \|.*\| 1 of 5 \|", text)
     assert command("--report-only") in text
+    command("--rows", "LVTC, 3x steps")
+    (longer,) = (
+        found for path in (cache / "runs").iterdir() if "times" in (found := json.loads(path.read_text()))["row"]
+    )
+    assert len(longer["losses"]) == 3 * QUICK.steps
     assert "finished" in command("--plan")
     assert not list(cache.glob("run-*"))
 
@@ -298,8 +303,8 @@ def test_a_complete_study_is_judged_and_drawn(tmp_path, monkeypatch):
     assert re.search(r"\| more tokens are better: 4N above N \| appears \|", text)
     assert re.search(r"\| RVTC by edge only a little below all tiles \| the other way \|", text)
     section = text.partition("## Where a claim does not appear")[2].partition("\n## ")[0]
-    experiments = "schedule: three times the steps", "method: expanded at half of the layers"
-    below = "\n".join(rf"\|  \| {words} \| −\d+\.\d \[.*\] \|  \|" for words in experiments)
+    experiments = "schedule: three times the steps for LVTC alone", "method: expanded at half of the layers"
+    below = "\n".join(rf"\|  \| {words} \| −\d+\.\d \[.*\] \| 3 \|  \|" for words in experiments)
     assert re.search(rf"\| LVTC not below the dense 4N \|  \| .* \| the other way \|\n{below}\n\| ", section)
     assert (tmp_path / report.PICTURE).stat().st_size > 10_000
     assert "6.10" in text  # thread-hours: 61 runs of 360 seconds
