@@ -11,17 +11,28 @@ RUNS, BASES_FILE = "runs.json", "bases.json"
 
 
 class Records:
-    """Runs in `folder`, keyed by all of their settings, so that nothing runs twice and a stopped job resumes."""
+    """Runs in `folder`, keyed by all of their settings, so that nothing runs twice and a stopped job resumes.
 
-    def __init__(self, folder: Path, schedule: Schedule):
+    Args:
+        published: the folder of a report, whose runs count as finished, too.
+    """
+
+    def __init__(self, folder: Path, schedule: Schedule, published: Path | None = None):
         self.folder, self.schedule = folder, schedule
+        self.published = load_results(published / RUNS) if published else Results({})
+        self.published_bases = load_bases(published / BASES_FILE) if published else {}
 
     def path(self, configuration: Configuration, seed: int) -> Path:
         return self.folder / f"{configuration.key(self.schedule, seed)}.json"
 
     def find(self, configuration: Configuration, seed: int) -> dict | None:
         path = self.path(configuration, seed)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        wanted = (seed, asdict(self.schedule))
+        return next(
+            (run for run in self.published.of(configuration) if (run["seed"], run["schedule"]) == wanted), None
+        )
 
     def add(self, configuration: Configuration, seed: int, result: dict) -> None:
         path = self.path(configuration, seed)
@@ -91,12 +102,37 @@ def load_results(path: Path) -> Results:
     return results
 
 
-def save_bases(path: Path, folders: dict[tuple[str, str, int], Path]) -> None:
-    """Write the records of the trained bases, by family, kind of page and number, to one file with a base per line."""
+def load_bases(path: Path) -> dict[tuple[str, str, int], dict]:
+    """The records that `save_bases` wrote, by family, kind of page and number."""
+    bases = json.loads(path.read_text(encoding="utf-8"))
+    return {(base.pop("family"), base.pop("pages"), base.pop("number")): base for base in bases}
+
+
+def base_record(folder: Path, published: dict | None = None) -> dict | None:
+    """The record of a trained base, or the published one of a base that is not in `folder`.
+
+    Raises:
+        ValueError: if the base was trained again and is another one.
+    """
+    path = folder / "base.json"
+    if not path.exists():
+        return published
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if published is not None and record["losses"] != published["losses"]:
+        raise ValueError(
+            f"{folder} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
+            "on this machine, runs cannot be added to the published ones. Leave out --published."
+        )
+    return record
+
+
+def save_bases(
+    path: Path, folders: dict[tuple[str, str, int], Path], published: dict[tuple[str, str, int], dict]
+) -> None:
+    """Write the records of the bases, by family, kind of page and number, to one file with a base per line."""
     lines = []
-    for (family, pages, number), folder in folders.items():
-        record = folder / "base.json"
-        if record.exists():
-            found = json.loads(record.read_text(encoding="utf-8"))
-            lines.append(json.dumps({"family": family, "pages": pages, "number": number, **found}))
+    for key, folder in folders.items():
+        if record := base_record(folder, published.get(key)):
+            family, pages, number = key
+            lines.append(json.dumps({"family": family, "pages": pages, "number": number, **record}))
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import transformers
 from claims import SEEDS, seeds_of
-from records import BASES_FILE, RUNS, Records, save_bases
+from records import BASES_FILE, RUNS, Records, base_record, save_bases
 from report import write_report
 from settings import BASES, GROUPS, QUICK, Configuration, Schedule, settings_of
 
@@ -51,9 +51,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--plan", action="store_true", help="print the runs that are left and how long they take")
     parser.add_argument("--report-only", action="store_true")
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="count the runs of benchmarks/results as finished: train only what is missing there, and add it",
+    )
     args = parser.parse_args()
     if (args.stage2_steps or args.configurations) and not args.results:
         parser.error("--stage2-steps and --configurations need --results: these would not be the published tables.")
+    if args.published and (args.quick or args.stage2_steps):
+        parser.error("--published runs have the whole schedule: leave out --quick and --stage2-steps.")
     return args
 
 
@@ -78,15 +85,19 @@ def pages_of_families(configurations: Iterable[Configuration]) -> dict[str, list
 
 
 def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, cache: Path) -> None:
-    from training import make_bases, run
+    from training import base_folder, make_bases, run
 
     part, parts = map(int, shard.split("/"))
     runs = planned(groups, seeds)
     for group, name, configuration, seed in runs:
-        if records.path(configuration, seed).exists():
+        if records.find(configuration, seed) is not None:
             continue
         for family, kinds in pages_of_families(other for _, _, other, _ in runs).items():
-            make_bases([(kind, seed % BASES) for kind in kinds], records.schedule, cache, family)
+            bases = [(kind, seed % BASES) for kind in kinds]
+            make_bases(bases, records.schedule, cache, family)
+            for base in bases:
+                folder = base_folder(*base, records.schedule, cache, family)
+                base_record(folder, records.published_bases.get((family, *base)))
         if int(configuration.key(records.schedule, 0), 16) % parts != part:
             continue
         start = time.perf_counter()
@@ -143,16 +154,14 @@ def main() -> None:
     if args.stage2_steps:
         schedule = replace(schedule, stage2_steps=args.stage2_steps)
     results = results or RESULTS
-    records = Records(args.cache / "runs", schedule)
+    records = Records(args.cache / "runs", schedule, RESULTS if args.published else None)
     if args.plan:
         print(plan(records, groups, seeds))
         return
     if not args.report_only:
         train_missing(records, groups, seeds, args.shard, args.cache)
-    published = (
-        groups if args.quick or args.configurations else GROUPS
-    )  # `--only` trains a part, the page has everything
-    save_results(results, records, published, args.cache)
+    shown = groups if args.quick or args.configurations else GROUPS  # `--only` trains a part, the page has everything
+    save_results(results, records, shown, args.cache)
     print(write_report(results))
 
 
@@ -169,7 +178,7 @@ def save_results(folder: Path, records: Records, groups: dict, cache: Path) -> N
         for kind in kinds
         for number in range(BASES)
     }
-    save_bases(folder / BASES_FILE, folders)
+    save_bases(folder / BASES_FILE, folders, records.published_bases)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,48 @@ Runs = dict[str, dict[str, list[dict]]]  # the runs of each row of each group
 
 
 class Records:
-    """Runs in `folder`, named after all of their settings: nothing runs twice, and a stopped study resumes."""
+    """Runs in `folder`, named after all of their settings: nothing runs twice, and a stopped study resumes.
 
-    def __init__(self, folder: Path, schedule: RunSchedule):
+    Args:
+        published: the folder of a report, whose runs count as finished, too.
+    """
+
+    def __init__(self, folder: Path, schedule: RunSchedule, published: Path | None = None):
         self.folder, self.schedule = folder, schedule
+        runs = load_runs(published / RUNS) if published else {}
+        self.published = [run for rows in runs.values() for records in rows.values() for run in records]
+        bases = json.loads((published / BASES_FILE).read_text(encoding="utf-8")) if published else []
+        self.published_bases = {base["seed"]: base for base in bases}
 
     def path(self, row: Row, seed: int) -> Path:
         return self.folder / f"{row.key}-{self.schedule.key}-{seed}.json"
 
     def find(self, row: Row, seed: int) -> dict | None:
         path = self.path(row, seed)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        wanted = {"row": row.settings(), "seed": seed, "schedule": json.loads(json.dumps(asdict(self.schedule)))}
+        return next((run for run in self.published if wanted.items() <= run.items()), None)
+
+    def base(self, cache: Path, number: int) -> dict | None:
+        """The record of a trained base, or the published one of a base that is not in `cache`.
+
+        Raises:
+            ValueError: if the base was trained again and is another one.
+        """
+        path, published = (
+            base_folder(cache, number, self.schedule.base) / "base.json",
+            self.published_bases.get(number),
+        )
+        if not path.exists():
+            return published
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if published is not None and record["losses"] != published["losses"]:
+            raise ValueError(
+                f"{path.parent} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
+                "on this machine, runs cannot be added to the published ones. Leave out --published."
+            )
+        return record
 
     def add(self, row: Row, seed: int, result: dict) -> None:
         path = self.path(row, seed)
@@ -70,10 +101,9 @@ def load_runs(path: Path) -> Runs:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def save_bases(path: Path, folders: Sequence[Path]) -> None:
-    """Write the records of the finished bases, one per line."""
-    found = [json.loads((folder / "base.json").read_text()) for folder in folders if (folder / "base.json").exists()]
-    path.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n", encoding="utf-8")
+def save_bases(path: Path, bases: Sequence[dict]) -> None:
+    """Write the records of bases, one per line."""
+    path.write_text("[\n" + ",\n".join(map(json.dumps, bases)) + "\n]\n", encoding="utf-8")
 
 
 def base_folder(cache: Path, number: int, schedule: BaseSchedule) -> Path:

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for the package `evidence`
 
 import torch
 import transformers
-from records import BASES_FILE, RUNS, Records, base_folder, planned, save_bases, save_runs
+from records import BASES_FILE, RUNS, Records, base_of, planned, save_bases, save_runs
 from settings import BASES, GROUPS, QUICK, SEEDS, RunSchedule
 
 RESULTS = Path("benchmarks/results/documents")
@@ -36,16 +36,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few steps of some rows, with meaningless results")
     parser.add_argument("--plan", action="store_true", help="print the runs that are left and how long they take")
     parser.add_argument("--report-only", action="store_true", help="write the report of the finished runs")
-    return parser.parse_args()
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help=f"count the runs of {RESULTS} as finished: train only what is missing there, and add it",
+    )
+    args = parser.parse_args()
+    if args.published and args.quick:
+        parser.error("--published runs have the whole schedule: leave out --quick.")
+    return args
 
 
 def train_missing(records: Records, args: argparse.Namespace) -> None:
-    from training import run
+    from training import make_base, run
 
     part, parts = map(int, args.shard.split("/"))
     for number, (group, name, row, seed) in enumerate(planned(args.seeds)):
-        if number % parts != part or (args.rows and name not in args.rows) or records.path(row, seed).exists():
+        if number % parts != part or (args.rows and name not in args.rows) or records.find(row, seed):
             continue
+        make_base(args.cache, base_of(seed), records.schedule.base)
+        records.base(args.cache, base_of(seed))
         result = run(row, records.schedule, seed, args.cache)
         records.add(row, seed, result)
         words = ", ".join(
@@ -86,7 +96,7 @@ def main() -> None:
         schedule, args.seeds = QUICK, [0]
         args.rows = args.rows or ["N, image downsampled", "PVTC + LVTC + edge"]
         results = args.results or args.cache / "quick-results"
-    records = Records(args.cache / "runs", schedule)
+    records = Records(args.cache / "runs", schedule, RESULTS if args.published else None)
     if args.plan:
         print(plan(records))
         return
@@ -100,7 +110,7 @@ def main() -> None:
         train_missing(records, args)
     results.mkdir(parents=True, exist_ok=True)
     save_runs(results / RUNS, records.collect())
-    save_bases(results / BASES_FILE, [base_folder(args.cache, number, schedule.base) for number in range(BASES)])
+    save_bases(results / BASES_FILE, [base for number in range(BASES) if (base := records.base(args.cache, number))])
     from report import write_report
 
     print(write_report(results, args.cache))

@@ -153,13 +153,42 @@ def test_records_of_bases_are_kept_with_their_page_and_number(tmp_path):
     import records
 
     (tmp_path / "one").mkdir()
-    (tmp_path / "one/base.json").write_text('{"cpu_seconds": 7200.0}')
-    records.save_bases(
-        tmp_path / "bases.json", {("LLaVA", "dense", 1): tmp_path / "one", ("SigLIP", "few", 0): tmp_path / "none"}
-    )
-    assert json.loads((tmp_path / "bases.json").read_text()) == [
-        {"family": "LLaVA", "pages": "dense", "number": 1, "cpu_seconds": 7200.0}
-    ]
+    (tmp_path / "one/base.json").write_text('{"losses": [1.5], "cpu_seconds": 7200.0}')
+    folders = {("LLaVA", "dense", 1): tmp_path / "one", ("SigLIP", "few", 0): tmp_path / "none"}
+    path = tmp_path / records.BASES_FILE
+    records.save_bases(path, folders, {})
+    base = {"family": "LLaVA", "pages": "dense", "number": 1, "losses": [1.5], "cpu_seconds": 7200.0}
+    assert json.loads(path.read_text()) == [base]
+    # a published base stays where it was not trained again
+    published = {("SigLIP", "few", 0): {"losses": [0.5]}}
+    records.save_bases(path, folders, published)
+    assert records.load_bases(path) == {("LLaVA", "dense", 1): {"losses": [1.5], "cpu_seconds": 7200.0}} | published
+
+
+def test_a_base_that_comes_out_differently_takes_no_further_runs(tmp_path):
+    import records
+
+    (tmp_path / "base.json").write_text('{"losses": [1.5], "cpu_seconds": 7200.0}')
+    assert records.base_record(tmp_path, {"losses": [1.5], "cpu_seconds": 3600.0})["cpu_seconds"] == 7200.0
+    with pytest.raises(ValueError, match=r"losses \[1.5\], the base of the published runs \[1.25\].*--published"):
+        records.base_record(tmp_path, {"losses": [1.25]})
+
+
+def test_published_runs_count_as_finished(tmp_path, monkeypatch):
+    """In a fresh clone, only what the published results lack is left."""
+    import records
+    import run
+    import settings
+
+    published = records.load_results(RESULTS / records.RUNS)
+    store = records.Records(tmp_path, settings.Schedule(), RESULTS)
+    plan = run.plan(store, settings.GROUPS, list(range(8))).splitlines()[-1].split()
+    assert int(plan[1]) == len(published)
+    run.save_results(tmp_path, store, settings.GROUPS, tmp_path)
+    for name in (records.RUNS, records.BASES_FILE):
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
+    other = records.Records(tmp_path, settings.QUICK, RESULTS)
+    assert other.find(settings.BASE, 0) is None
 
 
 def test_thread_hours_count_a_shared_run_once():

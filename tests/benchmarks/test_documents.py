@@ -259,6 +259,28 @@ def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys
     assert not list(cache.glob("run-*"))
 
 
+def test_published_runs_count_as_finished_and_stay_in_the_report(tmp_path):
+    import run
+    from records import BASES_FILE, RUNS, Records, base_folder, save_bases, save_runs
+    from settings import BASES, RunSchedule
+
+    store = Records(tmp_path / "runs", RunSchedule(), RESULTS)
+    published = json.loads((RESULTS / RUNS).read_text())
+    finished = {group: sum(map(len, rows.values())) for group, rows in published.items()}
+    lines = run.plan(store).splitlines()[1:]
+    assert {line.split()[0]: int(line.split()[1]) for line in lines} == finished
+    save_runs(tmp_path / RUNS, store.collect())
+    save_bases(tmp_path / BASES_FILE, [store.base(tmp_path, number) for number in range(BASES)])
+    for name in (RUNS, BASES_FILE):
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
+
+    folder = base_folder(tmp_path, 1, store.schedule.base)
+    folder.mkdir()
+    (folder / "base.json").write_text('{"losses": [1.5]}')
+    with pytest.raises(ValueError, match=r"losses \[1.5\], the base of the published runs .*--published"):
+        store.base(tmp_path, 1)
+
+
 def test_a_complete_study_is_judged_and_drawn(tmp_path, monkeypatch):
     import report
     from claims import seeds_of
