@@ -35,6 +35,7 @@ EXPERIMENTS: Experiments = {
             ("attribution", "Full model"),
             ("attribution", "+ LVTC + RVTC"),
         ),
+        Comparison(METHOD, "without LVTC", ("table2", "+ PVTC"), ("table2", "Base")),
     ],
     ("table5", "RVTC above one tile with 4N tokens"): [
         Comparison(SCHEDULE, MORE_STEPS + " for edge alone", ("longer", "edge, 3x"), ONE_TILE_4N),
@@ -44,5 +45,11 @@ EXPERIMENTS: Experiments = {
         Comparison(SCHEDULE, MORE_STEPS, ("longer", "ratio, 3x"), ("longer", "edge, 3x")),
         Comparison(METHOD, "with PVTC", ("attribution", "+ PVTC"), ("attribution", "+ PVTC + RVTC")),
         Comparison(METHOD, "with LVTC", ("attribution", "+ LVTC"), ("attribution", "+ LVTC + RVTC")),
+    ],
+    ("families", "LLaVA: PVTC above N"): [
+        Comparison(METHOD, "InternVL's tower, projector and language model", ("table2", "+ PVTC"), ("table2", "Base")),
+        Comparison(
+            METHOD, "SigLIP's tower, and a pixel shuffle", ("families", "SigLIP: + PVTC"), ("families", "SigLIP: N")
+        ),
     ],
 }

@@ -56,6 +56,7 @@ LONGER_OR_EARLIER = [
 EXPERIMENTS: Experiments = {
     ("one_tile", "LVTC above the dense 4N"): LONGER_OR_EARLIER,
     ("one_tile", "LVTC not below the dense 4N"): LONGER_OR_EARLIER,
+    ("one_tile", "PVTC adds to LVTC"): [Comparison(METHOD, "without LVTC", ("one_tile", "PVTC"), ("one_tile", "N"))],
 }
 
 
