@@ -10,7 +10,13 @@ DENSER = "digits that 4N tokens do not hold either"
 MORE_STEPS = "three times the steps of stage 2"
 FOUR_N = ("table2", "Base, 4N tokens")
 ONE_TILE_4N = ("table5", "one tile, 4N tokens")
+ONE_TILE = "pages of one tile"
 
+RATIO_AND_EDGE = [
+    Comparison(SCHEDULE, MORE_STEPS, ("longer", "ratio, 3x"), ("longer", "edge, 3x")),
+    Comparison(METHOD, "with PVTC", ("attribution", "+ PVTC"), ("attribution", "+ PVTC + RVTC")),
+    Comparison(METHOD, "with LVTC", ("attribution", "+ LVTC"), ("attribution", "+ LVTC + RVTC")),
+]
 EXPERIMENTS: Experiments = {
     ("table2", "LVTC above the dense 4N"): [
         Comparison(TASK, DENSER, ("denser", "LVTC"), ("denser", "4N")),
@@ -37,15 +43,25 @@ EXPERIMENTS: Experiments = {
         ),
         Comparison(METHOD, "without LVTC", ("table2", "+ PVTC"), ("table2", "Base")),
     ],
+    ("attribution", "PVTC adds to LVTC"): [
+        Comparison(TASK, ONE_TILE, ("table2", "+ PVTC + LVTC"), ("table2", "+ LVTC")),
+        Comparison(METHOD, "without LVTC", ("attribution", "+ PVTC"), ("attribution", "Base")),
+    ],
+    ("attribution", "PVTC adds to RVTC"): [
+        Comparison(TASK, ONE_TILE, ("table2", "+ PVTC"), ("table2", "Base")),
+        Comparison(METHOD, "with InternVL's slicing", ("attribution", "+ PVTC"), ("attribution", "Base")),
+    ],
+    ("attribution", "PVTC adds to LVTC + RVTC"): [
+        Comparison(TASK, ONE_TILE, ("table2", "+ PVTC + LVTC"), ("table2", "+ LVTC")),
+        Comparison(METHOD, "without LVTC", ("attribution", "+ PVTC + RVTC"), ("attribution", "+ RVTC")),
+        Comparison(METHOD, "with InternVL's slicing", ("attribution", "+ PVTC + LVTC"), ("attribution", "+ LVTC")),
+    ],
     ("table5", "RVTC above one tile with 4N tokens"): [
         Comparison(SCHEDULE, MORE_STEPS + " for edge alone", ("longer", "edge, 3x"), ONE_TILE_4N),
         Comparison(METHOD, "with LVTC", ("attribution", "+ LVTC + RVTC"), ONE_TILE_4N),
     ],
-    ("table5", "ratio above edge"): [
-        Comparison(SCHEDULE, MORE_STEPS, ("longer", "ratio, 3x"), ("longer", "edge, 3x")),
-        Comparison(METHOD, "with PVTC", ("attribution", "+ PVTC"), ("attribution", "+ PVTC + RVTC")),
-        Comparison(METHOD, "with LVTC", ("attribution", "+ LVTC"), ("attribution", "+ LVTC + RVTC")),
-    ],
+    ("table5", "ratio above edge"): RATIO_AND_EDGE,
+    ("table5", "ratio only a little above edge"): RATIO_AND_EDGE,
     ("families", "LLaVA: PVTC above N"): [
         Comparison(METHOD, "InternVL's tower, projector and language model", ("table2", "+ PVTC"), ("table2", "Base")),
         Comparison(

@@ -109,7 +109,7 @@ def load_bases(path: Path) -> dict[tuple[str, str, int], dict]:
 
 
 def base_record(folder: Path, published: dict | None = None) -> dict | None:
-    """The record of a trained base, or the published one of a base that is not in `folder`.
+    """The record of a base: the published one, else that in `folder`; None if there is neither.
 
     Raises:
         ValueError: if the base was trained again and is another one.
@@ -123,7 +123,7 @@ def base_record(folder: Path, published: dict | None = None) -> dict | None:
             f"{folder} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
             "on this machine, runs cannot be added to the published ones. Leave out --published."
         )
-    return record
+    return published or record
 
 
 def save_bases(

@@ -189,7 +189,9 @@ def experiments_table(results: Results, findings: dict[str, list[Finding]], grou
             return None
         return difference(*(results.of(GROUPS[group][row]) for group, row in (better, worse)))
 
-    return experiments.experiments_table({name: findings.get(name, []) for name in groups}, EXPERIMENTS, compare)
+    return experiments.experiments_table(
+        {name: findings.get(name, []) for name in groups}, EXPERIMENTS, compare, TITLES
+    )
 
 
 def page(results: Results, bases: list[dict], findings: dict[str, list[Finding]], measured: str = "") -> str:

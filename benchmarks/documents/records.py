@@ -37,7 +37,7 @@ class Records:
         return next((run for run in self.published if wanted.items() <= run.items()), None)
 
     def base(self, cache: Path, number: int) -> dict | None:
-        """The record of a trained base, or the published one of a base that is not in `cache`.
+        """The record of a base: the published one, else that in `cache`; None if there is neither.
 
         Raises:
             ValueError: if the base was trained again and is another one.
@@ -54,7 +54,7 @@ class Records:
                 f"{path.parent} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
                 "on this machine, runs cannot be added to the published ones. Leave out --published."
             )
-        return record
+        return published or record
 
     def add(self, row: Row, seed: int, result: dict) -> None:
         path = self.path(row, seed)

@@ -87,7 +87,7 @@ def experiments_table(runs: Runs, findings: dict[str, list[Finding]]) -> str:
         found = paired_differences(*(scores(runs.get(group, {}).get(row, [])) for group, row in (better, worse)))
         return interval([difference.value for difference in found]) if found else None
 
-    return experiments.experiments_table(findings, EXPERIMENTS, compare)
+    return experiments.experiments_table(findings, EXPERIMENTS, compare, TITLES)
 
 
 def bases_table(bases: list[dict]) -> str:

@@ -1,5 +1,6 @@
 """Claims that do not appear, beside comparisons that tell whether the task, the schedule or the method is the reason."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,11 +45,20 @@ def experiments_table(
     findings: Mapping[str, Sequence[Finding]],
     experiments: Experiments,
     difference: Callable[[Row, Row], Interval | None],
+    titles: Mapping[str, str],
 ) -> str:
-    """Each claim that does not appear, and below it its comparisons; `difference` gives None for one without runs."""
+    """Each claim that does not appear, and below it its comparisons.
+
+    Args:
+        difference: that of two rows; None without runs.
+        titles: of the groups. A claim that several groups make is named with its own.
+    """
+    texts = Counter(finding.claim.text for found in findings.values() for finding in found)
     lines = []
     for group, finding in not_appearing(findings):
-        lines.append([finding.claim.text, "", bracketed(finding.interval), str(len(finding.values)), verdict(finding)])
+        text = finding.claim.text
+        name = text if texts[text] == 1 else f"{text} ({titles[group]})"
+        lines.append([name, "", bracketed(finding.interval), str(len(finding.values)), verdict(finding)])
         for comparison in experiments.get((group, finding.claim.text), ()):
             if found := difference(comparison.better, comparison.worse):
                 lines.append(["", f"{comparison.kind}: {comparison.change}", bracketed(found), str(found.count), ""])

@@ -131,6 +131,20 @@ def test_below_a_claim_that_does_not_appear_stand_its_finished_experiments():
     assert "PVTC above pixel shuffle" not in {row["claim"] for row in rows}
 
 
+def test_a_claim_that_two_tables_make_is_named_with_its_table():
+    import report
+    import settings
+    from evidence.tables import read_tables
+
+    results, groups = study(), ["table2", "denser"]
+    for configuration in (settings.TABLE_2["+ PVTC + LVTC"], settings.DENSER["PVTC + LVTC"]):
+        for run in results.of(configuration):
+            run["accuracy"]["all"] = 0.2 + run["seed"] % 3 / 1000
+    rows = read_tables(report.experiments_table(results, report.find(results), groups))
+    names = {row["claim"] for row in rows if row["claim"].startswith("PVTC adds to LVTC")}
+    assert names == {f"PVTC adds to LVTC ({report.TITLES[group]})" for group in groups}
+
+
 def test_an_unfinished_run_is_none_and_kept_runs_read_back_as_they_were(tmp_path):
     import records
     import settings
@@ -169,7 +183,7 @@ def test_a_base_that_comes_out_differently_takes_no_further_runs(tmp_path):
     import records
 
     (tmp_path / "base.json").write_text('{"losses": [1.5], "cpu_seconds": 7200.0}')
-    assert records.base_record(tmp_path, {"losses": [1.5], "cpu_seconds": 3600.0})["cpu_seconds"] == 7200.0
+    assert records.base_record(tmp_path, {"losses": [1.5], "cpu_seconds": 3600.0})["cpu_seconds"] == 3600.0
     with pytest.raises(ValueError, match=r"losses \[1.5\], the base of the published runs \[1.25\].*--published"):
         records.base_record(tmp_path, {"losses": [1.25]})
 
