@@ -6,7 +6,7 @@ A claim is about words right on paragraphs that no training saw. The paper's dif
 import sys
 from pathlib import Path
 
-from settings import SEEDS, SEEDS_WITHOUT_CLAIM
+from settings import SEEDS, SEEDS_FROM_THE_START, SEEDS_WITHOUT_CLAIM
 
 sys.path.append(str(Path(__file__).parents[1]))
 from evidence import claims
@@ -62,4 +62,6 @@ EXPERIMENTS: Experiments = {
 
 def seeds_of(group: str, row: str) -> int:
     """The number of seeds of a row: more if a claim is about it."""
+    if group == "from_the_start":
+        return SEEDS_FROM_THE_START
     return claims.seeds_of(row, CLAIMS.get(group, ()), SEEDS, SEEDS_WITHOUT_CLAIM)

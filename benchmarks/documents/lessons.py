@@ -93,11 +93,10 @@ class RunLessons(torch.utils.data.Dataset):
         return self.schedule.steps * self.schedule.batch_of(self.row)
 
     def __getitem__(self, index: int) -> dict:
-        shape = ONE_TILE
-        if self.row.several_tiles:  # all pages of a step have one shape, which needs the least padding
-            shape = draw_shape(
-                np.random.default_rng((RUN_PAGES, self.seed, index // self.schedule.batch_of(self.row), 0))
-            )
+        shape, step = ONE_TILE, index // self.schedule.batch_of(self.row)
+        # all pages of a step have one shape, which needs the least padding
+        if self.row.several_tiles and step >= self.row.one_tile_share * self.schedule.steps:
+            shape = draw_shape(np.random.default_rng((RUN_PAGES, self.seed, step, 0)))
         rng = np.random.default_rng((RUN_PAGES, self.seed, index, 1))
         return sample(draw_page(self.paragraphs, shape, rng), self.row.slicing)
 

@@ -16,7 +16,12 @@ from picture import PICTURE, draw
 from records import BASES_FILE, RUNS, Runs, load_runs
 from settings import BASES, FINE_WINDOW, GROUPS, PATCH, SEEDS, SHAPES, TILE, Row
 
-TITLES = {"one_tile": "Pages of one tile", "several_tiles": "Pages of one to six tiles", "experiments": "Experiments"}
+TITLES = {
+    "one_tile": "Pages of one tile",
+    "several_tiles": "Pages of one to six tiles",
+    "experiments": "Experiments",
+    "from_the_start": "Pages of one to six tiles from the first step, as first planned",
+}
 HEADER = [
     "row", "words right, %", "letters right, %", "loss", "random words: words right, %", "another page shown: words right, %",
     "its loss", "tiles", "tokens", "tokens, last layers", "CPU min", "seeds",
