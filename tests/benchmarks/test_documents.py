@@ -165,19 +165,32 @@ def test_all_rows_of_a_seed_see_the_same_pages():
     assert {page.text for page in texts}.isdisjoint(page.text for page in words)
 
 
+def test_pages_of_several_tiles_come_after_those_of_one():
+    from lessons import RunLessons
+    from settings import FROM_THE_START_ROWS, ONE_TILE, SEVERAL_TILES_ROWS, RunSchedule
+
+    schedule = RunSchedule(steps=12)
+    for rows, first in ((SEVERAL_TILES_ROWS, 6), (FROM_THE_START_ROWS, 0)):
+        for row in rows.values():
+            lessons = RunLessons(SENTENCES, row, schedule, 3)
+            sizes = [lessons[index]["images"][0].size for index in range(0, len(lessons), schedule.batch_of(row))]
+            assert sizes[:first] == [ONE_TILE] * first
+            assert len(set(sizes[first:])) > 1
+
+
 def test_claims_are_about_rows_that_exist_and_a_stopped_study_is_balanced():
     from claims import CLAIMS, EXPERIMENTS
     from records import planned
     from settings import BASES, GROUPS, SEEDS
 
-    assert [*CLAIMS, "experiments"] == list(GROUPS)
+    assert [*CLAIMS, "experiments", "from_the_start"] == list(GROUPS)
     for group, claims in CLAIMS.items():
         assert {row for claim in claims for row in claim.rows} == set(GROUPS[group])
     assert set(EXPERIMENTS) <= {(group, claim.text) for group, claims in CLAIMS.items() for claim in claims}
     for comparison in (comparison for found in EXPERIMENTS.values() for comparison in found):
         assert all(row in GROUPS[group] for group, row in (comparison.better, comparison.worse))
     runs = list(planned())
-    assert len(runs) == 55 + 3 * len(GROUPS["experiments"])
+    assert len(runs) == 55 + 3 * len(GROUPS["experiments"]) + len(GROUPS["from_the_start"])
     assert [seed for *_, seed in runs] == sorted(seed for *_, seed in runs)
     assert BASES < SEEDS
 
@@ -350,7 +363,7 @@ def test_the_published_runs_are_those_of_the_settings_of_now():
     for group, rows in published.items():
         for name, records in rows.items():
             for record in records:
-                assert {"times": 1} | record["row"] == asdict(GROUPS[group][name])
+                assert {"times": 1, "one_tile_share": 0.0} | record["row"] == asdict(GROUPS[group][name])
                 assert record["schedule"] == json.loads(json.dumps(asdict(RunSchedule())))
                 assert (record["split"], record["base"]) == ("test", base_of(record["seed"]))
 
