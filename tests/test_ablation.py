@@ -124,6 +124,26 @@ def test_a_second_call_trains_nothing_and_two_shards_share_the_work(tmp_path, mo
     assert set(trained) == expected
 
 
+def test_finished_runs_need_no_bases(tmp_path, monkeypatch):
+    import records
+    import run
+    import settings
+    import training
+
+    store, made = records.Records(tmp_path, settings.QUICK), []
+    pretend_to_train(monkeypatch)
+    monkeypatch.setattr(training, "make_bases", lambda bases, schedule, cache, family: made.extend(bases))
+    run.train_missing(store, {"table2": settings.TABLE_2, "table5": settings.TABLE_5}, [0], "0/1", tmp_path)
+    assert {kind for kind, _ in made} == {"dense", "spread"}
+    made.clear()
+    run.train_missing(store, {"table2": settings.TABLE_2, "table5": settings.TABLE_5}, [0], "0/1", tmp_path)
+    assert made == []
+    one = next(iter(settings.TABLE_5.values()))
+    store.path(one, 0).unlink()
+    run.train_missing(store, {"table2": settings.TABLE_2, "table5": settings.TABLE_5}, [0], "0/1", tmp_path)
+    assert made == [("spread", 0)]
+
+
 def test_the_plan_counts_what_is_left_and_estimates_it_by_finished_runs(tmp_path, monkeypatch):
     import records
     import run

@@ -88,11 +88,12 @@ def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, 
     from training import base_folder, make_bases, run
 
     part, parts = map(int, shard.split("/"))
-    runs = planned(groups, seeds)
-    for group, name, configuration, seed in runs:
-        if records.find(configuration, seed) is not None:
+    missing = [run for run in planned(groups, seeds) if records.find(*run[2:]) is None]
+    kinds_of = pages_of_families(configuration for _, _, configuration, _ in missing)
+    for group, name, configuration, seed in missing:
+        if records.path(configuration, seed).exists():  # another process has trained it
             continue
-        for family, kinds in pages_of_families(other for _, _, other, _ in runs).items():
+        for family, kinds in kinds_of.items():
             bases = [(kind, seed % BASES) for kind in kinds]
             make_bases(bases, records.schedule, cache, family)
             for base in bases:
