@@ -44,7 +44,7 @@ CLAIMS: dict[str, list[Claim]] = {
     ],
 }  # fmt: skip
 
-# chosen after LVTC's first runs had been seen
+# chosen after LVTC's first runs had been seen; those of pages of several tiles when the verdicts were known
 LONGER_OR_EARLIER = [
     Comparison(
         SCHEDULE, "three times the steps for LVTC alone", ("experiments", "LVTC, 3x steps"), ("one_tile", "4N")
@@ -53,10 +53,17 @@ LONGER_OR_EARLIER = [
         METHOD, "expanded at half of the layers", ("experiments", "LVTC at 1/2 of the layers"), ("one_tile", "4N")
     ),
 ]
+WITH_BOTH, ALL_THREE = "with PVTC and LVTC", ("several_tiles", "PVTC + LVTC + edge")
 EXPERIMENTS: Experiments = {
     ("one_tile", "LVTC above the dense 4N"): LONGER_OR_EARLIER,
     ("one_tile", "LVTC not below the dense 4N"): LONGER_OR_EARLIER,
     ("one_tile", "PVTC adds to LVTC"): [Comparison(METHOD, "without LVTC", ("one_tile", "PVTC"), ("one_tile", "N"))],
+    ("several_tiles", "RVTC by edge only a little below all tiles"): [
+        Comparison(METHOD, WITH_BOTH, ("experiments", "PVTC + LVTC + ratio"), ALL_THREE)
+    ],
+    ("several_tiles", "RVTC by edge above RVTC by area"): [
+        Comparison(METHOD, WITH_BOTH, ALL_THREE, ("experiments", "PVTC + LVTC + area"))
+    ],
 }
 
 

@@ -123,10 +123,12 @@ SEVERAL_TILES_ROWS = {
 FROM_THE_START_ROWS = {
     f"{name}, from the start": replace(row, one_tile_share=0.0) for name, row in SEVERAL_TILES_ROWS.items()
 }
-# for claims that do not appear: rows with more steps, and with another layer at which tokens are expanded
+# for claims that do not appear: rows with more steps, with another layer at which tokens are expanded, or with all methods
 EXPERIMENT_ROWS = {
     "LVTC, 3x steps": Row(lvtc=LVTC, times=3),
     "LVTC at 1/2 of the layers": Row(lvtc=LVTC | {"expand_layer": 9}),
+    "PVTC + LVTC + ratio": Row(True, "ratio", projector=PVTC, lvtc=LVTC, one_tile_share=LATER),
+    "PVTC + LVTC + area": Row(True, "area", projector=PVTC, lvtc=LVTC, one_tile_share=LATER),
 }
 GROUPS = {
     "one_tile": ONE_TILE_ROWS,
