@@ -17,6 +17,17 @@ RATIO_AND_EDGE = [
     Comparison(METHOD, "with PVTC", ("attribution", "+ PVTC"), ("attribution", "+ PVTC + RVTC")),
     Comparison(METHOD, "with LVTC", ("attribution", "+ LVTC"), ("attribution", "+ LVTC + RVTC")),
 ]
+FEWER_DIGITS = "fewer digits, and twice the steps of stage 2"
+AT_16X, AT_64X = "16 patches a token, on dense pages", "64 patches a token, on pages of few digits"
+
+
+def at_other_ratios(better: str, worse: str) -> list[Comparison]:
+    return [
+        Comparison(TASK, change, ("figure7", f"{better} x{ratio}"), ("figure7", f"{worse} x{ratio}"))
+        for change, ratio in ((AT_16X, 16), (AT_64X, 64))
+    ]
+
+
 EXPERIMENTS: Experiments = {
     ("table2", "LVTC above the dense 4N"): [
         Comparison(TASK, DENSER, ("denser", "LVTC"), ("denser", "4N")),
@@ -42,6 +53,47 @@ EXPERIMENTS: Experiments = {
             ("attribution", "+ LVTC + RVTC"),
         ),
         Comparison(METHOD, "without LVTC", ("table2", "+ PVTC"), ("table2", "Base")),
+    ],
+    ("denser", "PVTC above pixel shuffle"): [
+        Comparison(TASK, FEWER_DIGITS, ("table2", "+ PVTC"), ("table2", "Base")),
+        Comparison(METHOD, "with LVTC", ("denser", "PVTC + LVTC"), ("denser", "LVTC")),
+        Comparison(METHOD, "4 patches a token instead of 16", ("figure7", "pvtc x4"), ("figure7", "pixel_shuffle x4")),
+    ],
+    ("denser", "LVTC above the dense 4N"): [
+        Comparison(TASK, FEWER_DIGITS, ("table2", "+ LVTC"), FOUR_N),
+        Comparison(METHOD, "with PVTC", ("denser", "PVTC + LVTC"), ("denser", "4N")),
+    ],
+    ("denser", "PVTC adds to LVTC"): [
+        Comparison(TASK, FEWER_DIGITS, ("table2", "+ PVTC + LVTC"), ("table2", "+ LVTC")),
+        Comparison(METHOD, "without LVTC", ("denser", "PVTC"), ("denser", "N")),
+    ],
+    ("figure7", "PVTC above pixel shuffle at 4x"): [
+        *at_other_ratios("pvtc", "pixel_shuffle"),
+        Comparison(METHOD, "16 patches a token, on the same pages", ("denser", "PVTC"), ("denser", "N")),
+    ],
+    ("figure7", "TokenPacker above LDPv2 at 4x"): at_other_ratios("token_packer", "ldpv2"),
+    ("figure7", "LDPv2 above pixel shuffle at 4x"): at_other_ratios("ldpv2", "pixel_shuffle"),
+    ("figure7", "PVTC at 4x not below the uncompressed linear projector"): [
+        Comparison(
+            METHOD, "a pixel shuffle instead of PVTC", ("figure7", "pixel_shuffle x4"), ("figure7", "linear x1")
+        ),
+        Comparison(METHOD, "average pooling instead of PVTC", ("figure7", "average x4"), ("figure7", "linear x1")),
+    ],
+    ("figure7", "pixel shuffle above the downsampled image, at equal tokens"): [
+        Comparison(
+            TASK,
+            "4 patches a token, on denser pages",
+            ("figure7", "pixel_shuffle x4"),
+            ("figure7", "downsampled x4"),
+        ),
+        Comparison(TASK, AT_64X, ("figure7", "pixel_shuffle x64"), ("figure7", "downsampled x64")),
+    ],
+    ("table3", "the global query above the base"): [
+        Comparison(METHOD, "with the local query", ("table3", "global + local"), ("table3", "Base")),
+        Comparison(METHOD, "average pooling instead of the base", ("table3", "global"), ("figure7", "average x16")),
+    ],
+    ("table3", "2 layers only a little above 1"): [
+        Comparison(METHOD, "3 layers", ("table3", "3 layers"), ("table3", "global + local")),
     ],
     ("attribution", "PVTC adds to LVTC"): [
         Comparison(TASK, ONE_TILE, ("table2", "+ PVTC + LVTC"), ("table2", "+ LVTC")),
