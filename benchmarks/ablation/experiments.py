@@ -95,6 +95,22 @@ EXPERIMENTS: Experiments = {
     ("table3", "2 layers only a little above 1"): [
         Comparison(METHOD, "3 layers", ("table3", "3 layers"), ("table3", "global + local")),
     ],
+    ("table4", "4N → N only a little above N"): [
+        Comparison(METHOD, "merged at 1/8 of the layers", ("k_curve", "4N → N, k=1"), ("k_curve", "N")),
+    ],
+    ("table4", "4N above 4N → N"): [
+        Comparison(METHOD, "merged at 1/8 of the layers", ("k_curve", "4N"), ("k_curve", "4N → N, k=1")),
+    ],
+    ("table4", "expanding late above compressing late"): [
+        Comparison(METHOD, "both at 1/8 of the layers", ("k_curve", "N → 4N, k=1"), ("k_curve", "4N → N, k=1")),
+        Comparison(METHOD, "both at 7/8 of the layers", ("k_curve", "N → 4N, k=7"), ("k_curve", "4N → N, k=7")),
+    ],
+    ("table4", "the multi-projector helps"): [
+        Comparison(METHOD, "with the HR projector", ("table4", "+ HR + multi"), ("table4", "+ HR")),
+    ],
+    ("table4", "both above the HR projector alone"): [
+        Comparison(METHOD, "without the HR projector", ("table4", "+ multi"), ("table4", "LVTC N → 4N")),
+    ],
     ("attribution", "PVTC adds to LVTC"): [
         Comparison(TASK, ONE_TILE, ("table2", "+ PVTC + LVTC"), ("table2", "+ LVTC")),
         Comparison(METHOD, "without LVTC", ("attribution", "+ PVTC"), ("attribution", "Base")),
