@@ -18,7 +18,25 @@ RATIO_AND_EDGE = [
     Comparison(METHOD, "with LVTC", ("attribution", "+ LVTC"), ("attribution", "+ LVTC + RVTC")),
 ]
 FEWER_DIGITS = "fewer digits, and twice the steps of stage 2"
+SAME_MORE_STEPS = MORE_STEPS + ", on the same pages"
+LAST_LAYERS = "these windows in the last layers instead of the first"
 AT_16X, AT_64X = "16 patches a token, on dense pages", "64 patches a token, on pages of few digits"
+
+
+def with_more_steps(better: str, worse: str) -> Comparison:
+    """Two rows of the denser pages, both trained for longer."""
+    return Comparison(
+        SCHEDULE,
+        SAME_MORE_STEPS,
+        *(("longer", f"denser pages: {row}, 3x") for row in (better, worse)),
+    )
+
+
+def both_at(k: int) -> Comparison:
+    """Tokens expanded and tokens merged at layer `k` of 8."""
+    return Comparison(
+        METHOD, f"both at {k}/8 of the layers", *(("k_curve", f"{way}, k={k}") for way in ("N → 4N", "4N → N"))
+    )
 
 
 def at_other_ratios(better: str, worse: str) -> list[Comparison]:
@@ -55,15 +73,18 @@ EXPERIMENTS: Experiments = {
         Comparison(METHOD, "without LVTC", ("table2", "+ PVTC"), ("table2", "Base")),
     ],
     ("denser", "PVTC above pixel shuffle"): [
+        with_more_steps("PVTC", "N"),
         Comparison(TASK, FEWER_DIGITS, ("table2", "+ PVTC"), ("table2", "Base")),
         Comparison(METHOD, "with LVTC", ("denser", "PVTC + LVTC"), ("denser", "LVTC")),
         Comparison(METHOD, "4 patches a token instead of 16", ("figure7", "pvtc x4"), ("figure7", "pixel_shuffle x4")),
     ],
     ("denser", "LVTC above the dense 4N"): [
+        with_more_steps("LVTC", "4N"),
         Comparison(TASK, FEWER_DIGITS, ("table2", "+ LVTC"), FOUR_N),
         Comparison(METHOD, "with PVTC", ("denser", "PVTC + LVTC"), ("denser", "4N")),
     ],
     ("denser", "PVTC adds to LVTC"): [
+        with_more_steps("PVTC + LVTC", "LVTC"),
         Comparison(TASK, FEWER_DIGITS, ("table2", "+ PVTC + LVTC"), ("table2", "+ LVTC")),
         Comparison(METHOD, "without LVTC", ("denser", "PVTC"), ("denser", "N")),
     ],
@@ -102,14 +123,38 @@ EXPERIMENTS: Experiments = {
         Comparison(METHOD, "merged at 1/8 of the layers", ("k_curve", "4N"), ("k_curve", "4N → N, k=1")),
     ],
     ("table4", "expanding late above compressing late"): [
-        Comparison(METHOD, "both at 1/8 of the layers", ("k_curve", "N → 4N, k=1"), ("k_curve", "4N → N, k=1")),
-        Comparison(METHOD, "both at 7/8 of the layers", ("k_curve", "N → 4N, k=7"), ("k_curve", "4N → N, k=7")),
+        both_at(1),
+        both_at(7),
     ],
     ("table4", "the multi-projector helps"): [
         Comparison(METHOD, "with the HR projector", ("table4", "+ HR + multi"), ("table4", "+ HR")),
     ],
     ("table4", "both above the HR projector alone"): [
         Comparison(METHOD, "without the HR projector", ("table4", "+ multi"), ("table4", "LVTC N → 4N")),
+    ],
+    ("k_curve", "at 6/8 above 7/8"): [
+        Comparison(METHOD, "both a layer earlier", ("k_curve", "N → 4N, k=5"), ("k_curve", "N → 4N, k=6")),
+        Comparison(METHOD, "merged instead of expanded", ("k_curve", "4N → N, k=6"), ("k_curve", "4N → N, k=7")),
+    ],
+    ("k_curve", "4N → N merged at k = 1 only a little above N"): [
+        Comparison(METHOD, "merged at 2/8 of the layers", ("k_curve", "4N → N, k=2"), ("k_curve", "N")),
+    ],
+    ("k_curve", "expanding at 2/8 above compressing there"): [both_at(1), both_at(3)],
+    ("k_curve", "expanding at 4/8 above compressing there"): [both_at(3), both_at(5)],
+    ("k_curve", "expanding at 6/8 above compressing there"): [both_at(5), both_at(7)],
+    ("k_curve", "expanding at 7/8 above compressing there"): [both_at(5), both_at(6)],
+    ("figure8", "M₂ 1 above 2"): [
+        Comparison(SCHEDULE, SAME_MORE_STEPS, ("figure8", "M1=4 M2=1, 3x steps"), ("figure8", "M1=4 M2=2, 3x steps")),
+    ],
+    ("figure8", "M₂ 1 above 2 with three times the steps"): [
+        Comparison(SCHEDULE, "a third of the steps", ("figure8", "M1=4 M2=1"), ("figure8", "M1=4 M2=2")),
+    ],
+    ("figure8", "M₁ 4 above 8"): [
+        Comparison(METHOD, LAST_LAYERS, ("figure8", "M1=4 M2=4"), ("figure8", "M1=4 M2=8")),
+    ],
+    ("figure8", "M₁ 2 above 4"): [
+        Comparison(METHOD, LAST_LAYERS, ("figure8", "M1=4 M2=2"), ("figure8", "M1=4 M2=4")),
+        Comparison(METHOD, "without LVTC", ("k_curve", "4N"), ("k_curve", "N")),
     ],
     ("attribution", "PVTC adds to LVTC"): [
         Comparison(TASK, ONE_TILE, ("table2", "+ PVTC + LVTC"), ("table2", "+ LVTC")),

@@ -291,8 +291,10 @@ TABLE_5 = {
     "one tile, 4N tokens": on_spread("whole", window=2),
 }
 # rows with three times the steps of their own table, for orderings that do not appear
-LONGER = longer({"N, 3x": BASE, "PVTC, 3x": PVTC}, 6) | longer(
-    {"ratio, 3x": on_spread("ratio"), "edge, 3x": on_spread("edge")}, 3
+LONGER = (
+    longer({"N, 3x": BASE, "PVTC, 3x": PVTC}, 6)
+    | longer({"ratio, 3x": on_spread("ratio"), "edge, 3x": on_spread("edge")}, 3)
+    | longer({f"denser pages: {name}, 3x": row for name, row in DENSER.items()}, 3)
 )
 # rows of Tables 2 and 5 that other families repeat
 REPEATED = {
