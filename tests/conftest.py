@@ -1,9 +1,11 @@
 """Fixtures that several test files share."""
 
 import gc
+import logging
 
 import pytest
 from PIL import Image
+from transformers.utils.logging import warning_once
 
 from tiny import tiny_model, tiny_processor
 from video_cases import numbered_video
@@ -21,6 +23,32 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """What was imported stays: leaving it out makes each garbage collection quick, and every training starts with one."""
     gc.freeze()
+
+
+# deprecations that a test asks for, or that transformers' assisted decoding logs about itself
+EXPECTED_DEPRECATIONS = ("`torch_dtype` is deprecated", "Passing `generation_config` together with")
+
+
+class DeprecationRecorder(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record):
+        message = record.getMessage()
+        if "deprecated" in message and not message.startswith(EXPECTED_DEPRECATIONS):
+            self.found.append(f"{record.name}: {message}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated_is_used():
+    """transformers logs some deprecations, most only once. Those that it warns of are errors: see pyproject.toml."""
+    warning_once.cache_clear()
+    recorder, logger = DeprecationRecorder(), logging.getLogger("transformers")
+    logger.addHandler(recorder)
+    yield
+    logger.removeHandler(recorder)
+    assert recorder.found == []
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from internvlx_hf.quantization import COMPRESSION_MODULES, UNQUANTIZED_MODULES
 from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
-from versions import needs_transformers
+from versions import is_older, needs_transformers
 
 TORCHAO = ROOT / "build/torchao"
 PROJECTORS = ("pvtc", "pixel_shuffle", "linear", "token_packer", "ldpv2")
@@ -227,7 +227,8 @@ def test_liger_s_kernels_go_into_the_inner_language_model(text, lvtc, monkeypatc
 # ---- Continuous batching
 
 
-PAGES = {"num_blocks": 32, "block_size": 32, "max_batch_tokens": 64}
+PAGE_SIZE = "block_size" if is_older("5.17") else "page_size"
+PAGES = {"num_blocks": 32, PAGE_SIZE: 32, "max_batch_tokens": 64}
 
 
 def text_settings():

@@ -281,7 +281,7 @@ def test_the_answer_s_cost_is_that_of_generating_it(lvtc, answer):
     tiny_model("llama", **lvtc).generate(
         input_ids=ids,
         pixel_values=pixels,
-        past_key_values=cache,
+        cache=cache,
         max_new_tokens=answer,
         min_new_tokens=answer,
         do_sample=False,

@@ -30,11 +30,11 @@ def counted(config, layout, steps: int = 0, attention: str = "eager") -> tuple[d
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False, depth=None) as counter:
             output = model(**batch, logits_to_keep=1, use_cache=True)
-        cache, decoded = output.past_key_values, 0
+        cache, decoded = output.cache, 0
         for _ in range(steps):
             ids = output.logits[:, -1:].argmax(-1)
             with FlopCounterMode(display=False, depth=None) as step_counter:
-                output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+                output = model(input_ids=ids, cache=cache, use_cache=True)
             decoded += _total(step_counter)
     size = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     return _by_module(counter, config), decoded, size

@@ -131,11 +131,11 @@ def test_packed_rows_equal_the_padded_batch_in_training_and_in_the_trainer_s_eva
     expected, packed = loss_and_gradients(model, batch), pack([batch])
     assert_same_step(loss_and_gradients(model, packed), expected)
     model.eval()
-    assert model(**packed).past_key_values is not None
+    assert model(**packed).cache is not None
     model.config.use_cache = False  # as the `Trainer` does
     torch.testing.assert_close(model(**packed).loss, expected[0], **CLOSE)
     without_positions = {"input_ids": packed["input_ids"], "pixel_values": packed["pixel_values"]}
-    assert model(**without_positions).past_key_values is not None
+    assert model(**without_positions).cache is not None
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"use_cache": False}])
@@ -196,8 +196,7 @@ def test_a_prompt_on_an_empty_cache_has_masks_where_it_needs_them_and_the_next_t
             kwargs = {"max_cache_len": 96} if cache_class is StaticCache else {}
             cache = cache_class(config=model.config.text_config, **kwargs)
             logits = [
-                model(**(turn if with_mask else without_mask(turn)), past_key_values=cache).logits[:, -1]
-                for turn in turns
+                model(**(turn if with_mask else without_mask(turn)), cache=cache).logits[:, -1] for turn in turns
             ]
             if expected is None:
                 expected = logits
@@ -229,9 +228,9 @@ def test_a_cache_made_in_training_can_be_continued():
     model = training_model()
     batch = tiny_batch(model.config, RAGGED)
     with torch.enable_grad():
-        cache = model(**batch).past_key_values
+        cache = model(**batch).cache
     token = torch.full((len(RAGGED), 1), 11)
-    logits = model(input_ids=token, past_key_values=cache).logits
+    logits = model(input_ids=token, cache=cache).logits
     ids = torch.cat([batch["input_ids"], token], dim=1)
     expected = model(input_ids=ids, pixel_values=batch["pixel_values"], use_cache=False).logits[:, -1:]
     torch.testing.assert_close(logits, expected, **CLOSE)

@@ -91,12 +91,12 @@ def test_cached_logits_equal_uncached_with_left_padding(text, cache):
     past = (
         DynamicCache(config=text_config) if cache == "dynamic" else StaticCache(text_config, max_cache_len=prompt + 9)
     )
-    found = [model(**batch, past_key_values=past, use_cache=True).logits]
+    found = [model(**batch, cache=past, use_cache=True).logits]
     for step in range(later.shape[1]):
         output = model(
             input_ids=later[:, step : step + 1],
             attention_mask=whole["attention_mask"][:, : prompt + step + 1],
-            past_key_values=past,
+            cache=past,
             use_cache=True,
         )
         assert output.logits.shape[1] == 1
@@ -247,8 +247,8 @@ def test_second_turn_with_a_new_image_goes_on_from_the_cache():
     first = 3 + model.config.image_seq_length + 5
     past = DynamicCache(config=model.config.text_config)
     with torch.no_grad():
-        model(input_ids=turns["input_ids"][:, :first], pixel_values=turns["pixel_values"][:1], past_key_values=past)
-    found = answers(model, {**turns, "pixel_values": turns["pixel_values"][1:]}, past_key_values=past)
+        model(input_ids=turns["input_ids"][:, :first], pixel_values=turns["pixel_values"][:1], cache=past)
+    found = answers(model, {**turns, "pixel_values": turns["pixel_values"][1:]}, cache=past)
     assert torch.equal(found, expected)
 
 

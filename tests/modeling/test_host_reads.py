@@ -10,6 +10,7 @@ from transformers import DynamicCache, InternVLConfig, InternVLForConditionalGen
 
 from flash_stand_in import use_flash_stand_in
 from host_reads import host_reads
+from internvlx_hf.modeling.outputs import CACHE
 from lvtc_cases import MIXED, bounds_of, labelled, pack
 from tiny import LVTC, tiny_batch, tiny_model
 
@@ -65,8 +66,8 @@ def test_a_forward_waits_twice_more_at_most_and_a_decode_step_never_more(models,
         batch, cache = batch_of(models[-1].config, name, mask), DynamicCache(config=model.config.text_config)
         trained = count_reads(model.train(), batch, use_cache=False)
         with torch.no_grad():
-            prefilled = count_reads(model.eval(), batch, past_key_values=cache)
-            step = {"input_ids": torch.full((len(batch["input_ids"]), 1), 11), "past_key_values": cache}
+            prefilled = count_reads(model.eval(), batch, **{CACHE: cache})
+            step = {"input_ids": torch.full((len(batch["input_ids"]), 1), 11), CACHE: cache}
             if mask:
                 step["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
             counts.append((trained, prefilled, count_reads(model, step)))
@@ -104,13 +105,11 @@ def test_no_layer_waits(attention, monkeypatch):
         with torch.no_grad():
             for name in ("left padding", "one"):
                 batch, cache = batch_of(model.config, name), DynamicCache(config=model.config.text_config)
-                counts[-1].append(count_reads(model, batch, past_key_values=cache))
+                counts[-1].append(count_reads(model, batch, **{CACHE: cache}))
                 for new in (1, 3):  # a decoding step, another turn
                     seen = batch["input_ids"].shape[1] + (0 if new == 1 else 1)
                     missing = seen + new - batch["attention_mask"].shape[1]
                     mask = torch.nn.functional.pad(batch["attention_mask"], (0, missing), value=1)
                     ids = torch.full((len(mask), new), 11)
-                    counts[-1].append(
-                        count_reads(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=cache)
-                    )
+                    counts[-1].append(count_reads(model, {"input_ids": ids, "attention_mask": mask}, **{CACHE: cache}))
     assert counts[0] == counts[1]

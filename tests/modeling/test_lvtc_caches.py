@@ -13,6 +13,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCache
 from transformers.utils import is_optimum_quanto_available
 
+from internvlx_hf.modeling.outputs import CACHE
 from lvtc_cases import CLOSE, GREEDY, KINDS, MIXED, NEW, SLIDING, model_of_kind, new_tokens
 from lvtc_reference import reference_logits
 from tiny import LVTC, split_batch, tiny_batch, tiny_model
@@ -31,7 +32,7 @@ COMPILED["compile_config"]._compile_all_devices = True
 
 def prefilled(model, layouts=([3, "tile", 4], [9], ["tile", "tile", 5]), **kwargs):
     batch = tiny_batch(model.config, list(layouts), **kwargs)
-    return batch, model(**batch).past_key_values
+    return batch, model(**batch).cache
 
 
 def step(model, batch, cache, rows=None, token=11):
@@ -43,7 +44,7 @@ def step(model, batch, cache, rows=None, token=11):
         ids = torch.nn.functional.pad(samples[row]["input_ids"][0], (0, 1), value=token)
         expected.append(reference_logits(model, ids, samples[row].get("pixel_values"))[0][-1])
     mask = torch.nn.functional.pad(batch["attention_mask"][rows], (0, 1), value=1)
-    logits = model(input_ids=torch.full((len(rows), 1), token), attention_mask=mask, past_key_values=cache).logits
+    logits = model(input_ids=torch.full((len(rows), 1), token), attention_mask=mask, cache=cache).logits
     return logits[:, -1], torch.stack(expected)
 
 
@@ -67,7 +68,7 @@ def test_a_static_cache_can_be_reordered():
     model = tiny_model("llama", **LVTC)
     batch = tiny_batch(model.config, [[3, "tile", 4], [9], ["tile", "tile", 5]])
     cache = StaticCache(model.config.text_config, max_cache_len=64)
-    model(**batch, past_key_values=cache)
+    model(**batch, cache=cache)
     cache.reorder_cache(torch.tensor([2, 0, 0]))
     torch.testing.assert_close(*step(model, batch, cache, [2, 0, 0]), **CLOSE)
 
@@ -94,7 +95,7 @@ def test_a_cache_can_be_reset_and_used_for_another_prompt(make):
     cache = make(config=model.config.text_config)
     for layouts in (([3, "tile", 4], [9]), ([7], [3]), (["tile", "tile", 2], [1])):
         batch = tiny_batch(model.config, list(layouts))
-        model(**batch, past_key_values=cache)
+        model(**batch, cache=cache)
         torch.testing.assert_close(*step(model, batch, cache), **CLOSE)
         cache.reset()
 
@@ -117,7 +118,7 @@ def test_a_cache_can_be_cropped_after_decoding_and_twice():
         mask = torch.nn.functional.pad(
             batch["attention_mask"], (0, cache.get_seq_length() + 1 - batch["input_ids"].shape[1]), value=1
         )
-        model(input_ids=torch.full((3, 1), token), attention_mask=mask, past_key_values=cache)
+        model(input_ids=torch.full((3, 1), token), attention_mask=mask, cache=cache)
     cache.crop(-3)
     cache.crop(-1)
     cropped = {key: batch[key][:, :-2] for key in ("input_ids", "attention_mask")}
@@ -191,7 +192,7 @@ def test_a_static_cache_is_as_long_as_the_longest_before_it():
             **batch, **GREEDY, cache_implementation="static", disable_compile=True, return_dict_in_generate=True
         )
         assert torch.equal(outputs.sequences[:, batch["input_ids"].shape[1] :], new_tokens(model, batch))
-        lengths.append([layer.max_cache_len for layer in outputs.past_key_values.layers])
+        lengths.append([layer.max_cache_len for layer in getattr(outputs, CACHE).layers])
     one, three = 9 + NEW - 1, 16 + NEW - 1  # tokens in stage one; a tile adds twelve in stage two
     assert lengths == [[7, one, one + 12, 7]] * 2 + [[7, three, three + 36, 7]] * 3
 
@@ -217,9 +218,9 @@ def test_a_static_cache_that_is_too_short_raises_with_both_lengths():
     batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
     cache = StaticCache(model.config.text_config, max_cache_len=24)  # enough for the 13 of the prompt, not for 37
     with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37 \(37 for the 13 of this prompt\)"):
-        model(**batch, past_key_values=cache)
+        model(**batch, cache=cache)
     with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37"):
-        model.generate(**batch, past_key_values=cache, **GREEDY)
+        model.generate(**batch, cache=cache, **GREEDY)
 
 
 def test_a_static_sliding_cache_that_is_too_short_raises_too():
@@ -228,14 +229,14 @@ def test_a_static_sliding_cache_that_is_too_short_raises_too():
     batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
     cache = StaticCache(model.config.text_config, max_cache_len=24)
     with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37"):
-        model(**batch, past_key_values=cache)
+        model(**batch, cache=cache)
 
 
 def test_a_static_cache_that_is_long_enough_can_be_handed_in():
     model = tiny_model("llama", **LVTC)
     batch = tiny_batch(model.config, [[3, "tile", "tile", 2], [4, "tile"]])
     cache = StaticCache(model.config.text_config, max_cache_len=37 + NEW)
-    assert torch.equal(new_tokens(model, batch, past_key_values=cache), new_tokens(model, batch))
+    assert torch.equal(new_tokens(model, batch, cache=cache), new_tokens(model, batch))
 
 
 def unpack_four_bits(packed, bits):
@@ -262,7 +263,7 @@ def test_a_quantized_cache_keeps_each_stage_s_length_and_comes_close(monkeypatch
     )
     reference = model.generate(**batch, **GREEDY, return_dict_in_generate=True, output_logits=True)
     torch.testing.assert_close(outputs.logits[0], reference.logits[0], **CLOSE)
-    cache = outputs.past_key_values
+    cache = getattr(outputs, CACHE)
     assert isinstance(cache, QuantizedCache)
     length = batch["input_ids"].shape[1] + NEW - 1
     assert [cache.get_seq_length(i) for i in range(4)] == [

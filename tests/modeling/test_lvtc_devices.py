@@ -5,6 +5,7 @@ import torch
 from transformers import StaticCache
 
 from host_reads import host_reads
+from internvlx_hf.modeling.outputs import CACHE
 from lvtc_cases import CLOSE, MIXED, new_tokens, uncached
 from tiny import LVTC, PAD, tiny_batch, tiny_model
 
@@ -60,12 +61,12 @@ def test_a_decode_step_with_masks_made_ahead_reads_nothing():
     model = tiny_model("llama", **LVTC)
     batch = tiny_batch(model.config, MIXED)
     cache = StaticCache(model.config.text_config, max_cache_len=64)
-    model(**batch, past_key_values=cache)
+    model(**batch, cache=cache)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
     ids = torch.cat([batch["input_ids"], torch.full((4, 1), PAD + 11)], dim=1)
     with host_reads() as reads:
         inputs = model.prepare_inputs_for_generation(
-            ids, next_sequence_length=1, past_key_values=cache, attention_mask=mask, position_ids=mask.cumsum(-1) - 1
+            ids, next_sequence_length=1, attention_mask=mask, position_ids=mask.cumsum(-1) - 1, **{CACHE: cache}
         )
         logits = model(**inputs).logits
     assert reads == []

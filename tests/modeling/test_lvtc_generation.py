@@ -218,9 +218,7 @@ def test_a_hand_written_decode_loop_with_a_mask_equals_the_uncached_logits(kind,
         token = outputs.logits[:, -1:, 10:].argmax(-1) + 10  # no special one
         batch["input_ids"] = torch.cat([batch["input_ids"], token], dim=1)
         batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(token)], dim=1)
-        outputs = model(
-            input_ids=token, attention_mask=batch["attention_mask"], past_key_values=outputs.past_key_values
-        )
+        outputs = model(input_ids=token, attention_mask=batch["attention_mask"], cache=outputs.cache)
         torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
 
 
@@ -234,20 +232,20 @@ def test_a_hand_written_decode_loop_without_a_mask_equals_the_uncached_logits(ki
     del batch["attention_mask"]
     if cache is not None:
         cache = cache(config=model.config.text_config)
-    outputs = model(**batch, past_key_values=cache)
+    outputs = model(**batch, cache=cache)
     for _ in range(NEW):
         token = outputs.logits[:, -1:, 10:].argmax(-1) + 10  # no special one
         batch["input_ids"] = torch.cat([batch["input_ids"], token], dim=1)
-        outputs = model(input_ids=token, past_key_values=outputs.past_key_values)
+        outputs = model(input_ids=token, cache=outputs.cache)
         torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
 
 
 def test_a_cache_without_a_configuration_works():
     model = tiny_model("llama", **LVTC)
     batch = tiny_batch(model.config, [[3, "tile", 2]])
-    outputs = model(**batch, past_key_values=DynamicCache())
+    outputs = model(**batch, cache=DynamicCache())
     token = torch.tensor([[11]])
-    logits = model(input_ids=token, past_key_values=outputs.past_key_values).logits
+    logits = model(input_ids=token, cache=outputs.cache).logits
     both = {"input_ids": torch.cat([batch["input_ids"], token], dim=1), "pixel_values": batch["pixel_values"]}
     torch.testing.assert_close(logits[:, -1], uncached(model, both)[:, -1], **CLOSE)
 
@@ -262,10 +260,10 @@ def test_two_generations_may_interleave_on_one_model():
     inputs = [dict(prompt) for prompt in prompts]
     for _ in range(NEW):
         for i in (0, 1):
-            outputs = model(**inputs[i], past_key_values=caches[i])
+            outputs = model(**inputs[i], cache=caches[i])
             outputs.logits[:, -1, [IMAGE_TOKEN, model.config.text_config.eos_token_id]] = -torch.inf
             token = outputs.logits[:, -1:].argmax(-1)
-            caches[i] = outputs.past_key_values
+            caches[i] = outputs.cache
             mask = torch.nn.functional.pad(inputs[i]["attention_mask"], (0, 1), value=1)
             inputs[i] = {"input_ids": token, "attention_mask": mask}
             tokens[i].append(token)
@@ -279,7 +277,7 @@ def test_the_stages_keep_their_own_rope_state_while_decoding(rope):
     model = rope_model(rope)
     batch = tiny_batch(model.config, [[3, "tile", "tile", 1]])
     outputs = model(**batch)
-    step = model(input_ids=torch.tensor([[11]]), past_key_values=outputs.past_key_values)
+    step = model(input_ids=torch.tensor([[11]]), cache=outputs.cache)
     ids = torch.nn.functional.pad(batch["input_ids"], (0, 1), value=11)
     expected, lengths = reference_logits(model, ids[0], batch["pixel_values"])
     assert lengths[0] <= 24 < lengths[1]
@@ -321,14 +319,14 @@ def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(
     model = model_of_kind(kind)
     first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS[turns]))
     both = joined(first, second)
-    cache = model(**first).past_key_values
-    logits = model(**(second | {"attention_mask": both["attention_mask"]}), past_key_values=cache).logits
+    cache = model(**first).cache
+    logits = model(**(second | {"attention_mask": both["attention_mask"]}), cache=cache).logits
     visible = second["attention_mask"].bool()
     expected = uncached(model, both)[:, -visible.shape[1] :]
     torch.testing.assert_close(logits[visible], expected[visible], **CLOSE)
     token = torch.full((len(visible), 1), 11)
     mask = torch.nn.functional.pad(both["attention_mask"], (0, 1), value=1)
-    logits = model(input_ids=token, attention_mask=mask, past_key_values=cache).logits
+    logits = model(input_ids=token, attention_mask=mask, cache=cache).logits
     longer = both | {"input_ids": torch.cat([both["input_ids"], token], dim=1), "attention_mask": mask}
     torch.testing.assert_close(logits[:, -1], uncached(model, longer)[:, -1], **CLOSE)
 
@@ -341,8 +339,8 @@ def test_a_second_turn_without_a_mask_equals_one_long_prompt(turns, settings):
     both = joined(first, second)
     for turn in (first, second, both):
         del turn["attention_mask"]
-    cache = model(**first).past_key_values
-    logits = model(**second, past_key_values=cache).logits
+    cache = model(**first).cache
+    logits = model(**second, cache=cache).logits
     torch.testing.assert_close(logits, uncached(model, both)[:, -logits.shape[1] :], **CLOSE)
 
 
@@ -355,7 +353,7 @@ def test_generate_continues_a_conversation_with_a_new_image_on_the_cache_of_the_
         if static
         else DynamicCache(config=model.config.text_config)
     )
-    settings = {**GREEDY, "past_key_values": cache}
+    settings = {**GREEDY, "cache": cache}
     answer = model.generate(**first, **settings)
     ids = torch.cat([answer, second["input_ids"]], dim=1)
     continued = model.generate(

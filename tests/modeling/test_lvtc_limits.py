@@ -60,7 +60,7 @@ def test_positions_that_the_answer_takes_past_the_limit_are_said(limit, cache, w
     with torch.no_grad():
         for step in range(6):
             inputs = batch if step == 0 else {"input_ids": torch.tensor([[20]])}
-            model(**inputs, past_key_values=past)
+            model(**inputs, cache=past)
             said.append(len(warnings()))
     # 69 positions after the prompt, one more for each step; a static cache's length is not read
     first = limit - 69 + 1 if cache is DynamicCache else 6
@@ -72,7 +72,7 @@ def test_kept_positions_pass_the_limit_where_stage_one_does(warnings):
     past, said = DynamicCache(config=model.config.text_config), []
     with torch.no_grad():
         for inputs in (tiny_batch(model.config, [[3, "tile", 2]]), *[{"input_ids": torch.tensor([[20]])}] * 2):
-            model(**inputs, past_key_values=past)
+            model(**inputs, cache=past)
             said.append(len(warnings()))
     assert said == [0, 1, 1]  # 9 positions after the prompt
 
@@ -141,7 +141,7 @@ def test_no_placeholder_is_missed_where_pixels_came_earlier(kwargs, warnings):
         text = {key: batch[key] for key in ("input_ids", "attention_mask")}
         outputs = model(**text, mm_encoder_outputs={"image": images})
         # a second turn may hold the token: what the cache has seen is not looked up
-        model(input_ids=torch.tensor([[7, IMAGE_TOKEN]]), past_key_values=outputs.past_key_values)
+        model(input_ids=torch.tensor([[7, IMAGE_TOKEN]]), cache=outputs.cache)
         model(**tiny_batch(model.config, [[9]]))
     assert warnings() == []
 
@@ -164,7 +164,7 @@ def prefilled(model, layout=(3, "tile", 5)):
     batch = tiny_batch(model.config, [list(layout)])
     cache = DynamicCache(config=model.config.text_config)
     with torch.no_grad():
-        model(**batch, past_key_values=cache)
+        model(**batch, cache=cache)
     return batch, cache
 
 
@@ -181,9 +181,9 @@ def test_a_cache_rebuilt_from_keys_and_values_raises():
     pairs = [(layer.keys, layer.values) for layer in cache.layers]
     for plain in (rebuilt(cache), DynamicCache(pairs)):
         with pytest.raises(ValueError, match=r"12 tokens before LVTC's expansion and 24 after it.*Pass the cache"):
-            model(input_ids=torch.tensor([[20]]), past_key_values=plain)
+            model(input_ids=torch.tensor([[20]]), cache=plain)
         with pytest.raises(ValueError, match="12 tokens before"):
-            model(**tiny_batch(model.config, [["tile", 2]]), past_key_values=plain)
+            model(**tiny_batch(model.config, [["tile", 2]]), cache=plain)
 
 
 def test_a_rebuilt_cache_of_text_goes_on():
@@ -192,8 +192,8 @@ def test_a_rebuilt_cache_of_text_goes_on():
     token = torch.tensor([[20]])
     with torch.no_grad():
         torch.testing.assert_close(
-            model(input_ids=token, past_key_values=rebuilt(cache)).logits,
-            model(input_ids=token, past_key_values=cache).logits,
+            model(input_ids=token, cache=rebuilt(cache)).logits,
+            model(input_ids=token, cache=cache).logits,
             **CLOSE,
         )
 
@@ -208,7 +208,7 @@ def test_a_copied_cache_that_was_cropped_still_knows_where_its_image_is(carry):
         cache.crop(-4)
     cache.crop(-3)
     with torch.no_grad():
-        model(input_ids=torch.tensor([[20]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[20]]), cache=cache)
 
 
 def lengths(cache):
@@ -221,7 +221,7 @@ def test_a_cache_cropped_twice_is_not_cropped_into_an_image(decoded):
     batch, cache = prefilled(model)
     with torch.no_grad():
         for _ in range(decoded):
-            model(input_ids=torch.tensor([[20]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[20]]), cache=cache)
     cache.crop(-3 - decoded)
     before = lengths(cache)
     with pytest.raises(ValueError, match=r"cropped by at most 2 tokens .* got 3"):
@@ -235,7 +235,7 @@ def test_a_cache_cropped_twice_is_not_cropped_into_an_image(decoded):
     kept = batch["input_ids"][:, :-5]
     token = torch.tensor([[20]])
     with torch.no_grad():
-        found = model(input_ids=token, past_key_values=cache).logits[:, -1]
+        found = model(input_ids=token, cache=cache).logits[:, -1]
         whole = model(input_ids=torch.cat([kept, token], 1), pixel_values=batch["pixel_values"], use_cache=False)
     torch.testing.assert_close(found, whole.logits[:, -1], **CLOSE)
 
@@ -256,7 +256,7 @@ def test_a_static_cache_of_exactly_stage_two_s_length_fits(room, fits):
     with torch.no_grad():
         if fits:
             expected = model(**batch, use_cache=False).logits
-            torch.testing.assert_close(model(**batch, past_key_values=cache).logits, expected, **CLOSE)
+            torch.testing.assert_close(model(**batch, cache=cache).logits, expected, **CLOSE)
         else:
             with pytest.raises(ValueError, match=r"room for 23 tokens.* need 24"):
-                model(**batch, past_key_values=cache)
+                model(**batch, cache=cache)

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.modeling.outputs import CACHE
 from internvlx_hf.training.parameters import choose_trainable
 from lvtc_cases import MIXED, new_tokens
 from tiny import LVTC, split_batch, tiny_batch, tiny_config, tiny_model
@@ -78,7 +79,7 @@ def test_every_way_to_generate_returns_the_whole_prompt(model, settings):
         greedy = model.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=-1)
         assert torch.equal(sequences[:, : prompt + 8], greedy)
     if "return_dict_in_generate" in settings:
-        assert output.past_key_values is None
+        assert getattr(output, CACHE) is None
 
 
 @pytest.mark.parametrize("given", ["keyword", "config", "keyword over config", "default"])
@@ -131,9 +132,9 @@ def test_it_is_saved_and_loaded(model, tmp_path):
 
 def test_a_cache_of_earlier_turns_is_refused(model):
     batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
-    cache = model(**batch, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match=r"takes no `past_key_values` with images and a tile router.*router='drop'"):
-        model.generate(**batch, past_key_values=cache)
+    cache = model(**batch, use_cache=True).cache
+    with pytest.raises(ValueError, match=rf"takes no `{CACHE}` with images and a tile router.*router='drop'"):
+        model.generate(**batch, cache=cache)
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ class Session:
         new_tiles = count - self._tiles_read
         inputs = dict(inputs) | {"pixel_values": tiles[self._tiles_read :]} if new_tiles else _without_tiles(inputs)
         arguments = generation_arguments(self.generation)
-        output = model.generate(**inputs, **arguments, past_key_values=self._cache, streamer=streamer)
+        output = model.generate(**inputs, **arguments, cache=self._cache, streamer=streamer)
         # the last token was generated but not read
         self._read, self._tiles_read = output[:, : self._cache.get_seq_length()], count  # type: ignore[union-attr]
         return output[0, ids.shape[1] :], ids.shape[1] - read, new_tiles

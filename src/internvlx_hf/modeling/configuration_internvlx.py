@@ -86,8 +86,8 @@ class InternVLXConfig(PretrainedConfig):
     """
 
     model_type = "internvl_x"
-    # A batch of text has no image hidden states, so a Trainer cannot concatenate them over the batches of an evaluation.
-    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "router_logits", "aux_loss"]
+    # A batch of text has no image outputs, so a Trainer cannot concatenate them over the batches of an evaluation.
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_outputs", "router_logits", "aux_loss"]
     sub_configs = {
         "text_config": AutoConfig,
         "vision_config": AutoConfig,

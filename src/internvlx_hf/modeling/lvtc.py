@@ -32,6 +32,7 @@ from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import remember_expansion
 from .lvtc_expansion import Expansion
 from .lvtc_stages import Plan, Stage, attention_types, make_stages
+from .outputs import CACHE
 from .projector import project
 from .projectors import build_projector
 
@@ -187,14 +188,14 @@ def layerwise_forward(
             two turns as tokens, as in transformers' own masks.)
 
     Returns:
-        The language model's output: `last_hidden_state` (B, L, D) and `past_key_values`; `hidden_states` and `attentions`
-        have each layer's own length.
+        The language model's output: `last_hidden_state` (B, L, D) and the cache; `hidden_states` and `attentions` have each
+        layer's own length.
     """
     text, k = language_model.config, lvtc.config.lvtc_config.expand_layer
     cache, expansion = past_key_values, plan.expansion
     if use_cache and cache is None:
         cache = DynamicCache(config=text)
-    layer_kwargs = {**kwargs, "past_key_values": cache, "use_cache": use_cache}
+    layer_kwargs = {CACHE: cache, "use_cache": use_cache, **kwargs}
     stages = make_stages(
         text,
         k,
@@ -210,7 +211,7 @@ def layerwise_forward(
     outputs = run_layers(
         language_model, lvtc, inputs_embeds, image_tokens, expansion, stages, return_dict=True, **output_flags
     )
-    outputs.past_key_values = cache
+    setattr(outputs, CACHE, cache)
     if expansion is not None:
         outputs.last_hidden_state = expansion.undo(outputs.last_hidden_state)  # [B, L, D]
         if cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty

@@ -11,6 +11,7 @@ from transformers.masking_utils import create_masks_for_generate
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import ExpandedLength, allow_growth
 from .lvtc_stages import Masks, decoding_masks
+from .outputs import one_cache
 
 
 class LVTCGenerationMixin(GenerationMixin):
@@ -25,8 +26,9 @@ class LVTCGenerationMixin(GenerationMixin):
         config: InternVLXConfig,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache,
+        past_key_values: Cache | None = None,
         is_first_iteration: bool = False,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor | Masks | None:
         """Make the masks of a compiled step ahead of it.
@@ -34,11 +36,12 @@ class LVTCGenerationMixin(GenerationMixin):
         With LVTC, the prompt's forward is not compiled and makes its own masks: those of stage two depend on where the images
         are.
         """
-        if self.model.lvtc is None:
-            return create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs)
+        cache = one_cache(past_key_values, cache, kwargs)
+        if self.model.lvtc is None or cache is None:
+            return create_masks_for_generate(config, inputs_embeds, attention_mask, cache, **kwargs)
         if is_first_iteration:
             return attention_mask
-        return decoding_masks(config, inputs_embeds, attention_mask, past_key_values)
+        return decoding_masks(config, inputs_embeds, attention_mask, cache)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs):  # type: ignore[override]
         has_features = (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None

@@ -20,6 +20,7 @@ from .attention_inputs import is_empty, is_prefix, is_static, read_on_host, runs
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_cache import ExpansionMemory, ensure_capacity, memory_after, recall_expansion, remember_text, seen_length
 from .lvtc_expansion import Expansion, expanded_sequence_lengths, plan_expansion
+from .outputs import CACHE
 
 logger = logging.get_logger(__name__)
 
@@ -375,7 +376,7 @@ def prompt_masks(
         inputs_embeds=inputs_embeds.new_empty(*prompt.position_ids.shape, 0),
         attention_mask=prompt.attention_mask,
         position_ids=None if prompt.is_packed is False else prompt.position_ids,
-        past_key_values=cache,
+        cache=cache,
         is_padded=prompt.is_padded,
         is_left_padded=prompt.is_left_padded,
     )
@@ -384,6 +385,7 @@ def prompt_masks(
 def stage_masks(
     text_config: PretrainedConfig,
     layers: range,
+    cache: Cache | None,
     is_padded: bool | None = None,
     is_left_padded: bool = False,
     **mask_kwargs,
@@ -397,10 +399,9 @@ def stage_masks(
     types = attention_types(text_config)
     first = {types[i]: i for i in reversed(layers)}
     if is_padded and is_flash_attention_requested(text_config):
-        padding = (
-            _padding_bounds if is_left_padded and not is_static(mask_kwargs["past_key_values"]) else _padding_mask
-        )
-        return {kind: padding(layer, **mask_kwargs) for kind, layer in first.items()}
+        padding = _padding_bounds if is_left_padded and not is_static(cache) else _padding_mask
+        return {kind: padding(layer, cache=cache, **mask_kwargs) for kind, layer in first.items()}
+    mask_kwargs[CACHE] = cache
     if is_padded:
         mask_kwargs["allow_is_causal_skip"] = False
     return {kind: MASK_FUNCTIONS[kind](config=text_config, layer_idx=i, **mask_kwargs) for kind, i in first.items()}
@@ -410,13 +411,13 @@ def _padding_mask(
     layer: int,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     **_,
 ) -> torch.Tensor:
     """Flash attention's mask: which columns that a layer's cache returns are visible, (B, columns) bool."""
     columns = attention_mask.shape[1]
-    if past_key_values is not None:
-        columns, _offset = past_key_values.get_mask_sizes(inputs_embeds.shape[1], layer)
+    if cache is not None:
+        columns, _offset = cache.get_mask_sizes(inputs_embeds.shape[1], layer)
     return attention_mask[:, -columns:].to(inputs_embeds.device, torch.bool)
 
 
@@ -445,7 +446,7 @@ def decoding_masks(
     memory, expanded_mask = recall_expansion(cache, k), attention_mask
     if memory is not None:
         expanded_mask = memory.extend_mask(attention_mask, seen_length(cache, inputs_embeds.shape[1]))
-    layers, inputs = range(text.num_hidden_layers), {"inputs_embeds": inputs_embeds, "past_key_values": cache}
-    masks = stage_masks(text, layers[:k], **inputs, attention_mask=attention_mask)  # type: ignore[arg-type]
-    expanded = stage_masks(text, layers[k:], **inputs, attention_mask=expanded_mask)  # type: ignore[arg-type]
+    layers = range(text.num_hidden_layers)
+    masks = stage_masks(text, layers[:k], cache, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+    expanded = stage_masks(text, layers[k:], cache, inputs_embeds=inputs_embeds, attention_mask=expanded_mask)
     return masks | {f"expanded_{kind}": mask for kind, mask in expanded.items()}

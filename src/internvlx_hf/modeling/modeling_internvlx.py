@@ -1,14 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """InternVL-X (arXiv 2503.21307): image tiles -> vision tower -> projectors -> language model -> logits."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.internvl.modeling_internvl import InternVLPreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import (
@@ -28,14 +26,18 @@ from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import ExpandedLength
 from .lvtc_generation import LVTCGenerationMixin
 from .lvtc_stages import Plan, plan_forward
+from .outputs import (
+    CACHE,
+    CACHE_NAMES,
+    InternVLXCausalLMOutputWithPast,
+    InternVLXImageFeatures,
+    InternVLXModelOutputWithPast,
+    deprecates_other_name,
+    one_cache,
+)
 from .projector import Projector, project
 from .projectors import build_projector
-from .router_loss import (
-    InternVLXCausalLMOutputWithPast,
-    InternVLXModelOutputWithPast,
-    balancing_loss,
-    require_gradient,
-)
+from .router_loss import balancing_loss, require_gradient
 from .text_batches import TextBatchMixin
 from .tile_router import TileRouter, TileRoutingMixin
 from .towers import check_tower, projected_features
@@ -44,24 +46,12 @@ from .towers import check_tower, projected_features
 CAPTURES_SINGLE_HIDDEN_STATES = hasattr(output_capturing, "select_hidden_states")
 
 
-@dataclass
-class InternVLXImageFeatures(BaseModelOutputWithPooling):
-    """The vision tower's output and the projectors' tokens.
-
-    Args:
-        pooler_output: (tiles, N₁², D), the tokens that replace the placeholders.
-        deepstack_features: with LVTC, the tokens that later layers add: T − 1 tensors (tiles, N₁², D), then, with an HR
-            projector, one (tiles, N₂², D). `generate` repeats both fields for its beams.
-    """
-
-    deepstack_features: list[torch.Tensor] | None = None
-
-
 class InternVLXPreTrainedModel(InternVLPreTrainedModel):
     config: InternVLXConfig  # type: ignore[assignment]
     config_class = InternVLXConfig
     input_modalities = ("image", "text")  # type: ignore[assignment]
     _no_split_modules = []
+    _skip_keys_device_placement = list(CACHE_NAMES)
 
     @classmethod
     def from_pretrained(cls, *args, use_flash_attn: bool | None = None, **kwargs):
@@ -203,7 +193,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         cache: Cache | None,
         cu_seq_lens: torch.Tensor | None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Mask and positions, dropped where causal attention needs neither, with the cache; and the samples' bounds."""
+        """Mask and positions, dropped where causal attention needs neither; and the samples' bounds."""
         text_config = self.config.text_config
         if cu_seq_lens is not None:
             warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens))
@@ -214,7 +204,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         bounds = {}
         if cu_seq_lens is None:
             bounds = sample_bounds(text_config, inputs_embeds, attention_mask, position_ids, cache)
-        return {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": cache}, bounds
+        return {"attention_mask": attention_mask, "position_ids": position_ids}, bounds
 
     def _embed_without_tiles(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, cache: Cache | None, trains: bool
@@ -242,6 +232,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         return inputs_embeds
 
     @can_return_tuple
+    @deprecates_other_name
     def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
@@ -251,6 +242,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLXModelOutputWithPast:
         """
@@ -262,16 +254,18 @@ class InternVLXModel(InternVLXPreTrainedModel):
             position_ids: (B, L). Where they restart, the next packed sample begins, if there is neither an `attention_mask`
                 nor a cache. With `position_ids`, `use_cache` is False by default in training and if `config.use_cache` is.
             inputs_embeds: (B, L, D), instead of `input_ids`.
+            past_key_values, cache: two names of the key/value cache.
             mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
 
         Returns:
-            `last_hidden_state` (B, L, D), `past_key_values`, `hidden_states`, `attentions`, and as `image_hidden_states`
-            (tiles, N₁², D) the tokens that replaced the placeholders. With `output_router_logits` (default: the language
+            `last_hidden_state` (B, L, D), `cache` (or `past_key_values`), `hidden_states`, `attentions`, and as `image_outputs`
+            what `get_image_features` returned. With `output_router_logits` (default: the language
             model's setting), a mixture of experts' `router_logits` and `aux_loss`.
 
         Raises:
             ValueError: if placeholders and tiles do not match.
         """
+        past_key_values = one_cache(past_key_values, cache, kwargs)  # type: ignore[arg-type]
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         # With any cache, even an empty one, transformers does not detect packed samples. The `Trainer` sets `use_cache`.
@@ -289,6 +283,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         )
         kwargs |= bounds  # type: ignore[typeddict-item]
         trains = self.training and torch.is_grad_enabled()
+        planned = {"past_key_values": past_key_values, "trains": trains, **prompt, **kwargs}
         lvtc_tokens = plan = None
         if images is None or image_tokens is None:
             inputs_embeds = self._embed_without_tiles(input_ids, inputs_embeds, past_key_values, trains)
@@ -299,16 +294,14 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 check_placeholders(placeholders, image_tokens, is_chunked)
             else:
                 lvtc_tokens = self.lvtc.split(image_tokens, images.deepstack_features)
-                plan = self._plan_tiles(
-                    placeholders, image_tokens, is_chunked, inputs_embeds, trains=trains, **prompt, **kwargs
-                )
+                plan = self._plan_tiles(placeholders, image_tokens, is_chunked, inputs_embeds, **planned)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)  # [B, L, D]
 
         if self.lvtc is None:
-            outputs = self.language_model(inputs_embeds=inputs_embeds, **prompt, **kwargs)
+            outputs = self.language_model(inputs_embeds=inputs_embeds, **{CACHE: past_key_values, **prompt, **kwargs})
         else:
             if plan is None:
-                plan = plan_forward(self.config, inputs_embeds, None, trains=trains, **prompt, **kwargs)
+                plan = plan_forward(self.config, inputs_embeds, None, **planned)
             outputs = layerwise_forward(
                 self.language_model,
                 self.lvtc,
@@ -328,10 +321,10 @@ class InternVLXModel(InternVLXPreTrainedModel):
             aux_loss = balancing_loss(self.config, layers, router_logits, visible, expansion)
         return InternVLXModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},  # type: ignore[arg-type]
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=image_tokens,
+            image_outputs=images,
             router_logits=router_logits,
             aux_loss=aux_loss,
         )
@@ -376,6 +369,7 @@ class InternVLXForConditionalGeneration(
         return self.model.get_image_features(pixel_values, **kwargs)
 
     @can_return_tuple
+    @deprecates_other_name
     def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
@@ -387,6 +381,7 @@ class InternVLXForConditionalGeneration(
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLXCausalLMOutputWithPast:
         """
@@ -406,16 +401,15 @@ class InternVLXForConditionalGeneration(
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
+            **{CACHE: one_cache(past_key_values, cache, kwargs), **kwargs},  # type: ignore[arg-type]
         )
         hidden_states = outputs.last_hidden_state
         shift_labels = kwargs.pop("shift_labels", None)
         if shift_labels is None and labels is not None:
             shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
-        if shift_labels is not None and outputs.image_hidden_states is not None:
+        if shift_labels is not None and outputs.image_outputs is not None:
             placeholders = self.model.get_placeholder_mask(input_ids, inputs_embeds)
             shift_labels = shift_labels.masked_fill(nn.functional.pad(placeholders, (0, 1))[..., 1:], -100)
 
@@ -430,10 +424,10 @@ class InternVLXForConditionalGeneration(
         return InternVLXCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},  # type: ignore[arg-type]
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
             router_logits=outputs.router_logits,
             aux_loss=outputs.aux_loss,
         )

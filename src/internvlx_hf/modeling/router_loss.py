@@ -4,43 +4,12 @@
 With LVTC, every layer counts the rows that it routes: N₁² of a tile in stage one, N₂² in stage two, no padding in either.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
-from transformers.models.internvl.modeling_internvl import (
-    InternVLCausalLMOutputWithPast,
-    InternVLModelOutputWithPast,
-)
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_expansion import Expansion
-
-
-@dataclass
-class InternVLXModelOutputWithPast(InternVLModelOutputWithPast):
-    """The model's output.
-
-    Args:
-        router_logits: with `output_router_logits`, a tensor (rows, experts) for each layer with experts.
-        aux_loss: with `output_router_logits`, the load-balancing loss, a scalar.
-    """
-
-    router_logits: tuple[torch.Tensor, ...] | None = None
-    aux_loss: torch.Tensor | None = None
-
-
-@dataclass
-class InternVLXCausalLMOutputWithPast(InternVLCausalLMOutputWithPast):
-    """The model's output with logits. `loss` has `aux_loss` in it, times the configuration's `router_aux_loss_coef`.
-
-    Args:
-        router_logits, aux_loss: see [`InternVLXModelOutputWithPast`].
-    """
-
-    router_logits: tuple[torch.Tensor, ...] | None = None
-    aux_loss: torch.Tensor | None = None
 
 
 def balancing_loss(

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from .configuration_internvlx import ROUTER_HEADS, InternVLXConfig
 from .image_placeholders import check_placeholders
+from .outputs import CACHE, one_cache
 from .pixel_shuffle import pixel_shuffle
 
 # The pooling has two attentions, of which the second runs three times.
@@ -104,16 +105,19 @@ class TileRoutingMixin(GenerationMixin):
     def generate(
         self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
     ):
-        """As in transformers. With a router, the prompt that the language model reads is shorter than `input_ids`.
+        """As in transformers; a cache may be given as `cache` or `past_key_values`.
 
-        `max_length` and `min_length` count all of `input_ids`.
+        With a router, the prompt that the language model reads is shorter than `input_ids`. `max_length` and `min_length` count all of `input_ids`.
 
         Raises:
             ValueError: if there are tiles, a router, and a cache or embeddings instead of the whole prompt.
         """
+        cache = one_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None), kwargs)
+        if cache is not None:
+            kwargs[CACHE] = cache
         if self.model.tile_router is None or kwargs.get("pixel_values") is None:
             return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-        for name in ("past_key_values", "inputs_embeds", "mm_encoder_outputs", "position_ids"):
+        for name in (CACHE, "inputs_embeds", "mm_encoder_outputs", "position_ids"):
             if kwargs.get(name) is not None:
                 raise ValueError(
                     f"`generate` takes no `{name}` with images and a tile router (InternVL3.5-Flash), which shortens the prompt. "
@@ -131,7 +135,8 @@ class TileRoutingMixin(GenerationMixin):
         if isinstance(output, torch.Tensor):
             return sequences
         # the cache is shorter than the sequences, so nobody can continue on it
-        output.sequences, output.past_key_values = sequences, None
+        output.sequences = sequences
+        setattr(output, CACHE, None)
         return output
 
     def _without_removed_rows(

@@ -80,7 +80,7 @@ def attend(
     ids, pixels = inputs["input_ids"].to(model.device), inputs["pixel_values"].to(model.device)
     with record_queries(model) as queries:
         outputs = model(input_ids=ids[:, :-1], pixel_values=pixels, use_cache=True, logits_to_keep=1)
-    written, rows = _answer(model, ids[:, -1:], outputs.past_key_values, max_new_tokens, _end_ids(model, processor))
+    written, rows = _answer(model, ids[:, -1:], outputs.cache, max_new_tokens, _end_ids(model, processor))
     tokenizer = processor.tokenizer
     return Attention(
         image=image,
@@ -167,7 +167,7 @@ def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, end_ids: set
     model.set_attn_implementation({"text_config": "eager"})
     try:
         while len(written) < max_new_tokens:
-            outputs = model(input_ids=token, past_key_values=cache, use_cache=True, output_attentions=True)
+            outputs = model(input_ids=token, cache=cache, use_cache=True, output_attentions=True)
             token = outputs.logits[:, -1:].argmax(-1)
             if written and token.item() in end_ids:
                 break

@@ -7,7 +7,7 @@ next image. The same holds for videos. Whatever the assistant or a tool wrote is
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import groupby
 
 from .literals import IMAGE_MARK, MARK_AS_TEXT, MARKS, VIDEO_MARK, VIDEO_MARK_AS_TEXT, escaped
@@ -60,6 +60,7 @@ def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = froze
     Args:
         messages: of `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}`, `{"type": "image"}`
             and `{"type": "video"}`. The latter two may name their image or video under one of `IMAGE_KEYS` or `VIDEO_KEYS`.
+            Messages and parts may be dataclasses or pydantic models, too.
         tokens: the image tokens, which no text may hold.
         words: `template_words` of the chat template.
 
@@ -74,6 +75,7 @@ def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = froze
 
 def _read_message(given, turn: int, tokens: Sequence[str], words: frozenset[str]) -> dict:
     literals = (*tokens, *MARKS)
+    given = _as_mappings(given)
     if not isinstance(given, Mapping):
         raise ValueError(_not_a_message(given, turn))
     message = _with_literals_escaped({key: value for key, value in given.items() if value is not None}, literals)
@@ -89,6 +91,17 @@ def _read_message(given, turn: int, tokens: Sequence[str], words: frozenset[str]
         content = _escaped_strings(content, literals)
     refuse_tokens(content, place, tokens)  # again: parts may have formed one together
     return {**message, "content": content}
+
+
+def _as_mappings(value):
+    """The value with every dataclass and pydantic model in it, such as OpenAI's messages, as a mapping."""
+    if isinstance(value, Mapping):
+        return {key: _as_mappings(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_mappings(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _as_mappings(getattr(value, field.name)) for field in fields(value)}
+    return value.model_dump() if callable(getattr(value, "model_dump", None)) else value
 
 
 def _not_a_message(given, turn: int) -> str:
