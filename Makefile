@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-hf test-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo "make test        lint, then all tests (9 minutes)"
 	@echo "make test-fast   ruff, then the tests not marked slow (2 minutes)"
 	@echo "make test-oldest the tests with the oldest supported transformers, except some that hardly use it"
+	@echo "make test-newest the same with the newest releases of all dependencies, as tests/overlays/newest.txt lists them"
+	@echo "make newest      write tests/overlays/newest.txt anew"
 	@echo "make test-hf     transformers' own tests on this package's classes"
 	@echo "make test-vllm   checkpoints in vLLM, which is installed into build/vllm (3 GB; 15 minutes)"
 	@echo "make wheel       build the source distribution and the wheel, and test the wheel in an empty environment"
@@ -81,10 +83,13 @@ test-unlinted: $(OTHERS)
 test-fast: style
 	$(PYTEST) -m "not slow"
 
-# The oldest supported transformers, in front of the pinned one on the path.
-test-oldest: .venv/.for-test $(OTHERS) build/oldest/.installed
-	@echo "left out with the oldest transformers:" $$(grep -rl mark.any_transformers tests)
-	PYTHONPATH=build/oldest $(PYTEST) -m "not any_transformers"
+# The oldest supported transformers, and the newest releases of all dependencies, in front of the pinned ones on the path.
+test-oldest test-newest: test-%: .venv/.for-test $(OTHERS) build/%/.installed
+	@echo "left out with the $* releases:" $$(grep -rl mark.any_transformers tests)
+	PYTHONPATH=build/$* $(PYTEST) -m "not any_transformers"
+
+newest: .venv/.for-test
+	$(PY) tests/helpers/resolve_newest.py
 
 # Transformers' own tests on this package's classes: tests/hf_suite/README.md.
 HF_SUITE := tests/hf_suite/run_hf_suite.py --path src
