@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -22,7 +23,7 @@ from .setting_names import (
     unknown_names,
     with_value_errors,
 )
-from .version import VERSION
+from .version import TESTED_TRANSFORMERS, VERSION
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +43,21 @@ SUPPORTED_TEXT_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistra
 def _is_newer(version: str | None) -> bool:
     numbers = ([int(number) for number in re.findall(r"\d+", text)[:3]] for text in (version or "0", VERSION))
     return next(numbers) > next(numbers)
+
+
+def warn_about_transformers(version: str) -> None:
+    """Warn about a version of transformers outside the tested range."""
+    oldest, newest = TESTED_TRANSFORMERS
+    if not oldest <= tuple(int(number) for number in re.findall(r"\d+", version)[:2]) <= newest:
+        oldest_name, newest_name = (".".join(map(str, minor)) for minor in TESTED_TRANSFORMERS)
+        logger.warning_once(
+            f"InternVL-X {VERSION} was tested with transformers {oldest_name} to {newest_name}, and this is {version}. If it "
+            f'fails, install a newer internvlx-hf, or "transformers=={newest_name}.*". `import internvlx_hf` uses the installed '
+            "package's code for every checkpoint; `internvlx renew FOLDER` puts it into a checkpoint."
+        )
+
+
+warn_about_transformers(transformers.__version__)  # also where a checkpoint's own code is loaded
 
 
 # Sub-configurations may be given as dictionaries but are read as objects: `Any` lets a type checker accept both.
