@@ -46,7 +46,7 @@ def nothing_deprecated_is_used():
     warning_once.cache_clear()
     recorder, logger = DeprecationRecorder(), logging.getLogger("transformers")
     logger.addHandler(recorder)
-    yield
+    yield recorder.found
     logger.removeHandler(recorder)
     assert recorder.found == []
 

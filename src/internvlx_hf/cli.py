@@ -17,6 +17,7 @@ COMMANDS = {
     "init": "make a model from a vision tower and a language model",
     "merge": "merge a LoRA adapter into a full checkpoint",
     "push": "push a checkpoint to the Hub",
+    "renew": "renew the code that a checkpoint carries",
     "serve": "serve a checkpoint through OpenAI's API",
     "show": "draw an image's tiles and their cost, or where a model looks",
     "train": "train a checkpoint: the stages of the paper, or LoRA",

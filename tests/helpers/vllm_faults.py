@@ -40,7 +40,7 @@ def shared_images() -> Iterator[None]:
 @contextmanager
 def other_version() -> Iterator[None]:
     """An untested version of vLLM."""
-    with mock.patch("vllm.__version__", "0.33.0"):
+    with mock.patch("vllm.__version__", "0.34.0"):
         yield
 
 

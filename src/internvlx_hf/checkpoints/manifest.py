@@ -4,6 +4,7 @@
 import hashlib
 import json
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from .. import __version__
@@ -27,7 +28,20 @@ def write_manifest(folder: Path, run_id: str) -> None:
     """
     files = {name: _fingerprint(folder / name) for name in _leaves(folder)}
     manifest = {"format": FORMAT, "internvlx_hf": __version__, "run": run_id, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
+
+
+def renewed_manifest(folder: Path, staged: Path, names: Iterable[str]) -> str | None:
+    """The text of a folder's manifest once files of `staged` have replaced those of the same names; None without one."""
+    if not (manifest := _read(folder)):
+        return None
+    files = {name: found for name, found in manifest["files"].items() if name not in set(names)}
+    files |= {name: _fingerprint(staged / name) for name in names if (staged / name).is_file()}
+    return _text({**manifest, "files": files})
+
+
+def _text(manifest: dict) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
 
 
 def written_by(folder: Path) -> str | None:

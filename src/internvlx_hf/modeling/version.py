@@ -17,7 +17,9 @@ def warn_outside_tested_range(installed: str) -> None:
     (oldest, newest), release = TESTED_TRANSFORMERS, tuple(int(number) for number in re.findall(r"\d+", installed)[:2])
     if oldest <= release <= newest:
         return
-    what = "a newer internvlx-hf" if release > newest else "a newer transformers"
+    what = "a newer transformers"
+    if release > newest:
+        what = "a newer internvlx-hf (`internvlx renew` puts its code into checkpoints)"
     warnings.warn(
         f"internvlx_hf {VERSION} is tested with transformers {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}, but "
         f"{installed} is installed. If something fails, install {what}, or "
