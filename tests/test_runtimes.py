@@ -239,10 +239,12 @@ def text_settings():
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
 def test_texts_are_answered_in_continuous_batches_as_alone(lvtc):
     model = tiny_model("llama", **lvtc)
+    model.lm_head.weight.data[model.config.image_token_id] *= 20  # which no answer may have
     prompts = [[11, 12, 13], list(range(20, 60)), [99] * 70]
     answers = [answer.generated_tokens for answer in model.generate_batch(prompts, **text_settings()).values()]
     alone = [{"input_ids": torch.tensor([prompt])} for prompt in prompts]
     assert answers == [new_tokens(model, batch, eos_token_id=-1)[0].tolist() for batch in alone]
+    assert all(model.config.image_token_id not in answer for answer in answers)
 
 
 def test_continuous_batches_take_no_images():

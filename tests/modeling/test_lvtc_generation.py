@@ -46,7 +46,7 @@ def reference_tokens(model, batch):
         for _ in range(NEW):
             logits, _ = reference_logits(model, ids, sample.get("pixel_values"))
             best = logits[-1]
-            best[[IMAGE_TOKEN, model.config.text_config.eos_token_id]] = -torch.inf  # as GREEDY says
+            best[[IMAGE_TOKEN, model.config.text_config.eos_token_id]] = -torch.inf  # as `generate` and GREEDY do
             ids = torch.cat([ids, best.argmax()[None]])
         rows.append(ids[-NEW:])
     return torch.stack(rows)

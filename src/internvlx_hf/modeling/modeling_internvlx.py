@@ -23,7 +23,7 @@ from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_about_dense_masks
 from .engines import find_engine, keep_whole, runs_in_engine
-from .image_placeholders import check_placeholders, warn_about_placeholders
+from .image_placeholders import NoPlaceholdersMixin, check_placeholders, warn_about_placeholders
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import ExpandedLength
 from .lvtc_generation import LVTCGenerationMixin
@@ -338,7 +338,13 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
 
 class InternVLXForConditionalGeneration(
-    InternVLXPreTrainedModel, ChatMixin, TextBatchMixin, TileRoutingMixin, LVTCGenerationMixin, GenerationMixin
+    InternVLXPreTrainedModel,
+    ChatMixin,
+    TextBatchMixin,
+    TileRoutingMixin,
+    NoPlaceholdersMixin,
+    LVTCGenerationMixin,
+    GenerationMixin,
 ):
     """InternVL-X with a language modelling head. The Auto classes load it, for chat and fine-tuning."""
 
