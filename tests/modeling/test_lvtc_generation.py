@@ -242,13 +242,20 @@ def test_a_hand_written_decode_loop_without_a_mask_equals_the_uncached_logits(ki
         torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
 
 
-def test_a_cache_without_a_configuration_works():
+@pytest.mark.parametrize("first", [["tile", 2], [5]], ids=["image", "text"])
+def test_a_cache_without_a_configuration_works(first):
+    """Its layers exist only when they are filled."""
     model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", 2]])
-    outputs = model(**batch, past_key_values=DynamicCache())
-    token = torch.tensor([[11]])
-    logits = model(input_ids=token, past_key_values=outputs.past_key_values).logits
-    both = {"input_ids": torch.cat([batch["input_ids"], token], dim=1), "pixel_values": batch["pixel_values"]}
+    turns = tiny_batch(model.config, [first]), tiny_batch(model.config, [[3, "tile", 2]], seed=1)
+    cache = DynamicCache()
+    for turn in turns:
+        logits = model(
+            input_ids=turn["input_ids"], pixel_values=turn.get("pixel_values"), past_key_values=cache
+        ).logits
+    both = {
+        "input_ids": torch.cat([turn["input_ids"] for turn in turns], dim=1),
+        "pixel_values": torch.cat([turn["pixel_values"] for turn in turns if "pixel_values" in turn]),
+    }
     torch.testing.assert_close(logits[:, -1], uncached(model, both)[:, -1], **CLOSE)
 
 
