@@ -280,7 +280,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
             kwargs["use_cache"] = False
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        images, image_tokens = self._encode_images(pixel_values, mm_encoder_outputs), None
+        images = image_tokens = None
+        if pixel_values is not None or mm_encoder_outputs:  # a branch, because llm-compressor does not trace branches
+            images = self._encode_images(pixel_values, mm_encoder_outputs)
         if images is not None:
             image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # type: ignore[union-attr]  # [tiles, N₁², D]
 
@@ -318,7 +320,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        aux_loss, router_logits = None, getattr(outputs, "router_logits", None)
+        aux_loss, router_logits = None, outputs.get("router_logits")
         if router_logits:
             require_gradient(outputs.last_hidden_state, router_logits)
             layers, expansion = self.language_model.layers, None if plan is None else plan.expansion
