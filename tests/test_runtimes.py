@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
 from versions import is_older, needs_transformers
 
-TORCHAO = ROOT / "build/torchao"
+TORCHAO, LLM_COMPRESSOR = ROOT / "build/torchao", ROOT / "build/llmcompressor"
 PROJECTORS = ("pvtc", "pixel_shuffle", "linear", "token_packer", "ldpv2")
 LAYOUTS = [[3, "tile", 5], [9], [2, "tile", "tile", 4]]
 NEW = 6
@@ -78,13 +79,13 @@ def test_pvtc_s_keys_and_values_are_no_linear_layers_so_that_nobody_quantises_th
     assert {name for name, _ in attention.named_children()} == {"query", "output"}
 
 
-@pytest.fixture(scope="module")
-def torchao_report():
-    if not TORCHAO.exists():
-        pytest.skip("torchao is not in build/torchao, where `make test` puts it")
-    paths = [TORCHAO, HELPERS, *filter(None, [os.environ.get("PYTHONPATH")])]
+def report_with(package: Path) -> dict:
+    """What the package's process in `helpers` prints."""
+    if not package.exists():
+        pytest.skip(f"{package.name} is not in build/{package.name}, where `make test` puts it")
+    paths = [package, HELPERS, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, str(HELPERS / "torchao_process.py")],
+        [sys.executable, str(HELPERS / f"{package.name}_process.py")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
@@ -92,6 +93,17 @@ def torchao_report():
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def torchao_report():
+    return report_with(TORCHAO)
+
+
+@pytest.mark.slow
+def test_llm_compressor_traces_each_layer_of_the_language_model_or_all_with_lvtc():
+    found = report_with(LLM_COMPRESSOR)
+    assert found == {"one stage": {"subgraphs": 5, "same": True}, "LVTC": {"subgraphs": 1, "same": True}}
 
 
 @pytest.mark.slow
@@ -240,10 +252,12 @@ def text_settings():
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["one stage", "LVTC"])
 def test_texts_are_answered_in_continuous_batches_as_alone(lvtc):
     model = tiny_model("llama", **lvtc)
+    model.lm_head.weight.data[model.config.image_token_id] *= 20  # which no answer may have
     prompts = [[11, 12, 13], list(range(20, 60)), [99] * 70]
     answers = [answer.generated_tokens for answer in model.generate_batch(prompts, **text_settings()).values()]
     alone = [{"input_ids": torch.tensor([prompt])} for prompt in prompts]
     assert answers == [new_tokens(model, batch, eos_token_id=-1)[0].tolist() for batch in alone]
+    assert all(model.config.image_token_id not in answer for answer in answers)
 
 
 def test_continuous_batches_take_no_images():

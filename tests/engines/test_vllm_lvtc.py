@@ -290,6 +290,7 @@ def forced(model, processor, case: dict, tokens: list[int]) -> torch.Tensor:
     answer = torch.tensor([tokens])
     ids = torch.cat([inputs["input_ids"], answer], dim=1)
     logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[:, -len(tokens) - 1 : -1]
+    logits[..., model.config.image_token_id] = -torch.inf
     return logits.log_softmax(-1).gather(-1, answer[..., None]).flatten()
 
 

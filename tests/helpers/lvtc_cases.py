@@ -2,12 +2,11 @@
 
 import torch
 
-from tiny import IMAGE_TOKEN, LVTC, tiny_batch, tiny_model
+from tiny import LVTC, tiny_batch, tiny_model
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 NEW = 8
-# A generated placeholder would be one without an image wherever the whole sequence is run again.
-GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
+GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 KINDS = ["full attention", "mistral, sliding", "qwen2, sliding and full"]
 MIXED = [[5], [2, "tile", 3], ["tile", "tile", 1, "tile", 4], [9, "tile"]]  # no, one and many images
 STEEP = {"downsample_ratio": 0.25, "lvtc_config": {**LVTC["lvtc_config"], "downsample_ratio": 1.0}}

@@ -1,6 +1,7 @@
 """Videos for tests: frames computed from their numbers, and files of them."""
 
 import io
+from fractions import Fraction
 
 import numpy as np
 
@@ -36,9 +37,21 @@ def frames_of(name: str) -> np.ndarray:
 
 
 def numbered_video(
-    num_frames: int = 24, fps: int = 8, codec: str = "libx264", container: str = "mp4", gop: int = 12, size=(48, 32)
+    num_frames: int = 24,
+    fps: int = 8,
+    codec: str = "libx264",
+    container: str = "mp4",
+    gop: int = 12,
+    size=(48, 32),
+    start: int = 0,
+    sound: str | None = None,
 ) -> bytes:
-    """A video file whose frame n is all of the level 4n, from 64 on again from 0."""
+    """A video file whose frame n is all of the level 4n, from 64 on again from 0.
+
+    Args:
+        start: the time of the first frame, in frames.
+        sound: the codec of ten seconds of sound.
+    """
     import av
 
     file = io.BytesIO()
@@ -47,10 +60,18 @@ def numbered_video(
         stream.width, stream.height = size
         stream.pix_fmt, stream.gop_size = "yuvj420p" if codec == "mjpeg" else "yuv420p", gop
         stream.bit_rate = 1_000_000
+        heard = None if sound is None else opened.add_stream(sound, rate=48000, layout="mono")
         for number in range(num_frames):
             levels = np.full((size[1], size[0], 3), 4 * (number % 64), np.uint8)
-            opened.mux(stream.encode(av.VideoFrame.from_ndarray(levels, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(levels, format="rgb24")
+            frame.pts, frame.time_base = start + number, Fraction(1, fps)
+            opened.mux(stream.encode(frame))
         opened.mux(stream.encode())
+        if heard is not None:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 480_000), np.int16), format="s16", layout="mono")
+            silence.sample_rate = 48000
+            opened.mux(heard.encode(silence))
+            opened.mux(heard.encode())
     return file.getvalue()
 
 

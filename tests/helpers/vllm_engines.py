@@ -97,9 +97,9 @@ def generated(model, inputs, tokens: int) -> dict:
         do_sample=False,
         eos_token_id=-1,
         return_dict_in_generate=True,
-        output_logits=True,
+        output_scores=True,  # without image placeholders
     )
-    logits = torch.stack(output.logits)[:, 0]
+    logits = torch.stack(output.scores)[:, 0]
     best = logits.topk(2).values
     ids = inputs["input_ids"][0].tolist()
     return {

@@ -5,9 +5,16 @@ import threading
 import pytest
 import torch
 from PIL import Image
-from transformers import DynamicCache, StaticCache, TextIteratorStreamer, pipeline
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    StaticCache,
+    SuppressTokensLogitsProcessor,
+    TextIteratorStreamer,
+    pipeline,
+)
 
-from tiny import PAD, TEXT_MODELS, split_batch, tiny_batch, tiny_model, tiny_processor
+from tiny import IMAGE_TOKEN, LVTC, PAD, TEXT_MODELS, split_batch, tiny_batch, tiny_model, tiny_processor
 from versions import needs_transformers
 
 # samples with one, no and several tiles
@@ -250,6 +257,47 @@ def test_second_turn_with_a_new_image_goes_on_from_the_cache():
         model(input_ids=turns["input_ids"][:, :first], pixel_values=turns["pixel_values"][:1], cache=past)
     found = answers(model, {**turns, "pixel_values": turns["pixel_values"][1:]}, cache=past)
     assert torch.equal(found, expected)
+
+
+def model_that_likes_placeholders():
+    model = tiny_model("qwen2", **LVTC)
+    model.lm_head.weight.data[IMAGE_TOKEN] *= 20
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param({}, id="greedy"),
+        pytest.param({"use_cache": False}, id="no cache"),
+        pytest.param({"do_sample": True, "top_k": 1}, id="sampling"),
+        pytest.param({"num_beams": 3}, id="beams"),
+        pytest.param({"prompt_lookup_num_tokens": 3}, id="prompt lookup"),
+        pytest.param({"assistant_model": model_that_likes_placeholders()}, id="assistant"),
+        pytest.param({"generation_config": GenerationConfig(max_new_tokens=NEW)}, id="own configuration"),
+    ],
+)
+def test_neither_answers_nor_drafts_have_image_placeholders(mode):
+    model = model_that_likes_placeholders()
+    batch = tiny_batch(model.config, [[3, "tile"]])
+    read = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append((kwargs["input_ids"] == IMAGE_TOKEN).sum(-1).max()), with_kwargs=True
+    )
+    assert IMAGE_TOKEN not in answers(model, batch, **mode)
+    assert set(map(int, read)) <= {0, model.config.image_seq_length}
+
+
+@pytest.mark.parametrize("form", ["setting", "processor"])
+def test_tokens_that_a_caller_suppresses_are_suppressed_besides_the_placeholders(form):
+    model = model_that_likes_placeholders()
+    batch = tiny_batch(model.config, LAYOUTS)
+    tokens = [token for token in answers(model, batch).unique().tolist() if token != IMAGE_TOKEN]
+    settings = {"suppress_tokens": tokens}
+    if form == "processor":
+        settings = {"logits_processor": [SuppressTokensLogitsProcessor(tokens)]}
+    assert not set(answers(model, batch, **settings).flatten().tolist()) & {IMAGE_TOKEN, *tokens}
 
 
 def test_wrong_number_of_tiles_raises_before_anything_is_generated():

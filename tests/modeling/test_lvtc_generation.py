@@ -46,7 +46,7 @@ def reference_tokens(model, batch):
         for _ in range(NEW):
             logits, _ = reference_logits(model, ids, sample.get("pixel_values"))
             best = logits[-1]
-            best[[IMAGE_TOKEN, model.config.text_config.eos_token_id]] = -torch.inf  # as GREEDY says
+            best[[IMAGE_TOKEN, model.config.text_config.eos_token_id]] = -torch.inf  # as `generate` and GREEDY do
             ids = torch.cat([ids, best.argmax()[None]])
         rows.append(ids[-NEW:])
     return torch.stack(rows)
@@ -240,13 +240,18 @@ def test_a_hand_written_decode_loop_without_a_mask_equals_the_uncached_logits(ki
         torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
 
 
-def test_a_cache_without_a_configuration_works():
+@pytest.mark.parametrize("first", [["tile", 2], [5]], ids=["image", "text"])
+def test_a_cache_without_a_configuration_works(first):
+    """Its layers exist only when they are filled."""
     model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", 2]])
-    outputs = model(**batch, cache=DynamicCache())
-    token = torch.tensor([[11]])
-    logits = model(input_ids=token, cache=outputs.cache).logits
-    both = {"input_ids": torch.cat([batch["input_ids"], token], dim=1), "pixel_values": batch["pixel_values"]}
+    turns = tiny_batch(model.config, [first]), tiny_batch(model.config, [[3, "tile", 2]], seed=1)
+    cache = DynamicCache()
+    for turn in turns:
+        logits = model(input_ids=turn["input_ids"], pixel_values=turn.get("pixel_values"), cache=cache).logits
+    both = {
+        "input_ids": torch.cat([turn["input_ids"] for turn in turns], dim=1),
+        "pixel_values": torch.cat([turn["pixel_values"] for turn in turns if "pixel_values" in turn]),
+    }
     torch.testing.assert_close(logits[:, -1], uncached(model, both)[:, -1], **CLOSE)
 
 

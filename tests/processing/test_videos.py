@@ -113,6 +113,23 @@ def test_a_frame_of_a_file_is_the_same_whether_it_is_sought_or_all_before_it_are
         np.testing.assert_array_equal(frame, everything[index])
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        pytest.param({"container": "matroska", "start": 4}, range(24), id="MKV starts at 0.5 s"),
+        pytest.param({"container": "matroska", "start": 12}, range(24), id="MKV starts at 1.5 s"),
+        pytest.param({"container": "webm", "codec": "libvpx", "start": 24}, range(24), id="WebM starts at 3 s"),
+        pytest.param({"container": "asf", "codec": "mpeg4", "start": 24}, range(24), id="WMV starts at 3 s"),
+        pytest.param({"container": "matroska", "sound": "aac"}, range(24), id="MKV with longer sound"),
+        pytest.param({"container": "mp4", "start": 24}, range(24), id="MP4 starts at 3 s"),
+        pytest.param({"container": "mp4", "start": -12}, range(12, 24), id="MP4 whose edit list cuts 1.5 s off"),
+    ],
+)
+def test_the_frames_of_a_file_are_counted_from_its_first_frame_to_its_last(settings, expected):
+    video = open_video(numbered_video(**settings))
+    assert numbers(video.frames(range(video.num_frames))) == list(expected)
+
+
 def test_only_sampled_frames_are_decoded(monkeypatch):
     """A video of hours is not decoded whole: of 600 frames, eight and those between each and its keyframe are."""
     video, decoded = open_video(numbered_video(600, fps=2, gop=6)), []
@@ -379,6 +396,13 @@ def test_what_the_assistant_writes_is_text_also_where_it_looks_like_a_video(proc
     messages = [*user(text("Which tag?")), {"role": "assistant", "content": "<video>"}, *user(text("Why?"))]
     ids = encode(processor, messages)["input_ids"][0]
     assert "<video>" in processor.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("videos", [[[]], [frames_of("small"), []]], ids=["alone", "second"])
+def test_a_video_without_frames_in_a_message_is_refused(videos, processor):
+    messages = user(*({"type": "video", "video": video} for video in videos))
+    with pytest.raises(ValueError, match="The video has no frames, expected at least one"):
+        processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
 
 
 def test_labels_begin_after_the_frames(clip, processor):

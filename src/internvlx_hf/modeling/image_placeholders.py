@@ -1,7 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checks that a prompt's image placeholders match the tiles that come with it."""
+"""Image placeholders: those of a prompt must match the tiles that come with it, and an answer has none."""
+
+from typing import Any
 
 import torch
+from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.cache_utils import Cache
 from transformers.utils import is_tracing, logging
 from transformers.utils.import_utils import torch_compilable_check
@@ -54,3 +57,22 @@ def warn_about_placeholders(
             f"The prompt has image placeholders (token {image_token_id}) but no `pixel_values`: they are read as text. Pass "
             "everything that the processor returns."
         )
+
+
+class NoPlaceholders(SuppressTokensLogitsProcessor):
+    """Logits without the image token."""
+
+    supports_continuous_batching = True
+
+
+class NoPlaceholdersMixin(GenerationMixin):
+    """Generation that writes no image placeholder: one without a tile would break the next forward or turn."""
+
+    config: Any
+    device: Any
+
+    def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
+        # before `top_k` and its like, which choose from what is left
+        processors.insert(0, NoPlaceholders([self.config.image_token_id], kwargs.get("device") or self.device))
+        return processors

@@ -247,7 +247,7 @@ def remember_text(cache: Cache, expand_layer: int, growth: torch.Tensor) -> Expa
     Args:
         growth: (B, 1) zeros.
     """
-    layer = cache.layers[expand_layer]
+    layer = next(iter(cache.layers[expand_layer:]), None)  # a cache without a configuration has no layers yet
     if not isinstance(layer, StaticLayer) or not hasattr(layer, "expanded_length") or layer.is_initialized:
         return None
     memory = ExpansionMemory(None, 0, 0, growth, trailing_text=0, last_position=-1)

@@ -21,7 +21,7 @@ from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_about_dense_masks
 from .engines import find_engine, keep_whole, runs_in_engine
-from .image_placeholders import check_placeholders, warn_about_placeholders
+from .image_placeholders import NoPlaceholdersMixin, check_placeholders, warn_about_placeholders
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import ExpandedLength
 from .lvtc_generation import LVTCGenerationMixin
@@ -274,7 +274,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
             kwargs["use_cache"] = False
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        images, image_tokens = self._encode_images(pixel_values, mm_encoder_outputs), None
+        images = image_tokens = None
+        if pixel_values is not None or mm_encoder_outputs:  # a branch, because llm-compressor does not trace branches
+            images = self._encode_images(pixel_values, mm_encoder_outputs)
         if images is not None:
             image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # type: ignore[union-attr]  # [tiles, N₁², D]
 
@@ -311,7 +313,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        aux_loss, router_logits = None, getattr(outputs, "router_logits", None)
+        aux_loss, router_logits = None, outputs.get("router_logits")
         if router_logits:
             require_gradient(outputs.last_hidden_state, router_logits)
             layers, expansion = self.language_model.layers, None if plan is None else plan.expansion
@@ -331,7 +333,13 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
 
 class InternVLXForConditionalGeneration(
-    InternVLXPreTrainedModel, ChatMixin, TextBatchMixin, TileRoutingMixin, LVTCGenerationMixin, GenerationMixin
+    InternVLXPreTrainedModel,
+    ChatMixin,
+    TextBatchMixin,
+    TileRoutingMixin,
+    NoPlaceholdersMixin,
+    LVTCGenerationMixin,
+    GenerationMixin,
 ):
     """InternVL-X with a language modelling head. The Auto classes load it, for chat and fine-tuning."""
 

@@ -168,6 +168,7 @@ def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, end_ids: set
     try:
         while len(written) < max_new_tokens:
             outputs = model(input_ids=token, cache=cache, use_cache=True, output_attentions=True)
+            outputs.logits[..., model.config.image_token_id] = -torch.inf  # as in `generate`
             token = outputs.logits[:, -1:].argmax(-1)
             if written and token.item() in end_ids:
                 break

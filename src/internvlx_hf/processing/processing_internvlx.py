@@ -184,7 +184,8 @@ class InternVLXProcessor(ChatProcessor):
             videos = [video for own in chat.videos for video in own]
         elif texts is not None:
             texts = [sample.replace(IMAGE_MARK, self.image_token) for sample in texts]
-        flat = flat_videos(videos)
+        # in a chat, each item is a video, a list of frames too
+        flat = flat_videos(videos) if chat is None else videos
         if chat is None and texts is not None:
             _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
             _require_videos_per_text(videos, texts)

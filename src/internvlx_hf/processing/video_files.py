@@ -236,20 +236,42 @@ class _PyavReader:
         self._file.close()
 
     def _count_frames(self) -> int:
-        stream = self._stream
-        if stream.frames:
-            return stream.frames
-        seconds = None
+        stream, seconds = self._stream, None
         if stream.duration is not None:
             seconds = float(stream.duration * stream.time_base)
         elif self._container.duration is not None:
             seconds = self._container.duration / self._av.time_base
-        if seconds and self.fps:
-            return max(1, round(seconds * self.fps))
-        count = sum(1 for packet in self._container.demux(stream) if packet.size)
+        announced = round(seconds * self.fps) if seconds and self.fps else None
+        if stream.frames:  # includes those that an MP4's edit list cuts off
+            return stream.frames if announced is None else min(stream.frames, max(1, announced))
+        if announced is None or seconds is None:
+            count = sum(1 for packet in self._container.demux(stream) if packet.size)
+        else:
+            count = self._count_to_end(seconds) or announced
         self._container.close()
         self._rewind()
-        return count
+        return max(1, count)
+
+    def _count_to_end(self, seconds: float) -> int | None:
+        """The frames up to the last packet; None if the file ends before the time that its header announces.
+
+        A header may count from 0 although the first frame comes later, and up to the end of the sound.
+        """
+        stream = self._stream
+        ends: dict[int, float] = {}  # by stream
+        start = stream.start_time or 0
+        try:
+            self._container.seek(start + int(seconds / stream.time_base), stream=stream)
+            for packet in self._container.demux():
+                if packet.pts is not None and packet.size:
+                    length = packet.duration or (1 / self.fps / packet.time_base if packet.stream == stream else 0)
+                    end = float((packet.pts + length) * packet.time_base)
+                    ends[packet.stream.index] = max(end, ends.get(packet.stream.index, end))
+        except self._av.FFmpegError:  # cut off in the middle of a packet
+            pass
+        if self._number not in ends or max(ends.values()) < seconds - _SECONDS_OF_TOLERANCE:
+            return None
+        return round((ends[self._number] - float(start * stream.time_base)) * self.fps)
 
     def read(self, indices: Sequence[int], video: FileVideo) -> Iterator[np.ndarray]:
         decoded = self._container.decode(self._stream)
@@ -414,8 +436,6 @@ def flat_videos(videos) -> list:
     flat = []
     for item in videos:
         if isinstance(item, list | tuple) and not is_one_video(item):
-            if not item:
-                continue  # a text without videos
             flat += [list(part) if isinstance(part, list | tuple) else part for part in item]
         else:
             flat.append(item)
