@@ -13,11 +13,12 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# a terminal that closes sends SIGHUP, which Windows does not have
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class SaveOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C, finish the step, save a checkpoint and stop; on a second one, stop at once.
+    """On SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second one, stop at once.
 
     The `Trainer`'s own `enable_jit_checkpoint` may save in the middle of a step, after its random numbers were drawn, so that a
     resumed run differs from an uninterrupted one. Here the two match.
@@ -37,7 +38,7 @@ class SaveOnSignal(TrainerCallback):
             self._handlers = {number: signal.signal(number, self._receive) for number in handled}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if _in_any_process(self.received is not None, args.device):
+        if in_any_process(self.received is not None, args.device):
             self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
@@ -55,7 +56,7 @@ class SaveOnSignal(TrainerCallback):
         self._handlers = {}
 
 
-def _in_any_process(here: bool, device: torch.device) -> bool:
+def in_any_process(here: bool, device: torch.device) -> bool:
     """Whether `here` is true in any process."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
