@@ -62,6 +62,11 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
             self.divergence.end_step(self)
         return loss
 
+    def _maybe_log_save_evaluate(self, tr_loss, *args, **kwargs) -> None:
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if self._globalstep_last_logged == self.state.global_step:
+            tr_loss.zero_()  # the `Trainer` subtracts it from itself, and NaN would stay in all later logs
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The step's batches. If one process cannot read its own, all of them stop here, where they can save together."""
         batches, error = [], None
