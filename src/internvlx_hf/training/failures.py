@@ -53,3 +53,4 @@ def save_after_failure(trainer: Trainer, error: Exception) -> None:
             )
     except Exception as another:
         logger.warning(f"The training has failed, and {folder} could not be saved: {another}")
+    trainer.accelerator.wait_for_everyone()  # a launcher stops all processes when the first one ends

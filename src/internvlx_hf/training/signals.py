@@ -43,14 +43,15 @@ class SaveOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
+        self.restore()
 
     def _receive(self, number: int, frame) -> None:
         self.received = number
-        self._restore()
+        self.restore()
         logger.warning(f"{signal.Signals(number).name}: saving a checkpoint after this step, then stopping.")
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give the signals their handlers from before the training."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -139,7 +139,10 @@ def _train(
             slicing = teacher_processor.image_processor.slicing
             kind = f"{slicing!r} tiles, weight {teacher['weight']:g}, temperature {teacher['temperature']:g}"
             print(f"Teacher: {source_name(teacher_arguments.teacher)}, {kind}", flush=True)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        signals.restore()
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; resume with "
