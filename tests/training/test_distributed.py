@@ -44,11 +44,17 @@ STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initiali
 
 
 def launch(config: str, task: str, folder: Path) -> None:
-    """Two processes of `distributed_process.py`, by `accelerate launch`, in float32."""
+    """Two processes of `distributed_process.py`."""
+    done = start(config, [str(HELPERS / "distributed_process.py"), task, str(folder)], folder)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def start(config: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Two processes, by `accelerate launch`, in float32."""
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")),
         *("--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"),
-        *(str(HELPERS / "distributed_process.py"), task, str(folder)),
+        *arguments,
     ]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
@@ -57,8 +63,7 @@ def launch(config: str, task: str, folder: Path) -> None:
         "OMP_NUM_THREADS": "1",
         "HF_DATASETS_CACHE": str(folder / "cache"),
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-6000:]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def results(folder: Path, name: str) -> list[dict]:
@@ -253,3 +258,21 @@ def test_deepspeed_trains_as_one_process_does(stage, tmp_path):
             assert found["evaluation"] == pytest.approx(evaluate(model), abs=1e-4)
             assert found["stage"] == stage
             assert (found["sharded"] == len(list(model.parameters()))) == (stage == 3)
+
+
+def test_processes_of_which_one_cannot_read_its_samples_save_together(tmp_path):
+    write_data(tmp_path / "data")
+    lines = (tmp_path / "data" / "data.jsonl").read_text().splitlines()
+    record = json.loads(lines[8])
+    lines[8] = json.dumps(record | {"images": [str(tmp_path / "deleted.png")]})
+    (tmp_path / "data" / "data.jsonl").write_text("\n".join(lines))
+    config = write_config(
+        tmp_path, streaming=True, shuffle_buffer=1, per_device_train_batch_size=1, save_strategy="no"
+    )
+    done = start("ddp", ["-m", "internvlx_hf.training", config], tmp_path)
+    assert done.returncode
+    assert "deleted.png" in done.stderr
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    names = {path.name for path in checkpoint.iterdir()}
+    assert names >= {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt", "trainer_state.json", "failure.txt"}
+    assert not list((tmp_path / "out").glob(".*"))

@@ -1,9 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Writing a folder atomically: under a lock, into a hidden folder beside it, which is renamed at the end.
 
-Beside a folder OUT, a run uses hidden names with its own id, which it first notes in the lock file:
+Beside a folder OUT, a run uses hidden names with its own id, which it first notes:
 
-    .OUT.internvlx.lock     locked while the run is alive; lists the ids of this run and of killed ones
+    .OUT.internvlx.lock     locked while the run is alive
+    .OUT.internvlx.run-ID   the note, see `locks.py`
     .OUT.writing-ID         the new folder, until it is complete
     .OUT.replaced-ID        the old folder, until the new one has its name
     .OUT.removed-ID         the old folder, while it is deleted
@@ -12,37 +13,19 @@ The names that a killed run left show how far it got, and the next run cleans up
 """
 
 import os
-import re
-import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from transformers.utils import logging
 
 from .errors import listed
+from .locks import locked
 from .manifest import foreign_files, is_ours, write_manifest, written_by
 
 logger = logging.get_logger(__name__)
-
-RUN_ID = re.compile(r"[0-9a-f]{8}")
-# a parent folder or the lock file may disappear while another run ends
-LOCK_ATTEMPTS = 100
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: BinaryIO) -> None:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _try_lock(file: BinaryIO) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -69,8 +52,7 @@ def atomic_folder(
     """
     out = resolve_out(out)
     refuse_existing(out, overwrite)
-    with _parents_only_if_used(out), _locked(out) as runs:
-        run = runs[-1]
+    with _locked(out) as run:
         try:
             refuse_existing(out, overwrite)  # a folder may have been put back
             identity = run.start()
@@ -197,75 +179,18 @@ class _Run:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[list[_Run]]:
-    """Lock `out`, clean up after killed runs, and yield these and a new one at the end."""
-    path = out.with_name(f".{out.name}.internvlx.lock")
-    with _open_locked(path, out) as file:
-        runs = [_Run(out, run_id) for run_id in _read_ids(file, path)]
+def _locked(out: Path) -> Iterator[_Run]:
+    """Lock `out`, clean up after killed runs, and yield a new one."""
+    with locked(out.with_name(f".{out.name}.internvlx"), out) as notes:
+        runs = [_Run(out, run_id) for run_id in notes]
         try:
-            for run in runs:
-                run.settle()
-            runs.append(_Run(out, secrets.token_hex(4)))
-            file.write(f"\n{runs[-1].run_id}\n".encode())
-            yield runs
+            for killed in runs[:-1]:
+                killed.settle()
+            yield runs[-1]
         finally:
-            if not any(run.has_left_something for run in runs):
-                with suppress(OSError):  # Windows cannot remove an open file
-                    path.unlink()
-
-
-def _open_locked(path: Path, out: Path) -> BinaryIO:
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    for attempts_left in reversed(range(LOCK_ATTEMPTS)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and attempts_left:
-                continue
-            raise OSError(error.errno, f"{out} cannot be written: {error.strerror}", str(error.filename)) from error
-        if _has_locked(file, path, out):
-            return file
-    raise BlockingIOError(f"Other processes are writing {out}.")
-
-
-def _has_locked(file: BinaryIO, path: Path, out: Path) -> bool:
-    """Lock a file; close it and return False if another run has ended and removed it meanwhile."""
-    try:
-        _try_lock(file)
-        if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
-            return True
-        file.close()
-    except FileNotFoundError:
-        file.close()
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
-        raise BlockingIOError(f"Another process is writing {out}. Wait for it, or choose another folder.") from error
-    except OSError as error:
-        file.close()
-        raise OSError(
-            error.errno, f"{out} cannot be locked ({error.strerror}). Choose a folder on another disk", str(path)
-        ) from error
-    return False
-
-
-def _read_ids(file: BinaryIO, path: Path) -> list[str]:
-    file.seek(0)
-    lines = file.read().decode(errors="replace").split()
-    if foreign := [line for line in lines if not re.fullmatch(r"[0-9a-f]{1,8}", line)]:
-        raise OSError(f"{path} is not a lock file of internvlx, it holds {foreign[0][:40]!r}. Move it away.")
-    return [line for line in lines if RUN_ID.fullmatch(line)]
-
-
-@contextmanager
-def _parents_only_if_used(out: Path) -> Iterator[None]:
-    made = [folder for folder in out.parents if not folder.exists()]
-    try:
-        yield
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+            for run in runs:
+                if run.has_left_something:
+                    del notes[run.run_id]  # a later run cleans up
 
 
 def _is_filled(path: Path) -> bool:

@@ -439,17 +439,14 @@ class SampleEncoder:
             return whole
         if self.on_too_long != "truncate":
             raise TooLongError(f"it has {len(ids)} tokens, expected at most max_length={limit}")
-        for start, end in spans:
-            if start < limit < end:
-                limit = start
         (supervised,) = np.nonzero(labels[:limit] != IGNORE_INDEX)
         if not len(supervised):
             raise TooLongError(
                 f"it has {len(ids)} tokens, {sum(end - start for start, end in spans)} of them of images, and no answer "
-                f"within max_length={self.max_length}"
+                f"within max_length={limit}"
             )
-        limit = int(supervised[-1]) + 1
-        return whole.cut(limit, sum(end <= limit for _, end in spans))
+        length = int(supervised[-1]) + 1  # never within an image, whose tokens carry no loss
+        return whole.cut(length, sum(end <= length for _, end in spans))
 
 
 def _with_marks_as_text(content: list[dict], token: str) -> list[dict]:

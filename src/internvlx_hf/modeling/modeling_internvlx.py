@@ -61,6 +61,15 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
             kwargs.setdefault("attn_implementation", "flash_attention_2" if flash else "sdpa")
         return super().from_pretrained(*args, **kwargs)
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise projectors as torch does, like the release; embeddings and the head as transformers does."""
+        reset_parameters = getattr(module, "reset_parameters", None)
+        if reset_parameters is None or isinstance(module, nn.Embedding) or module is self.get_output_embeddings():
+            super()._init_weights(module)
+        else:
+            reset_parameters()
+
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         if not isinstance(attn_implementation, str):
             return super().set_attn_implementation(attn_implementation, *args, **kwargs)
@@ -96,15 +105,6 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
     def build_language_model(self, config: InternVLXConfig) -> Any:
         return AutoModel.from_config(config.text_config)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initialise projectors as torch does, like the release; the tower and the language model as transformers does."""
-        reset_parameters = getattr(module, "reset_parameters", None)
-        if reset_parameters is None:
-            super()._init_weights(module)
-        else:
-            reset_parameters()
 
     @can_return_tuple
     def get_image_features(

@@ -280,8 +280,8 @@ class InternVLXTrainingArguments(TrainingArguments):
     save_on_signal: bool = field(
         default=True,
         metadata={
-            "help": "On SIGTERM or Ctrl-C, finish the step, save a checkpoint and stop; on a second signal, stop at once (default: "
-            "True)."
+            "help": "On SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second signal, stop at once. "
+            "After an error, save a checkpoint of the last step (default: True)."
         },
     )
 
@@ -303,6 +303,10 @@ class InternVLXTrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the data (default: 1)."})
     logging_steps: float = field(
         default=10, metadata={"help": "Steps between two logs, or a share of all steps if below 1 (default: 10)."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Leave losses that are NaN or infinite out of the logged means (default: False)."},
     )
     report_to: str = field(
         default="tensorboard",

@@ -1,28 +1,42 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The folder that a run writes, and the checkpoint that it resumes from."""
 
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
+from ..checkpoints.errors import CheckpointError
 from ..checkpoints.json_files import read_json
+from ..checkpoints.locks import locked
 from ..checkpoints.names import RECIPE
 from .arguments import InternVLXTrainingArguments
+from .failures import FAILURE
+
+logger = logging.get_logger(__name__)
 
 # files of a model or an adapter that a run would replace
 _MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "adapter_model*", "config.json")
 
 
 def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
-    """The checkpoint to resume from: `resume_from_checkpoint` is a folder, or "last" for the newest in the output folder.
+    """The checkpoint to resume from: `resume_from_checkpoint` is a folder, or "last" for the newest whole one in the output
+    folder.
 
     Raises:
-        ValueError: if there is no such checkpoint, or if the output folder holds checkpoints and none is requested.
+        ValueError: if there is no such checkpoint, if one of its files is damaged, or if the output folder holds checkpoints
+            and none is requested.
     """
     requested, out = arguments.resume_from_checkpoint, arguments.output_dir
-    last = _last_checkpoint(Path(out))
+    found = _checkpoints(Path(out))
+    last = found[-1] if found else None
     if requested is None or str(requested).lower() in ("", "false", "none"):
         if last is not None:
             raise ValueError(
@@ -33,16 +47,68 @@ def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
     if str(requested).lower() in ("last", "true"):
         if last is None:
             raise ValueError(f"`resume_from_checkpoint` is {requested}, but {out} holds no checkpoint to resume from.")
-        return str(last)
+        return str(_last_whole(found))
     if not (Path(requested) / TRAINER_STATE_NAME).is_file():
         raise ValueError(f"`resume_from_checkpoint` is {requested}, which is not a training checkpoint.")
+    check_whole(Path(requested))
     return str(requested)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint. The trainer's state is saved last, so an incomplete checkpoint does not have it."""
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints, oldest first. The trainer's state is saved last, so an incomplete checkpoint does not have it."""
     found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _last_whole(checkpoints: list[Path]) -> Path:
+    """The newest checkpoint without a damaged file; warns of those after it."""
+    problems = []
+    for checkpoint in reversed(checkpoints):
+        try:
+            check_whole(checkpoint)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning(f"{problem} RESUMING FROM THE CHECKPOINT BEFORE, {checkpoint}.")
+        if (checkpoint / FAILURE).is_file():
+            logger.warning(f"{checkpoint} was saved after a failure: {(checkpoint / FAILURE).read_text().strip()}")
+        return checkpoint
+    raise CheckpointError(" ".join(problems))
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise `CheckpointError` for a file that was cut short, as by a power loss; reads headers and JSON files only."""
+    for path in sorted(checkpoint.rglob("*")):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):  # as `torch.save` writes it
+                raise ValueError("its end is missing")
+        except (ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path.name} of {checkpoint} is damaged or was cut short ({error}). Delete this checkpoint, or resume from "
+                "another."
+            ) from error
+
+
+@contextmanager
+def locked_output(arguments: InternVLXTrainingArguments) -> Iterator[None]:
+    """Lock the output folder for the life of a run, whose first process holds the lock for all.
+
+    Raises:
+        BlockingIOError: if another run writes the folder; the message names its process.
+    """
+    if arguments.process_index:
+        yield
+        return
+    # inside the folder, since the one around it may not be writable
+    out = Path(arguments.output_dir).expanduser()
+    with locked(out / ".internvlx", out):
+        yield
 
 
 def check_output_folder(output_dir: str, checkpoint: str | None, sources: dict[str, str | None]) -> None:

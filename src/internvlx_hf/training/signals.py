@@ -13,11 +13,12 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# a terminal that closes sends SIGHUP, which Windows does not have
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class SaveOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C, finish the step, save a checkpoint and stop; on a second one, stop at once.
+    """On SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second one, stop at once.
 
     The `Trainer`'s own `enable_jit_checkpoint` may save in the middle of a step, after its random numbers were drawn, so that a
     resumed run differs from an uninterrupted one. Here the two match.
@@ -37,25 +38,26 @@ class SaveOnSignal(TrainerCallback):
             self._handlers = {number: signal.signal(number, self._receive) for number in handled}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if _in_any_process(self.received is not None, args.device):
+        if in_any_process(self.received is not None, args.device):
             self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
+        self.restore()
 
     def _receive(self, number: int, frame) -> None:
         self.received = number
-        self._restore()
+        self.restore()
         logger.warning(f"{signal.Signals(number).name}: saving a checkpoint after this step, then stopping.")
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Give the signals their handlers from before the training."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
 
-def _in_any_process(here: bool, device: torch.device) -> bool:
+def in_any_process(here: bool, device: torch.device) -> bool:
     """Whether `here` is true in any process."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):

@@ -33,7 +33,7 @@ from .lora import add_lora
 from .metrics import ThroughputCallback
 from .parameters import choose_trainable, half_precision_share, require_matches, trainable_table
 from .recipe import COMPANIONS, modules_trained_before, training_recipe
-from .resuming import check_output_folder, find_checkpoint, finished_recipe
+from .resuming import check_output_folder, find_checkpoint, finished_recipe, locked_output
 from .run_data import load_run_data
 from .run_settings import RunSettings, check_fixed, fixed_settings, other_settings, warn_of_others
 from .signals import SaveOnSignal
@@ -58,9 +58,23 @@ def train(
     Raises:
         ValueError: if settings contradict each other, or do not fit the model or the data.
         OSError: if a file cannot be read or written.
+        DivergedError: if the loss or the model is no longer finite; such a model is not saved.
+        BlockingIOError: if another run writes `arguments.output_dir`.
         KeyboardInterrupt: if it was stopped by a signal; a checkpoint has been saved.
     """
-    teacher_arguments = teacher_arguments or TeacherArguments()
+    with locked_output(arguments):
+        return _train(
+            model_arguments, data_arguments, lora_arguments, arguments, teacher_arguments or TeacherArguments()
+        )
+
+
+def _train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    lora_arguments: LoraArguments,
+    arguments: InternVLXTrainingArguments,
+    teacher_arguments: TeacherArguments,
+) -> InternVLXTrainer:
     checkpoint = find_checkpoint(arguments)
     sources = {"model_name_or_path": model_arguments.model_name_or_path, "teacher": teacher_arguments.teacher}
     check_output_folder(arguments.output_dir, checkpoint, sources)
@@ -125,7 +139,10 @@ def train(
             slicing = teacher_processor.image_processor.slicing
             kind = f"{slicing!r} tiles, weight {teacher['weight']:g}, temperature {teacher['temperature']:g}"
             print(f"Teacher: {source_name(teacher_arguments.teacher)}, {kind}", flush=True)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        signals.restore()
     if signals.received is not None and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; resume with "

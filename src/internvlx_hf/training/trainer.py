@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """A `Trainer` with the features of the two stages: learning rates by module, batches of similar cost, and a frozen vision
-tower in evaluation mode."""
+tower in evaluation mode. It saves no model that has diverged, and the steps of a run that fails."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from ..data import CostGroupedSampler, PackedStream, StreamingTrainingData
 from ..hub import PushesCheckpoint
 from ..processing import InternVLXProcessor
 from .arguments import InternVLXTrainingArguments
+from .divergence import DivergedError, DivergenceCheck, damaged_parameters
+from .failures import LastWholeStep, save_after_failure
 from .parameters import set_learning_rates
+from .signals import in_any_process
 
 
 class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
@@ -33,6 +37,60 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         self.costs = costs
         super().__init__(*args, **kwargs)
         self.add_callback(SetSamplerEpoch())
+        self.divergence, self.last_whole_step = DivergenceCheck(), LastWholeStep()
+        self.add_callback(self.last_whole_step)
+
+    def train(self, *args, **kwargs):
+        """As in `Trainer`; if it fails, the steps so far are saved (unless `save_on_signal` is off).
+
+        Raises:
+            DivergedError: if the loss is not finite in three steps in a row, or a model to be saved is not.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        except DivergedError:
+            raise
+        except Exception as error:
+            if self.args.save_on_signal:
+                save_after_failure(self, error)
+            raise
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.divergence.add(loss)
+        if self.accelerator.sync_gradients:  # the step's last batch
+            self.divergence.end_step(self)
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss, *args, **kwargs) -> None:
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if self._globalstep_last_logged == self.state.global_step:
+            tr_loss.zero_()  # the `Trainer` subtracts it from itself, and NaN would stay in all later logs
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The step's batches. If one process cannot read its own, all of them stop here, where they can save together."""
+        batches, error = [], None
+        try:
+            batches += islice(epoch_iterator, num_batches)
+        except Exception as caught:
+            error = caught
+        if in_any_process(error is not None, device):
+            self.last_whole_step.is_common = True
+            raise error or RuntimeError("another process could not read its samples.")
+        return super().get_batch_samples(iter(batches), num_batches, device)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`, but a model that has diverged replaces none.
+
+        Raises:
+            DivergedError: if a trained parameter is not finite.
+        """
+        if damaged := damaged_parameters(self):
+            raise DivergedError(
+                f"The training has diverged: after step {self.state.global_step}, {damaged} are NaN or infinite. Nothing was "
+                "saved. Resume from an earlier checkpoint, or lower the learning rate."
+            )
+        super().save_model(output_dir, _internal_call)
 
     def _get_train_sampler(self, train_dataset=None):
         if self.costs is None:
