@@ -203,9 +203,9 @@ def test_a_server_reads_the_folders_that_it_is_told_to(checkpoint, tmp_path, exp
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "'chat_template', which is not a variable"),
-        ({"chat_template_kwargs": {"images": ["/etc/passwd"]}}, "'images', which is not a variable"),
-        ({"chat_template_kwargs": {"max_patches": 9999}}, "'max_patches', which is not a variable"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "'chat_template' is not a variable"),
+        ({"chat_template_kwargs": {"images": ["/etc/passwd"]}}, "'images' is not a variable"),
+        ({"chat_template_kwargs": {"max_patches": 9999}}, "'max_patches' is not a variable"),
         ({"chat_template_kwargs": "x"}, "expected an object"),
         ({"temperature": "warm"}, "warm"),
         ({"generation_config": "{"}, "JSON|Expecting"),

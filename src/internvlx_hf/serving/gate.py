@@ -116,7 +116,8 @@ def _wrong_field(body: bytes, error: ValueError) -> tuple[str | None, str]:
     """The field that is no strict JSON: a lone surrogate, NaN, a number of thousands of digits, too deep."""
     name = None
     with suppress(ValueError, RecursionError, AttributeError):
-        name = next(name for name, value in json.loads(body).items() if not _is_strict(value))
+        request = json.loads(body, parse_int=float)  # the infinite ones are no strict JSON
+        name = next((name for name, value in request.items() if not _is_strict({name: value})), None)
     if name is None:  # too deep for Python, too
         with suppress(ValueError, IndexError, TypeError):
             name = list(from_json(body[: int(str(error).rsplit(" ", 1)[-1]) - 1], allow_partial=True))[-1]

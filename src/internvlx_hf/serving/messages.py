@@ -92,11 +92,10 @@ def _object_of(call: Mapping) -> Any:
 
 
 def require_known_items(items: str | Sequence[Mapping]) -> None:
-    """Raises `ValueError` if a message of the Responses API has a key that transformers would silently drop."""
+    """Raises `ValueError` if a message of the Responses API has no content, or keys that transformers would silently drop."""
     for item in () if isinstance(items, str) else items:
-        unknown = sorted(item.keys() - _ITEM_KEYS)
-        if "role" in item and unknown:
-            raise ValueError(f"A message has {unknown[0]!r}, expected some of {', '.join(sorted(_ITEM_KEYS))}.")
+        if "role" in item and not {"content"} <= item.keys() <= _ITEM_KEYS:
+            raise ValueError(f"The message {item!r:.100} is not understood, expected role and content.")
 
 
 def require_template_variables(given: Mapping | None, processor: InternVLXProcessor) -> None:
@@ -104,4 +103,4 @@ def require_template_variables(given: Mapping | None, processor: InternVLXProces
     known = template_words(processor.resolve_chat_template()) - _NOT_FOR_TEMPLATES
     for name in given or ():
         if name not in known:
-            raise ValueError(f"chat_template_kwargs has {name!r}, which is not a variable of the chat template.")
+            raise ValueError(f"{name!r} is not a variable of the chat template.")

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Probability = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Tokens = Annotated[int, Field(ge=1, lt=2**31)]
-Stop = list[Annotated[str, Field(min_length=1)]]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Stop = NonEmpty | list[NonEmpty]
+GREEDY = 1e-3  # temperatures below it would overflow
 # greater than -1, because transformers multiplies logits by 1 + the penalty
 FrequencyPenalty = Annotated[float, Field(gt=-1, le=2)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -27,11 +29,11 @@ class GenerationSettings(_Strict):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     num_beams: Annotated[int, Field(ge=1)] | None = None
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
     early_stopping: bool | None = None
-    stop_strings: str | Stop | None = None
+    stop_strings: Stop | None = None
     transformers_version: str | None = None  # which `transformers chat` sends
 
 
@@ -56,7 +58,7 @@ class _Request(_Strict):
     temperature: Temperature | None = None
     top_p: Probability | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    generation_config: str | None = None
+    generation_config: Annotated[str, Field(max_length=10_000)] | None = None
 
     def settings(self) -> dict[str, Any]:
         """Settings of `GenerationConfig`. Fields of the request go before those of its `generation_config`."""
@@ -70,7 +72,7 @@ class _Request(_Strict):
         own = {"temperature": self.temperature, "top_p": self.top_p, **self._own_settings()}
         given |= {name: value for name, value in own.items() if value is not None}
         is_sampling = given.get("temperature", 0) > 0 or given.get("top_p", 1) < 1 or given.get("min_p", 0) > 0
-        if given.get("temperature") == 0:
+        if given.get("temperature", 1) < GREEDY:
             given = {name: value for name, value in given.items() if name not in ("temperature", "top_p", "min_p")}
             given["do_sample"] = False
         elif is_sampling:
@@ -90,12 +92,12 @@ class _Completion(_Request):
 
     max_tokens: Tokens | None = None
     frequency_penalty: FrequencyPenalty | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Literal[0] | None = None
     logit_bias: Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = (
         None
     )
     n: Literal[1] | None = None
-    stop: str | Stop | None = None
+    stop: Stop | None = None
 
     def _own_settings(self) -> dict[str, Any]:
         return {
@@ -176,10 +178,13 @@ REQUESTS: dict[str, type[_Strict]] = {
 }
 
 
+_BRANCHES = ("str", "constrained-str")  # of unions, in the path of an error
+
+
 def described(error: ValidationError) -> tuple[str, str]:
     """The name of a wrong field, and what is wrong with it."""
     first = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))  # the most exact of a union's
-    path = [part for part in first["loc"] if part != "str" and not str(part).startswith("list[")]
+    path = [part for part in first["loc"] if part not in _BRANCHES and not str(part).startswith("list[")]
     field, name = str(path[0] if path else ""), ".".join(map(str, path))
     if first["type"] == "extra_forbidden":
         return field, f"{name!a} is not supported by this server."
@@ -192,5 +197,10 @@ def described(error: ValidationError) -> tuple[str, str]:
             field,
             f"{field} has {first['input']!r:.100}, expected a list of messages {{'role': ..., 'content': ...}}.",
         )
-    reason = first["msg"].replace("Input should be", "expected").replace("a valid dictionary", "an object")
-    return field, f"{name}={first['input']!r:.100}: {reason}."
+    reason = (
+        first["msg"]
+        .replace("Input should be", "expected")
+        .replace("a valid dictionary", "an object")
+        .replace("String should", "should")
+    )
+    return field, f"{name}{'=' * bool(name)}{first['input']!r:.100}: {reason}."

@@ -21,7 +21,8 @@ if not is_serve_available():  # transformers' modules would fail with a NameErro
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
@@ -162,29 +163,44 @@ class _Handler(BaseHandler):
     """What the endpoints share: a request is checked and its prompt prepared outside of the event loop."""
 
     model_manager: "_OneModel"
-    schema: type
+    generation_state: Generation
+    schema: type[BaseModel]
     prompt_field: str
+    _streaming: Callable
+    _non_streaming: Callable
+    _inputs: Callable
 
-    async def handle_request(self, body: dict, request_id: str) -> Response:
-        request = self.schema.model_validate(body)
+    async def handle_request(self, body: dict, request_id: str) -> Any:
+        request: Any = self.schema.model_validate(body)
+        settings = self._settings(request)
         # a slow download does not hold up the prompts of other requests, of which few are decoded at a time
-        source = await asyncio.to_thread(self._blamed, self._read, request)
+        source = await asyncio.to_thread(self._blamed, self.prompt_field, self._read, request)
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self.model_manager.decoding, self._prepare, request, source)
+        prepared = await loop.run_in_executor(self.model_manager.decoding, self._prepare, request, settings, source)
         manager = self.generation_state.get_manager(prepared["model_id"])
-        given = {**prepared, "request_id": request_id, "body": body, "gen_manager": manager}
+        given = {
+            **prepared,
+            "request_id": request_id,
+            "body": request.model_dump(exclude_none=True),
+            "gen_manager": manager,
+        }
         answer = self._streaming if request.stream else self._non_streaming
         if request.seed is not None:  # in the thread that generates, and right before this answer
             manager.submit(set_torch_seed, request.seed)
         response = answer(**{name: given[name] for name in signature(answer).parameters if name in given})
         return await response if isawaitable(response) else response
 
-    def _prepare(self, request, source) -> dict[str, Any]:
-        """The arguments of transformers' methods that answer."""
+    def _settings(self, request) -> dict[str, Any]:
+        """The request's settings of `GenerationConfig`, within the budget."""
         settings, budget = request.settings(), self.model_manager.budget
-        stop, beams = settings.pop("stop_strings", []), settings.get("num_beams", 1)
-        budget.check_stop_strings(stop)
-        budget.check(max_beams=beams, max_new_tokens=settings.get("max_new_tokens", 0))
+        budget.check_stop_strings(settings.get("stop_strings", ()))
+        budget.check(max_beams=settings.get("num_beams", 1), max_new_tokens=settings.get("max_new_tokens", 0))
+        return settings
+
+    def _prepare(self, request, settings: dict[str, Any], source) -> dict[str, Any]:
+        """The arguments of transformers' methods that answer."""
+        budget, stop = self.model_manager.budget, settings.pop("stop_strings", ())
+        model: Any
         model_id, model, processor = self._resolve_model({"model": request.model})
         vocabulary = model.config.text_config.vocab_size
         if wrong := [token for (token,) in settings.get("sequence_bias", ()) if token >= vocabulary]:
@@ -193,7 +209,7 @@ class _Handler(BaseHandler):
         def new_tokens(prompt_tokens: int, tiles: int) -> int:
             return budget.new_tokens(model.config, prompt_tokens, tiles, settings.get("max_new_tokens"))
 
-        inputs = self._blamed(self._inputs, request, source, processor, new_tokens).to(model.device)
+        inputs = self._blamed(self.prompt_field, self._inputs, request, source, processor, new_tokens).to(model.device)
         length, tiles = inputs["input_ids"].shape[-1], inputs.get("pixel_values")
         settings["max_new_tokens"] = new_tokens(length, 0 if tiles is None else len(tiles))
         config = deepcopy(model.generation_config)
@@ -212,13 +228,14 @@ class _Handler(BaseHandler):
             "tools": self._tools(request),
         }
 
-    def _blamed(self, function: Callable, *args):
-        """Call a function that reads the prompt, whose errors are the request's."""
+    @staticmethod
+    def _blamed(field: str, function: Callable, *args):
+        """Call a function that reads a field, whose errors are the request's."""
         try:
             return function(*args)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise Refused(400, self.prompt_field, f"{self.prompt_field}: {reason}") from error
+            raise Refused(400, field, f"{field}: {reason}") from error
 
     def _read(self, request) -> Any:
         return getattr(request, self.prompt_field)
@@ -240,7 +257,7 @@ class _Messages(_Handler):
         given, images = source
         messages = [with_parsed_calls(message) for message in self._messages(request, given)]
         variables = getattr(request, "chat_template_kwargs", None) or {}
-        require_template_variables(variables, processor)
+        self._blamed("chat_template_kwargs", require_template_variables, variables, processor)
         sizes = [processor.image_processor.upright_size(image, {}) for image in images]
         counts = processor._get_num_multimodal_tokens([(height, width) for width, height in sizes])
         visual, tiles = sum(counts.num_image_tokens or ()), sum(counts.num_image_patches or ())
