@@ -17,7 +17,7 @@ from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cost.request_budget import RequestBudget
 from internvlx_hf.processing import ImageAccess
 from internvlx_hf.serving import build_app
-from live_server import TIMEOUT, connect, is_healthy, post, raw_post, send, serving
+from live_server import TIMEOUT, connect, is_healthy, post, raw_post, send, serving, wait_until
 from tiny import LVTC, tiny_model, tiny_processor
 
 pytestmark = pytest.mark.slow
@@ -156,8 +156,7 @@ def test_the_answer_to_a_client_that_leaves_stops(port, steps, path, prompt, str
     body = json.dumps({**prompt, "max_tokens": 900, "stream": stream, "logit_bias": END, "temperature": 0}).encode()
     with connect(port) as client:
         client.sendall(raw_post(path, body))
-        while len(steps) < 5:
-            threading.Event().wait(0.01)
+        wait_until(lambda: len(steps) >= 5)
     assert post(port, CHAT, asked(max_tokens=1))[0] == 200  # after the other in the queue
     assert len(steps) < 800
 
@@ -166,8 +165,7 @@ def test_a_client_that_left_while_it_waited_is_not_answered(port, steps):
     long = {"max_tokens": 300, "logit_bias": END, "temperature": 0}
     first = threading.Thread(target=lambda: post(port, CHAT, asked(**long)))
     first.start()
-    while not steps:
-        threading.Event().wait(0.01)
+    wait_until(lambda: steps)
     with connect(port) as client:
         client.sendall(raw_post(CHAT, json.dumps(asked(**long)).encode()))
         assert is_healthy(port)
@@ -181,8 +179,7 @@ def test_a_seed_gives_the_same_answer_after_a_request_that_it_waited_for(port, s
     seeded = asked(seed=3, temperature=1.0, max_tokens=12)
     other = threading.Thread(target=lambda: post(port, CHAT, asked(temperature=1.0, max_tokens=300, logit_bias=END)))
     other.start()
-    while not steps:
-        threading.Event().wait(0.01)
+    wait_until(lambda: steps)
     behind, alone = (json.loads(post(port, CHAT, seeded)[1])["choices"] for _ in range(2))
     other.join(TIMEOUT)
     assert behind == alone
