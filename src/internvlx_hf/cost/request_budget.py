@@ -94,7 +94,7 @@ class RequestBudget:
         room = config.position_limit - positions
         if room < (requested or 1):
             raise ValueError(
-                f"The prompt has {positions} tokens{' after the expansion' * (positions != prompt_tokens)}, and the answer "
+                f"The prompt has at least {positions} tokens{' after the expansion' * (positions != prompt_tokens)}, and the answer "
                 f"up to {requested or 1}, expected together at most {config.position_limit}, the model's positions."
             )
         return requested or min(DEFAULT_NEW_TOKENS, self.max_new_tokens, room)
