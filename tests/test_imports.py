@@ -15,8 +15,8 @@ LAYERS = [
     ("checkpoints",),
     ("cost", "hub"),
     ("data", "conversion"),
-    ("training", "pictures", "evaluation", "serving", "vllm"),
-    ("chat",),
+    ("training", "pictures", "evaluation", "vllm"),
+    ("chat", "serving"),
     ("web",),
     ("commands",),
 ]

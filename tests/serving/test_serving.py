@@ -203,9 +203,9 @@ def test_a_server_reads_the_folders_that_it_is_told_to(checkpoint, tmp_path, exp
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "'chat_template', which is not a variable"),
-        ({"chat_template_kwargs": {"images": ["/etc/passwd"]}}, "'images', which is not a variable"),
-        ({"chat_template_kwargs": {"max_patches": 9999}}, "'max_patches', which is not a variable"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "'chat_template' is not a variable"),
+        ({"chat_template_kwargs": {"images": ["/etc/passwd"]}}, "'images' is not a variable"),
+        ({"chat_template_kwargs": {"max_patches": 9999}}, "'max_patches' is not a variable"),
         ({"chat_template_kwargs": "x"}, "expected an object"),
         ({"temperature": "warm"}, "warm"),
         ({"generation_config": "{"}, "JSON|Expecting"),
@@ -270,7 +270,7 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     served = []
     monkeypatch.setattr("uvicorn.run", lambda app, **where: served.append((app, where)))
     images = ["--image-folders", tmp_path, "--image-hosts", "intranet", "--no-public-images", "--max-image-bytes", 9]
-    images += ["--max-image-tokens", 12, "--slicing", "ratio", "--max-patches", 1]
+    images += ["--max-image-tokens", 12, "--slicing", "ratio", "--max-patches", 1, "--max-stop-strings", 1]
     assert (
         main(
             [
@@ -297,6 +297,9 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     assert "'images.example' is not allowed, expected one of intranet" in refusal(chat(app, turns, model="x")[0])
     (response,) = chat(app, user(RED, RED, RED, RED), model="x")
     assert "max_image_tokens=12 is too small: 4 images take at least 16" in refusal(response)
+    assert "2 stop strings, expected at most 1" in refusal(chat(app, user(BLUE), model="x", stop=["a", "b"])[0])
+    assert main(["serve", str(checkpoint), "--max-beams", "0", "--device", "cpu"]) == 1
+    assert "max_beams=0, expected a whole number" in capsys.readouterr().err
     assert main(["serve", str(checkpoint), "--max-image-tokens", "3", "--device", "cpu"]) == 1
     assert "max_image_tokens=3 is too small: 1 image takes at least 4" in capsys.readouterr().err
 

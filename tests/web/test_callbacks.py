@@ -249,6 +249,27 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("limits", "question", "reason"),
+    [
+        (Limits(max_visual_tokens=4), QUESTION, "visual tokens, expected at most 4"),
+        (Limits(max_prompt_tokens=9), QUESTION, "tokens in its prompt, expected at most 9"),
+        (Limits(), "!" * 1100, "expected together at most 1024, the model's positions"),
+    ],
+)
+def test_a_question_past_the_budget_is_refused_before_the_model_works(
+    shared, upload, monkeypatch, limits, question, reason
+):
+    monkeypatch.setattr(shared.model, "forward", None)
+    callbacks = Callbacks(shared, limits)
+    with pytest.raises(ValueError, match=reason):
+        list(callbacks.ask(None, upload, question, 1, *RATIO))
+    with pytest.raises(ValueError, match=reason):
+        list(callbacks.compare(upload, question, 1, *RATIO, *RATIO))
+    with pytest.raises(ValueError, match=reason):
+        callbacks.show_attention(upload, question, *RATIO)
+
+
+@pytest.mark.parametrize(
     ("options", "message"), [(["--port", "0"], "--port=0"), (["--max-bytes", "0"], "max_bytes=0, expected")]
 )
 def test_wrong_options_are_named(options, message, capsys):

@@ -12,6 +12,7 @@ from transformers import DynamicCache, TextStreamer
 from transformers.cache_utils import Cache
 
 from ..cost import CostModel, ModelSetup, side_by_side
+from ..cost.request_budget import RequestBudget
 from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer, generation_arguments
 from ..processing.image_sources import image_size
@@ -68,11 +69,13 @@ class Session:
             that of all images and frames of the conversation.
         system: the system message (default: the chat template's).
         generation: arguments of `generate` (default: greedy decoding).
+        budget: limits on a question with the turns before it (default: none).
     """
 
     answerer: Answerer
     system: str | None = None
     generation: dict = field(default_factory=dict)
+    budget: RequestBudget | None = None
     messages: list[dict] = field(default_factory=list, init=False)
     images: list[PIL.Image.Image] = field(default_factory=list, init=False)
     videos: list[Video] = field(default_factory=list, init=False)
@@ -101,12 +104,17 @@ class Session:
 
         Raises:
             ValueError: if an image cannot be read, the question contains an image token or places its images elsewhere than in
-                front, or the conversation's images and frames do not fit the budget.
+                front, or the conversation or its images exceed a budget.
         """
         started = time.perf_counter()
         content = question_parts(question, images)
         messages = [*self.messages, {"role": "user", "content": content}]
         inputs = self._inputs(messages)
+        if self.budget is not None:
+            ids, tiles = inputs["input_ids"], inputs.get("pixel_values", ())
+            self.budget.new_tokens(
+                self.answerer.model.config, ids.shape[1], len(tiles), self.generation.get("max_new_tokens")
+            )
         streamer = _Streamer(self.answerer.processor.tokenizer, on_text)
         try:
             output, prompt, tiles = self._generate(inputs, streamer)

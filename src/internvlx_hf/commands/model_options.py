@@ -3,8 +3,11 @@
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import fields
 from fractions import Fraction
 
+from ..cost.request_budget import RequestBudget
 from ..processing.rvtc import SLICING_STRATEGIES
 
 
@@ -29,6 +32,22 @@ def image_options(options: argparse.Namespace) -> dict:
     """The settings of images that the options of [`add_image_options`] change."""
     names = ("slicing", "max_patches", "max_image_tokens")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def add_budget_options(group: argparse._ActionsContainer, names: Sequence[str] = ()) -> None:
+    """Add an option for each limit of a [`RequestBudget`], or for those of `names`."""
+    for limit in fields(RequestBudget):
+        if not names or limit.name in names:
+            default = "the model's positions" if limit.default is None else limit.default
+            group.add_argument(
+                f"--{limit.name.replace('_', '-')}", type=int, help=f"{limit.metadata['of']} (default: {default})"
+            )
+
+
+def budget_options(options: argparse.Namespace) -> dict:
+    """The limits that the options of [`add_budget_options`] change."""
+    given = {limit.name: getattr(options, limit.name, None) for limit in fields(RequestBudget)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_upgrade_options(group: argparse._ActionsContainer) -> None:

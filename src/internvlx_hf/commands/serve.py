@@ -3,7 +3,7 @@
 
 import argparse
 
-from .model_options import add_image_options, image_options
+from .model_options import add_budget_options, add_image_options, budget_options, image_options
 
 
 def main(arguments: list[str]) -> None:
@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> None:
 
     from .. import InternVLXConfig
     from ..checkpoints.folders import find_source
+    from ..cost.request_budget import RequestBudget
     from ..processing import ImageAccess
 
     folder = find_source(options.checkpoint)
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> None:
             max_bytes=options.max_image_bytes,
             max_seconds=options.max_image_seconds,
         ),
+        budget=RequestBudget(**budget_options(options)),
         device=options.device,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
@@ -85,4 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         "--max-image-bytes", type=int, default=20_000_000, help="size limit of a download (default: 20000000)"
     )
     images.add_argument("--max-image-seconds", type=float, default=10.0, help="time limit of a download (default: 10)")
+    limits = parser.add_argument_group(
+        "limits of a request", "A request that has more is refused with its number and the limit, before any work."
+    )
+    add_budget_options(limits)
     return parser

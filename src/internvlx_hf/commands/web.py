@@ -3,7 +3,7 @@
 
 import argparse
 
-from .model_options import add_device_options, add_image_options, image_options
+from .model_options import add_budget_options, add_device_options, add_image_options, budget_options, image_options
 
 
 def main(arguments: list[str]) -> None:
@@ -14,8 +14,8 @@ def main(arguments: list[str]) -> None:
     from ..chat import load_answerer
     from ..web import Limits, serve
 
-    given = {name: getattr(options, name) for name in ("max_bytes", "max_pixels", "max_tiles", "max_new_tokens")}
-    limits = Limits(**{name: value for name, value in given.items() if value is not None})
+    given = {name: getattr(options, name) for name in ("max_bytes", "max_tiles")}
+    limits = Limits(**{name: value for name, value in given.items() if value is not None}, **budget_options(options))
 
     def load():
         from ..web.shared_model import SharedModel
@@ -57,8 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add_image_options(images)
     limits = parser.add_argument_group("limits for a visitor")
     limits.add_argument("--max-bytes", type=int, help="size of an upload (default: 20000000)")
-    limits.add_argument("--max-pixels", type=int, help="pixels of an image (default: 50000000)")
     limits.add_argument("--max-tiles", type=int, help="tiles of an image (default: 40)")
-    limits.add_argument("--max-new-tokens", type=int, help="tokens of an answer (default: 1024)")
+    add_budget_options(limits, ("max_pixels", "max_visual_tokens", "max_prompt_tokens", "max_new_tokens"))
     add_device_options(parser)
     return parser

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 
 from ..cost.flops import STAGE_ONE, STAGE_TWO, stages
+from ..cost.request_budget import RequestBudget
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..modeling.pvtc import PVTCAttention, PVTCProjector
 from ..processing import InternVLXProcessor
@@ -56,6 +57,7 @@ def attend(
     image: str | os.PathLike | PIL.Image.Image,
     question: str,
     max_new_tokens: int = 64,
+    budget: RequestBudget | None = None,
 ) -> Attention:
     """Ask a question about an image, answer it greedily, and record the attention.
 
@@ -63,7 +65,8 @@ def attend(
     runs with eager attention, whose weights for a single token are small even for long prompts.
 
     Raises:
-        ValueError: if the image cannot be read, the question contains an image token, or `max_new_tokens` is not positive.
+        ValueError: if the image cannot be read, the question contains an image token, `max_new_tokens` is not positive, or the
+            prompt and its answer exceed the budget (default: none).
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
@@ -78,6 +81,8 @@ def attend(
         return_tensors="pt",
     )
     ids, pixels = inputs["input_ids"].to(model.device), inputs["pixel_values"].to(model.device)
+    if budget is not None:
+        budget.new_tokens(model.config, ids.shape[1], len(pixels), max_new_tokens)
     with record_queries(model) as queries:
         outputs = model(input_ids=ids[:, :-1], pixel_values=pixels, use_cache=True, logits_to_keep=1)
     written, rows = _answer(model, ids[:, -1:], outputs.cache, max_new_tokens, _end_ids(model, processor))

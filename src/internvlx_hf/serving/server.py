@@ -5,12 +5,13 @@ It serves one checkpoint. A request cannot load another, and images are read onl
 """
 
 import asyncio
-import json
-from collections.abc import Mapping
-from inspect import signature
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from inspect import isawaitable, signature
 from typing import Any
 
-from transformers import ProcessorMixin
 from transformers.utils.import_utils import is_serve_available
 
 if not is_serve_available():  # transformers' modules would fail with a NameError
@@ -19,25 +20,28 @@ if not is_serve_available():  # transformers' modules would fail with a NameErro
     )
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import BaseHandler, GenerateManager, GenerationState, Modality
+from transformers.cli.serving.utils import BaseHandler, Modality, set_torch_seed
 
+from ..cost.request_budget import RequestBudget
+from ..evaluation.answering import StopAtText
 from ..modeling import InternVLXForConditionalGeneration
 from ..processing import ImageAccess, InternVLXProcessor
-from ..processing.chat_templates import template_words
-from ..processing.image_files import open_image
-from ..processing.messages import IMAGE_KEYS, refuse_tokens
+from ..processing.messages import refuse_tokens
 from ..processing.token_budget import check_max_image_tokens
+from .gate import Gate, Refused, refusal
+from .generation import Generation
+from .messages import read_messages, require_known_items, require_template_variables, with_parsed_calls
+from .requests import ChatCompletionRequest, CompletionRequest, ResponseRequest
 
-# names that a request cannot set through `chat_template_kwargs`, even if the template contains them
-_NOT_FOR_TEMPLATES = {"messages", "text", "videos", "audio"}.union(
-    *(signature(owner.apply_chat_template).parameters for owner in (InternVLXProcessor, ProcessorMixin))
-)
+MAX_DECODED = 2  # requests whose images are decoded at the same time, which bounds the memory
 
 
 def build_app(
@@ -45,6 +49,7 @@ def build_app(
     *,
     name: str | None = None,
     access: ImageAccess | None = None,
+    budget: RequestBudget | None = None,
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
@@ -58,6 +63,7 @@ def build_app(
         checkpoint: a folder, or a name on the Hub.
         name: the model's name in requests (default: `checkpoint`).
         access: image sources that messages may use (default: public URLs and base64).
+        budget: limits on a request (default: those of [`RequestBudget`]).
         device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
         slicing, max_patches: how images are cut into tiles, as in `InternVLXImageProcessor` (default: the checkpoint's).
         max_image_tokens: the budget of visual tokens of a request (default: the checkpoint's).
@@ -67,11 +73,12 @@ def build_app(
     """
     check_max_image_tokens(max_image_tokens)
     access = ImageAccess.for_server(public_hosts=True) if access is None else access
+    budget = budget or RequestBudget()
     tiling = {"slicing": slicing, "max_patches": max_patches}
     tiling = {name: value for name, value in tiling.items() if value is not None}
     name = name or checkpoint
-    manager = _OneModel(checkpoint, name, access, device, dtype, attn_implementation, tiling, max_image_tokens)
-    state = _Generation()
+    manager = _OneModel(checkpoint, name, access, budget, device, dtype, attn_implementation, tiling, max_image_tokens)
+    state = Generation()
     handlers: dict[str, Any] = {
         "chat_handler": _ChatCompletions(manager, state),
         "completion_handler": _Completions(manager, state),
@@ -81,11 +88,24 @@ def build_app(
         if parameter.endswith("_handler"):
             handlers.setdefault(parameter, _NotServed())
     app = build_server(model_manager=manager, generation_state=state, **handlers)
+    app.add_middleware(Gate, budget=budget)
 
     @app.exception_handler(ValueError)
-    async def refuse(request: Request, error: ValueError) -> JSONResponse:
-        content = {"message": str(error), "type": "invalid_request_error", "param": None, "code": None}
-        return JSONResponse({"error": content}, status_code=400)
+    async def refuse_value(request: Request, error: ValueError) -> JSONResponse:
+        return refusal(str(error))
+
+    @app.exception_handler(Refused)
+    async def refuse(request: Request, error: Refused) -> JSONResponse:
+        return refusal(str(error), error.field, error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
+        # fastapi would repeat the body
+        return refusal(
+            f"The body is not understood, expected a JSON object as application/json: {error.errors()[0]['msg']}.",
+            None,
+            422,
+        )
 
     return app
 
@@ -98,13 +118,16 @@ class _OneModel(ModelManager):
         checkpoint: str,
         name: str,
         access: ImageAccess,
+        budget: RequestBudget,
         device: str,
         dtype: str,
         attention: str | None,
         tiling: dict[str, Any],
         max_image_tokens: int | None,
     ):
-        self.checkpoint, self.name, self.access = checkpoint, name, access
+        self.checkpoint, self.name, self.budget = checkpoint, name, budget
+        self.access = replace(access, max_pixels=min(budget.max_pixels, access.max_pixels or budget.max_pixels))
+        self.decoding = ThreadPoolExecutor(MAX_DECODED, thread_name_prefix="decoding")
         self.tiling, self.max_image_tokens = tiling, max_image_tokens
         super().__init__(device=device, dtype=dtype, attn_implementation=attention, force_model=name)
 
@@ -120,6 +143,7 @@ class _OneModel(ModelManager):
         if self.max_image_tokens is not None:
             processor.max_image_tokens = self.max_image_tokens
         processor.tiling_rules([(1, 1)])  # a budget must have room for an image
+        self.longest_token = max(map(len, processor.tokenizer.get_vocab()))
         return processor
 
     def _load_model(self, *args, **kwargs) -> InternVLXForConditionalGeneration:
@@ -135,55 +159,144 @@ class _OneModel(ModelManager):
         return [{"id": self.name, "object": "model", "created": 0, "owned_by": ""}]
 
 
-class _Generation(GenerationState):
-    """Generation with the tokenizer instead of the processor, which does not support stop strings."""
+class _Handler(BaseHandler):
+    """What the endpoints share: a request is checked and its prompt prepared outside of the event loop."""
 
-    def get_manager(self, model_id: str, use_cb: bool = False) -> GenerateManager:
-        if model_id not in self._generate_managers:
-            self._generate_managers[model_id] = _WithTokenizer()
-        return self._generate_managers[model_id]
+    model_manager: "_OneModel"
+    generation_state: Generation
+    schema: type[BaseModel]
+    prompt_field: str
+    _streaming: Callable
+    _non_streaming: Callable
+    _inputs: Callable
 
+    async def handle_request(self, body: dict, request_id: str) -> Any:
+        request: Any = self.schema.model_validate(body)
+        settings = self._settings(request)
+        # a slow download does not hold up the prompts of other requests, of which few are decoded at a time
+        source = await asyncio.to_thread(self._blamed, self.prompt_field, self._read, request)
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self.model_manager.decoding, self._prepare, request, settings, source)
+        manager = self.generation_state.get_manager(prepared["model_id"])
+        given = {
+            **prepared,
+            "request_id": request_id,
+            "body": request.model_dump(exclude_none=True),
+            "gen_manager": manager,
+        }
+        answer = self._streaming if request.stream else self._non_streaming
+        if request.seed is not None:  # in the thread that generates, and right before this answer
+            manager.submit(set_torch_seed, request.seed)
+        response = answer(**{name: given[name] for name in signature(answer).parameters if name in given})
+        return await response if isawaitable(response) else response
 
-class _WithTokenizer(GenerateManager):
-    def generate_streaming(self, model, processor, *args, **kwargs):
-        return super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
+    def _settings(self, request) -> dict[str, Any]:
+        """The request's settings of `GenerationConfig`, within the budget."""
+        settings, budget = request.settings(), self.model_manager.budget
+        budget.check_stop_strings(settings.get("stop_strings", ()))
+        budget.check(max_beams=settings.get("num_beams", 1), max_new_tokens=settings.get("max_new_tokens", 0))
+        return settings
 
-    async def generate_non_streaming(self, model, processor, *args, **kwargs):
-        return await super().generate_non_streaming(model, processor.tokenizer, *args, **kwargs)
+    def _prepare(self, request, settings: dict[str, Any], source) -> dict[str, Any]:
+        """The arguments of transformers' methods that answer."""
+        budget, stop = self.model_manager.budget, settings.pop("stop_strings", ())
+        model: Any
+        model_id, model, processor = self._resolve_model({"model": request.model})
+        vocabulary = model.config.text_config.vocab_size
+        if wrong := [token for (token,) in settings.get("sequence_bias", ()) if token >= vocabulary]:
+            raise Refused(400, "logit_bias", f"logit_bias has the token {wrong[0]}, expected less than {vocabulary}.")
 
+        def new_tokens(prompt_tokens: int, tiles: int) -> int:
+            return budget.new_tokens(model.config, prompt_tokens, tiles, settings.get("max_new_tokens"))
 
-class _Messages(BaseHandler):
-    """Common base of the two endpoints for messages."""
-
-    model_manager: _OneModel
-    messages_field: str
-
-    async def handle_request(self, body: dict, request_id: str):
-        _require_template_variables(body.get("chat_template_kwargs"), _processor(self, body))
-        field = self.messages_field
-        _require_messages(body.get(field), field)
-        # in a thread, so that a slow download does not block other requests
-        body = {**body, field: await asyncio.to_thread(_with_images, body[field], self.model_manager.access)}
-        return await super().handle_request(body, request_id)  # type: ignore[misc]
+        inputs = self._blamed(self.prompt_field, self._inputs, request, source, processor, new_tokens).to(model.device)
+        length, tiles = inputs["input_ids"].shape[-1], inputs.get("pixel_values")
+        settings["max_new_tokens"] = new_tokens(length, 0 if tiles is None else len(tiles))
+        config = deepcopy(model.generation_config)
+        config.update(**settings)
+        inputs = dict(inputs)
+        if stop:
+            # with a tile router, the prompt is embeddings, and the criterion gets generated tokens only
+            is_routed = model.config.has_router and tiles is not None
+            inputs["stopping_criteria"] = [StopAtText(processor.tokenizer, stop, 0 if is_routed else length)]
+        return {
+            "model_id": model_id,
+            "model": model,
+            "processor": processor,
+            "inputs": inputs,
+            "gen_config": config,
+            "tools": self._tools(request),
+        }
 
     @staticmethod
-    def get_processor_inputs_from_messages(messages, modality) -> list[dict]:
-        """The complete messages: our processor raises for parts that transformers would silently drop."""
-        return [_with_parsed_calls(message) for message in messages]
+    def _blamed(field: str, function: Callable, *args):
+        """Call a function that reads a field, whose errors are the request's."""
+        try:
+            return function(*args)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise Refused(400, field, f"{field}: {reason}") from error
+
+    def _read(self, request) -> Any:
+        return getattr(request, self.prompt_field)
+
+    def _tools(self, request) -> list[dict] | None:
+        return getattr(request, "tools", None)
+
+
+class _Messages(_Handler):
+    """Common base of the two endpoints for messages."""
+
+    def _read(self, request) -> Any:
+        return read_messages(super()._read(request), self.model_manager.access, self.model_manager.budget)
+
+    def _messages(self, request, given) -> list[dict]:
+        return given
+
+    def _inputs(self, request, source, processor: InternVLXProcessor, new_tokens: Callable[[int, int], int]):
+        given, images = source
+        messages = [with_parsed_calls(message) for message in self._messages(request, given)]
+        variables = getattr(request, "chat_template_kwargs", None) or {}
+        self._blamed("chat_template_kwargs", require_template_variables, variables, processor)
+        sizes = [processor.image_processor.upright_size(image, {}) for image in images]
+        counts = processor._get_num_multimodal_tokens([(height, width) for width, height in sizes])
+        visual, tiles = sum(counts.num_image_tokens or ()), sum(counts.num_image_patches or ())
+        new_tokens(visual, tiles)
+        arguments = {"add_generation_prompt": True, "tools": self._tools(request), **variables}
+        text = processor.apply_chat_template(messages, **arguments)
+        # no token is longer, and a text of megabytes takes long to tokenize
+        new_tokens(visual + len(text) // self.model_manager.longest_token, tiles)
+        new_tokens(visual + len(processor.tokenizer.tokenize(text)) - len(images), tiles)
+        return processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", **arguments
+        )
 
 
 class _ChatCompletions(_Messages, ChatCompletionHandler):
-    messages_field = "messages"
+    schema, prompt_field = ChatCompletionRequest, "messages"
 
 
 class _Responses(_Messages, ResponseHandler):
-    messages_field = "input"
+    schema, prompt_field = ResponseRequest, "input"
+
+    def _tools(self, request) -> list[dict] | None:
+        return self._normalize_tools(request.tools)
+
+    def _messages(self, request, given) -> list[dict]:
+        require_known_items(given)
+        return self._normalize_input({"input": given, "instructions": request.instructions})
 
 
-class _Completions(CompletionHandler):
-    async def handle_request(self, body: dict, request_id: str):
-        refuse_tokens(body.get("prompt"), "the prompt", _processor(self, body).image_tokens)
-        return await super().handle_request(body, request_id)
+class _Completions(_Handler, CompletionHandler):
+    schema, prompt_field = CompletionRequest, "prompt"
+
+    def _inputs(self, request, source: str, processor: InternVLXProcessor, new_tokens: Callable[[int, int], int]):
+        refuse_tokens(source, "the prompt", processor.image_tokens)
+        new_tokens(len(source) // self.model_manager.longest_token, 0)
+        inputs = processor.tokenizer(source, return_tensors="pt")
+        if not inputs["input_ids"].numel():
+            raise ValueError(f"{source!r:.100} has no tokens.")
+        return inputs
 
 
 class _NotServed:
@@ -191,73 +304,3 @@ class _NotServed:
 
     async def handle_request(self, *args):
         raise HTTPException(status_code=404, detail="This endpoint is not served.")
-
-
-def _processor(handler: BaseHandler, body: dict) -> InternVLXProcessor:
-    return handler._resolve_model(dict(body))[2]  # type: ignore[return-value]
-
-
-def _require_messages(given: Any, field: str) -> None:
-    if isinstance(given, str) and field == "input":
-        return
-    wrong = [item for item in given if not isinstance(item, Mapping)] if isinstance(given, list) and given else [given]
-    if wrong:
-        raise ValueError(
-            f"{field} has {wrong[0]!r:.100}, expected a list of messages {{'role': ..., 'content': ...}}."
-        )
-
-
-def _with_parsed_calls(message: dict) -> dict:
-    """A message with its tool calls' arguments as objects, as templates expect them, and without the ids of calls."""
-    others = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
-    given = message.get("tool_calls")
-    if not given:
-        return others
-    try:
-        calls = [{**call, "function": {**call["function"], "arguments": _object_of(call)}} for call in given]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"tool_calls={given!r:.100}, expected a list of {{'function': {{'name': ..., 'arguments': JSON}}}}."
-        ) from error
-    return {**others, "tool_calls": calls}
-
-
-def _object_of(call: Mapping) -> Any:
-    arguments = call["function"]["arguments"]
-    return json.loads(arguments) if isinstance(arguments, str) else arguments
-
-
-def _require_template_variables(given: Any, processor: InternVLXProcessor) -> None:
-    if given is None:
-        return
-    if not isinstance(given, Mapping):
-        raise ValueError(f"chat_template_kwargs={given!r:.100}, expected an object.")
-    known = template_words(processor.resolve_chat_template()) - _NOT_FOR_TEMPLATES
-    for name in given:
-        if name not in known:
-            raise ValueError(f"chat_template_kwargs has {name!r}, which is not a variable of the chat template.")
-
-
-def _with_images(value: Any, access: ImageAccess) -> Any:
-    """Messages of either API with parts in the form of Chat Completions and opened images."""
-    if isinstance(value, list):
-        return [_with_images(item, access) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    kind = value.get("type")
-    if kind in ("image", "image_url", "input_image"):
-        return _image_part(value, access)
-    if kind in ("input_text", "output_text"):
-        return {**value, "type": "text"}
-    return {**value, "content": _with_images(value["content"], access)} if "content" in value else value
-
-
-def _image_part(part: Mapping, access: ImageAccess) -> Mapping:
-    named = [key for key in IMAGE_KEYS if part.get(key) is not None]
-    source = part[named[0]] if len(named) == 1 else None
-    if isinstance(source, Mapping):
-        source = source.get("url")
-    if not isinstance(source, str):
-        return part  # our processor raises for it
-    others = {key: value for key, value in part.items() if key not in ("type", *named)}
-    return {"type": "image", "image": open_image(source, access), **others}

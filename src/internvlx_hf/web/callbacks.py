@@ -56,7 +56,7 @@ class Callbacks:
         max_new_tokens = self.limits.check_new_tokens(max_new_tokens)
         chosen = ImageSettings.checked(self.limits, *settings)
         if conversation is None or conversation.upload != upload:
-            conversation = VisitorSession(Session(self.shared.answerer(chosen)), upload)
+            conversation = VisitorSession(Session(self.shared.answerer(chosen), budget=self.limits), upload)
         session = conversation.session
         images = (self.limits.open_upload(upload),) if upload and not session.messages else ()
         before = _turns(session)
@@ -81,7 +81,7 @@ class Callbacks:
         answers = ["", ""]
         turns: list[tuple[str, Turn | None]] = [(str(chosen), None) for chosen in both]
         for i, chosen in enumerate(both):
-            session = Session(self.shared.answerer(chosen))
+            session = Session(self.shared.answerer(chosen), budget=self.limits)
             for text, turn in self.shared.ask(session, question, (image,), chosen, max_new_tokens):
                 answers[i] = text
                 turns[i] = (str(chosen), turn)
@@ -92,7 +92,7 @@ class Callbacks:
         question, image = self.limits.check_question(question), self._image(upload)
         chosen = ImageSettings.checked(self.limits, *settings)
         max_new_tokens = min(SLIDE_TOKENS, self.limits.max_new_tokens)
-        attention = self.shared.attend(image, question, chosen, max_new_tokens)
+        attention = self.shared.attend(image, question, chosen, max_new_tokens, self.limits)
         return attention.answer, fragments.attention_slide(attention, self.shared.name)
 
     def _image(self, upload: str | None):

@@ -1,12 +1,13 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Limits on the requests of a visitor of the page: images, tiles and lengths."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
+from ..cost.request_budget import RequestBudget
 from ..evaluation.answering import Answerer
 from ..processing.image_files import open_file
 from ..processing.image_sources import PillowSource
@@ -18,14 +19,12 @@ EXPECTED = "Upload a JPEG, PNG, WebP, GIF, BMP or TIFF image"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits on the requests of a visitor.
+class Limits(RequestBudget):
+    """Limits on the requests of a visitor: the budget of [`RequestBudget`], and those of the page.
 
     Args:
         max_bytes: maximum size of an upload.
-        max_pixels: maximum number of pixels of an image.
         max_tiles: maximum number of tiles of an image, without the thumbnail.
-        max_new_tokens: maximum number of tokens of an answer.
         max_question: maximum number of characters of a question.
 
     Raises:
@@ -33,16 +32,8 @@ class Limits:
     """
 
     max_bytes: int = 20_000_000
-    max_pixels: int = 50_000_000
     max_tiles: int = 40
-    max_new_tokens: int = 1024
     max_question: int = 4000
-
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name}={value!r}, expected a whole number of at least 1.")
 
     def open_upload(self, path: str) -> PIL.Image.Image:
         """Open and decode an uploaded image.

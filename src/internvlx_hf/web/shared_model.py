@@ -13,6 +13,7 @@ import PIL.Image
 from ..chat import Session, Turn
 from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import TEXT_TOKENS
+from ..cost.request_budget import RequestBudget
 from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer
 from ..pictures import Attention, attend
@@ -137,13 +138,20 @@ class SharedModel:
         finally:
             stopped.set()
 
-    def attend(self, image: PIL.Image.Image, question: str, settings: ImageSettings, max_new_tokens: int) -> Attention:
+    def attend(
+        self,
+        image: PIL.Image.Image,
+        question: str,
+        settings: ImageSettings,
+        max_new_tokens: int,
+        budget: RequestBudget | None = None,
+    ) -> Attention:
         """Run [`attend`] with the settings of a request."""
         answerer = self.answerer(settings)
         processor = answerer.processor  # a copy of this request
         processor.image_processor, processor.max_image_tokens = answerer.image_processor, answerer.max_image_tokens
         with self._lock:
-            return attend(self.model, processor, image, question, max_new_tokens)
+            return attend(self.model, processor, image, question, max_new_tokens, budget)
 
     def _measure(self, session: Session, turn: Turn) -> None:
         """Measure the machine's speed with an answer whose whole prompt was read."""

@@ -1,0 +1,100 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Limits on the cost of one request, which a server checks before it works."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..modeling import InternVLXConfig
+
+DEFAULT_NEW_TOKENS = 1024  # of a request that does not say how many
+
+
+def _limit(default: int | None, of: str) -> Any:
+    return field(default=default, metadata={"of": of})
+
+
+@dataclass(frozen=True)
+class RequestBudget:
+    """Limits on one request of a stranger. The metadata of each field names what it limits.
+
+    Args:
+        max_body_bytes: of the request's body, counted as it arrives.
+        max_images: images of a request.
+        max_pixels: pixels of an image.
+        max_total_pixels: pixels of all images of a request.
+        max_visual_tokens: visual tokens of all images of a request, before LVTC's expansion.
+        max_prompt_tokens: tokens of the prompt, before LVTC's expansion (default: the model's positions).
+        max_new_tokens: tokens of an answer.
+        max_beams: beams of beam search, each of which costs as much as a request of its own.
+        max_stop_strings: strings that end an answer.
+        max_stop_characters: characters of a stop string.
+
+    Raises:
+        ValueError: if a limit is not a positive integer.
+    """
+
+    max_body_bytes: int = _limit(32_000_000, "bytes in its body")
+    max_images: int = _limit(32, "images")
+    max_pixels: int = _limit(50_000_000, "pixels in an image")
+    max_total_pixels: int = _limit(100_000_000, "pixels in all images")
+    max_visual_tokens: int = _limit(16_384, "visual tokens")
+    max_prompt_tokens: int | None = _limit(None, "tokens in its prompt")
+    max_new_tokens: int = _limit(4096, "new tokens")
+    max_beams: int = _limit(16, "beams")
+    max_stop_strings: int = _limit(4, "stop strings")
+    max_stop_characters: int = _limit(256, "characters in a stop string")
+
+    def __post_init__(self):
+        for each in fields(self):
+            value = getattr(self, each.name)
+            is_default = value is None and each.default is None
+            if not is_default and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{each.name}={value!r}, expected a whole number of at least 1.")
+
+    def check(self, **counts: int) -> None:
+        """Raises `ValueError` if a request has more of something than its limit, such as `max_images=33`."""
+        for each in fields(self):
+            limit, count = getattr(self, each.name), counts.get(each.name, 0)
+            if limit is not None and count > limit:
+                raise ValueError(
+                    f"The request has {count} {each.metadata['of']}, expected at most {limit} ({each.name})."
+                )
+
+    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Check the number of images and their pixels, from their (width, height). Raises: ValueError: see `check`."""
+        pixels = [width * height for width, height in sizes]
+        self.check(max_images=len(pixels), max_pixels=max(pixels, default=0), max_total_pixels=sum(pixels))
+
+    def check_stop_strings(self, stop: Sequence[str]) -> None:
+        """Raises: ValueError: see `check`."""
+        self.check(max_stop_strings=len(stop), max_stop_characters=max(map(len, stop), default=0))
+
+    def new_tokens(
+        self, config: "InternVLXConfig", prompt_tokens: int, tiles: int = 0, requested: int | None = None
+    ) -> int:
+        """The maximum length of an answer: as requested, or else at most 1024 that the positions leave room for.
+
+        Args:
+            config: the model's. Prompt and answer together have at most its positions.
+            prompt_tokens: tokens of the prompt, before LVTC's expansion.
+            tiles: tiles of all images of the prompt.
+            requested: new tokens that the request asks for.
+
+        Raises:
+            ValueError: if the prompt, its images or the answer are too long. The message has the number that is exceeded.
+        """
+        self.check(
+            max_visual_tokens=tiles * config.image_seq_length,
+            max_prompt_tokens=prompt_tokens,
+            max_new_tokens=requested or 0,
+        )
+        positions = prompt_tokens + tiles * (config.tile_positions - config.image_seq_length)
+        room = config.position_limit - positions
+        if room < (requested or 1):
+            raise ValueError(
+                f"The prompt has at least {positions} tokens{' after the expansion' * (positions != prompt_tokens)}, and the answer "
+                f"up to {requested or 1}, expected together at most {config.position_limit}, the model's positions."
+            )
+        return requested or min(DEFAULT_NEW_TOKENS, self.max_new_tokens, room)
