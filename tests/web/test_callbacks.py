@@ -245,8 +245,10 @@ def test_the_error_names_what_is_wrong_with_a_request(callbacks, upload, questio
         list(callbacks.ask(None, upload, question, longest, *settings))
 
 
-def test_text_is_escaped():
+def test_text_is_escaped(callbacks):
     assert "<b>" not in fragments.comparison([("<b>", None)]) + fragments.note("<b>")
+    turns = next(callbacks.ask(None, None, "Is it <b>?", LONGEST, *EDGE))[1]
+    assert turns[0]["content"] == "Is it &lt;b&gt;?"
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
