@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import requests
 
 from internvlx_hf.chat import Session
 from internvlx_hf.evaluation.answering import Answerer
-from page_requests import MARK, TIMEOUT, Page, namings
+from page_requests import MARK, TIMEOUT, Fuzzer, Page, namings
 from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_model, tiny_processor
 
@@ -217,3 +218,18 @@ def test_every_answer_restricts_what_a_browser_loads(url):
         policy = requests.get(url + path, timeout=TIMEOUT).headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy
         assert "img-src 'self' data: blob:" in policy.split("; ")
+
+
+def test_hostile_requests_reach_no_file_and_leave_the_server_alive(url, photo, canaries):
+    page = Page(url, "192.0.2.4")
+    upload = page.upload(photo).json()[0]
+    fuzzer = Fuzzer(page, [*map(str, canaries), "/etc/passwd"], upload, seed=0)
+    statuses = Counter()
+    for i in range(300):
+        answer = fuzzer.send()
+        statuses[answer[:3]] += 1
+        assert not shows_canary(answer), (i, answer)
+        assert "root:" not in answer, (i, answer)
+        assert int(answer[:3]) < 500, (i, answer)
+    assert len(statuses) > 3, statuses
+    assert "ix-card" in page.show_tiles({"path": upload})["output"]["data"][0]

@@ -53,7 +53,7 @@ def test_a_client_has_its_own_quota_for_as_long_as_uploads_stay(uploads, monkeyp
     assert uploads.refusal("b", LARGEST) is None
     now = 1000.0 + DELETE_AFTER
     assert uploads.refusal("a", LARGEST) is None
-    assert f"{expected} 1 minutes" in uploads.refusal("a", LARGEST)
+    assert f"{expected} 1 minute." in uploads.refusal("a", LARGEST)
 
 
 def test_tiny_uploads_are_limited_in_number(uploads):

@@ -16,6 +16,8 @@ from typing import Any
 from .limits import Limits
 from .uploads import Uploads
 
+logger = logging.getLogger(__name__)
+
 MAX_CONVERSATIONS = 32  # beyond this, the least recently used one is dropped
 CLEAN_EVERY = 60  # seconds
 MAX_BODY_BYTES = 1_000_000  # of a request other than an upload
@@ -160,8 +162,12 @@ class _OnlyThePage:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        started = False
+
         async def send_with_policy(message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 policy = (b"content-security-policy", _POLICY.encode())
                 message = {**message, "headers": [*message.get("headers", ()), policy]}
             await send(message)
@@ -172,7 +178,15 @@ class _OnlyThePage:
         if refusal is None:
             if is_upload:
                 await asyncio.to_thread(self.uploads.clean)
-            return await self.app(scope, receive, send_with_policy)
+            try:
+                return await self.app(scope, receive, send_with_policy)
+            except (
+                Exception
+            ) as error:  # Gradio's routes raise errors of many types; the page's callbacks run elsewhere
+                if started or scope["method"] != "POST":
+                    raise
+                logger.warning("A malformed request to %s: %r", path, error)
+                refusal = 400, f"The request is malformed ({type(error).__name__})."
         status, text = refusal
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
         await send_with_policy({"type": "http.response.start", "status": status, "headers": headers})

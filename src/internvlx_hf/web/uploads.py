@@ -59,7 +59,7 @@ class Uploads:
         minutes = math.ceil((at + DELETE_AFTER - now) / 60)
         return (
             f"Your address has uploaded {sum(sent for _, sent in own):,} bytes within {DELETE_AFTER // 60} minutes, "
-            f"expected at most {limit:,}. Try again in {minutes} minutes."
+            f"expected at most {limit:,}. Try again in {minutes} minute{'s' * (minutes > 1)}."
         )
 
     def clean(self) -> None:
