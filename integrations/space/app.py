@@ -9,6 +9,9 @@ import sys
 
 from internvlx_hf.cli import main
 
+# only the Hub's proxy reaches a Space; it gives the visitors' addresses
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
+
 MODEL = os.environ.get("MODEL")
 if not MODEL:
     sys.exit("The variable MODEL is not set, expected a Hub id, such as you/internvl-x-2b.")

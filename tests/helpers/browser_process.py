@@ -14,6 +14,8 @@ ARGUMENTS = (
     *("--disable-sync", "--no-first-run"),
 )
 PHONE = {"width": 390, "height": 844}
+# what a picture may make a model say; <IMG is not the model's own <img>
+HOSTILE = "<IMG SRC=http://127.0.0.1:9/a.png><details><b>x</b></details> $$\\frac{1}{2}$$ [a](http://127.0.0.1:9/) ${1+1} {{1}} &amp;"
 TIMEOUT = 60_000  # ms, for busy machines
 
 
@@ -43,6 +45,12 @@ def visit(page, url: str, path: str) -> dict:
     page.press("#max-tiles input[type=number]", "Enter")
     page.wait_for_function("document.querySelector('#tiles').innerText.match(/1 \\(1 × 1\\)/g)?.length == 3")
 
+    page.click("#new")
+    page.fill("#question textarea", HOSTILE)
+    page.click("#ask")
+    page.wait_for_selector("#took .ix-note")
+    found["hostile text"] = page.inner_text("#chat .user .message-content")
+
     page.fill("#question textarea", "What is <img>?")
     page.click("#ask")
     found["error"] = page.locator(".toast-body").first.inner_text()
@@ -61,6 +69,10 @@ def visit(page, url: str, path: str) -> dict:
     found["width on a phone"] = page.evaluate("document.documentElement.scrollWidth")
     found["requests elsewhere"] = [each for each in requests if not each.startswith((url, "data:", "blob:"))]
     found["refused"] = refused
+    found["blocked"] = page.evaluate(
+        """() => new Promise(done => { document.addEventListener('securitypolicyviolation',
+            event => done([event.effectiveDirective, event.blockedURI])); new Image().src = 'http://127.0.0.1:9/a.png'; })"""
+    )
     return found
 
 

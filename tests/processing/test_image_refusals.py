@@ -1,11 +1,16 @@
 """Images and settings that the image processor refuses, by name."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from image_cases import photo, random_image, saved, tiles_of
 from internvlx_hf.processing import InternVLXImageProcessor
+from internvlx_hf.processing.image_files import names_image, open_file, open_image
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
@@ -105,3 +110,32 @@ def test_impossible_arguments_are_refused_when_made_and_when_called(kwargs, mess
         InternVLXImageProcessor()(random_image(30, 30), **kwargs)
     with pytest.raises(ValueError, match=message):
         InternVLXImageProcessor().get_number_of_image_patches(30, 30, kwargs)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("way", ["path", "base64", "data URI", "bytes of a record"])
+def test_a_format_that_starts_a_program_is_refused_by_its_name(way, path_of, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript runs"))
+    encoded = base64.b64encode(EPS).decode()
+    source = {"path": path_of(EPS), "base64": encoded, "data URI": f"data:image/png;base64,{encoded}"}
+    with pytest.raises(
+        ValueError, match="is a file of the format EPS, expected one of JPEG, PNG, WEBP, GIF, BMP, TIFF"
+    ):
+        open_file(EPS, "it") if way == "bytes of a record" else tiles_of(source[way])
+
+
+@pytest.mark.parametrize("format", ["PPM", "JPEG2000", "ICO", "PCX"])
+def test_one_list_has_the_formats_of_all_image_files(format, path_of):
+    path = path_of(saved(random_image(20, 30), format))
+    with pytest.raises(ValueError, match=f"is a file of the format {format}, expected one of JPEG"):
+        open_image(path)
+    assert not names_image(f"page.{format.lower()}")
+
+
+def test_the_pictures_of_a_phone_are_opened():
+    content = saved(random_image(20, 30), "MPO", save_all=True, append_images=[random_image(20, 30)])
+    assert open_file(content, "it").format == "MPO"
+    assert torch.equal(tiles_of(open_file(content, "it")), tiles_of(Image.open(io.BytesIO(content))))
+    assert names_image("photo.mpo")

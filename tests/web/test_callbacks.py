@@ -16,6 +16,7 @@ from internvlx_hf.web import shared_model as shared_model_module
 from internvlx_hf.web.callbacks import Callbacks
 from internvlx_hf.web.limits import ImageSettings, Limits
 from internvlx_hf.web.shared_model import SharedModel
+from internvlx_hf.web.uploads import Uploads
 from tiny import LVTC, tiny_model, tiny_processor
 
 QUESTION, LONGEST = "What is it?", 6
@@ -31,10 +32,13 @@ def shared() -> SharedModel:
 
 
 @pytest.fixture
-def callbacks(shared) -> Callbacks:
-    return Callbacks(
-        shared, Limits(max_bytes=50_000, max_pixels=10_000, max_tiles=8, max_new_tokens=8, max_question=50)
-    )
+def callbacks(shared, tmp_path) -> Callbacks:
+    limits = Limits(max_bytes=50_000, max_pixels=10_000, max_tiles=8, max_new_tokens=8, max_question=50)
+    return callbacks_of(shared, tmp_path, limits)
+
+
+def callbacks_of(shared: SharedModel, folder, limits: Limits) -> Callbacks:
+    return Callbacks(shared, limits, Uploads(folder, limits.max_bytes))
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_cards_show_the_image_as_the_processor_reads_it(shared, tmp_path, monkey
         processor = copy(shared.processor)
         processor.image_processor = copy(processor.image_processor)
         processor.image_processor.do_exif_transpose = upright
-        callbacks = Callbacks(SharedModel(Answerer(shared.model, processor), "tiny"), Limits())
+        callbacks = callbacks_of(SharedModel(Answerer(shared.model, processor), "tiny"), tmp_path, Limits())
         size, plan = callbacks.show_tiles(str(tmp_path / "turned.jpg"), *RATIO)
         assert size == expected
         assert plan == processor.image_processor.tiling_rule({"slicing": "edge"}).plan(*expected)
@@ -132,10 +136,10 @@ def test_a_budget_of_visual_tokens_is_one_of_the_settings(callbacks, upload):
     assert ImageSettings.of(saved).max_image_tokens == 8
 
 
-def test_an_empty_budget_lifts_that_of_the_checkpoint(shared, upload):
+def test_an_empty_budget_lifts_that_of_the_checkpoint(shared, upload, tmp_path):
     processor = copy(shared.processor)
     processor.max_image_tokens = 8
-    callbacks = Callbacks(SharedModel(Answerer(shared.model, processor), "tiny"), Limits())
+    callbacks = callbacks_of(SharedModel(Answerer(shared.model, processor), "tiny"), tmp_path, Limits())
     unlimited, limited = (("ratio", 6, 1, True, budget) for budget in (None, 8))
     *_, (_, _, note) = callbacks.ask(None, upload, QUESTION, LONGEST, *unlimited)
     tiles = whole_answer(shared, upload, unlimited)[1]
@@ -198,13 +202,16 @@ def noise(path, size, **kwargs) -> str:
     [
         (lambda folder: noise(folder / "a.png", (101, 100)), r"'a.png' has 100x101 pixels, expected at most 10,000"),
         (lambda folder: noise(folder / "a.bmp", (130, 140)), r"'a.bmp' has 54,654 bytes, expected at most 50,000"),
-        (lambda folder: noise(folder / "a.ppm", (10, 10)), r"'a.ppm' is a PPM file.* Upload a JPEG, PNG"),
+        (
+            lambda folder: noise(folder / "a.ppm", (10, 10)),
+            r"'a.ppm' is a file of the format PPM.*of the format JPEG, PNG",
+        ),
         (lambda folder: str(folder / "gone.png"), r"'gone.png' is no longer there. Upload the image again"),
     ],
 )
 def test_uploads_are_limited(callbacks, tmp_path, make, message):
     with pytest.raises(ValueError, match=message) as error:
-        callbacks.limits.open_upload(make(tmp_path))
+        callbacks.show_tiles(make(tmp_path), *EDGE)
     assert str(tmp_path) not in str(error.value)
 
 
@@ -213,7 +220,7 @@ def test_broken_uploads_are_named_without_their_folder(callbacks, upload, tmp_pa
     for name, data in (("text.png", b"root:x:0:0"), ("half.png", content[: len(content) // 2])):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=name) as error:
-            callbacks.limits.open_upload(str(tmp_path / name))
+            callbacks.show_tiles(str(tmp_path / name), *EDGE)
         assert str(tmp_path) not in str(error.value)
 
 
@@ -238,8 +245,10 @@ def test_the_error_names_what_is_wrong_with_a_request(callbacks, upload, questio
         list(callbacks.ask(None, upload, question, longest, *settings))
 
 
-def test_text_is_escaped():
+def test_text_is_escaped(callbacks):
     assert "<b>" not in fragments.comparison([("<b>", None)]) + fragments.note("<b>")
+    turns = next(callbacks.ask(None, None, "Is it <b>?", LONGEST, *EDGE))[1]
+    assert turns[0]["content"] == "Is it &lt;b&gt;?"
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):

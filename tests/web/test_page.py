@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import PIL.Image
@@ -16,13 +17,14 @@ import requests
 
 from internvlx_hf.chat import Session
 from internvlx_hf.evaluation.answering import Answerer
+from page_requests import MARK, TIMEOUT, Fuzzer, Page, namings
 from paths import HELPERS, ROOT
 from tiny import LVTC, tiny_model, tiny_processor
 
 OVERLAY, CHROMIUM = ROOT / "build/web", Path("/usr/bin/chromium")
 SPACE = ROOT / "integrations/space"
 MAX_BYTES = 20_000_000
-TIMEOUT = 60
+CANARY = "canary-of-the-server"
 LONGEST = 20
 pytestmark = [
     pytest.mark.slow,
@@ -110,6 +112,11 @@ def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo):
     assert all(found["compared"])
     assert found["width on a phone"] == 390
     assert found["requests elsewhere"] == found["refused"] == []
+    assert found["hostile text"].startswith(
+        "<IMG SRC=http://127.0.0.1:9/a.png><details><b>x</b></details> $$\\frac{1}{2}$$ [a]"
+    )
+    assert found["hostile text"].endswith("${1+1} {{1}} &amp;")
+    assert found["blocked"] == ["img-src", "http://127.0.0.1:9/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo):
 )
 def test_only_the_page_can_be_fetched(url, photo, path):
     if "UPLOAD" in path:
-        path = path.replace("UPLOAD", str(Path(upload(url, photo).json()[0]).parent))
+        path = path.replace("UPLOAD", str(Path(Page(url).upload(photo).json()[0]).parent))
     request = requests.Request("GET", url).prepare()
     request.url = url + path  # unchanged, with `..`
     response = requests.Session().send(request, timeout=TIMEOUT)
@@ -137,62 +144,92 @@ def test_only_the_page_can_be_fetched(url, photo, path):
     assert "import " not in response.text
 
 
-def upload(url: str, path: str):
-    with open(path, "rb") as file:
-        return requests.post(url + "gradio_api/upload", files={"files": file}, timeout=TIMEOUT)
-
-
 def test_uploads_can_be_fetched_and_are_limited(url, photo):
-    sent = upload(url, photo)
-    content = requests.get(f"{url}gradio_api/file={sent.json()[0]}", timeout=TIMEOUT).content
+    page = Page(url)
+    content = requests.get(f"{url}gradio_api/file={page.upload(photo).json()[0]}", timeout=TIMEOUT).content
     assert content == Path(photo).read_bytes()
     for bound, path in ((2 * MAX_BYTES, "upload"), (MAX_BYTES + 10, "upload"), (1_000_001, "queue/join")):
         # the first and the last are refused by their Content-Length
-        files = {"files": ("a.png", b"\0" * bound)}
-        refused = requests.post(f"{url}gradio_api/{path}", files=files, timeout=TIMEOUT)
-        assert refused.status_code == 413
+        assert page.post(path, files={"files": ("a.png", b"\0" * bound)}).status_code == 413
 
 
-@pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize(
-    "named",
-    [
-        {"path": "/etc/passwd"},
-        {"path": "/etc/passwd", "url": "https://example.org/a.png"},
-        {"path": "https://example.org/a.png"},
-        {"path": "http://localhost/a.png"},
-    ],
-)
-def test_requests_can_only_name_uploads(url, named, place):
-    message = show_tiles(url, named, place)
-    assert message["success"] is False
-    assert "root:" not in json.dumps(message)
+def test_a_client_who_uploads_too_much_is_told_when_it_may_again_and_others_are_served(url, photo):
+    greedy, other = Page(url, "192.0.2.2"), Page(url, "192.0.2.3")
+    sent = [greedy.post("upload", files={"files": ("a.png", bytes([i]) * 19_900_000)}) for i in range(13)]
+    assert [each.status_code for each in sent] == [200] * 10 + [429] * 3
+    minutes = int(re.search(r"expected at most 200,000,000\. Try again in (\d+) minutes\.", sent[-1].text)[1])
+    assert 55 <= minutes <= 60
+    assert "ix-card" in other.show_tiles({"path": other.upload(photo).json()[0]})["output"]["data"][0]
+
+
+@pytest.fixture
+def canaries(tmp_path) -> list[Path]:
+    """A picture and a text that no visitor has uploaded."""
+    PIL.Image.new("RGB", (123, 45), "red").save(tmp_path / "private.png")
+    (tmp_path / "private.txt").write_text(CANARY)
+    return [tmp_path / "private.png", tmp_path / "private.txt"]
+
+
+def shows_canary(answer: str) -> bool:
+    return CANARY in answer or re.search(r"123\s*[x×]\s*45\b", answer) is not None
+
+
+def test_no_request_opens_a_file_of_the_server_or_learns_whether_there_is_one(url, photo, canaries):
+    page = Page(url)
+    page.upload(photo)
+    missing = canaries[0].parent / "nowhere"
+    for canary in canaries:
+        for there, not_there in zip(namings(str(canary)), namings(str(missing / canary.name)), strict=True):
+            for function in page.functions:
+                answers = [page.call(function, filled(page, function, value)) for value in (there, not_there)]
+                outputs = [json.dumps(each.get("output", each), ensure_ascii=False) for each in answers]
+                assert not shows_canary(outputs[0]), there
+                assert "ix-card" not in outputs[0], there
+                assert without_folder(outputs[0], canary.parent) == without_folder(outputs[1], missing), there
+
+
+def filled(page: Page, function: dict, image) -> list:
+    values = page.values(function)
+    values[function["inputs"].index(page.ids["image"])] = image
+    return values
+
+
+def without_folder(answer: str, folder: Path) -> str:
+    """An answer without the words of its request and without times."""
+    return re.sub(r"\d+\.\d+(e-?\d+)?", "", answer.replace(str(folder), ""))
+
+
+@pytest.mark.parametrize("place", ["image", "slicing"])
+@pytest.mark.parametrize("address", ["https://example.org/a.png", "http://localhost/a.png"])
+@pytest.mark.parametrize("meta", [{}, {"meta": MARK}])
+def test_requests_cannot_name_other_hosts(url, address, place, meta):
+    assert Page(url).show_tiles({"path": address} | meta, place)["success"] is False
 
 
 def test_a_request_with_an_upload_is_answered(url, photo):
-    message = show_tiles(url, {"path": upload(url, photo).json()[0], "url": "https://example.org/a.png"})
-    assert "ix-card" in message["output"]["data"][0]
+    page = Page(url)
+    for more in ({}, {"meta": MARK, "url": "https://example.org/a.png"}):
+        message = page.show_tiles({"path": page.upload(photo).json()[0]} | more)
+        assert "ix-card" in message["output"]["data"][0]
 
 
-def show_tiles(url: str, file: dict, place: int = 0) -> dict:
-    """The server's last message for a request for tiles, with `file` as one of its values."""
-    config = requests.get(url + "config", timeout=TIMEOUT).json()
-    ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
-    function = next(each for each in config["dependencies"] if each["outputs"] == [ids["tiles"]])
-    values = [None, "edge", 4, 1, True, None]
-    values[place] = file | {"meta": {"_type": "gradio.FileData"}}
-    body = {"data": values, "fn_index": function["id"], "session_hash": uuid4().hex}
-    requests.post(url + "gradio_api/queue/join", json=body, timeout=TIMEOUT).raise_for_status()
-    return completed(url, body["session_hash"])
+def test_every_answer_restricts_what_a_browser_loads(url):
+    for path in ("", "config", "nowhere", "gradio_api/file=/etc/passwd"):
+        policy = requests.get(url + path, timeout=TIMEOUT).headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy
+        assert "img-src 'self' data: blob:" in policy.split("; ")
 
 
-def completed(url: str, session: str) -> dict:
-    """The last message of a session's only request."""
-    with requests.get(
-        url + "gradio_api/queue/data", params={"session_hash": session}, stream=True, timeout=TIMEOUT
-    ) as lines:
-        for line in lines.iter_lines():
-            message = json.loads(line.removeprefix(b"data: ")) if line else {}
-            if message.get("msg") == "process_completed":
-                return message
-    raise AssertionError("the request was not completed")
+def test_hostile_requests_reach_no_file_and_leave_the_server_alive(url, photo, canaries):
+    page = Page(url, "192.0.2.4")
+    upload = page.upload(photo).json()[0]
+    fuzzer = Fuzzer(page, [*map(str, canaries), "/etc/passwd"], upload, seed=0)
+    statuses = Counter()
+    for i in range(300):
+        answer = fuzzer.send()
+        statuses[answer[:3]] += 1
+        assert not shows_canary(answer), (i, answer)
+        assert "root:" not in answer, (i, answer)
+        assert int(answer[:3]) < 500, (i, answer)
+    assert len(statuses) > 3, statuses
+    assert "ix-card" in page.show_tiles({"path": upload})["output"]["data"][0]

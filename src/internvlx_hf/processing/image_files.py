@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +24,8 @@ except ImportError:  # before huggingface_hub 1.31 it has only this name
 
 from .public_hosts import public_address
 
+# all formats that are opened, if Pillow or a plug-in can read them; Pillow starts Ghostscript for EPS, and the rest are rare
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 MAX_REDIRECTS = 5
 _HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or pass a smaller image."
 
@@ -114,33 +117,52 @@ def open_image(source: str | os.PathLike, access: ImageAccess = _UNLIMITED) -> P
 
 
 def names_image(name: str | os.PathLike) -> bool:
-    """Whether a file is an image that Pillow can read, by its ending."""
-    kind = PIL.Image.registered_extensions().get(Path(name).suffix.lower())
-    # an MPO is opened as the JPEG that it begins with; PDF and PALM are only written, of MPEG only the header is read
-    return kind == "MPO" or (kind in PIL.Image.OPEN and kind != "MPEG")
+    """Whether a file is an image of one of the readable `FORMATS`, by its ending."""
+    return PIL.Image.registered_extensions().get(Path(name).suffix.lower()) in ("MPO", *readable_formats())
+
+
+def readable_formats() -> list[str]:
+    """The `FORMATS` that this Pillow opens. An MPO is opened as the JPEG that it begins with."""
+    PIL.Image.init()
+    return [format for format in FORMATS if format in PIL.Image.OPEN]
 
 
 def open_file(file, name: str) -> PIL.Image.Image:
     """Opens a path or the bytes of a file as an image, undecoded. Messages call it `name`.
 
     Raises:
-        ValueError: if the file is not an image, or is a decompression bomb.
+        ValueError: if the file is not an image of one of the `FORMATS`, or is a decompression bomb.
     """
+    file, formats = BytesIO(file) if isinstance(file, bytes) else file, readable_formats()
     try:
-        image = PIL.Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+        image = PIL.Image.open(file, formats=formats)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} is too large to decode safely: {error} {_HOW_TO_RAISE_THE_LIMIT}") from error
     except Exception as error:  # Pillow's plugins raise errors of many types
         if isinstance(error, OSError) and error.errno:
             raise ValueError(f"{name} cannot be read: {error.strerror}.") from error
+        if isinstance(error, PIL.UnidentifiedImageError) and (found := other_format(file)):
+            raise ValueError(f"{name} is a file of the format {found}, expected one of {_listed(formats)}.") from error
         reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({type(error).__name__}: {error})"
         raise ValueError(
             f"{name} is not an image that Pillow can read{reason}. Expected an http(s) URL, the path of an image file, "
-            "or a base64 string."
+            f"or a base64 string, of the format {_listed(formats)}."
         ) from error
     image.source_name = name  # type: ignore[attr-defined]  # an image from memory has no file name
     refuse_bomb(image, name)
     return image
+
+
+def other_format(file) -> str | None:
+    """The format of a file if it is not one of `FORMATS`, by its first bytes. Nothing else of it is parsed."""
+    with open(file, "rb") if isinstance(file, str | os.PathLike) else nullcontext(file) as opened:
+        opened.seek(0)
+        prefix = opened.read(16)
+    for kind, (_, accepts) in PIL.Image.OPEN.items():
+        with suppress(Exception):  # too few bytes
+            if kind not in FORMATS and accepts is not None and accepts(prefix) is True:
+                return kind
+    return None
 
 
 def name_of(image: PIL.Image.Image) -> str:

@@ -188,7 +188,7 @@ def _decoded(image: PIL.Image.Image, name: str, least_size: tuple[int, int] | No
 def _reopened(image: PIL.Image.Image, file) -> PIL.Image.Image:
     if image.tell():
         return image  # not at the first frame
-    again = PIL.Image.open(file)
+    again = PIL.Image.open(file, formats=[image.format if image.format in PIL.Image.OPEN else "JPEG"])
     is_same = type(again) is type(image) and (again.size, again.mode) == (image.size, image.mode)
     return again if is_same else image  # differs after `draft`
 

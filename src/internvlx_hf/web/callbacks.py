@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 from ..chat import Session, Turn
 from ..cost.estimate import TEXT_TOKENS
@@ -10,6 +11,7 @@ from ..pictures.attention import open_upright
 from . import fragments
 from .limits import ImageSettings, Limits
 from .shared_model import SharedModel
+from .uploads import Uploads
 
 Messages = list[dict[str, str]]
 SLIDE_TOKENS = 64  # maximum length of an answer whose attention is drawn
@@ -29,10 +31,11 @@ class Callbacks:
     Args:
         shared: the model.
         limits: limits on the requests of a visitor.
+        uploads: the files that a request may name.
     """
 
-    def __init__(self, shared: SharedModel, limits: Limits):
-        self.shared, self.limits = shared, limits
+    def __init__(self, shared: SharedModel, limits: Limits, uploads: Uploads):
+        self.shared, self.limits, self.uploads = shared, limits, uploads
 
     def show_tiles(self, upload: str | None, *settings) -> str:
         """The tiles of each slicing strategy and their cost, as HTML."""
@@ -40,7 +43,7 @@ class Callbacks:
             return ""
         chosen = ImageSettings.checked(self.limits, *settings)
         seen_by = self.shared.processor.image_processor
-        image = open_upright(self.limits.open_upload(upload), seen_by.alpha, bool(seen_by.do_exif_transpose))
+        image = open_upright(self._image(upload), seen_by.alpha, bool(seen_by.do_exif_transpose))
         costs = self.shared.costs(image.size, chosen)
         return fragments.cards(image, costs, chosen.slicing, TEXT_TOKENS)
 
@@ -58,7 +61,7 @@ class Callbacks:
         if conversation is None or conversation.upload != upload:
             conversation = VisitorSession(Session(self.shared.answerer(chosen), budget=self.limits), upload)
         session = conversation.session
-        images = (self.limits.open_upload(upload),) if upload and not session.messages else ()
+        images = (self._image(upload),) if upload and not session.messages else ()
         before = _turns(session)
         yield conversation, [*before, _message("user", question)], ""
         for text, turn in self.shared.ask(session, question, images, chosen, max_new_tokens):
@@ -98,7 +101,7 @@ class Callbacks:
     def _image(self, upload: str | None):
         if upload is None:
             raise ValueError("There is no image yet. Drop one into the box first.")
-        return self.limits.open_upload(upload)
+        return self.limits.open_upload(self.uploads.file(upload))
 
 
 def _turns(session: Session) -> Messages:
@@ -109,4 +112,5 @@ def _turns(session: Session) -> Messages:
 
 
 def _message(role: str, text: str) -> dict[str, str]:
-    return {"role": role, "content": text}
+    """A turn of the page's conversation, which shows HTML."""
+    return {"role": role, "content": escape(text)}

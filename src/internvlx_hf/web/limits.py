@@ -2,6 +2,7 @@
 """Limits on the requests of a visitor of the page: images, tiles and lengths."""
 
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,10 @@ import PIL.Image
 
 from ..cost.request_budget import RequestBudget
 from ..evaluation.answering import Answerer
-from ..processing.image_files import open_file
+from ..processing.image_files import open_file, other_format, readable_formats
 from ..processing.image_sources import PillowSource
 
-# accepted image formats; Pillow starts external programs for some of the others, and the rest are rare
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 MAX_BUDGET = 10_000_000  # visual tokens; no model has as many positions
-EXPECTED = "Upload a JPEG, PNG, WebP, GIF, BMP or TIFF image"
 
 
 @dataclass(frozen=True)
@@ -35,27 +33,26 @@ class Limits(RequestBudget):
     max_tiles: int = 40
     max_question: int = 4000
 
-    def open_upload(self, path: str) -> PIL.Image.Image:
-        """Open and decode an uploaded image.
+    def open_upload(self, file: Path) -> PIL.Image.Image:
+        """Open and decode an uploaded image, a file of [`Uploads`].
 
         Raises:
             ValueError: if the image cannot be read or is too large. The message has the file's name, without its folder.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(f"The upload {file.name!r} is no longer there. Upload the image again.")
         if file.stat().st_size > self.max_bytes:
             raise ValueError(
                 f"{file.name!r} has {file.stat().st_size:,} bytes, expected at most {self.max_bytes:,}. Upload a smaller image."
             )
+        content = BytesIO(file.read_bytes())
         try:
-            image = open_file(file.read_bytes(), repr(file.name))
+            image = open_file(content, repr(file.name))
         except ValueError as error:
+            found = other_format(content)
+            what = f"a file of the format {found}" if found else "not an image, or too large to decode"
             raise ValueError(
-                f"{file.name!r} is not an image, or too large to decode. {EXPECTED} of at most {self.max_pixels:,} pixels."
+                f"{file.name!r} is {what}. Upload an image of at most {self.max_pixels:,} pixels, of the format "
+                f"{', '.join(readable_formats())}."
             ) from error
-        if image.format not in FORMATS:
-            raise ValueError(f"{file.name!r} is a {image.format} file, which is not accepted here. {EXPECTED}.")
         if image.width * image.height > self.max_pixels:
             raise ValueError(
                 f"{file.name!r} has {image.width}x{image.height} pixels, expected at most {self.max_pixels:,}. "

@@ -9,16 +9,14 @@ from inspect import isgeneratorfunction
 from typing import Any
 
 import gradio as gr
-from gradio_client.utils import is_http_url_like
 
 from ..processing.rvtc import SLICING_STRATEGIES
 from .callbacks import Callbacks
 from .limits import ImageSettings
+from .uploads import DELETE_AFTER, Uploads
 
 logger = logging.getLogger(__name__)
 
-# seconds: every minute, uploads older than an hour are deleted
-DELETE_EVERY, DELETE_AFTER = 60, 3600
 MAX_WAITING = 32
 STYLE = """
 footer { display: none !important; }
@@ -39,9 +37,8 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
     with gr.Blocks(
         title=f"InternVL-X: {callbacks.shared.name}",
         analytics_enabled=False,
-        delete_cache=(DELETE_EVERY, DELETE_AFTER),
     ) as page:
-        gr.Markdown(f"## {callbacks.shared.name.replace('_', chr(92) + '_')}", elem_id="model")
+        gr.HTML(f"<h2>{escape(callbacks.shared.name)}</h2>", elem_id="model")
         conversation = gr.State(None, time_to_live=DELETE_AFTER)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -65,7 +62,7 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
             **_DRAWING,
         )
     for block in page.blocks.values():
-        _refuse_urls(block)
+        _open_only_uploads(block, callbacks.uploads)
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
@@ -79,21 +76,22 @@ def _upload_box() -> gr.Image:
         buttons=[],
         elem_id="image",
     )
-    # keep the uploaded file and its name; Gradio has checked that it is an upload
+    # keep the uploaded file and its name
     box.preprocess = lambda payload: None if payload is None else payload.path
     return box
 
 
-def _refuse_urls(block: Any) -> None:
-    """Refuse URLs among a request's values, which Gradio would download."""
+def _open_only_uploads(block: Any, uploads: Uploads) -> None:
+    """Check a request's files before Gradio, which would also download URLs, copies them."""
     move = block.async_move_resource_to_block_cache
 
-    async def keep(path):
-        if path is not None and is_http_url_like(str(path)):
-            raise _message(ValueError(f"{path!r:.100} is not an upload. Upload the image itself."))
-        return await move(path)
+    async def move_upload(path):
+        try:
+            return await move(path and str(uploads.file(path)))
+        except ValueError as error:
+            raise _message(error) from error
 
-    block.async_move_resource_to_block_cache = keep
+    block.async_move_resource_to_block_cache = move_upload
 
 
 def _settings(callbacks: Callbacks, defaults: ImageSettings) -> list:
@@ -125,13 +123,14 @@ def _question_box(label: str, elem_id: str) -> gr.Textbox:
 def _ask_tab(callbacks: Callbacks, conversation: gr.State, upload: gr.Image, settings: list) -> gr.Slider:
     """Returns: the slider of the maximum answer length, which the tab Compare uses too."""
     with gr.Tab("Ask"):
-        # plain text, because Markdown in an answer could make the browser load images from other hosts
+        # text without Markdown or formulas; no button to copy it, since that would copy the escaped text
         chat = gr.Chatbot(
             label="Conversation",
             height=360,
             render_markdown=False,
+            latex_delimiters=[],
             feedback_options=None,
-            buttons=["copy"],
+            buttons=[],
             elem_id="chat",
         )
         turn_cost = gr.HTML(elem_id="took")

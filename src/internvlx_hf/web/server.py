@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Serving the page: which routes of Gradio's server can be reached, and where uploads are stored."""
+"""Serving the page: which routes of Gradio's server can be reached, and what a browser may load."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -11,12 +12,14 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from .limits import Limits
+from .uploads import Uploads
+
+logger = logging.getLogger(__name__)
 
 MAX_CONVERSATIONS = 32  # beyond this, the least recently used one is dropped
-MAX_UPLOADS = 50  # disk space for uploads, in uploads of the maximum size
+CLEAN_EVERY = 60  # seconds
 MAX_BODY_BYTES = 1_000_000  # of a request other than an upload
 _API = "/gradio_api"
 # the routes that the page needs
@@ -29,7 +32,20 @@ _EXACT = {
     *(f"{_API}/{name}" for name in ("cancel", "reset", "theme.css", "user", "login_check", "app_id")),
 }
 _BELOW = ("/assets/", "/static/", "/svelte/", f"{_API}/heartbeat/")
-_FILE = f"{_API}/file="
+_FILE, _UPLOAD = f"{_API}/file=", f"{_API}/upload"
+# Gradio's page has scripts and styles of its own in its HTML; nothing is loaded from or sent to another host
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+    )
+)
 
 
 def serve(
@@ -67,7 +83,8 @@ def serve(
 
         shared = load()
         shared.warm_up()
-        page = build_page(Callbacks(shared, limits))
+        uploads = Uploads(folder, limits.max_bytes)
+        page = build_page(Callbacks(shared, limits, uploads))
         system_fonts = ("system-ui", "sans-serif")
         page.launch(
             server_name=host,
@@ -86,11 +103,13 @@ def serve(
             mcp_server=False,
             theme=gradio.themes.Default(font=system_fonts, font_mono=("ui-monospace", "monospace")),
             css=STYLE + FRAGMENT_STYLE,
-            app_kwargs={"middleware": [Middleware(_OnlyThePage, folder=folder, max_bytes=limits.max_bytes)]},
+            app_kwargs={"middleware": [Middleware(_OnlyThePage, uploads=uploads)]},
         )
         say(f"Serving {shared.name} at {page.local_url} (Ctrl-C to stop)")
         with suppress(KeyboardInterrupt), _ended_by_sigterm():
-            (until or threading.Event()).wait()
+            until = until or threading.Event()
+            while not until.wait(CLEAN_EVERY):
+                uploads.clean()
         # do not wait for connected browsers, which uvicorn would report as an error
         logging.getLogger("uvicorn.error").disabled = True
         page.server.force_exit = True
@@ -136,40 +155,57 @@ class _OnlyThePage:
     Gradio itself would fetch URLs for any client (`file=https://...`, `proxy=`) and accept any number of uploads.
     """
 
-    def __init__(self, app, folder: str, max_bytes: int):
-        self.app, self.folder, self.max_bytes = app, os.path.realpath(folder), max_bytes
+    def __init__(self, app, uploads: Uploads):
+        self.app, self.uploads = app, uploads
 
     async def __call__(self, scope, receive, send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
+
+        started = False
+
+        async def send_with_policy(message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                policy = (b"content-security-policy", _POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", ()), policy]}
+            await send(message)
+
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        is_upload = path.rstrip("/") == _UPLOAD and scope["method"] == "POST"
+        refusal = self._refusal(scope, path, is_upload)
+        if refusal is None:
+            if is_upload:
+                await asyncio.to_thread(self.uploads.clean)
+            try:
+                return await self.app(scope, receive, send_with_policy)
+            except Exception as error:  # of many types from Gradio's routes; the page's callbacks run elsewhere
+                if started or scope["method"] != "POST":
+                    raise
+                logger.warning("A malformed request to %s: %r", path, error)
+                refusal = 400, f"The request is malformed ({type(error).__name__})."
         status, text = refusal
         headers = [(b"content-type", b"text/plain; charset=utf-8")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": text.encode()})
+        await send_with_policy({"type": "http.response.start", "status": status, "headers": headers})
+        await send_with_policy({"type": "http.response.body", "body": text.encode()})
 
-    def _refusal(self, scope) -> tuple[int, str] | None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+    def _refusal(self, scope, path: str, is_upload: bool) -> tuple[int, str] | None:
         if path.startswith(_FILE):
-            inside = os.path.realpath(unquote(path.removeprefix(_FILE))).startswith(self.folder + os.sep)
-            return None if inside else (403, "This is not an upload.")
-        if path.rstrip("/") not in _EXACT and path not in _EXACT and not path.startswith(_BELOW):
+            try:
+                self.uploads.file(path.removeprefix(_FILE))
+            except ValueError as error:
+                return 403, str(error)
+        elif path.rstrip("/") not in _EXACT and path not in _EXACT and not path.startswith(_BELOW):
             return 404, "There is nothing here."
-        if scope["method"] == "POST":
-            return self._body_refusal(path, dict(scope["headers"]).get(b"content-length", b""))
-        return None
-
-    def _body_refusal(self, path: str, length: bytes) -> tuple[int, str] | None:
+        if scope["method"] != "POST":
+            return None
+        length = dict(scope["headers"]).get(b"content-length", b"")
         if not length.isdigit():
             return 411, "The request has no Content-Length."
-        is_upload = path.rstrip("/") == f"{_API}/upload"
-        limit = self.max_bytes + MAX_BODY_BYTES if is_upload else MAX_BODY_BYTES
+        limit = MAX_BODY_BYTES + (self.uploads.max_bytes if is_upload else 0)
         if int(length) > limit:
             return 413, f"The request has {int(length):,} bytes, expected at most {limit:,}. Upload a smaller image."
-        if is_upload and _folder_bytes(self.folder) > MAX_UPLOADS * self.max_bytes:
-            return 503, "There are too many uploads at the moment. Try again in a few minutes."
-        return None
-
-
-def _folder_bytes(folder: str) -> int:
-    return sum(path.lstat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        client = (scope.get("client") or ("",))[0]
+        refused = self.uploads.refusal(client, int(length)) if is_upload else None
+        return (429, refused) if refused else None
