@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..processing.rvtc import SLICING_STRATEGIES
 from .model_options import add_device_options, add_image_options, image_options
+from .parser import CommandParser
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -303,8 +304,8 @@ class ChatLoop:
         self.images = []
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx chat",
         description="Ask a model about images and videos. With a question, print the answer and its cost. Without a question, "
         "start a conversation. With --jsonl, ask the same question about each image.",

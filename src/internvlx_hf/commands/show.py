@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cost import add_model_options, choose_setup
+from .parser import CommandParser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,8 +136,8 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
     return draw_attention(attention, setup.name), f"answer: {attention.answer!r}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx show",
         description="Draw an image under the grid of each slicing strategy, the tiles that a model gets, and their cost; or, "
         "with --attention, where a model looks while it answers a question. The figure is a 16:9 slide.",
