@@ -107,7 +107,12 @@ def _parser() -> CommandParser:
         description="Report the cost of images: tiles, tokens, FLOPs, keys and values, memory, under a model and under other "
         "slicing and compression for comparison. Only the headers of the images and the model's configuration are read.",
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="images, folders, or patterns ('photos/**/*.jpg')")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="images, PDFs (each page is an image), folders, or patterns ('photos/**/*.jpg')",
+    )
     parser.add_argument(
         "--size", action="append", default=[], metavar="WxH", help="size of an image in pixels; can be repeated"
     )
