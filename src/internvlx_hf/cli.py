@@ -4,6 +4,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 
 from . import __version__
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"internvlx: there is no command {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        import_module(f".commands.{name}", __package__).main(arguments)
+        import_module(f".commands.{name}", __package__).main(list(_with_dashes(arguments)))
         sys.stdout.flush()
     except SystemExit:
         raise
@@ -63,6 +64,15 @@ def _split_debug(arguments: list[str]) -> tuple[bool, list[str]]:
         before = arguments.index("train")
         return before > 0, arguments[before:]
     return "--debug" in arguments, others
+
+
+def _with_dashes(arguments: list[str]) -> Iterator[str]:
+    """The arguments with their options spelt with dashes: `--max-patches` for `--max_patches`."""
+    options = True
+    for argument in arguments:
+        options &= argument != "--"
+        name, *value = argument.split("=", 1)
+        yield "=".join([name.replace("_", "-"), *value]) if options and name.startswith("--") else argument
 
 
 def _message(error: BaseException) -> str:

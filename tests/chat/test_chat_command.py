@@ -20,7 +20,9 @@ from internvlx_hf.cli import main
 from internvlx_hf.commands.chat import ChatLoop, _split_words
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.processing.messages import question_about
+from internvlx_hf.processing.pdf_files import open_images
 from internvlx_hf.processing.video_files import open_video
+from pdf_cases import pdf
 from tiny import LVTC, tiny_model, tiny_processor
 from video_cases import numbered_video
 
@@ -293,6 +295,63 @@ def test_a_conversation_continues_after_an_interruption(answerer, capsys):
     assert "not part of the conversation" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+def test_the_cost_counts_the_images_of_the_first_question(answerer, photos, capsys):
+    loop = ChatLoop(Session(answerer, generation=NEW), (PIL.Image.open(photos[0]),))
+    loop.handle("/cost")
+    before = capsys.readouterr().out
+    assert "in use" in before
+    loop.handle("What is it?")
+    capsys.readouterr()
+    loop.handle("/cost")
+    assert capsys.readouterr().out == before
+
+
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+def test_a_missing_image_of_many_is_named_before_the_model_is_loaded(folder, photos, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    assert main(["chat", str(folder), photos[0], "lost.png", "What?", "--jsonl", str(out)]) == 1
+    printed = capsys.readouterr().err
+    assert "'lost.png' does not exist" in printed
+    assert " on cpu" not in printed
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+def test_an_answer_that_is_cut_off_is_marked(answerer, photos, tmp_path, monkeypatch):
+    out, ask = tmp_path / "out.jsonl", {"question": "What?", "settings": {}, "max_new_tokens": 3}
+    answer_images(answerer, photos[:1], out=out, **ask)
+    session = Session(answerer, generation={"max_new_tokens": 3})
+    assert "cut off" in str(turn := session.ask("What?", (PIL.Image.open(photos[0]),)))
+    assert turn.finish_reason == "length"
+    last = answerer.model.generate(
+        **answerer.inputs([session.messages[:-1]], add_generation_prompt=True), max_new_tokens=3
+    )
+    monkeypatch.setattr(answerer.model.generation_config, "eos_token_id", int(last[0, -1]))  # the third token ends it
+    answer_images(answerer, photos[:1], out=out, **ask | {"settings": {"ends": True}})
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["tokens"], line["finish_reason"]) for line in lines] == [(3, "length"), (3, "stop")]
+
+
+@pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
+def test_the_pages_of_a_pdf_are_images_of_one_question(answerer, folder, tmp_path, capsys):
+    scan, out = tmp_path / "scan.pdf", tmp_path / "out.jsonl"
+    scan.write_bytes(pdf((48, 24), (24, 48)))
+    content = [{"type": "image", "image": page.rendered()} for page in open_images(scan)]
+    asked = [{"role": "user", "content": [*content, {"type": "text", "text": "What?"}]}]
+    expected = answerer.answer([asked], max_new_tokens=4)[0].text.strip()
+    options = ["--max-new-tokens", "4", "--max-patches", "4", "--device", "cpu"]
+    assert main(["chat", str(folder), str(scan), "What?", *options]) == 0
+    assert capsys.readouterr().out.strip() == expected
+    assert main(["chat", str(folder), str(tmp_path), "What?", *options, "--jsonl", str(out)]) == 0
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert (line["image"], line["answer"]) == (str(scan), expected)
+    loop = ChatLoop(Session(answerer, generation=NEW))
+    loop.handle(f"/image {scan}")
+    assert "2 pages, added to the next question" in capsys.readouterr().err
+    assert len(loop.images) == 2
+
+
 def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_path):
     out, broken = tmp_path / "out.jsonl", tmp_path / "broken.png"
     broken.write_bytes(Path(photos[0]).read_bytes()[:100])
@@ -378,7 +437,7 @@ def test_folders_are_asked_about_file_by_file(folder, photos, clip, tmp_path, ca
     out, below = tmp_path / "out.jsonl", tmp_path / "below" / "deep"
     below.mkdir(parents=True)
     kept = [Path(path).rename(below / Path(path).name) for path in (photos[0], clip)]
-    for name in (".hidden.png", "notes.pdf"):
+    for name in (".hidden.png", "notes.palm"):
         (below / name).write_text("none of it")
     arguments = ["--max-new-tokens", "2", "--jsonl", str(out)]
     assert main(["chat", str(folder), str(tmp_path / "below"), photos[1], "What?", *arguments]) == 0
@@ -417,6 +476,7 @@ def test_an_internvl_checkpoint_is_converted_once(tmp_path, monkeypatch, photos,
         (["a.png", "What"], (["a.png"], "What")),
         (["https://example.org/a"], (["https://example.org/a"], None)),
         (["a.png", "b.JPG"], (["a.png", "b.JPG"], None)),
+        (["scan.pdf#page=2"], (["scan.pdf#page=2"], None)),
     ],
 )
 def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected):

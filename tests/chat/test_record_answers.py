@@ -30,6 +30,7 @@ def answerer(monkeypatch):
         answerer.asked.append({"input_ids": input_ids, **kwargs})
         counts = (input_ids == model.config.image_token_id).sum(1).tolist()
         replies = [tokenizer(f"{count} tokens<|im_end|>", add_special_tokens=False)["input_ids"] for count in counts]
+        replies = [reply[: kwargs["max_new_tokens"]] for reply in replies]
         return torch.cat(
             [input_ids, tokenizer.pad({"input_ids": replies}, padding_side="right", return_tensors="pt")["input_ids"]],
             1,
@@ -148,6 +149,9 @@ def test_records_without_an_answer_are_named_and_tried_again(answerer, tmp_path,
     assert [name for name in ("line 1", "line 5") if any(name in message for message in seen)] == ["line 1", "line 5"]
     assert sum("did not end before max_new_tokens=3" in message for message in seen) == 2
     write_questions(tmp_path)
+    longest = len(answerer.processor.tokenizer("16 tokens<|im_end|>", add_special_tokens=False)["input_ids"])
+    exact = load_training_data(questions, answerer.processor)
+    assert answer_records(answerer, exact, tmp_path / "exact.jsonl", {}, max_new_tokens=longest) == (4, 1, 0, 0)
     assert answer_records(answerer, load_training_data(questions, answerer.processor), out, {}) == (4, 0, 1, 0)
 
 

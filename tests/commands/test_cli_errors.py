@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Errors on the command line: one line and an exit status, and a traceback only with `--debug`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,24 @@ def test_debug_after_train_is_an_option_of_the_trainer(monkeypatch):
 def test_help_names_debug(capsys):
     assert main(["--debug"]) == 0
     assert "`--debug` shows the traceback of an error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--max-image-tokens=300", "--max_image_tokens=300"])
+def test_options_are_spelt_with_dashes_or_underscores(option, capsys):
+    assert main(["cost", "--size", "640x480", "--json", option]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"][0]["max_image_tokens"] == 300
+
+
+def test_only_options_are_respelt(monkeypatch):
+    seen = []
+    monkeypatch.setattr(card, "main", seen.append)
+    assert main(["card", "a_b", "--an_option=--its_value", "--", "--a_file"]) == 0
+    assert seen == [["a_b", "--an-option=--its_value", "--", "--a_file"]]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train"}))
+def test_a_misspelt_option_is_named_with_the_nearest(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--hepl"])
+    assert stopped.value.code == 2
+    assert "there is no option --hepl. Did you mean --help?" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from internvlx_hf.processing.image_files import open_image
 from internvlx_hf.processing.image_sources import PillowSource
 from internvlx_hf.processing.rvtc import TilingRule
 from paths import GOLDEN
+from pdf_cases import pdf
 from tiny import LVTC, tiny_config, tiny_model
 
 
@@ -36,7 +37,7 @@ def photos(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (1000, 300)).save(folder / "below" / "turned.jpg", exif=exif)
     (folder / "labels.txt").write_text("a")
-    (folder / "notes.pdf").write_text("a")  # Pillow writes PDF and does not read it
+    (folder / "notes.palm").write_text("a")  # Pillow writes PALM and does not read it
     return folder
 
 
@@ -59,7 +60,18 @@ def test_a_folder_is_measured_with_all_below_upright(photos):
     found = cost.find_images([photos])
     assert [os.path.basename(name) for name in found.names] == ["a.png", "b.jpg", "turned.jpg"]
     assert found.sizes == [(640, 480), (1000, 300), (300, 1000)]
-    assert [os.path.basename(name) for name in found.ignored] == ["labels.txt", "notes.pdf"]
+    assert [os.path.basename(name) for name in found.ignored] == ["labels.txt", "notes.palm"]
+
+
+def test_the_pages_of_a_pdf_are_measured(photos, capsys):
+    (photos / "scan.pdf").write_bytes(pdf((72, 36), (36, 72)))
+    assert cost.find_images([photos]).names[-2:] == [f"{photos}/scan.pdf#page=1", f"{photos}/scan.pdf#page=2"]
+    assert cost.find_images([f"{photos}/scan.pdf#page=2", str(photos / "*.pdf")]).sizes == [
+        (75, 150),
+        (150, 75),
+        (75, 150),
+    ]
+    assert "lost.pdf does not exist" in refused(capsys, "lost.pdf")
 
 
 def test_patterns_and_files_are_measured(photos):
@@ -171,7 +183,7 @@ def test_a_data_set_gets_averages_and_a_histogram(photos, capsys):
     text = run(capsys, photos, "--model", "internvl2-8b")
     assert "averages of 3 images" in text
     assert "Images by number of tiles, thumbnail included; at most 12 without it" in text
-    assert "Ignored: 2 files of other kinds in the folders (pdf, txt)." in text
+    assert "Ignored: 2 files of other kinds in the folders (palm, txt)." in text
     processor = InternVLXImageProcessor(slicing="ratio", max_patches=12)
     sizes = cost.find_images([photos]).sizes
     mean = sum(processor.get_number_of_image_patches(h, w) for w, h in sizes) / 3

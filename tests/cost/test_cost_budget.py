@@ -48,7 +48,7 @@ def test_the_report_shows_each_image_s_share(checkpoint, capsys):
     sizes = [argument for width, height in SIZES for argument in ("--size", f"{width}x{height}")]
     assert main(["cost", *sizes, "--model", str(folder), "--together", "--max-image-tokens", str(5 * TOKENS)]) == 0
     text = capsys.readouterr().out
-    assert f"The images of a prompt share a budget of {5 * TOKENS} visual tokens." in text
+    assert f"The images of a prompt share a budget of {5 * TOKENS} visual tokens; native InternVL has none." in text
     lines = text[text.index("Each image's share of the budget") :].splitlines()
     assert [line.split()[-2:] for line in lines[3:6]] == [["3", "12"], ["1", "4"], ["1", "4"]]
     assert main(["cost", *sizes, "--model", str(folder), "--together", "--json"]) == 0
@@ -65,16 +65,26 @@ def test_a_budget_too_small_is_refused_and_setups_that_it_is_too_small_for_are_l
     assert main([*arguments, "--max-image-tokens", "0"]) == 1
     assert "max_image_tokens=0, expected a positive number" in capsys.readouterr().err
     assert main([*arguments, "--max-image-tokens", "8"]) == 0
-    assert "Left out: native InternVL, max 6: max_image_tokens=8 is too small" in capsys.readouterr().out
+    assert "Left out" not in capsys.readouterr().out
     assert main(["cost", "--video", "5s", "--model", str(folder), "--max-image-tokens", "19"]) == 1
     assert "5 frames take at least 20 visual tokens" in capsys.readouterr().err
 
 
-def test_a_preset_and_its_variants_keep_the_budget():
+def test_a_preset_and_its_variants_keep_the_budget_that_native_internvl_does_not_have():
     setup = replace(cost.load_setup("internvl-x-2b"), max_image_tokens=1024)
     setups, _ = cost.side_by_side(setup)
-    assert {each.max_image_tokens for each in setups} == {1024}
+    assert {(each.max_image_tokens, each.is_native) for each in setups} == {(1024, False), (None, True)}
     assert not setup.costs_as(replace(setup, max_image_tokens=None))
     images = cost.images.ImageSizes(["a", "b"], [(1792, 1792)] * 2)
     report = Report(images, [CostModel(each) for each in setups], together=True)
-    assert all(costs[0].stage_one_tokens <= 1024 for costs in report.costs)
+    for model, costs in zip(report.models, report.costs, strict=True):
+        assert (costs[0].stage_one_tokens <= 1024) == (not model.setup.is_native)
+
+
+@pytest.mark.parametrize("budget", [None, 256])
+def test_native_internvl_s_row_has_its_own_tiles_under_any_budget(budget, capsys):
+    more = [] if budget is None else ["--max-image-tokens", str(budget)]
+    assert main(["cost", "--size", "1920x1080", "--model", "internvl2-2b", "--json", *more]) == 0
+    rows = json.loads(capsys.readouterr().out)["settings"]
+    unbudgeted = {row["max_tiles"]: row["average_tiles"] for row in rows if row["max_image_tokens"] is None}
+    assert (unbudgeted[6], unbudgeted[12]) == (3, 9)

@@ -253,9 +253,13 @@ def test_side_by_side_has_every_setup_once():
     expected = {(s, 6, "pvtc", lvtc) for s in ("ratio", "area", "edge") for lvtc in (False, True)}
     assert ways == expected | {("ratio", 6, "pixel_shuffle", False), ("ratio", 12, "pixel_shuffle", False)}
     # a native model is one of its own native settings
-    settings, _ = side_by_side(cost.load_setup("internvl2-8b"))
+    own = cost.load_setup("internvl2-8b")
+    settings, _ = side_by_side(own)
     assert len(settings) == 7
     assert settings[0].is_native
+    # and with other slicing, the model without LVTC is one of them
+    settings, _ = side_by_side(replace(own, tiling=replace(own.tiling, slicing="edge")))
+    assert [s.name for s in settings if s.is_native] == ["native InternVL, max 6", "native InternVL, max 12"]
 
 
 def test_side_by_side_does_not_repeat_a_model_of_one_tile():

@@ -12,8 +12,10 @@ from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 from internvlx_hf.conversion.templates import chat_template
 from internvlx_hf.conversion.tokenizers import convert_tokenizer
 from internvlx_hf.data.encoding import SampleEncoder
+from internvlx_hf.processing.pdf_files import open_images
 from internvlx_hf.training import InternVLXDataCollator
 from paths import GOLDEN as GOLDEN_ROOT
+from pdf_cases import pdf
 from tiny import LVTC, TILE, tiny_config, tiny_model, tiny_processor
 from training_helpers import write_data
 
@@ -195,6 +197,25 @@ def test_images_may_come_as_objects_paths_bytes_or_inside_the_messages(processor
         assert batch.keys() == batches[0].keys()
         for name in batch:
             assert torch.equal(batch[name], batches[0][name])
+
+
+@pytest.mark.parametrize("asked", ["{}\nWhich?", [{"type": "image"}, {"type": "text", "text": "Which?"}], "Which?"])
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_each_page_of_a_pdf_is_an_image_where_the_pdf_stands(asked, as_bytes, processor, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(content := pdf((48, 24), (24, 48)))
+    pages = [page.rendered() for page in open_images(tmp_path / "scan.pdf")]
+
+    def encoded(images, mark):
+        content = asked.format(mark) if isinstance(asked, str) else [asked[0]] * len(images) + [asked[1]]
+        answer = {"role": "assistant", "content": "The first."}
+        return SampleEncoder(processor)({"messages": [{"role": "user", "content": content}, answer], "images": images})
+
+    expected = encoded(pages, "<image>\n<image>")
+    source = {"bytes": content, "path": None} if as_bytes else str(tmp_path / "scan.pdf")
+    found = encoded([source], "<image>")
+    assert found.input_ids.tolist() == expected.input_ids.tolist()
+    assert found.num_tiles == expected.num_tiles
+    assert all(map(np.array_equal, found.images, expected.images))
 
 
 def test_marks_are_written_where_they_stand_and_images_without_marks_in_front(processor):

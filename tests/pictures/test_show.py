@@ -20,6 +20,7 @@ from internvlx_hf.pictures.attention import open_upright, record_queries, window
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
 from paths import ROOT
+from pdf_cases import pdf
 from slides import assert_readable, refused, texts
 from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
 
@@ -325,7 +326,9 @@ def recorded(size, stage_one=0.4, stage_two=0.6, expand_layer=1, layers=4) -> At
         stages[stage] = share * maps / maps[0].sum()
     spans = {STAGE_ONE: range(expand_layer), STAGE_TWO: range(expand_layer, layers)}
     queries = {name: torch.rand(plan.num_tiles, 16, 16) * 2 for name in ("local", "global")}
-    return Attention(Image.new("RGB", size), plan, "What?", "yes, it", ["yes", ",", " it"], queries, stages, spans)
+    return Attention(
+        Image.new("RGB", size), plan, "What?", "yes, it", ["yes", ",", " it"], "stop", queries, stages, spans
+    )
 
 
 def test_each_stage_s_panel_names_its_layers_and_the_share_of_text():
@@ -374,7 +377,16 @@ def test_attention_of_a_checkpoint_is_drawn(photo, checkpoint, tmp_path, capsys)
     arguments = ["--model", checkpoint, "--attention", "--question", "What is it?", "--max-new-tokens", "4"]
     assert main(["show", *map(str, [photo, "--out", out, *arguments])]) == 0
     assert Image.open(out).size == (1999, 1125)
-    assert "answer: " in capsys.readouterr().out
+    assert "answer: " in (said := capsys.readouterr().out)
+    assert "4 tokens, cut off at --max-new-tokens 4" in said
+
+
+def test_one_page_of_a_pdf_is_drawn(tmp_path, capsys):
+    scan, out = tmp_path / "scan.pdf", tmp_path / "page.png"
+    scan.write_bytes(pdf((72, 36), (36, 72)))
+    assert f"has 2 pages, expected one to draw: {scan}#page=1" in refused(capsys, scan, "--out", out)
+    assert main(["show", f"{scan}#page=2", "--out", str(out)]) == 0
+    assert "75x150 pixels" in capsys.readouterr().out
 
 
 def test_the_error_names_what_attention_needs(photo, checkpoint, tmp_path, capsys):

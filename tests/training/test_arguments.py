@@ -1,5 +1,6 @@
 """A YAML file and flags become settings; what is wrong with them is said before anything is read."""
 
+import re
 import warnings
 
 import pytest
@@ -114,11 +115,12 @@ def test_wrong_settings_are_named(settings, flags, message, tmp_path):
 
 def test_the_command_prints_an_error_in_one_line(tmp_path, capsys):
     assert main(["train", str(tmp_path / "no.yaml")]) == 1
-    assert main(["train", "--model_name_or_path", "base", "--train_dat", "x"]) == 1
+    assert main(["train", "--model-name-or-path", "base", "--train-dat", "x"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "no.yaml" in lines[0]
-    assert lines[1].startswith("internvlx: ")
+    assert lines[1].startswith("internvlx: There is no setting `train_dat`")
+    assert lines[1].endswith("Did you mean `train_data`?")
 
 
 @pytest.mark.parametrize("command", ["train", "merge"])
@@ -128,15 +130,26 @@ def test_a_missing_package_is_named_with_what_installs_it(command, monkeypatch, 
     assert capsys.readouterr().err == f"internvlx: {command} needs peft: pip install peft\n"
 
 
-def test_help_lists_this_package_s_settings_before_those_of_transformers(capsys):
+def printed_help(capsys, option: str) -> str:
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--help"])
+        main(["train", option])
     assert stopped.value.code == 0
-    printed = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_ten_settings_to_begin_with(capsys):
+    settings = re.findall(r"^  --(\w+)", printed_help(capsys, "--help"), re.MULTILINE)
+    assert len(settings) == 10
+    assert settings[:3] == ["model_name_or_path", "train_data", "output_dir"]
+
+
+def test_all_of_the_help_lists_this_package_s_settings_before_those_of_transformers(capsys):
+    printed = printed_help(capsys, "--help-all")
     names = ("model_name_or_path", "lora_rank", "stage", "freeze", "learning_rates", "save_on_signal", "weight_decay")
     places = [printed.index(f"  --{name} ") for name in names]
     assert places == sorted(places)
     assert "--lora-rank" not in printed  # is read, but not told twice
+    assert "--no_save_on_signal   Set `save_on_signal` to False." in printed
 
 
 def test_the_name_of_checkpointing_that_all_versions_know_is_not_warned_of(tmp_path):

@@ -11,8 +11,9 @@ import PIL.Image
 from tqdm import tqdm
 
 from ..evaluation.answering import Answer, Answerer, Messages
-from ..processing.image_files import names_image, open_image
+from ..processing.image_files import names_image
 from ..processing.image_sources import PillowSource
+from ..processing.pdf_files import PdfPage, names_pdf, open_images, without_pages
 from ..processing.video_files import Video, names_video, open_video
 from .session import question_parts
 
@@ -26,7 +27,7 @@ def _key(line: dict) -> str:
 
 def _absolute(image: str) -> str:
     """The absolute path of a file; other names, such as URLs, as they are."""
-    return os.path.abspath(image) if os.path.exists(image) else image
+    return os.path.abspath(image) if os.path.exists(without_pages(image)) else image
 
 
 def model_settings(model: str, answerer: Answerer) -> dict[str, Any]:
@@ -57,13 +58,13 @@ def answer_images(
     same_settings: dict[str, Any] | None = None,
     **generation_kwargs,
 ) -> tuple[int, int]:
-    """Ask about each image and append a line `{"image", "question", "settings", "answer", "tokens"}` to `out`.
+    """Ask about each image and append a line `{"image", "question", "settings", "answer", "tokens", "finish_reason"}` to `out`.
 
-    The path of an image's file is written as an absolute path. The line of an image that cannot be read, or that the model cannot
+    A PDF is asked about as a whole; its pages are images. `finish_reason` is "length" if the answer is cut off (see `Answer`). The path of an image's file is written as an absolute path. The line of an image that cannot be read, or that the model cannot
     be asked about, has `"error"` instead of an answer. The next run tries the image again.
 
     Args:
-        images: paths or URLs of images or videos. Videos are recognized by their file name extension.
+        images: paths or URLs of images, PDFs or videos. Videos are recognized by their file name extension.
         settings: everything else that the answers depend on. Lines of `out` with other settings do not count as answers.
         same_settings: settings of earlier lines that count as `settings` (default: none).
         generation_kwargs: see [`Answerer.answer`].
@@ -93,11 +94,10 @@ def answer_images(
                     failed[image] = str(error)
             answers = _answers(answerer, conversations, failed, generation_kwargs)
             for image in batch:
-                result = (
-                    {"error": failed[image]}
-                    if image in failed
-                    else {"answer": answers[image].text.strip(), "tokens": answers[image].num_tokens}
-                )
+                result: dict[str, Any] = {"error": failed[image]} if image in failed else {}
+                if image in answers:
+                    text, tokens, reason = answers[image]
+                    result = {"answer": text.strip(), "tokens": tokens, "finish_reason": reason}
                 write_line(file, _line(image, question, settings) | result)
             errors += len(failed)
             progress.update(len(batch))
@@ -122,7 +122,7 @@ def _answers(
 
 
 def list_files(names: Iterable[str]) -> list[str]:
-    """The names, with each folder replaced by the images and videos in it and its subfolders. Each file is named once.
+    """The names, with each folder replaced by the images, PDFs and videos in it and its subfolders. Each file is named once.
 
     Raises:
         ValueError: if a folder has none.
@@ -133,7 +133,7 @@ def list_files(names: Iterable[str]) -> list[str]:
             found.append(_absolute(name))
             continue
         files = sorted(str(path) for path in Path(os.path.abspath(name)).rglob("[!.]*") if path.is_file())
-        files = [file for file in files if names_image(file) or names_video(file)]
+        files = [file for file in files if names_image(file) or names_pdf(file) or names_video(file)]
         if not files:
             raise ValueError(f"The folder {name} has no images or videos.")
         found += files
@@ -184,13 +184,16 @@ def write_line(file, line: dict[str, Any]) -> None:
 
 
 def _conversation(image: str, question: str, system: str | None) -> Messages:
-    medium: PIL.Image.Image | Video
+    media: list[PIL.Image.Image | Video]
     if names_video(image):
-        medium = open_video(image)
+        media = [open_video(image)]
     else:
-        medium = PillowSource(open_image(image), upright=False, convert_rgb=False).decoded().image
+        media = [
+            page if isinstance(page, PdfPage) else PillowSource(page, upright=False, convert_rgb=False).decoded().image
+            for page in open_images(image)
+        ]
     instruction = [] if system is None else [{"role": "system", "content": [{"type": "text", "text": system}]}]
-    return [*instruction, {"role": "user", "content": question_parts(question, [medium])}]
+    return [*instruction, {"role": "user", "content": question_parts(question, media)}]
 
 
 def batches(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:

@@ -90,7 +90,7 @@ def answer_records(
             answers = answerer.complete(_prompts(samples, answerer), max_new_tokens=max_new_tokens) if samples else []
             for (index, line, _), answer in zip(pending, answers, strict=True):
                 text = answer.text.strip()
-                if answer.num_tokens >= max_new_tokens:
+                if answer.finish_reason == "length":
                     failed(index, f"its answer did not end before max_new_tokens={max_new_tokens}")
                 elif not text:
                     failed(index, "its answer is empty")

@@ -33,6 +33,7 @@ class Turn:
         expanded_tokens: their visual tokens in its last layers, the same number without LVTC.
         prompt_tokens: number of prompt tokens read in this turn, without those that the cache held.
         answer_tokens: number of tokens of the answer, with the end token.
+        finish_reason: see `Answer`.
         first_seconds: time from the question to the first token of the answer.
         seconds: time from the question to the end of the answer.
     """
@@ -43,6 +44,7 @@ class Turn:
     expanded_tokens: int
     prompt_tokens: int
     answer_tokens: int
+    finish_reason: str
     first_seconds: float
     seconds: float
 
@@ -54,9 +56,10 @@ class Turn:
         rate = ""
         if self.answer_tokens > 1 and self.seconds > self.first_seconds:
             rate = f", {(self.answer_tokens - 1) / (self.seconds - self.first_seconds):.1f} tokens/s"
+        cut = "; cut off at the maximum length of answers" if self.finish_reason == "length" else ""
         return (
             f"{images}first token after {self.first_seconds:.1f} s, {self.answer_tokens} token"
-            f"{'s' * (self.answer_tokens != 1)} in {self.seconds:.1f} s{rate}"
+            f"{'s' * (self.answer_tokens != 1)} in {self.seconds:.1f} s{rate}{cut}"
         )
 
 
@@ -123,8 +126,9 @@ class Session:
             raise
         answer = self.answerer.processor.tokenizer.decode(output, skip_special_tokens=True).strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        self.images += [image for image in images if not isinstance(image, Video)]
-        self.videos += [video for video in images if isinstance(video, Video)]
+        new_images, new_videos = _by_kind(images)
+        self.images += new_images
+        self.videos += new_videos
         config, ended = self.answerer.model.config, time.perf_counter()
         return Turn(
             answer=answer,
@@ -133,12 +137,16 @@ class Session:
             expanded_tokens=tiles * config.expanded_image_seq_length,
             prompt_tokens=prompt,
             answer_tokens=len(output),
+            finish_reason=self.answerer.finish_reason(output, **self.generation),
             first_seconds=(streamer.first or ended) - started,
             seconds=ended - started,
         )
 
-    def costs(self) -> list[tuple[str, int, int, int, int]]:
+    def costs(self, more: Sequence[PIL.Image.Image | Video] = ()) -> list[tuple[str, int, int, int, int]]:
         """The cost of the conversation's images and videos under the settings in use and under others for comparison.
+
+        Args:
+            more: images and videos of the next question.
 
         Returns:
             For each setting, the one in use first: (name, tiles, visual tokens before and after LVTC's expansion, prefill
@@ -151,8 +159,9 @@ class Session:
             ModelSetup(f"in use ({tiling.slicing})", model.config, tiling, max_image_tokens=budget)
         )
         upright = processor.image_processor.do_exif_transpose is not False
-        sizes = [image_size(image, upright) for image in self.images]
-        frames = sum(map(len, processor.video_processor.choose_frames(self.videos)))
+        images, videos = _by_kind([*self.images, *self.videos, *more])
+        sizes = [image_size(image, upright) for image in images]
+        frames = sum(map(len, processor.video_processor.choose_frames(videos)))
         costs = []
         for setup in setups:
             with suppress(ValueError):  # the budget is too small where a tile has more tokens
@@ -226,6 +235,11 @@ def question_parts(question: str, media: Sequence[PIL.Image.Image | Video]) -> l
         *({"type": kind, kind: one} for kind, one in zip(kinds, media, strict=True)),
         {"type": "text", "text": text},
     ]
+
+
+def _by_kind(media: Sequence[PIL.Image.Image | Video]) -> tuple[list[PIL.Image.Image], list[Video]]:
+    images = [one for one in media if not isinstance(one, Video)]
+    return images, [one for one in media if isinstance(one, Video)]
 
 
 def _without_tiles(inputs) -> dict:

@@ -1,12 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx answer`."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from .chat import BATCH_SIZE_ON_GPU, MAX_NEW_TOKENS
 from .model_options import add_device_options, add_image_options, image_options
+from .parser import CommandParser
 from .train import require_packages
 
 
@@ -62,8 +62,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx answer",
         description="Write training data with a model's own answers: each record that ends with the user's turn gets the model's "
         "greedy answer, and the others are copied. A later run with the same arguments resumes.",

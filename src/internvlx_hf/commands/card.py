@@ -1,12 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx card`."""
 
-import argparse
+from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`write_card`]."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="internvlx card",
         description="Write a checkpoint's model card (README.md), or renew the generated parts of an existing card. Text that "
         "a person wrote is kept.",

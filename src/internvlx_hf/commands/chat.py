@@ -4,12 +4,15 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..processing.rvtc import SLICING_STRATEGIES
 from .model_options import add_device_options, add_image_options, image_options
+from .parser import CommandParser
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +25,7 @@ MAX_NEW_TOKENS = 1024
 BATCH_SIZE_ON_GPU = 8
 PROMPT = "> "
 HELP = """\
-/image PATH      add an image (a file or a URL) to the next question
+/image PATH      add an image or the pages of a PDF (a file or a URL) to the next question
 /video PATH      add a video (a file, a URL or a folder of frames)
 /slicing [NAME [MAX_PATCHES]]
                  change the slicing of images into tiles: {strategies}
@@ -40,15 +43,19 @@ def main(arguments: list[str]) -> None:
     _check(options, images, question)
     from ..chat import Session, list_files, load_answerer
     from ..processing.messages import question_about
-    from ..processing.video_files import names_video
+    from ..processing.video_files import Video, names_video
 
     images_kwargs = image_options(options)
     images = list_files(images) if options.jsonl else images
-    opened = () if options.jsonl else tuple(_open(image) for image in images)  # before the model is loaded
+    opened = () if options.jsonl else tuple(chain(*map(_open, images)))  # before the model is loaded
+    for image in images if options.jsonl else ():
+        _require_file(image)
     for folder in filter(os.path.isdir, () if options.jsonl else images):
         _say(f"{folder} is a folder: its images are the frames of one video (--jsonl asks about each image)")
     if question is not None:  # before the model is loaded
-        are_videos = [names_video(image) or os.path.isdir(image) for image in images]
+        are_videos = (
+            [names_video(image) for image in images] if options.jsonl else [isinstance(each, Video) for each in opened]
+        )
         for asked in ([each] for each in are_videos) if options.jsonl else [are_videos]:
             question_about(question, images=asked.count(False), videos=asked.count(True))
     answerer = load_answerer(
@@ -90,9 +97,10 @@ def _names_image(word: str) -> bool:
         return True
     from PIL import Image
 
+    from ..processing.pdf_files import names_pdf
     from ..processing.video_files import names_video
 
-    if " " not in word and names_video(word):
+    if " " not in word and (names_video(word) or names_pdf(word)):
         return True
     # a word with an image's suffix is meant as a file, even if there is no such file
     return " " not in word and Path(word).suffix.lower() in Image.registered_extensions()
@@ -115,12 +123,21 @@ def _check(options: argparse.Namespace, images: list[str], question: str | None)
         raise FileNotFoundError(f"--jsonl={options.jsonl}: there is no folder {options.jsonl.absolute().parent}.")
 
 
-def _open(image: str) -> "Image | Video":
-    """Open an image, or a video, recognized by its file name extension or as a folder."""
-    from ..processing.image_files import open_image
+def _require_file(image: str) -> None:
+    """Raises: ValueError: if an image of --jsonl is a file that does not exist."""
+    from ..processing.image_files import ImageAccess, abbreviated, file_of
+    from ..processing.pdf_files import without_pages
+
+    if not image.lower().startswith(("http://", "https://")):
+        file_of(without_pages(image), abbreviated(image), ImageAccess())
+
+
+def _open(image: str) -> "Sequence[Image | Video]":
+    """Open an image, the pages of a PDF, or a video, recognized by its file name extension or as a folder."""
+    from ..processing.pdf_files import open_images
     from ..processing.video_files import names_video
 
-    return _open_video(image) if names_video(image) or os.path.isdir(image) else open_image(image)
+    return [_open_video(image)] if names_video(image) or os.path.isdir(image) else open_images(image)
 
 
 def _open_video(path: str) -> "Video":
@@ -249,11 +266,12 @@ class ChatLoop:
     def add_image(self, path: str) -> None:
         if not path:
             raise ValueError("/image needs a file or a URL")
-        from ..processing.image_files import open_image
+        from ..processing.pdf_files import open_images
 
-        image = open_image(path.strip("'\""))
-        self.images.append(image)
-        _say(f"{path}, {image.width}x{image.height} pixels, added to the next question")
+        pages = open_images(path.strip("'\""))
+        self.images += pages
+        size = f"{pages[0].width}x{pages[0].height} pixels" if len(pages) == 1 else f"{len(pages)} pages"
+        _say(f"{path}, {size}, added to the next question")
 
     def add_video(self, path: str) -> None:
         if not path:
@@ -288,13 +306,13 @@ class ChatLoop:
         _say("no budget" if budget is None else f"at most {budget:,} visual tokens in the conversation")
 
     def print_cost(self, _: str) -> None:
-        if not (self.session.images or self.session.videos):
+        if not (self.session.images or self.session.videos or self.images):
             raise ValueError("there are no images or videos in the conversation yet")
         from ..cost.report import FLOP_UNITS, scaled, table
 
         rows = [
             [name, tiles, f"{tokens:,}", f"{expanded:,}", scaled(flops, FLOP_UNITS)]
-            for name, tiles, tokens, expanded, flops in self.session.costs()
+            for name, tiles, tokens, expanded, flops in self.session.costs(self.images)
         ]
         print(table(["", "tiles", "tokens", "stage two", "prefill"], rows, left=(0,)))
 
@@ -303,8 +321,8 @@ class ChatLoop:
         self.images = []
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx chat",
         description="Ask a model about images and videos. With a question, print the answer and its cost. Without a question, "
         "start a conversation. With --jsonl, ask the same question about each image.",
@@ -320,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=[],
         metavar="IMAGE... QUESTION",
-        help="files or URLs of images and videos, then the question",
+        help="files or URLs of images, PDFs (scan.pdf#page=3-7 selects pages) and videos, then the question",
     )
     parser.add_argument("--question", help="the question, if it could be mistaken for a file name")
     parser.add_argument(

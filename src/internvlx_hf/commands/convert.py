@@ -6,6 +6,7 @@ import shlex
 
 from ..processing.rvtc import SLICING_STRATEGIES
 from .model_options import add_upgrade_options
+from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -22,8 +23,8 @@ def main(arguments: list[str]) -> None:
         print(f"Ask it: internvlx chat {shlex.quote(options['out'])} photo.jpg 'What is in this image?'")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx convert",
         description="Convert an InternVL 2, 2.5, 3, 3.5, InternVL-X or native -hf checkpoint, or transformers' LLaVA "
         "(1.5 and its kin), to one that today's transformers loads. By default the converted model gives the same answers as "

@@ -12,6 +12,7 @@ from ..cost.presets import PRESETS
 from ..cost.report import Report
 from ..processing.token_budget import check_max_image_tokens
 from .model_options import add_image_options, add_upgrade_options, upgrade_options
+from .parser import CommandParser
 
 DEFAULT_MODEL = "internvl-x-2b"
 
@@ -100,13 +101,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx cost",
         description="Report the cost of images: tiles, tokens, FLOPs, keys and values, memory, under a model and under other "
         "slicing and compression for comparison. Only the headers of the images and the model's configuration are read.",
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="images, folders, or patterns ('photos/**/*.jpg')")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="images, PDFs (each page is an image), folders, or patterns ('photos/**/*.jpg')",
+    )
     parser.add_argument(
         "--size", action="append", default=[], metavar="WxH", help="size of an image in pixels; can be repeated"
     )

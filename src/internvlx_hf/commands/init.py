@@ -6,6 +6,7 @@ import json
 
 from ..processing.rvtc import SLICING_STRATEGIES
 from .model_options import read_ratio
+from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -18,8 +19,8 @@ def main(arguments: list[str]) -> None:
     print(init_checkpoint(**options).summary())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx init",
         description="Make an InternVL-X model from a vision tower and a language model, the starting point of the paper's "
         "training. The projector is new: it needs training.",

@@ -1,8 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx merge`."""
 
-import argparse
-
+from .parser import CommandParser
 from .train import require_packages
 
 
@@ -18,8 +17,8 @@ def main(arguments: list[str]) -> None:
     print(f"{options['out']} holds the merged model. It loads without peft.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx merge",
         description="Merge a LoRA adapter, as `internvlx train --lora_rank ...` saves it, into a full checkpoint.",
     )

@@ -1,10 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx push`."""
 
-import argparse
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from .parser import CommandParser
 
 if TYPE_CHECKING:
     from ..hub import LeftFile, PushPlan
@@ -69,8 +70,8 @@ def _files(count: int) -> str:
     return f"{count} file{'' if count == 1 else 's'}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx push",
         description="Push a checkpoint folder to the Hugging Face Hub in one commit, after checking that it is complete. Only "
         "the files of a checkpoint, the model card, licences, and the images that the card shows are pushed; --dry-run lists the "

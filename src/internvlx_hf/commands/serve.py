@@ -1,9 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx serve`."""
 
-import argparse
-
 from .model_options import add_budget_options, add_image_options, budget_options, image_options
+from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -49,8 +48,8 @@ def main(arguments: list[str]) -> None:
     uvicorn.run(app, host=options.host, port=options.port)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx serve",
         description="Serve a checkpoint through transformers' own server, which speaks OpenAI's API: /v1/chat/completions, "
         "/v1/responses and /v1/completions, streamed or not. Requests are answered one after another.",

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cost import add_model_options, choose_setup
+from .parser import CommandParser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
     from ..cost import ModelSetup
 
@@ -28,21 +30,25 @@ def main(arguments: list[str]) -> None:
     except ImportError as error:
         raise ValueError(str(error)) from error
     from ..cost import CostModel
-    from ..cost.images import read_image_size
+    from ..processing.image_sources import image_size
+    from ..processing.pdf_files import open_images
 
     check_out(options.out)
     if _is_video(options.image):
         print(_show_video(options))
         return
-    width, height = read_image_size(options.image)
+    image, *others = open_images(options.image)
+    if others:
+        raise ValueError(f"{options.image} has {len(others) + 1} pages, expected one to draw: {options.image}#page=1.")
+    width, height = image_size(image)
     setup = choose_setup(options)
     if options.attention:
-        figure, summary = _attention(options, setup)
+        figure, summary = _attention(options, setup, image)
     else:
         from ..pictures.tiles_figure import draw_tiles
 
         tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
-        figure = draw_tiles(options.image, setup, **tokens)
+        figure = draw_tiles(image, setup, title=Path(options.image).name, **tokens)
         cost = CostModel(setup, **tokens).of_size(width, height)
         summary = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}, {cost.stage_one_tokens:,} tokens under {setup.name}"
     save(figure, options.out)
@@ -99,7 +105,7 @@ def _show_video(options: argparse.Namespace) -> str:
     return f"{options.out}: {options.image}; {cost.tiles} frames, {cost.stage_one_tokens:,} tokens under {setup.name}"
 
 
-def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figure", str]:
+def _attention(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> tuple["Figure", str]:
     """The figure of the attention, and a summary with the answer."""
     import torch
 
@@ -131,17 +137,22 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup") -> tuple["Figur
     processor.max_image_tokens = setup.max_image_tokens
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
-    attention = attend(model, processor, options.image, options.question, max_new_tokens)
-    return draw_attention(attention, setup.name), f"answer: {attention.answer!r}"
+    attention = attend(model, processor, image, options.question, max_new_tokens)
+    cut = f", cut off at --max-new-tokens {max_new_tokens}" if attention.finish_reason == "length" else ""
+    return draw_attention(attention, setup.name), f"answer: {attention.answer!r}, {len(attention.tokens)} tokens{cut}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx show",
         description="Draw an image under the grid of each slicing strategy, the tiles that a model gets, and their cost; or, "
         "with --attention, where a model looks while it answers a question. The figure is a 16:9 slide.",
     )
-    parser.add_argument("image", metavar="IMAGE", help="an image, or a video whose sampled frames are drawn")
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        help="an image, a page of a PDF (scan.pdf#page=2), or a video whose sampled frames are drawn",
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write: .png, .pdf, .svg or .jpg")
     add_model_options(parser)
     frames = parser.add_argument_group("videos").add_mutually_exclusive_group()

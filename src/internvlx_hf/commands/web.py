@@ -1,9 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx web`."""
 
-import argparse
-
 from .model_options import add_budget_options, add_device_options, add_image_options, budget_options, image_options
+from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -36,8 +35,8 @@ def main(arguments: list[str]) -> None:
         raise ValueError(str(error)) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="internvlx web",
         description="Serve a page on which a visitor uploads an image, sees its tiles and their cost under each slicing "
         "strategy, asks questions, compares two settings, and sees where the model looks. Requests are answered one after "

@@ -59,10 +59,21 @@ def read_image_size(path: str | os.PathLike) -> Size:
         return image_size(image)
 
 
+def _add(found: ImageSizes, path: str | os.PathLike) -> None:
+    """Add an image file, or each page of a PDF."""
+    from ..processing.image_sources import image_size
+    from ..processing.pdf_files import open_images
+
+    for image in open_images(path):
+        with image:
+            found.add(getattr(image, "address", str(path)), image_size(image))
+
+
 def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> ImageSizes:
     """Read the sizes of image files, of all images in folders and their subfolders, and of patterns (`photos/**/*.jpg`).
 
-    In a folder, files with the extensions that Pillow reads count as images; a file given by name or pattern must be one.
+    In a folder, files with the extensions that Pillow reads, and PDFs, count as images; a file given by name or pattern must be one.
+    Each page of a PDF is an image; `scan.pdf#page=3-7` selects pages.
 
     Args:
         skip_broken: list unreadable images in `broken` and continue (default: raise).
@@ -74,7 +85,7 @@ def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = Fal
     for source in sources:
         for path in _paths(source, found):
             try:
-                found.add(str(path), read_image_size(path))
+                _add(found, path)
             except (ValueError, OSError) as error:
                 if not skip_broken:
                     raise
@@ -84,18 +95,21 @@ def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = Fal
 
 def _paths(source: str | os.PathLike, found: ImageSizes) -> Iterator[Path]:
     from ..processing.image_files import names_image
+    from ..processing.pdf_files import names_pdf, without_pages
 
     path = Path(source)
     if not str(source):
         raise ValueError("An image path is empty, expected an image, a folder or a pattern.")
     if path.is_dir():
         paths = sorted(below for below in path.rglob("*") if below.is_file())
-        images = [below for below in paths if names_image(below) and not below.name.startswith(".")]
+        images = [
+            below for below in paths if (names_image(below) or names_pdf(below)) and not below.name.startswith(".")
+        ]
         found.ignored += map(str, sorted(set(paths) - set(images)))
         if not images:
             raise ValueError(f"The folder {path} has no images ({len(paths)} other files).")
         yield from images
-    elif path.exists():
+    elif os.path.exists(without_pages(path)):
         yield path
     elif glob.has_magic(str(source)):
         matches = sorted(Path(match) for match in glob.glob(str(source), recursive=True))

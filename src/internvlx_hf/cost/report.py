@@ -89,7 +89,9 @@ class Report:
             f"answer {model.answer_tokens} tokens.",
         ]
         if model.setup.max_image_tokens is not None:
-            lines.append(f"The images of a prompt share a budget of {model.setup.max_image_tokens:,} visual tokens.")
+            lines.append(
+                f"The images of a prompt share a budget of {model.setup.max_image_tokens:,} visual tokens; native InternVL has none."
+            )
         return "\n".join(map(self._wrapped, lines))
 
     def _wrapped(self, line: str) -> str:

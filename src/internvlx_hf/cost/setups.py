@@ -47,9 +47,9 @@ class ModelSetup:
 
     @property
     def is_native(self) -> bool:
-        """Whether it costs the same as with InternVL's own code: its projector and slicing, no LVTC."""
+        """Whether it costs the same as with InternVL's own code: its projector and slicing, no LVTC, no budget."""
         shuffles = self.projector == "pixel_shuffle" and self.sizes.downsample_ratio == 0.5
-        return shuffles and self.tiling.slicing == "ratio" and not self.has_lvtc
+        return shuffles and self.tiling.slicing == "ratio" and not (self.has_lvtc or self.max_image_tokens)
 
     @property
     def has_lvtc(self) -> bool:
@@ -108,16 +108,16 @@ def tiling_rule(settings: "InternVLXImageProcessor | Tiling", config: "InternVLX
 
 
 def native(setup: ModelSetup, max_tiles: int) -> ModelSetup:
-    """The same model as in InternVL2 and 2.5: pixel shuffle by 2, no LVTC, slicing "ratio"."""
+    """The same model as in InternVL2 and 2.5: pixel shuffle by 2, no LVTC, slicing "ratio", no budget."""
     tiling = replace(setup.tiling, min_tiles=1, max_tiles=max_tiles, slicing="ratio", use_thumbnail=True)
-    return setup.varied("native", f"native InternVL, max {max_tiles}", tiling)
+    return replace(setup, max_image_tokens=None).varied("native", f"native InternVL, max {max_tiles}", tiling)
 
 
 def side_by_side(setup: ModelSetup) -> tuple[list[ModelSetup], list[str]]:
     """Setups to compare: the given one, each slicing strategy without and with LVTC, and InternVL2's and 2.5's own.
 
-    LVTC is the model's own, or the default if it has none. Setups equal to the given one are not repeated, nor slicing
-    strategies where an image is one tile.
+    LVTC is the model's own, or the default if it has none. Setups that cost the same are not repeated, nor slicing strategies
+    where an image is one tile.
 
     Returns:
         The setups, and notes on those that are left out.
@@ -137,5 +137,8 @@ def side_by_side(setup: ModelSetup) -> tuple[list[ModelSetup], list[str]]:
         except ValueError as error:
             notes.append(f"InternVL's own settings, which do not fit this model: {error}")
             break
-    others = [other for other in found[1:] if not other.costs_as(setup)]
-    return [setup, *others], notes
+    distinct = [setup]
+    for other in reversed(found[1:]):  # of equal ones, the one that is named native
+        if not any(map(other.costs_as, distinct)):
+            distinct.insert(1, other)
+    return distinct, notes

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import chain
 
 import PIL.Image
 from transformers.image_utils import is_valid_image
 
-from ..processing.image_files import open_file, open_image
 from ..processing.messages import IMAGE, IMAGE_KEYS, VIDEO, Medium, count_marks, media_parts, read_messages
+from ..processing.pdf_files import open_images, open_pages
 from ..processing.video_files import Video, open_video
 
 # keys that other trainers read, and what is expected instead: a sample must not lose their values silently
@@ -71,7 +72,21 @@ def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conv
     # videos first, so that images without marks go in front of videos without marks
     videos = _collect_media(messages, media_of(sample, VIDEO), VIDEO)
     images = _collect_media(messages, media_of(sample, IMAGE), IMAGE)
-    return Conversation(messages, [_open_image(image) for image in images], [_open_video(video) for video in videos])
+    opened = [_open_images(image) for image in images]
+    _repeat_parts(messages, [len(pages) for pages in opened])
+    return Conversation(messages, list(chain(*opened)), [_open_video(video) for video in videos])
+
+
+def _repeat_parts(messages: list[dict], counts: list[int]) -> None:
+    """Give each page of a PDF a part of its own, and marks a line each."""
+    kinds, numbers = (IMAGE.kind, MARK_OF[IMAGE.kind]), iter(counts)
+    for message in messages:
+        content = []
+        for part in message["content"]:
+            more = next(numbers) - 1 if part["type"] in kinds else 0
+            line = [{"type": "text", "text": "\n"}] if part["type"] == kinds[1] else []
+            content += [part, *[*line, part] * more]
+        message["content"] = content
 
 
 def _collect_media(messages: list[dict], given: list, medium: Medium) -> list:
@@ -163,20 +178,20 @@ def _as_list(given) -> list:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _open_image(image):
-    """Opens a file or its bytes as an undecoded image; returns other images unchanged."""
+def _open_images(image) -> list:
+    """Opens a file or its bytes as an undecoded image, or as a PDF's pages; returns other images unchanged."""
     if isinstance(image, Mapping):
         if image.get("bytes") is not None:
             return _from_bytes(image["bytes"], image.get("path"))
         sources = [image[key] for key in IMAGE_KEYS if image.get(key) is not None]
         if not sources:
             raise ValueError(f"an image is {image!r:.100}, expected an image, its path or {{'bytes': ...}}")
-        return _open_image(sources[0])
+        return _open_images(sources[0])
     if isinstance(image, str | os.PathLike):
-        return open_image(image)
+        return open_images(image)
     if not is_valid_image(image):
         raise ValueError(f"an image is a {type(image).__name__}, expected a path, bytes, a Pillow image or an array")
-    return image
+    return [image]
 
 
 def _open_video(video) -> Video:
@@ -188,10 +203,10 @@ def _open_video(video) -> Video:
     return open_video(video)
 
 
-def _from_bytes(data: bytes, path: str | None) -> PIL.Image.Image:
+def _from_bytes(data: bytes, path: str | None) -> list[PIL.Image.Image]:
     if not isinstance(data, bytes | bytearray):
         raise ValueError(f"an image's bytes are {data!r:.100}, expected bytes")
-    return open_file(bytes(data), str(path or f"an image of {len(data)} bytes"))
+    return open_pages(bytes(data), str(path or f"an image of {len(data)} bytes"))
 
 
 def _insert_parts(messages: list[dict], marks: int, number: int, medium: Medium) -> None:

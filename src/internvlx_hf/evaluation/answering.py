@@ -34,10 +34,12 @@ class Answer(NamedTuple):
     Args:
         text: without special tokens.
         num_tokens: generated tokens, the end marker included.
+        finish_reason: as OpenAI names it: "length" if the answer is cut off at `max_new_tokens`, else "stop".
     """
 
     text: str
     num_tokens: int
+    finish_reason: str = "stop"
 
 
 class AnswerScore(NamedTuple):
@@ -142,10 +144,20 @@ class Answerer:
             arguments["stopping_criteria"] = [StopAtText(tokenizer, until, 0 if is_routed else prompt)]
         output = self.model.generate(**inputs, **arguments)[:, prompt:]
         texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-        return [
-            Answer(cut_at(text, until), _count_generated(row, tokenizer.pad_token_id))
-            for text, row in zip(texts, output, strict=True)
-        ]
+        answers = []
+        for text, row in zip(texts, output, strict=True):
+            count, wanted = _count_generated(row, tokenizer.pad_token_id), cut_at(text, until)
+            reason = self.finish_reason(row[:count], **arguments) if wanted == text else "stop"
+            answers.append(Answer(wanted, count, reason))
+        return answers
+
+    def finish_reason(
+        self, generated: torch.Tensor, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS, eos_token_id=None, **_
+    ) -> str:
+        """The reason, see `Answer`, why (n,) generated ids end, from the arguments of `generate`."""
+        ends = self.model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
+        has_end = len(generated) and int(generated[-1]) in (ends if isinstance(ends, list) else [ends])
+        return "length" if len(generated) >= max_new_tokens and not has_end else "stop"
 
     @torch.inference_mode()
     def score(self, conversations: Sequence[Messages], answers: Sequence[str]) -> list[AnswerScore]:

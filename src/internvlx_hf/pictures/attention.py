@@ -32,6 +32,7 @@ class Attention:
         question: the question's text.
         answer: the answer's text.
         tokens: the text of each token of the answer.
+        finish_reason: "length" if the answer is cut off at `max_new_tokens`, else "stop".
         queries: PVTC's `"local"` and `"global"` attention: (n, S, S), the weight of each patch in its window, where 1 is an
             even share; the mean over heads in the last layer of each branch. Empty without PVTC.
         stages: the attention in each stage of the language model: (tokens, n, N₁, N₁) and, with LVTC, (tokens, n, N₂, N₂),
@@ -45,6 +46,7 @@ class Attention:
     question: str
     answer: str
     tokens: list[str]
+    finish_reason: str
     queries: dict[str, torch.Tensor]
     stages: dict[str, torch.Tensor]
     layers: dict[str, range]
@@ -85,7 +87,7 @@ def attend(
         budget.new_tokens(model.config, ids.shape[1], len(pixels), max_new_tokens)
     with record_queries(model) as queries:
         outputs = model(input_ids=ids[:, :-1], pixel_values=pixels, use_cache=True, logits_to_keep=1)
-    written, rows = _answer(model, ids[:, -1:], outputs.cache, max_new_tokens, _end_ids(model, processor))
+    written, ended, rows = _answer(model, ids[:, -1:], outputs.cache, max_new_tokens, _end_ids(model, processor))
     tokenizer = processor.tokenizer
     return Attention(
         image=image,
@@ -93,6 +95,7 @@ def attend(
         question=question,
         answer=tokenizer.decode(written, skip_special_tokens=True).strip(),
         tokens=[tokenizer.decode([token]) for token in written],
+        finish_reason="stop" if ended else "length",
         queries={name: _on_patches(weights, model.config) for name, weights in queries.items()},
         stages=_on_tiles(rows, ids[0], model.config),
         layers={stage: layers for stage, layers in stages(model.config).items() if layers},
@@ -163,25 +166,28 @@ def _end_ids(model: InternVLXForConditionalGeneration, processor: InternVLXProce
     return {*configured, processor.tokenizer.eos_token_id} - {None}
 
 
-def _answer(model, token: torch.Tensor, cache, max_new_tokens: int, end_ids: set[int]) -> tuple[list[int], list[dict]]:
-    """The ids of the answer, and the attention with which each was predicted: (columns,) by stage."""
+def _answer(
+    model, token: torch.Tensor, cache, max_new_tokens: int, end_ids: set[int]
+) -> tuple[list[int], bool, list[dict]]:
+    """The ids of the answer, whether it ended, and the attention with which each was predicted: (columns,) by stage."""
     language_model = model.model.language_model
     own = language_model.config._attn_implementation
     written: list[int] = []
-    rows: list[dict] = []
+    ended, rows = False, []
     model.set_attn_implementation({"text_config": "eager"})
     try:
         while len(written) < max_new_tokens:
             outputs = model(input_ids=token, cache=cache, use_cache=True, output_attentions=True)
             outputs.logits[..., model.config.image_token_id] = -torch.inf  # as in `generate`
             token = outputs.logits[:, -1:].argmax(-1)
-            if written and token.item() in end_ids:
+            ended = bool(written) and token.item() in end_ids
+            if ended:
                 break
             written.append(int(token))
             rows.append({stage: _mean(outputs.attentions, layers) for stage, layers in stages(model.config).items()})
     finally:
         model.set_attn_implementation({"text_config": own})
-    return written, rows
+    return written, ended, rows
 
 
 def _mean(attentions: tuple[torch.Tensor, ...], layers: range) -> torch.Tensor | None:

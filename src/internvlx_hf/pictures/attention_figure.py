@@ -42,7 +42,8 @@ def draw_attention(attention: Attention, model_name: str):
     canvas = Canvas()
     canvas.text(MARGIN, 0.42, attention.question, 19, WIDTH - 2 * MARGIN, weight="bold")
     answer = " / ".join(attention.answer.split("\n"))
-    canvas.text(MARGIN, 0.82, f"{model_name} answers: {answer}", 13, WIDTH - 2 * MARGIN)
+    cut = f", cut off after {len(attention.tokens)} tokens" if attention.finish_reason == "length" else ""
+    canvas.text(MARGIN, 0.82, f"{model_name} answers{cut}: {answer}", 13, WIDTH - 2 * MARGIN)
     shape = ImageShape(attention.image.width / attention.image.height, attention.plan.has_thumbnail)
     panels = _panels(attention)
     stage, steps = _strip_steps(attention)

@@ -109,11 +109,16 @@ def open_image(source: str | os.PathLike, access: ImageAccess = _UNLIMITED) -> P
     """
     name = abbreviated(source)
     image = open_file(file_of(source, name, access), name)
+    refuse_large(image, name, access)
+    return image
+
+
+def refuse_large(image: PIL.Image.Image, name: str, access: ImageAccess) -> None:
+    """Raises `ValueError` if the image has more pixels than `access` allows."""
     if access.max_pixels is not None and math.prod(image.size) > access.max_pixels:
         raise ValueError(
             f"{name} of {image.width}x{image.height} pixels is larger than max_pixels={access.max_pixels}."
         )
-    return image
 
 
 def names_image(name: str | os.PathLike) -> bool:

@@ -17,6 +17,7 @@ import torch
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 from .image_files import is_undecoded, name_of, refuse_bomb
+from .pdf_files import PdfPage
 
 ALPHA = ("white", "drop")
 EXIF_ORIENTATION_TAG = 0x0112
@@ -166,6 +167,8 @@ def _decoded(image: PIL.Image.Image, name: str, least_size: tuple[int, int] | No
     Args:
         least_size: smallest sufficient (width, height) of the stored image, for formats that can be decoded at a fraction.
     """
+    if isinstance(image, PdfPage):
+        return image.rendered()
     file = getattr(image, "fp", None)
     position = None
     try:

@@ -10,7 +10,20 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-# the training settings that the help lists first; most others are those of transformers
+# the settings of `--help`
+_NEEDED_FIRST = (
+    "model_name_or_path",
+    "train_data",
+    "output_dir",
+    "stage",
+    "lora_rank",
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "bf16",
+    "resume_from_checkpoint",
+)
+# the training settings that `--help-all` lists first; most others are those of transformers
 _LISTED_FIRST = (
     "output_dir",
     "stage",
@@ -29,6 +42,10 @@ class _HelpFormatter(argparse.HelpFormatter):
     def add_arguments(self, actions) -> None:
         super().add_arguments(sorted(actions, key=lambda action: (*_LISTED_FIRST, action.dest).index(action.dest)))
 
+    def _get_help_string(self, action) -> str | None:
+        is_opposite = isinstance(action, argparse._StoreFalseAction)
+        return f"Set `{action.dest}` to False." if is_opposite else super()._get_help_string(action)
+
     def _format_action_invocation(self, action) -> str:
         if len(action.option_strings) < 2 or action.dest == "help":
             return super()._format_action_invocation(action)
@@ -36,7 +53,28 @@ class _HelpFormatter(argparse.HelpFormatter):
         return f"{action.option_strings[0]} {values}".rstrip()
 
 
+class _HelpAll(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(HfArgumentParser.format_help(parser), end="")
+        parser.exit()
+
+
 class _Parser(HfArgumentParser):
+    def format_help(self) -> str:
+        """The help on the settings that people need first."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.start_section("settings to begin with")
+        for name in _NEEDED_FIRST:
+            formatter.add_argument(self._option_string_actions[f"--{name}"])
+        formatter.end_section()
+        groups = ", ".join(str(group.title) for group in self._action_groups[2:])
+        formatter.add_text(
+            "CONFIG.yaml has settings by name, as those in configs/; options override it. `--help-all` lists all settings, by "
+            f"group: {groups}."
+        )
+        return formatter.format_help()
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
@@ -63,14 +101,21 @@ def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
+    hidden = argparse.SUPPRESS
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, dest=hidden, default=hidden, help="list all settings")
     if arguments and not arguments[0].startswith("-"):
         _set_defaults(parser, _read_settings(Path(arguments[0])), arguments[0])
         arguments = arguments[1:]
-    *objects, unknown = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True, look_for_args_file=False
-    )
+    known = parser._option_string_actions
+    unknown = [each for each in arguments if each.startswith("--") and each.split("=")[0] not in known]
+    if not unknown:  # a misspelt one is named before one that is missing
+        *objects, unknown = parser.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True, look_for_args_file=False
+        )
     if unknown:
-        raise ValueError(_unknown_setting(unknown[0].split("=")[0].lstrip("-"), parser, "the command line"))
+        raise ValueError(
+            _unknown_setting(unknown[0].split("=")[0].lstrip("-").replace("-", "_"), parser, "the command line")
+        )
     return tuple(objects)
 
 

@@ -1,0 +1,27 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The parser of the commands' options."""
+
+import argparse
+import difflib
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Options cannot be abbreviated; the error for an unknown one names the nearest."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        self._refuse_unknown(args)
+        return super().parse_args(args, namespace)
+
+    def parse_intermixed_args(self, args=None, namespace=None):
+        self._refuse_unknown(args)
+        return super().parse_intermixed_args(args, namespace)
+
+    def _refuse_unknown(self, arguments: list[str]) -> None:
+        for argument in arguments[: arguments.index("--") if "--" in arguments else None]:
+            name, known = argument.partition("=")[0], self._option_string_actions
+            if name.startswith("--") and name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                self.error(f"there is no option {name}." + f" Did you mean {nearest[0]}?" * bool(nearest))
