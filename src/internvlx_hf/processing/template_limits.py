@@ -12,12 +12,10 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from threading import Lock
 
-import jinja2
-from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.visitor import NodeTransformer
 from transformers.utils import chat_template_utils
+from transformers.utils.chat_template_utils import ImmutableSandboxedEnvironment, jinja2
 
+nodes = jinja2.nodes
 # 200 messages take some ten thousands in an ordinary template, and 1.3 million in one that `convert` had to mark
 MAX_STEPS = 2_000_000
 MAX_TEMPLATE = 200_000  # characters
@@ -233,7 +231,7 @@ def _require_bits(bits: int) -> None:
         raise TemplateLimitError(f"It computes an integer of {bits} bits, expected at most {MAX_BITS}.")
 
 
-class _Charging(NodeTransformer):
+class _Charging(jinja2.visitor.NodeTransformer):
     """Puts filters into a template that spend its steps."""
 
     def _result(self, node):
@@ -295,7 +293,7 @@ class _Charging(NodeTransformer):
     visit_Macro = visit_CallBlock = visit_FilterBlock = visit_AssignBlock = _block
 
 
-def _through(name: str, node: nodes.Expr, *args: nodes.Expr) -> nodes.Expr:
+def _through(name: str, node, *args):
     """The expression through one of the filters that spend, except for a constant without arguments."""
     if isinstance(node, nodes.Const | nodes.TemplateData) and not args:
         return node
