@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from conversion_helpers import GOLDEN, copy_of, edit_config
 from internvlx_hf import cost
+from internvlx_hf.chat import load_answerer
 from internvlx_hf.checkpoints.errors import LinkError
+from internvlx_hf.checkpoints.folders import MAX_ADDED_TOKENS
 from internvlx_hf.checkpoints.json_files import read_json
 from internvlx_hf.checkpoints.names import FILES
 from internvlx_hf.cli import main
@@ -203,8 +205,53 @@ def test_pipe_in_a_file_s_place_is_named_and_not_waited_for(source, file):
     (source / file).unlink()
     os.mkfifo(source / file)
     refused(source, f"{file} is not a regular file", LinkError)
-    with pytest.raises(OSError, match=f"{file} is a pipe"):
+    with pytest.raises(OSError, match=f"{file} is not a regular file"):
         read_json(source / file)
+
+
+def test_device_in_a_file_s_place_is_named_and_not_read(source):
+    (source / "config.json").unlink()
+    (source / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match=r"config\.json is not a regular file"):
+        read_json(source / "config.json")
+
+
+@pytest.mark.parametrize("name", ["additional_chat_templates", "chat_template.jinja", "model.safetensors"])
+def test_chat_follows_no_link_either(source, name):
+    (source / name).touch()
+    moved_out(source / name)
+    with pytest.raises(LinkError, match=f"{name} leads to .*elsewhere"):
+        load_answerer(str(source))
+
+
+def many(kind):
+    return {f"<a{i}>": i for i in range(MAX_ADDED_TOKENS + 1)} if kind is dict else ["<a>"] * (MAX_ADDED_TOKENS + 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", {"added_tokens": many(list)}),
+        ("tokenizer_config.json", {"added_tokens_decoder": many(dict)}),
+        ("tokenizer_config.json", {"extra_special_tokens": many(list)}),
+        ("special_tokens_map.json", {"additional_special_tokens": many(list)}),
+        ("added_tokens.json", many(dict)),
+    ],
+)
+def test_too_many_added_tokens_are_refused_by_their_number(source, file, content):
+    (source / file).write_text(json.dumps(content))
+    refused(source, rf"{file} adds 50001 tokens, expected at most 50000")
+    with pytest.raises(CheckpointError, match="adds 50001 tokens"):
+        load_answerer(str(source))
+
+
+def test_chat_template_that_never_ends_is_refused_by_its_number_of_steps(tmp_path):
+    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    for path in (tmp_path / "native").glob("chat_template.*"):
+        path.unlink()
+    (tmp_path / "native" / "chat_template.jinja").write_text(loop)
+    refused(tmp_path / "native", "takes more than 2000000 steps", ValueError)
 
 
 def test_folder_in_a_file_s_place_is_named(source):

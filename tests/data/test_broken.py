@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from internvlx_hf.data import encoding, sample_from_record
@@ -110,6 +111,24 @@ def test_the_end_of_a_deeply_nested_record_is_found_past_brackets_in_texts(folde
     path.write_text(f"[{nested[:-10]}")
     with pytest.raises(ValueError, match=r"data\.json, line 1: Unfinished record"):
         JsonArray(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_torn_parquet_file_is_named(tmp_path, processor, streaming):
+    for name in ("a.parquet", "b.parquet"):
+        Dataset.from_list([GOOD]).to_parquet(tmp_path / name)
+    content = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"b\.parquet is not a whole Parquet file: Parquet magic bytes not found"):
+        load_training_data(tmp_path, processor, streaming=streaming)
+
+
+def test_an_annotation_that_is_a_device_is_not_read(folder, processor):
+    (folder / "meta.json").write_text('{"a": {"root": ".", "annotation": "/dev/zero"}}')
+    with pytest.raises(
+        ValueError, match=r"meta\.json, 'a' has the annotation '/dev/zero', which is not a regular file"
+    ):
+        load_training_data(folder / "meta.json", processor)
 
 
 @pytest.mark.parametrize("rest", ["\n[{}]", " {}", "\n]", ",", "x"])

@@ -35,6 +35,22 @@ def test_what_a_conversion_writes_is_whole(to, tmp_path):
     assert {"README.md", "conversion_report.json", "model.safetensors", "config.json"} <= files
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "README.md"])
+def test_device_in_a_file_s_place_is_named_and_not_read(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(FolderError, match=rf"{name} (is not a regular file|leads to /dev/zero)"):
+        check_folder(folder)
+
+
+def test_too_many_added_tokens_are_refused_by_their_number(folder):
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    content["extra_special_tokens"] = ["<a>"] * 50_001
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    with pytest.raises(FolderError, match=r"tokenizer_config\.json adds 50001 tokens, expected at most 50000"):
+        check_folder(folder)
+
+
 def test_everything_that_is_missing_is_named_at_once(folder):
     shards = sorted(path.name for path in folder.glob("model-*"))
     for name in (shards[1], shards[2], "pvtc.py", "tokenizer.json", "processor_config.json"):

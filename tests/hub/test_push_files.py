@@ -317,7 +317,7 @@ def test_linked_file_and_folder_that_are_no_part_of_the_checkpoint_stay(folder, 
     (folder / "data").symlink_to(secret.parent)
     plan = plan_push(folder, "you/model")
     assert {file.name: file.reason for file in plan.left} == {
-        "data.txt": "is a link out of the folder or a broken link",
+        "data.txt": "is a link out of the folder, a broken link or no regular file",
         "LICENSES": "is a link to a folder",
         "data": "is a link to a folder",
     }

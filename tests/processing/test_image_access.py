@@ -3,6 +3,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import socket
@@ -20,8 +21,6 @@ from internvlx_hf.processing import ImageAccess, InternVLXImageProcessor
 from internvlx_hf.processing.image_files import MAX_REDIRECTS, open_image
 from internvlx_hf.processing.public_hosts import is_public
 
-pytestmark = pytest.mark.any_transformers
-
 
 def png() -> bytes:
     stream = io.BytesIO()
@@ -36,16 +35,19 @@ def response(body: bytes, *headers: str, status: str = "200 OK", has_length: boo
 
 @contextmanager
 def server(answer):
-    """A server on loopback: `answer(path)` gives what is sent, bytes or pieces of them with pauses. Gives port and paths."""
+    """A server on loopback: `answer(path)` gives what is sent, bytes or pieces of them with pauses. Gives port and paths.
+
+    It answers only those who ask for uncompressed content.
+    """
     listening = socket.create_server(("127.0.0.1", 0))
     paths = []
 
     def serve(connection):
         with connection, connection.makefile("rb") as request:
             paths.append(request.readline().split()[1].decode())
-            while request.readline().strip():
-                pass
-            answered = answer(paths[-1])
+            headers = {line.strip().lower() for line in iter(request.readline, b"\r\n")}
+            is_plain = b"accept-encoding: identity" in headers
+            answered = answer(paths[-1]) if is_plain else response(b"", status="406 Not Acceptable")
             try:
                 for piece in [answered] if isinstance(answered, bytes) else answered:
                     connection.sendall(piece)
@@ -99,6 +101,21 @@ def test_a_download_of_too_many_bytes_is_stopped(has_length):
     with server(endless) as (port, _), pytest.raises(ValueError, match=r"/x.png' cannot.*more than max_bytes=50000"):
         open_image(f"http://127.0.0.1:{port}/x.png", ImageAccess(max_bytes=50_000))
     assert len(sent) < 10_000  # 100 MB were there to be had
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "GZip", "br", "deflate"])
+def test_a_compressed_download_is_refused_by_its_encoding_before_it_is_unpacked(encoding):
+    packed = gzip.compress(gzip.compress(bytes(10**7)))
+    with (
+        server(lambda path: response(packed, f"Content-Encoding: {encoding}")) as (port, _),
+        pytest.raises(ValueError, match=f"/x.png' cannot.* Content-Encoding is '{encoding}', expected 'identity'"),
+    ):
+        open_image(f"http://127.0.0.1:{port}/x.png", ImageAccess(max_bytes=50_000))
+
+
+def test_a_download_that_says_that_it_is_not_compressed_is_read():
+    with server(lambda path: response(png(), "Content-Encoding: identity")) as (port, _):
+        assert open_image(f"http://127.0.0.1:{port}/x.png").size == (256, 256)
 
 
 @pytest.mark.parametrize("part", ["body", "header"])

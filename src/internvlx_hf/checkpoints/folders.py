@@ -13,11 +13,19 @@ from typing import TypeGuard
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.dynamic_module_utils import get_relative_imports
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from .errors import CheckpointError, LinkError
 from .json_files import read_json, read_weight_map
-from .names import CARD, CODE_MAPS, FILES, LICENCES, SAFE_WEIGHTS, is_known
+from .names import CARD, CODE_MAPS, FILES, LICENCES, SAFE_WEIGHTS, is_known, is_weights
 
+# added tokens are read one by one, some of them in quadratic time
+MAX_ADDED_TOKENS = 50_000
+TOKEN_LISTS = {
+    "tokenizer.json": ("added_tokens",),
+    "tokenizer_config.json": ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"),
+    "special_tokens_map.json": ("extra_special_tokens", "additional_special_tokens"),
+}
 # files of a repository that are downloaded
 DOCUMENTS = (CARD, *LICENCES)
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", *DOCUMENTS)
@@ -32,22 +40,25 @@ def find_source(source: str | Path, revision: str | None = None, patterns: Itera
 
     Raises:
         FileNotFoundError: if there is no such folder and no such repository on the Hub.
-        ValueError: if a revision of a folder is given.
+        ValueError: if a revision of a folder is given, or [`check_files`] refuses a file.
     """
     refuse_revision_of_folder(source, revision)
     folder = Path(source).expanduser()
     if folder.is_dir():
+        check_files(folder)
         return folder
     if not is_hub_id(str(source)):
         raise FileNotFoundError(
             f"{source} is not a folder, expected a checkpoint's folder or a Hub id like 'owner/name'."
         )
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
     except Exception as error:
         raise FileNotFoundError(
             f"{source} is not a local folder, and downloading it from the Hub failed: {error}"
         ) from error
+    check_files(folder)
+    return folder
 
 
 def refuse_revision_of_folder(source: str | Path, revision: str | None) -> None:
@@ -121,14 +132,35 @@ def _is_blob(target: Path, root: Path) -> bool:
 
 
 def check_links(folder: Path) -> None:
-    """Check that no file, apart from weights, is a link out of the checkpoint's folder.
+    """Check that no file that a checkpoint is read from, apart from weights, is a link out of its folder.
 
     Raises:
         LinkError: if one is; the message names the link and its target.
     """
-    for name in FILES:
-        if os.path.lexists(folder / name):
-            resolve_inside(folder, name)
+    templates = folder / CHAT_TEMPLATE_DIR
+    for path in (*(folder / name for name in FILES), templates, *templates.glob("*.jinja")):
+        if os.path.lexists(path):
+            resolve_inside(folder, path.relative_to(folder))
+
+
+def check_files(folder: Path) -> None:
+    """Check a stranger's checkpoint before transformers reads it: its links, and how many tokens it adds.
+
+    Raises:
+        LinkError: see [`check_links`]; also for weights.
+        CheckpointError: if a file adds more than `MAX_ADDED_TOKENS` tokens.
+    """
+    check_links(folder)
+    for path in folder.iterdir():
+        if is_weights(path.name):
+            resolve_inside(folder, path.name)
+    counts = {"added_tokens.json": len(read_json(folder / "added_tokens.json"))}
+    for name, fields in TOKEN_LISTS.items():
+        found = read_json(folder / name)
+        counts[name] = sum(len(found[field]) for field in fields if isinstance(found.get(field), list | dict))
+    for name, count in counts.items():
+        if count > MAX_ADDED_TOKENS:
+            raise CheckpointError(f"{folder / name} adds {count} tokens, expected at most {MAX_ADDED_TOKENS}.")
 
 
 def find_companions(source: str | Path, patterns: Iterable[str] = LICENCES) -> dict[str, Path]:

@@ -24,12 +24,12 @@ def read_json(path: str | Path) -> dict:
 
     Raises:
         CheckpointError: if the file is not UTF-8 or not JSON, gives a name two values, or does not hold an object.
-        OSError: if it cannot be opened: a folder, a pipe, a broken link, no permission.
+        OSError: if it cannot be opened: a folder, a pipe, a device, a broken link, no permission.
     """
     if not os.path.lexists(path):
         return {}
-    if stat.S_ISFIFO(os.stat(path).st_mode):
-        raise OSError(f"{path} is a pipe, expected a file.")  # opening it would block forever
+    if not (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode)):
+        raise OSError(f"{path} is not a regular file.")  # a pipe blocks forever, a device may never end
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from ..checkpoints.names import LLAVA, NATIVE, OURS
 from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor, InternVLXVideoProcessor
+from ..processing.template_limits import TemplateLimitError
 from .field_rules import GENERATION_RULES, check_token_ids, check_values
 from .joined_weights import JoinedWeights
 from .llava import require_llava
@@ -24,7 +25,7 @@ from .options import ConversionOptions
 from .plan import EMBEDDING, Plan, make_plan
 from .sources import Source, Tiling, read_source
 from .target_settings import fit_settings
-from .templates import adapt_template
+from .templates import adapt_template, rendered
 from .tensor_tables import Rule, source_table
 from .tokenizers import convert_tokenizer
 from .upgrades import Upgrade, build_upgrade
@@ -251,7 +252,9 @@ def stop_token(tokenizer: PreTrainedTokenizerFast) -> int | None:
         contents = {role: [{"type": "text", "text": text}] if as_parts else text for role, text in texts.items()}
         turns: Any = [{"role": role, "content": content} for role, content in contents.items()]
         try:
-            prompt: Any = tokenizer.apply_chat_template(turns, tokenize=False)
+            prompt = rendered(tokenizer, turns)
+        except TemplateLimitError:
+            raise
         except Exception:  # a template may raise any error for the other form of contents
             continue
         _, answer, end = prompt.rpartition(texts["assistant"])

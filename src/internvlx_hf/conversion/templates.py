@@ -11,6 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing.chat_templates import CONTENT_MACRO, has_generation_marks
 from ..processing.literals import IMG_CONTEXT_TOKEN
+from ..processing.template_limits import TemplateLimitError, bounded
 
 _SHANGHAI_AI = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -208,9 +209,17 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, content: str | list[dict]) -> 
     """The prompt of a user's message, None if the template cannot write it."""
     messages: Any = [{"role": "user", "content": content}]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[return-value]
+        return rendered(tokenizer, messages)
+    except TemplateLimitError:
+        raise
     except Exception:  # a template may raise any error for unknown content
         return None
+
+
+def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict]) -> str:
+    """The prompt of a conversation, within the limits of a chat template's work."""
+    bounded(tokenizer.get_chat_template())
+    return tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[return-value]
 
 
 def _writes_images(tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -224,14 +233,16 @@ def _marks_answers(tokenizer: PreTrainedTokenizerFast, template: str) -> bool:
     texts = ("first question", "first answer", "second question", "second answer")
     turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
     try:
-        expected = tokenizer.apply_chat_template(turns, tokenize=False)
+        expected = rendered(tokenizer, turns)
         tokens: dict[str, Any] = tokenizer.special_tokens_map
-        rendered: Any = render_jinja_template(
-            [turns], chat_template=template, return_assistant_tokens_mask=True, **tokens
+        found: Any = render_jinja_template(
+            [turns], chat_template=bounded(template), return_assistant_tokens_mask=True, **tokens
         )
+    except TemplateLimitError:
+        raise
     except Exception:  # as above
         return False
-    (prompt,), (spans,) = rendered
+    (prompt,), (spans,) = found
     marked = [prompt[start:end].lstrip() for start, end in spans]
     answers = texts[1::2]
     return prompt == expected and len(marked) == 2 and all(map(str.startswith, marked, answers))

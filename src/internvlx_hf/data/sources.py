@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 from transformers.utils import logging
 
 from ..processing import InternVLXProcessor
@@ -155,8 +156,9 @@ def _meta_part(place: str, entry, folder: Path) -> RecordSet:
     root, annotation = entry.get("root") or "", _resolve_path(entry["annotation"], folder)
     if not isinstance(root, str):
         raise ValueError(f"{place} has the root {root!r:.100}, expected a folder.")
-    if not os.path.exists(annotation):
-        raise ValueError(f"{place} has the annotation {entry['annotation']!r:.200}, which does not exist.")
+    if not os.path.isfile(annotation):
+        kind = "is not a regular file" if os.path.exists(annotation) else "does not exist"
+        raise ValueError(f"{place} has the annotation {entry['annotation']!r:.200}, which {kind}.")
     return RecordSet(
         _annotations(annotation), str(_resolve_path(root, folder)) if root else str(folder), repeat, images_kwargs
     )
@@ -178,6 +180,11 @@ def _load_with_datasets(name: str, split: str, streaming: bool):
                 raise ValueError(f"{name} has no split {split!r}, expected one of {', '.join(data)}.")
             data = data[split]
         return data.to_iterable_dataset(num_shards=max(1, min(64, len(data)))) if streaming else data
+    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else ():
+        try:
+            pyarrow.parquet.read_metadata(file)
+        except (pyarrow.ArrowException, OSError) as error:  # the error of `datasets` does not name the file
+            raise ValueError(f"{file} is not a whole Parquet file: {error}") from error
     return datasets.load_dataset(name, split=split, streaming=streaming)
 
 

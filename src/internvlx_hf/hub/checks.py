@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.errors import listed
-from ..checkpoints.folders import auto_map, checkpoint_files, code_files, weight_map
+from ..checkpoints.folders import auto_map, check_files, checkpoint_files, code_files, weight_map
 from ..checkpoints.json_files import check_fields, read_json
 from ..checkpoints.names import CODE_MAPS, PICKLED_WEIGHTS, PROCESSOR_FILES, SAFE_SHARDS, SAFE_WEIGHTS
 from ..checkpoints.weights import HEAD, Weights, model_tensors
@@ -59,7 +59,10 @@ def _model_type(folder: Path) -> Iterator[str]:
 
 
 def _links(folder: Path) -> Iterator[str]:
-    yield from real_files(folder, checkpoint_files(folder))[1]
+    problems = real_files(folder, checkpoint_files(folder))[1]
+    yield from problems
+    if not problems:
+        check_files(folder)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -242,7 +242,7 @@ def _reason_here(folder: Path, name: str) -> str:
     try:
         resolve_inside(folder, name)
     except LinkError:
-        return "is a link out of the folder or a broken link"
+        return "is a link out of the folder, a broken link or no regular file"
     return _reason(name)
 
 

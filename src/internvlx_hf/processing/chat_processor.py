@@ -27,6 +27,7 @@ from .messages import (
     read_messages,
     refuse_tokens,
 )
+from .template_limits import bounded
 from .video_files import flat_videos, is_one_video
 
 IGNORE_INDEX = -100
@@ -186,14 +187,18 @@ class ChatProcessor(ProcessorMixin):
         return out
 
     def resolve_chat_template(self, chat_template: str | None = None) -> str:
-        """The template of that name, or the default template for None; any other text is itself a template."""
+        """The template of that name, or the default template for None; any other text is itself a template.
+
+        Raises:
+            ValueError: if there is no default template, or the template is not valid Jinja or longer than is allowed.
+        """
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
         if template is None:
             raise ValueError(
                 f"There is no chat template 'default', expected `chat_template` to be one of {', '.join(templates)}, or Jinja."
             )
-        return template
+        return bounded(template)
 
     def _refuse_unwritten(self, template: str, **given) -> None:
         for name, value in given.items():

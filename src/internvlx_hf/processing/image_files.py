@@ -309,11 +309,15 @@ async def _request(client, url, access: ImageAccess):
 
 
 async def _read_body(response, max_bytes: int) -> bytes:
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        # a few kilobytes can unpack to gigabytes in one step
+        raise ValueError(f"its Content-Encoding is {encoding!r:.100}, expected 'identity', as the request says")
     stated = response.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > max_bytes:
         raise ValueError(f"it has {stated} bytes, more than max_bytes={max_bytes}")
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > max_bytes:
             raise ValueError(f"it has more than max_bytes={max_bytes} bytes")

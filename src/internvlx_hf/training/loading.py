@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from ..checkpoints.folders import check_links, refuse_revision_of_folder
+from ..checkpoints.folders import check_files, refuse_revision_of_folder
 from ..checkpoints.weights import weight_files
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..processing import InternVLXProcessor
@@ -37,7 +37,7 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None, conv
             f"Convert it first: internvlx convert {name_or_path} OUT {convert}".rstrip()
         )
     if (folder := Path(name_or_path)).is_dir():
-        check_links(folder)
+        check_files(folder)
         weight_files(folder)
     return config
 
