@@ -17,6 +17,7 @@ from internvlx_hf.training import InternVLXDataCollator
 from internvlx_hf.web.callbacks import Callbacks
 from internvlx_hf.web.limits import Limits
 from internvlx_hf.web.shared_model import SharedModel
+from internvlx_hf.web.uploads import Uploads
 from llava_sources import IMAGE, conversation, llava_processor, prompt, save_llava
 
 NEW, QUESTION = 6, "What is on the image?"
@@ -71,7 +72,8 @@ def test_later_turns_and_the_page_answer_as_one_prompt(converted, llava_s_answer
     expected = answerer.answer([session.messages[:-1]], max_new_tokens=NEW, do_sample=False)[0].text.strip()
     assert later.answer == expected
     IMAGE.save(tmp_path / "photo.png")
-    callbacks = Callbacks(SharedModel(answerer, "llava"), Limits(max_new_tokens=8))
+    limits = Limits(max_new_tokens=8)
+    callbacks = Callbacks(SharedModel(answerer, "llava"), limits, Uploads(tmp_path, limits.max_bytes))
     *_, (_, turns, _) = callbacks.ask(None, str(tmp_path / "photo.png"), QUESTION, NEW, "edge", 1)
     assert turns[1]["content"] == llava_s_answer
 

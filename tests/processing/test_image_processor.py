@@ -409,6 +409,7 @@ def test_a_saved_processor_comes_back_with_its_code(tmp_path):
         "image_files.py",
         "image_processing_internvlx.py",
         "image_sources.py",
+        "pdf_files.py",
         "resizing.py",
         "public_hosts.py",
         "rvtc.py",

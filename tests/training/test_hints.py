@@ -15,10 +15,10 @@ from paths import ROOT
     [
         ("lr", "learning_rate"),
         ("LR", "learning_rate"),
-        ("learning-rat", "learning_rate"),
+        ("learning_rat", "learning_rate"),
         ("epochs", "num_train_epochs"),
         ("num_epochs", "num_train_epochs"),
-        ("batch-size", "per_device_train_batch_size"),
+        ("batch_size", "per_device_train_batch_size"),
         ("lora_r", "lora_rank"),
         ("max_seq_length", "max_length"),
         ("max_dynamic_patch", "max_patches"),

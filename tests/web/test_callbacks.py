@@ -266,10 +266,10 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     ],
 )
 def test_a_question_past_the_budget_is_refused_before_the_model_works(
-    shared, upload, monkeypatch, limits, question, reason
+    shared, upload, tmp_path, monkeypatch, limits, question, reason
 ):
     monkeypatch.setattr(shared.model, "forward", None)
-    callbacks = Callbacks(shared, limits)
+    callbacks = callbacks_of(shared, tmp_path, limits)
     with pytest.raises(ValueError, match=reason):
         list(callbacks.ask(None, upload, question, 1, *RATIO))
     with pytest.raises(ValueError, match=reason):

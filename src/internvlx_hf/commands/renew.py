@@ -1,12 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx renew`."""
 
-import argparse
+from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`renew_code`]."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="internvlx renew",
         description="Replace the code in a checkpoint's folder, which an earlier version of internvlx-hf saved, by this "
         "version's. Weights and settings are not touched.",

@@ -142,7 +142,7 @@ def _opened(file: str | bytes, name: str) -> Iterator:
     try:
         pdfium = import_module("pypdfium2")
     except ImportError as error:
-        raise ValueError(f"{name} is a PDF, which needs pypdfium2: pip install 'internvlx-hf[pdf]'.") from error
+        raise ValueError(f"{name} is a PDF, which needs pypdfium2: pip install pypdfium2.") from error
     if b"%%EOF" not in _bytes_of(file, -_LAST_BYTES, _LAST_BYTES):
         raise ValueError(f"{name} is truncated, expected a whole PDF: its end marker %%EOF is missing.")
     with _pdfium:
