@@ -37,7 +37,7 @@ from .outputs import (
 )
 from .projector import Projector, project
 from .projectors import build_projector
-from .router_loss import balancing_loss, require_gradient
+from .router_loss import balancing_loss
 from .text_batches import TextBatchMixin
 from .tile_router import TileRouter, TileRoutingMixin
 from .towers import check_tower, projected_features
@@ -313,14 +313,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        aux_loss, router_logits = None, outputs.get("router_logits")
-        if router_logits:
-            require_gradient(outputs.last_hidden_state, router_logits)
-            layers, expansion = self.language_model.layers, None if plan is None else plan.expansion
-            visible = None
-            if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-                visible = attention_mask[:, -inputs_embeds.shape[1] :]
-            aux_loss = balancing_loss(self.config, layers, router_logits, visible, expansion)
+        router_logits, expansion = outputs.get("router_logits"), None if plan is None else plan.expansion
         return InternVLXModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: getattr(outputs, CACHE)},  # type: ignore[arg-type]
@@ -328,7 +321,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             attentions=outputs.attentions,
             image_outputs=images,
             router_logits=router_logits,
-            aux_loss=aux_loss,
+            aux_loss=balancing_loss(self.config, self.language_model.layers, outputs, attention_mask, expansion),
         )
 
 

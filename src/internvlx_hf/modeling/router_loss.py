@@ -7,6 +7,7 @@ With LVTC, every layer counts the rows that it routes: N₁² of a tile in stage
 import torch
 from torch import nn
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+from transformers.utils import ModelOutput
 
 from .configuration_internvlx import InternVLXConfig
 from .lvtc_expansion import Expansion
@@ -15,18 +16,32 @@ from .lvtc_expansion import Expansion
 def balancing_loss(
     config: InternVLXConfig,
     layers: nn.ModuleList,
-    router_logits: tuple[torch.Tensor, ...],
-    visible: torch.Tensor | None,
+    outputs: ModelOutput,
+    attention_mask: torch.Tensor | None,
     expansion: Expansion | None,
-) -> torch.Tensor:
-    """The load-balancing loss of a forward.
+) -> torch.Tensor | None:
+    """The load-balancing loss of a forward; None for outputs without `router_logits`.
 
     Args:
         layers: the language model's layers, of which some have experts.
-        router_logits: a tensor (rows, experts) for each of these.
-        visible: (B, L), 1 for the prompt's tokens and 0 for padding; None without padding.
+        outputs: the language model's; `router_logits` are a tensor (rows, experts) for each of these layers.
+        attention_mask: (B, seen + L), 1 for tokens and 0 for padding. Any other mask counts all rows.
         expansion: LVTC's; None without tiles.
+
+    Raises:
+        ValueError: if reentrant gradient checkpointing cuts the router's logits off.
     """
+    hidden_states, router_logits = outputs["last_hidden_state"], outputs.get("router_logits")
+    if not router_logits:
+        return None
+    if hidden_states.requires_grad and not router_logits[-1].requires_grad:
+        raise ValueError(
+            "The load-balancing loss (`output_router_logits`) has no gradient with reentrant gradient checkpointing. Set "
+            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+        )
+    visible = None
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        visible = attention_mask[:, -hidden_states.shape[1] :]
     text = config.text_config
     before = after = None if visible is None else visible.flatten().nonzero().squeeze(1)
     if expansion is not None:
@@ -38,16 +53,3 @@ def balancing_loss(
         rows = after if is_stage_two else before
         counted.append(logits if rows is None else logits[rows.to(logits.device)])
     return load_balancing_loss_func(tuple(counted), text.num_experts, text.num_experts_per_tok)  # type: ignore
-
-
-def require_gradient(hidden_states: torch.Tensor, router_logits: tuple[torch.Tensor, ...]) -> None:
-    """Check that the load-balancing loss can be trained.
-
-    Raises:
-        ValueError: if reentrant gradient checkpointing cuts the router's logits off.
-    """
-    if hidden_states.requires_grad and not router_logits[-1].requires_grad:
-        raise ValueError(
-            "The load-balancing loss (`output_router_logits`) has no gradient with reentrant gradient checkpointing. Set "
-            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
-        )
