@@ -341,3 +341,10 @@ def test_a_page_without_end_is_given_up(callbacks, tmp_path, monkeypatch, second
     monkeypatch.setattr(limits_module, "PAGE_SECONDS", seconds)
     with pytest.raises(ValueError, match=f"Page 1 of 'scan.pdf' {message}"):
         callbacks.draw_page(str(tmp_path / "scan.pdf"), 1, "a visitor")
+
+
+def test_a_pdf_that_is_no_upload_is_not_opened(callbacks, tmp_path_factory):
+    path = tmp_path_factory.mktemp("private") / "scan.pdf"
+    path.write_bytes(pdf((36, 36)))
+    with pytest.raises(ValueError, match=r"'scan.pdf' is no longer there\. Upload"):
+        callbacks.draw_page(str(path), 1, "a visitor")
