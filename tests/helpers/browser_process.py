@@ -1,6 +1,6 @@
 """Run by test_page.py in a subprocess that can import Playwright: the page as a visitor sees it.
 
-Drives a headless Chromium through the page at URL with the image at PATH, and prints what it found as JSON.
+Drives a headless Chromium through the page at URL with the image at PATH and the two pages of a PDF, and prints what it found as JSON.
 """
 
 import json
@@ -20,7 +20,6 @@ TIMEOUT = 60_000  # ms, for busy machines
 
 
 def visit(page, url: str, path: str) -> dict:
-    page.set_default_timeout(TIMEOUT)
     requests, refused = [], []
     page.on("request", lambda request: requests.append(request.url))
     page.on("response", lambda response: refused.append(response.url) if response.status >= 400 else None)
@@ -76,9 +75,32 @@ def visit(page, url: str, path: str) -> dict:
     return found
 
 
+def ask_about_second_page(page, url: str, path: str) -> dict:
+    page.goto(url)
+    page.set_input_files("input[type=file][accept='.pdf']", path)
+    page.wait_for_selector("#tiles .ix-card img")
+    page.evaluate("window.first = document.querySelector('#tiles').innerHTML")
+    page.fill("#pdf-page input", "2")
+    page.wait_for_function(
+        "document.querySelector('#tiles .ix-card') && document.querySelector('#tiles').innerHTML != first"
+    )
+    found = page.evaluate(
+        """() => { const image = document.querySelector('#image img'), {naturalWidth: width, naturalHeight: height} = image;
+            const drawing = Object.assign(document.createElement('canvas'), {width, height}).getContext('2d');
+            drawing.drawImage(image, 0, 0);
+            return [width, height, ...drawing.getImageData(width / 2, height / 2, 1, 1).data.slice(0, 3)]; }"""
+    )
+    page.click("#ask")
+    page.wait_for_selector("#took .ix-note")
+    return {"second page": found, "answer about it": page.inner_text("#chat .bot .message, #chat .bot")}
+
+
 with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
     context = playwright.chromium.launch_persistent_context(
         profile, executable_path="/usr/bin/chromium", headless=True, args=[*ARGUMENTS]
     )
-    print(json.dumps(visit(context.new_page(), *sys.argv[1:])))
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    url, image, pdf = sys.argv[1:]
+    print(json.dumps(ask_about_second_page(page, url, pdf) | visit(page, url, image)))
     context.close()

@@ -20,7 +20,8 @@ class Page:
         config = self.http.get(url + "config", timeout=TIMEOUT).json()
         self.parts = {part["id"]: part for part in config["components"]}
         self.ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
-        self.functions = [each for each in config["dependencies"] if self.ids["image"] in each["inputs"]]
+        self.files = {self.ids["image"], self.ids["pdf"]}
+        self.functions = [each for each in config["dependencies"] if self.files & set(each["inputs"])]
 
     def values(self, function: dict) -> list:
         """The values of a function's inputs as the page first shows them."""
@@ -49,9 +50,17 @@ class Page:
 
     def show_tiles(self, image, place: str = "image") -> dict:
         """Ask for tiles, with `image` in the place of one of the inputs."""
-        function = next(each for each in self.functions if each["outputs"] == [self.ids["tiles"]])
+        return self.draw("tiles", image, place)
+
+    def draw_page(self, pdf, number) -> dict:
+        """Ask for a page of a PDF."""
+        return self.draw("image", pdf, "pdf", number)
+
+    def draw(self, output: str, file, place: str, *others) -> dict:
+        function = next(each for each in self.functions if each["outputs"] == [self.ids[output]])
         values = self.values(function)
-        values[function["inputs"].index(self.ids[place])] = image
+        start = function["inputs"].index(self.ids[place])
+        values[start : start + 1 + len(others)] = [file, *others]
         return self.call(function, values)
 
 

@@ -13,17 +13,7 @@ from internvlx_hf.processing import pdf_files
 from internvlx_hf.processing.image_files import ImageAccess, is_undecoded
 from internvlx_hf.processing.image_sources import PillowSource, image_size
 from internvlx_hf.processing.pdf_files import MAX_PAGE_PIXELS, open_images
-from pdf_cases import levels, pdf
-
-# encrypted by the user's password, with the smallest dictionaries that PDFium reads
-LOCKED = b"""%%PDF-1.4
-1 0 obj <</Type/Catalog/Pages 2 0 R>> endobj
-2 0 obj <</Type/Pages/Kids[3 0 R]/Count 1>> endobj
-3 0 obj <</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>> endobj
-4 0 obj <</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>> endobj
-trailer <</Root 1 0 R/Encrypt 4 0 R/ID[<00><00>]>>
-%%%%EOF
-""" % (b"00" * 32, b"00" * 32)
+from pdf_cases import LOCKED, levels, pdf
 
 
 @pytest.fixture

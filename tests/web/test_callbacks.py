@@ -1,5 +1,6 @@
 """The callbacks of the page, without Gradio: one model for all visitors, settings of each request, limits on uploads."""
 
+import os
 import threading
 from copy import copy
 
@@ -11,12 +12,15 @@ from internvlx_hf.chat import Session
 from internvlx_hf.cli import main
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.pictures import attend
+from internvlx_hf.processing.pdf_files import open_images
 from internvlx_hf.web import fragments, server
+from internvlx_hf.web import limits as limits_module
 from internvlx_hf.web import shared_model as shared_model_module
 from internvlx_hf.web.callbacks import Callbacks
 from internvlx_hf.web.limits import ImageSettings, Limits
 from internvlx_hf.web.shared_model import SharedModel
-from internvlx_hf.web.uploads import Uploads
+from internvlx_hf.web.uploads import MAX_CLIENT_UPLOADS, Uploads
+from pdf_cases import LOCKED, endless_pdf, pdf
 from tiny import LVTC, tiny_model, tiny_processor
 
 QUESTION, LONGEST = "What is it?", 6
@@ -284,3 +288,63 @@ def test_a_question_past_the_budget_is_refused_before_the_model_works(
 def test_wrong_options_are_named(options, message, capsys):
     assert main(["web", "nowhere", *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_page_of_a_pdf_becomes_an_upload_of_the_visitor(callbacks, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(pdf((36, 36), (30, 20)))
+    path = callbacks.draw_page(str(tmp_path / "scan.pdf"), 2, "a visitor")
+    assert callbacks.uploads.file(path).name == "page-2.png"
+    page = PIL.Image.open(path)
+    assert page.tobytes() == open_images(tmp_path / "scan.pdf")[1].rendered().tobytes()
+    answer = list(callbacks.ask(None, path, QUESTION, LONGEST, *EDGE))[-1][1][1]["content"]
+    assert answer == whole_answer(callbacks.shared, path, EDGE)[0]
+
+
+def test_pages_count_as_uploads_of_the_visitor(callbacks, tmp_path, monkeypatch):
+    (tmp_path / "scan.pdf").write_bytes(pdf((36, 36)))
+    monkeypatch.setattr(Limits, "render_page", lambda self, file, number: bytes(self.max_bytes))
+    for _ in range(MAX_CLIENT_UPLOADS):
+        callbacks.draw_page(str(tmp_path / "scan.pdf"), 1, "a visitor")
+    with pytest.raises(ValueError, match="Try again in 60 minutes"):
+        callbacks.draw_page(str(tmp_path / "scan.pdf"), 1, "a visitor")
+    assert callbacks.draw_page(str(tmp_path / "scan.pdf"), 1, "another")
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "message"),
+    [
+        (pdf((36, 36), (36, 36)), 3, r"'scan.pdf' has 2 pages, expected pages from 1 to 2"),
+        (pdf((36, 36)), 0, r"Page: 0, expected a whole number from 1"),
+        (pdf((36, 36)), None, r"Page: None, expected"),
+        (pdf((72, 72)), 1, r"'scan.pdf' of 150x150 pixels is larger than max_pixels=10000"),
+        (pdf((36, 36))[:300], 1, r"'scan.pdf' is truncated"),
+        (b"%PDF-1.4 %%EOF", 1, r"'scan.pdf' cannot be read as a PDF"),
+        (LOCKED, 1, r"'scan.pdf' needs a password"),
+        (b"\x89PNG", 1, r"'scan.pdf' is not a PDF"),
+        (bytes(50_001), 1, r"'scan.pdf' has 50,001 bytes, expected at most 50,000"),
+    ],
+)
+def test_what_is_wrong_with_a_pdf_is_named_without_its_folder(callbacks, tmp_path, content, number, message):
+    (tmp_path / "scan.pdf").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        callbacks.draw_page(str(tmp_path / "scan.pdf"), number, "a visitor")
+    assert str(tmp_path) not in str(error.value)
+    assert os.listdir(tmp_path) == ["scan.pdf"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seconds", "message"), [(1, "takes more than 1 seconds"), (300, "takes too much memory or is broken")]
+)
+def test_a_page_without_end_is_given_up(callbacks, tmp_path, monkeypatch, seconds, message):
+    (tmp_path / "scan.pdf").write_bytes(endless_pdf())
+    monkeypatch.setattr(limits_module, "PAGE_SECONDS", seconds)
+    with pytest.raises(ValueError, match=f"Page 1 of 'scan.pdf' {message}"):
+        callbacks.draw_page(str(tmp_path / "scan.pdf"), 1, "a visitor")
+
+
+def test_a_pdf_that_is_no_upload_is_not_opened(callbacks, tmp_path_factory):
+    path = tmp_path_factory.mktemp("private") / "scan.pdf"
+    path.write_bytes(pdf((36, 36)))
+    with pytest.raises(ValueError, match=r"'scan.pdf' is no longer there\. Upload"):
+        callbacks.draw_page(str(path), 1, "a visitor")

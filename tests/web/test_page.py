@@ -17,8 +17,10 @@ import requests
 
 from internvlx_hf.chat import Session
 from internvlx_hf.evaluation.answering import Answerer
+from internvlx_hf.processing.pdf_files import open_images
 from page_requests import MARK, TIMEOUT, Fuzzer, Page, namings
 from paths import HELPERS, ROOT
+from pdf_cases import pdf
 from tiny import LVTC, tiny_model, tiny_processor
 
 OVERLAY, CHROMIUM = ROOT / "build/web", Path("/usr/bin/chromium")
@@ -87,9 +89,10 @@ def photo(tmp_path_factory) -> str:
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no /usr/bin/chromium")
-def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo):
+def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(pdf((72, 72), (90, 36)))
     done = subprocess.run(
-        [sys.executable, str(HELPERS / "browser_process.py"), url, photo],
+        [sys.executable, str(HELPERS / "browser_process.py"), url, photo, str(tmp_path / "scan.pdf")],
         env=with_overlay(),
         capture_output=True,
         text=True,
@@ -110,6 +113,11 @@ def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo):
     assert "<img>" in found["error"]
     assert "seconds to the first token" in found["comparison"]
     assert all(found["compared"])
+    assert found["second page"] == [188, 75, 0, 0, 254]  # Pillow writes PDFs as JPEGs
+    second = Session(answerer, generation={"max_new_tokens": LONGEST}).ask(
+        "What is in this image?", (open_images(tmp_path / "scan.pdf")[1],)
+    )
+    assert found["answer about it"].split() == second.answer.split()
     assert found["width on a phone"] == 390
     assert found["requests elsewhere"] == found["refused"] == []
     assert found["hostile text"].startswith(
@@ -164,14 +172,15 @@ def test_a_client_who_uploads_too_much_is_told_when_it_may_again_and_others_are_
 
 @pytest.fixture
 def canaries(tmp_path) -> list[Path]:
-    """A picture and a text that no visitor has uploaded."""
+    """A picture, a text and a PDF that no visitor has uploaded."""
     PIL.Image.new("RGB", (123, 45), "red").save(tmp_path / "private.png")
     (tmp_path / "private.txt").write_text(CANARY)
-    return [tmp_path / "private.png", tmp_path / "private.txt"]
+    (tmp_path / "private.pdf").write_bytes(pdf((72, 72)))
+    return [tmp_path / "private.png", tmp_path / "private.txt", tmp_path / "private.pdf"]
 
 
 def shows_canary(answer: str) -> bool:
-    return CANARY in answer or re.search(r"123\s*[x×]\s*45\b", answer) is not None
+    return CANARY in answer or "page-1.png" in answer or re.search(r"123\s*[x×]\s*45\b", answer) is not None
 
 
 def test_no_request_opens_a_file_of_the_server_or_learns_whether_there_is_one(url, photo, canaries):
@@ -190,8 +199,7 @@ def test_no_request_opens_a_file_of_the_server_or_learns_whether_there_is_one(ur
 
 def filled(page: Page, function: dict, image) -> list:
     values = page.values(function)
-    values[function["inputs"].index(page.ids["image"])] = image
-    return values
+    return [image if part in page.files else value for part, value in zip(function["inputs"], values, strict=True)]
 
 
 def without_folder(answer: str, folder: Path) -> str:
@@ -211,6 +219,16 @@ def test_a_request_with_an_upload_is_answered(url, photo):
     for more in ({}, {"meta": MARK, "url": "https://example.org/a.png"}):
         message = page.show_tiles({"path": page.upload(photo).json()[0]} | more)
         assert "ix-card" in message["output"]["data"][0]
+
+
+def test_a_page_of_a_pdf_is_an_upload_of_the_visitor(url, tmp_path):
+    (tmp_path / "scan.pdf").write_bytes(pdf((72, 72), (90, 36)))
+    page = Page(url, "192.0.2.5")
+    path = page.upload(str(tmp_path / "scan.pdf"), "scan.pdf").json()[0]
+    (drawn,) = page.draw_page({"path": path, "meta": MARK}, 2)["output"]["data"]
+    assert "188×75" in page.show_tiles(drawn)["output"]["data"][0].replace(" ", "")
+    error = page.draw_page({"path": path, "meta": MARK}, 3)["output"]["error"]
+    assert "&#x27;scan.pdf&#x27; has 2 pages, expected pages from 1 to 2" in error
 
 
 def test_every_answer_restricts_what_a_browser_loads(url):

@@ -37,6 +37,11 @@ class Callbacks:
     def __init__(self, shared: SharedModel, limits: Limits, uploads: Uploads):
         self.shared, self.limits, self.uploads = shared, limits, uploads
 
+    def draw_page(self, upload: str, number: float | None, client: str) -> str:
+        """Render a page of a PDF, numbered from 1. Returns: the path of its image, which counts as an upload of the client."""
+        png = self.limits.render_page(self.uploads.file(upload), number)
+        return self.uploads.add(client, f"page-{number:.0f}.png", png)
+
     def show_tiles(self, upload: str | None, *settings) -> str:
         """The tiles of each slicing strategy and their cost, as HTML."""
         if upload is None:

@@ -1,6 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Limits on the requests of a visitor of the page: images, tiles and lengths."""
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,8 +15,11 @@ from ..cost.request_budget import RequestBudget
 from ..evaluation.answering import Answerer
 from ..processing.image_files import open_file, other_format, readable_formats
 from ..processing.image_sources import PillowSource
+from . import pdf_program
 
 MAX_BUDGET = 10_000_000  # visual tokens; no model has as many positions
+MAX_PAGE = 100_000  # of a PDF
+PAGE_SECONDS = 30  # to render a page
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,7 @@ class Limits(RequestBudget):
         Raises:
             ValueError: if the image cannot be read or is too large. The message has the file's name, without its folder.
         """
-        if file.stat().st_size > self.max_bytes:
-            raise ValueError(
-                f"{file.name!r} has {file.stat().st_size:,} bytes, expected at most {self.max_bytes:,}. Upload a smaller image."
-            )
+        self._check_bytes(file.name, file.stat().st_size)
         content = BytesIO(file.read_bytes())
         try:
             image = open_file(content, repr(file.name))
@@ -59,6 +62,43 @@ class Limits(RequestBudget):
                 "Upload a smaller image."
             )
         return PillowSource(image, upright=False, convert_rgb=False).decoded().image
+
+    def render_page(self, file: Path, number: float | None) -> bytes:
+        """Render a page of an uploaded PDF in a process of its own. Pages are numbered from 1.
+
+        Returns:
+            The page, a PNG.
+
+        Raises:
+            ValueError: if the PDF cannot be read or has no such page, or the page is too large or takes too long.
+        """
+        page = _whole("Page", number, MAX_PAGE, "of the PDF")
+        self._check_bytes(file.name, file.stat().st_size)
+        command = [sys.executable, pdf_program.__file__, file.name, str(page), str(self.max_pixels)]
+        environment = os.environ | {"PYTHONUTF8": "1"}
+        try:
+            with file.open("rb") as content:
+                done = subprocess.run(
+                    command, stdin=content, capture_output=True, timeout=PAGE_SECONDS, env=environment
+                )
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(
+                f"Page {page} of {file.name!r} takes more than {PAGE_SECONDS} seconds. Upload it as an image."
+            ) from error
+        if done.returncode == pdf_program.EXPECTED:
+            raise ValueError(done.stderr.decode().strip())
+        if done.returncode:
+            raise ValueError(
+                f"Page {page} of {file.name!r} takes too much memory or is broken. Upload it as an image."
+            )
+        self._check_bytes(f"Page {page} of {file.name}", len(done.stdout))
+        return done.stdout
+
+    def _check_bytes(self, name: str, size: int) -> None:
+        if size > self.max_bytes:
+            raise ValueError(
+                f"{name!r} has {size:,} bytes, expected at most {self.max_bytes:,}. Upload a smaller image."
+            )
 
     def check_question(self, question: str | None) -> str:
         """The question without surrounding white space.

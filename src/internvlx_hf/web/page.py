@@ -43,6 +43,7 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 upload = _upload_box()
+                _pdf_upload(callbacks, upload)
                 settings = _settings(callbacks, defaults)
             with gr.Column(scale=3, min_width=320), gr.Tabs():
                 length = _ask_tab(callbacks, conversation, upload, settings)
@@ -76,9 +77,34 @@ def _upload_box() -> gr.Image:
         buttons=[],
         elem_id="image",
     )
-    # keep the uploaded file and its name
-    box.preprocess = lambda payload: None if payload is None else payload.path
-    return box
+    return _named_by_path(box)
+
+
+def _pdf_upload(callbacks: Callbacks, upload: gr.Image) -> None:
+    """Let a visitor put a page of a PDF into the box of the image."""
+    with gr.Row():
+        pdf = _named_by_path(gr.UploadButton("Page of a PDF", file_types=[".pdf"], min_width=150, elem_id="pdf"))
+        number = gr.Number(value=1, label="Page", precision=0, minimum=1, min_width=80, elem_id="pdf-page")
+
+    def draw(path: str | None, page: float | None, request: gr.Request):
+        return callbacks.draw_page(path, page, request.client.host) if path else gr.skip()
+
+    # not among the drawings: a slow PDF keeps only other PDFs waiting
+    gr.on(
+        [pdf.upload, number.change],
+        _with_messages(draw),
+        [pdf, number],
+        [upload],
+        trigger_mode="always_last",
+        concurrency_limit=1,
+        api_visibility="private",
+    )
+
+
+def _named_by_path(block: Any) -> Any:
+    """Keep the uploaded file and its name."""
+    block.preprocess = lambda payload: None if payload is None else payload.path
+    return block
 
 
 def _open_only_uploads(block: Any, uploads: Uploads) -> None:

@@ -3,6 +3,7 @@
 
 import math
 import os
+import tempfile
 import threading
 import time
 from collections import deque
@@ -61,6 +62,15 @@ class Uploads:
             f"Your address has uploaded {sum(sent for _, sent in own):,} bytes within {DELETE_AFTER // 60} minutes, "
             f"expected at most {limit:,}. Try again in {minutes} minute{'s' * (minutes > 1)}."
         )
+
+    def add(self, client: str, name: str, content: bytes) -> str:
+        """Store a file as an upload of this client. Returns: its path. Raises: ValueError: if it has uploaded too much."""
+        if refused := self.refusal(client, len(content)):
+            raise ValueError(refused)
+        path = Path(tempfile.mkdtemp(dir=self.folder), name)
+        path.write_bytes(content)
+        self.clean()
+        return str(path)
 
     def clean(self) -> None:
         """Delete files older than `DELETE_AFTER`, and the oldest ones if all take too much space."""
