@@ -1,11 +1,13 @@
 """What messages may hold and where images go, by every route from a message to tokens."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 
 from chat_recorder import GREEDY, recorder_and_tokenizer
 from internvlx_hf.data.encoding import SampleEncoder
@@ -137,6 +139,23 @@ def test_the_default_template_raises_of_a_message_without_content():
 def test_what_is_no_conversation_is_refused(conversation):
     with pytest.raises(ValueError, match=r"The conversation is .*expected a list of messages"):
         encode(conversation)
+
+
+def test_messages_and_parts_may_be_dataclasses_and_pydantic_models():
+    @dataclass
+    class Message:
+        role: str
+        content: list
+        tool_calls: list | None = None
+
+    class Part(BaseModel):
+        type: str
+        text: str | None = None
+
+    plain = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    given = [Message("user", [Part(type="image"), Part(type="text", text="What?")])]
+    for conversation, expected in ((given, plain), ([given, given], [plain, plain])):
+        assert processor_of().apply_chat_template(conversation) == processor_of().apply_chat_template(expected)
 
 
 def test_messages_stay_as_they_were():

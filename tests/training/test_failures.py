@@ -1,10 +1,12 @@
 """A training that diverges says so and replaces no model; one that fails keeps its steps; a folder has one run at a time."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import socket
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -138,6 +140,19 @@ def test_a_failed_run_keeps_its_steps_and_resumes_from_them(before, tmp_path, ca
     assert main(["train", config, "--resume_from_checkpoint", "last"]) == 0
     assert changed(saved_weights(tmp_path / "out"), saved_weights(tmp_path / "failed")) == set()
     assert whole.state.global_step == 6
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_a_run_that_keeps_its_steps(before, tmp_path, capsys):
+    def kill(model):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        time.sleep(60)  # until torch raises
+
+    before(kill, 3)
+    assert main(["train", write_config(tmp_path, save_strategy="no", dataloader_num_workers=1)]) == 1
+    assert re.search(r"internvlx: RuntimeError: DataLoader worker \(pid.* killed", capsys.readouterr().err)
+    assert checkpoints(tmp_path / "out") == ["checkpoint-2"]
 
 
 @pytest.mark.slow
