@@ -313,7 +313,10 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        router_logits, expansion = outputs.get("router_logits"), None if plan is None else plan.expansion
+        aux_loss, router_logits = None, outputs.get("router_logits")
+        if router_logits:
+            expansion = None if plan is None else plan.expansion
+            aux_loss = balancing_loss(self.config, self.language_model.layers, outputs, attention_mask, expansion)
         return InternVLXModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: getattr(outputs, CACHE)},  # type: ignore[arg-type]
@@ -321,7 +324,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             attentions=outputs.attentions,
             image_outputs=images,
             router_logits=router_logits,
-            aux_loss=balancing_loss(self.config, self.language_model.layers, outputs, attention_mask, expansion),
+            aux_loss=aux_loss,
         )
 
 

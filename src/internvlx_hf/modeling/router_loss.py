@@ -19,8 +19,8 @@ def balancing_loss(
     outputs: ModelOutput,
     attention_mask: torch.Tensor | None,
     expansion: Expansion | None,
-) -> torch.Tensor | None:
-    """The load-balancing loss of a forward; None for outputs without `router_logits`.
+) -> torch.Tensor:
+    """The load-balancing loss of a forward.
 
     Args:
         layers: the language model's layers, of which some have experts.
@@ -31,9 +31,7 @@ def balancing_loss(
     Raises:
         ValueError: if reentrant gradient checkpointing cuts the router's logits off.
     """
-    hidden_states, router_logits = outputs["last_hidden_state"], outputs.get("router_logits")
-    if not router_logits:
-        return None
+    hidden_states, router_logits = outputs["last_hidden_state"], outputs["router_logits"]
     if hidden_states.requires_grad and not router_logits[-1].requires_grad:
         raise ValueError(
             "The load-balancing loss (`output_router_logits`) has no gradient with reentrant gradient checkpointing. Set "
