@@ -300,6 +300,12 @@ def test_tokens_that_a_caller_suppresses_are_suppressed_besides_the_placeholders
     assert not set(answers(model, batch, **settings).flatten().tolist()) & {IMAGE_TOKEN, *tokens}
 
 
+def test_placeholders_that_a_prompt_has_as_text_may_be_continued():
+    model = model_that_likes_placeholders()
+    assert IMAGE_TOKEN in answers(model, {"input_ids": torch.tensor([[7, IMAGE_TOKEN]])})
+    assert IMAGE_TOKEN not in answers(model, {"input_ids": torch.tensor([[7, 8]])})
+
+
 def test_wrong_number_of_tiles_raises_before_anything_is_generated():
     model = model_that_goes_on()
     batch = tiny_batch(model.config, LAYOUTS)

@@ -9,6 +9,8 @@ from transformers.cache_utils import Cache
 from transformers.utils import is_tracing, logging
 from transformers.utils.import_utils import torch_compilable_check
 
+from .outputs import CACHE
+
 logger = logging.get_logger(__name__)
 
 
@@ -66,13 +68,25 @@ class NoPlaceholders(SuppressTokensLogitsProcessor):
 
 
 class NoPlaceholdersMixin(GenerationMixin):
-    """Generation that writes no image placeholder: one without a tile would break the next forward or turn."""
+    """Generation that writes no image placeholder: one without a tile would break the next forward or turn.
+
+    A prompt whose own placeholders are read as text, since it has no tiles, may be continued with more of them.
+    """
 
     config: Any
     device: Any
 
     def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
-        # before `top_k` and its like, which choose from what is left
-        processors.insert(0, NoPlaceholders([self.config.image_token_id], kwargs.get("device") or self.device))
+        prompt, inputs = kwargs.get("encoder_input_ids"), kwargs.get("model_kwargs") or {}
+        cache = inputs.get(CACHE)
+        has_tiles = inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs")
+        has_seen_tiles = cache is not None and cache.get_seq_length() > 0
+        if prompt is None or has_tiles or has_seen_tiles or generation_config.is_assistant:
+            are_text = False
+        else:
+            are_text = prompt.ndim == 2 and bool((prompt == self.config.image_token_id).any())
+        if not are_text:
+            suppressed = NoPlaceholders([self.config.image_token_id], kwargs.get("device") or self.device)
+            processors.insert(0, suppressed)  # before `top_k` and its like, which choose from what is left
         return processors
