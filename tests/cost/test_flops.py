@@ -99,9 +99,6 @@ PROJECTORS = {
     "token_packer of three layers": {
         "projector_config": {"projector_type": "token_packer", "token_packer_layers": [0, 1, 2]}
     },
-    "token_packer as saved earlier": {
-        "projector_config": {"projector_type": "token_packer", "token_packer_form": "mlp_query"}
-    },
     "linear": {"projector_config": {"projector_type": "linear"}, "downsample_ratio": 1.0},
     "pvtc M=4": {"downsample_ratio": 0.25},
     "pvtc M=8": {"downsample_ratio": 0.125},

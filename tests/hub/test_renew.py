@@ -2,26 +2,25 @@
 
 import json
 import os
-import shutil
-import zipfile
 
 import pytest
 
 from internvlx_hf.checkpoints.manifest import foreign_files, write_manifest
 from internvlx_hf.cli import main
+from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import check_folder, renew_code
 from paths import GOLDEN
-
-SAVED = GOLDEN / "saved"
 
 
 @pytest.fixture
 def old(tmp_path):
-    """A converted checkpoint with the code of an earlier version."""
+    """A converted checkpoint with the code of another version."""
     folder = tmp_path / "old"
-    shutil.copytree(SAVED / "converted", folder)
-    with zipfile.ZipFile(SAVED / "code.zip") as code:
-        code.extractall(folder)
+    convert_checkpoint(GOLDEN / "checkpoints" / "internvl2_qwen2", folder)
+    for path in folder.glob("*.py"):
+        path.write_text(path.read_text() + "# of an earlier version\n")
+    (folder / "image_placeholders.py").unlink()
+    (folder / "internvlx_manifest.json").unlink()
     return folder
 
 
