@@ -12,13 +12,11 @@ from safetensors.torch import load_file
 from conversion_helpers import GOLDEN, copy_of, edit_config, edit_tensors, load
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 from internvlx_hf.conversion import convert_checkpoint
-from internvlx_hf.conversion.sentencepiece_bpe import SentencePieceModel, _fields
+from internvlx_hf.conversion.sentencepiece_bpe import read_sentencepiece
 from internvlx_hf.conversion.tokenizers import convert_tokenizer
 
 QWEN, YI, PHI3, INTERNLM2 = "internvl2_qwen2", "internvl2_llama_yi", "internvl2_phi3", "internvl2_internlm2"
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
-# fields of sentencepiece_model.proto: ModelProto.trainer_spec, TrainerSpec.byte_fallback
-TRAINER, BYTE_FALLBACK = 2, 35
 
 
 @pytest.mark.slow
@@ -75,29 +73,13 @@ def test_legacy_decides_which_parts_of_a_text_get_a_prefix(tmp_path):
         assert pieces(folder, text) == old
 
 
-def varint(number: int) -> bytes:
-    data = b""
-    while number > 127:
-        data, number = data + bytes([number & 127 | 128]), number >> 7
-    return data + bytes([number])
-
-
-def without_byte_fallback(path: Path) -> None:
-    """Append `byte_fallback: false` to the trainer's part of the model; the last value of a field counts."""
-    parts = []
-    for number, message in _fields(path.read_bytes()):
-        message += varint(BYTE_FALLBACK << 3) + b"\0" if number == TRAINER else b""
-        parts.append(varint(number << 3 | 2) + varint(len(message)) + message)
-    path.write_bytes(b"".join(parts))
-
-
 def test_byte_fallback_is_the_model_s(tmp_path):
     folder = tokenizer_files(INTERNLM2, tmp_path / "source")
     assert pieces(folder, "\U0001f9ff") == ["<0xF0>", "<0x9F>", "<0xA7>", "<0xBF>"]
-    without = SentencePieceModel.read(folder / "tokenizer.model")
-    assert without.byte_fallback
-    without_byte_fallback(folder / "tokenizer.model")
-    assert not SentencePieceModel.read(folder / "tokenizer.model").byte_fallback
+    model = read_sentencepiece(folder / "tokenizer.model")
+    assert model.trainer_spec.byte_fallback
+    model.trainer_spec.byte_fallback = False
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     assert pieces(folder, "\U0001f9ff") == ["<unk>"]
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 from safetensors import safe_open
 
-from internvlx_hf.conversion.sentencepiece_bpe import PieceType, SentencePieceModel
+from internvlx_hf.conversion.sentencepiece_bpe import read_sentencepiece
 from internvlx_hf.conversion.tokenizers import convert_tokenizer
 from paths import GOLDEN
 
@@ -82,8 +82,9 @@ def test_internlm2_batches_are_padded_on_the_left():
 
 def test_reserved_pieces_without_a_marker_are_never_split():
     tokenizer = converted("internvl2_internlm2")
-    model = SentencePieceModel.read(GOLDEN / "checkpoints/internvl2_internlm2/tokenizer.model")
-    reserved = {piece: index for index, (piece, _, kind) in enumerate(model.pieces) if kind == PieceType.USER_DEFINED}
+    model = read_sentencepiece(GOLDEN / "checkpoints/internvl2_internlm2/tokenizer.model")
+    user_defined = model.SentencePiece.USER_DEFINED
+    reserved = {piece.piece: index for index, piece in enumerate(model.pieces) if piece.type == user_defined}
     kept = {piece: index for piece, index in reserved.items() if tokenizer.convert_ids_to_tokens(index) == piece}
     assert (len(reserved), len(kept)) == (12, 6)
     for piece, index in kept.items():
@@ -231,8 +232,7 @@ def test_a_tokenizer_in_today_s_format_is_taken_as_it_is(tmp_path):
 
 
 def test_sentencepiece_need_not_be_installed(monkeypatch):
-    for name in ("sentencepiece", "google.protobuf"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
     tokenizer = convert_tokenizer(GOLDEN / "checkpoints/internvl2_internlm2")
     assert tokenizer("Hello")["input_ids"] == converted("internvl2_internlm2")("Hello")["input_ids"]
 
@@ -287,8 +287,11 @@ def sentencepiece_file(path, *, model_type=2, removes_spaces=0, charsmap=b""):
 
 
 def test_a_sentencepiece_file_is_read(tmp_path):
-    model = SentencePieceModel.read(sentencepiece_file(tmp_path / "tokenizer.model"))
-    assert model == SentencePieceModel([("a", 0.0, PieceType.NORMAL)], byte_fallback=False, add_dummy_prefix=True)
+    model = read_sentencepiece(sentencepiece_file(tmp_path / "tokenizer.model"))
+    assert [(piece.piece, piece.score, piece.type) for piece in model.pieces] == [
+        ("a", 0.0, model.SentencePiece.NORMAL)
+    ]
+    assert (model.trainer_spec.byte_fallback, model.normalizer_spec.add_dummy_prefix) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_a_sentencepiece_file_is_read(tmp_path):
 )
 def test_a_sentencepiece_model_that_would_be_split_otherwise_is_refused(tmp_path, properties, message):
     with pytest.raises(ValueError, match=message):
-        SentencePieceModel.read(sentencepiece_file(tmp_path / "tokenizer.model", **properties))
+        read_sentencepiece(sentencepiece_file(tmp_path / "tokenizer.model", **properties))
 
 
 @pytest.mark.parametrize(
