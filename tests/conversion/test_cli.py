@@ -1,6 +1,5 @@
 """`internvlx convert`, what it prints, and the model card and report that it leaves."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ from internvlx_hf.commands import convert
 from internvlx_hf.conversion import convert as module
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion import verify as verification
+from json_files import json_of
+from refusals import refused
 
 QWEN = "internvl2_qwen2"
 
@@ -61,7 +62,7 @@ def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
     assert "verified tensors: 73 tensors of the right shapes, all finite" in printed.out
     assert "verified reference: matches the source computed independently" in printed.out
     assert "Converting: 100%" in printed.err
-    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    report = json_of(tmp_path / "out" / "conversion_report.json")
     assert report["checks"].keys() == {"tensors", "forward", "reference"}
     assert report["options"]["slicing"] == "edge"
 
@@ -76,7 +77,7 @@ def test_verification_says_when_the_model_does_not_fit_into_memory(tmp_path, mon
 def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
     arguments = ["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--lvtc", '{"hr_projector_type": null}']
     assert main(arguments) == 0
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json_of(tmp_path / "out" / "config.json")
     assert config["lvtc_config"]["hr_projector_type"] is None
     assert main([*arguments[:2], str(tmp_path / "plain"), "--lvtc", "--init", "paper"]) == 0
     assert "needs training: model.lvtc.hr_projector" in capsys.readouterr().out
@@ -101,13 +102,14 @@ def test_failure_is_one_line_and_a_status(tmp_path, capsys):
 
 
 def test_interrupt_says_so(tmp_path, capsys, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(module, "write_weights", interrupt)
     assert main(["convert", str(GOLDEN / QWEN), str(tmp_path / "out")]) == 130
     assert "interrupted, nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 def test_hub_id_is_downloaded_and_recorded(tmp_path, monkeypatch):
@@ -142,26 +144,18 @@ def test_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(folders, "snapshot_download", fail)
-    with pytest.raises(
-        FileNotFoundError, match=r"OpenGVLab/InternVL2-1B.*downloading it from the Hub failed: offline"
-    ):
+    with refused("OpenGVLab/InternVL2-1B", "downloading it from the Hub failed: offline", by=FileNotFoundError):
         convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out")
 
 
-def test_card_says_what_an_image_costs_and_nothing_about_this_machine(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", base_model="OpenGVLab/InternVL2-1B")
-    card = (tmp_path / "out" / "README.md").read_text()
+def test_card_says_what_an_image_costs_and_nothing_about_this_machine(converted):
+    out = converted(base_model="OpenGVLab/InternVL2-1B")
+    card = (out / "README.md").read_text()
     assert "A tile of 56x56 pixels takes 4 tokens." in card
     assert "at most 12 tiles (slicing `ratio`)" in card
     assert "base_model: OpenGVLab/InternVL2-1B" in card
-    for file in (
-        "README.md",
-        "conversion_report.json",
-        "config.json",
-        "tokenizer_config.json",
-        "processor_config.json",
-    ):
-        assert str(GOLDEN.parent) not in (tmp_path / "out" / file).read_text(), file
+    for file in (*out.glob("*.json"), out / "README.md"):
+        assert str(GOLDEN.parent) not in file.read_text(), file
 
 
 def test_card_s_example_runs(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Converted checkpoints give the answers that the reference gives with the original ones (golden/checkpoints)."""
 
-import json
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer
 
 from conversion_helpers import FAMILIES, FEATURES, GOLDEN, LOGITS, copy_of, distance, golden, load
 from internvlx_hf.conversion import convert_checkpoint
+from json_files import json_of
 from llava_sources import CASES as LLAVAS
 from llava_sources import answers, llava_processor, save_llava
 from paths import HELPERS
@@ -90,12 +90,11 @@ def test_position_embeddings_are_resized_to_tiles_of_another_size(tmp_path, name
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_chat_with_a_converted_checkpoint_says_what_the_reference_said(tmp_path, name):
+def test_chat_with_a_converted_checkpoint_says_what_the_reference_said(converted, name):
     """Tokenizer, template, stop ids and model together: from a question to the reference's text."""
-    convert_checkpoint(GOLDEN / name, tmp_path / "out")
-    told = json.loads((GOLDEN / f"{name}.golden.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    told = json_of(GOLDEN / f"{name}.golden.json")
+    tokenizer = AutoTokenizer.from_pretrained(converted(name))
     question = re.search(r"<img>.*</img>\n(.*?)<\|(im_)?end\|>", told["texts"]["query"])[1]
     settings = {"max_new_tokens": 12, "do_sample": False}
-    answer = load(tmp_path / "out").chat(tokenizer, golden(name)["pixel_values"], question, settings)
+    answer = load(converted(name)).chat(tokenizer, golden(name)["pixel_values"], question, settings)
     assert answer == told["generated_text"].strip()

@@ -1,11 +1,10 @@
 """Tiny vision towers and language models as others publish them, to make a model of."""
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModel,
@@ -21,7 +20,8 @@ from transformers import (
 )
 from transformers.models.internvl import InternVLVisionConfig
 
-from conversion_helpers import GOLDEN
+from conversion_helpers import GOLDEN, load_all
+from json_files import json_of, write_json
 from tiny import TINY_TEXT
 
 CHATML = (
@@ -53,7 +53,7 @@ def save_tower(kind: str, folder: Path) -> Path:
         _native_tower(kind).save_pretrained(folder)
     if kind == "clip":
         processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3, "size": 32}
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        write_json(folder / "preprocessor_config.json", processor)
         (folder / "LICENSE").write_text("of the tower")
     return folder
 
@@ -82,18 +82,14 @@ def _save_internvit(folder: Path) -> None:
     """The tower of an InternVL2 in its own folder, as OpenGVLab publishes InternViT."""
     source = GOLDEN / "internvl2_qwen2"
     folder.mkdir()
-    raw = json.loads((source / "config.json").read_text())["vision_config"]
-    (folder / "config.json").write_text(json.dumps(raw | {"model_type": "intern_vit_6b"}))
+    raw = json_of(source / "config.json")["vision_config"]
+    write_json(folder / "config.json", raw | {"model_type": "intern_vit_6b"})
     tensors = load_all(source)
     prefix = "vision_model."
     save_file(
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)},
         folder / "model.safetensors",
     )
-
-
-def load_all(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
 def save_language(kind: str, folder: Path, template: str | None = CHATML, **settings) -> Path:
@@ -137,13 +133,13 @@ def _save_internlm2(folder: Path) -> None:
     """The language model of an InternVL2 in its own folder, without what InternVL added."""
     source = GOLDEN / "internvl2_internlm2"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    raw = json.loads((source / "config.json").read_text())["llm_config"]
-    (folder / "config.json").write_text(json.dumps({"model_type": "internlm2", **raw}))
+    raw = json_of(source / "config.json")["llm_config"]
+    write_json(folder / "config.json", {"model_type": "internlm2", **raw})
     prefix = "language_model."
     tensors = {name: tensor for name, tensor in load_all(source).items() if name.startswith(prefix)}
     save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHATML}))
+    settings = json_of(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", settings | {"chat_template": CHATML})
 
 
 def text_tokenizer(template: str | None) -> PreTrainedTokenizerFast:

@@ -3,7 +3,7 @@
 from internvlx_hf.cli import main
 
 
-def refused(capsys, *arguments) -> str:
+def fails(capsys, *arguments) -> str:
     assert main(["show", *map(str, arguments)]) == 1
     captured = capsys.readouterr()
     assert not captured.out

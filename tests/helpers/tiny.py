@@ -159,3 +159,11 @@ def tiny_processor(config, **image_processor_kwargs) -> InternVLXProcessor:
         tokenizer=tiny_tokenizer(),
         image_seq_length=config.image_seq_length,
     )
+
+
+def save_tiny(folder, text: str = "qwen2", *, image_settings=(), max_shard_size="50GB", **kwargs):
+    """A checkpoint of a tiny model with its processor, in `folder`, which is returned."""
+    model = tiny_model(text, **kwargs)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tiny_processor(model.config, **dict(image_settings)).save_pretrained(folder)
+    return folder
