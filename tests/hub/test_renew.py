@@ -1,6 +1,5 @@
 """`internvlx renew`: the code of a checkpoint that an earlier version saved is replaced, whole or not at all."""
 
-import json
 import os
 import shutil
 import zipfile
@@ -10,7 +9,9 @@ import pytest
 from internvlx_hf.checkpoints.manifest import foreign_files, write_manifest
 from internvlx_hf.cli import main
 from internvlx_hf.hub import check_folder, renew_code
+from json_files import json_of, write_json
 from paths import GOLDEN
+from refusals import refused
 
 SAVED = GOLDEN / "saved"
 
@@ -64,7 +65,7 @@ def test_a_failure_leaves_the_folder_as_it_was(old, written, monkeypatch):
             raise OSError("no space left") from None
 
     monkeypatch.setattr("internvlx_hf.hub.renew.os.replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    with refused("no space left", by=OSError):
         renew_code(old)
     assert contents(old) == before
 
@@ -84,7 +85,7 @@ def test_a_manifest_follows_so_that_the_folder_may_still_be_replaced(old):
     write_manifest(old, "0123abcd")
     renew_code(old)
     assert foreign_files(old) == []
-    assert json.loads((old / "internvlx_manifest.json").read_text())["run"] == "0123abcd"
+    assert json_of(old / "internvlx_manifest.json")["run"] == "0123abcd"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_manifest_follows_so_that_the_folder_may_still_be_replaced(old):
 )
 def test_another_folder_is_refused(config, message, tmp_path, capsys):
     if config is not None:
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        write_json(tmp_path / "config.json", config)
     before = contents(tmp_path)
     assert main(["renew", str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
