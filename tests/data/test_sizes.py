@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler
 from data_cases import CONFIG, record, save_picture, write_lines
 from internvlx_hf.data.sizes import SampleSizes, fingerprint, tile_cost
 from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, load_training_data, measure_sizes
+from refusals import refusals
 from tiny import TILE, tiny_config, tiny_processor
 
 
@@ -169,12 +170,10 @@ def test_ranks_get_batches_of_similar_cost_at_the_same_time():
     assert np.abs(means[0] - means[1]).mean() < 0.1 * np.abs(means[0][:, None] - means[1]).mean()
 
 
-@pytest.mark.parametrize(
-    ("costs", "batch_size", "error"), [([], 2, "costs is empty"), ([1], 0, "batch_size=0, expected a positive")]
+test_a_sampler_without_samples_or_batches_is_refused = refusals(
+    (lambda: CostGroupedSampler([], 2), "costs is empty", "expected"),
+    (lambda: CostGroupedSampler([1], 0), "batch_size=0", "a positive"),
 )
-def test_a_sampler_without_samples_or_batches_is_refused(costs, batch_size, error):
-    with pytest.raises(ValueError, match=error):
-        CostGroupedSampler(costs, batch_size)
 
 
 def test_an_incomplete_batch_has_the_cheapest_samples_of_its_group():
