@@ -1,6 +1,5 @@
 """`internvlx show` of a video: the frames that the model gets."""
 
-import json
 import shutil
 
 import pytest
@@ -9,7 +8,8 @@ from PIL import Image
 from internvlx_hf import cost
 from internvlx_hf.cli import main
 from internvlx_hf.pictures import draw_frames
-from slides import assert_readable, refused, texts
+from json_files import edit_json
+from slides import assert_readable, fails, texts
 from video_cases import frames_of, numbered_video
 
 
@@ -37,9 +37,7 @@ def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
 )
 def test_the_frames_are_those_that_the_checkpoint_samples(saved, options, frames, clip, checkpoint, tmp_path, capsys):
     folder = shutil.copytree(checkpoint, tmp_path / "other")
-    settings = json.loads((folder / "processor_config.json").read_text())
-    settings["video_processor"] |= saved
-    (folder / "processor_config.json").write_text(json.dumps(settings))
+    edit_json(folder / "processor_config.json", lambda settings: settings["video_processor"].update(saved))
     assert main(["show", str(clip), "--model", str(folder), "--out", str(tmp_path / "out.png"), *options]) == 0
     assert f"clip.mp4; {frames} frames" in capsys.readouterr().out
 
@@ -68,5 +66,5 @@ def test_a_slide_of_frames_is_readable(count):
 )
 def test_invalid_videos_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert error in refused(capsys, *arguments, "--out", "out.png")
+    assert error in fails(capsys, *arguments, "--out", "out.png")
     assert not (tmp_path / "out.png").exists()
