@@ -25,16 +25,16 @@ STATES = (True, False, None)
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["internvl_x", "internvl"])
 @pytest.mark.parametrize("name", [QWEN, YI, PHI3, INTERNLM2])
-def test_epsilons_of_all_norms_are_the_source_s(tmp_path, name, layout):
+def test_epsilons_of_all_norms_are_the_source_s(tmp_path, out, name, layout):
     source = copy_of(name, tmp_path / "source")
     edit_config(source, lambda raw: raw["llm_config"].update(rms_norm_eps=3e-4))
     edit_config(source, lambda raw: raw["vision_config"].update(layer_norm_eps=7e-5))
-    convert_checkpoint(source, tmp_path / "out", to=layout)
-    raw = json_of(tmp_path / "out" / "config.json")
+    convert_checkpoint(source, out, to=layout)
+    raw = json_of(out / "config.json")
     assert raw["text_config"]["rms_norm_eps"] == 3e-4
     assert raw["vision_config"]["layer_norm_eps"] == 7e-5
     if layout == "internvl_x":
-        model = load(tmp_path / "out").model
+        model = load(out).model
         text = [module for name, module in model.language_model.named_modules() if name.endswith("norm")]
         vision = [module for name, module in model.vision_tower.named_modules() if "layernorm" in name]
         assert {module.variance_epsilon for module in text} == {3e-4}
@@ -91,13 +91,13 @@ def test_byte_fallback_is_the_model_s(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["internvl_x", "internvl"])
-def test_no_part_of_a_configuration_keeps_a_stale_dtype(tmp_path, layout):
+def test_no_part_of_a_configuration_keeps_a_stale_dtype(tmp_path, out, layout):
     source = copy_of(QWEN, tmp_path / "source", torch_dtype="float16")
     edit_config(source, lambda raw: raw["llm_config"].update(torch_dtype="float32"))
-    convert_checkpoint(source, tmp_path / "out", to=layout, dtype="bfloat16")
-    raw = json_of(tmp_path / "out" / "config.json")
+    convert_checkpoint(source, out, to=layout, dtype="bfloat16")
+    raw = json_of(out / "config.json")
     assert [part.get("dtype") for part in (raw, raw["text_config"], raw["vision_config"])] == ["bfloat16"] * 3
-    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def tyings(folder: Path) -> list[bool]:
@@ -106,8 +106,7 @@ def tyings(folder: Path) -> list[bool]:
 
 
 @pytest.mark.parametrize("layout", ["internvl_x", "internvl"])
-def test_both_configurations_say_whether_embeddings_are_tied(tmp_path, layout):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_both_configurations_say_whether_embeddings_are_tied(tmp_path, source, layout):
     edit_config(source, lambda raw: raw["llm_config"].update(tie_word_embeddings=True))
     convert_checkpoint(source, tmp_path / "untied", to=layout)
     assert tyings(tmp_path / "untied") == [False, False]

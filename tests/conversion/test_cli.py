@@ -55,29 +55,29 @@ def test_command_whose_reader_has_gone_ends_without_a_word():
         assert running.wait() == 141
 
 
-def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
-    assert main(["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--verify", "--slicing", "edge"]) == 0
+def test_convert_prints_what_it_did_and_verified(out, capsys):
+    assert main(["convert", str(GOLDEN / QWEN), str(out), "--verify", "--slicing", "edge"]) == 0
     printed = capsys.readouterr()
     assert "65 tensors converted, 0 dropped, 0 new, 0 derived" in printed.out
     assert "verified tensors: 73 tensors of the right shapes, all finite" in printed.out
     assert "verified reference: matches the source computed independently" in printed.out
     assert "Converting: 100%" in printed.err
-    report = json_of(tmp_path / "out" / "conversion_report.json")
+    report = json_of(out / "conversion_report.json")
     assert report["checks"].keys() == {"tensors", "forward", "reference"}
     assert report["options"]["slicing"] == "edge"
 
 
-def test_verification_says_when_the_model_does_not_fit_into_memory(tmp_path, monkeypatch):
+def test_verification_says_when_the_model_does_not_fit_into_memory(out, monkeypatch):
     monkeypatch.setattr(verification, "_free_memory", lambda: 1000)
-    checks = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", verify=True).checks
+    checks = convert_checkpoint(GOLDEN / QWEN, out, verify=True).checks
     assert checks["forward"].startswith("skipped: needs")
     assert "all finite" in checks["tensors"]
 
 
-def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
-    arguments = ["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--lvtc", '{"hr_projector_type": null}']
+def test_lvtc_takes_its_configuration_as_json(tmp_path, out, capsys):
+    arguments = ["convert", str(GOLDEN / QWEN), str(out), "--lvtc", '{"hr_projector_type": null}']
     assert main(arguments) == 0
-    config = json_of(tmp_path / "out" / "config.json")
+    config = json_of(out / "config.json")
     assert config["lvtc_config"]["hr_projector_type"] is None
     assert main([*arguments[:2], str(tmp_path / "plain"), "--lvtc", "--init", "paper"]) == 0
     assert "needs training: model.lvtc.hr_projector" in capsys.readouterr().out
@@ -91,19 +91,18 @@ def test_wrong_lvtc_settings_are_named(settings, capsys):
     assert f"{settings!r} is not a JSON object such as" in " ".join(capsys.readouterr().err.split())
 
 
-def test_failure_is_one_line_and_a_status(tmp_path, capsys):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_failure_is_one_line_and_a_status(source, out, capsys):
     edit_tensors(source, lambda tensors: tensors.pop("mlp1.0.bias"))
-    assert main(["convert", str(source), str(tmp_path / "out")]) == 1
+    assert main(["convert", str(source), str(out)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("internvlx: ")
     assert "missing: mlp1.0.bias" in error
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
-def test_interrupt_says_so(tmp_path, capsys, monkeypatch):
+def test_interrupt_says_so(tmp_path, out, capsys, monkeypatch):
     monkeypatch.setattr(module, "write_weights", interrupt)
-    assert main(["convert", str(GOLDEN / QWEN), str(tmp_path / "out")]) == 130
+    assert main(["convert", str(GOLDEN / QWEN), str(out)]) == 130
     assert "interrupted, nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -112,7 +111,7 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-def test_hub_id_is_downloaded_and_recorded(tmp_path, monkeypatch):
+def test_hub_id_is_downloaded_and_recorded(tmp_path, out, monkeypatch):
     snapshot = tmp_path / "models--OpenGVLab--InternVL2-1B" / "snapshots" / "0123abc"
     calls = []
 
@@ -126,26 +125,26 @@ def test_hub_id_is_downloaded_and_recorded(tmp_path, monkeypatch):
         return str(snapshot)
 
     monkeypatch.setattr(folders, "snapshot_download", download)
-    report = convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out", revision="main")
+    report = convert_checkpoint("OpenGVLab/InternVL2-1B", out, revision="main")
     assert calls == [("OpenGVLab/InternVL2-1B", "main")]
     assert (report.source, report.base_model, report.revision) == ("OpenGVLab/InternVL2-1B",) * 2 + ("0123abc",)
-    card = ModelCard.load(tmp_path / "out" / "README.md")
+    card = ModelCard.load(out / "README.md")
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
     assert (data.base_model, data.base_model_relation) == ("OpenGVLab/InternVL2-1B", "finetune")
     assert data.license == "mit"
     assert {"custom_code", "internvl_x"} <= set(data.tags)
     assert "`0123abc`" in card.text
-    assert (tmp_path / "out" / "LICENSE").read_text() == "MIT"
+    assert (out / "LICENSE").read_text() == "MIT"
 
 
-def test_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+def test_hub_that_cannot_be_reached_is_named(out, monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(folders, "snapshot_download", fail)
     with refused("OpenGVLab/InternVL2-1B", "downloading it from the Hub failed: offline", by=FileNotFoundError):
-        convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out")
+        convert_checkpoint("OpenGVLab/InternVL2-1B", out)
 
 
 def test_card_says_what_an_image_costs_and_nothing_about_this_machine(converted):

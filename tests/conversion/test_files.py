@@ -37,11 +37,6 @@ LAYER_7 = "language_model.model.layers.7.mlp.up_proj.weight"
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture
-def source(tmp_path):
-    return copy_of(QWEN, tmp_path / "source")
-
-
 def without(name):
     return lambda tensors: tensors.pop(name)
 
@@ -126,8 +121,7 @@ def test_folder_without_weights_or_config_is_refused(source):
     not_converted(source / "nowhere", "nowhere is not a folder", FileNotFoundError)
 
 
-def test_existing_folder_is_kept_unless_it_is_a_checkpoint_to_overwrite(source, tmp_path):
-    out = tmp_path / "out"
+def test_existing_folder_is_kept_unless_it_is_a_checkpoint_to_overwrite(source, out):
     convert_checkpoint(source, out)
     before = (out / "model.safetensors").stat().st_mtime_ns
     with refused("exists already", by=FileExistsError):
@@ -207,11 +201,11 @@ def test_dtype_casts_every_tensor_and_is_what_auto_loads(converted, dtype):
     assert {tensor.dtype for tensor in load_all(out).values()} == {dtype} == {load(out).dtype}
 
 
-def test_mixed_dtypes_are_kept_and_aligned(source, tmp_path):
+def test_mixed_dtypes_are_kept_and_aligned(source, out):
     edit_tensors(source, lambda tensors: tensors.update({NORM: tensors[NORM].bfloat16()}))
-    convert_checkpoint(source, tmp_path / "out")
+    convert_checkpoint(source, out)
     stored = load_file(source / "model.safetensors")
-    found = load_file(tmp_path / "out" / "model.safetensors")
+    found = load_file(out / "model.safetensors")
     assert torch.equal(found["model.language_model.norm.weight"], stored[NORM])
     assert torch.equal(found["lm_head.weight"], stored["language_model.lm_head.weight"])
     assert found["lm_head.weight"].dtype == torch.float32
@@ -234,25 +228,25 @@ def test_tied_output_embeddings_are_dropped_with_a_reason_only_if_they_are_equal
     not_converted(source, "missing: language_model.lm_head.weight")
 
 
-def test_recomputed_buffers_are_dropped_with_a_reason(source, tmp_path):
+def test_recomputed_buffers_are_dropped_with_a_reason(source, out):
     name = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
     edit_tensors(source, lambda tensors: tensors.update({name: torch.ones(5)}))
-    assert convert_checkpoint(source, tmp_path / "out").dropped_tensors == {name: "follows from rope_parameters"}
+    assert convert_checkpoint(source, out).dropped_tensors == {name: "follows from rope_parameters"}
 
 
-def test_number_of_threads_is_as_before(source, tmp_path):
+def test_number_of_threads_is_as_before(source, out):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        convert_checkpoint(source, tmp_path / "out")
+        convert_checkpoint(source, out)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
-def test_options_come_as_an_object_as_keywords_or_as_both(source, tmp_path):
+def test_options_come_as_an_object_as_keywords_or_as_both(source, tmp_path, out):
     options = ConversionOptions(max_patches=3, dtype=torch.bfloat16)
-    report = convert_checkpoint(source, tmp_path / "out", options, max_patches=4)
+    report = convert_checkpoint(source, out, options, max_patches=4)
     assert (report.options["max_patches"], report.options["dtype"]) == (4, "bfloat16")
     assert convert_checkpoint(source, tmp_path / "again", max_patches=4, dtype="bfloat16").options == report.options
     with refused("max_patchs", by=TypeError):
@@ -283,7 +277,7 @@ def test_a_budget_is_saved_and_kept_where_the_layout_has_one(tmp_path):
     not_converted(native, "max_image_tokens=3 is too small: 1 image takes at least 4", ValueError, max_image_tokens=3)
 
 
-def test_a_revision_of_a_folder_is_refused(source, tmp_path):
+def test_a_revision_of_a_folder_is_refused(source, out):
     for make, options in (
         (convert_checkpoint, {"source": source, "revision": "v2"}),
         (init_checkpoint, {"vision": source, "language": source, "vision_revision": "v2"}),
@@ -291,8 +285,8 @@ def test_a_revision_of_a_folder_is_refused(source, tmp_path):
         (init_checkpoint, {"vision": source, "language": f"{source}/model.gguf", "language_revision": "v2"}),
     ):
         with refused("revision='v2' is one of a repository on the Hub, but", "source is a folder"):
-            make(out=tmp_path / "out", **options)
-        assert not (tmp_path / "out").exists()
+            make(out=out, **options)
+        assert not out.exists()
 
 
 def test_tiles_that_are_asked_for_are_cut_from_a_checkpoint_without_tiles(tmp_path):
@@ -304,9 +298,9 @@ def test_tiles_that_are_asked_for_are_cut_from_a_checkpoint_without_tiles(tmp_pa
         assert (cut.get_number_of_image_patches(side, 2 * side) > 1) == (max_patches == 6)
 
 
-def test_slicing_of_one_tile_is_said_to_have_no_effect(tmp_path):
+def test_slicing_of_one_tile_is_said_to_have_no_effect(tmp_path, out):
     source = copy_of("internvl2_llama3", tmp_path / "source", dynamic_image_size=False)
-    report = convert_checkpoint(source, tmp_path / "out", slicing="edge")
+    report = convert_checkpoint(source, out, slicing="edge")
     assert report.tokens["max_tiles"] == 1
     assert any("slicing='edge' has no effect" in note for note in report.notes)
-    assert "An image becomes one tile." in (tmp_path / "out" / "README.md").read_text()
+    assert "An image becomes one tile." in (out / "README.md").read_text()

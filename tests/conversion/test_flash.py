@@ -115,22 +115,22 @@ def test_generate_routes_tiles_as_the_formulas_say(flash, converted, tiles):
         assert (expected - unrouted).abs().max() > 1e-2
 
 
-def test_without_its_router_a_model_takes_all_tokens_of_every_tile(flash, tmp_path):
-    report = convert_checkpoint(flash, tmp_path / "out", router="drop")
+def test_without_its_router_a_model_takes_all_tokens_of_every_tile(flash, out):
+    report = convert_checkpoint(flash, out, router="drop")
     assert set(report.dropped_tensors.values()) == {"router='drop'", "InternVL3.5-Flash's code never uses it"}
-    model = load(tmp_path / "out")
+    model = load(out)
     assert model.model.tile_router is None
     ids, pixels = prompt(model)
     expected, _ = expected_logits(flash, ids[0], model.config.image_token_id, pixels, routes=False)
     torch.testing.assert_close(first_logits(model, ids, pixels), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_checkpoint_that_does_not_route_loses_the_router(flash, tmp_path):
+def test_a_checkpoint_that_does_not_route_loses_the_router(flash, tmp_path, out):
     raw = json_of(flash / "config.json")
     source = write_checkpoint(tmp_path / "source", raw | {"flash_mode": False})
-    report = convert_checkpoint(source, tmp_path / "out")
+    report = convert_checkpoint(source, out)
     assert "flash_mode is off, so the router is not used" in report.dropped_tensors.values()
-    assert load(tmp_path / "out").model.tile_router is None
+    assert load(out).model.tile_router is None
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_what_a_router_cannot_do_is_named(flash, options, said):
     not_converted(flash, said, ValueError, **options)
 
 
-def test_a_router_can_be_dropped_for_an_upgrade(flash, tmp_path):
-    convert_checkpoint(flash, tmp_path / "out", router="drop", projector="pvtc", lvtc=True)
-    assert load(tmp_path / "out").config.lvtc_config is not None
+def test_a_router_can_be_dropped_for_an_upgrade(flash, out):
+    convert_checkpoint(flash, out, router="drop", projector="pvtc", lvtc=True)
+    assert load(out).config.lvtc_config is not None
 
 
 def test_missing_thresholds_and_routers_are_named(flash, tmp_path):

@@ -70,18 +70,18 @@ def _error(key: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:
         if f"select_layer.{key}.vision_features" in golden(name)
     ],
 )
-def test_features_of_another_layer_are_the_reference_s(tmp_path, name, key, layer):
-    convert_checkpoint(copy_of(name, tmp_path / "source", select_layer=layer), tmp_path / "out")
+def test_features_of_another_layer_are_the_reference_s(tmp_path, out, name, key, layer):
+    convert_checkpoint(copy_of(name, tmp_path / "source", select_layer=layer), out)
     with torch.no_grad():
-        features = load(tmp_path / "out").get_image_features(golden(name)["pixel_values"], return_dict=True)
+        features = load(out).get_image_features(golden(name)["pixel_values"], return_dict=True)
     assert distance(features.pooler_output, golden(name)[f"select_layer.{key}.vision_features"]) <= FEATURES
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "hires.vision_features" in golden(name)])
-def test_position_embeddings_are_resized_to_tiles_of_another_size(tmp_path, name):
+def test_position_embeddings_are_resized_to_tiles_of_another_size(tmp_path, out, name):
     pixels = golden(name)["hires.pixel_values"]
-    convert_checkpoint(copy_of(name, tmp_path / "source", force_image_size=pixels.shape[-1]), tmp_path / "out")
-    model = load(tmp_path / "out")
+    convert_checkpoint(copy_of(name, tmp_path / "source", force_image_size=pixels.shape[-1]), out)
+    model = load(out)
     assert model.config.tile_size == pixels.shape[-1]
     with torch.no_grad():
         features = model.get_image_features(pixels, return_dict=True).pooler_output

@@ -23,11 +23,6 @@ QWEN, SHARDED, PHI3 = "internvl2_qwen2", "internvl2_internlm2", "internvl2_phi3"
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00003.safetensors"
 
 
-@pytest.fixture
-def source(tmp_path):
-    return copy_of(QWEN, tmp_path / "source")
-
-
 def moved_out(file: Path) -> None:
     """Replace a file by a link to where it now is, outside of its folder."""
     elsewhere = file.parent.parent / "elsewhere"
@@ -61,7 +56,7 @@ def test_cost_follows_no_link_either(source):
         cost.load_setup(source)
 
 
-def test_snapshot_of_the_hub_s_cache_is_read_through_its_links(tmp_path, converted):
+def test_snapshot_of_the_hub_s_cache_is_read_through_its_links(tmp_path, out, converted):
     repository = tmp_path / "models--OpenGVLab--InternVL2-1B"
     snapshot, blobs = repository / "snapshots" / "0123abc", repository / "blobs"
     copy_of(QWEN, snapshot)
@@ -69,8 +64,8 @@ def test_snapshot_of_the_hub_s_cache_is_read_through_its_links(tmp_path, convert
     for number, file in enumerate(sorted(snapshot.iterdir())):
         shutil.move(file, blobs / str(number))
         file.symlink_to(Path("../../blobs") / str(number))
-    convert_checkpoint(snapshot, tmp_path / "out")
-    require_same_tensors(tmp_path / "out", converted())
+    convert_checkpoint(snapshot, out)
+    require_same_tensors(out, converted())
 
 
 @pytest.mark.parametrize(

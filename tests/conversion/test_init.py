@@ -125,8 +125,8 @@ def require_runs_saves_and_loads(folder: Path, copy_to: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TOWERS)
-def test_tower_stays_as_it_is(kind, sources, tmp_path):
-    folder, out = sources(TOWER, kind), tmp_path / "out"
+def test_tower_stays_as_it_is(kind, sources, tmp_path, out):
+    folder = sources(TOWER, kind)
     report = init_checkpoint(out, vision=folder, language=sources(LANGUAGE, "qwen2"), max_patches=2)
     tower, model = source_tower(kind, folder, tmp_path), load(out)
     expected, found = (
@@ -147,8 +147,8 @@ def test_tower_stays_as_it_is(kind, sources, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LANGUAGES)
-def test_language_model_stays_as_it_is(kind, sources, tmp_path):
-    folder, out = sources(LANGUAGE, kind), tmp_path / "out"
+def test_language_model_stays_as_it_is(kind, sources, tmp_path, out):
+    folder = sources(LANGUAGE, kind)
     init_checkpoint(out, vision=sources(TOWER, "clip_vision"), language=folder, max_patches=2)
     expected, model = source_language_model(kind, folder, tmp_path), load(out)
     known = KNOWN if kind in LANGUAGES[:6] else model.config.text_config.vocab_size
@@ -168,15 +168,15 @@ def test_language_model_stays_as_it_is(kind, sources, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_vocabulary_grows_by_rows_near_the_mean(tied, sources, tmp_path):
+def test_vocabulary_grows_by_rows_near_the_mean(tied, sources, tmp_path, out):
     language = save_language("llama", tmp_path / "language", vocab_size=KNOWN, tie_word_embeddings=tied)
-    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip_vision"), language=language)
-    model, source = load(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(language)
+    init_checkpoint(out, vision=sources(TOWER, "clip_vision"), language=language)
+    model, source = load(out), AutoModelForCausalLM.from_pretrained(language)
     size = model.config.text_config.vocab_size
     assert size % 64 == 0
     assert KNOWN + 3 <= size < KNOWN + 3 + 64
     names = {"model.language_model.embed_tokens.weight", "lm_head.weight"}
-    assert ("lm_head.weight" in load_all(tmp_path / "out")) is not tied
+    assert ("lm_head.weight" in load_all(out)) is not tied
     for name in names:
         found = model.get_parameter(name)
         old = source.get_input_embeddings().weight if "embed" in name else source.lm_head.weight
@@ -184,7 +184,7 @@ def test_vocabulary_grows_by_rows_near_the_mean(tied, sources, tmp_path):
         distance = (found[KNOWN:] - old.mean(0)) / old.std(0, correction=0)
         assert 0.015 < distance.std() < 0.025
         assert distance.abs().max() < 0.1
-    processor = InternVLXProcessor.from_pretrained(tmp_path / "out")
+    processor = InternVLXProcessor.from_pretrained(out)
     assert processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKENS) == [KNOWN, KNOWN + 1, KNOWN + 2]
     assert model.config.image_token_id == KNOWN + 2
 
@@ -204,10 +204,10 @@ def test_the_seed_settles_every_byte(sources, tmp_path):
     assert any("multi_modal_projector" in name for name in changed)
 
 
-def test_command_says_what_it_made_and_the_card_names_both_parts(sources, tmp_path, capsys):
+def test_command_says_what_it_made_and_the_card_names_both_parts(sources, tmp_path, out, capsys):
     arguments = ["--vision", str(sources(TOWER, "clip")), "--language", str(sources(LANGUAGE, "qwen2")), "--verify"]
     arguments += ["--projector", '{"projector_type": "pvtc", "num_heads": 8}', "--lvtc", "--slicing", "area"]
-    assert main(["init", str(tmp_path / "out"), *arguments, "--downsample-ratio", "0.25", "--max-patches", "3"]) == 0
+    assert main(["init", str(out), *arguments, "--downsample-ratio", "0.25", "--max-patches", "3"]) == 0
     printed = capsys.readouterr()
     assert "needs training: model.multi_modal_projector" in printed.out
     assert "needs training: model.lvtc" in printed.out
@@ -219,28 +219,28 @@ def test_command_says_what_it_made_and_the_card_names_both_parts(sources, tmp_pa
     assert "vision tower of `vision_tower-clip` and the language model of `language_model-qwen2`" in card
     assert (tmp_path / "out/LICENSES/vision_tower-LICENSE").read_text() == "of the tower"
     assert (tmp_path / "out/LICENSES/language_model-LICENSE").read_text() == "of the language model"
-    processor = InternVLXProcessor.from_pretrained(tmp_path / "out").image_processor
+    processor = InternVLXProcessor.from_pretrained(out).image_processor
     assert list(processor.image_mean) == [0.4, 0.5, 0.6]
     assert list(processor.image_std) == [0.2, 0.3, 0.4]
     assert (processor.slicing, processor.max_patches, processor.size.height) == ("area", 3, 32)
 
 
-def test_auto_classes_load_it_with_its_own_code(sources, tmp_path, monkeypatch):
+def test_auto_classes_load_it_with_its_own_code(sources, tmp_path, out, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "llama"))
-    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    init_checkpoint(out, vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "llama"))
+    model = AutoModel.from_pretrained(out, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(out, trust_remote_code=True)
     inputs = chat(processor)
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_each_part_keeps_its_dtype_unless_one_is_given(sources, tmp_path):
+def test_each_part_keeps_its_dtype_unless_one_is_given(sources, tmp_path, out):
     language = save_language("qwen2", tmp_path / "language")
     edit_tensors(language, lambda tensors: tensors.update({name: x.bfloat16() for name, x in tensors.items()}))
     vision = sources(TOWER, "clip")
-    report = init_checkpoint(tmp_path / "out", vision=vision, language=language)
-    stored = load_all(tmp_path / "out")
+    report = init_checkpoint(out, vision=vision, language=language)
+    stored = load_all(out)
     dtypes = {name.split(".")[1]: tensor.dtype for name, tensor in stored.items() if name.startswith("model.")}
     assert dtypes == {
         "vision_tower": torch.float32,
@@ -253,9 +253,9 @@ def test_each_part_keeps_its_dtype_unless_one_is_given(sources, tmp_path):
     assert {tensor.dtype for tensor in load_all(tmp_path / "half").values()} == {torch.float16}
 
 
-def test_own_chat_template_writes_what_it_wrote_and_images_too(sources, tmp_path):
-    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "qwen2"))
-    processor = InternVLXProcessor.from_pretrained(tmp_path / "out")
+def test_own_chat_template_writes_what_it_wrote_and_images_too(sources, out):
+    init_checkpoint(out, vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "qwen2"))
+    processor = InternVLXProcessor.from_pretrained(out)
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
@@ -272,35 +272,35 @@ def test_own_chat_template_writes_what_it_wrote_and_images_too(sources, tmp_path
     assert prompt == "<|im_start|>user\n<IMG_CONTEXT>\n<|im_end|>\n"
 
 
-def test_template_whose_answers_change_later_is_said_to_train_nothing(sources, tmp_path):
+def test_template_whose_answers_change_later_is_said_to_train_nothing(sources, tmp_path, out):
     only_last = CHATML.replace("message['content']", "(message['content'] if loop.last else 'older')")
     language = save_language("llama", tmp_path / "language", template=only_last)
-    report = init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=language)
+    report = init_checkpoint(out, vision=sources(TOWER, "clip"), language=language)
     assert any("cannot be trained" in note for note in report.notes)
 
 
-def test_named_template_brings_its_tokens_and_trains(sources, tmp_path):
+def test_named_template_brings_its_tokens_and_trains(sources, tmp_path, out):
     language = save_language("llama", tmp_path / "language", template=None)
-    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=language, template="phi3-chat")
-    processor = InternVLXProcessor.from_pretrained(tmp_path / "out")
+    init_checkpoint(out, vision=sources(TOWER, "clip"), language=language, template="phi3-chat")
+    processor = InternVLXProcessor.from_pretrained(out)
     require_generation_marks(processor.chat_template, "training")
     tokens = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     ids = processor.tokenizer.convert_tokens_to_ids(tokens)
     assert sorted(ids) == list(range(KNOWN + 3, KNOWN + 7))
-    assert ids[-1] in load(tmp_path / "out").generation_config.eos_token_id
+    assert ids[-1] in load(out).generation_config.eos_token_id
 
 
-def test_template_may_be_a_file(sources, tmp_path):
+def test_template_may_be_a_file(sources, tmp_path, out):
     language = save_language("llama", tmp_path / "language", template=None)
     template = tmp_path / "own.jinja"
     template.write_text(CHATML.replace("<|im_end|>", "<|endoftext|>"))
-    init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=language, template=str(template))
-    processor = InternVLXProcessor.from_pretrained(tmp_path / "out")
+    init_checkpoint(out, vision=sources(TOWER, "clip"), language=language, template=str(template))
+    processor = InternVLXProcessor.from_pretrained(out)
     prompt = processor.apply_chat_template([{"role": "user", "content": "a"}])
     assert prompt == "<|im_start|>user\na<|endoftext|>\n"
 
 
-def test_gguf_file_is_read_by_transformers(sources, tmp_path, monkeypatch):
+def test_gguf_file_is_read_by_transformers(sources, tmp_path, out, monkeypatch):
     """The package gguf is not installed for the tests: transformers is asked for the file and gives its dequantized model."""
     language = save_language("llama", tmp_path / "language")
     (language / "model.gguf").write_bytes(b"GGUF")
@@ -324,7 +324,7 @@ def test_gguf_file_is_read_by_transformers(sources, tmp_path, monkeypatch):
 
     for auto_class in (AutoModelForCausalLM, AutoTokenizer):
         monkeypatch.setattr(auto_class, "from_pretrained", loader(auto_class))
-    report = init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=f"{language}/model.gguf")
+    report = init_checkpoint(out, vision=sources(TOWER, "clip"), language=f"{language}/model.gguf")
     assert (tmp_path / "out/LICENSES/language_model-LICENSE").read_text() == "of the language model"
     part = report.parts[LANGUAGE]
     assert (part["source"], part["source_card"]) == ("model.gguf", {"license": "llama3"})
@@ -332,18 +332,18 @@ def test_gguf_file_is_read_by_transformers(sources, tmp_path, monkeypatch):
     assert not (tmp_path / "out/.language").exists()
     monkeypatch.undo()
     source = AutoModelForCausalLM.from_pretrained(language)
-    assert torch.equal(load(tmp_path / "out").lm_head.weight[:KNOWN], source.lm_head.weight[:KNOWN])
+    assert torch.equal(load(out).lm_head.weight[:KNOWN], source.lm_head.weight[:KNOWN])
 
 
-def test_gguf_file_without_the_package_says_what_to_install(sources, tmp_path, monkeypatch):
+def test_gguf_file_without_the_package_says_what_to_install(sources, tmp_path, out, monkeypatch):
     def load_nothing(*_, **__):
         raise ImportError("Please install torch and gguf")
 
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load_nothing)
     with refused("pip install gguf"):
-        init_checkpoint(tmp_path / "out", vision=sources(TOWER, "clip"), language=tmp_path / "model.gguf")
-    assert not (tmp_path / "out").exists()
+        init_checkpoint(out, vision=sources(TOWER, "clip"), language=tmp_path / "model.gguf")
+    assert not out.exists()
 
 
 def _swap(name):
@@ -387,11 +387,11 @@ def _gguf(parts):
         (_gguf, {}, "model.gguf: … load"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named_and_leaves_nothing(change, options, said, tmp_path):
+def test_what_does_not_fit_is_named_and_leaves_nothing(change, options, said, tmp_path, out):
     parts = {"vision": save_tower("clip_vision", tmp_path / "tower")}
     parts["language"] = save_language("qwen2", tmp_path / "words")
     before = names(tmp_path)
     change(parts)
     with refused(said, by=(ValueError, OSError)):
-        init_checkpoint(tmp_path / "out", **parts, **options)
+        init_checkpoint(out, **parts, **options)
     assert [name for name in names(tmp_path) if "lock" not in name] == before

@@ -66,12 +66,12 @@ def require_equal_answers(found: dict[str, torch.Tensor], expected: dict[str, to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_converted_llava_answers_the_same(tmp_path, name):
+def test_converted_llava_answers_the_same(tmp_path, out, name):
     settings = CASES[name]
     processor = llava_processor(settings["tower"])
     expected = answers(save_llava(tmp_path / "llava", **settings), processor)
-    assert convert_checkpoint(tmp_path / "llava", tmp_path / "out").exact
-    require_equal_answers(answers(load(tmp_path / "out"), processor), expected)
+    assert convert_checkpoint(tmp_path / "llava", out).exact
+    require_equal_answers(answers(load(out), processor), expected)
 
 
 def module_names(tensors: dict) -> dict:
@@ -95,7 +95,7 @@ def wrapped_tower(tensors: dict) -> dict:
 
 
 @pytest.mark.parametrize("naming", [module_names, wrapped_tower, "bin", "shards"])
-def test_every_file_format_and_naming_of_llava_is_read(tmp_path, naming):
+def test_every_file_format_and_naming_of_llava_is_read(tmp_path, out, naming):
     model = save_llava(tmp_path / "llava")
     file = tmp_path / "llava/model.safetensors"
     if naming == "bin":
@@ -106,10 +106,10 @@ def test_every_file_format_and_naming_of_llava_is_read(tmp_path, naming):
         assert len(list((tmp_path / "llava").glob("*.safetensors"))) > 1
     else:
         save_file(naming(load_file(file)), file)
-    report = convert_checkpoint(tmp_path / "llava", tmp_path / "out", max_shard_gigabytes=3e-4)
+    report = convert_checkpoint(tmp_path / "llava", out, max_shard_gigabytes=3e-4)
     assert report.exact
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
-    require_same_tensors(tmp_path / "out", model.state_dict())
+    assert len(list(out.glob("*.safetensors"))) > 1
+    require_same_tensors(out, model.state_dict())
 
 
 def test_verification_compares_with_transformers_llava(tmp_path):
@@ -190,11 +190,11 @@ def _as_list(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def test_pixel_settings_come_along(tmp_path):
+def test_pixel_settings_come_along(tmp_path, out):
     settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 1, "rescale_factor": 1 / 128}
     save_llava(tmp_path / "llava", image_settings=settings)
-    report = convert_checkpoint(tmp_path / "llava", tmp_path / "out")
-    ours = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+    report = convert_checkpoint(tmp_path / "llava", out)
+    ours = AutoProcessor.from_pretrained(out).image_processor
     assert {name: _as_list(getattr(ours, name)) for name in settings} == settings
     # what torch cannot resample with
     assert ours.resize_backend == "pillow"
@@ -213,9 +213,9 @@ def test_what_llava_cuts_off_is_kept(converted):
     assert red[1].max() == red[1].min()
 
 
-def test_stretching_tower_needs_no_note(tmp_path):
+def test_stretching_tower_needs_no_note(tmp_path, out):
     save_llava(tmp_path / "llava", tower="siglip")
-    notes = convert_checkpoint(tmp_path / "llava", tmp_path / "out").notes
+    notes = convert_checkpoint(tmp_path / "llava", out).notes
     assert not any("LLaVA's image processor" in note for note in notes)
 
 
@@ -280,12 +280,12 @@ def test_image_settings_that_cannot_be_kept_are_refused(llava_folder, settings, 
     not_converted(llava_folder, said)
 
 
-def test_llava_without_a_chat_template_is_told_where_to_put_one(tmp_path):
+def test_llava_without_a_chat_template_is_told_where_to_put_one(tmp_path, out):
     save_llava(tmp_path / "llava", template=None)
     not_converted(tmp_path / "llava", "no chat template. Put … chat_template.jinja")
     # the file of transformers before 4.51
     write_json(tmp_path / "llava/chat_template.json", {"chat_template": TEMPLATE})
-    convert_checkpoint(tmp_path / "llava", tmp_path / "out")
+    convert_checkpoint(tmp_path / "llava", out)
     assert "<IMG_CONTEXT>" in (tmp_path / "out/chat_template.jinja").read_text()
 
 
@@ -304,19 +304,19 @@ def logits(folder: Path, inputs: dict) -> torch.Tensor:
     return load(folder)(**inputs).logits[:, -1]
 
 
-def test_warm_pvtc_of_single_patches_answers_as_llava(tmp_path, llava_folder):
+def test_warm_pvtc_of_single_patches_answers_as_llava(out, llava_folder):
     inputs = prompt(llava_processor(), conversation())
     with torch.no_grad():
         expected = LlavaForConditionalGeneration.from_pretrained(llava_folder).eval()(**inputs).logits[:, -1]
-    report = convert_checkpoint(llava_folder, tmp_path / "out", projector="pvtc", downsample_ratio=1, verify=True)
+    report = convert_checkpoint(llava_folder, out, projector="pvtc", downsample_ratio=1, verify=True)
     assert report.checks["reference"].startswith("matches")
-    assert distance(logits(tmp_path / "out", inputs), expected) <= LOGITS
+    assert distance(logits(out, inputs), expected) <= LOGITS
 
 
-def test_warm_pvtc_starts_as_llava_s_mlp_of_each_window_s_mean(tmp_path, llava_folder):
-    report = convert_checkpoint(llava_folder, tmp_path / "out", projector="pvtc")
+def test_warm_pvtc_starts_as_llava_s_mlp_of_each_window_s_mean(tmp_path, out, llava_folder):
+    report = convert_checkpoint(llava_folder, out, projector="pvtc")
     convert_checkpoint(llava_folder, tmp_path / "kept")
-    model, kept = load(tmp_path / "out"), load(tmp_path / "kept")
+    model, kept = load(out), load(tmp_path / "kept")
     assert model.config.projector_config.query_mlp == "llava"
     assert (report.tokens["per_tile"], model.config.image_seq_length) == (16, 16)
     assert report.untrained_modules == ["model.multi_modal_projector"]
@@ -342,32 +342,32 @@ def test_warm_lvtc_expands_to_llava_s_grid_and_adds_llava_s_tokens(tmp_path, lla
     assert not stored["model.lvtc.lr_projectors.0.linear_2.weight"].any()
 
 
-def test_paper_init_is_random(tmp_path, llava_folder):
-    report = convert_checkpoint(llava_folder, tmp_path / "out", projector="pvtc", lvtc=True, init="paper")
-    config = load(tmp_path / "out").config
+def test_paper_init_is_random(out, llava_folder):
+    report = convert_checkpoint(llava_folder, out, projector="pvtc", lvtc=True, init="paper")
+    config = load(out).config
     assert (config.projector_config.query_mlp, config.lvtc_config.hr_projector_type) == ("released", "pixel_shuffle")
     assert report.derived_tensors == {}
     assert "zero" not in report.new_tensors.values()
-    inputs = prompt(AutoProcessor.from_pretrained(tmp_path / "out"), conversation())
-    assert logits(tmp_path / "out", inputs).isfinite().all()
+    inputs = prompt(AutoProcessor.from_pretrained(out), conversation())
+    assert logits(out, inputs).isfinite().all()
 
 
-def test_window_of_an_upgrade_fits_the_grid(tmp_path):
+def test_window_of_an_upgrade_fits_the_grid(tmp_path, out):
     save_llava(
         tmp_path / "llava",
         tower="siglip",
         vision_config={"image_size": 36},
         image_settings={"size": {"height": 36, "width": 36}},
     )
-    report = convert_checkpoint(tmp_path / "llava", tmp_path / "out", projector="pvtc")
+    report = convert_checkpoint(tmp_path / "llava", out, projector="pvtc")
     assert report.tokens["per_tile"] == 9  # of 9x9 patches
 
 
-def test_ratio_alone_can_be_changed(tmp_path, llava_folder):
-    report = convert_checkpoint(llava_folder, tmp_path / "out", downsample_ratio=0.25)
+def test_ratio_alone_can_be_changed(out, llava_folder):
+    report = convert_checkpoint(llava_folder, out, downsample_ratio=0.25)
     assert report.tokens["per_tile"] == 4
     assert report.untrained_modules == ["model.multi_modal_projector"]
-    assert load(tmp_path / "out").config.projector_config.projector_type == "linear"
+    assert load(out).config.projector_config.projector_type == "linear"
 
 
 # ---- back
@@ -446,10 +446,10 @@ def test_last_layer_after_the_norm_does_not_go_back(tmp_path):
     )
 
 
-def test_parts_can_be_taken_from_a_llava(tmp_path, llava_folder):
-    init_checkpoint(tmp_path / "out", vision=llava_folder, language=llava_folder)
-    source, found = load_all(llava_folder), load_all(tmp_path / "out")
+def test_parts_can_be_taken_from_a_llava(out, llava_folder):
+    init_checkpoint(out, vision=llava_folder, language=llava_folder)
+    source, found = load_all(llava_folder), load_all(out)
     norm = "language_model.norm.weight"
     assert torch.equal(found[f"model.{norm}"], source["language_model.model.norm.weight"])
     assert torch.equal(found["model.vision_tower.post_layernorm.weight"], source["vision_tower.post_layernorm.weight"])
-    assert AutoProcessor.from_pretrained(tmp_path / "out").wrap_images
+    assert AutoProcessor.from_pretrained(out).wrap_images

@@ -131,7 +131,7 @@ def test_training_data_have_the_processor_s_ids_and_labels(converted, question):
 
 
 @pytest.mark.slow
-def test_upgraded_llava_trains_and_keeps_its_prompts(llava, tmp_path):
+def test_upgraded_llava_trains_and_keeps_its_prompts(llava, tmp_path, out):
     from training_helpers import losses, run, saved_weights
 
     report = convert_checkpoint(llava, tmp_path / "base", projector="pvtc", lvtc=True, slicing="edge", max_patches=3)
@@ -139,10 +139,10 @@ def test_upgraded_llava_trains_and_keeps_its_prompts(llava, tmp_path):
     trainer = run(tmp_path, model_name_or_path=str(tmp_path / "base"), max_steps=3)
     assert len(losses(trainer)) == 3
     assert all(torch.tensor(losses(trainer)).isfinite())
-    before, after = saved_weights(tmp_path / "base"), saved_weights(tmp_path / "out")
+    before, after = saved_weights(tmp_path / "base"), saved_weights(out)
     for part in ("multi_modal_projector.local_query.linear_1.weight", "lvtc.hr_projector.linear_2.weight"):
         assert not torch.equal(before[f"model.{part}"], after[f"model.{part}"]), part
-    assert not InternVLXProcessor.from_pretrained(tmp_path / "out").wrap_images
+    assert not InternVLXProcessor.from_pretrained(out).wrap_images
 
 
 def test_cost_of_a_llava_needs_no_conversion(llava, converted, capsys):
@@ -155,8 +155,8 @@ def test_cost_of_a_llava_needs_no_conversion(llava, converted, capsys):
     assert "native" not in json.dumps(rows)
 
 
-def test_cost_of_lvtc_is_what_a_conversion_adds(llava, tmp_path):
-    convert_checkpoint(llava, tmp_path / "out", lvtc=True)
-    added = cost.load_setup(tmp_path / "out").sizes
+def test_cost_of_lvtc_is_what_a_conversion_adds(llava, out):
+    convert_checkpoint(llava, out, lvtc=True)
+    added = cost.load_setup(out).sizes
     setup = cost.load_setup(llava)
     assert setup.varied("LVTC on", "with LVTC", setup.tiling).sizes == added

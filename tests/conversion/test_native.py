@@ -167,9 +167,9 @@ def test_native_processor_takes_images(converted, monkeypatch):
     assert torch.allclose(found["pixel_values"], expected["pixel_values"], atol=0.02)
 
 
-def test_what_llama_cpp_converts_has_the_names_and_classes_that_it_looks_for(tmp_path, converted):
+def test_what_llama_cpp_converts_has_the_names_and_classes_that_it_looks_for(tmp_path, out, converted):
     """Its own conversion was run once: docs/serving.md says with what result."""
-    native, out = shutil.copytree(converted(to="internvl"), tmp_path / "native"), tmp_path / "out"
+    native = shutil.copytree(converted(to="internvl"), tmp_path / "native")
     prepare = runpy.run_path(str(ROOT / "integrations/llama_cpp/prepare.py"))["prepare"]
     prepare(native, out)
     require_same_tensors(out, module_names(load_all(native)))

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 import forked
-from conversion_helpers import GOLDEN, copy_of, golden_logits, load, not_converted
+from conversion_helpers import GOLDEN, golden_logits, load, not_converted
 from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.checkpoints.manifest import MANIFEST
 from internvlx_hf.cli import main
@@ -199,8 +199,7 @@ def test_out_that_is_not_utf_8_is_refused_before_any_work(tmp_path):
         ("LICENSES", "other", "LICENSES is not a file"),
     ],
 )
-def test_licence_that_cannot_be_copied_is_named_before_the_weights(name, target, said, tmp_path, monkeypatch):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_licence_that_cannot_be_copied_is_named_before_the_weights(name, target, said, tmp_path, source, monkeypatch):
     (source / "other").mkdir()
     (tmp_path / "secret").write_text("key")
     (source / name).parent.mkdir(exist_ok=True)
@@ -209,8 +208,7 @@ def test_licence_that_cannot_be_copied_is_named_before_the_weights(name, target,
     not_converted(source, said, LinkError)
 
 
-def test_licences_come_along_those_of_a_folder_too(tmp_path):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_licences_come_along_those_of_a_folder_too(tmp_path, source):
     texts = {
         "LICENSE": "MIT",
         "LICENCE-data": "CC",

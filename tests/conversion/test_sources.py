@@ -38,10 +38,10 @@ TEXTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("vision", [SMALL_300M, SMALL_6B], ids=["300m", "6b"])
-def test_language_models_without_golden_files_agree_with_the_slow_reference(tmp_path, text, vision):
+def test_language_models_without_golden_files_agree_with_the_slow_reference(tmp_path, out, text, vision):
     architecture, more = TEXTS[text]
     raw = raw_config(vision, *architecture, tile=56, dtype="float32", **more)
-    report = convert_checkpoint(write_checkpoint(tmp_path / "source", raw), tmp_path / "out", verify=True)
+    report = convert_checkpoint(write_checkpoint(tmp_path / "source", raw), out, verify=True)
     assert report.checks["reference"].startswith("matches the source computed independently")
 
 
@@ -98,14 +98,14 @@ def test_rope_scaling_of_every_age_comes_along(raw, expected):
     assert rope_parameters(raw) == expected
 
 
-def test_settings_come_along(tmp_path):
+def test_settings_come_along(tmp_path, out):
     tiling = {"max_dynamic_patch": 9, "min_dynamic_patch": 2, "use_thumbnail": False, "select_layer": -2}
-    convert_checkpoint(copy_of(QWEN, tmp_path / "source", **tiling), tmp_path / "out")
-    config = InternVLXConfig.from_pretrained(tmp_path / "out")
+    convert_checkpoint(copy_of(QWEN, tmp_path / "source", **tiling), out)
+    config = InternVLXConfig.from_pretrained(out)
     image_token = json_of(GOLDEN / f"{QWEN}.golden.json")["info"]["img_context_token_id"]
     assert (config.vision_feature_layer, config.dtype, config.image_token_id) == (-2, torch.float32, image_token)
     assert config.text_config.rope_parameters["rope_theta"] == 1e6
-    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(out)
     images = processor.image_processor
     assert (images.max_patches, images.min_patches, images.use_thumbnail, images.slicing) == (9, 2, False, "ratio")
     assert (images.size.height, processor.image_seq_length) == (56, 4)
@@ -127,16 +127,15 @@ def test_pictures_are_cut_as_the_checkpoint_was_made_for_unless_one_asks(convert
     assert (images.slicing, images.max_patches) == expected
 
 
-def test_single_tile_checkpoint_stays_one(tmp_path):
-    convert_checkpoint(copy_of(QWEN, tmp_path / "source", dynamic_image_size=False), tmp_path / "out")
-    images = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+def test_single_tile_checkpoint_stays_one(tmp_path, out):
+    convert_checkpoint(copy_of(QWEN, tmp_path / "source", dynamic_image_size=False), out)
+    images = AutoProcessor.from_pretrained(out).image_processor
     assert images.get_number_of_image_patches(200, 900) == 1
 
 
-def test_generation_stops_where_the_source_s_does_and_at_the_template_s_end(tmp_path, converted):
+def test_generation_stops_where_the_source_s_does_and_at_the_template_s_end(tmp_path, source, converted):
     given = GenerationConfig.from_pretrained(converted())
     assert (given.eos_token_id, given.pad_token_id) == ([561, 562, 560], 560)
-    source = copy_of(QWEN, tmp_path / "source")
     write_json(source / "generation_config.json", {"eos_token_id": 560, "do_sample": True, "top_k": 20})
     convert_checkpoint(source, tmp_path / "joined")
     joined = GenerationConfig.from_pretrained(tmp_path / "joined")
@@ -176,8 +175,7 @@ def test_generation_stops_where_the_source_s_does_and_at_the_template_s_end(tmp_
         (lambda raw: raw.update(select_layer=-9), "vision_feature_layer"),
     ],
 )
-def test_what_is_not_supported_is_named_before_anything_is_written(tmp_path, edit, said):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_what_is_not_supported_is_named_before_anything_is_written(source, edit, said):
     edit_config(source, edit)
     not_converted(source, said, ValueError)
 
@@ -195,10 +193,10 @@ def test_unknown_argument_is_named_before_anything_is_written(tmp_path, options,
     not_converted(copy_of(QWEN, tmp_path / "source"), said, ValueError, **options)
 
 
-def test_settings_that_cannot_come_along_are_noted(tmp_path):
+def test_settings_that_cannot_come_along_are_noted(tmp_path, out):
     source = copy_of(QWEN, tmp_path / "source", pad2square=True)
     edit_config(source, lambda raw: raw["vision_config"].update(drop_path_rate=0.1))
-    report = convert_checkpoint(source, tmp_path / "out")
+    report = convert_checkpoint(source, out)
     assert any("pad2square" in note for note in report.notes)
     assert any("drop_path_rate=0.1" in note for note in report.notes)
 

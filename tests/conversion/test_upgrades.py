@@ -47,8 +47,8 @@ def test_warm_pvtc_answers_as_the_original(converted, name):
     ],
     ids=["warm_pvtc", "paper_pvtc", "lvtc"],
 )
-def test_verification_compares_what_should_be_equal(tmp_path, options, found):
-    checks = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", verify=True, **options).checks
+def test_verification_compares_what_should_be_equal(out, options, found):
+    checks = convert_checkpoint(GOLDEN / QWEN, out, verify=True, **options).checks
     assert checks["reference"].startswith(found)
 
 
@@ -69,30 +69,30 @@ def test_every_part_of_a_warm_upgrade_learns_from_the_second_step_on(converted, 
     assert [name for name, value in upgraded.named_parameters() if not value.grad.any()] == []
 
 
-def test_report_says_which_tensors_are_new_and_how_they_start(tmp_path):
-    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", projector="pvtc")
-    saved = json_of(tmp_path / "out" / "conversion_report.json")
+def test_report_says_which_tensors_are_new_and_how_they_start(out):
+    report = convert_checkpoint(GOLDEN / QWEN, out, projector="pvtc")
+    saved = json_of(out / "conversion_report.json")
     assert saved["new_tensors"] == report.new_tensors
-    stored = load_file(tmp_path / "out" / "model.safetensors")
+    stored = load_file(out / "model.safetensors")
     of_projector = {name for name in stored if name.startswith(PROJECTOR)}
     assert of_projector == report.new_tensors.keys() | report.derived_tensors.keys()
     zero = {name for name in of_projector if not stored[name].any()}
     assert zero == {name for name, start in report.new_tensors.items() if start == "zero"}
     assert report.derived_tensors[f"{PROJECTOR}.local_query.linear_2.bias"] == f"{PROJECTOR}.linear_2.bias"
     assert not report.exact
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (out / "README.md").read_text()
     assert "need training" in card
     assert f"`{PROJECTOR}`" in card
 
 
 @pytest.mark.parametrize("options", [{"projector": "pvtc"}, {"projector": "pvtc", "lvtc": True}], ids=["pvtc", "both"])
-def test_paper_init_starts_as_the_model_itself_does(tmp_path, options):
-    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", init="paper", **options)
-    stored = load_file(tmp_path / "out" / "model.safetensors")
+def test_paper_init_starts_as_the_model_itself_does(out, options):
+    report = convert_checkpoint(GOLDEN / QWEN, out, init="paper", **options)
+    stored = load_file(out / "model.safetensors")
     torch.manual_seed(0)
-    fresh = InternVLXForConditionalGeneration(load(tmp_path / "out").config).state_dict()
+    fresh = InternVLXForConditionalGeneration(load(out).config).state_dict()
     assert report.derived_tensors == {}
-    assert load(tmp_path / "out").config.projector_config.query_mlp == "released"
+    assert load(out).config.projector_config.query_mlp == "released"
     for name in report.new_tensors:
         # two draws of so many numbers: the means differ by 1.4 standard errors, as a rule
         error = fresh[name].std().item() / fresh[name].numel() ** 0.5
@@ -144,8 +144,8 @@ def weigh_children(layer, args, kwargs):
     return args, kwargs | {"attention_mask": kwargs["attention_mask"] - shared}
 
 
-def test_empty_settings_of_lvtc_are_its_defaults(tmp_path):
-    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", lvtc={})
+def test_empty_settings_of_lvtc_are_its_defaults(out):
+    report = convert_checkpoint(GOLDEN / QWEN, out, lvtc={})
     assert any(module.startswith("model.lvtc") for module in report.untrained_modules)
     for options in (ConversionOptions, InitOptions):
         assert options(lvtc={}) == options(lvtc=True) != options()
@@ -171,12 +171,12 @@ def test_upgrades_combine(converted):
     assert distance(*(golden_logits(load(folder), INTERNLM2) for folder in folders)) <= LOGITS
 
 
-def test_paper_s_layout_a_quarter_of_the_tokens_first(tmp_path, converted):
-    report = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", downsample_ratio=0.25, lvtc={"downsample_ratio": 0.5})
+def test_paper_s_layout_a_quarter_of_the_tokens_first(out, converted):
+    report = convert_checkpoint(GOLDEN / QWEN, out, downsample_ratio=0.25, lvtc={"downsample_ratio": 0.5})
     assert (report.tokens["per_tile"], report.tokens["per_tile_expanded"]) == (1, 4)
-    config = load(tmp_path / "out").config
+    config = load(out).config
     assert (config.image_seq_length, config.lvtc_config.expanded_positions) == (1, "counted")
-    stored, source = load_all(tmp_path / "out"), load_all(converted())
+    stored, source = load_all(out), load_all(converted())
     for name in ("layer_norm.weight", "linear_1.weight", "linear_2.weight", "linear_2.bias"):
         assert torch.equal(stored[f"model.lvtc.hr_projector.{name}"], source[f"{PROJECTOR}.{name}"])
     assert report.new_tensors == {}
