@@ -381,7 +381,16 @@ def test_a_rotated_tiff_is_rotated_once(tmp_path, do_exif_transpose):
 # ---- saving, memory, devices
 
 
-CODE = {"image_files", "image_processing_internvlx", "image_sources", "pdf_files", "resizing", "public_hosts", "rvtc"}
+CODE = {
+    "image_files",
+    "image_headers",
+    "image_processing_internvlx",
+    "image_sources",
+    "pdf_files",
+    "resizing",
+    "public_hosts",
+    "rvtc",
+}
 
 
 def test_a_saved_processor_comes_back_with_its_code(tmp_path):
