@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import internvlx
 from data_cases import write_lines
 from internvlx_hf.chat.record_answers import answer_records
-from internvlx_hf.cli import main
 from internvlx_hf.data import load_training_data
 from internvlx_hf.evaluation.answering import Answerer
 from json_files import lines_of, write_json
@@ -169,12 +169,9 @@ def test_the_command_writes_data_that_train_reads(answerer, tmp_path, monkeypatc
     questions, out = write_questions(tmp_path), tmp_path / "answers" / "all.jsonl"
     monkeypatch.setattr("internvlx_hf.chat.load_answerer", lambda *args, **kwargs: answerer)
     command = ["answer", "tiny", str(questions), str(out)]
-    assert main(command) == 1
-    assert "there is no folder" in capsys.readouterr().err
+    assert "there is no folder" in internvlx(capsys, *command, status=1).err
     out.parent.mkdir()
-    assert main(command) == 0
-    assert "all.jsonl: 4 answers, 1 had an answer" in capsys.readouterr().err
-    assert main([*command[:3], str(questions)]) == 1
-    assert "is the data itself" in capsys.readouterr().err
+    assert "all.jsonl: 4 answers, 1 had an answer" in internvlx(capsys, *command).err
+    assert "is the data itself" in internvlx(capsys, *command[:3], questions, status=1).err
     monkeypatch.chdir(out.parent)
     assert run(tmp_path, train_data=str(out), max_steps=2).state.global_step == 2

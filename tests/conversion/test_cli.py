@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import internvlx_hf
+from commands import internvlx
 from conversion_helpers import GOLDEN, copy_of, edit_tensors
 from internvlx_hf.checkpoints import folders
 from internvlx_hf.cli import main
@@ -42,8 +43,7 @@ def test_a_ratio_that_is_none_is_refused(text, capsys):
 
 
 def test_command_says_its_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"internvlx-hf {internvlx_hf.__version__}\n"
+    assert internvlx(capsys, "--version").out == f"internvlx-hf {internvlx_hf.__version__}\n"
 
 
 def test_command_whose_reader_has_gone_ends_without_a_word():
@@ -56,8 +56,7 @@ def test_command_whose_reader_has_gone_ends_without_a_word():
 
 
 def test_convert_prints_what_it_did_and_verified(out, capsys):
-    assert main(["convert", str(GOLDEN / QWEN), str(out), "--verify", "--slicing", "edge"]) == 0
-    printed = capsys.readouterr()
+    printed = internvlx(capsys, "convert", GOLDEN / QWEN, out, "--verify", "--slicing", "edge")
     assert "65 tensors converted, 0 dropped, 0 new, 0 derived" in printed.out
     assert "verified tensors: 73 tensors of the right shapes, all finite" in printed.out
     assert "verified reference: matches the source computed independently" in printed.out
@@ -79,8 +78,10 @@ def test_lvtc_takes_its_configuration_as_json(tmp_path, out, capsys):
     assert main(arguments) == 0
     config = json_of(out / "config.json")
     assert config["lvtc_config"]["hr_projector_type"] is None
-    assert main([*arguments[:2], str(tmp_path / "plain"), "--lvtc", "--init", "paper"]) == 0
-    assert "needs training: model.lvtc.hr_projector" in capsys.readouterr().out
+    assert (
+        "needs training: model.lvtc.hr_projector"
+        in internvlx(capsys, *arguments[:2], tmp_path / "plain", "--lvtc", "--init", "paper").out
+    )
 
 
 @pytest.mark.parametrize("settings", ["source-folder", "17", "[17]"])
@@ -93,8 +94,7 @@ def test_wrong_lvtc_settings_are_named(settings, capsys):
 
 def test_failure_is_one_line_and_a_status(source, out, capsys):
     edit_tensors(source, lambda tensors: tensors.pop("mlp1.0.bias"))
-    assert main(["convert", str(source), str(out)]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    error = internvlx(capsys, "convert", source, out, status=1).err.strip().splitlines()[-1]
     assert error.startswith("internvlx: ")
     assert "missing: mlp1.0.bias" in error
     assert not out.exists()
@@ -102,8 +102,7 @@ def test_failure_is_one_line_and_a_status(source, out, capsys):
 
 def test_interrupt_says_so(tmp_path, out, capsys, monkeypatch):
     monkeypatch.setattr(module, "write_weights", interrupt)
-    assert main(["convert", str(GOLDEN / QWEN), str(out)]) == 130
-    assert "interrupted, nothing was written" in capsys.readouterr().err
+    assert "interrupted, nothing was written" in internvlx(capsys, "convert", GOLDEN / QWEN, out, status=130).err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import internvlx
 from conversion_helpers import GOLDEN, copy_of, edit_config, not_converted, require_same_tensors
 from internvlx_hf import cost
 from internvlx_hf.chat import load_answerer
@@ -14,7 +15,6 @@ from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.checkpoints.folders import MAX_ADDED_TOKENS
 from internvlx_hf.checkpoints.json_files import read_json
 from internvlx_hf.checkpoints.names import FILES
-from internvlx_hf.cli import main
 from internvlx_hf.conversion import CheckpointError, convert_checkpoint
 from json_files import edit_json, json_of, write_json
 from refusals import refused
@@ -153,8 +153,7 @@ def test_same_value_twice_is_not_ambiguous(tmp_path):
 @pytest.mark.parametrize("content", ["[]", '{"a": '])
 def test_every_file_that_is_read_is_named_where_it_is_broken(source, capsys, file, content):
     (source / file).write_text(content)
-    assert main(["convert", str(source), str(source.parent / "out")]) == 1
-    error = capsys.readouterr().err
+    error = internvlx(capsys, "convert", source, source.parent / "out", status=1).err
     assert f"/{file}" in error
     assert "Traceback" not in error
 

@@ -10,13 +10,14 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, CLIPModel, SiglipModel
 from transformers.quantizers import AutoHfQuantizer
 
+from commands import internvlx
 from conversion_helpers import GOLDEN, edit_json, edit_tensors, load_all, require_same_tensors
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
-from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint, init_checkpoint
 from internvlx_hf.conversion.parts import LANGUAGE, TOWER, WRAPPER
 from internvlx_hf.processing.chat_templates import require_generation_marks
 from json_files import json_of
+from message_cases import encode
 from part_sources import (
     CHATML,
     LANGUAGES,
@@ -86,15 +87,9 @@ def language_part(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def chat(processor, *, color: str = "red") -> dict:
-    content = [{"type": "image", "image": Image.new("RGB", (40, 30), color)}, {"type": "text", "text": "What is it?"}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+def chat(processor) -> dict:
+    content = [{"type": "image", "image": Image.new("RGB", (40, 30), "red")}, {"type": "text", "text": "What is it?"}]
+    return encode([{"role": "user", "content": content}], processor, add_generation_prompt=True)
 
 
 def train_a_step(model, inputs) -> None:
@@ -175,17 +170,15 @@ def test_vocabulary_grows_by_rows_near_the_mean(tied, sources, tmp_path, out):
     size = model.config.text_config.vocab_size
     assert size % 64 == 0
     assert KNOWN + 3 <= size < KNOWN + 3 + 64
-    names = {"model.language_model.embed_tokens.weight", "lm_head.weight"}
     assert ("lm_head.weight" in load_all(out)) is not tied
-    for name in names:
-        found = model.get_parameter(name)
-        old = source.get_input_embeddings().weight if "embed" in name else source.lm_head.weight
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        found, old = (getattr(each, part)().weight for each in (model, source))
         assert torch.equal(found[:KNOWN], old)
         distance = (found[KNOWN:] - old.mean(0)) / old.std(0, correction=0)
         assert 0.015 < distance.std() < 0.025
         assert distance.abs().max() < 0.1
-    processor = InternVLXProcessor.from_pretrained(out)
-    assert processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKENS) == [KNOWN, KNOWN + 1, KNOWN + 2]
+    tokenizer = InternVLXProcessor.from_pretrained(out).tokenizer
+    assert tokenizer.convert_tokens_to_ids(IMAGE_TOKENS) == [KNOWN, KNOWN + 1, KNOWN + 2]
     assert model.config.image_token_id == KNOWN + 2
 
 
@@ -207,8 +200,7 @@ def test_the_seed_settles_every_byte(sources, tmp_path):
 def test_command_says_what_it_made_and_the_card_names_both_parts(sources, tmp_path, out, capsys):
     arguments = ["--vision", str(sources(TOWER, "clip")), "--language", str(sources(LANGUAGE, "qwen2")), "--verify"]
     arguments += ["--projector", '{"projector_type": "pvtc", "num_heads": 8}', "--lvtc", "--slicing", "area"]
-    assert main(["init", str(out), *arguments, "--downsample-ratio", "0.25", "--max-patches", "3"]) == 0
-    printed = capsys.readouterr()
+    printed = internvlx(capsys, "init", out, *arguments, "--downsample-ratio", "0.25", "--max-patches", "3")
     assert "needs training: model.multi_modal_projector" in printed.out
     assert "needs training: model.lvtc" in printed.out
     assert "verified tensors" in printed.out
@@ -238,18 +230,14 @@ def test_auto_classes_load_it_with_its_own_code(sources, tmp_path, out, monkeypa
 def test_each_part_keeps_its_dtype_unless_one_is_given(sources, tmp_path, out):
     language = save_language("qwen2", tmp_path / "language")
     edit_tensors(language, lambda tensors: tensors.update({name: x.bfloat16() for name, x in tensors.items()}))
-    vision = sources(TOWER, "clip")
-    report = init_checkpoint(out, vision=vision, language=language)
-    stored = load_all(out)
-    dtypes = {name.split(".")[1]: tensor.dtype for name, tensor in stored.items() if name.startswith("model.")}
-    assert dtypes == {
-        "vision_tower": torch.float32,
-        "multi_modal_projector": torch.bfloat16,
-        "language_model": torch.bfloat16,
-    }
+    parts = {"vision": sources(TOWER, "clip"), "language": language}
+    report = init_checkpoint(out, **parts)
+    dtypes = {name.split(".")[1]: x.dtype for name, x in load_all(out).items() if name.startswith("model.")}
+    half = dict.fromkeys(("multi_modal_projector", "language_model"), torch.bfloat16)
+    assert dtypes == {"vision_tower": torch.float32, **half}
     assert report.dtype == "bfloat16"
     assert any("dtype='auto'" in note for note in report.notes)
-    init_checkpoint(tmp_path / "half", vision=vision, language=language, dtype="float16")
+    init_checkpoint(tmp_path / "half", **parts, dtype="float16")
     assert {tensor.dtype for tensor in load_all(tmp_path / "half").values()} == {torch.float16}
 
 

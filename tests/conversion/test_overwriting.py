@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 import forked
+from commands import internvlx
 from conversion_helpers import GOLDEN, golden_logits, load, not_converted
 from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.checkpoints.manifest import MANIFEST
@@ -52,8 +53,10 @@ def test_interrupt_says_that_the_new_folder_is_in_its_place(out, monkeypatch, ca
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     old = json_of(out / MANIFEST)["run"]
-    assert main(["convert", str(GOLDEN / QWEN), str(out), "--overwrite"]) == 130
-    assert f"internvlx: interrupted, {out} had already been written\n" in capsys.readouterr().err
+    assert (
+        f"internvlx: interrupted, {out} had already been written\n"
+        in internvlx(capsys, "convert", GOLDEN / QWEN, out, "--overwrite", status=130).err
+    )
     assert json_of(out / MANIFEST)["run"] != old
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
+from commands import complaint, internvlx
 from image_cases import random_image
 from internvlx_hf import InternVLXImageProcessor, cost
-from internvlx_hf.cli import main
 from internvlx_hf.cost import CostModel
 from internvlx_hf.cost.flops import decode_flops
 from internvlx_hf.cost.images import ImageSizes
@@ -43,8 +43,7 @@ def photos(tmp_path):
 
 
 def run(capsys, *arguments) -> str:
-    assert main(["cost", *map(str, arguments)]) == 0
-    return capsys.readouterr().out
+    return internvlx(capsys, "cost", *arguments).out
 
 
 def rows_of(capsys, *arguments) -> dict:
@@ -52,13 +51,7 @@ def rows_of(capsys, *arguments) -> dict:
 
 
 def fails(capsys, *arguments) -> str:
-    """The one line that says why; nothing else is printed."""
-    assert main(["cost", *map(str, arguments)]) == 1
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.startswith("internvlx: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+    return complaint(capsys, "cost", *arguments)
 
 
 def test_a_folder_is_measured_with_all_below_upright(photos):
@@ -115,8 +108,7 @@ def test_a_file_that_is_not_an_image_is_named(photos, capsys):
     assert "Where the prefill's FLOPs go in this model, on average\n" in text
     skipped = rows_of(capsys, photos, "--skip-broken")["skipped"]
     assert [os.path.basename(name) for name in skipped] == ["broken.png"]
-    assert main(["cost", str(photos), "--skip-broken", "--csv"]) == 0
-    printed = capsys.readouterr()
+    printed = internvlx(capsys, "cost", photos, "--skip-broken", "--csv")
     assert "broken.png" not in printed.out
     assert "Skipped" in printed.err
     assert "broken.png" in printed.err
@@ -389,8 +381,7 @@ def test_costs_with_a_tile_router_are_called_upper_bounds():
 )
 def test_the_cost_before_a_conversion_is_that_of_the_result(capsys, tmp_path, options):
     source = GOLDEN / "checkpoints" / "internvl2_llama3"
-    assert main(["convert", str(source), str(tmp_path / "out"), *options]) == 0
-    capsys.readouterr()
+    internvlx(capsys, "convert", source, tmp_path / "out", *options)
     before, after = (
         rows_of(capsys, "--size", "70x50", "--model", model, *given)
         for model, given in ((source, options), (tmp_path / "out", ()))

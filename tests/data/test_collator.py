@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import Trainer
 
+from conversion_helpers import require_same_tensors
 from data_cases import training_arguments
 from image_cases import random_image
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
@@ -161,30 +162,20 @@ def test_rows_are_padded_on_the_right_and_padding_carries_no_loss(processor):
 
 
 def test_images_may_come_as_objects_paths_bytes_or_inside_the_messages(processor, tmp_path):
-    path = tmp_path / "a.png"
-    picture(2 * TILE).save(path)
-    part = {"type": "text", "text": "What?", "image": None}
+    image, path = picture(2 * TILE), tmp_path / "a.png"
+    image.save(path)
     answer = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
 
-    def sample(*images, **source):
-        content = [{"type": "image", "text": None, **source}, part]
-        return {"messages": [{"role": "user", "content": content}, answer], "images": list(images)}
+    def batch_of(*images, **source):
+        content = [{"type": "image", "text": None, **source}, {"type": "text", "text": "What?", "image": None}]
+        sample = {"messages": [{"role": "user", "content": content}, answer], "images": list(images)}
+        return InternVLXDataCollator(processor)([sample])
 
-    samples = [
-        sample(picture(2 * TILE)),
-        sample(str(path)),
-        sample(path),
-        sample({"bytes": path.read_bytes(), "path": None}),
-        sample({"bytes": None, "path": str(path)}),
-        sample(image=picture(2 * TILE)),
-        sample(path=str(path)),
-        sample(np.asarray(picture(2 * TILE))),
-    ]
-    batches = [InternVLXDataCollator(processor)([sample]) for sample in samples]
-    for batch in batches[1:]:
-        assert batch.keys() == batches[0].keys()
-        for name in batch:
-            assert torch.equal(batch[name], batches[0][name])
+    expected = batch_of(image)
+    given = [str(path), path, np.asarray(image)]
+    given += [{"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}]
+    for batch in (*map(batch_of, given), batch_of(image=image), batch_of(path=str(path))):
+        require_same_tensors(batch, expected)
 
 
 @pytest.mark.parametrize("asked", ["{}\nWhich?", [{"type": "image"}, {"type": "text", "text": "Which?"}], "Which?"])

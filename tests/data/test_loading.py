@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from conversion_helpers import require_same_tensors
 from data_cases import answers, numbers, record, save_picture, write_lines
 from internvlx_hf.data.datasets import RecordSet
 from internvlx_hf.data.records import JsonArray, JsonLines
@@ -49,12 +50,12 @@ def test_samples_with_settings_of_their_own_can_share_a_batch(processor, tmp_pat
     write_lines(tmp_path / "a.jsonl", [record(0, "wide.png")])
     entry = {"root": str(tmp_path), "annotation": str(tmp_path / "a.jsonl")}
     write_json(tmp_path / "meta.json", {"a": entry, "b": entry | {"max_dynamic_patch": 1}, "c": entry})
-    data = load_training_data(tmp_path / "meta.json", processor)
-    assert [data[i].num_tiles for i in range(3)] == [[7], [1], [7]]
-    collator = InternVLXDataCollator(processor)
-    together = collator([data[i] for i in range(3)])["pixel_values"]
-    apart = torch.cat([collator([data[i]])["pixel_values"] for i in range(3)])
-    assert torch.equal(together, apart)
+    samples = list(load_training_data(tmp_path / "meta.json", processor))
+    assert [sample.num_tiles for sample in samples] == [[7], [1], [7]]
+    together, *apart = (
+        InternVLXDataCollator(processor)(batch)["pixel_values"] for batch in (samples, *([each] for each in samples))
+    )
+    assert torch.equal(together, torch.cat(apart))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_records_are_read_from_their_place_in_the_file(tmp_path):
 def test_datasets_of_messages_and_images_give_the_same_samples_from_memory_disk_and_parquet(
     processor, tmp_path, annotations, rows
 ):
-    lines = load_training_data(annotations, processor)
+    collator, lines = InternVLXDataCollator(processor), list(load_training_data(annotations, processor))
     (tmp_path / "parquet").mkdir()
     rows.to_parquet(tmp_path / "parquet" / "train-0.parquet")
     rows.save_to_disk(tmp_path / "saved")
@@ -123,8 +124,7 @@ def test_datasets_of_messages_and_images_give_the_same_samples_from_memory_disk_
         assert isinstance(data, TrainingData)
         assert numbers(processor, data) == list(range(10))
         assert [sample.num_tiles for sample in data] == [sample.num_tiles for sample in lines]
-        for name, tensor in InternVLXDataCollator(processor)([data[i] for i in range(10)]).items():
-            assert torch.equal(tensor, InternVLXDataCollator(processor)([lines[i] for i in range(10)])[name])
+        require_same_tensors(collator(list(data)), collator(lines))
     stream = load_training_data(tmp_path / "saved", processor, streaming=True)
     assert sorted(numbers(processor, stream)) == list(range(10))
 

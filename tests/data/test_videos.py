@@ -42,28 +42,26 @@ def asked(question: str) -> list[dict]:
     return [{"role": "user", "content": question}, ANSWER]
 
 
+def assert_as_the_processor(batch, processor, messages, **media):
+    expected = processor.apply_chat_template(messages, **media, return_labels=True, return_tensors="pt")
+    for name in ("input_ids", "labels", "pixel_values"):
+        torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=1e-6)
+    return expected
+
+
 @pytest.mark.parametrize("question", ["<video>\nWhat?", "Look: <video> What?", "What?"])
 def test_internvls_records_give_what_the_processor_gives(question, folder, processor):
     data = load_training_data(jsonl(folder, said(question, video="clip.mp4")), processor)
     batch = InternVLXDataCollator(processor)([data[0]])
-    expected = processor.apply_chat_template(
-        asked(question), videos=[folder / "clip.mp4"], return_labels=True, return_tensors="pt"
-    )
-    for name in ("input_ids", "labels", "pixel_values"):
-        torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=1e-6)
+    assert_as_the_processor(batch, processor, asked(question), videos=[folder / "clip.mp4"])
 
 
 def test_images_and_videos_share_a_sample(folder, processor):
-    image = np.zeros((32, 70, 3), np.uint8)
-    messages = asked("<video><image>What?<video>")
-    videos = [str(folder / "clip.mp4"), list(frames_of("small"))]
-    batch = InternVLXDataCollator(processor)([{"messages": messages, "images": [image], "videos": videos}])
-    expected = processor.apply_chat_template(
-        messages, images=[image], videos=[videos[0], np.stack(videos[1])], return_labels=True, return_tensors="pt"
-    )
-    assert len(expected["pixel_values"]) == 3 + 3 + 3
-    for name in ("input_ids", "labels", "pixel_values"):
-        torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=1e-6)
+    messages, image = asked("<video><image>What?<video>"), np.zeros((32, 70, 3), np.uint8)
+    media = {"images": [image], "videos": [str(folder / "clip.mp4"), np.stack(frames_of("small"))]}
+    sample = {"messages": messages, **media, "videos": [media["videos"][0], list(frames_of("small"))]}
+    batch = InternVLXDataCollator(processor)([sample])
+    assert len(assert_as_the_processor(batch, processor, messages, **media)["pixel_values"]) == 3 + 3 + 3
 
 
 def test_parts_columns_and_bytes_hold_videos(folder, processor):

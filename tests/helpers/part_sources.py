@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPConfig,
@@ -22,7 +22,7 @@ from transformers.models.internvl import InternVLVisionConfig
 
 from conversion_helpers import GOLDEN, load_all
 from json_files import json_of, write_json
-from tiny import TINY_TEXT
+from tiny import TEXT_SIZES, TINY_TEXT, byte_level_bpe
 
 CHATML = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
@@ -70,11 +70,7 @@ def _native_tower(kind: str):
         "registers": Dinov2WithRegistersConfig,
         "internvit_native": InternVLVisionConfig,
     }
-    sizes = {
-        name: size
-        for name, size in SIZES.items()
-        if kind not in ("dinov2", "registers") or name != "intermediate_size"
-    }
+    sizes = {name: size for name, size in SIZES.items() if kind not in ("dinov2", "registers") or "inter" not in name}
     return AutoModel.from_config(configs[kind](**sizes))
 
 
@@ -109,24 +105,8 @@ def save_language(kind: str, folder: Path, template: str | None = CHATML, **sett
 
 
 def _text_config(kind: str, **settings):
-    from transformers import AutoConfig
-
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,
-        "sliding_window": None,
-        **TINY_TEXT.get(kind, {}),
-    }
-    return AutoConfig.for_model(kind, **sizes | settings)
+    sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 3, "max_position_embeddings": 512, "bos_token_id": 0}
+    return AutoConfig.for_model(kind, **TEXT_SIZES | sizes | TINY_TEXT.get(kind, {}) | settings)
 
 
 def _save_internlm2(folder: Path) -> None:
@@ -144,16 +124,12 @@ def _save_internlm2(folder: Path) -> None:
 
 def text_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     """Byte-level BPE with ChatML's tokens, and none for images."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    specials, texts = (
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        ["What is on the image? Read the digits and say so."],
     )
-    core.train_from_iterator(["What is on the image? Read the digits and say so."] * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template
+    core, names = (
+        byte_level_bpe(VOCABULARY, specials, texts),
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     )
+    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=template, **names)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
+from commands import internvlx
 from conversion_helpers import GOLDEN, copy_of
 from internvlx_hf import InternVLXConfig, InternVLXImageProcessor
 from internvlx_hf.checkpoints.errors import LinkError
@@ -333,12 +334,10 @@ def test_card_command_writes_and_says_what_it_left(checkpoint, capsys):
     assert 'from_pretrained("you/tiny"' in path.read_text()
     path.write_text(path.read_text().replace("## Use", "## How to use it"))
     capsys.readouterr()
-    assert main(["card", str(checkpoint)]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "kept as edited: use"
+    assert internvlx(capsys, "card", checkpoint).out.splitlines()[0] == "kept as edited: use"
     assert "## How to use it" in path.read_text()
     path.unlink()
-    assert main(["card", str(checkpoint.parent)]) == 1
-    assert "no config.json" in capsys.readouterr().err
+    assert "no config.json" in internvlx(capsys, "card", checkpoint.parent, status=1).err
 
 
 @pytest.mark.parametrize(("target", "said"), [("../secret.md", "leads to … secret"), ("gone.md", "is a broken link")])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from commands import internvlx
 from conversion_helpers import GOLDEN
-from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import FolderError, check_folder, plan_push
 from json_files import edit_json, json_of
@@ -149,17 +149,17 @@ def test_other_models_and_adapters_are_told_where_to_go(folder, tmp_path, capsys
     ]
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert main(["push", str(tmp_path / "adapter"), "you/adapter"]) == 1
-    assert f"internvlx merge {tmp_path / 'adapter'} OUT" in capsys.readouterr().err
-    assert main(["push", str(tmp_path / "nowhere"), "you/nowhere"]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert (
+        f"internvlx merge {tmp_path / 'adapter'} OUT"
+        in internvlx(capsys, "push", tmp_path / "adapter", "you/adapter", status=1).err
+    )
+    assert "is not a folder" in internvlx(capsys, "push", tmp_path / "nowhere", "you/nowhere", status=1).err
 
 
 def test_dry_run_lists_files_and_sizes_and_sends_nothing(folder, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: pytest.fail("something was sent"))
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert main(["push", str(folder), "you/model", "--dry-run"]) == 0
-    *files, total = capsys.readouterr().out.splitlines()
+    *files, total = internvlx(capsys, "push", folder, "you/model", "--dry-run").out.splitlines()
     assert "  250.6 kB  model-00005-of-00008.safetensors" in files
     assert total.endswith(f"in {len(files)} files, nothing was sent")
     assert any(line.endswith("README.md") for line in files)

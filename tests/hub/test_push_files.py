@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from card_reports import REPORT
-from internvlx_hf.cli import main
+from commands import internvlx
 from internvlx_hf.hub import FolderError, check_folder, plan_push
 from internvlx_hf.hub import push as push_module
 from json_files import edit_json
@@ -382,8 +382,7 @@ def test_small_files_are_held_as_they_were_checked_and_weights_are_compared(fold
 
 
 def dry_run(folder, capsys) -> tuple[list[str], str]:
-    assert main(["push", str(folder), "you/model", "--dry-run"]) == 0
-    printed = capsys.readouterr()
+    printed = internvlx(capsys, "push", folder, "you/model", "--dry-run")
     return printed.out.splitlines(), printed.err
 
 

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 
+from commands import internvlx
 from internvlx_hf.checkpoints.manifest import foreign_files, write_manifest
 from internvlx_hf.cli import main
 from internvlx_hf.hub import check_folder, renew_code
@@ -47,10 +48,8 @@ def test_a_dry_run_names_the_files_and_changes_nothing(old, capsys):
     assert contents(old) == before
     said = capsys.readouterr().out
     assert "replaced: modeling_internvlx.py\n" in said
-    assert main(["renew", str(old)]) == 0
-    assert said == capsys.readouterr().out + "dry run: nothing was changed\n"
-    assert main(["renew", str(old)]) == 0
-    assert "has this version's code" in capsys.readouterr().out
+    assert said == internvlx(capsys, "renew", old).out + "dry run: nothing was changed\n"
+    assert "has this version's code" in internvlx(capsys, "renew", old).out
 
 
 @pytest.mark.parametrize("written", [0, 1, 20])
@@ -107,6 +106,5 @@ def test_another_folder_is_refused(config, message, tmp_path, capsys):
     if config is not None:
         write_json(tmp_path / "config.json", config)
     before = contents(tmp_path)
-    assert main(["renew", str(tmp_path)]) == 1
-    assert message in capsys.readouterr().err
+    assert message in internvlx(capsys, "renew", tmp_path, status=1).err
     assert contents(tmp_path) == before

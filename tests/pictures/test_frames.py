@@ -5,8 +5,8 @@ import shutil
 import pytest
 from PIL import Image
 
+from commands import internvlx
 from internvlx_hf import cost
-from internvlx_hf.cli import main
 from internvlx_hf.pictures import draw_frames
 from json_files import edit_json
 from slides import assert_readable, fails, texts
@@ -22,8 +22,10 @@ def clip(tmp_path):
 
 def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
     out = tmp_path / "frames.png"
-    assert main(["show", str(clip), "--model", str(checkpoint), "--fps", "1", "--out", str(out)]) == 0
-    assert "clip.mp4; 3 frames, 12 tokens under" in capsys.readouterr().out
+    assert (
+        "clip.mp4; 3 frames, 12 tokens under"
+        in internvlx(capsys, "show", clip, "--model", checkpoint, "--fps", "1", "--out", out).out
+    )
     with Image.open(out) as drawn:
         assert drawn.height == 1125
 
@@ -38,8 +40,10 @@ def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
 def test_the_frames_are_those_that_the_checkpoint_samples(saved, options, frames, clip, checkpoint, tmp_path, capsys):
     folder = shutil.copytree(checkpoint, tmp_path / "other")
     edit_json(folder / "processor_config.json", lambda settings: settings["video_processor"].update(saved))
-    assert main(["show", str(clip), "--model", str(folder), "--out", str(tmp_path / "out.png"), *options]) == 0
-    assert f"clip.mp4; {frames} frames" in capsys.readouterr().out
+    assert (
+        f"clip.mp4; {frames} frames"
+        in internvlx(capsys, "show", clip, "--model", folder, "--out", tmp_path / "out.png", *options).out
+    )
 
 
 @pytest.mark.parametrize("count", [1, 8, 60])

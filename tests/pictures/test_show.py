@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import internvlx
 from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
@@ -57,16 +58,6 @@ def largest_share(figure) -> float:
 @pytest.mark.parametrize(("size", "least"), [((800, 600), 0.04), ((3200, 400), 0.03), ((400, 3200), 0.02)], ids=str)
 def test_images_of_every_shape_are_drawn_large(size, least):
     assert largest_share(draw_tiles(Image.new("RGB", size), cost.load_setup("internvl-x-2b"))) > least
-
-
-@pytest.mark.slow
-def test_many_tiles_and_few(capsys, tmp_path):
-    Image.new("RGB", (3600, 2300)).save(tmp_path / "large.png")
-    for most in (1, 40):
-        out = tmp_path / f"{most}.png"
-        assert main(["show", str(tmp_path / "large.png"), "--out", str(out), "--max-patches", str(most)]) == 0
-        assert Image.open(out).size == (1999, 1125)
-    assert "41 tiles, 10,496 tokens under internvl-x-2b" in capsys.readouterr().out
 
 
 def test_the_slide_reports_the_costs_of_internvlx_cost():
@@ -176,8 +167,7 @@ def test_without_matplotlib_the_error_says_how_to_install_it(photo, tmp_path, ca
         if name.startswith(("matplotlib", "internvlx_hf.pictures")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["cost", "--size", "9x9"]) == 0
-    assert "9x9" in capsys.readouterr().out
+    assert "9x9" in internvlx(capsys, "cost", "--size", "9x9").out
     error = fails(capsys, photo, "--out", tmp_path / "tiles.png")
     assert error.strip().endswith("is not installed: pip install matplotlib")
 
@@ -385,8 +375,7 @@ def test_one_page_of_a_pdf_is_drawn(tmp_path, capsys):
     scan, out = tmp_path / "scan.pdf", tmp_path / "page.png"
     scan.write_bytes(pdf((72, 36), (36, 72)))
     assert f"has 2 pages, expected one to draw: {scan}#page=1" in fails(capsys, scan, "--out", out)
-    assert main(["show", f"{scan}#page=2", "--out", str(out)]) == 0
-    assert "75x150 pixels" in capsys.readouterr().out
+    assert "75x150 pixels" in internvlx(capsys, "show", f"{scan}#page=2", "--out", out).out
 
 
 ASK = ["--attention", "--question", "What is it?"]

@@ -199,51 +199,44 @@ test_chat_says_that_it_takes_a_tokenizer_and_text = refusals(
 # ---- one door for images
 
 
-@pytest.mark.parametrize("route", ["part", "url part", "image_url", "images", "raw"])
-def test_what_a_message_names_is_opened_by_the_image_processor(route, monkeypatch):
+NAME = "/no/such.png"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: encode([user([image_part(path=NAME)])]),
+        lambda: encode([user([image_part(url=NAME)])]),
+        lambda: encode([user([{"type": "image_url", "image_url": {"url": NAME}}])]),
+        lambda: encode([user("<image>")], images=[NAME]),
+        lambda: processor_of()(images=[NAME], text="<image>"),
+    ],
+)
+def test_what_a_message_names_is_opened_by_the_image_processor(ask, monkeypatch):
     opened = []
-
-    def open_image(source, access):
-        opened.append((source, access))
-        return picture()
-
-    monkeypatch.setattr("internvlx_hf.processing.image_processing_internvlx.open_image", open_image)
-    name = "/no/such.png"
-    if route == "raw":
-        processor_of()(images=[name], text="<image>")
-    elif route == "images":
-        encode([user("<image>")], images=[name])
-    else:
-        part = {
-            "part": image_part(path=name),
-            "url part": image_part(url=name),
-            "image_url": {"type": "image_url", "image_url": {"url": name}},
-        }[route]
-        encode([user([part])])
-    assert opened == [(name, processor_of().image_processor.access)]
+    monkeypatch.setattr(
+        "internvlx_hf.processing.image_processing_internvlx.open_image",
+        lambda *given: opened.append(given) or picture(),
+    )
+    ask()
+    assert opened == [(NAME, processor_of().image_processor.access)]
 
 
 # ---- the first label
 
 
-def first_supervised(batch):
-    return int((batch["labels"][0] != -100).nonzero()[0])
-
-
-@pytest.mark.parametrize("route", ["return_labels", "collator"])
-def test_the_first_label_is_the_first_token_of_the_answer(route):
+def test_the_first_label_is_the_first_token_of_the_answer():
     processor = processor_of()
     conversation = [user("<image>\nWhat?"), assistant("A cat.")]
-    if route == "collator":
-        batch = InternVLXDataCollator(processor)([{"messages": conversation, "images": [picture()]}])
-    else:
-        batch = encode(conversation, processor, images=[picture()], return_labels=True)
-    header = encode(conversation[:1], processor, images=[picture()], add_generation_prompt=True)["input_ids"][0]
-    first = first_supervised(batch)
-    assert first == len(header)
-    assert torch.equal(batch["input_ids"][0, :first], header)
+    header = encode(conversation[:1], images=[picture()], add_generation_prompt=True)["input_ids"][0]
     answer = processor.tokenizer("A cat.<|im_end|>", add_special_tokens=False)["input_ids"]
-    assert batch["labels"][0, first : first + len(answer)].tolist() == answer
+    for batch in (
+        InternVLXDataCollator(processor)([{"messages": conversation, "images": [picture()]}]),
+        encode(conversation, images=[picture()], return_labels=True),
+    ):
+        first = int((batch["labels"][0] != -100).nonzero()[0])
+        assert torch.equal(batch["input_ids"][0, :first], header)
+        assert batch["labels"][0, first : first + len(answer)].tolist() == answer
 
 
 def test_the_first_token_of_a_sample_carries_no_loss():

@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub.utils import httpx
 from PIL import Image
 
+from commands import internvlx
 from image_cases import saved
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
@@ -281,10 +282,14 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     (response,) = chat(app, user(RED, RED, RED, RED), model="x")
     assert "max_image_tokens=12 is too small: 4 images take at least 16" in refusal(response)
     assert "2 stop strings, expected at most 1" in refusal(chat(app, user(BLUE), model="x", stop=["a", "b"])[0])
-    assert main(["serve", str(checkpoint), "--max-beams", "0", "--device", "cpu"]) == 1
-    assert "max_beams=0, expected a whole number" in capsys.readouterr().err
-    assert main(["serve", str(checkpoint), "--max-image-tokens", "3", "--device", "cpu"]) == 1
-    assert "max_image_tokens=3 is too small: 1 image takes at least 4" in capsys.readouterr().err
+    assert (
+        "max_beams=0, expected a whole number"
+        in internvlx(capsys, "serve", checkpoint, "--max-beams", "0", "--device", "cpu", status=1).err
+    )
+    assert (
+        "max_image_tokens=3 is too small: 1 image takes at least 4"
+        in internvlx(capsys, "serve", checkpoint, "--max-image-tokens", "3", "--device", "cpu", status=1).err
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,7 +303,8 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
 def test_the_command_refuses_what_cannot_be_served(tmp_path, capsys, config, arguments, said):
     if config:
         write_json(tmp_path / "config.json", {"model_type": config})
-    assert main(["serve", str(tmp_path), *arguments]) == 1
-    assert said in capsys.readouterr().err
-    assert main(["serve", "absent"]) == 1
-    assert "absent is not a folder, expected a checkpoint's folder or a Hub id" in capsys.readouterr().err
+    assert said in internvlx(capsys, "serve", tmp_path, *arguments, status=1).err
+    assert (
+        "absent is not a folder, expected a checkpoint's folder or a Hub id"
+        in internvlx(capsys, "serve", "absent", status=1).err
+    )

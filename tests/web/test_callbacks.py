@@ -7,9 +7,9 @@ from copy import copy
 import PIL.Image
 import pytest
 
+from commands import internvlx
 from image_cases import random_image
 from internvlx_hf.chat import Session
-from internvlx_hf.cli import main
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.pictures import attend
 from internvlx_hf.processing.pdf_files import open_images
@@ -284,8 +284,7 @@ def test_a_question_past_the_budget_is_refused_before_the_model_works(
 def test_wrong_options_are_named(options, said, monkeypatch, capsys):
     if not options:
         monkeypatch.setattr(server, "find_spec", lambda name: None)
-    assert main(["web", "nowhere", *options]) == 1
-    assert said in capsys.readouterr().err
+    assert said in internvlx(capsys, "web", "nowhere", *options, status=1).err
 
 
 def test_a_page_of_a_pdf_becomes_an_upload_of_the_visitor(callbacks, tmp_path):
