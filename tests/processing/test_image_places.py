@@ -140,18 +140,19 @@ def encode_sample(messages):
     return InternVLXDataCollator(processor_of())([{"messages": messages, "images": []}])
 
 
-@pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+each_route = pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+
+
+@each_route
 @pytest.mark.parametrize("messages", [BESIDE, LATER, JOINED], ids=["one turn", "another turn", "two parts"])
 def test_a_mark_beside_image_parts_raises(route, messages):
-    with pytest.raises(
-        ValueError, match=r"turn \d \(user\) holds '<image>' beside image parts.*U\+2060|beside image parts"
-    ):
+    with refused("beside image parts"):
         route(messages)
 
 
-@pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+@each_route
 def test_a_mark_in_the_system_message_raises(route):
-    with refused("turn 0 (system) holds '<image>' outside of users' turns"):
+    with refused("turn 0 (system) holds '<image>'", "outside of users' turns"):
         route(SYSTEM)
 
 
