@@ -79,7 +79,9 @@ def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["lvtc_config"]["hr_projector_type"] is None
     assert main([*arguments[:2], str(tmp_path / "plain"), "--lvtc", "--init", "paper"]) == 0
-    assert "needs training: model.lvtc.hr_projector" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "needs training: model.lvtc.hr_projector" in printed
+    assert f"Train it: internvlx train --model_name_or_path {tmp_path / 'plain'} --train_data data.jsonl" in printed
 
 
 @pytest.mark.parametrize("settings", ["source-folder", "17", "[17]"])
