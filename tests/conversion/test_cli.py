@@ -78,10 +78,9 @@ def test_lvtc_takes_its_configuration_as_json(tmp_path, out, capsys):
     assert main(arguments) == 0
     config = json_of(out / "config.json")
     assert config["lvtc_config"]["hr_projector_type"] is None
-    assert (
-        "needs training: model.lvtc.hr_projector"
-        in internvlx(capsys, *arguments[:2], tmp_path / "plain", "--lvtc", "--init", "paper").out
-    )
+    printed = internvlx(capsys, *arguments[:2], tmp_path / "plain", "--lvtc", "--init", "paper").out
+    assert "needs training: model.lvtc.hr_projector" in printed
+    assert f"Train it: internvlx train --model_name_or_path {tmp_path / 'plain'} --train_data data.jsonl" in printed
 
 
 @pytest.mark.parametrize("settings", ["source-folder", "17", "[17]"])

@@ -203,6 +203,7 @@ def test_command_says_what_it_made_and_the_card_names_both_parts(sources, tmp_pa
     printed = internvlx(capsys, "init", out, *arguments, "--downsample-ratio", "0.25", "--max-patches", "3")
     assert "needs training: model.multi_modal_projector" in printed.out
     assert "needs training: model.lvtc" in printed.out
+    assert "Train it: internvlx train --model_name_or_path " in printed.out
     assert "verified tensors" in printed.out
     report = json_of(tmp_path / "out/conversion_report.json")
     assert report["parts"]["vision_tower"]["source"] == "vision_tower-clip"

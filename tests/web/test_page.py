@@ -103,6 +103,9 @@ def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo, tmp_
         "What is in this image?", (PIL.Image.open(photo),)
     )
     assert found["title"] == "InternVL-X: Tiny"
+    assert found["heading"] == "Ask about an image"
+    assert "The image has 640 × 480 pixels." in found["sample"]
+    assert not re.search(r"first token after 0(\.0+)? s", found["took"])
     assert [card.split()[0] for card in found["cards"]] == ["ratio", "area", "edge"]
     assert f"{turn.tiles} (" in found["cards"][2]
     assert "in use" in found["cards"][2]
