@@ -190,7 +190,7 @@ GPU_SITE := build/gpu_wheels/site
 gpu:
 	@if ls build/gpu_wheels/*.whl > /dev/null 2>&1; then \
 		$(PYTHON) -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) build/gpu_wheels/*.whl; fi
-	PYTHONPATH=$(GPU_SITE):$$PYTHONPATH $(PYTHON) benchmarks/gpu/run.py $(if $(CHUNK),--chunk $(CHUNK)) $(GPU)
+	PYTHONPATH=$(GPU_SITE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) benchmarks/gpu/run.py $(if $(CHUNK),--chunk $(CHUNK)) $(GPU)
 
 gpu-wheels:
 	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: -d build/gpu_wheels -r tests/overlays/gpu.txt

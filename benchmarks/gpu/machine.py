@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 REQUIRED = ("transformers", "accelerate", "einops", "numpy", "peft", "pillow", "psutil", "pytest", "pyyaml")
 # what is measured or tested only where it is there
 OPTIONAL = ("torchvision", "triton", "flash_attn", "kernels", "liger_kernel", "bitsandbytes", "datasets", "vllm")
-LEAST_GIB = 70  # a training step of 2B: 16 bytes for each of 2.2 billion parameters, and 4 samples of 1,344 tokens
 
 
 def installed(name: str) -> str:
@@ -34,10 +33,10 @@ def torch_version() -> str:
 
 
 def gpus() -> list[list[str]]:
-    """Name, driver, MiB in all and in use of each GPU."""
+    """Name, driver and MiB of each GPU."""
     if shutil.which("nvidia-smi") is None:
         return []
-    fields = "name,driver_version,memory.total,memory.used"
+    fields = "name,driver_version,memory.total"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=5)
     return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if not done.returncode]
@@ -57,11 +56,8 @@ def look(device: str) -> tuple[dict[str, str], list[str], list[str]]:
         if not found:
             missing.append("a GPU: nvidia-smi finds none. --device cpu --preset tiny shows only that everything runs")
         else:
-            name, driver, total, used = found[0]
+            name, driver, total = found[0]
             machine |= {"gpu": f"{name}, {int(total) / 1024:.0f} GiB", "driver": driver}
-            free = (int(total) - int(used)) / 1024
-            if free < LEAST_GIB:
-                missing.append(f"memory: {free:.0f} GiB of the GPU are free, the largest lines need {LEAST_GIB}")
         if machine["torch"] and "+cu" not in machine["torch"] and "+cpu" in machine["torch"]:
             missing.append(f"a torch for CUDA: this is {machine['torch']}")
     absent = [name for name in OPTIONAL if find_spec(name) is None]
