@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-import lvtc_reference  # noqa: F401  registers the "varlen" attention
+import varlen  # noqa: F401  registers the attention of that name
 from internvlx_hf.modeling import dense_masks, varlen_attention
 from lvtc_cases import (
     CLOSE,
