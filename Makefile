@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,9 @@ help:
 	@echo "make ablation-quick  the same with a few steps, to test the code (1 minute)"
 	@echo "make documents   train and evaluate the missing runs on pages of real text with a real language model (hours)"
 	@echo "make documents-quick  the same with a few steps, to test the code (3 minutes, a download of 93 MB)"
+	@echo "make gpu         with a GPU, three chunks of nine minutes: CUDA tests, times beside FLOPs; make gpu CHUNK=1 for one (docs/gpu.md)"
+	@echo "make gpu-wheels  fetch what a machine without a network needs for it (1 MB)"
+	@echo "make gpu-replica run it without a GPU, tiny, in a replica of such a machine in build/gpu_replica (5.3 GB)"
 	@echo "make clean       remove everything that make built"
 
 $(PY):
@@ -183,6 +186,24 @@ documents: .venv/.for-test build/documents/.installed
 documents-quick: .venv/.for-test build/documents/.installed
 	rm -rf out/documents-quick
 	PYTHONPATH=build/documents OMP_NUM_THREADS=1 $(PY) benchmarks/documents/run.py --quick --cache out/documents-quick
+
+# With the Python of the machine, which has torch and transformers for its GPU. GPU=... gives it further arguments.
+GPU_SITE := build/gpu_wheels/site
+gpu:
+	@if ls build/gpu_wheels/*.whl > /dev/null 2>&1; then \
+		$(PYTHON) -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) build/gpu_wheels/*.whl; fi
+	PYTHONPATH=$(GPU_SITE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) benchmarks/gpu/run.py $(if $(CHUNK),--chunk $(CHUNK)) $(GPU)
+
+gpu-wheels:
+	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: -d build/gpu_wheels -r tests/overlays/gpu.txt
+
+build/gpu_replica/.installed: tests/overlays/gpu_replica.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -q --progress-bar off -r $<
+	@touch $@
+
+gpu-replica: build/gpu_replica/.installed gpu-wheels
+	$(MAKE) gpu PYTHON=build/gpu_replica/bin/python GPU="--device cpu --preset tiny --results out/gpu-replica --minutes 60"
 
 clean:
 	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
