@@ -71,7 +71,11 @@ class Drawing:
                 for keyword in node.keywords:
                     if keyword.arg and len(node.keywords) + len(node.args) > 1:
                         yield "dropped argument", *self.span(keyword), ""
-                if len(node.args) == 2 and not node.keywords and ast.unparse(node.func) not in ("getattr", "isinstance"):
+                if (
+                    len(node.args) == 2
+                    and not node.keywords
+                    and ast.unparse(node.func) not in ("getattr", "isinstance")
+                ):
                     first, second = node.args
                     start, end = self.span(first)[0], self.span(second)[1]
                     yield "swap", start, end, f"{self.text(second)}, {self.text(first)}"
@@ -112,7 +116,11 @@ def is_warning(node: ast.AST) -> bool:
 def main() -> None:
     area, count, seed, *places = sys.argv[1:]
     package = ROOT / PACKAGE
-    paths = sorted(path for place in places for path in ([package / place] if place.endswith(".py") else (package / place).glob("*.py")))
+    paths = sorted(
+        path
+        for place in places
+        for path in ([package / place] if place.endswith(".py") else (package / place).glob("*.py"))
+    )
     found = []
     for path in paths:
         drawing = Drawing(path.read_text())
