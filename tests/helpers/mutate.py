@@ -192,7 +192,8 @@ def share(items: list, jobs: int, act: Callable[[Tree, list], None]) -> None:
 
     processes = [forked.start(partial(part, index)) for index in range(jobs)]
     try:
-        if any([forked.wait(process) for process in processes]):
+        statuses = [forked.wait(process) for process in processes]
+        if any(statuses):
             raise SystemExit("a worker failed")
     except KeyboardInterrupt:
         for process in processes:
