@@ -37,7 +37,7 @@ from paths import ROOT
 FOLDER = ROOT / "build/mutate"
 README = ROOT / "tests/mutation/README.md"
 HELPERS = {path.stem for path in (ROOT / "tests/helpers").glob("*.py")}
-FIRST, LONGEST = 12, 90  # tests in the first round; seconds that the tests of the second may take together
+FIRST, LONGEST = 16, 25  # tests in the first round; seconds that the tests of the second may take together
 RESULT = "## Last result\n"
 LIMIT = 600  # seconds until a run counts as hanging
 
@@ -76,18 +76,22 @@ class Watch:
             self.failed.append(report.nodeid)
 
 
+def files_of(root: Path) -> list[str]:
+    """The repository's files, without what git ignores."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [name for name in names if name and (root / name).is_file()]
+
+
 class Tree:
     """A copy of the repository's files, in which one fault at a time is planted."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, root: Path = ROOT):
         self.path, self.planted_so_far = path, 0
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
         shutil.rmtree(path, ignore_errors=True)
-        for name in filter(None, names):
-            if (ROOT / name).is_file():
-                (path / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, path / name)
+        for name in files_of(root):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, path / name)
         (path / "build").symlink_to(ROOT / "build")
         compileall.compile_dir(path / "src", quiet=1)
 
@@ -103,8 +107,9 @@ class Tree:
                 str(self.path / "src"),
                 *(part for part in sys.path if Path(part) != ROOT / "tests/helpers"),
             ]
-            for name in HELPERS & sys.modules.keys():
-                del sys.modules[name]
+            for name in list(sys.modules):
+                if name in HELPERS or name.partition(".")[0] == "internvlx_hf":
+                    del sys.modules[name]
             output = os.open(self.path.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for stream in (1, 2):
                 os.dup2(output, stream)
