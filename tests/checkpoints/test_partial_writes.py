@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from internvlx_hf.checkpoints.atomic_folder import refuse_existing
 from internvlx_hf.checkpoints.manifest import foreign_files, write_manifest
 from internvlx_hf.checkpoints.shards import ShardWriter, plan_shards
 from internvlx_hf.checkpoints.weights import TensorInfo
@@ -51,3 +52,18 @@ def test_a_change_of_many_values_is_noticed_wherever_it_is(size, place, tmp_path
     content[int(place * size) :] = b"\1" * (size - int(place * size))
     (tmp_path / "weights.bin").write_bytes(content)
     assert foreign_files(tmp_path) == ["weights.bin (changed since)"]
+
+
+@pytest.mark.parametrize("kind", ["filled", "a file"])
+def test_a_refusal_names_the_folder_or_what_is_shown_for_it(kind, tmp_path):
+    out = tmp_path / "out"
+    if kind == "filled":
+        out.mkdir()
+        (out / "notes.txt").write_text("")
+    else:
+        out.write_text("")
+    for shown, name in ((None, out), (tmp_path / "asked", tmp_path / "asked")):
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError) as caught:
+                refuse_existing(out, overwrite, shown)
+            assert str(caught.value).startswith(f"{name} ")
