@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm mutate check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make newest      write tests/overlays/newest.txt anew"
 	@echo "make test-hf     transformers' own tests on this package's classes"
 	@echo "make test-vllm   checkpoints in vLLM, which is installed into build/vllm (3 GB; 15 minutes)"
+	@echo "make mutate      plant faults, and see which no test notices (an hour; AREA=lvtc: one area; a stopped run goes on)"
 	@echo "make check-vllm VERSION=0.33.0  what the plug-in uses of vLLM, compared with that version (2 minutes, a download of 500 MB)"
 	@echo "make wheel       build the source distribution and the wheel, and test it in an empty environment, with every command of the README"
 	@echo "make docs        build the documentation site into build/site and check it"
@@ -130,6 +131,10 @@ build/vllm_oldest/.installed: tests/overlays/vllm_oldest.txt build/vllm/.install
 # One worker: each engine uses both cores and gigabytes of memory.
 test-vllm: .venv/.for-test build/vllm/.installed build/vllm_oldest/.installed
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines
+
+# Not a check of a change, but of the tests: tests/mutation/README.md.
+mutate: .venv/.for-test $(OTHERS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) tests/helpers/mutate.py $(if $(AREA),--area $(AREA),--write)
 
 # The tested version against another one, by their sources alone.
 check-vllm: .venv/.for-test

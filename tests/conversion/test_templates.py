@@ -118,7 +118,7 @@ def test_an_unknown_template_is_refused_with_the_names_of_the_known_ones():
 @pytest.mark.parametrize(
     ("content", "end", "stop"),
     [
-        ("{{ message['content'] }}", "<|im_end|>\\n", "<|im_end|>"),
+        ("{{ message['content'] + '' }}", "<|im_end|>\\n", "<|im_end|>"),
         ("{% for part in message['content'] %}{{ part['text'] + '' }}{% endfor %}", "<|im_end|>", "<|im_end|>"),
         ("{{ message['content'] }}", " ", None),
     ],
