@@ -5,7 +5,7 @@ import torch
 from transformers.utils import is_tracing, logging
 
 from .configuration_internvlx import InternVLXConfig
-from .lvtc_stages import attention_types
+from .lvtc_masks import attention_types
 from .varlen_attention import VARLEN_SDPA
 
 logger = logging.get_logger(__name__)
