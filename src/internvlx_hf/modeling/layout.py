@@ -72,6 +72,7 @@ def is_static(cache: Cache | None) -> bool:
 
 
 def is_empty(cache: Cache | None) -> bool:
+    """Whether there are no earlier columns. A static cache counts as filled, since its length is on the device."""
     return cache is None or (not is_static(cache) and cache.get_seq_length() == 0)
 
 
@@ -109,7 +110,8 @@ def read_layout(
         ValueError: if bounds of packed samples are given for several rows, with LVTC.
     """
     text_config, is_new = config.text_config, is_empty(cache)
-    if not will_expand and is_new and _is_right_padded(text_config, inputs_embeds, attention_mask, position_ids):
+    may_drop = is_new and not will_expand and runs_without_mask(text_config)
+    if may_drop and _is_right_padded(inputs_embeds, attention_mask, position_ids):
         attention_mask = position_ids = None
     bounds = {name: layer_kwargs[name] for name in BOUNDS if layer_kwargs.get(name) is not None}
     rows = Rows.MASKED
@@ -118,25 +120,17 @@ def read_layout(
         if is_new and "cu_seq_lens_q" not in bounds and is_flash_attention_requested(text_config):
             bounds |= _find_bounds(inputs_embeds, position_ids)
     if config.lvtc_config is not None:
-        given = layer_kwargs.get("cu_seq_lens_q")
-        position_ids = _count_positions(inputs_embeds, attention_mask, position_ids, cache, given)
+        starts = bounds.get("cu_seq_lens_q")
+        position_ids = _count_positions(inputs_embeds, attention_mask, position_ids, cache, starts)
     return Layout(rows, position_ids, attention_mask, bounds)
 
 
-def _is_right_padded(
-    text_config: PretrainedConfig, inputs_embeds: torch.Tensor, mask: Any, position_ids: torch.Tensor | None
-) -> bool:
+def _is_right_padded(inputs_embeds: torch.Tensor, mask: Any, position_ids: torch.Tensor | None) -> bool:
     """Whether causal attention at positions 0…L−1 gives the same result as the mask and the positions.
 
     The check waits for the device once, instead of transformers' own check.
     """
-    if (
-        not isinstance(mask, torch.Tensor)
-        or mask.shape != inputs_embeds.shape[:2]
-        or not runs_without_mask(text_config)
-    ):
-        return False
-    if mask.is_meta or is_tracing(mask):
+    if not isinstance(mask, torch.Tensor) or mask.shape != inputs_embeds.shape[:2] or mask.is_meta or is_tracing(mask):
         return False
     visible = mask.bool()
     is_plain = is_prefix(visible)

@@ -162,21 +162,18 @@ def run_layers(
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    text, insertion_layers = language_model.config, lvtc.config.lvtc_config.insertion_layers
-    types, starts = attention_types(text), [0, *plan.boundaries]
-    for index, layer in enumerate(language_model.layers):
-        if index in plan.boundaries and image_tokens is not None:
-            row_map = plan.row_maps[plan.boundaries.index(index)]
-            hidden_states = lvtc.expand(hidden_states, row_map, image_tokens.hr)  # [B, L₂, D]
-        elif index in insertion_layers and image_tokens is not None:
-            tokens = image_tokens.lr[insertion_layers.index(index)]  # [tiles, N₁², D]
-            hidden_states = plan.row_maps[0].add_to_tiles(hidden_states, tokens.flatten(0, 1))
-        if index in starts:
-            stage = starts.index(index)
-            inputs = layer_kwargs | _stage_inputs(language_model, lvtc, plan.layouts[stage], stage, hidden_states)
-        mask = masks[stage][types[index]]
-        padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
-        hidden_states = layer(hidden_states, **{**inputs, **padding})
+    insertion_layers, types = lvtc.config.lvtc_config.insertion_layers, attention_types(language_model.config)
+    for stage, layers in enumerate(plan.split(range(len(types)))):
+        if stage and image_tokens is not None:
+            hidden_states = lvtc.expand(hidden_states, plan.row_maps[stage - 1], image_tokens.hr)  # [B, L₂, D]
+        inputs = layer_kwargs | _stage_inputs(language_model, lvtc, plan.layouts[stage], stage, hidden_states)
+        for index in layers:
+            if image_tokens is not None and index in insertion_layers:
+                tokens = image_tokens.lr[insertion_layers.index(index)]  # [tiles, N₁², D]
+                hidden_states = plan.row_maps[0].add_to_tiles(hidden_states, tokens.flatten(0, 1))
+            mask = masks[stage][types[index]]
+            padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
+            hidden_states = language_model.layers[index](hidden_states, **{**inputs, **padding})
     return BaseModelOutputWithPast(last_hidden_state=language_model.norm(hidden_states))
 
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 
+from .layout import is_static
+
 
 def join_masks(like: torch.Tensor, *parts: tuple[torch.Tensor | None, int]) -> torch.Tensor | None:
     """Join masks (B, columns), each given with its number of columns, to one of bool. None hides nothing.
@@ -21,9 +23,8 @@ def join_masks(like: torch.Tensor, *parts: tuple[torch.Tensor | None, int]) -> t
     """
     if all(mask is None for mask, _ in parts):
         return None
-    ones = torch.ones(len(like), max(columns for _, columns in parts), dtype=torch.bool, device=like.device)
-    masks = [ones[:, :columns] if mask is None else mask.to(ones.device, ones.dtype) for mask, columns in parts]
-    return torch.cat(masks, dim=-1)
+    masks = [like.new_ones(len(like), columns) if mask is None else mask for mask, columns in parts]
+    return torch.cat([mask.to(like.device, torch.bool) for mask in masks], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Memory:
         return cls(torch.zeros(batch, 1, dtype=torch.long, device=device))
 
     def crop(self, surplus: int) -> "Memory":
+        """Forget the last `surplus` columns.
+
+        Raises:
+            ValueError: if they are not text in every sample.
+        """
         if surplus > self.trailing_text:
             raise ValueError(
                 f"The cache can be cropped by at most {self.trailing_text} tokens of the prompt, back to its last image or "
@@ -85,19 +91,23 @@ class MemoryMixin(CacheLayerMixin):
     expansion: Memory | None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """As in transformers, with the memory."""
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self.select_samples(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """As in transformers, with the memory."""
         super().batch_select_indices(indices)  # type: ignore[misc]
         self.select_samples(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """As in transformers, with the memory."""
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.expansion is not None:
             self.select_samples(torch.arange(len(self.expansion.growth)).repeat_interleave(repeats))
 
     def select_samples(self, indices: torch.Tensor) -> None:
+        """Keep the memory of these samples, in their order."""
         memory = self.expansion
         if memory is not None:
             indices = indices.to(memory.growth.device)
@@ -105,6 +115,11 @@ class MemoryMixin(CacheLayerMixin):
             self.expansion = replace(memory, growth=memory.growth[indices], mask=mask)
 
     def crop(self, tokens_to_remove: int) -> None:
+        """As in transformers, for a negative number of tokens.
+
+        Raises:
+            ValueError: if the tokens are not text after the last image.
+        """
         expansion, length = self.expansion, self.get_seq_length()
         if expansion is not None and tokens_to_remove > 0:
             raise ValueError(
@@ -118,6 +133,7 @@ class MemoryMixin(CacheLayerMixin):
         self.expansion = expansion
 
     def reset(self) -> None:
+        """As in transformers, with the memory."""
         super().reset()
         self.expansion = None
 
@@ -156,8 +172,7 @@ def recall_expansion(cache: Cache | None, expand_layer: int) -> Memory | None:
     memory = getattr(cache.layers[0], "expansion", None)
     if memory is None and len(cache.layers) > expand_layer:
         lengths = cache.get_seq_length(0), cache.get_seq_length(expand_layer)
-        # a static cache keeps its lengths on the device
-        if all(isinstance(length, int) for length in lengths) and lengths[0] != lengths[1]:
+        if not is_static(cache) and lengths[0] != lengths[1]:
             raise ValueError(
                 f"The cache holds {lengths[0]} tokens before LVTC's expansion and {lengths[1]} after it, but not where its "
                 "images are: it was built from another cache's keys and values. Pass the cache object itself (it can be "

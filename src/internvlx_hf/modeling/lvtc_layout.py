@@ -18,7 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from .configuration_internvlx import InternVLXConfig
 from .layout import Layout, Rows, is_empty, is_prefix, is_static, read_on_host, runs_without_mask
 from .lvtc_cache import Memory, ensure_capacity, join_masks, recall_expansion
-from .lvtc_rows import Columns, RowMap, map_rows, read_columns
+from .lvtc_rows import RowMap, map_rows, read_columns
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +38,10 @@ class Plan:
     layouts: list[Layout]
     row_maps: list[RowMap]
     memory: Memory | None
+
+    def split(self, layers: range) -> list[range]:
+        """The layers of each stage."""
+        return [layers[a:b] for a, b in zip([0, *self.boundaries], [*self.boundaries, None], strict=True)]
 
 
 def lay_out(
@@ -93,11 +97,8 @@ def _expand(
     positions = layout.positions + earlier.growth.to(device) + gained[:, :-1] - of_others
     last_positions = torch.where(columns.width > 0, positions + columns.width - 1, 0)
     keeps = config.lvtc_config.expanded_positions == "kept"
-    bounds = {
-        name: value + gained[0].to(value.device)[value.long()].to(value.dtype)
-        for name, value in layout.bounds.items()
-        if name.startswith("cu_seq_lens")
-    }
+    starts_of = {name: value for name, value in layout.bounds.items() if name.startswith("cu_seq_lens")}
+    bounds = {name: value + gained[0].to(value)[value.long()] for name, value in starts_of.items()}
     facts = read_on_host(
         shortest=lengths.min(),
         longest=lengths.max(),
@@ -117,10 +118,10 @@ def _expand(
             f"The {config.image_seq_length} image placeholders of a tile must be contiguous, but there is text between them."
         )
     row_map = map_rows(columns, facts.longest, (facts.tile_rows, facts.tile_rows_after), pads_left)
+    _warn_about_positions(facts.last_position, config)
     ensure_capacity(cache, config, length, facts.longest)
-    growth = gained[:, -1:] + earlier.growth.to(device)
-    memory = _remember(earlier, cache, k, seen_mask, columns, growth, facts, pads_left)
-    _warn_about_positions(memory.last_position, config)
+    added = row_map.is_token() if facts.shortest < facts.longest and not facts.is_packed else None
+    memory = _remember(earlier, cache, k, seen_mask, length, added, gained[:, -1:], facts, pads_left)
     counted, kept = positions.flatten(), layout.positions.flatten()
     expanded = Layout(
         Rows.WHOLE,
@@ -138,8 +139,9 @@ def _remember(
     cache: Cache | None,
     expand_layer: int,
     seen_mask: torch.Tensor,
-    columns: Columns,
-    growth: torch.Tensor,
+    length: int,
+    added: torch.Tensor | None,
+    gained: torch.Tensor,
     facts: SimpleNamespace,
     pads_left: bool,
 ) -> Memory:
@@ -147,21 +149,19 @@ def _remember(
 
     Args:
         seen_mask: (B, seen + L) bool, the caller's.
-        growth: (B, 1) tokens that each sample has gained so far.
+        length: L.
+        added: (B, L₂) bool, what may be attended to of the columns that this forward adds to stage two; None for all.
+        gained: (B, 1) tokens that each sample gains.
     """
-    seen = expanded_seen = 0
+    growth, seen, expanded_seen = gained + earlier.growth.to(gained.device), 0, 0
     if cache is not None:
         seen, expanded_seen = (int(cache.get_seq_length(layer)) for layer in (0, expand_layer))
-    added = None
-    if facts.shortest < facts.longest and not facts.is_packed:
-        column, lengths = torch.arange(facts.longest, device=growth.device), columns.width.sum(1, keepdim=True)
-        added = column >= facts.longest - lengths if pads_left else column < lengths
     past = earlier.extend_mask(seen_mask[:, :seen] if facts.is_padded and seen else None, seen)
     is_left_padded = earlier.is_left_padded and not facts.is_padded and added is None
     return Memory(
         growth,
         join_masks(growth, (past, expanded_seen), (added, facts.longest)),
-        length=seen + columns.placeholders.shape[1],
+        length=seen + length,
         expanded_length=expanded_seen + facts.longest,
         trailing_text=facts.trailing_text if pads_left or added is None else 0,
         last_position=facts.last_position,
@@ -221,21 +221,19 @@ def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Ca
         positions=layout.positions + memory.growth.to(layout.positions.device),
         rotary_positions=layout.positions if config.lvtc_config.expanded_positions == "kept" else None,
     )
-    hides = hides_later = is_left = None
+    hides = later = is_left = None
     if mask is None:
-        hides = hides_later = False
+        hides = later = False
     elif runs_without_mask(config.text_config) and not (
         isinstance(mask, dict) or is_static(cache) or is_tracing(mask)
     ):
         hidden = ~mask.bool()
         flags = read_on_host(any=hidden.any(), later=hidden[:, memory.length :].any(), left=is_prefix(hidden))
-        hides, hides_later, is_left = flags.any, flags.later, flags.left
-    is_left_later = memory.is_left_padded and not hides_later
-    if hides_later is not None:
-        hides_later = hides_later or memory.mask is not None
+        hides, later, is_left = flags.any, flags.later, flags.left
+    hides_later = later if later is None else later or memory.mask is not None
     return [
         _with_mask(layout, mask, hides, is_left),
-        _with_mask(expanded, expanded_mask, hides_later, is_left_later),
+        _with_mask(expanded, expanded_mask, hides_later, memory.is_left_padded and not later),
     ]
 
 

@@ -31,8 +31,8 @@ def make_masks(
     layers, layouts = range(text_config.num_hidden_layers), plan.layouts
     if layouts[0] is layouts[-1] and not is_static(cache):  # no tiles so far: all stages have the same columns
         return [stage_masks(text_config, layers, layouts[0], inputs_embeds, cache)] * len(layouts)
-    parts = zip([0, *plan.boundaries], [*plan.boundaries, len(layers)], layouts, strict=True)
-    return [stage_masks(text_config, layers[first:end], layout, inputs_embeds, cache) for first, end, layout in parts]
+    parts = zip(plan.split(layers), layouts, strict=True)
+    return [stage_masks(text_config, part, layout, inputs_embeds, cache) for part, layout in parts]
 
 
 def stage_masks(
@@ -62,8 +62,8 @@ def stage_masks(
 
 def layers_see_positions(text_config: PretrainedConfig, layout: Layout) -> bool:
     """False if the samples are known, so that flash attention need not search the positions for them in every layer."""
-    samples_are_known = layout.rows is not Rows.PACKED or len(layout.bounds) == len(BOUNDS)
-    return not (samples_are_known and is_flash_attention_requested(text_config))
+    may_be_packed = layout.rows is Rows.PACKED and len(layout.bounds) < len(BOUNDS)
+    return may_be_packed or not is_flash_attention_requested(text_config)
 
 
 def _padding_mask(layer: int, layout: Layout, cache: Cache | None) -> torch.Tensor:

@@ -75,10 +75,10 @@ class RowMap:
         placed = placed.index_copy(0, self.text_to.to(rows.device), rows)
         return placed.index_copy(0, self.tiles_to.to(rows.device), tiles)[:-1].unflatten(0, self.shape)
 
-    def token_rows(self) -> torch.Tensor:
-        """Numbers of the rows after the boundary that hold text or a tile's token, not padding."""
-        is_token = self.place(torch.ones_like(self.text_to), torch.ones_like(self.tiles_to))
-        return is_token.flatten().nonzero().squeeze(1)
+    def is_token(self) -> torch.Tensor:
+        """(B, L₂) bool: which rows after the boundary hold text or a tile's token, not padding."""
+        text, tiles = (torch.ones_like(rows, dtype=torch.bool) for rows in (self.text_to, self.tiles_to))
+        return self.place(text, tiles)
 
     def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, L₂, D) -> (B, L, D): text rows are copied, a placeholder reads the last of its tokens.

@@ -43,7 +43,7 @@ def balancing_loss(
     text = config.text_config
     before = after = None if visible is None else visible.flatten().nonzero().squeeze(1)
     if row_map is not None:
-        after = row_map.token_rows()
+        after = row_map.is_token().flatten().nonzero().squeeze(1)
     counted = []
     routed = [index for index, layer in enumerate(layers) if hasattr(layer.mlp, "experts")]
     for index, logits in zip(routed, router_logits, strict=True):
