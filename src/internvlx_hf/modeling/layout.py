@@ -120,8 +120,9 @@ def read_layout(
         if is_new and "cu_seq_lens_q" not in bounds and is_flash_attention_requested(text_config):
             bounds |= _find_bounds(inputs_embeds, position_ids)
     if config.lvtc_config is not None:
-        starts = bounds.get("cu_seq_lens_q")
-        position_ids = _count_positions(inputs_embeds, attention_mask, position_ids, cache, starts)
+        position_ids = _count_positions(
+            inputs_embeds, attention_mask, position_ids, cache, bounds.get("cu_seq_lens_q")
+        )
     return Layout(rows, position_ids, attention_mask, bounds)
 
 

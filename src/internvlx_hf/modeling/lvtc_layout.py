@@ -221,7 +221,7 @@ def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Ca
         positions=layout.positions + memory.growth.to(layout.positions.device),
         rotary_positions=layout.positions if config.lvtc_config.expanded_positions == "kept" else None,
     )
-    hides = later = is_left = None
+    hides = is_left = later = hides_later = is_left_later = None
     if mask is None:
         hides = later = False
     elif runs_without_mask(config.text_config) and not (
@@ -230,10 +230,12 @@ def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Ca
         hidden = ~mask.bool()
         flags = read_on_host(any=hidden.any(), later=hidden[:, memory.length :].any(), left=is_prefix(hidden))
         hides, later, is_left = flags.any, flags.later, flags.left
-    hides_later = later if later is None else later or memory.mask is not None
+    if later is not None:  # else nothing of the memory is read that would recompile a decoding step
+        hides_later = later or memory.mask is not None
+        is_left_later = memory.is_left_padded and not later
     return [
         _with_mask(layout, mask, hides, is_left),
-        _with_mask(expanded, expanded_mask, hides_later, memory.is_left_padded and not later),
+        _with_mask(expanded, expanded_mask, hides_later, is_left_later),
     ]
 
 

@@ -32,7 +32,7 @@ def make_masks(
     if layouts[0] is layouts[-1] and not is_static(cache):  # no tiles so far: all stages have the same columns
         return [stage_masks(text_config, layers, layouts[0], inputs_embeds, cache)] * len(layouts)
     parts = zip(plan.split(layers), layouts, strict=True)
-    return [stage_masks(text_config, part, layout, inputs_embeds, cache) for part, layout in parts]
+    return [stage_masks(text_config, *part, inputs_embeds, cache) for part in parts]
 
 
 def stage_masks(
