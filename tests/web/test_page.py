@@ -10,11 +10,11 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 import pytest
 import requests
 
+from image_cases import random_image
 from internvlx_hf.chat import Session
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.processing.pdf_files import open_images
@@ -84,7 +84,7 @@ def url(answerer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("photos") / "photo.png"
-    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(path)
+    random_image(90, 40).save(path)
     return str(path)
 
 
