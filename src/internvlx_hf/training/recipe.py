@@ -25,6 +25,7 @@ SETTINGS = (
     "learning_rate",
     "learning_rates",
     "vision_drop_path_rate",
+    "loss_average",
     "lr_scheduler_type",
     "warmup_steps",
     "num_train_epochs",
