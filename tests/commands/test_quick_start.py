@@ -1,9 +1,10 @@
-"""Commands import only what they need: help does not import torch, a preset's cost does not import models."""
+"""Commands import only what they need: help does not import torch, an image's cost neither."""
 
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from internvlx_hf import __all__ as PUBLIC_NAMES
 from internvlx_hf import __version__
@@ -12,6 +13,7 @@ from internvlx_hf.cli import COMMANDS
 from internvlx_hf.commands import convert, push
 from internvlx_hf.conversion.options import INITS, PROJECTOR_CHOICES, TARGETS
 from internvlx_hf.hub.push import CARDS
+from internvlx_hf.processing.rvtc import SLICING_WORDS
 from paths import GOLDEN
 
 # run the console script `internvlx`, then print which of the modules after -- were imported
@@ -48,15 +50,19 @@ def test_help_imports_no_library(command):
     text, imported = program(*command, "--help", looking_for=("torch", "transformers", "huggingface_hub", "numpy"))
     assert text.startswith(" ".join(("usage: internvlx", *command)))
     assert imported == []
+    if "--slicing" in text:
+        assert [words for words in SLICING_WORDS.values() if words not in " ".join(text.split())] == []
 
 
 def test_version_imports_no_library():
     assert program("--version", looking_for=("torch", "transformers")) == (f"internvlx-hf {__version__}", [])
 
 
-def test_the_cost_of_a_preset_imports_no_model():
-    text, imported = program("cost", "--size", "640x480", looking_for=("transformers.modeling_utils",))
-    assert "640x480" in text
+def test_the_cost_of_an_image_imports_no_library(tmp_path):
+    Image.new("RGB", (640, 480)).save(tmp_path / "photo.jpg")
+    libraries = ("torch", "transformers", "huggingface_hub", "numpy", "asyncio")
+    text, imported = program("cost", str(tmp_path / "photo.jpg"), "--size", "9x9", looking_for=libraries)
+    assert "Mean of 2 images" in text
     assert imported == []
 
 

@@ -4,7 +4,8 @@
 import argparse
 import json
 
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
+from .convert import next_command
 from .model_options import read_ratio
 from .parser import CommandParser
 
@@ -16,7 +17,9 @@ def main(arguments: list[str]) -> None:
     from .. import registration  # noqa: F401
     from ..conversion import init_checkpoint
 
-    print(init_checkpoint(**options).summary())
+    report = init_checkpoint(**options)
+    print(report.summary())
+    print(next_command(options["out"], report.untrained_modules))
 
 
 def _parser() -> CommandParser:
@@ -54,9 +57,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--vision-feature-layer", type=int, help="index of the tower's hidden state that is projected (default: -1)"
     )
-    parser.add_argument(
-        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: edge)"
-    )
+    parser.add_argument("--slicing", choices=SLICING_STRATEGIES, help=f"{SLICING_HELP} (default: edge)")
     parser.add_argument("--max-patches", type=int, help="maximum number of tiles per image (default: 6)")
     parser.add_argument(
         "--max-image-tokens",

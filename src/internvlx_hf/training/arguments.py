@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 
 from ..checkpoints.names import DTYPES
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
 from .parsing import parse_arguments  # noqa: F401  for callers of this module
 
 
@@ -49,7 +49,7 @@ class ModelArguments:
     slicing: str | None = field(
         default=None,
         metadata={
-            "help": "How an image's size bounds its number of tiles, RVTC (default: the checkpoint's).",
+            "help": f"RVTC: {SLICING_HELP} (default: the checkpoint's).",
             "choices": SLICING_STRATEGIES,
         },
     )
@@ -275,6 +275,15 @@ class InternVLXTrainingArguments(TrainingArguments):
         metadata={
             "help": "Stochastic depth of InternViT's layers in training: the rate rises linearly from 0 to this value (default: "
             "0). It also applies to a frozen tower, as in the scripts of InternVL-X's authors."
+        },
+    )
+    loss_average: str = field(
+        default="step",
+        metadata={
+            "help": "What the loss is averaged over. 'step': the supervised tokens of a step, in all its batches and processes. "
+            "'batch': those of each batch on a device, and then over these batches, as in the code of InternVL-X's authors, so "
+            "that a token counts for more in a batch of short answers (default: step).",
+            "choices": ("step", "batch"),
         },
     )
     save_on_signal: bool = field(
