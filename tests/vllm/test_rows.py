@@ -51,13 +51,14 @@ def test_positions_count_the_short_sequence(plugin, rows):
 
 
 def test_a_step_s_rows_are_those_of_stage_one_and_its_tiles(plugin, rows):
-    read = plugin.stage_one.read_rows(plugin.stage_one.position_channels(*rows), has_images=True)
+    sizes = torch.tensor([BEFORE] * 3), torch.tensor([AFTER] * 3)
+    read = plugin.stage_one.read_rows(plugin.stage_one.position_channels(*rows), sizes)
     assert read.index.tolist() == [index for index, row in enumerate(DRAWN) if row in "t1"]
     assert read.positions.tolist() == list(range(sum(IN_STAGE_ONE)))
     of_stage_one = [row for row in DRAWN if row in "t1"]
-    assert read.tiles.tolist() == [index for index, row in enumerate(of_stage_one) if row == "1"]
-    assert read.tiles_after.tolist() == [index for index, row in enumerate(DRAWN) if row in "12"]
-    without = plugin.stage_one.read_rows(torch.tensor([[4, 9], [4, 9], [4, 9]]), has_images=False)
+    assert read.row_map.tiles.tolist() == [index for index, row in enumerate(of_stage_one) if row == "1"]
+    assert read.row_map.tiles_to.tolist() == [index for index, row in enumerate(DRAWN) if row in "12"]
+    without = plugin.stage_one.read_rows(torch.tensor([[4, 9], [4, 9], [4, 9]]))
     assert (without.index, without.positions.tolist()) == (None, [4, 9])
 
 
