@@ -4,8 +4,6 @@ import copy
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import PIL.Image
 import pytest
 import torch
 
+import forked
 from conversion_helpers import GOLDEN
 from internvlx_hf.chat import Session, answer_images, list_files, load_answerer
 from internvlx_hf.chat import loading as chat_loading
@@ -506,10 +505,8 @@ def test_wrong_arguments_are_named(folder, arguments, message, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("answerer", [{}], ids=["without LVTC"], indirect=True)
 def test_the_program_answers_without_prompting_for_trust(folder, photos):
-    ask = [sys.executable, "-m", "internvlx_hf", "chat", str(folder), photos[0], "What is it?"]
-    done = subprocess.run(
-        [*ask, "--max-new-tokens", "3", "--device", "cpu"], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    ask = ["-m", "internvlx_hf", "chat", folder, photos[0], "What is it?"]
+    done = forked.python(*ask, "--max-new-tokens", "3", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "remote code" not in done.stderr + done.stdout
     assert "custom code" not in done.stderr + done.stdout

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+import forked
 from conversion_helpers import FAMILIES, FEATURES, GOLDEN, LOGITS, copy_of, distance, golden, load
 from internvlx_hf.conversion import convert_checkpoint
 from llava_sources import CASES as LLAVAS
@@ -33,9 +32,9 @@ def test_converted_checkpoints_answer_as_the_reference_in_a_process_without_this
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, tmp_path / "golden" / f"{name}.golden.safetensors")
     folders = [tmp_path / "converted" / name for name in expected]
-    command = [sys.executable, "-s", HELPERS / "conversion_process.py", tmp_path / "golden", tmp_path / "answers"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *folders], env=environment, capture_output=True, text=True, timeout=600)
+    places = (tmp_path / "golden", tmp_path / "answers", *folders)
+    done = forked.python(HELPERS / "conversion_process.py", *places, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     wrong = {}
     for name, theirs in expected.items():

@@ -1,4 +1,4 @@
-"""Run by test_conversion_golden.py in a process of its own: `python -s conversion_process.py GOLDEN OUT CONVERTED...`.
+"""Run by test_conversion_golden.py in a process of its own: `python conversion_process.py GOLDEN OUT CONVERTED...`.
 
 It loads each converted checkpoint with AutoModel and `trust_remote_code=True`, where this package cannot be imported, runs
 what the golden files hold the reference's answers to, and writes its own answers into OUT as `<name>.safetensors`.

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import InternVLConfig, InternVLForConditionalGeneration, Trainer, TrainingArguments
 
 import lvtc_reference  # noqa: F401  registers the "varlen" attention
+from backbones import on_each_backbone
 from lvtc_cases import (
     KEPT,
     MIXED,
@@ -24,7 +25,7 @@ from lvtc_cases import (
     pack,
     training_model,
 )
-from tiny import LVTC, TEXT_MODELS, tiny_model
+from tiny import LVTC, tiny_model
 
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -49,8 +50,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(reentrant, use
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", TEXT_MODELS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen", "varlen_sdpa"])
+@on_each_backbone(attention=("varlen", "eager", "sdpa", "varlen_sdpa"))
 def test_padding_free_packing_equals_the_padded_batch_in_loss_and_gradients(text, attention):
     model = training_model(text)
     batch = labelled(model, MIXED)

@@ -6,8 +6,6 @@ import functools
 import http.server
 import io
 import os
-import subprocess
-import sys
 import textwrap
 import threading
 
@@ -21,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+import forked
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 from tiny import tiny_config, tiny_processor
 
@@ -403,8 +402,7 @@ def test_the_saved_code_runs_and_saves_itself_where_the_package_is_missing(tmp_p
     folder, copy = tmp_path / "saved", tmp_path / "copy"
     make_processor().save_pretrained(folder)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", REMOTE_SCRIPT, str(folder), str(copy)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    result = forked.python("-c", REMOTE_SCRIPT, folder, copy, env=environment, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     expected = chat([user(image(), "What?")])
     inputs = torch.load(folder / "inputs.pt")
