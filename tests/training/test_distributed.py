@@ -46,7 +46,7 @@ STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initiali
 def launch(config: str, task: str, folder: Path) -> None:
     """Two processes of `distributed_process.py`."""
     done = start(config, [str(HELPERS / "distributed_process.py"), task, str(folder)], folder)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == 0, done.stderr[:6000]
 
 
 def start(config: str, arguments: list[str], folder: Path) -> CompletedProcess:
