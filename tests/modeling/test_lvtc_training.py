@@ -25,7 +25,7 @@ from lvtc_cases import (
     pack,
     training_model,
 )
-from tiny import LVTC, tiny_model
+from tiny import tiny_config, tiny_model
 
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -157,10 +157,12 @@ def count_graphs(model, batch):
 @pytest.mark.slow
 def test_a_compiled_training_step_equals_an_eager_one_with_at_most_one_graph_more_than_natively():
     """LVTC breaks the graph where the host reads how many rows stage two has."""
-    small = {"vision_config": {"num_hidden_layers": 1}, "text_config": {"num_hidden_layers": 3}}
-    model = tiny_model("llama", projector_config={"projector_type": "pixel_shuffle"}, **LVTC, **small).train()
+    small = {"vision_config": {"num_hidden_layers": 1}, "projector_config": {"projector_type": "pixel_shuffle"}}
+    stages = lvtc(expand_layer=1, insert_start=0)
+    model = tiny_model("llama", text_config={"num_hidden_layers": 2}, **small, **stages).train()
     batch = labelled(model, MIXED, padding_side="right")
-    native = native_model(model.config)
+    # as many graphs as with more layers
+    native = native_model(tiny_config("llama", text_config={"num_hidden_layers": 1}, **small, downsample_ratio=0.25))
     native(**batch)  # the hooks that it installs when it first runs are graphs of their own
     expected = loss_and_gradients(model, batch)
     graphs, step = count_graphs(model, batch)
