@@ -2,6 +2,7 @@
 
 import atexit
 import importlib
+import logging
 import multiprocessing
 import os
 import runpy
@@ -13,6 +14,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -84,9 +86,13 @@ def start_server() -> None:
 
 
 def _serve(requests: Connection) -> None:
-    end = os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536
-    os.closerange(3, requests.fileno())
-    os.closerange(requests.fileno() + 1, end)
+    # what pytest has open leads nowhere: closed, its numbers would be given to other files, and old streams write into them
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/dev/fd")):
+        if number not in (requests.fileno(), nowhere):
+            with suppress(OSError):  # the listing's own
+                os.fstat(number)
+                os.dup2(nowhere, number)
     atexit._clear()
     sys.path[:] = [path for path in sys.path if path not in ("", str(HELPERS))]
     importlib.reload(warnings)  # of which pytest has replaced parts
@@ -113,6 +119,9 @@ def _become(arguments: list[str], environment: dict[str, str], cwd: str, files: 
             os.dup2(opened.fileno(), number)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, 1) for number, mode in enumerate("rww"))
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+    for handler in filter(None, (reference() for reference in logging._handlerList)):
+        if type(handler) is logging.StreamHandler:
+            handler.stream = sys.stderr
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
