@@ -147,11 +147,14 @@ CASES = {
     "packed": {"packing_tokens": 60, "per_device_train_batch_size": 1, "num_train_epochs": 2},
     "packed stream": {"packing_tokens": 60, "per_device_train_batch_size": 1, "streaming": True},
     "streaming": {"streaming": True, "shuffle_buffer": 4, "max_steps": 8, "save_steps": 5},
-    "shuffled": {"train_sampling_strategy": "random"},
     "second epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 8},
     "end of an epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 6},
-    "accumulating": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
-    "learning rates": {"learning_rates": {"model.lvtc": 5e-3, "model.vision_tower.encoder.layer.0": 1e-4}},
+    "shuffled, accumulating, with learning rates": {
+        "train_sampling_strategy": "random",
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 1,
+        "learning_rates": {"model.lvtc": 5e-3, "model.vision_tower.encoder.layer.0": 1e-4},
+    },
     "frozen tower": {"freeze": ["model.vision_tower"], "gradient_checkpointing": True},
     "workers": {"dataloader_num_workers": 1},
 }
