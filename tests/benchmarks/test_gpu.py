@@ -56,6 +56,14 @@ def test_every_line_runs_on_a_cpu_and_goes_on_where_it_was_cut(gpu, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_cuda_tests_pass_without_a_gpu_and_their_report_is_kept(tmp_path):
+    run(tmp_path, "--only", "tests", "--chunk", "1")
+    (record,) = map(json.loads, (tmp_path / "gpu.jsonl").read_text().splitlines())
+    assert record["status"] == 0, (tmp_path / "gpu_tests.txt").read_text()
+    assert record["text"] in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.slow
 def test_a_chunk_whose_time_is_over_says_so_and_what_has_no_figure(tmp_path):
     assert "stopped after 0 minutes; the same command goes on" in run(
         tmp_path, "--only", "training", "--chunk", "1", "--minutes", "0", status=3

@@ -37,7 +37,8 @@ from paths import ROOT
 FOLDER = ROOT / "build/mutate"
 README = ROOT / "tests/mutation/README.md"
 HELPERS = {path.stem for path in (ROOT / "tests/helpers").glob("*.py")}
-FIRST, LONGEST = 16, 25  # tests in the first round; seconds that the tests of the second may take together
+FIRST, FIRST_FILES = 12, 2  # tests in the first round, and files that they are from
+LONGEST = 25  # seconds that the tests of the second may take together
 RESULT = "## Last result\n"
 LIMIT = 600  # seconds until a run counts as hanging
 
@@ -275,11 +276,13 @@ def judge(tree: Tree, faults: list[Fault]) -> None:
 def notice(tree: Tree, fault: Fault, chosen: list[str], tests: dict[str, dict], last: str, failing: set[str]) -> str:
     """The first test that fails with the fault, or an empty string."""
     rounds: list[list[str]] = [[last]] if last in tests else []
-    rounds.append(chosen[:FIRST])
+    files = list(dict.fromkeys(name.partition("::")[0] for name in chosen))[:FIRST_FILES]
+    first = [name for name in chosen if name.partition("::")[0] in files][:FIRST]
+    rounds.append(first)
     second, total = [], 0.0
-    for name in chosen[FIRST:]:
+    for name in chosen:
         total += tests[name]["seconds"]
-        if total < LONGEST:
+        if name not in first and total < LONGEST:
             second.append(name)
     rounds.append(second)
     for names in filter(None, rounds):

@@ -111,15 +111,6 @@ def test_a_colour_key_of_sixteen_bits_comes_out_on_white():
     np.testing.assert_array_equal(levels_of(image, alpha="drop")[0], np.round(values / 257))
 
 
-def test_arrays_of_four_channels_are_as_the_pillow_image():
-    image = translucent()
-    rgba = np.array(image)
-    expected = levels_of(image)
-    for array in (rgba, np.moveaxis(rgba, -1, 0), torch.from_numpy(rgba), rgba.astype(np.uint16) * 257, rgba / 255):
-        np.testing.assert_array_equal(levels_of(array), expected)
-    np.testing.assert_array_equal(levels_of(rgba, alpha="drop"), np.moveaxis(rgba[..., :3], -1, 0))
-
-
 @pytest.mark.parametrize("as_array", [False, True])
 def test_a_large_transparent_image_is_blended_part_by_part(as_array, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 4), dtype=np.uint8)

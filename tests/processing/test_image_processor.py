@@ -200,45 +200,6 @@ def test_an_image_gives_the_same_tiles_by_every_route(tmp_path):
         assert torch.equal(tiles_of(route, alpha="drop"), expected), name
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I", "F"]
-)
-def test_every_mode_of_pillow_becomes_rgb(mode):
-    grey = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
-    if mode in ("I", "I;16"):
-        image = Image.fromarray(grey.astype(np.int32 if mode == "I" else np.uint16) * 257)
-    elif mode == "I;16B":
-        image = Image.frombytes(mode, grey.shape, (grey.astype(">u2") * 257).tobytes())
-    elif mode == "F":
-        image = Image.fromarray(grey.astype(np.float32) / 255)
-    else:
-        image = random_image(28, 28).convert(mode)
-    assert image.mode == mode
-    is_16_bit = mode in ("I", "I;16", "I;16B", "F")
-    expected = np.stack([grey] * 3) if is_16_bit else np.moveaxis(np.array(image.convert("RGB")), -1, 0)
-    # the plain levels, no resizing at 28x28
-    tiles = tiles_of(image, do_normalize=False, rescale_factor=1.0, alpha="drop")
-    np.testing.assert_array_equal(tiles[0], expected)
-
-
-def test_sixteen_bits_are_rounded_to_eight():
-    values = np.arange(0, 65536, 17, dtype=np.uint16)[: 28 * 137].reshape(137, 28)[:28]
-    expected = np.round(values / 257)
-    for image in (Image.fromarray(values), values[None], torch.from_numpy(values)):
-        tiles = tiles_of(image, do_normalize=False, rescale_factor=1.0)
-        np.testing.assert_array_equal(tiles[0, 0], expected)
-
-
-def test_grey_arrays_become_rgb():
-    grey = random_image(33, 28, "L")
-    expected = tiles_of(grey)
-    # all three hold the grey levels, which each channel's mean and standard deviation set apart
-    torch.testing.assert_close(levels(expected), levels(expected)[:, :1].expand_as(expected), atol=1e-4, rtol=0)
-    assert not torch.equal(expected[:, 0], expected[:, 1])
-    for array in (np.array(grey), np.array(grey)[None], np.array(grey)[..., None], torch.from_numpy(np.array(grey))):
-        assert torch.equal(tiles_of(array), expected)
-
-
 def test_floats_of_zero_to_one_keep_their_range_without_rescaling():
     image = torch.from_numpy(np.array(random_image(28, 28))).movedim(-1, 0) / 255
     tiles = tiles_of(image, do_rescale=False, do_normalize=False)

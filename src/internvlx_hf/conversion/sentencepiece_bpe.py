@@ -19,9 +19,10 @@ def read_sentencepiece(path: Path) -> Any:
         ValueError: if the file is damaged, or is not a BPE model without text normalisation that keeps all spaces, as in
             InternVL's language models.
     """
+    model = import_protobuf().ModelProto()  # first: its error says how to install protobuf
+
     from google.protobuf.message import DecodeError
 
-    model = import_protobuf().ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
         is_whole = bool(model.pieces) and model.HasField("trainer_spec") and model.HasField("normalizer_spec")

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 32
 TITLE = "Ask about an image"
-WHAT = "the image is cut into tiles, each tile becomes visual tokens, and the model reads those with your question."
+WHAT = "The image is cut into tiles, each tile becomes visual tokens, and the model reads those with your question."
 RULES = "; ".join(f"{name}: {words}" for name, words in reversed(SLICING_WORDS.items()))
 STYLE = """
 footer { display: none !important; }
@@ -42,7 +42,7 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
         title=f"InternVL-X: {callbacks.shared.name}",
         analytics_enabled=False,
     ) as page:
-        gr.HTML(f"<h1>{TITLE}</h1><p>{escape(callbacks.shared.name)}: {WHAT}</p>", elem_id="model")
+        gr.HTML(f"<h1>{TITLE}</h1><p>Model: {escape(callbacks.shared.name)}. {WHAT}</p>", elem_id="model")
         conversation = gr.State(None, time_to_live=DELETE_AFTER)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
