@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm mutate check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest fuzz test-hf test-vllm mutate check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test-oldest the tests with the oldest supported transformers, except some that hardly use it"
 	@echo "make test-newest the same with the newest releases of all dependencies, as tests/overlays/newest.txt lists them"
 	@echo "make newest      write tests/overlays/newest.txt anew"
+	@echo "make fuzz        random requests to the server and to the page (1 minute)"
 	@echo "make test-hf     transformers' own tests on this package's classes"
 	@echo "make test-vllm   checkpoints in vLLM, which is installed into build/vllm (3 GB; 15 minutes)"
 	@echo "make mutate      plant faults, and see which no test notices (an hour; AREA=lvtc: one area; a stopped run goes on)"
@@ -79,19 +80,26 @@ build/%/.installed: tests/overlays/%.txt | .venv/.for-test
 # The tests' models are tiny: more than one thread per worker makes them several times slower.
 PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-test: lint test-unlinted
+# Lint beside the installation of what only some tests need.
+test: .venv/.for-test
+	$(MAKE) --jobs 2 --output-sync=target lint $(OTHERS)
+	$(MAKE) test-unlinted
 
 test-unlinted: $(OTHERS)
-	$(PYTEST)
-	@echo "left out of make test: tests/hf_suite (make test-hf), tests/engines (make test-vllm), tests/site (make docs)"
+	$(PYTEST) -m "not fuzz"
+	@echo "left out of make test: tests/hf_suite (make test-hf), tests/engines (make test-vllm), tests/site (make docs), random requests (make fuzz)"
 
 test-fast: style
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not fuzz"
 
 # The oldest supported transformers, and the newest releases of all dependencies, in front of the pinned ones on the path.
 test-oldest test-newest: test-%: .venv/.for-test $(OTHERS) build/%/.installed
 	@echo "left out with the $* releases:" $$(grep -rl mark.any_transformers tests)
-	PYTHONPATH=build/$* $(PYTEST) -m "not any_transformers"
+	PYTHONPATH=build/$* $(PYTEST) -m "not any_transformers and not fuzz"
+
+# Random requests to the server and to the page.
+fuzz: .venv/.for-test build/web/.installed
+	$(PYTEST) -m fuzz tests/serving tests/web
 
 newest: .venv/.for-test
 	$(PY) tests/helpers/resolve_newest.py

@@ -2,13 +2,16 @@
 
 import gc
 import logging
+import os
+import sys
 
 import pytest
-from PIL import Image
-from transformers.utils.logging import warning_once
 
-from tiny import tiny_model, tiny_processor
-from video_cases import numbered_video
+import forked
+
+# The process that only distributes tests has no use for torch: it is imported here by the others alone, and below by none.
+if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith(("-n", "--numprocesses")) for word in sys.argv):
+    forked.start_server()
 
 # suites of their own: `make test-hf`, `make test-vllm`, `make docs`
 collect_ignore = ["hf_suite", "engines", "site"]
@@ -51,6 +54,8 @@ class DeprecationRecorder(logging.Handler):
 @pytest.fixture(autouse=True)
 def nothing_deprecated_is_used():
     """transformers logs some deprecations, most only once. Those that it warns of are errors: see pyproject.toml."""
+    from transformers.utils.logging import warning_once
+
     warning_once.cache_clear()
     recorder, logger = DeprecationRecorder(), logging.getLogger("transformers")
     logger.addHandler(recorder)
@@ -62,6 +67,11 @@ def nothing_deprecated_is_used():
 @pytest.fixture
 def demo_output(tmp_path, monkeypatch):
     """The working folder, with a checkpoint and a page where `make demo` leaves them."""
+    from PIL import Image
+
+    from tiny import tiny_model, tiny_processor
+    from video_cases import numbered_video
+
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "out/demo/model")
     tiny_processor(model.config).save_pretrained(tmp_path / "out/demo/model")

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import forked
 from internvlx_hf import InternVLXImageProcessor
 from paths import ROOT
 
@@ -88,9 +88,7 @@ def test_the_model_has_pvtc_and_expands_4_tokens_per_tile_to_16(train):
 def test_trains_saves_and_reads_without_the_package(tmp_path):
     def run(*command, **kwargs):
         env = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        return subprocess.run(
-            [sys.executable, *map(str, command)], capture_output=True, text=True, env=env, timeout=600, **kwargs
-        )
+        return forked.python(*command, env=env, **kwargs)
 
     out = tmp_path / "demo"
     trained = run(DEMO / "train.py", "--out", out, "--steps", "4", "--test-pages", "1")
@@ -101,7 +99,7 @@ def test_trains_saves_and_reads_without_the_package(tmp_path):
     assert len(json.loads((out / "pages/pages.json").read_text())["pages"]) == 4
 
     # four steps teach nothing: the exit status says so, after everything else was done
-    read = run("-I", DEMO / "read.py", out, "--min-accuracy", "95", cwd=tmp_path)
+    read = run(DEMO / "read.py", out, "--min-accuracy", "95", cwd=tmp_path)
     assert "below the required 95 %" in read.stderr, read.stderr[-3000:]
     assert read.returncode == 1
     assert "code comes from the checkpoint: transformers_modules" in read.stdout

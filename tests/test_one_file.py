@@ -1,12 +1,11 @@
 """The paper in one file: it reads what `internvlx convert` writes, and says what the package says."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 
+import forked
 from conversion_helpers import FAMILIES, GOLDEN, edit_config, load
 from image_cases import random_image
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXImageProcessor, InternVLXProcessor
@@ -100,8 +99,7 @@ def test_logits_and_answer_are_the_package_s_for_every_kind_of_checkpoint(tmp_pa
 def test_the_script_prints_only_the_answer(tmp_path):
     folder = convert("PVTC and LVTC", tmp_path)
     random_image(150, 70).save(tmp_path / "image.png")
-    command = [sys.executable, SCRIPT, folder, tmp_path / "image.png", QUESTION, "--max-new-tokens", str(NEW)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = forked.python(SCRIPT, folder, tmp_path / "image.png", QUESTION, "--max-new-tokens", NEW)
     assert done.stdout == package_s_answer(folder, tmp_path / "image.png")[2] + "\n"
 
 

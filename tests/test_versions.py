@@ -1,14 +1,13 @@
 """The releases of transformers that this package is tested with, and what it says of others."""
 
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+import forked
 import resolve_newest
 from internvlx_hf.modeling.version import TESTED_TRANSFORMERS, warn_outside_tested_range
 from paths import ROOT
@@ -57,13 +56,7 @@ def test_an_import_beside_an_untested_release_says_so_once(tmp_path):
     (tmp_path / "transformers-5.99.0.dist-info").mkdir()
     (tmp_path / "transformers-5.99.0.dist-info/METADATA").write_text("Name: transformers\nVersion: 5.99.0\n")
     path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
-    run = subprocess.run(
-        [sys.executable, "-c", "import internvlx_hf"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = forked.python("-c", "import internvlx_hf", env={**os.environ, "PYTHONPATH": path})
     assert (
         run.stderr.count("internvlx_hf 0.2.0 is tested with transformers 5.16 to 5.24, but 5.99.0 is installed") == 1
     )

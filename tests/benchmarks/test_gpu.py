@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 
+import forked
 from benchmark_scripts import FOLDER, importable
 from paths import HELPERS, ROOT
 
@@ -25,8 +26,7 @@ def gpu():
 
 
 def run(folder, *words, status=0) -> str:
-    command = [sys.executable, SCRIPT, "--device", "cpu", "--preset", "tiny", "--results", folder, *words]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+    done = forked.python(*(SCRIPT, "--device", "cpu", "--preset", "tiny", "--results", folder, *words), cwd=ROOT)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 

@@ -2,22 +2,13 @@
 """Errors on the command line: one line and an exit status, and a traceback only with `--debug`."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+import forked
 from commands import internvlx
 from internvlx_hf.cli import COMMANDS, main
 from internvlx_hf.commands import card, train
-
-
-def run(*arguments) -> subprocess.CompletedProcess:
-    """Run the installed command in a subprocess."""
-    command = Path(sys.executable).with_name("internvlx")
-    start = [command] if command.exists() else [sys.executable, "-m", "internvlx_hf.cli"]
-    return subprocess.run([*start, *map(str, arguments)], capture_output=True, text=True)
 
 
 def failing(error: BaseException):
@@ -32,14 +23,14 @@ class Panic(BaseException):
 
 
 def test_an_unknown_command_exits_with_two_and_lists_the_commands():
-    done = run("konvert", "a", "b")
+    done = forked.python("-m", "internvlx_hf", "konvert", "a", "b")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"internvlx: there is no command 'konvert', expected one of {', '.join(COMMANDS)}\n"
 
 
 @pytest.mark.slow
 def test_a_failing_command_exits_with_one_and_prints_one_line(tmp_path):
-    done = run("card", tmp_path / "nowhere")
+    done = forked.python("-m", "internvlx_hf", "card", tmp_path / "nowhere")
     assert done.returncode == 1
     assert done.stderr.startswith("internvlx: ")
     assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
+import forked
 from internvlx_hf import __all__ as PUBLIC_NAMES
 from internvlx_hf import __version__
 from internvlx_hf.checkpoints.names import DTYPES
@@ -33,14 +34,15 @@ sys.exit(status)
 
 
 def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    done = forked.python(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def program(*arguments: str, looking_for: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The program's output, and which of the modules it imported."""
-    *lines, last = python("-c", PROGRAM, *arguments, "--", *looking_for).splitlines()
+    """The program's output, and which of the modules it imported: in a process that starts without any."""
+    command = [sys.executable, "-c", PROGRAM, *arguments, "--", *looking_for]
+    *lines, last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return "\n".join(lines), last.split()[1:]
 
 
@@ -69,7 +71,7 @@ def test_the_cost_of_an_image_imports_no_library(tmp_path):
 @pytest.mark.slow
 def test_a_command_that_loads_checkpoints_has_the_auto_classes(tmp_path):
     source, out = str(GOLDEN / "checkpoints/internvl2_qwen2"), str(tmp_path / "out")
-    text, _ = program("convert", source, out, "--verify", looking_for=())
+    text = python("-c", PROGRAM, "convert", source, out, "--verify", "--")
     assert "verified reference" in text
 
 

@@ -1,14 +1,13 @@
 """A conversion holds a tensor at a time: its memory does not grow with the model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+import forked
 from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf.checkpoints import shards as module
 from internvlx_hf.conversion import convert_checkpoint
@@ -39,8 +38,7 @@ def test_memory_stays_within_the_largest_shard_and_a_gigabyte(tmp_path):
     upgrade = {"projector": "pvtc", "lvtc": True, "dtype": "float16"}
     runs = [(str(tmp_path / "kept"), {}), (str(tmp_path / "upgraded"), upgrade)]
     try:
-        command = [sys.executable, "-c", CONVERT, HELPERS, source]
-        done = subprocess.run(command, input=json.dumps(runs), capture_output=True, text=True)
+        done = forked.python("-c", CONVERT, HELPERS, source, input=json.dumps(runs))
         assert done.returncode == 0, done.stderr[-2000:]
         written = [sum(path.stat().st_size for path in Path(out).glob("*.safetensors")) for out, _ in runs]
     finally:

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import AutoModel, AutoProcessor
 
+import forked
 from evaluation_pages import conversation, train_reader, write_tasks
 from internvlx_hf.evaluation import BENCHMARKS
 from json_files import json_of, lines_of
@@ -37,7 +36,7 @@ def run(folder: Path, *command, **env) -> str:
         "OPENAI_API_KEY": "none",  # where openai is installed, lmms-eval makes a client of it before any task asks for one
         **env,
     }
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=env, timeout=600)
+    done = forked.python(*command, env=env)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
 
@@ -143,7 +142,8 @@ def test_the_choice_taken_is_the_one_with_the_smallest_loss(report, folder, page
 def test_two_processes_of_the_command_line_share_the_work_and_answer_the_same(folder, own_answers):
     run(
         folder,
-        *("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "lmms_eval"),
+        *(HELPERS / "launch_process.py", "lmms_eval.evaluator,internvlx_hf.evaluation.lmms_eval_models"),
+        *("torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "lmms_eval"),
         *("--model", "internvlx", "--model_args", f"pretrained={folder / 'model'}", "--batch_size", "4"),
         *("--tasks", "pages_read", "--include_path", folder / "tasks"),
         *("--log_samples", "--output_path", folder / "out"),

@@ -6,6 +6,7 @@ import pytest
 import transformers
 from transformers import AutoConfig
 
+from backbones import on_each_backbone
 from internvlx_hf import (
     InternVLXConfig,
     InternVLXForConditionalGeneration,
@@ -40,8 +41,7 @@ def test_making_a_configuration_logs_nothing(kwargs, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("kwargs", [{}, LVTC, {"projector_config": {"query_mlp": "internvl2", "num_layers": 3}}])
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone(TEXT_MODELS, kwargs=({}, LVTC, {"projector_config": {"query_mlp": "internvl2", "num_layers": 3}}))
 def test_saved_configuration_loads_as_it_was(text, kwargs, tmp_path):
     config = tiny_config(text, **kwargs)
     config.save_pretrained(tmp_path)

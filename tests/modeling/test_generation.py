@@ -14,6 +14,7 @@ from transformers import (
     pipeline,
 )
 
+from backbones import on_each_backbone
 from tiny import IMAGE_TOKEN, LVTC, PAD, TEXT_MODELS, split_batch, tiny_batch, tiny_model, tiny_processor
 from versions import needs_transformers
 
@@ -55,7 +56,7 @@ def greedy_without_cache(model, sample):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone(TEXT_MODELS)
 def test_greedy_generation_takes_the_likeliest_token_of_a_forward_without_a_cache(text):
     """For each sample of a left-padded batch, as for the sample alone."""
     model = model_that_goes_on(text)
@@ -78,8 +79,7 @@ def test_answers_depend_on_the_images():
     assert not torch.equal(before[2], after[2])
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone(cache=("dynamic", "static"))
 @torch.no_grad()
 def test_cached_logits_equal_uncached_with_left_padding(text, cache):
     """A hand-written loop over `model(...)`. 1e-4 on logits of size 1: float32 sums in another order make some 1e-6."""
@@ -127,8 +127,7 @@ def test_generation_without_a_cache_gives_the_same_tokens(mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", TEXT_MODELS)
-@pytest.mark.parametrize("mode", [{"do_sample": False}, {"num_beams": 2}], ids=["greedy", "beam"])
+@on_each_backbone(mode=({"do_sample": False}, {"num_beams": 2}))
 def test_static_cache_gives_the_same_tokens(mode, text):
     model = model_that_goes_on(text)
     batch = tiny_batch(model.config, LAYOUTS)
@@ -158,7 +157,7 @@ def test_several_sampled_answers_a_prompt_see_the_images_of_their_own_prompt():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone()
 def test_beams_of_a_batch_are_those_of_its_samples(text):
     model = model_that_goes_on(text)
     batch = tiny_batch(model.config, LAYOUTS)

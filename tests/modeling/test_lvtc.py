@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 import varlen  # noqa: F401  registers the attention of that name
+from backbones import on_each_backbone
 from internvlx_hf import InternVLXConfig, InternVLXModel
 from internvlx_hf.modeling.modeling_internvlx import InternVLXImageFeatures
 from lvtc_cases import CLOSE, KEPT, MIXED, ROPES, SLIDING, lvtc, rope_model
@@ -195,8 +196,7 @@ def test_logits_and_all_gradients_equal_the_slow_reference_for_every_setting(set
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", SLIDING)
-@pytest.mark.parametrize("padding_side", ["left", "right"])
+@on_each_backbone(("qwen2", "mistral", "qwen3_moe"), padding_side=("left", "right"))
 def test_sliding_windows_count_the_tokens_of_their_own_stage(text, padding_side):
     model = tiny_model(text, text_config=SLIDING[text], **LVTC)
     check_against_reference(model, MIXED, padding_side=padding_side)
@@ -258,7 +258,7 @@ def test_a_sample_s_logits_do_not_depend_on_its_batch_without_a_mask(attention):
         torch.testing.assert_close(logits[i], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone()
 @torch.no_grad()
 def test_without_images_it_is_the_plain_language_model(text):
     model = tiny_model(text, **LVTC)

@@ -168,10 +168,9 @@ def test_a_static_cache_shorter_than_the_window_still_grows_with_the_expansion(t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_decoding_with_a_static_cache_compiles_once(kind):
-    """Graphs without breaks, made in the first steps (a sliding window has a second one for when it is full)."""
-    model = model_of_kind(kind)
+def test_decoding_with_a_static_cache_compiles_once():
+    """Without breaks, in the first steps (a sliding window has a second graph for when it is full); the next test's is full."""
+    model = model_of_kind("qwen2, sliding and full")
     batch = tiny_batch(model.config, MIXED)
     expected = new_tokens(model, batch, max_new_tokens=16, min_new_tokens=16)
     torch._dynamo.reset()
@@ -180,7 +179,7 @@ def test_decoding_with_a_static_cache_compiles_once(kind):
     assert torch.equal(compiled, expected)
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
-    assert 1 <= counters["stats"]["unique_graphs"] <= (1 if kind == "full attention" else 3)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
 
 
 def test_a_static_cache_is_as_long_as_the_longest_before_it():
@@ -201,10 +200,10 @@ def test_a_static_cache_is_as_long_as_the_longest_before_it():
 def test_decoding_compiles_once_for_prompts_of_changing_tile_counts():
     """The longest prompt comes first."""
     model = tiny_model("llama", **LVTC)
-    settings = {"max_new_tokens": 3, "min_new_tokens": 3}
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4}
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    for tiles in (6, 1, 4, 0, 2, 5, 3, 0, 6, 1, 2, 4):
+    for tiles in (6, 1, 0, 3, 6, 2):
         batch = tiny_batch(model.config, [[1 + 2 * tiles % 3, *["tile"] * tiles, 2]])
         compiled = new_tokens(model, batch, **settings, **COMPILED)
         assert torch.equal(compiled, new_tokens(model, batch, **settings))

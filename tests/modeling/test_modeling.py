@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from backbones import on_each_backbone
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXModel
 from tiny import IMAGE_TOKEN, TEXT_MODELS, VOCABULARY, split_batch, tiny_batch, tiny_config, tiny_model
 
@@ -23,9 +24,7 @@ def logits_by_sample(model, batch):
 # -- batches
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone(TEXT_MODELS, padding_side=("left", "right"), attention=("sdpa", "eager"))
 def test_logits_of_a_sample_do_not_depend_on_its_batch(text, padding_side, attention):
     """1e-4 on logits of size 1: padding shifts positions and reorders float32 sums, which makes some 1e-6."""
     model = tiny_model(text)
@@ -38,7 +37,7 @@ def test_logits_of_a_sample_do_not_depend_on_its_batch(text, padding_side, atten
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone()
 def test_logits_depend_on_every_tile_and_only_after_it(text):
     """The counterpart of the test above: the model does look at its images."""
     model = tiny_model(text)
@@ -236,8 +235,7 @@ def assert_same_gradients(one, other, *, rtol):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone(padding_side=("left", "right"))
 def test_loss_in_training_equals_that_of_all_logits_in_value_and_gradients(text, padding_side):
     """1e-5: the same sums over rows, in another order."""
     model = tiny_model(text, **NO_DROPOUT)
@@ -363,7 +361,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(reentrant):
     assert_same_gradients(found, expected_gradients, rtol=1e-5)
 
 
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@on_each_backbone()
 def test_bfloat16_trains_near_float32(text):
     """bfloat16 keeps eight bits, 0.4 % a rounding; some tens of layers' roundings make some per cent."""
     model = tiny_model(text, **NO_DROPOUT, text_config={"initializer_range": 0.05}).train()

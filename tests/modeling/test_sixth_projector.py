@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+import forked
 from paths import HELPERS, ROOT
 
 
@@ -27,8 +26,7 @@ def report(tmp_path_factory):
         "PYTHONPATH": f"{folder}{os.pathsep}{HELPERS}",
         "HF_MODULES_CACHE": str(folder / "hub"),
     }
-    script = HELPERS / "sixth_projector_process.py"
-    done = subprocess.run([sys.executable, script, folder], env=environment, capture_output=True, text=True)
+    done = forked.python(HELPERS / "sixth_projector_process.py", folder, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -4,14 +4,13 @@
 import base64
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import forked
 from image_cases import random_image, saved, tiles_of
 from internvlx_hf.processing import InternVLXImageProcessor
 from internvlx_hf.processing.image_files import is_undecoded
@@ -146,8 +145,7 @@ def excess(tmp_path_factory):
         Image.new("RGB", (8000, 4500), (10, 200, 90)).save(path, exif=exif)
     for path in paths[2:]:
         Image.new("RGB", (3000, 3000), (1, 2, 3)).save(path, compress_level=1)
-    command = [sys.executable, "-c", MEASURE, HELPERS, *paths]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.python("-c", MEASURE, HELPERS, *paths)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -279,6 +279,7 @@ def mutated(chance: random.Random) -> bytes:
     return raw_post(path, bytes(data[:length]), *headers)
 
 
+@pytest.mark.fuzz
 def test_no_raw_request_breaks_the_server(checkpoint):
     chance = random.Random(0)
     app = build_app(checkpoint, name="tiny", device="cpu", budget=RequestBudget(max_new_tokens=2))

@@ -8,9 +8,8 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from accelerate.utils import merge_fsdp_weights
 from safetensors.torch import load_file
 
 import data_parallel
+import forked
 from distributed_process import (
     CASES,
     RANKS,
@@ -46,13 +46,18 @@ STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initiali
 def launch(config: str, task: str, folder: Path) -> None:
     """Two processes of `distributed_process.py`."""
     done = start(config, [str(HELPERS / "distributed_process.py"), task, str(folder)], folder)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == 0, done.stderr[:6000]
 
 
-def start(config: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+def start(config: str, arguments: list[str], folder: Path) -> CompletedProcess:
     """Two processes, by `accelerate launch`, in float32."""
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")),
+        *(
+            HELPERS / "launch_process.py",
+            "distributed_process,internvlx_hf.training.train",
+            "accelerate.commands.launch",
+        ),
+        *("--config_file", CONFIGS / f"{config}.yaml"),
         *("--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"),
         *arguments,
     ]
@@ -63,7 +68,7 @@ def start(config: str, arguments: list[str], folder: Path) -> subprocess.Complet
         "OMP_NUM_THREADS": "1",
         "HF_DATASETS_CACHE": str(folder / "cache"),
     }
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return forked.python(*command, env=environment)
 
 
 def results(folder: Path, name: str) -> list[dict]:

@@ -1,8 +1,6 @@
 """What a run makes of its data: order, seeds, padding."""
 
 import os
-import subprocess
-import sys
 from itertools import islice
 from types import SimpleNamespace
 
@@ -11,6 +9,7 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
+import forked
 from internvlx_hf.data.sampler import CostGroupedSampler
 from internvlx_hf.training import run_data
 from internvlx_hf.training.arguments import DataArguments, InternVLXTrainingArguments
@@ -110,10 +109,6 @@ def test_records_in_a_file_need_no_datasets(tmp_path):
     lines = "import sys; from pathlib import Path; from hiding import hide; hide({'datasets'})"
     lines += "; from training_helpers import run; run(Path(sys.argv[1]), max_steps=1, packing_tokens=60)"
     path = os.pathsep.join([str(HELPERS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", f"{lines}; assert 'datasets' not in sys.modules", tmp_path],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    code = f"{lines}; assert 'datasets' not in sys.modules"
+    done = forked.python("-c", code, tmp_path, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import re
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -17,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.utils import is_flash_attn_2_available
 
+import forked
 from card_reports import REPORT
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
@@ -135,9 +135,7 @@ assert "internvlx_hf" not in sys.modules
 def test_what_is_saved_loads_with_its_own_code(stage_one, tmp_path):
     folders = [str(stage_one / name) for name in ("out", "out/checkpoint-3")]
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, *folders], env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = forked.python("-c", LOAD, *folders, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -149,11 +147,14 @@ CASES = {
     "packed": {"packing_tokens": 60, "per_device_train_batch_size": 1, "num_train_epochs": 2},
     "packed stream": {"packing_tokens": 60, "per_device_train_batch_size": 1, "streaming": True},
     "streaming": {"streaming": True, "shuffle_buffer": 4, "max_steps": 8, "save_steps": 5},
-    "shuffled": {"train_sampling_strategy": "random"},
     "second epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 8},
     "end of an epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 6},
-    "accumulating": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
-    "learning rates": {"learning_rates": {"model.lvtc": 5e-3, "model.vision_tower.encoder.layer.0": 1e-4}},
+    "shuffled, accumulating, with learning rates": {
+        "train_sampling_strategy": "random",
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 1,
+        "learning_rates": {"model.lvtc": 5e-3, "model.vision_tower.encoder.layer.0": 1e-4},
+    },
     "frozen tower": {"freeze": ["model.vision_tower"], "gradient_checkpointing": True},
     "workers": {"dataloader_num_workers": 1},
 }

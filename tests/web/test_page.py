@@ -3,9 +3,8 @@
 import json
 import os
 import re
+import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ import PIL.Image
 import pytest
 import requests
 
+import forked
 from image_cases import random_image
 from internvlx_hf.chat import Session
 from internvlx_hf.evaluation.answering import Answerer
@@ -59,24 +59,22 @@ def url(answerer, tmp_path_factory):
         port = str(free.getsockname()[1])
     variables = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": port, "TMPDIR": str(temporary)}
     variables["OPTIONS"] = f"--max-new-tokens {LONGEST} --name Tiny"
-    program = subprocess.Popen(
-        [sys.executable, str(SPACE / "app.py")],
-        env=with_overlay(MODEL=str(folder), HF_HUB_OFFLINE="1", **variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    os.mkfifo(pipe := folder / "pipe")
+    files = [Path(os.devnull), pipe, pipe]
+    program = forked.Program(
+        (SPACE / "app.py",), files, with_overlay(MODEL=str(folder), HF_HUB_OFFLINE="1", **variables)
     )
-    output = []
-    for line in program.stdout:
+    output, printed = [], pipe.open()
+    for line in printed:
         output.append(line)
         if line.startswith("Serving "):
             break
     else:
         raise AssertionError("".join(output))
-    threading.Thread(target=output.extend, args=(program.stdout,), daemon=True).start()  # a full pipe would block it
+    threading.Thread(target=output.extend, args=(printed,), daemon=True).start()  # a full pipe would block it
     assert list(temporary.glob("internvlx-web-*"))
     yield f"http://127.0.0.1:{port}/"
-    program.terminate()
+    os.kill(program.id, signal.SIGTERM)
     assert program.wait(TIMEOUT) == 0, "".join(output)
     assert not list(temporary.glob("internvlx-web-*"))
 
@@ -91,12 +89,7 @@ def photo(tmp_path_factory) -> str:
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no /usr/bin/chromium")
 def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo, tmp_path):
     (tmp_path / "scan.pdf").write_bytes(pdf((72, 72), (90, 36)))
-    done = subprocess.run(
-        [sys.executable, str(HELPERS / "browser_process.py"), url, photo, str(tmp_path / "scan.pdf")],
-        env=with_overlay(),
-        capture_output=True,
-        text=True,
-    )
+    done = forked.python(HELPERS / "browser_process.py", url, photo, tmp_path / "scan.pdf", env=with_overlay())
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     turn = Session(answerer, generation={"max_new_tokens": LONGEST}).ask(
@@ -191,7 +184,10 @@ def test_no_request_opens_a_file_of_the_server_or_learns_whether_there_is_one(ur
     page.upload(photo)
     missing = canaries[0].parent / "nowhere"
     for canary in canaries:
-        for there, not_there in zip(namings(str(canary)), namings(str(missing / canary.name)), strict=True):
+        pairs = list(zip(namings(str(canary)), namings(str(missing / canary.name)), strict=True))
+        for there, not_there in (
+            pairs if canary == canaries[0] else pairs[:2] + pairs[-1:]
+        ):  # a suffix changes no naming
             for function in page.functions:
                 answers = [page.call(function, filled(page, function, value)) for value in (there, not_there)]
                 outputs = [json.dumps(each.get("output", each), ensure_ascii=False) for each in answers]
@@ -241,6 +237,7 @@ def test_every_answer_restricts_what_a_browser_loads(url):
         assert "img-src 'self' data: blob:" in policy.split("; ")
 
 
+@pytest.mark.fuzz
 def test_hostile_requests_reach_no_file_and_leave_the_server_alive(url, photo, canaries):
     page = Page(url, "192.0.2.4")
     upload = page.upload(photo).json()[0]
