@@ -95,7 +95,7 @@ def test_every_slicing_asks_the_same_of_the_same_pages_and_edge_and_ratio_cut_ma
     assert all(questions == asked["whole"] for questions in asked.values())
     tiles = {slicing: sum(len(s.pixel_values) for s in samples) for slicing, samples in found.items()}
     assert tiles["whole"] == 64 < tiles["area"] < tiles["edge"] < tiles["ratio"]
-    assert sum(a.grid != b.grid for a, b in zip(found["edge"], found["ratio"], strict=True)) >= 12
+    assert sum(a.grid != b.grid for a, b in zip(found["edge"], found["ratio"], strict=True)) >= 6
 
 
 def test_sizes_are_continuous_and_digits_lie_anywhere():
@@ -209,7 +209,9 @@ def test_rows_of_a_table_start_alike_but_for_what_they_are_named_after(group):
         for path, module in model.named_modules():
             if path.startswith(training.NEW_MODULES) and isinstance(module, torch.nn.Linear):
                 # as torch starts a linear layer: uniform, with a variance of 1/3 of the inputs' inverse number
-                assert module.weight.std() * (3 * module.in_features) ** 0.5 == pytest.approx(1, abs=0.05), path
+                assert module.weight.detach().std() * (3 * module.in_features) ** 0.5 == pytest.approx(1, abs=0.05), (
+                    path
+                )
         frozen = [path for path, parameter in model.named_parameters() if not parameter.requires_grad]
         assert not frozen, name
 
@@ -246,19 +248,12 @@ def test_a_masked_image_is_hidden_from_text_and_not_from_itself():
     low = torch.finfo(torch.float32).min
     causal = torch.full((5, 5), low).triu(1)
     mask = torch.stack([causal, causal.clone().index_fill_(1, torch.tensor([0]), low)])[:, None]  # row 1 is padded
-    seen = without_image(mask, torch.tensor([2, 2])) == 0
-    assert seen[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 1, 1, 1],
-    ]
-    assert seen[1, 0, 3:].int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
-    assert without_image(mask[:, :, -1:], torch.tensor([2, 2])).eq(0)[:, 0, 0].int().tolist() == [
-        [0, 0, 1, 1, 1],
-        [0, 0, 0, 1, 1],
-    ]
+    before, tokens = torch.tensor([1, 0]), torch.tensor([2, 2])
+    seen = (without_image(mask, before, tokens) == 0).int().tolist()
+    assert seen[0][0] == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
+    assert seen[1][0][3:] == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    last = (without_image(mask[:, :, -1:], before, tokens) == 0).int().tolist()
+    assert [row[0] for row in last] == [seen[0][0][-1:], seen[1][0][-1:]]
 
 
 @pytest.mark.parametrize("row", ["N", "LVTC"])

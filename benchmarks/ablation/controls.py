@@ -10,7 +10,7 @@ from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.modeling.pixel_shuffle import PixelShuffleProjector
 from internvlx_hf.modeling.pvtc import PVTCLayer
 
-WIDE = 368  # hidden units of a pixel shuffle that has as many parameters as PVTC
+WIDE = 362  # hidden units of a pixel shuffle that has as many parameters as PVTC
 
 
 class NoAttention(nn.Module):
@@ -57,37 +57,42 @@ CONTROLS: dict[str, Callable[[InternVLXForConditionalGeneration], None]] = {
 def hide_image(model: InternVLXForConditionalGeneration, layers: Sequence[int]) -> list:
     """Mask the attention of text to visual tokens in some layers of the language model; returns the hooks' handles.
 
-    An image's tokens are the first of each prompt, so they are the first columns that the mask of a layer does not hide, in
-    both stages of LVTC. A masked column takes no softmax mass.
+    The columns of a layer that its mask does not hide are, in both stages of LVTC, a few of text, those of the image, and text.
+    A masked column takes no softmax mass.
     """
     model.set_attn_implementation({"text_config": "eager"})  # the only one whose masks are never left out
-    counts: list[torch.Tensor] = []
+    places: dict[str, torch.Tensor] = {}
     config = model.config
     ratio = config.expanded_image_seq_length / config.image_seq_length
 
-    def count(module, args, kwargs) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if (ids == config.image_token_id).any():
-            counts[:] = [(ids == config.image_token_id).sum(1)]
+    def look(module, args, kwargs) -> None:
+        is_image = kwargs["input_ids"] == config.image_token_id
+        if is_image.any():  # not while an answer is generated
+            places["tokens"] = is_image.sum(1)
+            places["before"] = (kwargs["attention_mask"].bool() & (is_image.cumsum(1) == 0)).sum(1)
 
     def hide(index: int):
         def hook(layer, args, kwargs):
             is_expanded = config.lvtc_config is not None and index >= config.lvtc_config.expand_layer
-            tokens = (counts[0] * ratio).round().long() if is_expanded else counts[0]
-            return args, kwargs | {"attention_mask": without_image(kwargs["attention_mask"], tokens)}
+            tokens = (places["tokens"] * ratio).round() if is_expanded else places["tokens"]
+            return args, kwargs | {"attention_mask": without_image(kwargs["attention_mask"], places["before"], tokens)}
 
         return hook
 
     decoder = model.model.language_model.layers
     handles = [decoder[index].register_forward_pre_hook(hide(index), with_kwargs=True) for index in layers]
-    return [model.register_forward_pre_hook(count, with_kwargs=True), *handles]
+    return [model.register_forward_pre_hook(look, with_kwargs=True), *handles]
 
 
-def without_image(mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """A mask (B, 1, Q, K), finite minimum where hidden, that also hides the first `tokens` (B,) visible columns from text."""
+def without_image(mask: torch.Tensor, before: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """A mask (B, 1, Q, K), finite minimum where hidden, that also hides the image from text.
+
+    Its columns are the `tokens` (B,) that follow the first `before` (B,) visible ones.
+    """
     hidden = torch.finfo(mask.dtype).min
     seen = mask[:, 0, -1] > hidden / 2  # [B, K]
-    image = seen & (seen.cumsum(-1) <= tokens[:, None])
+    number = seen.cumsum(-1) - before[:, None]
+    image = seen & (number > 0) & (number <= tokens[:, None])
     text = ~image[:, -mask.shape[2] :]
     return mask.masked_fill(image[:, None, None] & text[:, None, :, None], hidden)
 

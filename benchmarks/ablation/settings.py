@@ -18,7 +18,7 @@ PATCHES = 8  # S, patches per side of a tile
 SEEDS = 8  # of every row; seed s starts from base s
 
 KINDS = {
-    "one": Kind(sides=(44, 84), digits=(12, 16), most=(3, 3)),
+    "one": Kind(sides=(52, 76), digits=(13, 15), most=(3, 3)),
     "several": Kind(sides=(40, 160), digits=(12, 16), most=(4, 3), avoids_borders=True),
 }
 FILLED = {"dense": 1.0, "half empty": 0.5}  # the part of a page that has digits; a training has both
@@ -52,7 +52,11 @@ OPTIMISER = {
 }
 DECAY = 0.4  # share of the steps in which the learning rate falls
 CURRICULUM = 0.75  # share of the steps in which pages go from easy to hard, see `task.make_samples`
-CLS_LOSS, PATCH_LOSS = 0.1, 1.0  # weights of what the tower learns by itself in the training of a base
+CLS_LOSS, PATCH_LOSS, BLANK_WEIGHT = (
+    0.1,
+    1.0,
+    0.2,
+)  # weights of what the tower learns by itself in the training of a base
 TOWER = {
     "hidden_size": 64,
     "num_hidden_layers": 3,

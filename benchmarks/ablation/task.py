@@ -90,8 +90,9 @@ def make_samples(
     curriculum: float = 0.0,
     filled: float | None = None,
     max_tiles: int = MAX_TILES,
+    numbers: range | None = None,
 ) -> list[Sample]:
-    """Make `count` samples, deterministically. Pages and questions do not depend on `slicing` and `max_tiles`.
+    """Make `count` samples, or those of some `numbers`, deterministically. Pages and questions do not depend on the tiles.
 
     Args:
         pages: the kind of page, a key of `KINDS`.
@@ -101,9 +102,10 @@ def make_samples(
     """
     processor, samples = build_processor(slicing, max_tiles), []
     block = BLOCK if split == "train" else 1
-    for first in range(0, count, 64):
+    numbers = numbers or range(count)
+    for first in range(0, len(numbers), 64):
         drawn = []
-        for index in range(first, min(first + 64, count)):
+        for index in numbers[first : first + 64]:
             streams = [np.random.default_rng((SPLIT_NUMBERS[split], seed, *n)) for n in ([index], [index // block, 1])]
             progress = min(1.0, index / count / curriculum) if curriculum else 1.0
             drawn.append(draw_sample(KINDS[pages], split, *streams, progress, filled))

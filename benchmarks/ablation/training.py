@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -12,6 +13,7 @@ import transformers
 from controls import CONTROLS, knocked_out
 from settings import (
     BASE_4N,
+    BLANK_WEIGHT,
     CLS_LOSS,
     CURRICULUM,
     DECAY,
@@ -22,9 +24,10 @@ from settings import (
     Schedule,
     kinds_key,
 )
-from task import BLOCK, Collator, Sample, build_processor, cached_samples, share_in_place
+from task import BLOCK, Collator, Sample, build_processor, cached_samples, make_samples, share_in_place
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -55,7 +58,7 @@ def build_model(configuration: Configuration, processor) -> InternVLXForConditio
 
 def train(
     model,
-    samples: list[Sample],
+    samples: Sequence[Sample] | Dataset,
     collator: Collator,
     steps: int,
     rate: float,
@@ -122,7 +125,8 @@ class TowerAloneTrainer(TowerTrainer):
 
 def tower_loss(model, features: torch.Tensor, counts: torch.Tensor, tiles: torch.Tensor, patches: torch.Tensor):
     """The loss of `model.counter` on the CLS token and of `model.namer` on patches, from the features (tiles, 1 + S², C)."""
-    named = nn.functional.cross_entropy(model.namer(features[:, 1:]).flatten(0, 1), patches.flatten())
+    weight = torch.tensor([1.0] * 10 + [BLANK_WEIGHT])
+    named = nn.functional.cross_entropy(model.namer(features[:, 1:]).flatten(0, 1), patches.flatten(), weight)
     return CLS_LOSS * share_loss(model.counter(features[:, 0]), counts, tiles.tolist()) + PATCH_LOSS * named
 
 
@@ -142,18 +146,30 @@ def make_base(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
     return folder
 
 
-def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> list[Sample]:
-    """The pages of a base's training, with batches cut in each way in turn.
+class BasePages(Dataset):
+    """The pages of a base's training, made when they are asked for, with batches cut in each way in turn.
 
     None of the pages is in a run, but the handwriting samples are the same.
     """
-    slicings, batch = BASE_SLICINGS[pages], schedule.batch
-    count = schedule.base_steps // len(slicings) * batch
-    in_turn = [
-        cached_samples(cache, "train", count, pages, slicing, BASE_PAGES + 10 * number + part, curriculum=CURRICULUM)
-        for part, slicing in enumerate(slicings)
-    ]
-    return [sample for first in range(0, count, batch) for part in in_turn for sample in part[first : first + batch]]
+
+    def __init__(self, pages: str, number: int, schedule: Schedule):
+        self.pages, self.slicings, self.batch = pages, BASE_SLICINGS[pages], schedule.batch
+        self.steps = max(schedule.base_steps, schedule.tower_steps)
+        self.seed, self.step, self.samples = BASE_PAGES + number, -1, []
+
+    def __len__(self) -> int:
+        return self.steps * self.batch
+
+    def __getitem__(self, index: int) -> Sample:
+        step, place = divmod(index, self.batch)
+        if step != self.step:
+            numbers = range(step * self.batch, (step + 1) * self.batch)
+            slicing = self.slicings[step % len(self.slicings)]
+            self.samples = make_samples(
+                "train", len(self), self.pages, slicing, self.seed, curriculum=CURRICULUM, numbers=numbers
+            )
+            self.step = step
+        return self.samples[place]
 
 
 def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None:
@@ -171,13 +187,13 @@ def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None
         width = model.config.vision_config.hidden_size
         model.counter, model.namer = nn.Linear(width, 10), nn.Linear(width, 11)
         collator = Collator(processor, model.config.image_seq_length, for_towers=True)
-        samples, folder = base_samples(pages, number, schedule, cache), cache / f"trainer-{os.getpid()}"
-        steps, start = len(samples) // schedule.batch, time.process_time()
+        samples, folder = BasePages(pages, number, schedule), cache / f"trainer-{os.getpid()}"
+        start = time.process_time()
         arguments = (schedule.base_rate, schedule.batch, folder)
         losses = []
         if one is None:
             losses += train(model, samples, collator, schedule.tower_steps, *arguments, TowerAloneTrainer)
-        losses += train(model, samples, collator, steps, *arguments, TowerTrainer)
+        losses += train(model, samples, collator, schedule.base_steps, *arguments, TowerTrainer)
         seconds = time.process_time() - start
         del model.counter, model.namer
         validation = {
