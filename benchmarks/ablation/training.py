@@ -231,35 +231,42 @@ def stages_of(configuration: Configuration, schedule: Schedule) -> list[tuple[st
     ]
 
 
-def run(
-    configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test", measured=()
-) -> dict:
-    """Train and evaluate a configuration, and return its record. `measured`: see `untrained`."""
+def train_row(configuration: Configuration, schedule: Schedule, seed: int, cache: Path):
+    """Train a configuration in its stages: the model, and the losses of each stage."""
     base = make_base(configuration.pages, seed, schedule, cache)
-    processor = build_processor(configuration.slicing)
     stages = stages_of(configuration, schedule)
     count = sum(steps for _, steps, _, _ in stages) * schedule.batch
     pages = (configuration.pages, configuration.slicing)
     samples = in_order_of(seed, cached_samples(cache, "train", count, *pages, RUN_PAGES, curriculum=CURRICULUM))
+    processor = build_processor()
     set_seed(seed)
     model = build_model(configuration, processor)
     start_from(model, base)
-    collator = Collator(processor, model.config.image_seq_length)
-
-    wall, cpu, first, losses = time.perf_counter(), time.process_time(), 0, {}
+    collator, first, losses = Collator(processor, model.config.image_seq_length), 0, {}
     for stage, steps, rate, trained in stages:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(trained))
         part = samples[first : first + steps * schedule.batch]
         first += len(part)
         losses[stage] = train(model, part, collator, steps, rate, schedule.batch, cache / f"trainer-{os.getpid()}")
+    return model, losses
+
+
+def run(
+    configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test", measured=()
+) -> dict:
+    """Train and evaluate a configuration, and return its record. `measured`: see `untrained`."""
+    make_base(configuration.pages, seed, schedule, cache)
+    wall, cpu = time.perf_counter(), time.process_time()
+    model, losses = train_row(configuration, schedule, seed, cache)
     training = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    pages = (configuration.pages, configuration.slicing)
     record = {
         "base": seed,
         "accuracy": accuracies(model, *pages, split, schedule, cache),
         **untrained(model, configuration, split, schedule, cache, measured),
         **{name: round(seconds, 2) for name, seconds in training.items()},
-        **measure(model, pages_of(split, *pages, "dense", schedule, cache), collator),
+        **measure(model, pages_of(split, *pages, "dense", schedule, cache)),
         "losses": losses,
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, internvlx_hf)},
     }
@@ -323,11 +330,11 @@ def evaluate(model, samples: list[Sample]) -> dict:
 
 
 @torch.no_grad()
-def measure(model, samples: list[Sample], collator: Collator) -> dict[str, float]:
+def measure(model, samples: list[Sample]) -> dict[str, float]:
     """Visual tokens per page in both stages of the language model, FLOPs per page, and parameters."""
     model.eval()
     tiles = fmean(len(sample.pixel_values) for sample in samples)
-    few = samples[:32]
+    few, collator = samples[:32], Collator(build_processor(), model.config.image_seq_length)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**collator(few))
     return {
