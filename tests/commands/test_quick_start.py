@@ -1,9 +1,10 @@
-"""Commands import only what they need: help does not import torch, a preset's cost does not import models."""
+"""Commands import only what they need: help does not import torch, an image's cost neither."""
 
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from internvlx_hf import __all__ as PUBLIC_NAMES
 from internvlx_hf import __version__
@@ -54,9 +55,11 @@ def test_version_imports_no_library():
     assert program("--version", looking_for=("torch", "transformers")) == (f"internvlx-hf {__version__}", [])
 
 
-def test_the_cost_of_a_preset_imports_no_model():
-    text, imported = program("cost", "--size", "640x480", looking_for=("transformers.modeling_utils",))
-    assert "640x480" in text
+def test_the_cost_of_an_image_imports_no_library(tmp_path):
+    Image.new("RGB", (640, 480)).save(tmp_path / "photo.jpg")
+    libraries = ("torch", "transformers", "huggingface_hub", "numpy", "asyncio")
+    text, imported = program("cost", str(tmp_path / "photo.jpg"), "--size", "9x9", looking_for=libraries)
+    assert "Mean of 2 images" in text
     assert imported == []
 
 

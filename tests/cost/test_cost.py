@@ -20,7 +20,7 @@ from internvlx_hf.cost.report import BYTE_UNITS, Report, bar, table, unit
 from internvlx_hf.cost.setups import ModelSetup
 from internvlx_hf.processing.image_files import open_image
 from internvlx_hf.processing.image_sources import PillowSource
-from internvlx_hf.processing.rvtc import TilingRule
+from internvlx_hf.processing.rvtc import SLICING_WORDS, TilingRule
 from paths import GOLDEN
 from pdf_cases import pdf
 from tiny import LVTC, tiny_config, tiny_model
@@ -103,7 +103,7 @@ def test_a_file_that_is_not_an_image_is_named(photos, capsys):
     assert "broken.png" in refused(capsys, photos)
     assert "labels.txt" in refused(capsys, photos / "labels.txt")
     assert "labels.txt" in refused(capsys, photos / "*.txt")
-    text = run(capsys, photos, "--skip-broken")
+    text = run(capsys, photos, "--skip-broken", "--full")
     assert "Skipped" in text
     assert "broken.png" in text
     assert "averages of 3 images" in text
@@ -162,8 +162,31 @@ def test_the_paper_s_example_costs_what_it_says(capsys):
     assert tokens["edge", 6, "pvtc"] == 256
 
 
+@pytest.mark.parametrize("model", ["internvl2-2b", "internvl-x-2b", "llava-1.5-7b", "internvl2-llama3-76b"])
+@pytest.mark.parametrize("images", [("a.png",), (".",), (".", "--together")], ids=" ".join)
+def test_without_full_the_report_has_eight_lines_of_eighty_columns(photos, capsys, monkeypatch, model, images):
+    monkeypatch.chdir(photos)
+    (photos / "labels.txt").unlink()
+    (photos / "notes.palm").unlink()
+    lines = run(capsys, *images, "--model", model).splitlines()
+    assert len(lines) <= 8
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("->") for line in lines) == 1
+
+
+def test_the_report_says_what_an_image_costs_with_each_slicing(photos, capsys):
+    lines = run(capsys, photos / "a.png", "--model", "internvl2-2b").splitlines()
+    model = cost.CostModel(cost.load_setup("internvl2-2b"))
+    found = {1: model.of_tiles(1), 13: model.of_tiles(13)}
+    for name, tiles in (("-> ratio", 13), ("area", 1), ("edge", 1)):
+        (row,) = [line for line in lines if line.strip().startswith(name)]
+        peak = f"{found[tiles].peak_bytes / 2**30:.2f}"
+        assert row.split()[-4:] == [str(tiles), f"{256 * tiles:,}", f"{found[tiles].prefill_flops / 1e12:.2f}", peak]
+        assert SLICING_WORDS[name.split()[-1]] in row
+
+
 def test_the_table_shows_every_setting_aligned(capsys):
-    text = run(capsys, "--size", "640x480")
+    text = run(capsys, "--size", "640x480", "--full")
     assert text.startswith(
         "internvl-x-2b: 2.38 billion parameters, 4.44 GiB in bfloat16; 256 tokens per tile, 1024 from"
     )
@@ -180,7 +203,7 @@ def test_the_table_shows_every_setting_aligned(capsys):
 
 
 def test_a_data_set_gets_averages_and_a_histogram(photos, capsys):
-    text = run(capsys, photos, "--model", "internvl2-8b")
+    text = run(capsys, photos, "--model", "internvl2-8b", "--full")
     assert "averages of 3 images" in text
     assert "Images by number of tiles, thumbnail included; at most 12 without it" in text
     assert "Ignored: 2 files of other kinds in the folders (palm, txt)." in text
@@ -194,7 +217,7 @@ def test_a_data_set_gets_averages_and_a_histogram(photos, capsys):
 def test_many_images_are_not_listed_one_by_one(tmp_path, capsys):
     for number in range(25):
         Image.new("1", (50 + number, 40)).save(tmp_path / f"{number}.png")
-    text = run(capsys, tmp_path)
+    text = run(capsys, tmp_path, "--full")
     assert "averages of 25 images" in text
     assert "Each image" not in text
     assert "24.png" not in text
@@ -227,13 +250,13 @@ def test_images_may_share_a_prompt(photos, capsys):
     apart = json.loads(run(capsys, photos, "--json"))["settings"][0]["prompts"]
     assert len(together) == 1
     assert together[0]["tiles"] == sum(prompt["tiles"] for prompt in apart)
-    assert "all images and 64 tokens of text" in run(capsys, photos, "--together")
+    assert "all images and 64 tokens of text" in run(capsys, photos, "--together", "--full")
     assert run(capsys, photos, "--together", "--csv").count("\n") == 9
 
 
 def test_a_model_of_one_s_own_is_measured_in_its_own_way(tmp_path, capsys):
     tiny_config(**LVTC).save_pretrained(tmp_path / "mine")
-    text = run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--dtype", "float32")
+    text = run(capsys, "--size", "100x64", "--model", tmp_path / "mine", "--dtype", "float32", "--full")
     assert "in float32; 4 tokens per tile, 16 from layer 2 of 4 on" in text
     assert "MFLOP" in text
     assert "KiB" in text
@@ -244,7 +267,7 @@ def test_a_model_of_one_s_own_is_measured_in_its_own_way(tmp_path, capsys):
 
 
 def test_without_lvtc_there_is_one_stage(capsys):
-    text = run(capsys, "--size", "640x480", "--model", "internvl2-1b")
+    text = run(capsys, "--size", "640x480", "--model", "internvl2-1b", "--full")
     assert "stage two\n" not in text
     assert "language model  " in text
     found = cost.CostModel(cost.load_setup("internvl2-1b")).of_size(640, 480)
@@ -313,7 +336,7 @@ def test_a_narrow_terminal_gets_fewer_columns(width, missing, model, tmp_path, c
     photo = tmp_path / f"a-long-name-{'0' * 80}-its-end.png"
     Image.new("RGB", (9, 9)).save(photo)
     sizes = ("--size", "640x480", "--size", "1920x1080")
-    text = run(capsys, photo, *sizes, "--model", model, "--answer-tokens", 40_000)
+    text = run(capsys, photo, *sizes, "--model", model, "--answer-tokens", 40_000, "--full")
     assert max(map(len, text.splitlines())) <= width
     assert "its-end.png  " in text
     assert "1920x1080  " in text

@@ -46,7 +46,10 @@ def test_the_cost_counts_the_tokens_of_the_processor(checkpoint, tiles):
 def test_the_report_shows_each_image_s_share(checkpoint, capsys):
     folder, _ = checkpoint
     sizes = [argument for width, height in SIZES for argument in ("--size", f"{width}x{height}")]
-    assert main(["cost", *sizes, "--model", str(folder), "--together", "--max-image-tokens", str(5 * TOKENS)]) == 0
+    assert (
+        main(["cost", *sizes, "--model", str(folder), "--together", "--full", "--max-image-tokens", str(5 * TOKENS)])
+        == 0
+    )
     text = capsys.readouterr().out
     assert f"The images of a prompt share a budget of {5 * TOKENS} visual tokens; native InternVL has none." in text
     lines = text[text.index("Each image's share of the budget") :].splitlines()
@@ -64,7 +67,7 @@ def test_a_budget_too_small_is_refused_and_setups_that_it_is_too_small_for_are_l
     assert "max_image_tokens=7 is too small: 2 images take at least 8 visual tokens" in capsys.readouterr().err
     assert main([*arguments, "--max-image-tokens", "0"]) == 1
     assert "max_image_tokens=0, expected a positive number" in capsys.readouterr().err
-    assert main([*arguments, "--max-image-tokens", "8"]) == 0
+    assert main([*arguments, "--full", "--max-image-tokens", "8"]) == 0
     assert "Left out" not in capsys.readouterr().out
     assert main(["cost", "--video", "5s", "--model", str(folder), "--max-image-tokens", "19"]) == 1
     assert "5 frames take at least 20 visual tokens" in capsys.readouterr().err

@@ -1,11 +1,11 @@
 """A tiny checkpoint and tiny data in a folder, and `internvlx train` on them."""
 
 import json
+import os
 import random
 import tempfile
 from pathlib import Path
 
-import datasets
 import torch
 import yaml
 from PIL import Image
@@ -16,7 +16,7 @@ from tiny import LVTC, tiny_model, tiny_processor
 
 # what is measured of data is kept in there, and not beside a person's own
 CACHE = tempfile.TemporaryDirectory()
-datasets.config.HF_DATASETS_CACHE = CACHE.name
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
 SIZES = ((32, 32), (64, 32), (40, 70))
 # dropout of everything that can drop out, so that a resumed training which lost its random numbers is another one
 RANDOM = {

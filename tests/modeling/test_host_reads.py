@@ -90,7 +90,7 @@ def test_a_packed_forward_waits_twice_more_at_most(models):
             )
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "flash attention"])
+@pytest.mark.parametrize("attention", ["sdpa", "varlen_sdpa", "flash attention"])
 def test_no_layer_waits(attention, monkeypatch):
     """Four more layers in both stages wait no more often."""
     counts = []
@@ -99,6 +99,8 @@ def test_no_layer_waits(attention, monkeypatch):
         model = tiny_model("llama", text_config={"num_hidden_layers": layers}, **{**LVTC, "lvtc_config": settings})
         if attention == "flash attention":
             use_flash_stand_in(monkeypatch, model)
+        else:
+            model.set_attn_implementation({"text_config": attention})
         packed = pack([labelled(model, MIXED)])
         del packed["labels"]
         counts.append([count_reads(model, packed, use_cache=False)])

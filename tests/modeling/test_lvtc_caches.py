@@ -15,7 +15,7 @@ from transformers.utils import is_optimum_quanto_available
 
 from internvlx_hf.modeling.outputs import CACHE
 from lvtc_cases import CLOSE, GREEDY, KINDS, MIXED, NEW, SLIDING, model_of_kind, new_tokens
-from lvtc_reference import reference_logits
+from one_file import reference_logits
 from tiny import LVTC, split_batch, tiny_batch, tiny_model
 from versions import needs_transformers
 

@@ -13,6 +13,7 @@ import transformers
 from packaging.version import Version
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
+import varlen  # noqa: F401  registers the attention of that name
 from lvtc_cases import (
     CLOSE,
     GREEDY,
@@ -27,7 +28,7 @@ from lvtc_cases import (
     rope_model,
     uncached,
 )
-from lvtc_reference import reference_logits
+from one_file import reference_logits
 from tiny import IMAGE_TOKEN, LVTC, TEXT_MODELS, split_batch, tiny_batch, tiny_model
 from versions import needs_transformers
 

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import InternVLConfig, InternVLForConditionalGeneration, Trainer, TrainingArguments
 
-import lvtc_reference  # noqa: F401  registers the "varlen" attention
+import varlen  # noqa: F401  registers the attention of that name
 from lvtc_cases import (
     KEPT,
     MIXED,

@@ -9,7 +9,7 @@ from transformers import Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from lvtc_cases import GREEDY, MIXED, assert_same_step, bounds_of, labelled, loss_and_gradients, pack, training_model
-from lvtc_reference import reference_logits
+from one_file import reference_logits
 from tiny import split_batch, tiny_model
 
 COEFFICIENT = 0.7  # large, so that the loss and its gradients show it

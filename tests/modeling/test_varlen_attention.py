@@ -3,13 +3,14 @@
 Tolerances: as in test_lvtc_training.py; where the same operations run, exact.
 """
 
+import inspect
 import runpy
 
 import pytest
 import torch
 from transformers import AttentionInterface
 
-import lvtc_reference  # noqa: F401  registers the "varlen" attention
+import varlen  # noqa: F401  registers the attention of that name
 from internvlx_hf.modeling import dense_masks, varlen_attention
 from lvtc_cases import (
     CLOSE,
@@ -88,12 +89,32 @@ def test_each_sample_of_a_packed_row_has_the_numbers_that_it_has_alone():
         torch.testing.assert_close(logits[i], alone, **CLOSE)
 
 
-def kernel_stand_in(calls):
-    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+def signature(text: str) -> inspect.Signature:
+    return inspect.signature(eval(f"lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, {text}: None"))
+
+
+# of `torch.nn.attention.varlen.varlen_attn`, by the release that brought it
+KERNELS = {
+    (2, 10): signature("is_causal=False, return_aux=None"),
+    (2, 11): signature("*, return_aux=None, scale=None, window_size=(-1, -1)"),
+    (2, 12): signature(
+        "*, return_aux=None, scale=None, window_size=(-1, -1), enable_gqa=False, seqused_k=None, block_table=None, "
+        "num_splits=None"
+    ),
+}
+
+
+def kernel_stand_in(calls, real: inspect.Signature):
+    """Takes what the real kernel takes, and refuses what it refuses."""
+
+    def varlen_attn(*args, **kwargs):
+        query, key, value, cu_seq_q, cu_seq_k, max_q = real.bind(*args, **kwargs).args[:6]
+        scale, window_size = kwargs["scale"], kwargs["window_size"]
         assert query.dtype == key.dtype == value.dtype == torch.bfloat16
         assert cu_seq_q.dtype == torch.int32
         assert cu_seq_q is cu_seq_k
-        assert enable_gqa
+        assert key.shape[1] == value.shape[1]
+        assert kwargs.get("enable_gqa") or key.shape[1] == query.shape[1]
         calls.append((cu_seq_q.tolist(), max_q, window_size))
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
         sample = torch.bucketize(torch.arange(len(query)), cu_seq_q[1:].long(), right=True)
@@ -107,7 +128,33 @@ def kernel_stand_in(calls):
     return varlen_attn
 
 
-def test_torch_s_kernel_gets_the_bounds_and_windows_of_both_stages(monkeypatch):
+def test_the_installed_torch_has_the_kernel_that_is_recorded_for_it():
+    release = tuple(map(int, torch.__version__.split(".")[:2]))
+    recorded = [kernel for since, kernel in KERNELS.items() if since <= release]
+    if varlen_attention.varlen_attn is None:
+        assert not recorded
+    else:
+        found = inspect.signature(varlen_attention.varlen_attn).parameters.values()
+        plain = [each.replace(annotation=inspect.Parameter.empty) for each in found]
+        assert plain == list(recorded[-1].parameters.values())
+
+
+def use_kernel(monkeypatch, release, calls) -> None:
+    """As on a GPU with that release of torch."""
+    kernel = kernel_stand_in(calls, KERNELS[release])
+    monkeypatch.setattr(varlen_attention, "varlen_attn", kernel)
+    monkeypatch.setattr(varlen_attention, "_KERNEL_ARGUMENTS", set(KERNELS[release].parameters))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+@pytest.mark.parametrize(("release", "suffices"), [((2, 10), False), ((2, 11), True), ((2, 12), True)])
+def test_the_kernel_is_used_from_torch_2_11_on(release, suffices, monkeypatch):
+    use_kernel(monkeypatch, release, [])
+    assert varlen_attention.has_varlen_kernel(torch.device("cuda"), torch.bfloat16) == suffices
+
+
+@pytest.mark.parametrize("release", [(2, 11), (2, 12)])
+def test_torch_s_kernel_gets_the_bounds_and_windows_of_both_stages(release, monkeypatch):
     """With a stand-in for the kernel, which needs a GPU; under autocast, which must cast for it."""
     model = training_model(**CASES["LVTC, some layers slide"])
     batch = labelled(model, MIXED)
@@ -116,7 +163,7 @@ def test_torch_s_kernel_gets_the_bounds_and_windows_of_both_stages(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         expected, calls = loss_and_gradients(model, packed), []
         monkeypatch.setattr(varlen_attention, "has_varlen_kernel", lambda device, dtype: dtype == torch.bfloat16)
-        monkeypatch.setattr(varlen_attention, "varlen_attn", kernel_stand_in(calls))
+        use_kernel(monkeypatch, release, calls)
         # numbers of 8 bits
         torch.testing.assert_close(loss_and_gradients(model, packed)[0], expected[0], atol=2e-2, rtol=2e-2)
         short, long = bounds_of(batch)["cu_seq_lens_q"], [0, 5, 26, 79, 104]
@@ -135,6 +182,7 @@ def test_a_checkpoint_s_copy_of_the_code_leaves_the_attention_as_it_is():
     assert AttentionInterface()["varlen_sdpa"] is known is varlen_attention.varlen_sdpa_forward
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's variable-length kernel needs a GPU")
 def test_torch_s_kernel_trains_as_sdpa_does():
     model = training_model("qwen2", text_config=SLIDING["qwen2"]).cuda()

@@ -407,6 +407,7 @@ def test_a_saved_processor_comes_back_with_its_code(tmp_path):
     copied = {path.name for path in tmp_path.glob("*.py")}
     assert copied == {
         "image_files.py",
+        "image_headers.py",
         "image_processing_internvlx.py",
         "image_sources.py",
         "pdf_files.py",

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS
 from .model_options import add_device_options, add_image_options, image_options
 from .parser import CommandParser
 
@@ -28,7 +28,8 @@ HELP = """\
 /image PATH      add an image or the pages of a PDF (a file or a URL) to the next question
 /video PATH      add a video (a file, a URL or a folder of frames)
 /slicing [NAME [MAX_PATCHES]]
-                 change the slicing of images into tiles: {strategies}
+                 change the slicing of images into tiles:
+{strategies}
 /budget [TOKENS] change how many visual tokens all images and frames of the conversation share (none: no budget)
 /cost            show the images' cost, also under other slicing strategies
 /reset           forget the conversation
@@ -225,7 +226,9 @@ class ChatLoop:
             "/budget": self.set_budget,
             "/cost": self.print_cost,
             "/reset": self.reset,
-            "/help": lambda _: print(HELP.format(strategies=", ".join(SLICING_STRATEGIES))),
+            "/help": lambda _: print(
+                HELP.format(strategies="\n".join(f"{name:>23}: {words}" for name, words in SLICING_WORDS.items()))
+            ),
         }
 
     def run(self) -> None:

@@ -4,7 +4,7 @@
 import argparse
 import shlex
 
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
 from .model_options import add_upgrade_options
 from .parser import CommandParser
 
@@ -48,9 +48,7 @@ def _parser() -> CommandParser:
         choices=("keep", "drop"),
         help="keep InternVL3.5-Flash's router, with which some tiles take fewer tokens, or take all tokens (default: keep)",
     )
-    parser.add_argument(
-        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the source's)"
-    )
+    parser.add_argument("--slicing", choices=SLICING_STRATEGIES, help=f"{SLICING_HELP} (default: the source's)")
     parser.add_argument(
         "--max-patches", type=int, help="maximum number of tiles per image (default: the source's; LLaVA's is 1)"
     )

@@ -10,6 +10,7 @@ from ..cost import CostModel, ModelSetup, find_images, load_setup, parse_size, s
 from ..cost.estimate import ANSWER_TOKENS, ELEMENT_SIZES, TEXT_TOKENS
 from ..cost.presets import PRESETS
 from ..cost.report import Report
+from ..cost.setups import by_slicing
 from ..processing.token_budget import check_max_image_tokens
 from .model_options import add_image_options, add_upgrade_options, upgrade_options
 from .parser import CommandParser
@@ -30,7 +31,8 @@ def _report(options: argparse.Namespace) -> str:
     if options.video is not None:
         return _video_report(options, width)
     sizes = [parse_size(size) for size in options.size]
-    setups, notes = side_by_side(choose_setup(options))
+    setup, is_full = choose_setup(options), options.full or options.json or options.csv
+    setups, notes = side_by_side(setup) if is_full else (by_slicing(setup), [])
     models = [CostModel(setup, options.text_tokens, options.answer_tokens, options.dtype) for setup in setups]
     if not options.images and not sizes:
         raise ValueError("There is nothing to measure, expected images, folders, patterns, or --size 640x480.")
@@ -44,7 +46,7 @@ def _report(options: argparse.Namespace) -> str:
         for line in report.remarks():
             print(line, file=sys.stderr)
         return report.to_csv()
-    return report.to_json() if options.json else report.to_text()
+    return report.to_json() if options.json else report.to_text() if options.full else report.to_summary()
 
 
 def _video_report(options: argparse.Namespace, width: int | None) -> str:
@@ -104,8 +106,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx cost",
-        description="Report the cost of images: tiles, tokens, FLOPs, keys and values, memory, under a model and under other "
-        "slicing and compression for comparison. Only the headers of the images and the model's configuration are read.",
+        description="Report the cost of images: tiles, visual tokens, work, memory, under a model and each slicing. Only the headers of the images and the model's configuration are read.",
     )
     parser.add_argument(
         "images",
@@ -137,6 +138,9 @@ def _parser() -> CommandParser:
         help="list images that cannot be read instead of stopping (with --csv, on stderr)",
     )
     output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--full", action="store_true", help="all tables: with LVTC, keys and values, FLOPs by module, each image"
+    )
     output.add_argument("--json", action="store_true", help="print all numbers as JSON")
     output.add_argument("--csv", action="store_true", help="print a CSV row for each image under each setup")
     return parser

@@ -4,7 +4,7 @@
 import argparse
 import json
 
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
 from .model_options import read_ratio
 from .parser import CommandParser
 
@@ -54,9 +54,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--vision-feature-layer", type=int, help="index of the tower's hidden state that is projected (default: -1)"
     )
-    parser.add_argument(
-        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: edge)"
-    )
+    parser.add_argument("--slicing", choices=SLICING_STRATEGIES, help=f"{SLICING_HELP} (default: edge)")
     parser.add_argument("--max-patches", type=int, help="maximum number of tiles per image (default: 6)")
     parser.add_argument(
         "--max-image-tokens",

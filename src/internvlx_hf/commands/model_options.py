@@ -8,13 +8,11 @@ from dataclasses import fields
 from fractions import Fraction
 
 from ..cost.request_budget import RequestBudget
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
 
 
 def add_image_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--slicing", choices=SLICING_STRATEGIES, help="how an image's size limits its tiles (default: the model's)"
-    )
+    group.add_argument("--slicing", choices=SLICING_STRATEGIES, help=f"{SLICING_HELP} (default: the model's)")
     group.add_argument(
         "--max-patches",
         type=int,

@@ -7,6 +7,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Size = tuple[int, int]
 
@@ -53,20 +57,25 @@ def read_image_size(path: str | os.PathLike) -> Size:
         ValueError: if it is not an image, or too large to decode safely.
     """
     from ..processing.image_files import open_image
-    from ..processing.image_sources import image_size
 
     with open_image(path) as image:
-        return image_size(image)
+        return _size(image)
+
+
+def _size(image: "PIL.Image.Image") -> Size:
+    from ..processing.image_headers import PillowHeader  # not image_sources, which imports torch
+
+    header = PillowHeader(image)
+    return header.width, header.height
 
 
 def _add(found: ImageSizes, path: str | os.PathLike) -> None:
     """Add an image file, or each page of a PDF."""
-    from ..processing.image_sources import image_size
     from ..processing.pdf_files import open_images
 
     for image in open_images(path):
         with image:
-            found.add(getattr(image, "address", str(path)), image_size(image))
+            found.add(getattr(image, "address", str(path)), _size(image))
 
 
 def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> ImageSizes:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..processing.rvtc import SLICING_STRATEGIES, TilePlan
+from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS, TilePlan
 from .estimate import Cost, CostModel
 from .flops import STAGE_ONE, STAGE_TWO
 from .images import ImageSizes
@@ -19,6 +19,7 @@ FLOP_UNITS = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "kFLOP": 1e3}
 BYTE_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 MOST_LISTED = 20  # more images than this are not listed one by one in a terminal
 BAR, BLOCKS = 14, " ▏▎▍▌▋▊▉█"
+SUMMARY_WIDTH = 80  # characters
 LEAST_NAME = 24  # characters that an image's name keeps before other columns are left out
 
 
@@ -58,6 +59,53 @@ class Report:
     @property
     def prompt_names(self) -> list[str]:
         return [f"{len(self.images.names)} images together"] if self.together else self.images.names
+
+    def to_summary(self) -> str:
+        """At most eight lines of 80 characters, and the [`remarks`]: a row for each setup, named by its slicing."""
+        averages = [_average(costs) for costs in self.costs]
+        flops, flop = unit([cost.prefill_flops for cost in averages], FLOP_UNITS)
+        memory, byte = unit([cost.weight_bytes for cost in averages], BYTE_UNITS)
+        rows = {}
+        for model, costs, mean in zip(self.models, self.costs, averages, strict=True):
+            slicing = model.setup.tiling.slicing
+            tokens = [f"{count:,.0f}" for count in (mean.stage_one_tokens, mean.stage_two_tokens)]
+            rows[slicing] = [
+                f"{'->' if model is self.models[0] else '  '} {slicing}",
+                SLICING_WORDS[slicing],
+                f"{mean.tiles:.4g}",
+                " -> ".join(tokens[: 1 + model.setup.has_lvtc]),
+                f"{mean.prefill_flops / flop:,.2f}",
+                f"{max(cost.peak_bytes for cost in costs) / byte:,.2f}",
+            ]
+        width = min(self.width or SUMMARY_WIDTH, SUMMARY_WIDTH)
+        header = ["   slicing", "", "tiles", "tokens", flops, memory]
+        ordered = [rows[slicing] for slicing in reversed(SLICING_STRATEGIES) if slicing in rows]
+        shown = table(header, ordered, (0, 1), width, [memory, ""])
+        foot = f"{flops}: work before the first token."
+        if memory in shown:
+            foot += f" {memory}: weights and peak memory (estimate)."
+        lines = [foot, "LVTC, cache, FLOPs by module, each image: --full", *self.remarks()]
+        lines = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
+        return "\n".join([self._summary_title(width), shown, *lines])
+
+    def _summary_title(self, width: int) -> str:
+        model, sizes = self.models[0], self.images.sizes
+        tile = f"{model.setup.tiling.tile_width}x{model.setup.tiling.tile_height} pixels"
+        rest = (
+            f", {_without_middle(model.setup.name, LEAST_NAME)}; a tile: {tile}, {model.sizes.image_seq_length} tokens"
+        )
+        if model.setup.max_image_tokens is not None:
+            rest = (
+                f", {_without_middle(model.setup.name, LEAST_NAME)}; at most {model.setup.max_image_tokens:,} tokens"
+            )
+        if len(sizes) > 1:
+            return (
+                f"{len(sizes):,} images in one prompt" if self.together else f"Mean of {len(sizes):,} images"
+            ) + rest
+        size = "x".join(map(str, sizes[0]))
+        if self.images.names[0] == size:
+            return size + rest
+        return f"{_without_middle(self.images.names[0], max(8, width - len(size + rest) - 2))}, {size}{rest}"
 
     def to_text(self) -> str:
         parts = [self._head(), self._comparison()]

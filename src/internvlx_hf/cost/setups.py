@@ -113,6 +113,12 @@ def native(setup: ModelSetup, max_tiles: int) -> ModelSetup:
     return replace(setup, max_image_tokens=None).varied("native", f"native InternVL, max {max_tiles}", tiling)
 
 
+def by_slicing(setup: ModelSetup) -> list[ModelSetup]:
+    """The given setup, and the same with the other slicing strategies, if an image may have more than one tile."""
+    others = [each for each in SLICING_STRATEGIES if each != setup.tiling.slicing and setup.tiling.max_tiles > 1]
+    return [setup, *(replace(setup, tiling=replace(setup.tiling, slicing=each)) for each in others)]
+
+
 def side_by_side(setup: ModelSetup) -> tuple[list[ModelSetup], list[str]]:
     """Setups to compare: the given one, each slicing strategy without and with LVTC, and InternVL2's and 2.5's own.
 

@@ -4,12 +4,11 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import datasets
-import pyarrow.parquet
 from transformers.utils import logging
 
 from ..processing import InternVLXProcessor
@@ -70,7 +69,7 @@ def load_training_data(
     root = None if image_root is None else os.fspath(image_root)
     if isinstance(source, str | os.PathLike) and not Path(source).is_file():
         source, root = _load_with_datasets(os.fspath(source), split, streaming), root or _folder(source)
-    if isinstance(source, datasets.IterableDataset):
+    if _is("IterableDataset", source):
         records = RecordStream(_without_decoding(source), encoder, _name(source), root, shuffle_buffer)
         return StreamingTrainingData(records, seed=seed, endless=endless)
     data = TrainingData(_parts(source, root), encoder, seed)
@@ -78,7 +77,7 @@ def load_training_data(
 
 
 def _parts(source, root: str | None) -> list[RecordSet]:
-    if isinstance(source, datasets.Dataset):
+    if _is("Dataset", source):
         has_transform = source.format["type"] == "custom"
         return [RecordSet((Rows if has_transform else ArrowRows)(source, _name(source)), root)]
     if isinstance(source, str | os.PathLike):
@@ -92,6 +91,11 @@ def _parts(source, root: str | None) -> list[RecordSet]:
         f"The training data is a {type(source).__name__}, expected a path, an id on the Hub, a datasets.Dataset, a "
         "datasets.IterableDataset or a list of samples. (Of a DatasetDict, choose a split.)"
     )
+
+
+def _is(kind: str, source) -> bool:
+    """Whether the source is of that class of `datasets`, which files and lists do without."""
+    return "datasets" in sys.modules and isinstance(source, getattr(sys.modules["datasets"], kind))
 
 
 def _annotations(path: Path) -> Records:
@@ -173,6 +177,9 @@ def _load_with_datasets(name: str, split: str, streaming: bool):
     path = Path(name)
     if path.suffix in (".json", ".jsonl") or not (path.exists() or _HUB_ID.fullmatch(name)):
         raise FileNotFoundError(f"{name} does not exist, expected a file of annotations or a folder.")
+    import datasets
+    import pyarrow.parquet
+
     if path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json")):
         data = datasets.load_from_disk(name)
         if isinstance(data, datasets.DatasetDict):
@@ -197,6 +204,6 @@ def _name(data) -> str:
     return f"{name} ({data.split})" if data.split else name
 
 
-def _without_decoding(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+def _without_decoding(stream):
     """The stream with images as bytes or paths: the encoder decodes them and names the sample of a broken image."""
     return stream if stream.features is None else stream.decode(False)

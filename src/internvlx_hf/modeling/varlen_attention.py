@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,15 +25,20 @@ except ImportError:  # torch before 2.10
 VARLEN_SDPA = "varlen_sdpa"
 HALF = (torch.float16, torch.bfloat16)
 
-
-# its first versions lack sliding windows and grouped queries
-_KERNEL_ARGUMENTS = inspect.signature(varlen_attn).parameters.keys() if varlen_attn is not None else set()
-_KERNEL_SUFFICES = {"enable_gqa", "window_size"} <= _KERNEL_ARGUMENTS
+# torch 2.10's lacks `scale` and `window_size`, 2.11's `enable_gqa`
+_KERNEL_ARGUMENTS = set(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else set()
+# of bounds that are in use
+_lengths = WeakTensorKeyDictionary()
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's own variable-length kernel supports the device and dtype."""
-    if not _KERNEL_SUFFICES or device.type != "cuda" or torch.version.hip or dtype not in HALF:
+    if (
+        not {"scale", "window_size"} <= _KERNEL_ARGUMENTS
+        or device.type != "cuda"
+        or torch.version.hip
+        or dtype not in HALF
+    ):
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -93,14 +99,19 @@ def varlen_sdpa_forward(
     bounds = cu_seq_lens_q if is_packed else attention_mask
     if bounds is None or bounds.ndim != 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    bounds, device_type = bounds.to(query.device, torch.int32), query.device.type
+    device_type = query.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else query.dtype
     query, key, value = (rearrange(rows, "b h l d -> (b l) h d").to(dtype) for rows in (query, key, value))
     if has_varlen_kernel(query.device, dtype) and not dropout and width % 8 == 0 and width <= 256:
         longest = max_length_q if is_packed and isinstance(max_length_q, int) else len(query)
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        takes_groups, groups = "enable_gqa" in _KERNEL_ARGUMENTS, query.shape[1] // key.shape[1]
+        options: dict = {"enable_gqa": True} if takes_groups else {}
+        if not takes_groups:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        bounds = bounds.to(query.device, torch.int32)
         output: torch.Tensor = varlen_attn(  # type: ignore[assignment]
-            query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, enable_gqa=True
+            query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, **options
         )
     else:
         output = _sample_by_sample(module, (query, key, value), bounds, sliding_window, dropout, scaling)
@@ -116,10 +127,11 @@ def _sample_by_sample(
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
-    """(rows, heads, width) queries, keys and values -> (rows, heads, width). Waits for the device to read the lengths."""
-    lengths = bounds.diff().tolist()
+    """(rows, heads, width) queries, keys and values -> (rows, heads, width). The first layer waits for the device."""
+    if bounds not in _lengths:
+        _lengths[bounds] = bounds.diff().tolist()
     outputs = []
-    for sample in zip(*(part.split(lengths) for part in rows), strict=True):
+    for sample in zip(*(part.split(_lengths[bounds]) for part in rows), strict=True):
         query, key, value = (rearrange(part, "l h d -> 1 h l d") for part in sample)
         mask = None
         if sliding_window is not None and len(sample[0]) > sliding_window:

@@ -10,7 +10,7 @@ import PIL.Image
 from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
 from ..cost.report import BYTE_UNITS, FLOP_UNITS, scaled
-from ..processing.rvtc import TilePlan
+from ..processing.rvtc import SLICING_WORDS, TilePlan
 from .attention import open_upright
 from .canvas import COLOURS, GREY, HEIGHT, PALE, WIDTH, Box, Canvas, text_width
 
@@ -20,11 +20,6 @@ TEXT = 3.45  # width of a strategy's text if it is beside the image
 HEAD, COST = 0.54, 1.2  # heights of a strategy's name and of its cost
 TILES_GAP = 0.28  # gap between the image and its tiles
 THUMBNAIL_GAP = 0.15  # gap before the thumbnail, relative to a tile's side
-MEANINGS = {
-    "ratio": "by aspect ratio, as InternVL",
-    "area": "limited by the image's area",
-    "edge": "limited by the image's edges",
-}
 
 
 def draw_tiles(
@@ -158,7 +153,7 @@ def _draw_strategy(canvas: Canvas, slicing: str, is_used: bool, layout: Strategy
     canvas.text(head.left, y, slicing, 16, weight="bold", color=colour)
     if is_used:
         canvas.text(head.left + text_width(slicing, 16, "bold") + 0.1, y + 0.02, "this model", 10.5, color=colour)
-    canvas.text(head.left + head.width, y + 0.02, MEANINGS[slicing], 9.5, ha="right", color=GREY)
+    canvas.text(head.left + head.width, y + 0.02, SLICING_WORDS[slicing], 9.5, ha="right", color=GREY)
 
 
 def _draw_slicing(canvas: Canvas, image: PIL.Image.Image, plan: TilePlan, colour: str, box: Box) -> None:

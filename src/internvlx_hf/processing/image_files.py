@@ -1,7 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Opening the image that a string names (a file, a URL or base64), and limiting what a string may name."""
 
-import asyncio
 import base64
 import binascii
 import math
@@ -16,13 +15,6 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import PIL.Image
-
-try:
-    from huggingface_hub.utils import httpx  # the client that transformers downloads images with
-except ImportError:  # before huggingface_hub 1.31 it has only this name
-    import httpx  # type: ignore[import-not-found, no-redef]
-
-from .public_hosts import public_address
 
 # all formats that are opened, if Pillow or a plug-in can read them; Pillow starts Ghostscript for EPS, and the rest are rare
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
@@ -269,6 +261,8 @@ def _from_base64(text: str) -> bytes | None:
 def _download(url: str, name: str, access: ImageAccess) -> bytes:
     # Only an event loop can stop a server that sends a byte now and then in time. It gets its own thread, since the caller's
     # thread may already run a loop.
+    import asyncio  # as the client below, slow to import, and a file needs neither
+
     try:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, asyncio.wait_for(_fetch(url, access), access.max_seconds)).result()
@@ -281,6 +275,11 @@ def _download(url: str, name: str, access: ImageAccess) -> bytes:
 
 
 async def _fetch(url: str, access: ImageAccess) -> bytes:
+    try:
+        from huggingface_hub.utils import httpx  # the client that transformers downloads images with
+    except ImportError:  # before huggingface_hub 1.31 it has only this name
+        import httpx  # type: ignore[import-not-found, no-redef]
+
     location = httpx.URL(url)
     async with httpx.AsyncClient(timeout=access.max_seconds, trust_env=not access.public_hosts) as client:
         for _ in range(1 + MAX_REDIRECTS):
@@ -301,6 +300,8 @@ async def _request(client, url, access: ImageAccess):
         return client.build_request("GET", url, headers=headers)
     if not access.public_hosts:
         raise ValueError(f"the host {url.host!r} is not allowed, expected one of {_listed(access.hosts or ())}")
+    from .public_hosts import public_address
+
     name = url.raw_host.decode("ascii")
     address = await public_address(name, url.port or (443 if url.scheme == "https" else 80))
     headers["Host"] = url.netloc.decode("ascii")

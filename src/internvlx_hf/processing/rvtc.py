@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 
-SLICING_STRATEGIES = ("edge", "area", "ratio")
+# each rule in the words that help, reports and documentation explain it with
+SLICING_WORDS = {
+    "edge": "tiles that cover width and height",
+    "area": "tiles that cover the image's area",
+    "ratio": "as InternVL: enlarges small images too",
+}
+SLICING_STRATEGIES = tuple(SLICING_WORDS)
+SLICING_HELP = "how an image's size limits its tiles: " + ", ".join(f"{k} ({v})" for k, v in SLICING_WORDS.items())
 # At 448 x 448 pixels per tile, this is 45 times the largest image that Pillow opens, and exceeds every model's context.
 MAX_TILES = 10_000
 

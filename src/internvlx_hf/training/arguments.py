@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 
 from ..checkpoints.names import DTYPES
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
 from .parsing import parse_arguments  # noqa: F401  for callers of this module
 
 
@@ -49,7 +49,7 @@ class ModelArguments:
     slicing: str | None = field(
         default=None,
         metadata={
-            "help": "How an image's size bounds its number of tiles, RVTC (default: the checkpoint's).",
+            "help": f"RVTC: {SLICING_HELP} (default: the checkpoint's).",
             "choices": SLICING_STRATEGIES,
         },
     )

@@ -1,12 +1,13 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Preparing the data of a run by its settings: loading, measuring, packing, and the collator."""
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import datasets
 import numpy as np
+from huggingface_hub.constants import HF_HOME
 from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
 from transformers.utils import logging
@@ -166,7 +167,7 @@ def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments)
 
 def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLXConfig) -> SampleSizes:
     """The sizes of all samples. The first process warns of those that are skipped or exceed the model's positions."""
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "internvlx_sizes"
+    cache = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")).expanduser() / "internvlx_sizes"
     with arguments.main_process_first(desc="measuring samples"):
         is_first = arguments.local_process_index == 0
         sizes = measure_sizes(data, arguments.dataloader_num_workers, cache, again=is_first)

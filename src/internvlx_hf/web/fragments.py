@@ -13,7 +13,7 @@ from ..chat import Turn
 from ..cost.report import FLOP_UNITS, scaled
 from ..pictures import Attention, draw_attention, draw_slicing
 from ..pictures.canvas import COLOURS
-from ..pictures.tiles_figure import MEANINGS
+from ..processing.rvtc import SLICING_WORDS
 from .shared_model import SlicingCost
 
 _DRAWING = threading.Lock()  # matplotlib's caches are not thread-safe
@@ -64,7 +64,7 @@ def _card(image: PIL.Image.Image, found: SlicingCost, is_used: bool) -> str:
     with _DRAWING:
         drawn = _image_tag(draw_slicing(image, plan, found.slicing), f"{found.slicing}: {tiles} tiles")
     badge = '<small class="ix-used">in use</small>' if is_used else ""
-    head = f"<h3>{found.slicing} <small>{MEANINGS[found.slicing]}</small>{badge}</h3>"
+    head = f"<h3>{found.slicing} <small>{SLICING_WORDS[found.slicing]}</small>{badge}</h3>"
     numbers = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())
     colour = COLOURS[found.slicing]
     return f'<div class="ix-card" style="--ix-colour: {colour}">{head}{drawn}<dl>{numbers}</dl></div>'
