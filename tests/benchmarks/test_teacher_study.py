@@ -67,7 +67,7 @@ def test_the_page_says_how_much_of_the_study_has_run(study, tmp_path):
     assert "0.2 thread-hours" in page
     assert "| PVTC 16x, warm, teacher | 8 of 8 | 90.0 ± 0.0 | 10.0 ± 0.0 | 20.0 ± 0.0 |" in page
     assert "| PVTC 16x, warm: a teacher helps | appears |  | +20.0 [+20.0, +20.0] |" in page
-    assert "| edge: a teacher helps | 0 of 8 seeds |" in page
+    assert "| edge: a teacher helps | 0 of 8 bases |" in page
     assert "](teacher.png)" in page
     study.draw_recovery(runs, ["PVTC 16x", "edge"], study.RECOVERED, tmp_path / "teacher.png")
     with Image.open(tmp_path / "teacher.png") as picture:
