@@ -66,10 +66,11 @@ def hide_image(model: InternVLXForConditionalGeneration, layers: Sequence[int]) 
     ratio = config.expanded_image_seq_length / config.image_seq_length
 
     def look(module, args, kwargs) -> None:
-        is_image = kwargs["input_ids"] == config.image_token_id
+        ids = kwargs["input_ids"]
+        is_image, is_padding = ids == config.image_token_id, ids == config.text_config.pad_token_id
         if is_image.any():  # not while an answer is generated
             places["tokens"] = is_image.sum(1)
-            places["before"] = (kwargs["attention_mask"].bool() & (is_image.cumsum(1) == 0)).sum(1)
+            places["before"] = (~is_padding & (is_image.cumsum(1) == 0)).sum(1)
 
     def hide(index: int):
         def hook(layer, args, kwargs):

@@ -28,8 +28,8 @@ FILLED = {"dense": 1.0, "half empty": 0.5}  # the part of a page that has digits
 class Schedule:
     """Steps, learning rates and batches, the same for every configuration."""
 
-    tower_steps: int = 1000  # of a base: the tower alone
-    base_steps: int = 2700  # tower and language model
+    tower_steps: int = 3000  # of a base: the tower alone
+    base_steps: int = 3000  # tower and language model
     base_rate: float = 2e-3
     stage1_steps: int = 60  # projectors only
     stage1_rate: float = 3e-3

@@ -200,8 +200,8 @@ counts less than 0; letters alike. Pages are paragraphs that no training saw, an
 guess. "Another page shown" asks for a page's text with another page in its place: what a model scores there, it has guessed. The
 loss is that of the true text in nats per token. A figure with ± is a mean over bases and half of its 95 % t-interval.
 
-Of an earlier study, the runs whose seed has a base of its own are kept; its other runs, rows and claims are in the history of this file
-up to version 0.2. Its pages begin within a pixel of the corner, so that windows cut letters at the same places on every page; in tiles,
+Of an earlier study, the runs whose seed has a base of its own are kept; its other runs, rows and claims are in the history of this file.
+Its pages begin within a pixel of the corner, so that windows cut letters at the same places on every page; in tiles,
 borders cut letters of some slicings more than of others. Claims about slicings are therefore left out."""
 
 BASES_READ = """\
