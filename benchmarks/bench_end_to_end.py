@@ -28,9 +28,15 @@ from peak_memory import peak_bytes
 from PIL import Image
 from rows import Row, run_script
 from timing import print_table
-from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLForConditionalGeneration
+from transformers import (
+    GotOcr2ImageProcessor,
+    GotOcr2ImageProcessorPil,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+)
 from transformers.generation.streamers import BaseStreamer
 from transformers.initialization import no_init_weights
+from transformers.utils import is_torchvision_available
 
 from internvlx_hf import (
     InternVLXConfig,
@@ -91,16 +97,16 @@ SETS = {
 COLOURS = ("#8c959f", "#54aeff", "#0969da", "#1a7f37", "#d9730d", "#8250df", "#bf3989", "#9a6700")
 
 
-def _small(width: int, layers: int) -> tuple[dict, dict]:
+def _small(width: int, layers: int, tile: int = TILE, patch: int = 14) -> tuple[dict, dict]:
     vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
-    vision |= {"num_attention_heads": width // 64, "image_size": TILE, "patch_size": 14}
+    vision |= {"num_attention_heads": width // 64, "image_size": tile, "patch_size": patch}
     text = {"model_type": "qwen2", "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
     text |= {"num_attention_heads": width // 64, "num_key_value_heads": max(1, width // 256), "vocab_size": 8192}
     text |= {"tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     return vision, text
 
 
-SMALL = {"small": _small(256, 8), "tiny": _small(64, 4)}
+SMALL = {"small": _small(256, 8), "tiny": _small(64, 4), "mini": _small(64, 4, 64, 8)}
 
 
 class Clock:
@@ -171,13 +177,14 @@ def native_config(config: InternVLXConfig) -> InternVLConfig:
     )
 
 
-def make_processor(name: str, case: Case) -> InternVLXProcessor:
-    if name == NATIVE:  # with our tokenizer and template, since native InternVL's own processor needs torchvision
-        size = {"height": TILE, "width": TILE}
-        images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, max_patches=MAX_TILES)
+def make_processor(name: str, case: Case, config: InternVLXConfig) -> InternVLXProcessor:
+    settings = {"size": {"height": config.tile_size, "width": config.tile_size}, "max_patches": MAX_TILES}
+    if name == NATIVE:  # with our tokenizer and template; native InternVL's own processor needs torchvision
+        image_processor = GotOcr2ImageProcessor if is_torchvision_available() else GotOcr2ImageProcessorPil
+        images = image_processor(crop_to_patches=True, **settings)
     else:
-        images = InternVLXImageProcessor(slicing=case.slicing, max_patches=MAX_TILES)
-    return InternVLXProcessor(images, tiny_tokenizer(), image_seq_length=256)
+        images = InternVLXImageProcessor(slicing=case.slicing, **settings)
+    return InternVLXProcessor(images, tiny_tokenizer(), image_seq_length=config.image_seq_length)
 
 
 def save_photograph(width: int, height: int, path: Path) -> None:
@@ -186,13 +193,20 @@ def save_photograph(width: int, height: int, path: Path) -> None:
     Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def answer(model: torch.nn.Module, processor: InternVLXProcessor, photograph: Path, tokens: int, clock: Clock) -> dict:
-    """Ask about a photograph once, and return the seconds to the first token and for each later one."""
+def answer(
+    model: torch.nn.Module,
+    processor: InternVLXProcessor,
+    photograph: Path,
+    tokens: int,
+    clock: Clock,
+    samples: int = 1,
+) -> dict:
+    """Ask about a photograph in a batch of `samples`, and return the seconds to the first token and for each later one."""
     content = [{"type": "image", "path": str(photograph)}, {"type": "text", "text": QUESTION}]
     stamps = Stamps(clock)
     start = clock()
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
+        [[{"role": "user", "content": content}]] * samples,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
@@ -257,7 +271,7 @@ def take_turns(samples: Samples, args: argparse.Namespace, folder: Path) -> None
     if not missing:
         return
     models, clock = build(args), Clock(args)
-    processors = {name: make_processor(name, case) for name, case in args.cases.items()}
+    processors = {name: make_processor(name, case, case.config(args)) for name, case in args.cases.items()}
     small = folder / "small.jpg"
     save_photograph(TILE, TILE, small)
     for name, model in models.items():

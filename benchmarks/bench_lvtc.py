@@ -6,22 +6,30 @@ Every ratio of times is printed next to the ratio of FLOPs, or of bytes moved, f
 """
 
 import argparse
-from contextlib import nullcontext
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from rows import Row, run_script
 from timing import print_table, time_alternately, use_one_thread
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
-from internvlx_hf.modeling import lvtc_stages
-from internvlx_hf.modeling.lvtc_expansion import plan_expansion
-from internvlx_hf.modeling.lvtc_stages import stage_masks
+from internvlx_hf.modeling.layout import read_layout
+from internvlx_hf.modeling.lvtc_layout import lay_out
+from internvlx_hf.modeling.lvtc_masks import make_masks
 
 LAYERS, EXPAND, TEXT = 24, 17, 64
+EXPLICIT = "sdpa_with_masks"  # SDPA that is always given a mask
+AttentionInterface.register(EXPLICIT, sdpa_attention_forward)
+AttentionMaskInterface.register(EXPLICIT, lambda **kwargs: sdpa_mask(**{**kwargs, "allow_is_causal_skip": False}))
 WAYS = {
     "dense-256": {"downsample_ratio": 0.5},
     "dense-1024": {"downsample_ratio": 1.0},
@@ -177,17 +185,17 @@ def bench_expansion(models, tiles, args) -> list[Comparison]:
     config, text, lvtc = model.config, model.config.text_config, model.model.lvtc
     inputs = inputs_of(config, tiles, args.device, args.dtype)
     placeholders = inputs["input_ids"] == 5
-    positions = torch.arange(placeholders.shape[1], device=args.device)[None]
+    sizes = [torch.full((tiles,), n) for n in (config.image_seq_length, config.expanded_image_seq_length)]
+    sizes = [size.to(args.device) for size in sizes]
     hidden = torch.randn(*placeholders.shape, text.hidden_size, device=args.device, dtype=args.dtype)
     hr = torch.randn(tiles, config.expanded_image_seq_length, text.hidden_size, device=args.device, dtype=args.dtype)
 
     @torch.no_grad()
     def expand():
-        plan = plan_expansion(config, placeholders, inputs["attention_mask"].bool(), positions)
-        expanded = plan.place(hidden, lvtc.upsample(plan.take_tiles(hidden)) + hr)
-        kwargs = {"attention_mask": plan.mask, "past_key_values": None, "position_ids": plan.position_ids}
-        stage_masks(text, range(EXPAND, LAYERS), inputs_embeds=expanded, **kwargs)
-        plan.undo(expanded)
+        layout = read_layout(config, hidden, inputs["attention_mask"], None, None, {}, will_expand=True)
+        plan = lay_out(config, layout, (placeholders, *sizes), None)
+        make_masks(text, plan, hidden, None)
+        plan.row_maps[0].undo(lvtc.expand(hidden, plan.row_maps[0], hr))
 
     @torch.no_grad()
     def prefill():
@@ -245,10 +253,9 @@ def bench_masks(models, tiles, args) -> list[Comparison]:
 
     def run(way):
         masks.clear()
+        model.set_attn_implementation({"text_config": "sdpa" if way == "no masks" else EXPLICIT})
         model.train()
-        needs_masks = patch.object(lvtc_stages, "runs_without_mask", return_value=False)
-        with needs_masks if way == "masks" else nullcontext():
-            model(**batch, use_cache=False).loss.backward()
+        model(**batch, use_cache=False).loss.backward()
         model.zero_grad()
         model.eval()
         held[way] = sum(masks.values())
@@ -256,6 +263,7 @@ def bench_masks(models, tiles, args) -> list[Comparison]:
     seconds = time_alternately({way: lambda w=way: run(w) for way in ("no masks", "masks")}, args.repeats)
     for hook in hooks:
         hook.remove()
+    model.set_attn_implementation({"text_config": "sdpa"})
     print(f"masks of {tiles} tile(s): " + ", ".join(f"{way} {size / 2**20:.1f} MiB" for way, size in held.items()))
     return [Comparison(f"padded training step, {tiles} tile(s)", "no masks / masks", *seconds.values(), "-", 1.0)]
 

@@ -27,7 +27,8 @@ from transformers.utils import logging
 from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.modeling import lvtc as lvtc_module
-from internvlx_hf.modeling import lvtc_expansion, lvtc_stages
+from internvlx_hf.modeling import modeling_internvlx
+from internvlx_hf.modeling.lvtc_layout import Plan
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "checkpoints"
 CACHE = Path("out/ablation")
@@ -136,37 +137,30 @@ def one_child(others: float) -> tuple:
     return (lvtc_module.LVTC, "upsample", upsample)
 
 
-def quarter_positions() -> tuple:
+def change_plans(change: Callable[[Plan], Plan]) -> tuple:
+    """Change the plan of every forward."""
+    lay_out = modeling_internvlx.lay_out
+    return (modeling_internvlx, "lay_out", lambda *args: change(lay_out(*args)))
+
+
+def quarter_positions(plan: Plan) -> Plan:
     """Children count on by N₁²/N₂² instead of sharing a position, so that a tile takes as many positions as before."""
-    keep = lvtc_expansion._keep_positions
-
-    def of_tiles(config, positions):
-        before, after = config.image_seq_length, config.expanded_image_seq_length
-        starts = positions.unflatten(0, (-1, before))[:, :1]
-        return (starts + torch.arange(after) * before / after).flatten()
-
-    return (
-        (lvtc_expansion, "_keep_positions", lambda config, ids, places: keep(config, ids.float(), places)),
-        (lvtc_expansion, "kept_tile_positions", of_tiles),
-    )
+    if not plan.row_maps:
+        return plan
+    (first, second), (row_map,) = plan.layouts, plan.row_maps
+    positions = first.positions.flatten().float()
+    share = len(row_map.tiles) / len(row_map.tiles_to)
+    positions = row_map.place(positions, positions[row_map.firsts] + share * row_map.places)
+    return replace(plan, layouts=[first, replace(second, rotary_positions=positions)])
 
 
-def stage_two_positions() -> tuple:
+def stage_two_positions(plan: Plan) -> Plan:
     """Stage one has the positions of stage two, a token that of its last child."""
-    expand, go_on = lvtc_stages.expand_prompt, lvtc_stages._continue_prompt
-
-    def expanded(*args, **kwargs):
-        first, second, expansion, memory = expand(*args, **kwargs)
-        if expansion is not None:
-            positions = second.position_ids.flatten()[expansion.read_from]
-            first = replace(first, position_ids=positions.view_as(first.position_ids))
-        return first, second, expansion, memory
-
-    def continued(*args, **kwargs):
-        first, second = go_on(*args, **kwargs)
-        return replace(first, position_ids=second.position_ids), second
-
-    return ((lvtc_stages, "expand_prompt", expanded), (lvtc_stages, "_continue_prompt", continued))
+    first, second = plan.layouts
+    positions = second.positions
+    for row_map in plan.row_maps:
+        positions = row_map.undo(positions)
+    return replace(plan, layouts=[replace(first, positions=positions), second])
 
 
 # ---- Candidates. The sources have M = 2.
@@ -178,7 +172,7 @@ WARM_MORE, WARM_FEWER = "N→4N: warm", "N/4→N: warm"
 STARTS = {
     WARM_MORE: Start(MORE),
     "N→4N: positions counted anew": Start(MORE | COUNTED),
-    "N→4N: a quarter of a position for each child": Start(MORE, patches=quarter_positions()),
+    "N→4N: a quarter of a position for each child": Start(MORE, patches=(change_plans(quarter_positions),)),
     "N→4N: one child, others zero": Start(MORE, patches=(one_child(0.0),)),
     "N→4N: one child, others 1 %": Start(MORE, patches=(one_child(0.01),)),
     "N→4N: one child, others zero, counted anew": Start(MORE | COUNTED, patches=(one_child(0.0),)),
@@ -190,7 +184,7 @@ STARTS = {
     WARM_FEWER: Start(FINE, COARSE),
     "N/4→N: HR adds nothing": Start(FINE, COARSE, hr_output(0.0)),
     "N/4→N: HR adds half of the source's tokens": Start(FINE, COARSE, hr_output(0.5)),
-    "N/4→N: stage two's positions in both stages": Start(FINE, COARSE, patches=stage_two_positions()),
+    "N/4→N: stage two's positions in both stages": Start(FINE, COARSE, patches=(change_plans(stage_two_positions),)),
     "N/4→N: coarse tokens as means of tokens": Start(FINE, COARSE, mean_of_tokens),
     "N/4→N: paper": Start(FINE, COARSE | PAPER),
     "N/4→N: HR less the coarse tokens (bound)": Start(FINE, COARSE, hr_without_coarse, is_bound=True),

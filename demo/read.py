@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ import torch  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 NATIVE = {"slicing": "ratio", "max_patches": 12}  # how InternVL2 slices an image
 NATIVE_WINDOW = 2  # patches per side of a token in InternVL2
@@ -201,6 +203,8 @@ def main():
     )
     args = parser.parse_args()
     torch.set_num_threads(min(4, torch.get_num_threads()))
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a log file would keep every redraw
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(args.folder / "model", trust_remote_code=True).to(device).eval()
     processor = AutoProcessor.from_pretrained(args.folder / "model", trust_remote_code=True)
@@ -241,6 +245,9 @@ def main():
     draw([pages[0] for pages in pages_of_size.values()], model.config, processor, title, args.folder / "demo.png")
     print(f"figure: {(args.folder / 'demo.png').resolve()}")
     print(f"accuracy per digit: {accuracy:.2f} % of {len(all_wrong):,} digits on {len(listed['pages'])} pages")
+    words = [str(Path(sys.executable).with_name("internvlx")), "chat", str((args.folder / "model").resolve())]
+    words += [str((args.folder / "pages" / listed["pages"][-1]["file"]).resolve()), listed["question"]]
+    print(f"ask it yourself: {shlex.join(words)}")
     if accuracy < args.min_accuracy:
         sys.exit(f"below the required {args.min_accuracy:g} %")
 

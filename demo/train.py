@@ -5,6 +5,7 @@ The model has all three ideas of the paper: PVTC projectors, LVTC in the languag
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from pages import LAYOUTS, Digits, compose_page
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from internvlx_hf import (
     InternVLXConfig,
@@ -21,6 +23,7 @@ from internvlx_hf import (
 )
 from internvlx_hf.checkpoints.atomic_folder import atomic_folder, refuse_existing
 from internvlx_hf.training import InternVLXDataCollator
+from internvlx_hf.training.console import ConsoleCallback
 
 QUESTION = "Transcribe this page."
 TILE = 64  # pixels; 8x8 patches of 8x8 pixels
@@ -140,6 +143,8 @@ def main():
     parser.add_argument("--test-pages", type=int, default=24, help="test pages of each size (default: 24)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pages and the model (default: 0)")
     args = parser.parse_args()
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a log file would keep every redraw
     refuse_existing(args.out / "model", overwrite=True)  # unless an earlier run wrote it
     torch.set_num_threads(min(4, torch.get_num_threads()))  # more do not help a model this small
     set_seed(args.seed)
@@ -184,6 +189,7 @@ def main():
         data_collator=InternVLXDataCollator(processor),
         train_dataset=Lessons(train_digits, args.steps, args.seed),
     )
+    ConsoleCallback.attach(trainer)
     trainer.train()
 
     # both carry their code, so that they load where this package is not installed

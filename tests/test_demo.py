@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +95,9 @@ def test_trains_saves_and_reads_without_the_package(tmp_path):
     out = tmp_path / "demo"
     trained = run(DEMO / "train.py", "--out", out, "--steps", "4", "--test-pages", "1")
     assert trained.returncode == 0, trained.stderr[-3000:]
+    assert "step 4/4  loss" in trained.stdout
+    assert "{'" not in trained.stdout  # a log file gets readable lines
+    assert "\r" not in trained.stderr  # and no bar, which is drawn anew for each step
     assert len(json.loads((out / "pages/pages.json").read_text())["pages"]) == 4
 
     # four steps teach nothing: the exit status says so, after everything else was done
@@ -103,4 +109,9 @@ def test_trains_saves_and_reads_without_the_package(tmp_path):
     rows = [line.split() for line in read.stdout.splitlines() if line.lstrip().startswith("128x96")]
     assert rows[0][:6] == ["128x96", "64", "5", "20", "80", "208"]
     assert "accuracy per digit: " in read.stdout
+    (again,) = re.findall(r"^ask it yourself: (.*)$", read.stdout, re.MULTILINE)
+    program, *words = shlex.split(again)
+    assert (program, words[0]) == (str(Path(sys.executable).with_name("internvlx")), "chat")
+    assert (Path(words[1]) / "config.json").exists()
+    assert Path(words[2]).exists()
     assert Image.open(out / "demo.png").width > 800

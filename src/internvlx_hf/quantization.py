@@ -12,7 +12,4 @@ COMPRESSION_MODULES = ("model.multi_modal_projector", "model.lvtc", "model.tile_
 UNQUANTIZED_MODULES = (*COMPRESSION_MODULES, "model.vision_tower", "lm_head")
 """The projectors, the vision tower and the head: everything but the language model's layers."""
 
-UNQUANTISED_MODULES = UNQUANTIZED_MODULES
-"""The former name of `UNQUANTIZED_MODULES`."""
-
-__all__ = ["COMPRESSION_MODULES", "UNQUANTISED_MODULES", "UNQUANTIZED_MODULES"]
+__all__ = ["COMPRESSION_MODULES", "UNQUANTIZED_MODULES"]

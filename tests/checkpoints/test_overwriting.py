@@ -10,7 +10,7 @@ from internvlx_hf.checkpoints.manifest import MANIFEST
 from small_folder import PERSONS, content, names, whole, write
 
 
-@pytest.mark.parametrize("kind", ["source tree", "training output", "foreign checkpoint", "file"])
+@pytest.mark.parametrize("kind", ["source tree", "foreign checkpoint", "file"])
 def test_what_was_not_written_this_way_is_not_overwritten_and_is_listed(kind, tmp_path):
     out = tmp_path / "out"
     if kind == "file":
@@ -21,13 +21,8 @@ def test_what_was_not_written_this_way_is_not_overwritten_and_is_listed(kind, tm
     if kind == "source tree":
         (out / "src").mkdir()
         (out / "src" / "main.py").write_text("")
-    if kind == "training output":
-        (out / "checkpoint-500").mkdir()
-        (out / "checkpoint-500" / "optimizer.pt").write_text("")
-        (out / "conversion_report.json").write_text("{}")
     expected = {
         "source tree": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json, src/\.",
-        "training output": r"did not write, and is not overwritten: checkpoint-500/\.",
         "foreign checkpoint": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json\.",
         "file": r"is not the folder of a checkpoint",
     }

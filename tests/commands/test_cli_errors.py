@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import internvlx
 from internvlx_hf.cli import COMMANDS, main
 from internvlx_hf.commands import card, train
 
@@ -47,8 +48,7 @@ def test_a_failing_command_exits_with_one_and_prints_one_line(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--debug", "card"], ["card", "--debug"]])
 def test_debug_adds_a_traceback_to_the_same_line(tmp_path, capsys, arguments):
-    assert main([*arguments, str(tmp_path / "nowhere")]) == 1
-    error = capsys.readouterr().err
+    error = internvlx(capsys, *arguments, tmp_path / "nowhere", status=1).err
     assert "Traceback (most recent call last)" in error
     assert error.splitlines()[-1].startswith("internvlx: ")
 
@@ -65,15 +65,13 @@ def test_an_unexpected_error_is_one_line_that_names_debug(monkeypatch, capsys, e
     assert main(["card"]) == 1
     text = " ".join(str(error).split())
     assert capsys.readouterr().err == f"internvlx: {type(error).__name__}: {text} (--debug shows where)\n"
-    assert main(["card", "--debug"]) == 1
-    assert "in fail" in capsys.readouterr().err
+    assert "in fail" in internvlx(capsys, "card", "--debug", status=1).err
 
 
 @pytest.mark.parametrize("error", [ValueError("a value"), FileNotFoundError(2, "No such file", "a.json")])
 def test_an_expected_error_is_its_message(monkeypatch, capsys, error):
     monkeypatch.setattr(card, "main", failing(error))
-    assert main(["card"]) == 1
-    assert capsys.readouterr().err == f"internvlx: {error}\n"
+    assert internvlx(capsys, "card", status=1).err == f"internvlx: {error}\n"
 
 
 def test_debug_after_train_is_an_option_of_the_trainer(monkeypatch):
@@ -84,14 +82,17 @@ def test_debug_after_train_is_an_option_of_the_trainer(monkeypatch):
 
 
 def test_help_names_debug(capsys):
-    assert main(["--debug"]) == 0
-    assert "`--debug` shows the traceback of an error" in capsys.readouterr().out
+    assert "`--debug` shows the traceback of an error" in internvlx(capsys, "--debug").out
 
 
 @pytest.mark.parametrize("option", ["--max-image-tokens=300", "--max_image_tokens=300"])
 def test_options_are_spelt_with_dashes_or_underscores(option, capsys):
-    assert main(["cost", "--size", "640x480", "--json", option]) == 0
-    assert json.loads(capsys.readouterr().out)["settings"][0]["max_image_tokens"] == 300
+    assert (
+        json.loads(internvlx(capsys, "cost", "--size", "640x480", "--json", option).out)["settings"][0][
+            "max_image_tokens"
+        ]
+        == 300
+    )
 
 
 def test_only_options_are_respelt(monkeypatch):

@@ -13,6 +13,7 @@ from internvlx_hf.cli import COMMANDS
 from internvlx_hf.commands import convert, push
 from internvlx_hf.conversion.options import INITS, PROJECTOR_CHOICES, TARGETS
 from internvlx_hf.hub.push import CARDS
+from internvlx_hf.processing.rvtc import SLICING_WORDS
 from paths import GOLDEN
 
 # run the console script `internvlx`, then print which of the modules after -- were imported
@@ -49,6 +50,8 @@ def test_help_imports_no_library(command):
     text, imported = program(*command, "--help", looking_for=("torch", "transformers", "huggingface_hub", "numpy"))
     assert text.startswith(" ".join(("usage: internvlx", *command)))
     assert imported == []
+    if "--slicing" in text:
+        assert [words for words in SLICING_WORDS.values() if words not in " ".join(text.split())] == []
 
 
 def test_version_imports_no_library():

@@ -1,6 +1,5 @@
 """`internvlx convert`, what it prints, and the model card and report that it leaves."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import internvlx_hf
+from commands import internvlx
 from conversion_helpers import GOLDEN, copy_of, edit_tensors
 from internvlx_hf.checkpoints import folders
 from internvlx_hf.cli import main
@@ -16,6 +16,8 @@ from internvlx_hf.commands import convert
 from internvlx_hf.conversion import convert as module
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion import verify as verification
+from json_files import json_of
+from refusals import refused
 
 QWEN = "internvl2_qwen2"
 
@@ -41,8 +43,7 @@ def test_a_ratio_that_is_none_is_refused(text, capsys):
 
 
 def test_command_says_its_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"internvlx-hf {internvlx_hf.__version__}\n"
+    assert internvlx(capsys, "--version").out == f"internvlx-hf {internvlx_hf.__version__}\n"
 
 
 def test_command_whose_reader_has_gone_ends_without_a_word():
@@ -54,32 +55,32 @@ def test_command_whose_reader_has_gone_ends_without_a_word():
         assert running.wait() == 141
 
 
-def test_convert_prints_what_it_did_and_verified(tmp_path, capsys):
-    assert main(["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--verify", "--slicing", "edge"]) == 0
-    printed = capsys.readouterr()
+def test_convert_prints_what_it_did_and_verified(out, capsys):
+    printed = internvlx(capsys, "convert", GOLDEN / QWEN, out, "--verify", "--slicing", "edge")
     assert "65 tensors converted, 0 dropped, 0 new, 0 derived" in printed.out
     assert "verified tensors: 73 tensors of the right shapes, all finite" in printed.out
     assert "verified reference: matches the source computed independently" in printed.out
     assert "Converting: 100%" in printed.err
-    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
+    report = json_of(out / "conversion_report.json")
     assert report["checks"].keys() == {"tensors", "forward", "reference"}
     assert report["options"]["slicing"] == "edge"
 
 
-def test_verification_says_when_the_model_does_not_fit_into_memory(tmp_path, monkeypatch):
+def test_verification_says_when_the_model_does_not_fit_into_memory(out, monkeypatch):
     monkeypatch.setattr(verification, "_free_memory", lambda: 1000)
-    checks = convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", verify=True).checks
+    checks = convert_checkpoint(GOLDEN / QWEN, out, verify=True).checks
     assert checks["forward"].startswith("skipped: needs")
     assert "all finite" in checks["tensors"]
 
 
-def test_lvtc_takes_its_configuration_as_json(tmp_path, capsys):
-    arguments = ["convert", str(GOLDEN / QWEN), str(tmp_path / "out"), "--lvtc", '{"hr_projector_type": null}']
+def test_lvtc_takes_its_configuration_as_json(tmp_path, out, capsys):
+    arguments = ["convert", str(GOLDEN / QWEN), str(out), "--lvtc", '{"hr_projector_type": null}']
     assert main(arguments) == 0
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json_of(out / "config.json")
     assert config["lvtc_config"]["hr_projector_type"] is None
-    assert main([*arguments[:2], str(tmp_path / "plain"), "--lvtc", "--init", "paper"]) == 0
-    assert "needs training: model.lvtc.hr_projector" in capsys.readouterr().out
+    printed = internvlx(capsys, *arguments[:2], tmp_path / "plain", "--lvtc", "--init", "paper").out
+    assert "needs training: model.lvtc.hr_projector" in printed
+    assert f"Train it: internvlx train --model_name_or_path {tmp_path / 'plain'} --train_data data.jsonl" in printed
 
 
 @pytest.mark.parametrize("settings", ["source-folder", "17", "[17]"])
@@ -90,27 +91,25 @@ def test_wrong_lvtc_settings_are_named(settings, capsys):
     assert f"{settings!r} is not a JSON object such as" in " ".join(capsys.readouterr().err.split())
 
 
-def test_failure_is_one_line_and_a_status(tmp_path, capsys):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_failure_is_one_line_and_a_status(source, out, capsys):
     edit_tensors(source, lambda tensors: tensors.pop("mlp1.0.bias"))
-    assert main(["convert", str(source), str(tmp_path / "out")]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    error = internvlx(capsys, "convert", source, out, status=1).err.strip().splitlines()[-1]
     assert error.startswith("internvlx: ")
     assert "missing: mlp1.0.bias" in error
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
-def test_interrupt_says_so(tmp_path, capsys, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
+def test_interrupt_says_so(tmp_path, out, capsys, monkeypatch):
     monkeypatch.setattr(module, "write_weights", interrupt)
-    assert main(["convert", str(GOLDEN / QWEN), str(tmp_path / "out")]) == 130
-    assert "interrupted, nothing was written" in capsys.readouterr().err
+    assert "interrupted, nothing was written" in internvlx(capsys, "convert", GOLDEN / QWEN, out, status=130).err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hub_id_is_downloaded_and_recorded(tmp_path, monkeypatch):
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_hub_id_is_downloaded_and_recorded(tmp_path, out, monkeypatch):
     snapshot = tmp_path / "models--OpenGVLab--InternVL2-1B" / "snapshots" / "0123abc"
     calls = []
 
@@ -124,44 +123,36 @@ def test_hub_id_is_downloaded_and_recorded(tmp_path, monkeypatch):
         return str(snapshot)
 
     monkeypatch.setattr(folders, "snapshot_download", download)
-    report = convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out", revision="main")
+    report = convert_checkpoint("OpenGVLab/InternVL2-1B", out, revision="main")
     assert calls == [("OpenGVLab/InternVL2-1B", "main")]
     assert (report.source, report.base_model, report.revision) == ("OpenGVLab/InternVL2-1B",) * 2 + ("0123abc",)
-    card = ModelCard.load(tmp_path / "out" / "README.md")
+    card = ModelCard.load(out / "README.md")
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-text-to-text")
     assert (data.base_model, data.base_model_relation) == ("OpenGVLab/InternVL2-1B", "finetune")
     assert data.license == "mit"
     assert {"custom_code", "internvl_x"} <= set(data.tags)
     assert "`0123abc`" in card.text
-    assert (tmp_path / "out" / "LICENSE").read_text() == "MIT"
+    assert (out / "LICENSE").read_text() == "MIT"
 
 
-def test_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+def test_hub_that_cannot_be_reached_is_named(out, monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(folders, "snapshot_download", fail)
-    with pytest.raises(
-        FileNotFoundError, match=r"OpenGVLab/InternVL2-1B.*downloading it from the Hub failed: offline"
-    ):
-        convert_checkpoint("OpenGVLab/InternVL2-1B", tmp_path / "out")
+    with refused("OpenGVLab/InternVL2-1B", "downloading it from the Hub failed: offline", by=FileNotFoundError):
+        convert_checkpoint("OpenGVLab/InternVL2-1B", out)
 
 
-def test_card_says_what_an_image_costs_and_nothing_about_this_machine(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "out", base_model="OpenGVLab/InternVL2-1B")
-    card = (tmp_path / "out" / "README.md").read_text()
+def test_card_says_what_an_image_costs_and_nothing_about_this_machine(converted):
+    out = converted(base_model="OpenGVLab/InternVL2-1B")
+    card = (out / "README.md").read_text()
     assert "A tile of 56x56 pixels takes 4 tokens." in card
     assert "at most 12 tiles (slicing `ratio`)" in card
     assert "base_model: OpenGVLab/InternVL2-1B" in card
-    for file in (
-        "README.md",
-        "conversion_report.json",
-        "config.json",
-        "tokenizer_config.json",
-        "processor_config.json",
-    ):
-        assert str(GOLDEN.parent) not in (tmp_path / "out" / file).read_text(), file
+    for file in (*out.glob("*.json"), out / "README.md"):
+        assert str(GOLDEN.parent) not in file.read_text(), file
 
 
 def test_card_s_example_runs(tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """InternVL2's published geometries, on the meta device: every name maps, every target is filled, the sizes are right."""
 
-import json
-
 import pytest
 
 from conversion_geometry import PUBLISHED, published_config, shapes, tensors_of
@@ -10,6 +8,7 @@ from internvlx_hf.conversion.plan import make_plan, target_tensors
 from internvlx_hf.conversion.sources import read_source
 from internvlx_hf.conversion.tensor_tables import source_table
 from internvlx_hf.conversion.upgrades import build_upgrade
+from json_files import write_json
 
 # billions of parameters, as the models' pages say
 PUBLISHED_BILLIONS = {
@@ -26,9 +25,8 @@ PUBLISHED_BILLIONS = {
 
 def dry_source(tmp_path, name: str):
     raw = published_config(name)
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    source = read_source(tmp_path, tensors_of(raw))
-    return raw, source
+    write_json(tmp_path / "config.json", raw)
+    return raw, read_source(tmp_path, tensors_of(raw))
 
 
 @pytest.mark.slow

@@ -1,24 +1,28 @@
 """A converted LLaVA, whose images have no start and end tokens, in chat, on the page, behind the server and in training."""
 
 import base64
-import io
 import json
 
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from commands import internvlx
 from conversion_helpers import load
+from image_cases import saved
 from internvlx_hf import InternVLXProcessor, cost
 from internvlx_hf.chat import Session, load_answerer
-from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
+from internvlx_hf.serving import build_app
 from internvlx_hf.training import InternVLXDataCollator
 from internvlx_hf.web.callbacks import Callbacks
 from internvlx_hf.web.limits import Limits
 from internvlx_hf.web.shared_model import SharedModel
 from internvlx_hf.web.uploads import Uploads
+from live_server import post, serving
 from llava_sources import IMAGE, conversation, llava_processor, prompt, save_llava
+from refusals import refused
+from training_helpers import losses, run, saved_weights
 
 NEW, QUESTION = 6, "What is on the image?"
 
@@ -47,18 +51,8 @@ def llava_s_answer(llava) -> str:
 def test_chat_converts_a_llava_once_and_answers_as_it(llava, llava_s_answer, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("INTERNVLX_CACHE", str(tmp_path / "cache"))
     IMAGE.save(tmp_path / "photo.png")
-    command = [
-        "chat",
-        str(llava),
-        str(tmp_path / "photo.png"),
-        QUESTION,
-        "--max-new-tokens",
-        str(NEW),
-        "--device",
-        "cpu",
-    ]
-    assert main(command) == 0
-    found = capsys.readouterr()
+    options = ["--max-new-tokens", str(NEW), "--device", "cpu"]
+    found = internvlx(capsys, "chat", llava, tmp_path / "photo.png", QUESTION, *options)
     assert "Converting llava once" in found.err
     assert llava_s_answer in found.out
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -95,33 +89,19 @@ def test_model_s_own_chat_writes_images_without_start_and_end(converted, llava_s
     ids = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
     assert again == processor.decode(ids, skip_special_tokens=True).strip()
     assert model.batch_chat(processor.tokenizer, pixels, [QUESTION], settings) == [llava_s_answer]
-    with pytest.raises(ValueError, match="'<IMG_CONTEXT>' as text"):
+    with refused("'<IMG_CONTEXT>' as text"):
         model.chat(processor.tokenizer, pixels, "What is <IMG_CONTEXT>?", settings)
 
 
 @pytest.mark.slow
 def test_server_answers_as_llava(converted, llava_s_answer):
-    import asyncio
-
-    from huggingface_hub.utils import httpx
-
-    from internvlx_hf.serving import build_app
-
-    stream = io.BytesIO()
-    IMAGE.save(stream, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    url = f"data:image/png;base64,{base64.b64encode(saved(IMAGE)).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     body = {"model": "llava", "messages": [{"role": "user", "content": content}], "max_tokens": NEW, "temperature": 0}
-    app = build_app(str(converted), name="llava", device="cpu")
-
-    async def post():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            return await client.post("/v1/chat/completions", json=body)
-
-    response = asyncio.run(post())
-    assert response.status_code == 200, response.text
-    assert response.json()["choices"][0]["message"]["content"].strip() == llava_s_answer
+    with serving(build_app(str(converted), name="llava", device="cpu")) as port:
+        status, answer = post(port, "/v1/chat/completions", body)
+    assert status == 200, answer
+    assert json.loads(answer)["choices"][0]["message"]["content"].strip() == llava_s_answer
 
 
 @pytest.mark.parametrize(
@@ -139,18 +119,16 @@ def test_training_data_have_the_processor_s_ids_and_labels(converted, question):
 
 
 @pytest.mark.slow
-def test_upgraded_llava_trains_and_keeps_its_prompts(llava, tmp_path):
-    from training_helpers import losses, run, saved_weights
-
+def test_upgraded_llava_trains_and_keeps_its_prompts(llava, tmp_path, out):
     report = convert_checkpoint(llava, tmp_path / "base", projector="pvtc", lvtc=True, slicing="edge", max_patches=3)
     assert any("end the answers of the data with <|im_end|>" in note for note in report.notes)
     trainer = run(tmp_path, model_name_or_path=str(tmp_path / "base"), max_steps=3)
     assert len(losses(trainer)) == 3
     assert all(torch.tensor(losses(trainer)).isfinite())
-    before, after = saved_weights(tmp_path / "base"), saved_weights(tmp_path / "out")
+    before, after = saved_weights(tmp_path / "base"), saved_weights(out)
     for part in ("multi_modal_projector.local_query.linear_1.weight", "lvtc.hr_projector.linear_2.weight"):
         assert not torch.equal(before[f"model.{part}"], after[f"model.{part}"]), part
-    assert not InternVLXProcessor.from_pretrained(tmp_path / "out").wrap_images
+    assert not InternVLXProcessor.from_pretrained(out).wrap_images
 
 
 def test_cost_of_a_llava_needs_no_conversion(llava, converted, capsys):
@@ -158,13 +136,14 @@ def test_cost_of_a_llava_needs_no_conversion(llava, converted, capsys):
     assert ours.tiling == theirs.tiling
     assert cost.CostModel(ours).of_size(640, 480) == cost.CostModel(theirs).of_size(640, 480)
     assert cost.CostModel(ours).of_size(640, 480).stage_one_tokens == 64
-    assert main(["cost", "--model", str(converted), "--size", "640x480", "--max-patches", "6", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = json.loads(
+        internvlx(capsys, "cost", "--model", converted, "--size", "640x480", "--max-patches", "6", "--json").out
+    )
     assert "native" not in json.dumps(rows)
 
 
-def test_cost_of_lvtc_is_what_a_conversion_adds(llava, tmp_path):
-    convert_checkpoint(llava, tmp_path / "out", lvtc=True)
-    added = cost.load_setup(tmp_path / "out").sizes
+def test_cost_of_lvtc_is_what_a_conversion_adds(llava, out):
+    convert_checkpoint(llava, out, lvtc=True)
+    added = cost.load_setup(out).sizes
     setup = cost.load_setup(llava)
     assert setup.varied("LVTC on", "with LVTC", setup.tiling).sizes == added

@@ -1,7 +1,7 @@
 """Transformers' native InternVL: its checkpoints come in, and what kept its projector goes back out."""
 
-import json
 import runpy
+import shutil
 
 import pytest
 import torch
@@ -18,10 +18,23 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from conversion_helpers import FAMILIES, GOLDEN, LOGITS, distance, edit_config, golden, golden_logits, load
+from conversion_helpers import (
+    FAMILIES,
+    GOLDEN,
+    LOGITS,
+    distance,
+    golden,
+    golden_logits,
+    load,
+    load_all,
+    not_converted,
+    require_same_tensors,
+)
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion.native import require_native
+from json_files import edit_json, json_of, write_json
 from paths import ROOT
+from refusals import refused
 from tiny import tiny_config
 
 INTERNVL2 = [name for name in FAMILIES if name.startswith("internvl2")]
@@ -34,31 +47,25 @@ def load_native(folder) -> InternVLForConditionalGeneration:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INTERNVL2)
-def test_converted_model_goes_back_into_the_native_layout(tmp_path, name):
-    convert_checkpoint(GOLDEN / name, tmp_path / "ours")
-    report = convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
+def test_converted_model_goes_back_into_the_native_layout(tmp_path, converted, name):
+    """And the original becomes native at once."""
+    report = convert_checkpoint(converted(name), tmp_path / "native", to="internvl")
     model = load_native(tmp_path / "native")
-    assert type(model) is InternVLForConditionalGeneration
+    assert (type(model), type(model.config)) == (InternVLForConditionalGeneration, InternVLConfig)
     assert distance(golden_logits(model, name), golden(name)["logits"]) <= LOGITS
     assert report.exact
     assert not list((tmp_path / "native").glob("*.py"))
     assert "custom_code" not in (tmp_path / "native" / "README.md").read_text()
+    require_same_tensors(converted(name, to="internvl"), tmp_path / "native")
 
 
-def test_original_checkpoint_becomes_native_at_once(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
-    assert distance(golden_logits(load_native(tmp_path / "native"), QWEN), golden(QWEN)["logits"]) <= LOGITS
-
-
-def test_native_weights_have_the_names_that_transformers_writes(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
-    load_native(tmp_path / "native").save_pretrained(tmp_path / "saved")
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "saved"))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    configs = [AutoConfig.from_pretrained(tmp_path / name).to_dict() for name in ("native", "saved")]
-    different = {key for key in configs[0] if configs[0][key] != configs[1].get(key)}
-    assert different <= {"_name_or_path"}
+def test_native_files_are_those_that_transformers_writes(tmp_path, converted):
+    native = converted(to="internvl")
+    load_native(native).save_pretrained(tmp_path)
+    require_same_tensors(native, tmp_path)
+    ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (native, tmp_path))
+    assert {key for key in ours if ours[key] != theirs.get(key)} <= {"_name_or_path"}
+    assert (ours["image_seq_length"], ours["downsample_ratio"], ours["tie_word_embeddings"]) == (4, 0.5, False)
 
 
 @pytest.fixture
@@ -91,20 +98,17 @@ def test_a_native_mixture_of_experts_comes_in_and_goes_back_out(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(load(tmp_path / "ours")(input_ids=ids).logits, model(input_ids=ids).logits)
     convert_checkpoint(tmp_path / "ours", tmp_path / "back", to="internvl")
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "back"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    require_same_tensors(tmp_path / "native", tmp_path / "back")
 
 
 def module_names(tensors: dict) -> dict:
     """The names of modules, in which some native checkpoints were written."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        if name.startswith("language_model.lm_head"):
-            renamed[name.removeprefix("language_model.")] = tensor
-        else:
-            renamed["model." + name.replace("language_model.model.", "language_model.")] = tensor
-    return renamed
+    return {
+        name.removeprefix("language_model.")
+        if name.startswith("language_model.lm_head")
+        else "model." + name.replace("language_model.model.", "language_model."): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 @pytest.mark.slow
@@ -116,23 +120,21 @@ def test_native_checkpoint_becomes_ours_with_the_same_logits(tmp_path, native, n
     report = convert_checkpoint(native, tmp_path / "ours", verify=True)
     assert distance(golden_logits(load(tmp_path / "ours"), QWEN), expected) <= 1e-5
     assert report.checks["reference"].startswith("matches the source computed independently")
-    processor = json.loads((tmp_path / "ours" / "processor_config.json").read_text())
+    processor = json_of(tmp_path / "ours" / "processor_config.json")
     assert processor["image_processor"]["max_patches"] == 12
     assert processor["image_processor"]["slicing"] == "ratio"
 
 
-def test_native_setting_that_ours_does_not_know_is_refused(tmp_path, native):
-    edit_config(native, lambda raw: raw.update(vision_feature_select_strategy="full"))
-    with pytest.raises(ValueError, match="vision_feature_select_strategy='full'"):
-        convert_checkpoint(native, tmp_path / "ours")
+def test_native_setting_that_ours_does_not_know_is_refused(native):
+    edit_json(native / "config.json", vision_feature_select_strategy="full")
+    not_converted(native, "vision_feature_select_strategy='full'", ValueError)
 
 
 @pytest.mark.parametrize("options", [{"projector": "pvtc"}, {"lvtc": True}])
-def test_what_native_internvl_cannot_compute_does_not_go_back(tmp_path, options):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours", **options)
-    with pytest.raises(ValueError, match="Native InternVL supports only InternVL2's projector"):
-        convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
-    assert not (tmp_path / "native").exists()
+def test_what_native_internvl_cannot_compute_does_not_go_back(converted, options):
+    not_converted(
+        converted(**options), "Native InternVL supports only InternVL2's projector", ValueError, to="internvl"
+    )
 
 
 @pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model", "dinov2"])
@@ -140,102 +142,80 @@ def test_another_tower_than_internvit_does_not_go_back(tower):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
     vision, projector = {"model_type": tower, **sizes}, {"projector_type": "pixel_shuffle"}
     config = tiny_config("qwen2", vision_config=vision, projector_config=projector)
-    with pytest.raises(ValueError, match=f"only InternViT, but the model has the vision tower '{tower}'"):
+    with refused(f"only InternViT, but the model has the vision tower '{tower}'"):
         require_native(config)
 
 
-def test_there_and_back_is_the_same_checkpoint(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours")
-    convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
+def test_there_and_back_is_the_same_checkpoint(tmp_path, converted):
+    convert_checkpoint(converted(), tmp_path / "native", to="internvl")
     convert_checkpoint(tmp_path / "native", tmp_path / "again")
-    ours, again = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "again"))
-    assert ours.keys() == again.keys()
-    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    require_same_tensors(converted(), tmp_path / "again")
     for file in ("processor_config.json", "chat_template.jinja", "generation_config.json", "tokenizer.json"):
-        assert (tmp_path / "ours" / file).read_text() == (tmp_path / "again" / file).read_text(), file
+        assert (converted() / file).read_text() == (tmp_path / "again" / file).read_text(), file
 
 
-def test_native_processor_takes_images(tmp_path, monkeypatch):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+def test_native_processor_takes_images(converted, monkeypatch):
+    native = converted(to="internvl")
     # without torchvision there is no video processor to hand over
     monkeypatch.setattr(InternVLProcessor, "check_argument_for_proper_class", lambda *args: None)
-    processor = InternVLProcessor(
-        AutoImageProcessor.from_pretrained(tmp_path / "native"),
-        AutoTokenizer.from_pretrained(tmp_path / "native"),
-        image_seq_length=4,
-    )
+    image_processor, tokenizer = (kind.from_pretrained(native) for kind in (AutoImageProcessor, AutoTokenizer))
     image = Image.linear_gradient("L").convert("RGB").resize((112, 56))
-    found = processor(images=[image], text=["<IMG_CONTEXT>Hello"], return_tensors="pt")
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours")
-    ours = AutoProcessor.from_pretrained(tmp_path / "ours", trust_remote_code=False)
-    expected = ours(images=[image], text=["<IMG_CONTEXT>Hello"], resize_backend="pillow", return_tensors="pt")
+    inputs = {"images": [image], "text": ["<IMG_CONTEXT>Hello"], "return_tensors": "pt"}
+    found = InternVLProcessor(image_processor, tokenizer, image_seq_length=4)(**inputs)
+    expected = AutoProcessor.from_pretrained(converted())(**inputs, resize_backend="pillow")
     assert torch.equal(found["input_ids"], expected["input_ids"])
     assert torch.allclose(found["pixel_values"], expected["pixel_values"], atol=0.02)
 
 
-def test_native_configuration_is_valid_for_transformers(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
-    config = AutoConfig.from_pretrained(tmp_path / "native")
-    assert isinstance(config, InternVLConfig)
-    assert (config.image_seq_length, config.downsample_ratio, config.tie_word_embeddings) == (4, 0.5, False)
-
-
-def test_what_llama_cpp_converts_has_the_names_and_classes_that_it_looks_for(tmp_path):
+def test_what_llama_cpp_converts_has_the_names_and_classes_that_it_looks_for(tmp_path, out, converted):
     """Its own conversion was run once: docs/serving.md says with what result."""
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "native", to="internvl")
+    native = shutil.copytree(converted(to="internvl"), tmp_path / "native")
     prepare = runpy.run_path(str(ROOT / "integrations/llama_cpp/prepare.py"))["prepare"]
-    prepare(tmp_path / "native", tmp_path / "out")
-    native, prepared = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "out"))
-    assert prepared.keys() == module_names(native).keys()
-    for name, tensor in module_names(native).items():
-        torch.testing.assert_close(prepared[name], tensor, rtol=0, atol=0)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    prepare(native, out)
+    require_same_tensors(out, module_names(load_all(native)))
+    config = json_of(out / "config.json")
     assert config["text_config"]["architectures"] == ["Qwen2ForCausalLM"]
     assert config["vision_config"]["architectures"] == ["InternVisionModel"]
-    assert (tmp_path / "out" / "tokenizer.json").exists()
-    with pytest.raises(ValueError, match="exists already"):
-        prepare(tmp_path / "native", tmp_path / "out")
-    edit_config(tmp_path / "native", lambda raw: raw.update(vision_feature_layer=-2))
-    with pytest.raises(ValueError, match=r"vision_feature_layer=-2, but llama\.cpp computes -1"):
-        prepare(tmp_path / "native", tmp_path / "other")
+    assert (out / "tokenizer.json").exists()
+    with refused("exists already"):
+        prepare(native, out)
+    edit_json(native / "config.json", vision_feature_layer=-2)
+    with refused("vision_feature_layer=-2, but llama.cpp computes -1"):
+        prepare(native, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def video_settings(folder) -> dict:
-    return json.loads((folder / "processor_config.json").read_text())["video_processor"]
+    return json_of(folder / "processor_config.json")["video_processor"]
 
 
-def test_video_settings_go_there_and_back(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "ours")
-    own = video_settings(tmp_path / "ours")
+def test_video_settings_go_there_and_back(tmp_path, converted):
+    own = video_settings(converted())
     assert (own["num_frames"], own["image_mean"]) == (8, pytest.approx([0.485, 0.456, 0.406]))
-    convert_checkpoint(tmp_path / "ours", tmp_path / "native", to="internvl")
-    file = tmp_path / "native" / "video_preprocessor_config.json"
-    native = json.loads(file.read_text())
-    assert native["image_mean"] == own["image_mean"]
-    native |= {"num_frames": None, "fps": 2.0, "image_mean": [0.5, 0.5, 0.5], "do_sample_frames": False}
-    file.write_text(json.dumps(native))
-    convert_checkpoint(tmp_path / "native", tmp_path / "again")
-    again = video_settings(tmp_path / "again")
-    assert (again["fps"], again["image_mean"]) == (2.0, [0.5, 0.5, 0.5])
-    assert "do_sample_frames" not in again
-    convert_checkpoint(tmp_path / "again", tmp_path / "back", to="internvl")
-    back = json.loads((tmp_path / "back" / "video_preprocessor_config.json").read_text())
-    assert (back["fps"], back["num_frames"], back["image_mean"]) == (2.0, None, [0.5, 0.5, 0.5])
-    file.write_text(json.dumps(native | {"num_frames": 4}))  # it wins over fps there
-    convert_checkpoint(tmp_path / "native", tmp_path / "four")
-    assert (video_settings(tmp_path / "four")["num_frames"], video_settings(tmp_path / "four").get("fps")) == (4, None)
+    native, again, back = (tmp_path / name for name in ("native", "again", "back"))
+    convert_checkpoint(converted(), native, to="internvl")
+    file = native / "video_preprocessor_config.json"
+    assert json_of(file)["image_mean"] == own["image_mean"]
+    edit_json(file, num_frames=None, fps=2.0, image_mean=[0.5, 0.5, 0.4], do_sample_frames=False)
+    convert_checkpoint(native, again)
+    convert_checkpoint(again, back, to="internvl")
+    for found in (video_settings(again), json_of(back / file.name)):
+        assert (found["fps"], found["image_mean"]) == (2.0, [0.5, 0.5, 0.4])
+    assert found["num_frames"] is None
+    assert "do_sample_frames" not in video_settings(again)
+    edit_json(file, num_frames=4)  # it wins over fps there
+    convert_checkpoint(native, again, overwrite=True)
+    assert (video_settings(again)["num_frames"], video_settings(again).get("fps")) == (4, None)
 
 
 @pytest.mark.parametrize(
-    ("setting", "error"),
+    ("setting", "said"),
     [
-        ({"num_frames": 0}, "video_preprocessor_config.json.*num_frames=0"),
+        ({"num_frames": 0}, "video_preprocessor_config.json … num_frames=0"),
         ({"size": {"height": 9, "width": 9}}, "of frames, but vision_config.image_size"),
         ({"initial_shift": 3}, "initial_shift=3"),
     ],
 )
-def test_video_settings_that_cannot_be_kept_are_refused(tmp_path, native, setting, error):
-    (native / "video_preprocessor_config.json").write_text(json.dumps(setting))
-    with pytest.raises(ValueError, match=error):
-        convert_checkpoint(native, tmp_path / "ours")
+def test_video_settings_that_cannot_be_kept_are_refused(native, setting, said):
+    write_json(native / "video_preprocessor_config.json", setting)
+    not_converted(native, said, ValueError)

@@ -1,17 +1,16 @@
 """Real conversions and merges into a folder that is there, that another process writes, or that a killed one left."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
 from safetensors.torch import load_file
 
 import forked
-from conversion_helpers import GOLDEN, copy_of, golden_logits, load
+from commands import internvlx
+from conversion_helpers import GOLDEN, golden_logits, load, not_converted
 from internvlx_hf.checkpoints.errors import LinkError
 from internvlx_hf.checkpoints.manifest import MANIFEST
 from internvlx_hf.cli import main
@@ -20,6 +19,9 @@ from internvlx_hf.hub import CardError
 from internvlx_hf.training.arguments import LoraArguments
 from internvlx_hf.training.lora import add_lora
 from internvlx_hf.training.merge import merge_adapter
+from json_files import json_of
+from refusals import refused
+from small_folder import names
 from tiny import LVTC, tiny_model
 from training_helpers import run, save_checkpoint
 
@@ -29,23 +31,10 @@ QWEN = "internvl2_qwen2"
 PERSONS = "\nWritten by a person.\n"
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    out = tmp_path_factory.mktemp("converted") / "out"
-    convert_checkpoint(GOLDEN / QWEN, out)
-    return out
-
-
 @pytest.fixture
 def out(converted, tmp_path):
     """A conversion's result beside nothing else."""
-    copied = subprocess.run(["cp", "-r", converted, tmp_path / "out"])
-    assert copied.returncode == 0
-    return tmp_path / "out"
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return shutil.copytree(converted(), tmp_path / "out")
 
 
 def add_to_card(out, text=PERSONS):
@@ -62,10 +51,12 @@ def test_interrupt_says_that_the_new_folder_is_in_its_place(out, monkeypatch, ca
         rmtree(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
-    old = json.loads((out / MANIFEST).read_text())["run"]
-    assert main(["convert", str(GOLDEN / QWEN), str(out), "--overwrite"]) == 130
-    assert f"internvlx: interrupted, {out} had already been written\n" in capsys.readouterr().err
-    assert json.loads((out / MANIFEST).read_text())["run"] != old
+    old = json_of(out / MANIFEST)["run"]
+    assert (
+        f"internvlx: interrupted, {out} had already been written\n"
+        in internvlx(capsys, "convert", GOLDEN / QWEN, out, "--overwrite", status=130).err
+    )
+    assert json_of(out / MANIFEST)["run"] != old
 
 
 def link_card(out):
@@ -88,7 +79,7 @@ def test_of_two_conversions_into_one_folder_one_succeeds_and_the_folder_is_its(t
     error = errors[codes.index(1)]
     assert "Another process is writing" in error or "exists already" in error
     assert names(out.parent) == ["out"]
-    report = json.loads((out / "conversion_report.json").read_text())
+    report = json_of(out / "conversion_report.json")
     assert report["options"]["max_patches"] == (3, 5)[codes.index(0)]
     assert golden_logits(load(out), QWEN).isfinite().all()
 
@@ -107,56 +98,40 @@ def test_conversion_killed_between_its_renames_is_repeated_with_the_person_s_car
 
     assert forked.run(convert_and_be_killed) == -signal.SIGKILL
     assert not out.exists()
-    with pytest.raises(FileExistsError, match="exists already"):
+    with refused("exists already", by=FileExistsError):
         convert_checkpoint(GOLDEN / QWEN, out)
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     convert_checkpoint(GOLDEN / QWEN, out, max_patches=4, overwrite=True)
-    assert json.loads((out / "conversion_report.json").read_text())["options"]["max_patches"] == 4
+    assert json_of(out / "conversion_report.json")["options"]["max_patches"] == 4
     assert PERSONS in (out / "README.md").read_text()
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("to", ["internvl_x", "internvl"])
-def test_conversion_from_before_manifests_is_overwritten_unless_something_else_is_there(to, tmp_path):
+def test_a_conversion_whose_manifest_is_gone_is_not_overwritten(tmp_path):
     out = tmp_path / "out"
-    convert_checkpoint(GOLDEN / QWEN, out, to=to, max_shard_gigabytes=1e-4)
+    convert_checkpoint(GOLDEN / QWEN, out)
     (out / MANIFEST).unlink()
-    (out / "checkpoint-500").mkdir()
-    (out / "checkpoint-500" / "model.safetensors").write_text("trained")
-    (out / "trainer_state.json").write_text("{}")
-    with pytest.raises(FileExistsError, match=r"did not write.*: checkpoint-500/, trainer_state\.json\."):
-        convert_checkpoint(GOLDEN / QWEN, out, to=to, overwrite=True)
-    (out / "checkpoint-500" / "model.safetensors").unlink()
-    (out / "checkpoint-500").rmdir()
-    (out / "trainer_state.json").unlink()
-    convert_checkpoint(GOLDEN / QWEN, out, to=to, overwrite=True)
-    assert (out / MANIFEST).is_file()
-    assert not (out / "model.safetensors.index.json").exists()
+    with refused("not the folder of a checkpoint that internvlx wrote", by=FileExistsError):
+        convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
 
 
 @pytest.mark.slow
-def test_what_training_left_is_not_overwritten_not_even_without_its_states(tmp_path):
+def test_what_training_left_is_not_overwritten(tmp_path):
     convert_checkpoint(GOLDEN / QWEN, tmp_path / "converted", projector="pvtc")
-    out, again = tmp_path / "out", [GOLDEN / QWEN, tmp_path / "out"]
     base = save_checkpoint(tmp_path / "base")
     (base / "conversion_report.json").write_bytes((tmp_path / "converted" / "conversion_report.json").read_bytes())
     run(tmp_path)
+    out = tmp_path / "out"
     trained = (out / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match=r"did not write.*checkpoint-.*training_recipe\.json"):
-        convert_checkpoint(*again, overwrite=True)
-    left = [
-        path for path in out.iterdir() if path.is_dir() or path.name in ("trainer_state.json", "training_args.bin")
-    ]
-    subprocess.run(["rm", "-r", *left, out / "all_results.json"], check=True)
-    with pytest.raises(FileExistsError, match=r"did not write, and is not overwritten: training_recipe\.json\."):
-        convert_checkpoint(*again, overwrite=True)
+    with refused("not the folder of a checkpoint that internvlx wrote", by=FileExistsError):
+        convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == trained
 
 
 def test_folder_that_may_not_be_replaced_is_refused_before_the_source_is_looked_for(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="not the folder of a checkpoint"):
+    with refused("not the folder of a checkpoint", by=FileExistsError):
         convert_checkpoint(tmp_path / "nowhere", tmp_path / "src", overwrite=True)
 
 
@@ -181,7 +156,7 @@ def test_card_that_is_damaged_during_the_conversion_costs_no_work(damage, out, m
         damage(out)
 
     monkeypatch.setattr(convert, "write_weights", write_and_damage)
-    with pytest.raises(ValueError, match=r"README\.md.* The finished folder is kept as .*out\.finished-") as error:
+    with refused("README.md", "The finished folder is kept as", "out.finished-") as error:
         convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
     (kept,) = out.parent.glob("out.finished-*")
     assert str(kept) in str(error.value)
@@ -191,46 +166,35 @@ def test_card_that_is_damaged_during_the_conversion_costs_no_work(damage, out, m
 
 @pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), "5"])
 def test_shard_size_that_is_none_is_named_before_any_work(size, tmp_path):
-    with pytest.raises(ValueError, match=f"max_shard_gigabytes={size!r}, expected a positive number"):
-        convert_checkpoint(tmp_path / "nowhere", tmp_path / "out", max_shard_gigabytes=size)
+    said = f"max_shard_gigabytes={size!r} … a positive number"
+    not_converted(tmp_path / "nowhere", said, ValueError, max_shard_gigabytes=size)
 
 
 def test_out_that_is_not_utf_8_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ValueError, match=r"latin-\\udce9/out' is not UTF-8"):
+    with refused("latin-\\udce9/out' is not UTF-8"):
         convert_checkpoint(tmp_path / "nowhere", tmp_path / os.fsdecode(b"latin-\xe9") / "out")
 
 
-def forbid_weights(monkeypatch):
-    def forbidden(*arguments):
-        raise AssertionError("the weights were written")
-
-    monkeypatch.setattr(convert, "write_weights", forbidden)
-
-
 @pytest.mark.parametrize(
-    ("name", "target", "match"),
+    ("name", "target", "said"),
     [
         ("NOTICE", "gone", "NOTICE is a broken link"),
-        ("LICENSE-x", "../secret", "LICENSE-x leads to .*secret, outside"),
-        ("LICENSES/MIT.txt", "../../secret", "MIT.txt leads to .*secret, outside"),
-        ("LICENSES", "..", "LICENSES leads to .*, outside"),
+        ("LICENSE-x", "../secret", "LICENSE-x leads to … secret, outside"),
+        ("LICENSES/MIT.txt", "../../secret", "MIT.txt leads to … secret, outside"),
+        ("LICENSES", "..", "LICENSES leads to … outside"),
         ("LICENSES", "other", "LICENSES is not a file"),
     ],
 )
-def test_licence_that_cannot_be_copied_is_named_before_the_weights(name, target, match, tmp_path, monkeypatch):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_licence_that_cannot_be_copied_is_named_before_the_weights(name, target, said, tmp_path, source, monkeypatch):
     (source / "other").mkdir()
     (tmp_path / "secret").write_text("key")
     (source / name).parent.mkdir(exist_ok=True)
     (source / name).symlink_to(target)
-    forbid_weights(monkeypatch)
-    with pytest.raises(LinkError, match=match):
-        convert_checkpoint(source, tmp_path / "out")
-    assert names(tmp_path) == ["secret", "source"]
+    monkeypatch.setattr(convert, "write_weights", lambda *arguments: pytest.fail("the weights were written"))
+    not_converted(source, said, LinkError)
 
 
-def test_licences_come_along_those_of_a_folder_too(tmp_path):
-    source = copy_of(QWEN, tmp_path / "source")
+def test_licences_come_along_those_of_a_folder_too(tmp_path, source):
     texts = {
         "LICENSE": "MIT",
         "LICENCE-data": "CC",
@@ -251,7 +215,7 @@ def test_licences_come_along_those_of_a_folder_too(tmp_path):
 def test_training_names_a_licence_that_cannot_be_copied_before_it_trains(tmp_path):
     base = save_checkpoint(tmp_path / "base")
     (base / "NOTICE").symlink_to("gone")
-    with pytest.raises(LinkError, match="NOTICE is a broken link"):
+    with refused("NOTICE is a broken link", by=LinkError):
         run(tmp_path)
     assert not (tmp_path / "out").exists()
 
@@ -276,7 +240,7 @@ def test_merge_replaces_its_own_folder_keeps_the_person_s_card_and_takes_licence
     assert PERSONS in (out / "README.md").read_text()
     assert (out / "LICENSES" / "MIT.txt").read_text() == "MIT"
     add_to_card(out, "<!-- internvlx:begin -->\n")
-    with pytest.raises(CardError, match="damaged or misplaced"):
+    with refused("damaged or misplaced", by=CardError):
         merge_adapter(adapter, out, overwrite=True)
     assert names(tmp_path) == ["adapter", "base", "merged"]
 
@@ -285,12 +249,12 @@ def test_merge_refuses_what_it_did_not_write_and_its_own_base(adapter, tmp_path)
     out = tmp_path / "merged"
     merge_adapter(adapter, out)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"did not write.*: notes\.txt\."):
+    with refused("did not write", ": notes.txt.", by=FileExistsError):
         merge_adapter(adapter, out, overwrite=True)
-    with pytest.raises(FileExistsError, match="is not the folder of a checkpoint that internvlx wrote"):
+    with refused("not the folder of a checkpoint that internvlx wrote", by=FileExistsError):
         merge_adapter(adapter, tmp_path / "base", overwrite=True)
     (out / "notes.txt").unlink()
-    with pytest.raises(FileExistsError, match="merged contains the source"):
+    with refused("merged contains the source", by=FileExistsError):
         merge_adapter(adapter, out, base=str(out), overwrite=True)
 
 
@@ -298,5 +262,5 @@ def test_merge_names_a_licence_that_cannot_be_copied_before_it_loads_the_model(a
     (tmp_path / "secret").write_text("key")
     (tmp_path / "base" / "LICENSE").symlink_to("../secret")
     (tmp_path / "base" / "model.safetensors").unlink()
-    with pytest.raises(LinkError, match="LICENSE leads to"):
+    with refused("LICENSE leads to", by=LinkError):
         merge_adapter(adapter, tmp_path / "merged")

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf.checkpoints import shards as module
 from internvlx_hf.conversion import convert_checkpoint
+from json_files import json_of
 from paths import HELPERS
 from process_memory import IS_MEASURABLE
 
@@ -52,7 +53,7 @@ def test_memory_stays_within_the_largest_shard_and_a_gigabyte(tmp_path):
         assert peak - before <= max(sizes) + 0.1 * GIGABYTE
 
 
-def test_output_is_written_once_and_in_the_order_of_the_source(tmp_path, monkeypatch):
+def test_output_is_written_once_and_in_the_order_of_the_source(tmp_path, out, monkeypatch):
     raw = raw_config((64, 2, 4, 128, False), "InternLM2ForCausalLM", 64, 3, 4, 2, 96, 2009, tile=56)
     source = write_checkpoint(tmp_path / "source", raw, shards=4)
     written = []
@@ -60,22 +61,22 @@ def test_output_is_written_once_and_in_the_order_of_the_source(tmp_path, monkeyp
     monkeypatch.setattr(
         module.ShardWriter, "write", lambda self, name, *tensor: (written.append(name), write(self, name, *tensor))
     )
-    convert_checkpoint(source, tmp_path / "out", max_shard_gigabytes=2e-4)
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    convert_checkpoint(source, out, max_shard_gigabytes=2e-4)
+    index = json_of(out / "model.safetensors.index.json")
     assert sorted(written) == sorted(index["weight_map"])
     shards = [index["weight_map"][name] for name in written]
     assert shards == sorted(shards)
     assert len(set(shards)) > 2
 
 
-def test_index_counts_what_the_shards_hold(tmp_path):
+def test_index_counts_what_the_shards_hold(tmp_path, out):
     raw = raw_config((64, 2, 4, 128, True), "LlamaForCausalLM", 64, 3, 4, 2, 96, 600, tile=56)
     source = write_checkpoint(tmp_path / "source", raw)
-    report = convert_checkpoint(source, tmp_path / "out", max_shard_gigabytes=1e-4)
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    report = convert_checkpoint(source, out, max_shard_gigabytes=1e-4)
+    index = json_of(out / "model.safetensors.index.json")
     total = 0
     for file in set(index["weight_map"].values()):
-        with safe_open(tmp_path / "out" / file, "pt") as shard:
+        with safe_open(out / file, "pt") as shard:
             assert set(shard.keys()) == {name for name, place in index["weight_map"].items() if place == file}
             total += sum(shard.get_tensor(name).nbytes for name in shard.keys())  # noqa: SIM118
             assert {shard.get_tensor(name).dtype for name in shard.keys()} == {torch.bfloat16}  # noqa: SIM118

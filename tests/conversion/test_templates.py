@@ -1,6 +1,5 @@
 """Chat templates against the prompts that InternVL's own conversation templates write (golden/tokenizer)."""
 
-import json
 from functools import cache
 
 import jinja2
@@ -11,10 +10,12 @@ from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 from internvlx_hf.conversion.prepare import stop_token
 from internvlx_hf.conversion.templates import chat_template
 from internvlx_hf.conversion.tokenizers import convert_tokenizer
+from json_files import json_of
 from paths import GOLDEN
+from refusals import refused
 from tiny import tiny_tokenizer
 
-PROMPTS = json.loads((GOLDEN / "tokenizer/prompts.json").read_text())
+PROMPTS = json_of(GOLDEN / "tokenizer/prompts.json")
 END_MARKERS = {name: template["sep"].strip() for name, template in PROMPTS["templates"].items()}
 
 
@@ -97,29 +98,27 @@ def test_the_assistant_mask_covers_the_answers_and_their_end_markers(checkpoint,
 
 @pytest.mark.parametrize("name", PROMPTS["templates"])
 @pytest.mark.parametrize(
-    ("message", "error"),
+    ("message", "value", "remedy"),
     [
-        ({"role": "tool", "content": "1"}, "a message of role tool, expected user and assistant"),
-        ({"role": "system", "content": "Late"}, "a message of role system, expected .* system only first"),
-        ({"role": "user", "content": [{"type": "video"}]}, "a part of type video, expected text or image"),
+        ({"role": "tool", "content": "1"}, "a message of role tool", "user and assistant"),
+        ({"role": "system", "content": "Late"}, "a message of role system", "system only first"),
+        ({"role": "user", "content": [{"type": "video"}]}, "a part of type video", "text or image"),
     ],
 )
-def test_what_a_template_cannot_write_is_refused(name, message, error):
-    with pytest.raises(jinja2.TemplateError, match=error):
+def test_what_a_template_cannot_write_is_refused(name, message, value, remedy):
+    with refused(value, remedy, by=jinja2.TemplateError):
         tokenizer_with(name).apply_chat_template([{"role": "user", "content": "Hi"}, message], tokenize=False)
 
 
 def test_an_unknown_template_is_refused_with_the_names_of_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"template 'internvl_zh', expected one of internlm2-chat, Hermes-2, phi3-chat, internvl2_5\."
-    ):
+    with refused("template 'internvl_zh'", "one of internlm2-chat, Hermes-2, phi3-chat, internvl2_5."):
         chat_template("internvl_zh")
 
 
 @pytest.mark.parametrize(
     ("content", "end", "stop"),
     [
-        ("{{ message['content'] }}", "<|im_end|>\\n", "<|im_end|>"),
+        ("{{ message['content'] + '' }}", "<|im_end|>\\n", "<|im_end|>"),
         ("{% for part in message['content'] %}{{ part['text'] + '' }}{% endfor %}", "<|im_end|>", "<|im_end|>"),
         ("{{ message['content'] }}", " ", None),
     ],

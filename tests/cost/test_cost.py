@@ -5,14 +5,14 @@ import io
 import json
 import os
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import DynamicCache
 
+from commands import complaint, internvlx
+from image_cases import random_image
 from internvlx_hf import InternVLXImageProcessor, cost
-from internvlx_hf.cli import main
 from internvlx_hf.cost import CostModel
 from internvlx_hf.cost.flops import decode_flops
 from internvlx_hf.cost.images import ImageSizes
@@ -23,6 +23,7 @@ from internvlx_hf.processing.image_sources import PillowSource
 from internvlx_hf.processing.rvtc import SLICING_WORDS, TilingRule
 from paths import GOLDEN
 from pdf_cases import pdf
+from refusals import refusals
 from tiny import LVTC, tiny_config, tiny_model
 
 
@@ -42,18 +43,15 @@ def photos(tmp_path):
 
 
 def run(capsys, *arguments) -> str:
-    assert main(["cost", *map(str, arguments)]) == 0
-    return capsys.readouterr().out
+    return internvlx(capsys, "cost", *arguments).out
 
 
-def refused(capsys, *arguments) -> str:
-    """The one line that says why; nothing else is printed."""
-    assert main(["cost", *map(str, arguments)]) == 1
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.startswith("internvlx: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+def rows_of(capsys, *arguments) -> dict:
+    return json.loads(run(capsys, *arguments, "--json"))
+
+
+def fails(capsys, *arguments) -> str:
+    return complaint(capsys, "cost", *arguments)
 
 
 def test_a_folder_is_measured_with_all_below_upright(photos):
@@ -71,7 +69,7 @@ def test_the_pages_of_a_pdf_are_measured(photos, capsys):
         (150, 75),
         (75, 150),
     ]
-    assert "lost.pdf does not exist" in refused(capsys, "lost.pdf")
+    assert "lost.pdf does not exist" in fails(capsys, "lost.pdf")
 
 
 def test_patterns_and_files_are_measured(photos):
@@ -93,70 +91,76 @@ def test_a_header_says_the_size_that_the_processor_sees(tmp_path, ending, orient
 
 def test_pixels_are_not_decoded(tmp_path):
     path = tmp_path / "cut.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(path)
+    random_image(400, 300).save(path)
     path.write_bytes(path.read_bytes()[:500])  # the header is whole, the pixels are not
     assert cost.read_image_size(path) == (400, 300)
 
 
 def test_a_file_that_is_not_an_image_is_named(photos, capsys):
     (photos / "broken.png").write_text("no")
-    assert "broken.png" in refused(capsys, photos)
-    assert "labels.txt" in refused(capsys, photos / "labels.txt")
-    assert "labels.txt" in refused(capsys, photos / "*.txt")
+    assert "broken.png" in fails(capsys, photos)
+    assert "labels.txt" in fails(capsys, photos / "labels.txt")
+    assert "labels.txt" in fails(capsys, photos / "*.txt")
     text = run(capsys, photos, "--skip-broken", "--full")
     assert "Skipped" in text
     assert "broken.png" in text
     assert "averages of 3 images" in text
     assert "Where the prefill's FLOPs go in this model, on average\n" in text
-    skipped = json.loads(run(capsys, photos, "--skip-broken", "--json"))["skipped"]
+    skipped = rows_of(capsys, photos, "--skip-broken")["skipped"]
     assert [os.path.basename(name) for name in skipped] == ["broken.png"]
-    assert main(["cost", str(photos), "--skip-broken", "--csv"]) == 0
-    printed = capsys.readouterr()
+    printed = internvlx(capsys, "cost", photos, "--skip-broken", "--csv")
     assert "broken.png" not in printed.out
     assert "Skipped" in printed.err
     assert "broken.png" in printed.err
-    assert "broken.png" in refused(capsys, photos / "broken.png", "--skip-broken")
+    assert "broken.png" in fails(capsys, photos / "broken.png", "--skip-broken")
 
 
 def test_nothing_to_measure_is_said(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("")
-    assert "nothing to measure" in refused(capsys)
-    assert "has no images (1 other files)" in refused(capsys, tmp_path)
-    assert "does not exist" in refused(capsys, tmp_path / "none.png")
-    assert "No file matches" in refused(capsys, tmp_path / "*.png")
-    assert "path is empty" in refused(capsys, "")
+    assert "nothing to measure" in fails(capsys)
+    assert "has no images (1 other files)" in fails(capsys, tmp_path)
+    assert "does not exist" in fails(capsys, tmp_path / "none.png")
+    assert "No file matches" in fails(capsys, tmp_path / "*.png")
+    assert "path is empty" in fails(capsys, "")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, capsys):
     Image.new("1", (500, 500)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "large.png" in refused(capsys, tmp_path / "large.png")
+    assert "large.png" in fails(capsys, tmp_path / "large.png")
 
 
-@pytest.mark.parametrize("size", ["640", "640x", "x480", "640*480", "-1x5", "640x480x3", "1.5x2", ""])
-def test_a_size_that_is_none_is_named(size, capsys):
-    assert f"{size!r} is not a size, expected WIDTHxHEIGHT" in refused(capsys, f"--size={size}")
-
-
-@pytest.mark.parametrize("size", ["0x480", "640x0"])
-def test_a_size_without_pixels_is_named(size, capsys):
-    assert f"{size!r} has no pixels" in refused(capsys, "--size", size)
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (size, "is not a size, expected WIDTHxHEIGHT")
+        for size in ("640", "640x", "x480", "640*480", "-1x5", "1x2x3", "1.5x2", "")
+    ]
+    + [(size, "has no pixels") for size in ("0x480", "640x0")],
+)
+def test_a_size_that_is_none_is_named(size, said, capsys):
+    assert f"{size!r} {said}" in fails(capsys, f"--size={size}")
 
 
 def test_sizes_are_width_first():
     assert cost.parse_size("640x480") == cost.parse_size(" 640 X 480 ") == cost.parse_size("640×480") == (640, 480)
 
 
-def test_other_arguments_out_of_range_are_named(tmp_path, capsys):
-    assert "Did you mean 'internvl2-2b'" in refused(capsys, "--size", "9x9", "--model", "internvl2-2bb")
-    assert "no config.json" in refused(capsys, "--size", "9x9", "--model", tmp_path)
-    assert "text_tokens=0" in refused(capsys, "--size", "9x9", "--text-tokens", "0")
-    assert "answer_tokens=0" in refused(capsys, "--size", "9x9", "--answer-tokens", "0")
-    assert "max_patches=0" in refused(capsys, "--size", "9x9", "--max-patches", "0")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "internvl2-2bb"], "Did you mean 'internvl2-2b'"),
+        (["--model", GOLDEN], "no config.json"),
+        *(([f"--{name}-tokens", "0"], f"{name}_tokens=0") for name in ("text", "answer")),
+        (["--max-patches", "0"], "max_patches=0"),
+    ],
+)
+def test_other_arguments_out_of_range_are_named(arguments, said, capsys):
+    assert said in fails(capsys, "--size", "9x9", *arguments)
 
 
 def test_the_paper_s_example_costs_what_it_says(capsys):
-    report = json.loads(run(capsys, "--size", "640x480", "--json"))
+    report = rows_of(capsys, "--size", "640x480")
     tokens = {(s["slicing"], s["max_tiles"], s["projector"]): s["average_tokens"] for s in report["settings"]}
     assert tokens["ratio", 12, "pixel_shuffle"] == 13 * 256
     assert tokens["edge", 6, "pvtc"] == 256
@@ -224,7 +228,7 @@ def test_many_images_are_not_listed_one_by_one(tmp_path, capsys):
 
 
 def test_json_has_every_number_of_every_image(photos, capsys):
-    report = json.loads(run(capsys, photos, "--json", "--text-tokens", "10", "--answer-tokens", "5"))
+    report = rows_of(capsys, photos, "--text-tokens", "10", "--answer-tokens", "5")
     assert (report["model"], report["text_tokens"], report["answer_tokens"]) == ("internvl-x-2b", 10, 5)
     assert report["estimated"] == ["peak_bytes"]
     assert [picture["width"] for picture in report["pictures"]] == [640, 1000, 300]
@@ -246,8 +250,8 @@ def test_csv_has_a_row_for_each_image_with_each_setup(photos, capsys):
 
 
 def test_images_may_share_a_prompt(photos, capsys):
-    together = json.loads(run(capsys, photos, "--json", "--together"))["settings"][0]["prompts"]
-    apart = json.loads(run(capsys, photos, "--json"))["settings"][0]["prompts"]
+    together = rows_of(capsys, photos, "--together")["settings"][0]["prompts"]
+    apart = rows_of(capsys, photos)["settings"][0]["prompts"]
     assert len(together) == 1
     assert together[0]["tiles"] == sum(prompt["tiles"] for prompt in apart)
     assert "all images and 64 tokens of text" in run(capsys, photos, "--together", "--full")
@@ -286,11 +290,10 @@ def test_costs_add_up():
     assert model.together([(1024, 768)] * 2) == model.of_tiles(2 * found.tiles)
 
 
-def test_a_size_without_pixels_is_refused():
-    with pytest.raises(ValueError, match="0x5"):
-        cost.CostModel(cost.load_setup("internvl-x-2b")).of_size(0, 5)
-    with pytest.raises(ValueError, match="tiles=-1"):
-        cost.CostModel(cost.load_setup("internvl-x-2b")).of_tiles(-1)
+test_a_size_without_pixels_is_refused = refusals(
+    (lambda: cost.CostModel(cost.load_setup("internvl-x-2b")).of_size(0, 5), "0x5", "expected"),
+    (lambda: cost.CostModel(cost.load_setup("internvl-x-2b")).of_tiles(-1), "tiles=-1", "expected"),
+)
 
 
 def test_units_and_bars_and_tables():
@@ -378,11 +381,10 @@ def test_costs_with_a_tile_router_are_called_upper_bounds():
 )
 def test_the_cost_before_a_conversion_is_that_of_the_result(capsys, tmp_path, options):
     source = GOLDEN / "checkpoints" / "internvl2_llama3"
-    assert main(["convert", str(source), str(tmp_path / "out"), *options]) == 0
-    capsys.readouterr()
+    internvlx(capsys, "convert", source, tmp_path / "out", *options)
     before, after = (
-        json.loads(run(capsys, "--size", "70x50", "--model", model, "--json", *given))
+        rows_of(capsys, "--size", "70x50", "--model", model, *given)
         for model, given in ((source, options), (tmp_path / "out", ()))
     )
     assert before["settings"][0] | {"name": ""} == after["settings"][0] | {"name": ""}
-    assert "already has LVTC" in refused(capsys, "--size", "70x50", "--model", "internvl-x-2b", "--lvtc")
+    assert "already has LVTC" in fails(capsys, "--size", "70x50", "--model", "internvl-x-2b", "--lvtc")

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from commands import internvlx
 from image_cases import random_image
 from internvlx_hf import cost
-from internvlx_hf.cli import main
 from internvlx_hf.cost import CostModel
 from internvlx_hf.cost.report import Report
 from tiny import IMAGE_TOKEN, LVTC, TILE, tiny_config, tiny_processor
@@ -46,16 +46,13 @@ def test_the_cost_counts_the_tokens_of_the_processor(checkpoint, tiles):
 def test_the_report_shows_each_image_s_share(checkpoint, capsys):
     folder, _ = checkpoint
     sizes = [argument for width, height in SIZES for argument in ("--size", f"{width}x{height}")]
-    assert (
-        main(["cost", *sizes, "--model", str(folder), "--together", "--full", "--max-image-tokens", str(5 * TOKENS)])
-        == 0
-    )
-    text = capsys.readouterr().out
+    text = internvlx(
+        capsys, "cost", *sizes, "--model", folder, "--together", "--full", "--max-image-tokens", 5 * TOKENS
+    ).out
     assert f"The images of a prompt share a budget of {5 * TOKENS} visual tokens; native InternVL has none." in text
     lines = text[text.index("Each image's share of the budget") :].splitlines()
     assert [line.split()[-2:] for line in lines[3:6]] == [["3", "12"], ["1", "4"], ["1", "4"]]
-    assert main(["cost", *sizes, "--model", str(folder), "--together", "--json"]) == 0
-    own = json.loads(capsys.readouterr().out)["settings"][0]
+    own = json.loads(internvlx(capsys, "cost", *sizes, "--model", folder, "--together", "--json").out)["settings"][0]
     assert own["max_image_tokens"] == 9 * TOKENS
     assert own["prompts"][0]["tiles"] <= 9
 
@@ -63,14 +60,19 @@ def test_the_report_shows_each_image_s_share(checkpoint, capsys):
 def test_a_budget_too_small_is_refused_and_setups_that_it_is_too_small_for_are_left_out(checkpoint, capsys):
     folder, _ = checkpoint
     arguments = ["cost", "--size", "20x15", "--size", "20x15", "--together", "--model", str(folder)]
-    assert main([*arguments, "--max-image-tokens", "7"]) == 1
-    assert "max_image_tokens=7 is too small: 2 images take at least 8 visual tokens" in capsys.readouterr().err
-    assert main([*arguments, "--max-image-tokens", "0"]) == 1
-    assert "max_image_tokens=0, expected a positive number" in capsys.readouterr().err
-    assert main([*arguments, "--full", "--max-image-tokens", "8"]) == 0
-    assert "Left out" not in capsys.readouterr().out
-    assert main(["cost", "--video", "5s", "--model", str(folder), "--max-image-tokens", "19"]) == 1
-    assert "5 frames take at least 20 visual tokens" in capsys.readouterr().err
+    assert (
+        "max_image_tokens=7 is too small: 2 images take at least 8 visual tokens"
+        in internvlx(capsys, *arguments, "--max-image-tokens", "7", status=1).err
+    )
+    assert (
+        "max_image_tokens=0, expected a positive number"
+        in internvlx(capsys, *arguments, "--max-image-tokens", "0", status=1).err
+    )
+    assert "Left out" not in internvlx(capsys, *arguments, "--full", "--max-image-tokens", "8").out
+    assert (
+        "5 frames take at least 20 visual tokens"
+        in internvlx(capsys, "cost", "--video", "5s", "--model", folder, "--max-image-tokens", "19", status=1).err
+    )
 
 
 def test_a_preset_and_its_variants_keep_the_budget_that_native_internvl_does_not_have():
@@ -87,7 +89,8 @@ def test_a_preset_and_its_variants_keep_the_budget_that_native_internvl_does_not
 @pytest.mark.parametrize("budget", [None, 256])
 def test_native_internvl_s_row_has_its_own_tiles_under_any_budget(budget, capsys):
     more = [] if budget is None else ["--max-image-tokens", str(budget)]
-    assert main(["cost", "--size", "1920x1080", "--model", "internvl2-2b", "--json", *more]) == 0
-    rows = json.loads(capsys.readouterr().out)["settings"]
+    rows = json.loads(
+        internvlx(capsys, "cost", "--size", "1920x1080", "--model", "internvl2-2b", "--json", *more).out
+    )["settings"]
     unbudgeted = {row["max_tiles"]: row["average_tiles"] for row in rows if row["max_image_tokens"] is None}
     assert (unbudgeted[6], unbudgeted[12]) == (3, 9)

@@ -1,10 +1,13 @@
 """Annotations and data sets that the tests of data share."""
 
-import json
+import contextlib
+import logging
 
+import datasets
 import pytest
 
 from data_cases import CONFIG, record, save_picture, write_lines
+from json_files import lines_of
 from tiny import TILE, tiny_processor
 
 
@@ -26,40 +29,27 @@ def annotations(tmp_path):
 @pytest.fixture
 def rows(tmp_path, annotations):
     """The ten records as a `datasets.Dataset` of messages and images."""
-    import datasets
-
     read = []
-    for line in annotations.read_text().splitlines():
-        one = json.loads(line)
+    for one in lines_of(annotations):
         question, answer = (turn["value"] for turn in one["conversations"])
         image = [{"bytes": (tmp_path / one["image"]).read_bytes(), "path": None}] if "image" in one else []
         parts = [{"type": "image", "text": None}] * len(image) + [{"type": "text", "text": question}]
-        messages = [
-            {"role": "user", "content": parts},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ]
-        read.append({"messages": messages, "images": image})
-    features = datasets.Dataset.from_list(read).features
-    return datasets.Dataset.from_list(
-        read, features=datasets.Features(features | {"images": datasets.List(datasets.Image())})
-    )
+        answered = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        read.append({"messages": [{"role": "user", "content": parts}, answered], "images": image})
+    features = datasets.Dataset.from_list(read).features | {"images": datasets.List(datasets.Image())}
+    return datasets.Dataset.from_list(read, features=datasets.Features(features))
 
 
 @pytest.fixture
 def warnings_of():
     """A context that collects a logger's warnings: transformers' loggers do not propagate."""
-    import contextlib
-    import logging
 
     @contextlib.contextmanager
     def collect(name):
-        messages = []
-        handler = logging.Handler(logging.WARNING)
+        messages, handler = [], logging.Handler(logging.WARNING)
         handler.emit = lambda entry: messages.append(entry.getMessage())
         logging.getLogger(name).addHandler(handler)
-        try:
-            yield messages
-        finally:
-            logging.getLogger(name).removeHandler(handler)
+        yield messages
+        logging.getLogger(name).removeHandler(handler)
 
     return collect

@@ -14,6 +14,7 @@ from PIL import Image
 
 from internvlx_hf.data.samples import BrokenSampleError
 from internvlx_hf.training import load_training_data
+from json_files import write_json
 from tiny import tiny_config, tiny_processor
 
 pytestmark = pytest.mark.any_transformers
@@ -53,7 +54,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (20, 20), "red").save("whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:50])
-    (tmp_path / "good.jsonl").write_text(json.dumps(RECORDS[0]))
+    write_json(tmp_path / "good.jsonl", RECORDS[0])
     return tmp_path
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler
 from data_cases import CONFIG, record, save_picture, write_lines
 from internvlx_hf.data.sizes import SampleSizes, fingerprint, tile_cost
 from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, load_training_data, measure_sizes
+from refusals import refusals
 from tiny import TILE, tiny_config, tiny_processor
 
 
@@ -18,17 +19,15 @@ from tiny import TILE, tiny_config, tiny_processor
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
 @pytest.mark.parametrize("upright", [True, False])
 def test_sizes_from_headers_are_what_encoding_gives(tmp_path, orientation, suffix, upright):
-    """Five tiles high, one wide, and stored in any orientation: it must count as the image processor will see it."""
+    """Five tiles wide, two high, and stored in any orientation: it must count as the image processor will see it."""
     processor = tiny_processor(CONFIG, do_exif_transpose=upright, max_patches=5)
     exif = Image.Exif()
     exif[0x0112] = orientation
     name = save_picture(tmp_path / f"a.{suffix}", 5 * TILE, 2 * TILE, exif=exif)
     data = load_training_data(write_lines(tmp_path / "a.jsonl", [record(0, name), record(1)]), processor)
-    sizes = measure_sizes(data)
+    sizes, tiles = measure_sizes(data), InternVLXDataCollator(processor)([data[0]])["pixel_values"]
     assert sizes.tokens.tolist() == [len(data[0]), len(data[1])]
-    assert sizes.tiles.tolist() == [sum(data[0].num_tiles), 0]
-    tiles = InternVLXDataCollator(processor)([data[0]])["pixel_values"]
-    assert len(tiles) == sizes.tiles[0]
+    assert sizes.tiles.tolist() == [sum(data[0].num_tiles), 0] == [len(tiles), 0]
 
 
 def test_an_orientation_after_the_pixels_of_a_png_applies(processor, tmp_path):
@@ -86,17 +85,19 @@ def test_a_sample_that_was_skipped_is_measured_again_and_found_where_its_image_c
     """A download that was incomplete at the first try must not stay so for ever."""
     write_lines(tmp_path / "a.jsonl", [record(0), record(1, "late.png"), record(2, "never.png")])
     data = load_training_data(tmp_path / "a.jsonl", processor, on_broken="skip")
-    assert (measure_sizes(data, cache=tmp_path / "cache").tokens > 0).tolist() == [True, False, False]
+
+    def measured(**again):
+        return measure_sizes(data, cache=tmp_path / "cache", **again)
+
+    assert (measured().tokens > 0).tolist() == [True, False, False]
     save_picture(tmp_path / "late.png")
-    others = measure_sizes(data, cache=tmp_path / "cache", again=False)  # processes beside the first
-    assert (others.tokens > 0).tolist() == [True, False, False]
+    assert (measured(again=False).tokens > 0).tolist() == [True, False, False]  # processes beside the first
     with warnings_of("internvlx_hf.data.encoding") as warned:
-        found = measure_sizes(data, cache=tmp_path / "cache")
+        found = measured()
     assert (found.tokens > 0).tolist() == [True, True, False]
     assert found.tiles.tolist() == [0, 1, 0]
     assert ["line 3" in message for message in warned] == [True]
-    kept = measure_sizes(data, cache=tmp_path / "cache", again=False)
-    np.testing.assert_array_equal(kept.tokens, found.tokens)
+    np.testing.assert_array_equal(measured(again=False).tokens, found.tokens)
 
 
 def test_costs_count_both_stages_and_the_tiles():
@@ -106,12 +107,6 @@ def test_costs_count_both_stages_and_the_tiles():
     np.testing.assert_allclose(sizes.costs(CONFIG) - sizes.tiles * tile_cost(CONFIG), [10, 20, 40])
     plain = tiny_config()
     np.testing.assert_allclose(sizes.costs(plain) - sizes.tiles * tile_cost(plain), sizes.tokens)
-
-
-def test_skipped_samples_measure_nothing(processor, tmp_path):
-    write_lines(tmp_path / "a.jsonl", [record(0), record(1, answer=" ")])
-    data = load_training_data(tmp_path / "a.jsonl", processor, on_broken="skip")
-    assert (measure_sizes(data).tokens > 0).tolist() == [True, False]
 
 
 def padding(lengths, batches):
@@ -169,12 +164,10 @@ def test_ranks_get_batches_of_similar_cost_at_the_same_time():
     assert np.abs(means[0] - means[1]).mean() < 0.1 * np.abs(means[0][:, None] - means[1]).mean()
 
 
-@pytest.mark.parametrize(
-    ("costs", "batch_size", "error"), [([], 2, "costs is empty"), ([1], 0, "batch_size=0, expected a positive")]
+test_a_sampler_without_samples_or_batches_is_refused = refusals(
+    (lambda: CostGroupedSampler([], 2), "costs is empty", "expected"),
+    (lambda: CostGroupedSampler([1], 0), "batch_size=0", "a positive"),
 )
-def test_a_sampler_without_samples_or_batches_is_refused(costs, batch_size, error):
-    with pytest.raises(ValueError, match=error):
-        CostGroupedSampler(costs, batch_size)
 
 
 def test_an_incomplete_batch_has_the_cheapest_samples_of_its_group():

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.worker import WorkerInfo
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
-from data_cases import CONFIG, numbers, record, save_picture, write_lines
+from data_cases import CONFIG, numbers, record, save_picture, training_arguments, write_lines
 from internvlx_hf.data import datasets as datasets_module
 from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, load_training_data, measure_sizes
+from refusals import refused
 from tiny import LVTC, TILE, tiny_model
 
 
@@ -86,7 +87,7 @@ def test_a_stream_ends_for_broken_samples_in_a_row_only(processor, annotations, 
         samples = [(lambda sign=sign: good if sign == "x" else None, lambda: "here") for sign in pattern]
         monkeypatch.setattr(stream.source, "epoch", lambda *_, samples=samples: iter(samples))
         if ends:
-            with pytest.raises(ValueError, match="None of the samples from here on"):
+            with refused("None of the samples from here on"):
                 list(stream)
         else:
             assert len(list(stream)) == pattern.count("x")
@@ -117,7 +118,7 @@ def test_readers_that_share_shards_are_warned_of_once(processor, rows, monkeypat
 @pytest.mark.parametrize(("shards", "workers", "part"), [(1, 1, ""), (1, 3, ""), (2, 2, "part 0 of the 2 parts of ")])
 def test_an_endless_stream_of_nothing_raises(processor, monkeypatch, shards, workers, part):
     nothing = datasets.IterableDataset.from_generator(lambda files: iter(()), gen_kwargs={"files": ["none"] * shards})
-    with pytest.raises(ValueError, match=f"nothing to train on: {part}.* holds no records"):
+    with refused(f"nothing to train on: {part}", "holds no records"):
         as_worker(monkeypatch, 0, workers, load_training_data(nothing, processor, endless=True), 1)
 
 
@@ -131,31 +132,19 @@ def as_worker(monkeypatch, worker, workers, stream, samples):
 
 def test_a_stream_has_no_shard_beyond_its_last(processor, annotations):
     stream = load_training_data(annotations, processor, streaming=True)
-    with pytest.raises(ValueError, match="index=2 of num_shards=2"):
+    with refused("index=2 of num_shards=2"):
         stream.shard(2, 2)
 
 
-def trained(processor, data, folder, *, resume=None, sampler=None, **kwargs):
+def trained(processor, data, folder, *, resume=None, sampler=None):
     class WithSampler(Trainer):
         def _get_train_sampler(self, *args):
             return sampler or super()._get_train_sampler(*args)
 
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": 7,
-        "save_steps": 4,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-3,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "accelerator_config": {"dispatch_batches": False},  # or accelerate would cut streamed batches up
-        **kwargs,
-    }
+    steps = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 2}
     trainer = WithSampler(
         tiny_model(seed=1 if resume else 0, **LVTC).train(),
-        TrainingArguments(**settings),
+        training_arguments(folder, **steps),
         train_dataset=data,
         data_collator=InternVLXDataCollator(processor),
     )

@@ -8,7 +8,9 @@ from transformers import AutoModel, Qwen2Config
 from internvlx_hf.evaluation import BENCHMARKS, Answerer
 from internvlx_hf.evaluation.answering import StopAtText, _count_generated, cut_at, generation_arguments
 from internvlx_hf.web.limits import ImageSettings
+from message_cases import encode
 from paths import ROOT
+from refusals import refused
 from tiny import LVTC, tiny_model, tiny_processor
 
 NEW = 8
@@ -30,22 +32,25 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.fixture(params=[{}, LVTC], ids=["one stage", "LVTC"])
+@pytest.fixture
 def answerer(request):
-    model = tiny_model(**request.param)
+    """With LVTC, unless a test asks for a model without."""
+    model = tiny_model(**getattr(request, "param", LVTC))
     model.generation_config.eos_token_id = None  # a random model would end at once
     return Answerer(model, tiny_processor(model.config))
 
 
+with_and_without_lvtc = pytest.mark.parametrize("answerer", [{}, LVTC], ids=["without", "with"], indirect=True)
+
+
 def own_loop(answerer, messages) -> torch.Tensor:
     """The ids of one answer."""
-    inputs = answerer.processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-    )
+    inputs = encode(messages, answerer.processor, add_generation_prompt=True)
     output = answerer.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     return output[0, inputs["input_ids"].shape[1] :]
 
 
+@with_and_without_lvtc
 def test_a_batch_gets_the_answers_of_one_by_one(answerer):
     expected = [
         answerer.processor.decode(own_loop(answerer, messages), skip_special_tokens=True) for messages in CONVERSATIONS
@@ -140,6 +145,7 @@ def test_a_text_ends_an_answer_behind_a_tile_router():
     assert ended.text == whole.text.partition(whole.text[1])[0]
 
 
+@with_and_without_lvtc
 def test_the_score_of_an_answer_is_its_training_loss(answerer):
     texts = ["1", "a somewhat longer answer", "!?"]
     found = answerer.score(CONVERSATIONS, texts)
@@ -198,7 +204,7 @@ def test_a_checkpoint_without_tiles_takes_those_that_are_asked_for(answerer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_tiles": 3}, "Unknown image settings \\['max_tiles'\\], expected some of \\['slicing', "),
+        ({"max_tiles": 3}, "Unknown image settings ['max_tiles'] … some of ['slicing'"),
         ({"max_patches": 0}, "max_patches"),
         ({"slicing": "diagonal"}, "diagonal"),
         ({"max_image_tokens": 3}, "max_image_tokens=3 is too small: 1 image takes at least"),
@@ -209,13 +215,13 @@ def test_wrong_image_settings_are_named_before_the_model_is_read(settings, messa
     model.config.save_pretrained(tmp_path)
     tiny_processor(model.config).save_pretrained(tmp_path)
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda *args, **kwargs: pytest.fail("read the model"))
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         Answerer.from_pretrained(str(tmp_path), settings)
 
 
 def test_another_kind_of_model_is_refused_with_the_way_to_convert_it(tmp_path):
     Qwen2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is a 'qwen2' model, expected 'internvl_x'\. `internvlx convert "):
+    with refused("is a 'qwen2' model", "'internvl_x'. `internvlx convert"):
         Answerer.from_pretrained(str(tmp_path))
 
 

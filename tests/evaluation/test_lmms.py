@@ -1,6 +1,5 @@
 """lmms-eval itself, on pages of digits and a model trained to read them: the answers are those of our own loop."""
 
-import json
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from transformers import AutoModel, AutoProcessor
 
 from evaluation_pages import conversation, train_reader, write_tasks
 from internvlx_hf.evaluation import BENCHMARKS
+from json_files import json_of, lines_of
 from paths import HELPERS, ROOT
 
 OVERLAY = ROOT / "build/lmms_eval"
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder):
-    return json.loads((folder / "report.json").read_text())
+    return json_of(folder / "report.json")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_two_processes_of_the_command_line_share_the_work_and_answer_the_same(fo
         ACCELERATE_USE_CPU="1",
     )
     (samples,) = (folder / "out").rglob("*_samples_pages_read.jsonl")
-    samples = [json.loads(line) for line in samples.read_text().splitlines()]
+    samples = lines_of(samples)
     found = {sample["doc_id"]: sample["filtered_resps"] for sample in samples}
     assert [found[number] for number in sorted(found)] == own_answers()
 

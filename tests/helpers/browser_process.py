@@ -24,9 +24,13 @@ def visit(page, url: str, path: str) -> dict:
     page.on("request", lambda request: requests.append(request.url))
     page.on("response", lambda response: refused.append(response.url) if response.status >= 400 else None)
     page.goto(url)
+    page.click("#sample-1")
+    page.wait_for_selector("#tiles .ix-card img")
+    samples = {"heading": page.inner_text("h1"), "sample": page.inner_text("#tiles .ix-note")}
+    page.goto(url)
     page.set_input_files("#image input[type=file]", path)
     page.wait_for_selector("#tiles .ix-card img")
-    found = {"title": page.title(), "cards": page.locator("#tiles .ix-card").all_inner_texts()}
+    found = samples | {"title": page.title(), "cards": page.locator("#tiles .ix-card").all_inner_texts()}
 
     # every state of the answer that the page shows
     page.evaluate(

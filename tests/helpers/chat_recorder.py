@@ -8,11 +8,11 @@ from internvlx_hf.conversion.templates import chat_template
 from internvlx_hf.modeling.chat import ChatMixin
 from tiny import tiny_tokenizer
 
-GREEDY = {"max_new_tokens": 6, "do_sample": False}
+GREEDY = {"max_new_tokens": 24, "do_sample": False}
 
 
 class Recorder(ChatMixin):
-    """Stands for a model: answers with `reply`, and keeps what `generate` was given."""
+    """Stands for a model: answers with as much of `reply` as it may, and keeps what `generate` was given."""
 
     device = torch.device("cpu")
 
@@ -21,9 +21,9 @@ class Recorder(ChatMixin):
         self.config = SimpleNamespace(image_seq_length=image_seq_length, image_token_id=image_token_id)
         self.reply = tokenizer(reply, add_special_tokens=False, return_tensors="pt")["input_ids"]
 
-    def generate(self, **kwargs):
-        self.inputs = kwargs
-        return torch.cat([kwargs["input_ids"], self.reply.repeat(len(kwargs["input_ids"]), 1)], dim=1)
+    def generate(self, *, input_ids, max_new_tokens, **kwargs):
+        self.inputs = {"input_ids": input_ids, "max_new_tokens": max_new_tokens, **kwargs}
+        return torch.cat([input_ids, self.reply[:, :max_new_tokens].repeat(len(input_ids), 1)], dim=1)
 
 
 def recorder_and_tokenizer(template="internvl2_5", image_seq_length=4, **kwargs):

@@ -1,6 +1,5 @@
 """What the conversion tests share: the golden checkpoints, and copies of them with something changed."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.conversion import CheckpointError, convert_checkpoint
+from json_files import edit_json
 from paths import GOLDEN as GOLDEN_ROOT
+from refusals import refused
 
 GOLDEN = GOLDEN_ROOT / "checkpoints"
 FAMILIES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
@@ -22,14 +24,12 @@ def golden(name: str) -> dict[str, torch.Tensor]:
 def copy_of(name: str, folder: Path, **config) -> Path:
     """A copy of a golden checkpoint in `folder`, with other values in its config.json."""
     shutil.copytree(GOLDEN / name, folder)
-    edit_config(folder, lambda raw: raw.update(config))
+    edit_json(folder / "config.json", **config)
     return folder
 
 
 def edit_config(folder: Path, edit) -> None:
-    raw = json.loads((folder / "config.json").read_text())
-    edit(raw)
-    (folder / "config.json").write_text(json.dumps(raw))
+    edit_json(folder / "config.json", edit)
 
 
 def edit_tensors(folder: Path, edit) -> None:
@@ -55,3 +55,22 @@ def golden_logits(model, name: str) -> torch.Tensor:
         key: value for key, value in golden(name).items() if key in ("input_ids", "attention_mask", "pixel_values")
     }
     return model(**inputs).logits[:, golden(name)["logits_positions"]]
+
+
+def load_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def require_same_tensors(*sources) -> None:
+    """Two folders of weights, or their tensors by name, are the same."""
+    found, expected = (load_all(source) if isinstance(source, Path) else source for source in sources)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def not_converted(source: Path, said: str, by=CheckpointError, **options) -> None:
+    """The conversion is refused, and leaves nothing where the result would be."""
+    out = source.parent / "somewhere" / "out"
+    with refused(said, by=by):
+        convert_checkpoint(source, out, **options)
+    assert not out.parent.exists() or not list(out.parent.iterdir())

@@ -2,17 +2,16 @@
 
 import json
 
-import numpy as np
-from PIL import Image
+from transformers import TrainingArguments
 
+from image_cases import random_image
 from tiny import LVTC, TILE, tiny_config
 
 CONFIG = tiny_config(**LVTC)
 
 
 def save_picture(path, width=TILE, height=TILE, seed=0, **kwargs):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, **kwargs)
+    random_image(width, height, seed=seed).save(path, **kwargs)
     return path.name
 
 
@@ -34,3 +33,12 @@ def answers(processor, samples):
 
 def numbers(processor, samples):
     return [int(answer.removeprefix("Number ").removesuffix(".")) for answer in answers(processor, samples)]
+
+
+def training_arguments(folder, **settings):
+    """Three steps on a CPU that leave nothing but their log."""
+    quiet = {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True, "logging_steps": 1}
+    defaults = {"max_steps": 3, "learning_rate": 1e-3, "remove_unused_columns": False}
+    # or accelerate would cut streamed batches up
+    defaults["accelerator_config"] = {"dispatch_batches": False}
+    return TrainingArguments(output_dir=str(folder), **quiet | defaults | settings)

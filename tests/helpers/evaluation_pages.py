@@ -171,16 +171,8 @@ def write_tasks(folder: Path) -> None:
         wrong = str((int(answer[0]) + 3) % 10) + answer[1:]
         right_choice = int(rng.integers(2))
         choices = [wrong, answer] if right_choice else [answer, wrong]
-        rows.append(
-            {
-                "image": image,
-                "question": QUESTION,
-                "answer": answer,
-                "first_digit": answer[0],
-                "choices": choices,
-                "right_choice": right_choice,
-            }
-        )
+        row = {"image": image, "question": QUESTION, "answer": answer, "first_digit": answer[0]}
+        rows.append(row | {"choices": choices, "right_choice": right_choice})
     pages = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
     folder.mkdir(parents=True, exist_ok=True)
     pages.to_parquet(folder / "pages.parquet")

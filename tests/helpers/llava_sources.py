@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from part_sources import text_tokenizer
+from tiny import TEXT_SIZES
 
 TILE, PATCH, VOCABULARY = 32, 4, 320
 # images first, then texts, as llava-hf's templates do; a content that is a string is not written
@@ -59,20 +60,7 @@ def llava_config(text: str = "llama", tower: str = "clip", *, text_config=(), vi
         # large enough weights that answers differ visibly from one input to the next
         **({"initializer_factor": 5.0} if tower == "clip" else {}),
     }
-    language = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,
-        "sliding_window": None,
-    }
+    language = TEXT_SIZES | {"bos_token_id": 0}
     token = llava_tokenizer().convert_tokens_to_ids("<image>")
     settings = {"vision_feature_select_strategy": STRATEGIES[tower]} | settings
     return LlavaConfig(
@@ -137,7 +125,7 @@ def prompt(processor, messages, **kwargs) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def answers(model: PreTrainedModel, processor: LlavaProcessor) -> dict[str, torch.Tensor]:
-    """What a model answers to a LLaVA's prompts, under the names of `conversion_process.py`."""
+    """What a model answers to a LLaVA's prompts, under the names of the golden files."""
     inputs = prompt(processor, conversation())
     text = {name: torch.full((1, 9), 7 if name == "input_ids" else 1) for name in ("input_ids", "attention_mask")}
 

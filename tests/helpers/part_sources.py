@@ -1,13 +1,12 @@
 """Tiny vision towers and language models as others publish them, to make a model of."""
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from safetensors.torch import save_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPConfig,
@@ -21,8 +20,9 @@ from transformers import (
 )
 from transformers.models.internvl import InternVLVisionConfig
 
-from conversion_helpers import GOLDEN
-from tiny import TINY_TEXT
+from conversion_helpers import GOLDEN, load_all
+from json_files import json_of, write_json
+from tiny import TEXT_SIZES, TINY_TEXT, byte_level_bpe
 
 CHATML = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
@@ -53,7 +53,7 @@ def save_tower(kind: str, folder: Path) -> Path:
         _native_tower(kind).save_pretrained(folder)
     if kind == "clip":
         processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4], "resample": 3, "size": 32}
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        write_json(folder / "preprocessor_config.json", processor)
         (folder / "LICENSE").write_text("of the tower")
     return folder
 
@@ -70,11 +70,7 @@ def _native_tower(kind: str):
         "registers": Dinov2WithRegistersConfig,
         "internvit_native": InternVLVisionConfig,
     }
-    sizes = {
-        name: size
-        for name, size in SIZES.items()
-        if kind not in ("dinov2", "registers") or name != "intermediate_size"
-    }
+    sizes = {name: size for name, size in SIZES.items() if kind not in ("dinov2", "registers") or "inter" not in name}
     return AutoModel.from_config(configs[kind](**sizes))
 
 
@@ -82,18 +78,14 @@ def _save_internvit(folder: Path) -> None:
     """The tower of an InternVL2 in its own folder, as OpenGVLab publishes InternViT."""
     source = GOLDEN / "internvl2_qwen2"
     folder.mkdir()
-    raw = json.loads((source / "config.json").read_text())["vision_config"]
-    (folder / "config.json").write_text(json.dumps(raw | {"model_type": "intern_vit_6b"}))
+    raw = json_of(source / "config.json")["vision_config"]
+    write_json(folder / "config.json", raw | {"model_type": "intern_vit_6b"})
     tensors = load_all(source)
     prefix = "vision_model."
     save_file(
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)},
         folder / "model.safetensors",
     )
-
-
-def load_all(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
 def save_language(kind: str, folder: Path, template: str | None = CHATML, **settings) -> Path:
@@ -113,51 +105,31 @@ def save_language(kind: str, folder: Path, template: str | None = CHATML, **sett
 
 
 def _text_config(kind: str, **settings):
-    from transformers import AutoConfig
-
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,
-        "sliding_window": None,
-        **TINY_TEXT.get(kind, {}),
-    }
-    return AutoConfig.for_model(kind, **sizes | settings)
+    sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 3, "max_position_embeddings": 512, "bos_token_id": 0}
+    return AutoConfig.for_model(kind, **TEXT_SIZES | sizes | TINY_TEXT.get(kind, {}) | settings)
 
 
 def _save_internlm2(folder: Path) -> None:
     """The language model of an InternVL2 in its own folder, without what InternVL added."""
     source = GOLDEN / "internvl2_internlm2"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    raw = json.loads((source / "config.json").read_text())["llm_config"]
-    (folder / "config.json").write_text(json.dumps({"model_type": "internlm2", **raw}))
+    raw = json_of(source / "config.json")["llm_config"]
+    write_json(folder / "config.json", {"model_type": "internlm2", **raw})
     prefix = "language_model."
     tensors = {name: tensor for name, tensor in load_all(source).items() if name.startswith(prefix)}
     save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHATML}))
+    settings = json_of(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", settings | {"chat_template": CHATML})
 
 
 def text_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     """Byte-level BPE with ChatML's tokens, and none for images."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    specials, texts = (
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        ["What is on the image? Read the digits and say so."],
     )
-    core.train_from_iterator(["What is on the image? Read the digits and say so."] * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template
+    core, names = (
+        byte_level_bpe(VOCABULARY, specials, texts),
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     )
+    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=template, **names)

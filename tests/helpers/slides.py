@@ -1,15 +1,10 @@
 """What the slides of `internvlx show` say, and where."""
 
-from internvlx_hf.cli import main
+from commands import complaint
 
 
-def refused(capsys, *arguments) -> str:
-    assert main(["show", *map(str, arguments)]) == 1
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.startswith("internvlx: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+def fails(capsys, *arguments) -> str:
+    return complaint(capsys, "show", *arguments)
 
 
 def texts(figure) -> list[str]:

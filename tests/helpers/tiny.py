@@ -15,6 +15,21 @@ TILE = 32
 VOCABULARY = 320
 PAD, IMAGE_TOKEN = 0, 5
 TEXT_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral")
+TEXT_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "sliding_window": None,
+    # large enough weights that the model's answers differ visibly from one input to the next
+    "initializer_range": 0.2,
+}
 # settings without which a type's default sizes would not be tiny
 TINY_TEXT: dict[str, dict] = {
     "qwen3": {"head_dim": 16},
@@ -50,21 +65,9 @@ def tiny_config(text: str = "qwen2", *, text_config=(), vision_config=(), projec
             **dict(vision_config),
         },
         text_config={
+            **TEXT_SIZES,
             "model_type": text,
-            "vocab_size": VOCABULARY,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-            "pad_token_id": PAD,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
             "tie_word_embeddings": False,
-            "sliding_window": None,
-            # large enough weights that the model's answers differ visibly from one input to the next
-            "initializer_range": 0.2,
             **TINY_TEXT.get(text, {}),
             **dict(text_config),
         },
@@ -124,29 +127,29 @@ def split_batch(batch: dict[str, torch.Tensor], config) -> list[dict[str, torch.
     return samples
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with ChatML's and InternVL's special tokens; `<IMG_CONTEXT>` has id `IMAGE_TOKEN`."""
+def byte_level_bpe(size: int, specials: list[str], texts: list[str]) -> Tokenizer:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    settings = {"special_tokens": specials, "initial_alphabet": alphabet, "show_progress": False}
+    core.train_from_iterator(texts * 4, trainers.BpeTrainer(vocab_size=size, **settings))
+    return core
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML's and InternVL's special tokens; `<IMG_CONTEXT>` has id `IMAGE_TOKEN`."""
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(["system user assistant", "What is on the picture? Read the digits."] * 4, trainer)
+    texts = ["system user assistant", "What is on the picture? Read the digits."]
+    images = {
+        f"{name}_image_token": token for name, token in zip(("start", "end", "context"), specials[3:], strict=True)
+    }
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+        tokenizer_object=byte_level_bpe(VOCABULARY, specials, texts),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
-        extra_special_tokens={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-        },
+        extra_special_tokens=images,
     )
 
 
@@ -159,3 +162,11 @@ def tiny_processor(config, **image_processor_kwargs) -> InternVLXProcessor:
         tokenizer=tiny_tokenizer(),
         image_seq_length=config.image_seq_length,
     )
+
+
+def save_tiny(folder, text: str = "qwen2", *, image_settings=(), max_shard_size="50GB", **kwargs):
+    """A checkpoint of a tiny model with its processor, in `folder`, which is returned."""
+    model = tiny_model(text, **kwargs)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tiny_processor(model.config, **dict(image_settings)).save_pretrained(folder)
+    return folder

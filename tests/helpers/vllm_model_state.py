@@ -160,7 +160,7 @@ class Runner:
         """What the forward would make of this step."""
         slots = self.slots_of_vllm[group][: len(inputs.common.slot_mapping)]
         common = stage_one.replace(inputs.common, slot_mapping=slots)
-        return stage_one.short_metadata(common, stage_one.read_rows(channels, False), BLOCK)
+        return stage_one.short_metadata(common, stage_one.read_rows(channels), BLOCK)
 
     def check(self, metadata, channels, built=None):
         for group, layer in enumerate(LAYERS):
@@ -223,12 +223,12 @@ def check_decode_steps_read_nothing_on_the_host():
         layers = {"one": torch.zeros(9), "one, another group": torch.zeros(9), "two": torch.zeros(9)}
         context = SimpleNamespace(attn_metadata=metadata, slot_mapping=layers)
         stage_one.get_forward_context = lambda: context
-        with stage_one.stage_one_attention(LAYERS, stage_one.read_rows(channels, False)):
+        with stage_one.stage_one_attention(LAYERS, stage_one.read_rows(channels)):
             assert context.attn_metadata[LAYERS[0]] is metadata[LAYERS[0]].prepared
             assert context.slot_mapping[LAYERS[1]] is metadata[LAYERS[1]].common.slot_mapping
     assert reads == own_of_vllm, reads
     with host_reads() as reads:
-        stage_one.read_rows(channels, True)
+        stage_one.read_rows(channels, (torch.tensor([BEFORE]), torch.tensor([AFTER])))
     assert reads, "rows of images are found on the host"
 
 

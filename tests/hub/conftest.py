@@ -4,16 +4,12 @@ import shutil
 
 import pytest
 
-from tiny import LVTC, tiny_model, tiny_processor
+from tiny import LVTC, save_tiny
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folder") / "whole"
-    model = tiny_model(**LVTC)
-    model.save_pretrained(folder, max_shard_size="250KB")
-    tiny_processor(model.config).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("folder") / "whole", max_shard_size="250KB", **LVTC)
 
 
 @pytest.fixture

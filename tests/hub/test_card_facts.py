@@ -1,7 +1,6 @@
 """What a card says of a conversion and a training, from JSON that may be damaged or hold names like marks."""
 
 import copy
-import json
 import random
 import re
 
@@ -13,6 +12,8 @@ from conversion_helpers import GOLDEN
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import model_card, write_card
 from internvlx_hf.hub.card_text import manual_content, validate_card
+from json_files import write_json
+from refusals import refused
 from tiny import LVTC, tiny_model, tiny_processor
 
 MARKS = (
@@ -54,7 +55,7 @@ def card_of(folder, report=None, recipe=None) -> str:
     for name, content in (("conversion_report.json", report), ("training_recipe.json", recipe)):
         (folder / name).unlink(missing_ok=True)
         if content is not None:
-            (folder / name).write_text(json.dumps(content))
+            write_json(folder / name, content)
     return model_card(folder, "you/model").text
 
 
@@ -95,47 +96,47 @@ def test_name_of_a_data_set_stays_legible(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "said"),
     [
-        ({"data": {}}, "data is {}, expected a list"),
-        ({"data": [[]]}, r"data\[0\] is \[\], expected an object"),
-        ({"data": [{"samples": 3}]}, r"data\[0\].name is missing, expected a text"),
-        ({"data": [{"name": 3}]}, r"data\[0\].name is 3, expected a text"),
-        ({"evaluation_data": [{"name": None}]}, r"evaluation_data\[0\].name is None"),
-        ({"trained_modules": ["a"]}, r"trained_modules is \['a'\], expected an object"),
-        ({"trained_modules": {"a": "b"}}, r"trained_modules\['a'\] is 'b', expected a whole number"),
+        ({"data": {}}, "data is {} … a list"),
+        ({"data": [[]]}, "data[0] is [] … an object"),
+        ({"data": [{"samples": 3}]}, "data[0].name is missing … a text"),
+        ({"data": [{"name": 3}]}, "data[0].name is 3 … a text"),
+        ({"evaluation_data": [{"name": None}]}, "evaluation_data[0].name is None"),
+        ({"trained_modules": ["a"]}, "trained_modules is ['a'] … an object"),
+        ({"trained_modules": {"a": "b"}}, "trained_modules['a'] is 'b' … a whole number"),
         ({"settings": 3}, "settings is 3"),
-        ({"metrics": [1]}, r"metrics is \[1\]"),
-        ({"steps": "many"}, "steps is 'many', expected a whole number or a number"),
-        ({"base_model": 3}, "base_model is 3, expected a text or null"),
+        ({"metrics": [1]}, "metrics is [1]"),
+        ({"steps": "many"}, "steps is 'many' … a whole number or a number"),
+        ({"base_model": 3}, "base_model is 3 … a text or null"),
         ({"versions": "0.1"}, "versions is '0.1'"),
         ({"versions": {"internvlx_hf": 1}}, "versions.internvlx_hf is 1"),
     ],
 )
-def test_malformed_recipe_is_named_with_the_field(folder, change, message):
-    with pytest.raises(ValueError, match=f"training_recipe.json: {message}"):
+def test_malformed_recipe_is_named_with_the_field(folder, change, said):
+    with refused(f"training_recipe.json: {said}"):
         card_of(folder, recipe=RECIPE | change)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "said"),
     [
-        ({"untrained_modules": "model.lvtc"}, "untrained_modules is 'model.lvtc', expected a list"),
-        ({"options": {"init": 3}}, "options.init is 3, expected a text"),
+        ({"untrained_modules": "model.lvtc"}, "untrained_modules is 'model.lvtc' … a list"),
+        ({"options": {"init": 3}}, "options.init is 3 … a text"),
         ({"notes": "a"}, "notes is 'a'"),
-        ({"dropped_tensors": []}, r"dropped_tensors is \[\], expected an object"),
-        ({"exact": "yes"}, "exact is 'yes', expected true or false"),
-        ({"parameters": None}, "parameters is None, expected a whole number"),
-        ({"parameters": True}, "parameters is True, expected a whole number"),
-        ({"language_model": "qwen2"}, "language_model is 'qwen2', expected an object"),
+        ({"dropped_tensors": []}, "dropped_tensors is [] … an object"),
+        ({"exact": "yes"}, "exact is 'yes' … true or false"),
+        ({"parameters": None}, "parameters is None … a whole number"),
+        ({"parameters": True}, "parameters is True … a whole number"),
+        ({"language_model": "qwen2"}, "language_model is 'qwen2' … an object"),
         ({"language_model": {}}, "language_model.source is missing"),
         ({"source_card": {"license": 3}}, "source_card.license is 3"),
         ({"tokens": {"tile_size": 448, "per_tile": 256}}, "tokens.max_tiles is missing"),
-        ({"source": "x" * 200, "exact": ["x" * 200]}, r"exact is \['x{75}\.\.\., expected"),
+        ({"source": "x" * 200, "exact": ["x" * 200]}, "exact is [' … ..., expected"),
     ],
 )
-def test_malformed_report_is_named_with_the_field(folder, change, message):
-    with pytest.raises(ValueError, match=f"conversion_report.json: {message}"):
+def test_malformed_report_is_named_with_the_field(folder, change, said):
+    with refused(f"conversion_report.json: {said}"):
         card_of(folder, REPORT | change)
 
 
@@ -221,7 +222,7 @@ def upgraded(tmp_path_factory):
 
 def untrained(folder, *trained: str) -> tuple[list[str], str]:
     """The modules that the card calls untrained, and what it says of them."""
-    (folder / "training_recipe.json").write_text(json.dumps({"trained_modules": dict.fromkeys(trained, 1)}))
+    write_json(folder / "training_recipe.json", {"trained_modules": dict.fromkeys(trained, 1)})
     text = write_card(folder).text
     (folder / "training_recipe.json").unlink()
     section = text.split("## Not trained yet")[1].split("internvlx:end")[0] if "## Not trained yet" in text else ""
@@ -273,7 +274,7 @@ def test_native_card_counts_tiles_up_to_max_tiles(native, max_tiles, wide, narro
 @pytest.mark.parametrize(("field", "message"), [("tile_size", "size={'height': 0"), ("max_tiles", "max_patches=0")])
 def test_impossible_tiles_of_a_native_checkpoint_are_named(native, field, message):
     report = REPORT | {"tokens": REPORT["tokens"] | {field: 0}}
-    with pytest.raises(ValueError, match=f"The image processor of {native}: {message}"):
+    with refused(f"The image processor of {native}: {message}"):
         card_of(native, report)
 
 

@@ -1,16 +1,18 @@
 """What of a folder is pushed, and what is found wrong with it before anything is sent."""
 
-import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from commands import internvlx
 from conversion_helpers import GOLDEN
-from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import FolderError, check_folder, plan_push
-from tiny import tiny_model, tiny_processor
+from json_files import edit_json, json_of
+from refusals import refused
+from tiny import save_tiny
 
 
 def problems(folder) -> list[str]:
@@ -22,10 +24,7 @@ def problems(folder) -> list[str]:
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("text", ["llama", "phi3"])
 def test_what_save_pretrained_writes_is_whole(text, tied, tmp_path):
-    model = tiny_model(text, tie_word_embeddings=tied)
-    model.save_pretrained(tmp_path)
-    tiny_processor(model.config).save_pretrained(tmp_path)
-    check_folder(tmp_path)
+    check_folder(save_tiny(tmp_path / "model", text, tie_word_embeddings=tied))
 
 
 @pytest.mark.parametrize("to", ["internvl_x", "internvl"])
@@ -39,15 +38,14 @@ def test_what_a_conversion_writes_is_whole(to, tmp_path):
 def test_device_in_a_file_s_place_is_named_and_not_read(folder, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("/dev/zero")
-    with pytest.raises(FolderError, match=rf"{name} (is not a regular file|leads to /dev/zero)"):
+    with refused(name, by=FolderError) as error:
         check_folder(folder)
+    assert "is not a regular file" in str(error.value) or "leads to /dev/zero" in str(error.value)
 
 
 def test_too_many_added_tokens_are_refused_by_their_number(folder):
-    content = json.loads((folder / "tokenizer_config.json").read_text())
-    content["extra_special_tokens"] = ["<a>"] * 50_001
-    (folder / "tokenizer_config.json").write_text(json.dumps(content))
-    with pytest.raises(FolderError, match=r"tokenizer_config\.json adds 50001 tokens, expected at most 50000"):
+    edit_json(folder / "tokenizer_config.json", extra_special_tokens=["<a>"] * 50_001)
+    with refused("tokenizer_config.json adds 50001 tokens", "at most 50000", by=FolderError):
         check_folder(folder)
 
 
@@ -65,43 +63,31 @@ def test_everything_that_is_missing_is_named_at_once(folder):
     assert len(found) == 4
 
 
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+INDEX = "model.safetensors.index.json"
+FIRST, SECOND = (f"model-0000{i}-of-00008.safetensors" for i in (1, 2))
+NORM = "model.language_model.norm.weight"
 
 
-def cut_short(folder):
-    path = folder / "model-00002-of-00008.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+def config(edit):
+    return lambda folder: edit_json(folder / "config.json", edit)
 
 
-def both_kinds(folder):
-    save_file({"lm_head.weight": torch.zeros(1)}, folder / "model.safetensors")
+def index(edit):
+    return lambda folder: edit_json(folder / INDEX, lambda index: edit(index["weight_map"]))
 
 
-def left_over_shard(folder):
-    save_file({"lm_head.weight": torch.zeros(1)}, folder / "model-00001-of-00002.safetensors")
+def written(name, text):
+    return lambda folder: (folder / name).write_text(text)
 
 
-def index_too_long(folder):
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"]["made.up"] = "model-00001-of-00008.safetensors"
-    path.write_text(json.dumps(index))
-
-
-def index_too_short(folder):
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"].pop("model.language_model.norm.weight")
-    path.write_text(json.dumps(index))
+def weights(name):
+    return lambda folder: save_file({"lm_head.weight": torch.zeros(1)}, folder / name)
 
 
 def tensors_missing(folder):
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    shard = folder / index["weight_map"].pop("model.language_model.norm.weight")
-    path.write_text(json.dumps(index))
-    save_file({name: tensor for name, tensor in load_file(shard).items() if "language_model.norm" not in name}, shard)
+    shard = folder / json_of(folder / INDEX)["weight_map"][NORM]
+    index(lambda names: names.pop(NORM))(folder)
+    save_file({name: tensor for name, tensor in load_file(shard).items() if name != NORM}, shard)
 
 
 def pickled(folder):
@@ -110,88 +96,50 @@ def pickled(folder):
     (folder / "pytorch_model.bin").touch()
 
 
-def other_vocabulary(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["vocab_size"] += 1
-    edit_json(folder / "config.json", text_config=config["text_config"])
-
-
-def a_million_layers(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 10**6
-    del config["text_config"]["layer_types"]
-    edit_json(folder / "config.json", text_config=config["text_config"])
-
-
-def other_tokens(folder):
-    edit_json(folder / "processor_config.json", image_seq_length=16)
-
-
-def no_auto_map(folder):
-    config = json.loads((folder / "config.json").read_text())
-    del config["auto_map"]["AutoModel"]
-    edit_json(folder / "config.json", auto_map=config["auto_map"])
-
-
-def foreign_code(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"]["AutoModel"] = "owner/name--" + config["auto_map"]["AutoModel"]
-    edit_json(folder / "config.json", auto_map=config["auto_map"])
-
-
-def broken_code(folder):
-    (folder / "lvtc.py").write_text("def f(:\n")
-
-
 def other_class(folder):
     path = folder / "modeling_internvlx.py"
     path.write_text(path.read_text().replace("class InternVLXForConditionalGeneration", "class Renamed"))
 
 
-def damaged_card(folder):
-    (folder / "README.md").write_text("---\ntags: [\n---\n")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "said"),
     [
-        (cut_short, "model-00002-of-00008.safetensors is damaged or truncated"),
-        (both_kinds, "There are both model.safetensors and model-00001-of-00008.safetensors, model-00002"),
-        (left_over_shard, "model-00001-of-00002.safetensors is not named by model.safetensors.index.json"),
+        (lambda folder: os.truncate(folder / SECOND, 500), f"{SECOND} is damaged or truncated"),
+        (weights("model.safetensors"), f"There are both model.safetensors and {FIRST}, model-00002"),
+        (weights("model-00001-of-00002.safetensors"), f"model-00001-of-00002.safetensors is not named by {INDEX}"),
         (
-            index_too_long,
-            "model-00001-of-00008.safetensors lacks tensors that the index names: made.up",
+            index(lambda names: names.update({"made.up": FIRST})),
+            f"{FIRST} lacks tensors that the index names: made.up",
+        ),
+        (index(lambda names: names.pop(NORM)), f"holds tensors that the index lacks: {NORM}."),
+        (tensors_missing, f"The weights lack tensors of the model that config.json describes: {NORM}"),
+        (pickled, f"holds no weights, expected one of model.safetensors, {INDEX}."),
+        (
+            config(lambda raw: raw["text_config"].update(vocab_size=321)),
+            "has the shape (320, 64), but config.json makes it (321, 64)",
         ),
         (
-            index_too_short,
-            "holds tensors that the index lacks: model.language_model.norm.weight.",
+            config(lambda raw: raw["text_config"].update(num_hidden_layers=10**6, layer_types=None)),
+            "config.json has text_config.num_hidden_layers=1000000, but the weights hold only",
         ),
         (
-            tensors_missing,
-            "The weights lack tensors of the model that config.json describes: model.language_model.norm",
+            lambda folder: edit_json(folder / "processor_config.json", image_seq_length=16),
+            "Processor and model do not fit: tokens per tile is 16 in the processor and 4 in config.json.",
         ),
+        (config(lambda raw: raw["auto_map"].pop("AutoModel")), "config.json has no auto_map for AutoModel:"),
         (
-            pickled,
-            "holds no weights, expected one of model.safetensors, model.safetensors.index.json.",
-        ),
-        (other_vocabulary, "has the shape (320, 64), but config.json makes it (321, 64)"),
-        (a_million_layers, "config.json has text_config.num_hidden_layers=1000000, but the weights hold only"),
-        (other_tokens, "Processor and model do not fit: tokens per tile is 16 in the processor and 4 in config.json."),
-        (no_auto_map, "config.json has no auto_map for AutoModel:"),
-        (
-            foreign_code,
+            config(lambda raw: raw["auto_map"].update(AutoModel="owner/name--" + raw["auto_map"]["AutoModel"])),
             "config.json loads InternVLXForConditionalGeneration from another repository (owner/name--model",
         ),
-        (broken_code, "lvtc.py is not valid Python"),
+        (written("lvtc.py", "def f(:\n"), "lvtc.py is not valid Python"),
         (other_class, "modeling_internvlx.py does not define InternVLXForConditionalGeneration."),
-        (damaged_card, "README.md: its metadata is not valid YAML"),
+        (written("README.md", "---\ntags: [\n---\n"), "README.md: its metadata is not valid YAML"),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_folder_that_would_not_load_is_refused_by_name(folder, damage, message):
+def test_folder_that_would_not_load_is_refused_by_name(folder, damage, said):
     damage(folder)
-    assert any(message in problem for problem in problems(folder)), problems(folder)
+    assert any(said in problem for problem in problems(folder)), problems(folder)
 
 
 def test_other_models_and_adapters_are_told_where_to_go(folder, tmp_path, capsys):
@@ -201,17 +149,17 @@ def test_other_models_and_adapters_are_told_where_to_go(folder, tmp_path, capsys
     ]
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert main(["push", str(tmp_path / "adapter"), "you/adapter"]) == 1
-    assert f"internvlx merge {tmp_path / 'adapter'} OUT" in capsys.readouterr().err
-    assert main(["push", str(tmp_path / "nowhere"), "you/nowhere"]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert (
+        f"internvlx merge {tmp_path / 'adapter'} OUT"
+        in internvlx(capsys, "push", tmp_path / "adapter", "you/adapter", status=1).err
+    )
+    assert "is not a folder" in internvlx(capsys, "push", tmp_path / "nowhere", "you/nowhere", status=1).err
 
 
 def test_dry_run_lists_files_and_sizes_and_sends_nothing(folder, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: pytest.fail("something was sent"))
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert main(["push", str(folder), "you/model", "--dry-run"]) == 0
-    *files, total = capsys.readouterr().out.splitlines()
+    *files, total = internvlx(capsys, "push", folder, "you/model", "--dry-run").out.splitlines()
     assert "  250.6 kB  model-00005-of-00008.safetensors" in files
     assert total.endswith(f"in {len(files)} files, nothing was sent")
     assert any(line.endswith("README.md") for line in files)

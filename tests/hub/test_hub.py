@@ -14,10 +14,11 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file, save_file
 
+from conversion_helpers import require_same_tensors
 from hub_server import MULTIPART_FROM, READER, STRANGER, WRITER, Blob, Hub
 from internvlx_hf import InternVLXForConditionalGeneration
 from paths import HELPERS, ROOT
-from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
+from tiny import LVTC, save_tiny, tiny_batch, tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -95,9 +96,7 @@ class Process:
 
 def make_checkpoint(folder: Path, version: int, **saving) -> None:
     """A checkpoint whose code says which version it is, in two of its modules; each version has its own weights."""
-    model = tiny_model(seed=version, **LVTC)
-    model.save_pretrained(folder, **saving)
-    tiny_processor(model.config).save_pretrained(folder)
+    save_tiny(folder, seed=version, **saving, **LVTC)
     for name in ("modeling_internvlx.py", "pvtc.py"):
         with (folder / name).open("a") as module:
             module.write(f"\nCODE = {version}\n")
@@ -208,9 +207,7 @@ InternVLXProcessor.from_pretrained({folder!r}).push_to_hub("you/mixins")
     shards = [content for name, content in files.items() if name.endswith(".safetensors")]
     assert {len(shard) >= MULTIPART_FROM for shard in shards} == {True, False}
     arrived = {name: tensor for shard in shards for name, tensor in load(shard).items()}
-    stored = load_file(folders / "mixins" / "model.safetensors")
-    assert arrived.keys() == stored.keys()
-    assert all(torch.equal(arrived[name], stored[name]) for name in stored)
+    require_same_tensors(arrived, folders / "mixins")
     assert {"modeling_internvlx.py", "processing_internvlx.py", "tokenizer.json", "chat_template.jinja"} <= set(files)
     assert hub.repositories["you/mixins"].private
 

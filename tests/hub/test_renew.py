@@ -1,27 +1,28 @@
 """`internvlx renew`: the code of a checkpoint that an earlier version saved is replaced, whole or not at all."""
 
-import json
 import os
-import shutil
-import zipfile
 
 import pytest
 
+from commands import internvlx
 from internvlx_hf.checkpoints.manifest import foreign_files, write_manifest
 from internvlx_hf.cli import main
+from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import check_folder, renew_code
+from json_files import json_of, write_json
 from paths import GOLDEN
-
-SAVED = GOLDEN / "saved"
+from refusals import refused
 
 
 @pytest.fixture
 def old(tmp_path):
-    """A converted checkpoint with the code of an earlier version."""
+    """A converted checkpoint with the code of another version."""
     folder = tmp_path / "old"
-    shutil.copytree(SAVED / "converted", folder)
-    with zipfile.ZipFile(SAVED / "code.zip") as code:
-        code.extractall(folder)
+    convert_checkpoint(GOLDEN / "checkpoints" / "internvl2_qwen2", folder)
+    for path in folder.glob("*.py"):
+        path.write_text(path.read_text() + "# of an earlier version\n")
+    (folder / "image_placeholders.py").unlink()
+    (folder / "internvlx_manifest.json").unlink()
     return folder
 
 
@@ -46,10 +47,8 @@ def test_a_dry_run_names_the_files_and_changes_nothing(old, capsys):
     assert contents(old) == before
     said = capsys.readouterr().out
     assert "replaced: modeling_internvlx.py\n" in said
-    assert main(["renew", str(old)]) == 0
-    assert said == capsys.readouterr().out + "dry run: nothing was changed\n"
-    assert main(["renew", str(old)]) == 0
-    assert "has this version's code" in capsys.readouterr().out
+    assert said == internvlx(capsys, "renew", old).out + "dry run: nothing was changed\n"
+    assert "has this version's code" in internvlx(capsys, "renew", old).out
 
 
 @pytest.mark.parametrize("written", [0, 1, 20])
@@ -64,7 +63,7 @@ def test_a_failure_leaves_the_folder_as_it_was(old, written, monkeypatch):
             raise OSError("no space left") from None
 
     monkeypatch.setattr("internvlx_hf.hub.renew.os.replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    with refused("no space left", by=OSError):
         renew_code(old)
     assert contents(old) == before
 
@@ -84,7 +83,7 @@ def test_a_manifest_follows_so_that_the_folder_may_still_be_replaced(old):
     write_manifest(old, "0123abcd")
     renew_code(old)
     assert foreign_files(old) == []
-    assert json.loads((old / "internvlx_manifest.json").read_text())["run"] == "0123abcd"
+    assert json_of(old / "internvlx_manifest.json")["run"] == "0123abcd"
 
 
 @pytest.mark.parametrize(
@@ -104,8 +103,7 @@ def test_a_manifest_follows_so_that_the_folder_may_still_be_replaced(old):
 )
 def test_another_folder_is_refused(config, message, tmp_path, capsys):
     if config is not None:
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        write_json(tmp_path / "config.json", config)
     before = contents(tmp_path)
-    assert main(["renew", str(tmp_path)]) == 1
-    assert message in capsys.readouterr().err
+    assert message in internvlx(capsys, "renew", tmp_path, status=1).err
     assert contents(tmp_path) == before

@@ -1,11 +1,8 @@
-"""TokenPacker: built as published, its numbers, the form of saved checkpoints, and features of several layers."""
-
-import json
+"""TokenPacker: built as published, its numbers, and features of several layers."""
 
 import pytest
 import torch
 
-from internvlx_hf import InternVLXConfig
 from internvlx_hf.modeling.projectors import build_projector
 from projector_cases import tiny_features, tiny_projector
 from tiny import LVTC, tiny_config, tiny_model
@@ -41,21 +38,9 @@ def test_token_packer_has_the_numbers_of_torch_s_attention():
         torch.testing.assert_close(projector(features), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("saved", [{}, {"token_packer_form": "original"}], ids=["without the form", "original"])
-def test_a_saved_token_packer_keeps_its_form(saved, tmp_path):
-    """Configurations saved before there was a choice mean the form with an MLP for the query."""
-    tiny_config(projector_config={"projector_type": "token_packer", "num_heads": None}).save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    settings = json.loads(file.read_text())
-    del settings["projector_config"]["token_packer_form"]
-    settings["projector_config"] |= saved
-    file.write_text(json.dumps(settings))
-    config = InternVLXConfig.from_pretrained(tmp_path)
-    assert config.projector_config.token_packer_form == saved.get("token_packer_form", "mlp_query")
-    assert config.projector_config.num_heads == (None if saved else 16)
-    config.save_pretrained(tmp_path)
-    again = InternVLXConfig.from_pretrained(tmp_path).projector_config
-    assert again.token_packer_form == config.projector_config.token_packer_form
+def test_a_form_that_was_never_published_is_refused_by_its_name():
+    with pytest.raises(ValueError, match=r"`token_packer_form` must be one of 'original', got 'mlp_query'"):
+        tiny_config(projector_config={"projector_type": "token_packer", "token_packer_form": "mlp_query"})
 
 
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["plain", "lvtc"])

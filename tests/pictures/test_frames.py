@@ -1,15 +1,15 @@
 """`internvlx show` of a video: the frames that the model gets."""
 
-import json
 import shutil
 
 import pytest
 from PIL import Image
 
+from commands import internvlx
 from internvlx_hf import cost
-from internvlx_hf.cli import main
 from internvlx_hf.pictures import draw_frames
-from slides import assert_readable, refused, texts
+from json_files import edit_json
+from slides import assert_readable, fails, texts
 from video_cases import frames_of, numbered_video
 
 
@@ -22,8 +22,10 @@ def clip(tmp_path):
 
 def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
     out = tmp_path / "frames.png"
-    assert main(["show", str(clip), "--model", str(checkpoint), "--fps", "1", "--out", str(out)]) == 0
-    assert "clip.mp4; 3 frames, 12 tokens under" in capsys.readouterr().out
+    assert (
+        "clip.mp4; 3 frames, 12 tokens under"
+        in internvlx(capsys, "show", clip, "--model", checkpoint, "--fps", "1", "--out", out).out
+    )
     with Image.open(out) as drawn:
         assert drawn.height == 1125
 
@@ -37,11 +39,11 @@ def test_the_frames_of_a_video_are_drawn(clip, checkpoint, tmp_path, capsys):
 )
 def test_the_frames_are_those_that_the_checkpoint_samples(saved, options, frames, clip, checkpoint, tmp_path, capsys):
     folder = shutil.copytree(checkpoint, tmp_path / "other")
-    settings = json.loads((folder / "processor_config.json").read_text())
-    settings["video_processor"] |= saved
-    (folder / "processor_config.json").write_text(json.dumps(settings))
-    assert main(["show", str(clip), "--model", str(folder), "--out", str(tmp_path / "out.png"), *options]) == 0
-    assert f"clip.mp4; {frames} frames" in capsys.readouterr().out
+    edit_json(folder / "processor_config.json", lambda settings: settings["video_processor"].update(saved))
+    assert (
+        f"clip.mp4; {frames} frames"
+        in internvlx(capsys, "show", clip, "--model", folder, "--out", tmp_path / "out.png", *options).out
+    )
 
 
 @pytest.mark.parametrize("count", [1, 8, 60])
@@ -68,5 +70,5 @@ def test_a_slide_of_frames_is_readable(count):
 )
 def test_invalid_videos_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert error in refused(capsys, *arguments, "--out", "out.png")
+    assert error in fails(capsys, *arguments, "--out", "out.png")
     assert not (tmp_path / "out.png").exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import internvlx
 from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.cli import main
@@ -19,9 +20,11 @@ from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, dra
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
+from message_cases import encode
 from paths import ROOT
 from pdf_cases import pdf
-from slides import assert_readable, refused, texts
+from refusals import refused
+from slides import assert_readable, fails, texts
 from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
 
 SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3200, 400), (2000, 2000)]
@@ -55,16 +58,6 @@ def largest_share(figure) -> float:
 @pytest.mark.parametrize(("size", "least"), [((800, 600), 0.04), ((3200, 400), 0.03), ((400, 3200), 0.02)], ids=str)
 def test_images_of_every_shape_are_drawn_large(size, least):
     assert largest_share(draw_tiles(Image.new("RGB", size), cost.load_setup("internvl-x-2b"))) > least
-
-
-@pytest.mark.slow
-def test_many_tiles_and_few(capsys, tmp_path):
-    Image.new("RGB", (3600, 2300)).save(tmp_path / "large.png")
-    for most in (1, 40):
-        out = tmp_path / f"{most}.png"
-        assert main(["show", str(tmp_path / "large.png"), "--out", str(out), "--max-patches", str(most)]) == 0
-        assert Image.open(out).size == (1999, 1125)
-    assert "41 tiles, 10,496 tokens under internvl-x-2b" in capsys.readouterr().out
 
 
 def test_the_slide_reports_the_costs_of_internvlx_cost():
@@ -130,22 +123,26 @@ def test_long_text_is_shortened_in_the_middle():
     assert text_width(shorter, 10) <= 2 < text_width("a" * 50, 10)
 
 
-def test_invalid_arguments_are_refused_and_nothing_is_written(photo, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["broken.png"], "broken.png"),
+        (["truncated.png"], "truncated"),
+        (["none.png"], "none.png"),
+        (["photo.png", "--out", "tiles.gif"], "should end in one of .png, .pdf, .svg, .jpg"),
+        (["photo.png", "--out", "nowhere/tiles.png"], "does not exist"),
+        (["photo.png", "--out", "folder.png"], "is a folder"),
+        (["photo.png", "--model", "internvl9-2b"], "Did you mean"),
+        (["photo.png", "--max-patches", "0"], "max_patches=0"),
+    ],
+)
+def test_invalid_arguments_are_refused_and_nothing_is_written(photo, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.png").write_text("no")
-    truncated = tmp_path / "truncated.png"
-    truncated.write_bytes(photo.read_bytes()[:3000])
-    out = tmp_path / "tiles.png"
-    before = sorted(tmp_path.iterdir())
-    assert "broken.png" in refused(capsys, tmp_path / "broken.png", "--out", out)
-    assert "truncated" in refused(capsys, truncated, "--out", out)
-    assert "none.png" in refused(capsys, tmp_path / "none.png", "--out", out)
-    assert "should end in one of .png, .pdf, .svg, .jpg" in refused(capsys, photo, "--out", tmp_path / "tiles.gif")
-    assert "does not exist" in refused(capsys, photo, "--out", tmp_path / "nowhere" / "tiles.png")
+    (tmp_path / "truncated.png").write_bytes(photo.read_bytes()[:3000])
     (tmp_path / "folder.png").mkdir()
-    assert "is a folder" in refused(capsys, photo, "--out", tmp_path / "folder.png")
-    (tmp_path / "folder.png").rmdir()
-    assert "Did you mean" in refused(capsys, photo, "--out", out, "--model", "internvl9-2b")
-    assert "max_patches=0" in refused(capsys, photo, "--out", out, "--max-patches", "0")
+    before = sorted(tmp_path.iterdir())
+    assert said in fails(capsys, "--out", "tiles.png", *arguments)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -159,7 +156,7 @@ def test_an_interrupted_write_leaves_the_old_file(photo, tmp_path, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk is full"):
+    with refused("disk is full", by=OSError):
         save(figure, out)
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "tiles.png"]
@@ -170,9 +167,8 @@ def test_without_matplotlib_the_error_says_how_to_install_it(photo, tmp_path, ca
         if name.startswith(("matplotlib", "internvlx_hf.pictures")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["cost", "--size", "9x9"]) == 0
-    assert "9x9" in capsys.readouterr().out
-    error = refused(capsys, photo, "--out", tmp_path / "tiles.png")
+    assert "9x9" in internvlx(capsys, "cost", "--size", "9x9").out
+    error = fails(capsys, photo, "--out", tmp_path / "tiles.png")
     assert error.strip().endswith("is not installed: pip install matplotlib")
 
 
@@ -203,13 +199,7 @@ def test_recorded_attention_equals_the_model_s(text, lvtc, photo):
 
 def replayed(model, processor, photo, found):
     content = [{"type": "image", "image": Image.open(photo)}, {"type": "text", "text": found.question}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = encode([{"role": "user", "content": content}], processor, add_generation_prompt=True)
     model.set_attn_implementation("sdpa")
     answer = model.generate(**inputs, max_new_tokens=len(found.tokens), do_sample=False, eos_token_id=None)
     written = [processor.tokenizer.decode([token]) for token in answer[0, inputs["input_ids"].shape[1] :]]
@@ -384,39 +374,44 @@ def test_attention_of_a_checkpoint_is_drawn(photo, checkpoint, tmp_path, capsys)
 def test_one_page_of_a_pdf_is_drawn(tmp_path, capsys):
     scan, out = tmp_path / "scan.pdf", tmp_path / "page.png"
     scan.write_bytes(pdf((72, 36), (36, 72)))
-    assert f"has 2 pages, expected one to draw: {scan}#page=1" in refused(capsys, scan, "--out", out)
-    assert main(["show", f"{scan}#page=2", "--out", str(out)]) == 0
-    assert "75x150 pixels" in capsys.readouterr().out
+    assert f"has 2 pages, expected one to draw: {scan}#page=1" in fails(capsys, scan, "--out", out)
+    assert "75x150 pixels" in internvlx(capsys, "show", f"{scan}#page=2", "--out", out).out
 
 
-def test_the_error_names_what_attention_needs(photo, checkpoint, tmp_path, capsys):
-    out = tmp_path / "attention.png"
-    ask = ["--attention", "--question", "What is it?"]
-    assert "is a preset" in refused(capsys, photo, "--out", out, *ask)
-    assert "needs a --question" in refused(capsys, photo, "--out", out, "--model", checkpoint, "--attention")
-    assert "image token" in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], "<img>")
-    for question, message in (
-        ("What is <image>?", "in front of it; expected"),
-        ("<image>", "is empty but for its marks"),
-    ):
-        assert message in refused(capsys, photo, "--out", out, "--model", checkpoint, *ask[:2], question)
-    wrong = [*ask, "--max-new-tokens", "0"]
-    assert "--max-new-tokens=0" in refused(capsys, photo, "--out", out, "--model", checkpoint, *wrong)
-    for option in (["--lvtc"], ["--projector", "pvtc"], ["--downsample-ratio", "1/4"]):
-        said = refused(capsys, photo, "--out", out, "--model", checkpoint, *ask, *option)
-        assert "--projector, --lvtc and --downsample-ratio do not apply to --attention" in said
-    said = refused(capsys, photo, "--out", out, "--model", checkpoint, *ask, "--text-tokens", "9")
-    assert "--text-tokens and --answer-tokens do not apply to --attention" in said
-    for option in (ask[1:], ["--max-new-tokens", "64"]):
-        assert "--question and --max-new-tokens need --attention" in refused(capsys, photo, "--out", out, *option)
-    bare = tmp_path / "bare"
-    tiny_model().config.save_pretrained(bare)
-    InternVLXImageProcessor(size={"height": TILE, "width": TILE}).save_pretrained(bare)
-    assert "has no weights" in refused(capsys, photo, "--out", out, "--model", bare, *ask)
-    raw = raw_config((64, 2, 4, 128, False), "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
-    source = write_checkpoint(tmp_path / "source", raw)
-    assert "internvlx convert" in refused(capsys, photo, "--out", out, "--model", source, *ask)
-    assert not out.exists()
+ASK = ["--attention", "--question", "What is it?"]
+NO_CONVERSION = "--projector, --lvtc and --downsample-ratio do not apply to --attention"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (ASK, "is a preset"),
+        (["--model", "MODEL", "--attention"], "needs a --question"),
+        (["--model", "MODEL", *ASK[:2], "<img>"], "image token"),
+        (["--model", "MODEL", *ASK[:2], "What is <image>?"], "in front of it; expected"),
+        (["--model", "MODEL", *ASK[:2], "<image>"], "is empty but for its marks"),
+        (["--model", "MODEL", *ASK, "--max-new-tokens", "0"], "--max-new-tokens=0"),
+        (["--model", "MODEL", *ASK, "--lvtc"], NO_CONVERSION),
+        (["--model", "MODEL", *ASK, "--projector", "pvtc"], NO_CONVERSION),
+        (["--model", "MODEL", *ASK, "--downsample-ratio", "1/4"], NO_CONVERSION),
+        (["--model", "MODEL", *ASK, "--text-tokens", "9"], "--text-tokens and --answer-tokens do not apply to --att"),
+        (ASK[1:], "--question and --max-new-tokens need --attention"),
+        (["--max-new-tokens", "64"], "--question and --max-new-tokens need --attention"),
+        (["--model", "bare", *ASK], "has no weights"),
+        (["--model", "source", *ASK], "internvlx convert"),
+    ],
+)
+def test_the_error_names_what_attention_needs(photo, checkpoint, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    if "bare" in arguments:
+        tiny_model().config.save_pretrained("bare")
+        InternVLXImageProcessor(size={"height": TILE, "width": TILE}).save_pretrained("bare")
+    if "source" in arguments:
+        raw = raw_config((64, 2, 4, 128, False), "Qwen2ForCausalLM", 64, 2, 4, 2, 96, 151655)
+        write_checkpoint(tmp_path / "source", raw)
+    arguments = [checkpoint if argument == "MODEL" else argument for argument in arguments]
+    assert said in fails(capsys, photo, "--out", "attention.png", *arguments)
+    assert not (tmp_path / "attention.png").exists()
 
 
 @pytest.mark.slow

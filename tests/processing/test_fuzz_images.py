@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from internvlx_hf.processing import InternVLXImageProcessor
+from refusals import refused
 
 pytestmark = pytest.mark.any_transformers
 
@@ -322,5 +323,5 @@ def test_damaged_base64_is_read_right_or_refused():
 
 @pytest.mark.parametrize("source", [None, 3, 1.5, b"\x89PNG", {}, {"url": "x"}, object(), [None], [[3]], "", " ", {1}])
 def test_what_is_no_image_is_refused_by_its_type(source):
-    with pytest.raises(ValueError, match=r"image|''|' '"):
+    with refused(repr(source) if isinstance(source, str) else "image"):
         PROCESSOR(source)

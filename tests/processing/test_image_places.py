@@ -20,6 +20,7 @@ from message_cases import (
     user,
     written,
 )
+from refusals import refusals, refused
 from tiny import tiny_model, tiny_processor
 
 PLACES = {
@@ -34,6 +35,7 @@ PLACES = {
 BESIDE = [user([image_part(image=picture()), text("What is <image>?")]), assistant("A tag.")]
 LATER = [user([image_part(image=picture())]), assistant("Yes?"), user("And <image>?"), assistant("A tag.")]
 JOINED = [user([image_part(image=picture()), text("<ima"), text("ge>?")]), assistant("A tag.")]
+AUDIO = "images, videos and text only"
 SYSTEM = [{"role": "system", "content": "Look at <image>."}, user("What?"), assistant("A cat.")]
 
 
@@ -102,7 +104,7 @@ def test_marks_of_raw_text_are_images():
 @pytest.mark.parametrize("given", [7, [None], [["<image>"]], b"<image>", np.array(["<image>"])], ids=str)
 def test_raw_text_of_another_kind_is_refused(given):
     """What is not searched for marks would be answered without its images."""
-    with pytest.raises(ValueError, match=r"^text=.*, expected a string or a list of strings"):
+    with refused("text=", "a string or a list of strings"):
         processor_of()(text=given)
 
 
@@ -128,9 +130,9 @@ def test_marks_are_images_in_the_pipeline():
     placeholders = [(kwargs["input_ids"] == processor.image_token_id).sum() for kwargs in given]
     assert placeholders[0] == placeholders[1] == processor.image_seq_length
     assert torch.equal(given[0]["pixel_values"], given[1]["pixel_values"])
-    with pytest.raises(ValueError, match=r"A mark <image> in the text counts|0 <IMG_CONTEXT> tokens and 1 images"):
+    with refused("1 images", "<image>"):
         ask(images=[picture()], text="What?", generate_kwargs=options)
-    with pytest.raises(ValueError, match="beside image parts"):
+    with refused("beside image parts"):
         ask([user([image_part(image=picture()), text("<image>What?")])], generate_kwargs=options)
 
 
@@ -138,18 +140,19 @@ def encode_sample(messages):
     return InternVLXDataCollator(processor_of())([{"messages": messages, "images": []}])
 
 
-@pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+each_route = pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+
+
+@each_route
 @pytest.mark.parametrize("messages", [BESIDE, LATER, JOINED], ids=["one turn", "another turn", "two parts"])
 def test_a_mark_beside_image_parts_raises(route, messages):
-    with pytest.raises(
-        ValueError, match=r"turn \d \(user\) holds '<image>' beside image parts.*U\+2060|beside image parts"
-    ):
+    with refused("beside image parts"):
         route(messages)
 
 
-@pytest.mark.parametrize("route", [encode, encode_sample, processor_of().apply_chat_template])
+@each_route
 def test_a_mark_in_the_system_message_raises(route):
-    with pytest.raises(ValueError, match=r"turn 0 \(system\) holds '<image>' outside of users' turns"):
+    with refused("turn 0 (system) holds '<image>'", "outside of users' turns"):
         route(SYSTEM)
 
 
@@ -170,21 +173,24 @@ def ask_raw(messages):
 
 @pytest.mark.parametrize("route", [encode, encode_sample, ask_chat, ask_batch_chat, ask_raw])
 def test_a_mark_without_images_names_the_remedy(route):
-    with pytest.raises(ValueError, match=r"(?i)to write the mark as text, use '<\\u2060image>'") as error:
+    with refused("write the mark as text, use '<\\u2060image>'") as error:
         route([user("What is <image>?"), assistant("A tag.")])
     assert any(words in str(error.value) for words in ("0 images", "no images were"))
 
 
-def test_chat_refuses_a_mark_in_the_system_message():
-    with pytest.raises(ValueError, match=r"The system message 'Look at <image>\.' has '<image>'"):
-        ask_chat(SYSTEM)
+test_what_has_no_place_is_refused = refusals(
+    (lambda: ask_chat(SYSTEM), "The system message 'Look at <image>.'", "has '<image>'"),
+    (lambda: processor_of()(text="x", audio=["x.mp4"]), "Got audio=", AUDIO),
+    (lambda: encode([user("x")], processor_kwargs={"audio": ["x.mp4"]}), "Got audio=", AUDIO),
+    (lambda: encode([user("x")], audio=["x.mp4"]), "Got audio=", AUDIO),
+)
 
 
 @pytest.mark.parametrize(
     ("messages", "images", "error"),
     [
-        ([user("<image> <image>")], 1, "1 images for 2 marks <image>, expected one for each"),
-        ([user("<image>")], 2, "2 images for 1 marks <image>, expected one for each"),
+        ([user("<image> <image>")], 1, "1 images for 2 marks <image> … one for each"),
+        ([user("<image>")], 2, "2 images for 1 marks <image> … one for each"),
         ([user([image_part()])], 2, "2 images for 1 image parts"),
         ([user([image_part(image=picture())])], 1, "1 images for 0 image parts without an image of their own"),
         ([{"role": "system", "content": "x"}], 1, "no user's turn"),
@@ -192,7 +198,7 @@ def test_chat_refuses_a_mark_in_the_system_message():
     ],
 )
 def test_images_and_places_that_differ_are_refused(messages, images, error):
-    with pytest.raises(ValueError, match=error):
+    with refused(error):
         encode(messages, images=[picture()] * images)
 
 
@@ -200,12 +206,13 @@ def test_images_and_places_that_differ_are_refused(messages, images, error):
 @pytest.mark.parametrize("value", ["x.mp3", ["x.mp3"], np.zeros((2, 4))])
 def test_a_sample_with_audio_is_refused(key, value):
     sample = {"messages": [user("What?"), assistant("A cat.")], key: value}
-    with pytest.raises(
-        ValueError, match=f"(?s)a sample of the batch: it has {key}=.*, expected images and videos only"
-    ):
-        InternVLXDataCollator(processor_of())([sample])
-    with pytest.raises(ValueError, match=f"it has {key}="):
-        load_training_data([sample], processor_of())[0]
+    for read in (lambda: InternVLXDataCollator(processor_of())([sample]), lambda: loaded(sample)):
+        with refused(f"it has {key}=", "images and videos only"):
+            read()
+
+
+def loaded(sample):
+    return load_training_data([sample], processor_of())[0]
 
 
 @pytest.mark.parametrize(
@@ -222,11 +229,11 @@ def test_keys_that_training_would_ignore_are_refused(beside, expected):
     (key,) = beside
     sample = {"messages": [user("What?"), assistant("A cat.")]}
     harmless = dict.fromkeys(beside) | {"image_id": "7", "imageId": 7, "width": 3, "source": "x"}
-    assert len(load_training_data([sample | harmless], processor_of())[0])
-    with pytest.raises(ValueError, match=f"a sample of the batch: it has {key}=.*, expected {expected}"):
+    assert len(loaded(sample | harmless))
+    with refused(f"a sample of the batch: it has {key}=", expected):
         InternVLXDataCollator(processor_of())([sample | beside])
-    with pytest.raises(ValueError, match=f"it has {key}=.*, expected {expected}"):
-        load_training_data([sample | beside], processor_of())[0]
+    with refused(f"it has {key}=", expected):
+        loaded(sample | beside)
 
 
 def test_audio_in_a_file_is_named_with_its_line(tmp_path):
@@ -234,9 +241,7 @@ def test_audio_in_a_file_is_named_with_its_line(tmp_path):
     (tmp_path / "data.jsonl").write_text(good + "\n" + good.replace('"audios": []', '"audios": ["x.mp3"]') + "\n")
     data = load_training_data(tmp_path / "data.jsonl", processor_of())
     assert len(data[0])
-    with pytest.raises(
-        ValueError, match=r"data\.jsonl, line 2: it has audios=\['x\.mp3'\], expected images and videos only"
-    ):
+    with refused("data.jsonl, line 2: it has audios=['x.mp3']", "images and videos only"):
         data[1]
     skipping = load_training_data(tmp_path / "data.jsonl", processor_of(), on_broken="skip")
     np.testing.assert_array_equal(skipping[1].input_ids, data[0].input_ids)
@@ -244,15 +249,5 @@ def test_audio_in_a_file_is_named_with_its_line(tmp_path):
 
 @pytest.mark.parametrize("message", [user("x") | {"tool_calls": TOOLS}, user("x") | {"images": ["x.png"]}])
 def test_an_unread_key_of_a_training_message_is_refused(message):
-    with pytest.raises(ValueError, match="which the chat template does not write"):
+    with refused("which the chat template does not write"):
         encode_sample([message, assistant("y")])
-
-
-def test_the_processor_refuses_audio():
-    name = "audio"
-    with pytest.raises(ValueError, match=r"Got audio=.*, expected images, videos and text only"):
-        processor_of()(text="x", **{name: ["x.mp4"]})
-    with pytest.raises(ValueError, match=r"Got audio=.*, expected images, videos and text only"):
-        encode([user("x")], processor_kwargs={name: ["x.mp4"]})
-    with pytest.raises(ValueError, match=r"Got audio=.*, expected images, videos and text only"):
-        encode([user("x")], **{name: ["x.mp4"]})

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from internvlx_hf.processing import InternVLXImageProcessor
+from refusals import refused
 
 SIDE = 28
 GREY = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
@@ -43,51 +44,24 @@ def test_integers_beyond_eight_bits_are_sixteen():
     np.testing.assert_array_equal(levels_of(Image.fromarray(GREY.astype(np.int32) * 257)), GREY)
 
 
-@pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
-def test_integers_of_more_than_sixteen_bits_are_refused(value):
-    values = GREY.astype(np.int32)
-    values[3, 4] = value
-    with pytest.raises(ValueError, match=r"expected 0\.\.255 or 0\.\.65535"):
-        levels_of(Image.fromarray(values))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1, 70000])
-def test_floats_that_are_no_levels_are_refused(value):
-    values = GREY.astype(np.float32)
-    values[3, 4] = value
-    for image in (Image.fromarray(values), values[None]):
-        with pytest.raises(ValueError, match=r"expected floats of 0\.\.1 or"):
-            levels_of(image)
-
-
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("value", "dtype", "said"),
     [
-        ({"image_std": 0.0}, "image_std=0.0, expected finite positive numbers"),
-        ({"image_std": [0.2, 0.0, 0.2]}, r"image_std=\(0.2, 0.0, 0.2\), expected finite positive"),
-        ({"image_std": -1.0}, "image_std=-1.0, expected finite positive"),
-        ({"image_std": float("nan")}, "image_std=nan, expected finite positive"),
-        ({"image_std": 1e-46}, "image_std=1e-46, expected finite positive"),
-        ({"image_mean": [0.0, float("inf"), 0.0]}, "image_mean=.*inf.*, expected finite numbers"),
-        ({"image_mean": [0.5, 0.5]}, r"image_mean=\(0.5, 0.5\) has the shape \(2,\), expected 1, 3 numbers"),
-        ({"rescale_factor": float("nan")}, "rescale_factor=nan, expected finite numbers other than 0"),
-        ({"rescale_factor": float("inf")}, "rescale_factor=inf, expected finite numbers other than 0"),
-        ({"rescale_factor": 0.0}, "rescale_factor=0.0, expected finite numbers other than 0"),
-        ({"rescale_factor": "big"}, "rescale_factor"),
-        ({"image_std": "small"}, "image_std"),
-        ({"image_std": [[0.2] * 3]}, "image_std"),
+        *((value, np.int32, "0..255 or 0..65535") for value in (-1, 65536, 2**31 - 1)),
+        *((value, np.float32, "floats of 0..1 or") for value in (np.nan, np.inf, -np.inf, -1, 70000)),
     ],
 )
-def test_numbers_that_give_no_pixels_are_refused_when_made_and_when_called(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        InternVLXImageProcessor(**kwargs)
-    with pytest.raises(ValueError, match=message):
-        InternVLXImageProcessor()(Image.fromarray(GREY), **kwargs)
+def test_numbers_that_are_no_levels_are_refused(value, dtype, said):
+    values = GREY.astype(dtype)
+    values[3, 4] = value
+    for image in (Image.fromarray(values), *[values[None]][: dtype == np.float32]):
+        with refused(f"expected {said}"):
+            levels_of(image)
 
 
 def test_numbers_that_overflow_together_are_refused():
     kwargs = {"rescale_factor": 1e30, "image_std": 1e-30}
-    with pytest.raises(ValueError, match=r"rescale_factor=1e\+30.*image_std=\[1e-30.*not finite"):
+    with refused("rescale_factor=1e+30", "image_std=[1e-30", "not finite"):
         InternVLXImageProcessor(**kwargs)(Image.fromarray(GREY))
 
 
@@ -98,5 +72,5 @@ def test_numbers_that_are_not_used_are_not_looked_at():
 
 def test_as_many_numbers_as_channels_are_wanted_of_what_is_not_converted():
     rgba = Image.fromarray(np.stack([GREY] * 4, axis=-1))
-    with pytest.raises(ValueError, match=r"image_mean=.* has 3 numbers, expected one for each of 4 channels"):
+    with refused("image_mean=", "has 3 numbers", "one for each of 4 channels"):
         InternVLXImageProcessor(do_convert_rgb=False)(rgba)

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, pipeline
 
 from image_cases import random_image
 from internvlx_hf import InternVLXProcessor
+from message_cases import encode
+from refusals import refusals, refused
 from tiny import IMAGE_TOKEN, LVTC, TILE, tiny_config, tiny_model, tiny_processor
 
 CONFIG = tiny_config(**LVTC)
@@ -28,10 +30,7 @@ def turn(*parts) -> list[dict]:
 
 
 def chat(processor, *conversations, **kwargs):
-    kwargs = {"padding": True, **kwargs}
-    return processor.apply_chat_template(
-        list(conversations), tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=kwargs
-    )
+    return encode(list(conversations), processor, processor_kwargs={"padding": True, **kwargs})
 
 
 def tiles_of_rows(inputs) -> list[int]:
@@ -67,7 +66,7 @@ def test_frames_count_and_are_never_dropped(processor):
     frames = [SMALL] * 5
     inputs = chat(processor, turn(WIDE, frames, "What?"), max_image_tokens=8 * TOKENS)
     assert tiles_of_rows(inputs) == [8]
-    with pytest.raises(ValueError, match=r"1 image and 5 frames take at least 24 .* fewer frames \(`num_frames`"):
+    with refused("1 image and 5 frames take at least 24", "fewer frames (`num_frames`"):
         chat(processor, turn(WIDE, frames, "What?"), max_image_tokens=6 * TOKENS - 1)
     fewer = chat(processor, turn(WIDE, frames, "What?"), max_image_tokens=6 * TOKENS - 1, num_frames=2)
     assert tiles_of_rows(fewer) == [5]
@@ -104,36 +103,41 @@ def test_a_saved_budget_applies_unless_a_call_gives_another(tmp_path):
     assert tiles_of_rows(chat(loaded, turn(WIDE, SQUARE, "What?"), max_image_tokens=100 * TOKENS)) == [12]
 
 
-def test_what_is_not_possible_is_refused_by_name(processor):
-    batch = [turn(SMALL, "What?"), turn(SMALL, SMALL, "What?")]
-    with pytest.raises(ValueError, match="Text 1: max_image_tokens=7 is too small: 2 images take at least 8"):
-        chat(processor, *batch, max_image_tokens=7)
-    with pytest.raises(ValueError, match="max_image_tokens=0, expected a positive number"):
-        InternVLXProcessor(processor.image_processor, processor.tokenizer, max_image_tokens=0)
-    with pytest.raises(ValueError, match="max_image_tokens=8 is a setting of InternVLXProcessor"):
-        chat(processor, *batch, images_kwargs={"max_image_tokens": 8})
-    with pytest.raises(ValueError, match="max_image_tokens=8 with return_text_replacement_offsets, which vLLM"):
-        processor(images=SMALL, text="<image>", max_image_tokens=8, return_text_replacement_offsets=True)
+BATCH = [turn(SMALL, "What?"), turn(SMALL, SMALL, "What?")]
+test_what_is_not_possible_is_refused_by_name = refusals(
+    (
+        lambda processor: chat(processor, *BATCH, max_image_tokens=7),
+        "Text 1: max_image_tokens=7 is too small",
+        "2 images take at least 8",
+    ),
+    (
+        lambda processor: InternVLXProcessor(processor.image_processor, processor.tokenizer, max_image_tokens=0),
+        "max_image_tokens=0",
+        "a positive number",
+    ),
+    (
+        lambda processor: chat(processor, *BATCH, images_kwargs={"max_image_tokens": 8}),
+        "max_image_tokens=8",
+        "is a setting of InternVLXProcessor",
+    ),
+    (
+        lambda processor: processor(
+            images=SMALL, text="<image>", max_image_tokens=8, return_text_replacement_offsets=True
+        ),
+        "max_image_tokens=8",
+        "with return_text_replacement_offsets, which vLLM",
+    ),
+)
 
 
 @pytest.mark.slow
 def test_the_pipeline_passes_it_on(processor):
-    from transformers import pipeline
-
     model = tiny_model(**LVTC)
-    pipe = pipeline("image-text-to-text", model=model, processor=processor)
-    question = turn(WIDE, SQUARE, "What?")
-    arguments = {"max_new_tokens": 4, "return_full_text": False}
-    found = pipe(text=question, processor_kwargs={"max_image_tokens": 5 * TOKENS}, **arguments)
-    inputs = chat(processor, question, max_image_tokens=5 * TOKENS)
-    inputs = processor.apply_chat_template(
-        question,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"max_image_tokens": 5 * TOKENS},
+    question, budget = turn(WIDE, SQUARE, "What?"), {"max_image_tokens": 5 * TOKENS}
+    found = pipeline("image-text-to-text", model=model, processor=processor)(
+        text=question, processor_kwargs=budget, max_new_tokens=4, return_full_text=False
     )
+    inputs = encode(question, processor, add_generation_prompt=True, processor_kwargs=budget)
     assert tiles_of_rows(inputs) == [4]
     output = model.generate(**inputs, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
     assert found[0]["generated_text"] == processor.decode(output[0], skip_special_tokens=True)

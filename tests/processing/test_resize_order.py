@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from image_cases import random_image
 from internvlx_hf.processing.image_sources import PillowSource
 from internvlx_hf.processing.resizing import Resizer
 
@@ -25,8 +26,7 @@ SIDE = 32
     ],
 )
 def test_the_order_of_the_axes_is_that_of_pillow_13(width, height, first):
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
+    image = random_image(width, height)
     half_way = {"rows": (SIDE, height), "columns": (width, SIDE)}
     expected, other = (
         np.asarray(image.resize(half_way[order]).resize((SIDE, SIDE)))

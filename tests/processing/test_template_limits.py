@@ -8,6 +8,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 from internvlx_hf.conversion.templates import TEMPLATES, chat_template, with_generation_marks, with_images
 from internvlx_hf.processing.chat_templates import DEFAULT_CHAT_TEMPLATE
 from internvlx_hf.processing.template_limits import MAX_TEMPLATE, TemplateLimitError, bounded
+from refusals import refused
 from tiny import tiny_config, tiny_processor
 
 PLAIN = """\
@@ -64,15 +65,15 @@ def test_honest_template_writes_the_same_within_the_limits(template):
 @pytest.mark.slow
 @pytest.mark.parametrize("template", HOSTILE)
 def test_template_that_would_not_end_is_refused(template):
-    with pytest.raises(TemplateLimitError, match=r"more than 2000000 steps|bits, expected|width of more|too deeply"):
+    with pytest.raises(TemplateLimitError):
         render_jinja_template([conversation()], chat_template=bounded(template))
 
 
 def test_the_processor_refuses_it_and_another_s_template_keeps_its_own_environment():
     processor = tiny_processor(tiny_config("llama"))
-    with pytest.raises(ValueError, match="cannot write the conversation: It takes more than 2000000 steps"):
+    with refused("cannot write the conversation: It takes more than 2000000 steps"):
         processor.apply_chat_template(conversation(), HOSTILE[8])
-    with pytest.raises(ValueError, match=f"has 200001 characters, expected at most {MAX_TEMPLATE}"):
+    with refused("has 200001 characters", f"at most {MAX_TEMPLATE}"):
         processor.apply_chat_template(conversation(), " " * (MAX_TEMPLATE + 1))
     environment = _compile_jinja_template("another's").environment
     assert type(environment) is jinja2.sandbox.ImmutableSandboxedEnvironment

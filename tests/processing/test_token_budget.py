@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from internvlx_hf.processing.rvtc import SLICING_STRATEGIES, TilePlan, TilingRule
 from internvlx_hf.processing.token_budget import fit_rules
+from refusals import refused
 
 TOKENS = 256
 sides = st.integers(1, 5000)
@@ -50,17 +51,8 @@ def test_a_smaller_budget_is_kept_and_gives_no_image_more_tiles(rule, sizes, fra
         before = found
     assert before == [fewest_tiles(rule)] * len(sizes)
     if least:
-        with pytest.raises(ValueError, match=f"Expected max_image_tokens={least * TOKENS} or more"):
+        with refused(f"Expected max_image_tokens={least * TOKENS} or more"):
             fit_rules(rule, sizes, TOKENS, least * TOKENS - 1, frames)
-
-
-@settings(deadline=None)
-@given(rules, sizes_of_a_request, st.integers(0, 200))
-def test_every_grid_is_one_that_the_slicing_chooses_with_a_smaller_maximum(rule, sizes, tiles):
-    tiles = max(tiles, len(sizes) * fewest_tiles(rule), 1)
-    bounded = [replace(rule, max_tiles=bound) for bound in range(rule.min_tiles, rule.max_tiles + 1)]
-    for plan, size in zip(plans(rule, sizes, tiles), sizes, strict=True):
-        assert plan in [other.plan(*size) for other in bounded]
 
 
 def kept(rule, plan, size) -> int:
@@ -86,25 +78,10 @@ def test_the_slow_rule_chooses_the_same_grids(rule, sizes, tiles):
     assert current == plans(rule, sizes, tiles)
 
 
-def test_an_enlarged_image_gives_up_its_tiles_before_any_other():
-    rule = TilingRule(448, 448, 1, 12, "ratio")
-    photo, icon = (1792, 1344), (120, 90)
-    assert tiles_of(rule, [photo, icon]) == [13, 13]
-    assert tiles_of(rule, [photo, icon], 25) == [13, 7]
-    assert tiles_of(rule, [photo, icon], 14) == [13, 1]
-    assert tiles_of(rule, [photo, icon], 13) == [7, 1]
-
-
 def test_equal_pages_shrink_together_from_the_last_to_the_first():
     rule = TilingRule(448, 448, 1, 12, "ratio")
     found = [tiles_of(rule, [(1344, 1792)] * 3, tiles) for tiles in (39, 38, 21, 20, 3)]
     assert found == [[13, 13, 13], [13, 13, 7], [7, 7, 7], [7, 7, 5], [1, 1, 1]]
-
-
-def test_a_thumbnail_is_given_up_with_the_last_but_one_tile():
-    rule = TilingRule(448, 448, 1, 2, "ratio")
-    assert tiles_of(rule, [(896, 448)], 3) == [3]
-    assert tiles_of(rule, [(896, 448)], 2) == [1]
 
 
 def test_a_budget_counts_whole_tiles_and_no_budget_changes_nothing():
@@ -118,23 +95,11 @@ def test_a_budget_counts_whole_tiles_and_no_budget_changes_nothing():
 
 @pytest.mark.parametrize("tokens", [0, -1, 1.5, True, "256"])
 def test_what_is_no_number_of_tokens_is_named(tokens):
-    with pytest.raises(ValueError, match=r"max_image_tokens=.* expected a positive number of visual tokens"):
+    with refused("max_image_tokens=", "a positive number of visual tokens"):
         fit_rules(TilingRule(448, 448), [(10, 10)], TOKENS, tokens)
 
 
 def test_the_error_says_what_would_be_possible():
-    rule = TilingRule(448, 448, 4, 6, "ratio")
-    with pytest.raises(
-        ValueError, match="2 images and 3 frames take at least 3328 visual tokens, 13 tiles of 256"
-    ) as error:
-        fit_rules(rule, [(10, 10)] * 2, TOKENS, 3327, 3)
-    for hint in ("max_image_tokens=3328 or more", "fewer frames (`num_frames`, `fps`)", "min_patches below 4"):
-        assert hint in str(error.value)
-
-
-@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (2, 1), (2, 2), (3, 2), (3, 3)])
-def test_one_image_takes_the_largest_grid_that_fits(columns, rows):
-    rule, size = TilingRule(448, 448, 1, 9, "edge"), (columns * 448, rows * 448)
-    candidates = {replace(rule, max_tiles=bound).plan(*size).num_tiles for bound in range(1, columns * rows + 1)}
-    for tiles in range(1, columns * rows + 2):
-        assert tiles_of(rule, [size], tiles) == [max(number for number in candidates if number <= tiles)]
+    hints = ("max_image_tokens=3328 or more", "fewer frames (`num_frames`, `fps`)", "min_patches below 4")
+    with refused("2 images and 3 frames take at least 3328 visual tokens, 13 tiles of 256", *hints):
+        fit_rules(TilingRule(448, 448, 4, 6, "ratio"), [(10, 10)] * 2, TOKENS, 3327, 3)

@@ -3,7 +3,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import random
 import select
@@ -15,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from image_cases import saved
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cost.request_budget import RequestBudget
 from internvlx_hf.processing import ImageAccess
 from internvlx_hf.serving import build_app
 from internvlx_hf.serving.gate import Gate
 from live_server import TIMEOUT, connect, is_healthy, post, raw_post, send, serving, wait_until
-from tiny import LVTC, tiny_model, tiny_processor
+from tiny import LVTC, save_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -30,9 +30,7 @@ END = {"2": -100.0}  # no answer ends by itself
 
 
 def png(size) -> str:
-    stream = io.BytesIO()
-    Image.new("1", size).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(saved(Image.new('1', size))).decode()}"
 
 
 def image(size=(8, 8)) -> dict:
@@ -45,11 +43,7 @@ def asked(*content, **fields) -> dict:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served") / "model"
-    model = tiny_model("llama", **LVTC)
-    model.save_pretrained(folder)
-    tiny_processor(model.config).save_pretrained(folder)
-    return str(folder)
+    return str(save_tiny(tmp_path_factory.mktemp("served") / "model", "llama", **LVTC))
 
 
 @pytest.fixture(scope="module")

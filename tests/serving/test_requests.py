@@ -13,6 +13,7 @@ from typing_extensions import get_type_hints
 from internvlx_hf.serving.gate import MAX_JSON_VALUES, Refused, check
 from internvlx_hf.serving.requests import REQUESTS, ChatCompletionRequest, GenerationSettings
 from paths import ROOT
+from refusals import refused
 
 MESSAGES = [{"role": "user", "content": "x"}]
 VALID = {
@@ -23,7 +24,7 @@ VALID = {
 DOCS = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
 
 
-def refused(body: dict | bytes, path: str = "/v1/chat/completions") -> Refused:
+def refusal(body: dict | bytes, path: str = "/v1/chat/completions") -> Refused:
     given = body if isinstance(body, bytes) else json.dumps({**VALID[path][0], **body}).encode()
     with pytest.raises(Refused) as error:
         check(given, REQUESTS[path])
@@ -41,7 +42,7 @@ def test_a_field_of_openai_s_schema_is_known_or_refused_by_name(path):
     others = get_type_hints(params).keys() - REQUESTS[path].model_fields.keys()
     assert others
     for name in [*others, "made_up"]:
-        error = refused({name: "x"}, path)
+        error = refusal({name: "x"}, path)
         assert (error.status, error.field) == (400, name)
         assert f"{name!r} is not supported" in str(error)
 
@@ -72,7 +73,7 @@ def test_the_docs_list_the_fields(path):
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_field(name, value):
-    error = refused({name: value})
+    error = refusal({name: value})
     assert (error.status, error.field) == (400, name)
     assert str(error).startswith(name)
 
@@ -91,12 +92,12 @@ def test_a_value_out_of_range_is_refused_with_its_field(name, value):
     ],
 )
 def test_what_is_no_strict_json_is_refused_with_its_field(body, field):
-    error = refused(body)
+    error = refusal(body)
     assert (error.status, error.field) == (400, field)
 
 
 def test_a_body_of_many_values_is_refused_before_it_is_parsed():
-    error = refused(b"[" * (MAX_JSON_VALUES + 1))
+    error = refusal(b"[" * (MAX_JSON_VALUES + 1))
     assert error.status == 413
     assert f"expected at most {MAX_JSON_VALUES}" in str(error)
 
@@ -129,9 +130,9 @@ def test_fields_set_the_generation():
         "num_beams": 2,
         "max_new_tokens": 3,
     }
-    with pytest.raises(ValueError, match="max_tokens and max_completion_tokens differ"):
+    with refused("max_tokens and max_completion_tokens differ"):
         settings(max_tokens=3, max_completion_tokens=4)
-    with pytest.raises(ValueError, match="num_beams: beam search cannot be streamed"):
+    with refused("num_beams: beam search cannot be streamed"):
         settings(generation_config='{"num_beams": 2}', stream=True)
 
 
@@ -148,5 +149,5 @@ def test_fields_set_the_generation():
     ],
 )
 def test_a_generation_config_has_only_settings_of_a_list(text, reason):
-    with pytest.raises(ValueError, match=f"generation_config: .*{reason}"):
+    with refused("generation_config:", reason):
         settings(generation_config=text)

@@ -3,7 +3,6 @@
 
 import asyncio
 import base64
-import io
 import json
 from shutil import copytree
 
@@ -11,11 +10,15 @@ import pytest
 from huggingface_hub.utils import httpx
 from PIL import Image
 
+from commands import internvlx
+from image_cases import saved
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
 from internvlx_hf.processing import ImageAccess
 from internvlx_hf.serving import build_app
-from tiny import LVTC, tiny_model, tiny_processor
+from json_files import write_json
+from message_cases import encode
+from tiny import LVTC, save_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +26,7 @@ NEW = 8
 
 
 def data_url(color: str, size=(64, 32)) -> str:
-    stream = io.BytesIO()
-    Image.new("RGB", size, color).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(saved(Image.new('RGB', size, color))).decode()}"
 
 
 RED, BLUE = data_url("red"), data_url("blue", (96, 32))
@@ -50,11 +51,7 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served") / "model"
-    model = tiny_model("llama", **LVTC)
-    model.save_pretrained(folder)
-    tiny_processor(model.config).save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("served") / "model", "llama", **LVTC)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +97,7 @@ def expected(checkpoint) -> list[str]:
     processor = InternVLXProcessor.from_pretrained(checkpoint)
     answers = []
     for turns in CONVERSATIONS:
-        inputs = processor.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-        )
+        inputs = encode(turns, processor, add_generation_prompt=True)
         output = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
         answers.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     assert len(set(answers)) == len(answers)
@@ -271,24 +266,13 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     monkeypatch.setattr("uvicorn.run", lambda app, **where: served.append((app, where)))
     images = ["--image-folders", tmp_path, "--image-hosts", "intranet", "--no-public-images", "--max-image-bytes", 9]
     images += ["--max-image-tokens", 12, "--slicing", "ratio", "--max-patches", 1, "--max-stop-strings", 1]
-    assert (
-        main(
-            [
-                "serve",
-                *map(str, [checkpoint, "--name", "x", "--port", 1, "--device", "cpu", "--dtype", "float32", *images]),
-            ]
-        )
-        == 0
-    )
+    where = ["--name", "x", "--port", 1, "--device", "cpu", "--dtype", "float32"]
+    assert main(["serve", *map(str, [checkpoint, *where, *images])]) == 0
     ((app, where),) = served
     assert where == {"host": "localhost", "port": 1}
     processor, how = InternVLXProcessor.from_pretrained(checkpoint), {"slicing": "ratio", "max_patches": 1}
     own, chosen = (
-        len(
-            processor.apply_chat_template(
-                user(BLUE), tokenize=True, add_generation_prompt=True, processor_kwargs=kwargs
-            )[0]
-        )
+        encode(user(BLUE), processor, add_generation_prompt=True, processor_kwargs=kwargs)["input_ids"].shape[1]
         for kwargs in ({}, how)
     )
     (response,) = chat(app, user(BLUE), model="x")
@@ -298,24 +282,29 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     (response,) = chat(app, user(RED, RED, RED, RED), model="x")
     assert "max_image_tokens=12 is too small: 4 images take at least 16" in refusal(response)
     assert "2 stop strings, expected at most 1" in refusal(chat(app, user(BLUE), model="x", stop=["a", "b"])[0])
-    assert main(["serve", str(checkpoint), "--max-beams", "0", "--device", "cpu"]) == 1
-    assert "max_beams=0, expected a whole number" in capsys.readouterr().err
-    assert main(["serve", str(checkpoint), "--max-image-tokens", "3", "--device", "cpu"]) == 1
-    assert "max_image_tokens=3 is too small: 1 image takes at least 4" in capsys.readouterr().err
+    assert (
+        "max_beams=0, expected a whole number"
+        in internvlx(capsys, "serve", checkpoint, "--max-beams", "0", "--device", "cpu", status=1).err
+    )
+    assert (
+        "max_image_tokens=3 is too small: 1 image takes at least 4"
+        in internvlx(capsys, "serve", checkpoint, "--max-image-tokens", "3", "--device", "cpu", status=1).err
+    )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [(["--port", "65536"], "--port=65536, expected 0 to 65535"), ([], "is of the type 'llama'. Convert it first")],
+    ("config", "arguments", "said"),
+    [
+        ("llama", ["--port", "65536"], "--port=65536, expected 0 to 65535"),
+        ("llama", [], "is of the type 'llama'. Convert it first"),
+        (None, [], " has no config.json, expected a checkpoint's folder"),
+    ],
 )
-def test_the_command_refuses_what_cannot_be_served(tmp_path, capsys, arguments, reason):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert main(["serve", str(tmp_path), *arguments]) == 1
-    assert reason in capsys.readouterr().err
-
-
-def test_the_command_names_a_checkpoint_that_does_not_exist(tmp_path, capsys):
-    assert main(["serve", "absent"]) == 1
-    assert "absent is not a folder, expected a checkpoint's folder or a Hub id" in capsys.readouterr().err
-    assert main(["serve", str(tmp_path)]) == 1
-    assert f"{tmp_path} has no config.json, expected a checkpoint's folder" in capsys.readouterr().err
+def test_the_command_refuses_what_cannot_be_served(tmp_path, capsys, config, arguments, said):
+    if config:
+        write_json(tmp_path / "config.json", {"model_type": config})
+    assert said in internvlx(capsys, "serve", tmp_path, *arguments, status=1).err
+    assert (
+        "absent is not a folder, expected a checkpoint's folder or a Hub id"
+        in internvlx(capsys, "serve", "absent", status=1).err
+    )

@@ -182,6 +182,7 @@ def test_a_shipped_recipe_is_the_paper_s(path, monkeypatch):
         128 if stage_2 else 256
     )
     assert training.weight_decay == (0.01 if own_start else 0)
+    assert training.loss_average == ("batch" if own_start else "step")
     assert training.vision_drop_path_rate == (0.1 if own_start and stage_2 else 0)
     assert data.share_tiles == (own_start and "hd" in path.stem)
     assert data.max_length == (4096 if own_start or "hd" in path.stem else 2048)

@@ -59,9 +59,9 @@ def processors(student, teacher):
     )
 
 
-def trainer_for(model, teacher, folder, **kwargs):
+def trainer_for(model, teacher, folder, training=(), **kwargs):
     arguments = InternVLXTrainingArguments(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **dict(training)
     )
     settings = {"weight": WEIGHT, "temperature": TEMPERATURE, **kwargs}
     return DistillationTrainer(model, arguments, teacher=teacher, **settings)
@@ -264,3 +264,23 @@ def test_sharding_that_a_teacher_cannot_have_is_named(plugins, message):
     accelerator = SimpleNamespace(state=SimpleNamespace(**{"fsdp_plugin": None, "deepspeed_plugin": None, **plugins}))
     with pytest.raises(ValueError, match=message):
         place_teacher(torch.nn.Linear(1, 1), accelerator)
+
+
+def test_a_loss_averaged_by_batch_is_the_mean_over_the_step_s_batches(teacher, tmp_path):
+    student = tiny_model(**STUDENTS["pvtc"]).train()
+    pair = processors(student, teacher)
+    expected = sum(plain_step(student, teacher, pair, [one])[0] for one in SAMPLES) / len(SAMPLES)
+    training = {
+        **{"loss_average": "batch", "per_device_train_batch_size": 1, "gradient_accumulation_steps": len(SAMPLES)},
+        **{"train_sampling_strategy": "random", "max_steps": 1, "logging_steps": 1, "save_strategy": "no"},
+    }
+    data = {
+        "train_dataset": SAMPLES,
+        "data_collator": InternVLXDataCollator(pair[0], teacher_processor=pair[1]),
+    }
+    trainer = trainer_for(student, teacher, tmp_path, training, **data)
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    assert logs["loss"] == pytest.approx(expected.item(), abs=1e-4)
+    mean = (1 - WEIGHT) * logs["ce_loss"] + WEIGHT * TEMPERATURE**2 * logs["teacher_kl"]
+    assert mean == pytest.approx(expected.item(), abs=1e-4)

@@ -1,5 +1,8 @@
 """What a run makes of its data: order, seeds, padding."""
 
+import os
+import subprocess
+import sys
 from itertools import islice
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ from internvlx_hf.data.sampler import CostGroupedSampler
 from internvlx_hf.training import run_data
 from internvlx_hf.training.arguments import DataArguments, InternVLXTrainingArguments
 from internvlx_hf.training.trainer import InternVLXTrainer
+from paths import HELPERS
 from tiny import tiny_config, tiny_model, tiny_processor
 from training_helpers import write_data
 
@@ -99,3 +103,17 @@ def test_a_split_of_what_has_none_is_refused(settings, message, tmp_path, monkey
     data, config = DataArguments(**{"train_data": "data.jsonl"} | settings), tiny_config()
     with pytest.raises(ValueError, match=message):
         run_data.load_run_data(data, trainer_of(tmp_path).args, tiny_processor(config), config)
+
+
+@pytest.mark.slow
+def test_records_in_a_file_need_no_datasets(tmp_path):
+    lines = "import sys; from pathlib import Path; from hiding import hide; hide({'datasets'})"
+    lines += "; from training_helpers import run; run(Path(sys.argv[1]), max_steps=1, packing_tokens=60)"
+    path = os.pathsep.join([str(HELPERS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", f"{lines}; assert 'datasets' not in sys.modules", tmp_path],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -10,11 +10,11 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 import pytest
 import requests
 
+from image_cases import random_image
 from internvlx_hf.chat import Session
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.processing.pdf_files import open_images
@@ -84,7 +84,7 @@ def url(answerer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("photos") / "photo.png"
-    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(path)
+    random_image(90, 40).save(path)
     return str(path)
 
 
@@ -103,6 +103,9 @@ def test_a_visitor_sees_tiles_asks_compares_and_looks(url, answerer, photo, tmp_
         "What is in this image?", (PIL.Image.open(photo),)
     )
     assert found["title"] == "InternVL-X: Tiny"
+    assert found["heading"] == "Ask about an image"
+    assert "The image has 640 × 480 pixels." in found["sample"]
+    assert not re.search(r"first token after 0(\.0+)? s", found["took"])
     assert [card.split()[0] for card in found["cards"]] == ["ratio", "area", "edge"]
     assert f"{turn.tiles} (" in found["cards"][2]
     assert "in use" in found["cards"][2]

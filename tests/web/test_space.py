@@ -3,9 +3,8 @@
 import re
 import runpy
 
-import pytest
-
 from paths import ROOT
+from refusals import refused
 
 SPACE = ROOT / "integrations/space"
 
@@ -20,5 +19,5 @@ def test_the_space_uses_the_tested_gradio():
 
 def test_a_space_without_a_model_exits_with_an_error(monkeypatch):
     monkeypatch.delenv("MODEL", raising=False)
-    with pytest.raises(SystemExit, match="MODEL is not set, expected a Hub id"):
+    with refused("MODEL is not set", "a Hub id", by=SystemExit):
         runpy.run_path(str(SPACE / "app.py"))

@@ -58,8 +58,8 @@ class Turn:
             rate = f", {(self.answer_tokens - 1) / (self.seconds - self.first_seconds):.1f} tokens/s"
         cut = "; cut off at the maximum length of answers" if self.finish_reason == "length" else ""
         return (
-            f"{images}first token after {self.first_seconds:.1f} s, {self.answer_tokens} token"
-            f"{'s' * (self.answer_tokens != 1)} in {self.seconds:.1f} s{rate}{cut}"
+            f"{images}first token after {_legible(self.first_seconds)} s, {self.answer_tokens} token"
+            f"{'s' * (self.answer_tokens != 1)} in {_legible(self.seconds)} s{rate}{cut}"
         )
 
 
@@ -221,6 +221,10 @@ class Session:
         self.drop_cache()
         self._cache = DynamicCache(config=config.text_config)
         return 0
+
+
+def _legible(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 def question_parts(question: str, media: Sequence[PIL.Image.Image | Video]) -> list[dict]:

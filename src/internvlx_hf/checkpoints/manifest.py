@@ -8,16 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import __version__
-from .folders import checkpoint_files
 from .json_files import read_json
-from .names import CARD, LLAVA, NATIVE, OURS, RECIPE, REPORT
+from .names import CARD
 
 MANIFEST = "internvlx_manifest.json"
 FORMAT = 1
 # Hashing all weights would take minutes. Training changes values everywhere, so samples detect it.
 SAMPLES, SAMPLE_BYTES = 64, 4096
-# stands for a fingerprint in a folder without a manifest
-NOT_RECORDED = object()
 
 
 def write_manifest(folder: Path, run_id: str) -> None:
@@ -50,8 +47,8 @@ def written_by(folder: Path) -> str | None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether this package wrote a folder: it has a manifest, or is a conversion from before manifests existed."""
-    return bool(_read(folder)) or _is_conversion(folder)
+    """Whether this package wrote a folder: it has a manifest."""
+    return bool(_read(folder))
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -59,8 +56,7 @@ def foreign_files(folder: Path) -> list[str]:
 
     The model card may have been changed: code that replaces the folder carries over what a person wrote into it.
     """
-    manifest = _read(folder)
-    written = manifest.get("files", {}) if manifest else dict.fromkeys(_names_of_conversion(folder), NOT_RECORDED)
+    written = _read(folder).get("files", {})
     found = [name for name in _leaves(folder) if name != MANIFEST]
     return [_label(name, written) for name in found if not _is_as_written(folder / name, name, written)]
 
@@ -76,7 +72,7 @@ def _label(name: str, written: dict) -> str:
 def _is_as_written(path: Path, name: str, written: dict) -> bool:
     if name not in written or not stat.S_ISREG(path.lstat().st_mode):
         return False
-    return name == CARD or written[name] is NOT_RECORDED or _fingerprint(path) == written[name]
+    return name == CARD or _fingerprint(path) == written[name]
 
 
 def _leaves(folder: Path) -> list[str]:
@@ -98,28 +94,9 @@ def _fingerprint(path: Path) -> dict:
 
 def _read(folder: Path) -> dict:
     """A folder's manifest; empty if there is none or it cannot be read."""
-    manifest = _json(folder / MANIFEST)
-    is_known = manifest.get("format") == FORMAT and isinstance(manifest.get("files"), dict)
-    return manifest if is_known else {}
-
-
-def _is_conversion(folder: Path) -> bool:
-    return _json(folder / "config.json").get("model_type") in (LLAVA, NATIVE, OURS) and (folder / REPORT).is_file()
-
-
-def _names_of_conversion(folder: Path) -> set[str]:
-    """The checkpoint files in a folder without a manifest, if a conversion wrote it.
-
-    A training recipe is not among them, since it means that the weights were trained.
-    """
     try:
-        return checkpoint_files(folder) - {RECIPE} if _is_conversion(folder) else set()
-    except (ValueError, OSError):
-        return set()
-
-
-def _json(path: Path) -> dict:
-    try:
-        return read_json(path)
+        manifest = read_json(folder / MANIFEST)
     except (ValueError, OSError):
         return {}
+    is_known = manifest.get("format") == FORMAT and isinstance(manifest.get("files"), dict)
+    return manifest if is_known else {}

@@ -19,8 +19,16 @@ def main(arguments: list[str]) -> None:
 
     report = convert_checkpoint(**options)
     print(report.summary())
-    if options.get("to", OURS) == OURS and not report.untrained_modules:
-        print(f"Ask it: internvlx chat {shlex.quote(options['out'])} photo.jpg 'What is in this image?'")
+    if options.get("to", OURS) == OURS:
+        print(next_command(options["out"], report.untrained_modules))
+
+
+def next_command(out: str, untrained: list[str]) -> str:
+    """What to do with a new checkpoint: ask it, or first train its new modules."""
+    if not untrained:
+        return f"Ask it: {shlex.join(['internvlx', 'chat', out, 'photo.jpg', 'What is in this image?'])}"
+    words = ["--model_name_or_path", out, "--train_data", "data.jsonl", "--output_dir", f"{out.rstrip('/')}-trained"]
+    return f"Train it: {shlex.join(['internvlx', 'train', *words, '--lora_rank', '16'])}"
 
 
 def _parser() -> CommandParser:

@@ -5,6 +5,7 @@ import argparse
 import json
 
 from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
+from .convert import next_command
 from .model_options import read_ratio
 from .parser import CommandParser
 
@@ -16,7 +17,9 @@ def main(arguments: list[str]) -> None:
     from .. import registration  # noqa: F401
     from ..conversion import init_checkpoint
 
-    print(init_checkpoint(**options).summary())
+    report = init_checkpoint(**options)
+    print(report.summary())
+    print(next_command(options["out"], report.untrained_modules))
 
 
 def _parser() -> CommandParser:

@@ -93,7 +93,7 @@ class ConversionOptions(_Options):
         router: "keep" (default), or "drop" to convert InternVL3.5-Flash without its router, which then takes all tokens of
             every tile, as its own code does with `flash_mode=False`.
         slicing: "ratio", "edge" or "area" (default: "ratio" for InternVL, "edge" for the InternVL-X release, as they were
-            trained). "edge" needs fewer tokens for small images and no training. LLaVA takes one tile per image: for more, set
+            trained). "edge" takes fewer tokens for small images, which can change answers. LLaVA takes one tile per image: for more, set
             `max_patches`.
         max_patches: maximum number of tiles per image (default: the checkpoint's).
         max_image_tokens: the processor's budget of visual tokens of a request (default: the checkpoint's, or none).

@@ -17,7 +17,7 @@ from ..processing.literals import IMG_CONTEXT_TOKEN
 from ..processing.processing_internvlx import IMAGE_TOKENS
 from .field_rules import TOKEN_ID, TOKENIZER_RULES, check_values
 from .llava import renamed_token
-from .sentencepiece_bpe import SentencePieceModel, sentencepiece_tokenizer
+from .sentencepiece_bpe import read_sentencepiece, sentencepiece_tokenizer
 from .templates import chat_template
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -160,7 +160,7 @@ def _core(
 def _sentencepiece_core(
     source: Path, config: dict, added_tokens: dict[int, AddedToken], named: dict[str, str]
 ) -> Tokenizer:
-    model = SentencePieceModel.read(source / "tokenizer.model")
+    model = read_sentencepiece(source / "tokenizer.model")
     special = {*named.values(), *map(_content, config.get("additional_special_tokens") or [])}
     legacy = config.get("legacy") is not False  # transformers' own default, for null too
     core = sentencepiece_tokenizer(model, added_tokens, legacy=legacy, unprefixed=sorted(special))

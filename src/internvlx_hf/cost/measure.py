@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling.configuration_internvlx import InternVLXConfig
-from ..modeling.lvtc_stages import attention_types
+from ..modeling.lvtc_masks import attention_types
 from ..modeling.modeling_internvlx import InternVLXForConditionalGeneration
 from ..modeling.projector import Projector, project
 from ..modeling.projectors import PROJECTORS

@@ -84,7 +84,7 @@ class Report:
         foot = f"{flops}: work before the first token."
         if memory in shown:
             foot += f" {memory}: weights and peak memory (estimate)."
-        lines = [foot, "LVTC, cache, FLOPs by module, each image: --full", *self.remarks()]
+        lines = [foot, "--full has more: each image, each part of the model, other methods.", *self.remarks()]
         lines = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
         return "\n".join([self._summary_title(width), shown, *lines])
 

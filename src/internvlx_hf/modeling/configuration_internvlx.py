@@ -155,10 +155,6 @@ class InternVLXConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers, which sets `kwargs` on the finished configuration; the result is checked afterwards."""
         refuse_misspelt_names(cls, kwargs)
-        projector = config_dict.get("projector_config")
-        if isinstance(projector, dict):
-            projector = InternVLXProjectorConfig.with_earlier_meaning(projector)
-            config_dict = config_dict | {"projector_config": projector}
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).check_geometry()
         return loaded

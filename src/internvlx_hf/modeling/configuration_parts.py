@@ -69,9 +69,8 @@ class InternVLXProjectorConfig(_SubConfig):
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP projectors.
         rms_norm_eps (`float`, defaults to 1e-6): epsilon of PVTC's RMSNorms.
         token_packer_form (`str`, defaults to `"original"`):
-            `"original"` is TokenPacker as published: one linear layer without bias forms the query, and its LayerNorms have
-            an epsilon of 1e-6. `"mlp_query"` is what earlier versions of this package built: an MLP forms the query, and
-            the epsilon is 1e-5. A saved configuration without this key means `"mlp_query"`.
+            `"original"`, TokenPacker as published, is the only one: one linear layer without bias forms the query, and its
+            LayerNorms have an epsilon of 1e-6.
         token_packer_layers (`list[int]`, *optional*):
             The tower's hidden states that are concatenated for TokenPacker's keys and values, `[12, 16, 22, 23]` of CLIP's
             24 layers as published. Defaults to `vision_feature_layer`, so that all projectors see the same features.
@@ -95,23 +94,13 @@ class InternVLXProjectorConfig(_SubConfig):
     token_packer_form: str = "original"
     token_packer_layers: list[int] | None = None
 
-    @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers, for a saved configuration, which may be older than some names."""
-        return super().from_dict(cls.with_earlier_meaning(config_dict), **kwargs)
-
-    @staticmethod
-    def with_earlier_meaning(saved: dict) -> dict:
-        """A saved configuration with the values that earlier versions implied for names they did not write."""
-        return {"token_packer_form": "mlp_query"} | saved
-
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         require_choice("projector_type", self.projector_type, PROJECTORS)
         require_choice("global_query", self.global_query, (*GLOBAL_QUERIES, None))
         require_choice("query_mlp", self.query_mlp, QUERY_MLPS)
-        require_choice("token_packer_form", self.token_packer_form, ("original", "mlp_query"))
-        if self.num_heads is None and (self.projector_type, self.token_packer_form) != ("token_packer", "original"):
+        require_choice("token_packer_form", self.token_packer_form, ("original",))
+        if self.num_heads is None and self.projector_type != "token_packer":
             self.num_heads = DEFAULT_HEADS
         require(
             self.use_local or self.use_global,

@@ -5,7 +5,7 @@ import torch
 from transformers.utils import is_tracing, logging
 
 from .configuration_internvlx import InternVLXConfig
-from .lvtc_stages import attention_types
+from .lvtc_masks import attention_types
 from .varlen_attention import VARLEN_SDPA
 
 logger = logging.get_logger(__name__)
@@ -24,9 +24,7 @@ def dense_mask_bytes(config: InternVLXConfig, length: int, expanded_length: int,
         itemsize: bytes per entry: 1 for "sdpa" (bool), the size of the model's dtype for "eager".
     """
     types = attention_types(config.text_config)
-    if config.lvtc_config is None:
-        return itemsize * len(set(types)) * length**2
-    k = config.lvtc_config.expand_layer
+    k = len(types) if config.lvtc_config is None else config.lvtc_config.expand_layer
     return itemsize * (len(set(types[:k])) * length**2 + len(set(types[k:])) * expanded_length**2)
 
 

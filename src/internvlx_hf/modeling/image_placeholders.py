@@ -81,12 +81,9 @@ class NoPlaceholdersMixin(GenerationMixin):
         prompt, inputs = kwargs.get("encoder_input_ids"), kwargs.get("model_kwargs") or {}
         cache = inputs.get(CACHE)
         has_tiles = inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs")
-        has_seen_tiles = cache is not None and cache.get_seq_length() > 0
-        if prompt is None or has_tiles or has_seen_tiles or generation_config.is_assistant:
-            are_text = False
-        else:
-            are_text = prompt.ndim == 2 and bool((prompt == self.config.image_token_id).any())
-        if not are_text:
+        is_continued = cache is not None and cache.get_seq_length() > 0
+        may_be_text = not (has_tiles or is_continued or generation_config.is_assistant)
+        if not may_be_text or prompt is None or prompt.ndim != 2 or not (prompt == self.config.image_token_id).any():
             suppressed = NoPlaceholders([self.config.image_token_id], kwargs.get("device") or self.device)
             processors.insert(0, suppressed)  # before `top_k` and its like, which choose from what is left
         return processors

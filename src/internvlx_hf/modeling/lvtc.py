@@ -6,9 +6,9 @@ the tokens of another low-resolution (LR) projector are added to them. Before la
 N₂×N₂ and the tokens of the high-resolution (HR) projector are added. Stage two, the remaining layers, runs on the result.
 Calling code is unchanged: inputs and outputs have one row for each token of the prompt.
 
-This file has the projectors and the algorithm. `lvtc_expansion.py` computes where each row goes at the expansion,
-`lvtc_stages.py` the masks and positions of the two stages, `lvtc_cache.py` what a cache keeps for the next forward, and
-`lvtc_generation.py` what `generate` does differently.
+This file has the projectors and the algorithm. `lvtc_layout.py` decides where the prompt's rows are in each stage,
+`lvtc_rows.py` maps a stage's rows to the next one's, `lvtc_masks.py` makes the masks, `lvtc_cache.py` has what a cache keeps for
+the next forward, and `lvtc_generation.py` what `generate` does differently.
 
 Symbols: k expand layer, T LR projectors, s and i first insertion and interval, N₁ and N₂ tokens per side before and after,
 B samples, L and L₂ their padded length in stages one and two, D width.
@@ -29,9 +29,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_internvlx import InternVLXConfig
+from .layout import Layout, Masks
 from .lvtc_cache import remember_expansion
-from .lvtc_expansion import Expansion
-from .lvtc_stages import Plan, Stage, attention_types, make_stages
+from .lvtc_layout import Plan
+from .lvtc_masks import attention_types, layers_see_positions, make_masks
+from .lvtc_rows import RowMap
 from .outputs import CACHE
 from .projector import project
 from .projectors import build_projector
@@ -128,6 +130,14 @@ class LVTC(nn.Module):
         resized = F.interpolate(channels_first, size=(after, after), mode="bilinear", align_corners=False)
         return rearrange(resized, "t d h w -> t (h w) d")
 
+    def expand(self, hidden_states: torch.Tensor, row_map: RowMap, hr: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, D) -> (B, L₂, D): tiles are upsampled, and the HR tokens (tiles, N₂², D) are added to them."""
+        tiles = row_map.take_tiles(hidden_states).unflatten(0, (-1, self.config.image_seq_length))
+        tiles = self.upsample(tiles)  # [tiles, N₂², D]
+        if hr is not None:
+            tiles = tiles + hr.to(tiles.device, tiles.dtype)
+        return row_map.place(hidden_states.flatten(0, 1), tiles.flatten(0, 1))
+
 
 @capture_outputs
 def run_layers(
@@ -135,36 +145,50 @@ def run_layers(
     lvtc: LVTC,
     hidden_states: torch.Tensor,
     image_tokens: ImageTokens | None,
-    expansion: Expansion | None,
-    stages: tuple[Stage, Stage],
+    plan: Plan,
+    masks: list[Masks],
+    layer_kwargs: dict,
     **output_flags,
 ) -> BaseModelOutputWithPast:
     """Run the layers of Algorithm 1.
 
     Args:
         hidden_states: X (B, L, D), the text's embeddings and V_LR[0].
-        image_tokens, expansion: what to add to the tiles, and where the tiles are; None if there are none.
-        stages: the other inputs of the layers before k, and of the layers from k on.
+        image_tokens: what to add to the tiles; None if there are none.
+        masks: those of each stage, by attention type.
+        layer_kwargs: other arguments of all layers.
         output_flags: `output_hidden_states`, `output_attentions` and `output_router_logits`, for the decorator.
 
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    config = lvtc.config.lvtc_config
-    types = attention_types(language_model.config)
-    for index, layer in enumerate(language_model.layers):
-        if expansion is not None and image_tokens is not None:
-            if index == config.expand_layer:
-                tiles = lvtc.upsample(expansion.take_tiles(hidden_states))  # [tiles, N₂², D]
-                if image_tokens.hr is not None:
-                    tiles = tiles + image_tokens.hr.to(tiles.device, tiles.dtype)
-                hidden_states = expansion.place(hidden_states, tiles)  # [B, L₂, D]
-            elif index in config.insertion_layers:
-                tokens = image_tokens.lr[config.insertion_layers.index(index)]  # [tiles, N₁², D]
-                hidden_states = expansion.add_to_tiles(hidden_states, tokens)
-        stage = stages[0] if index < config.expand_layer else stages[1]
-        hidden_states = layer(hidden_states, **stage.layer_inputs(types[index], hidden_states))
+    insertion_layers, types = lvtc.config.lvtc_config.insertion_layers, attention_types(language_model.config)
+    for stage, layers in enumerate(plan.split(range(len(types)))):
+        if stage and image_tokens is not None:
+            hidden_states = lvtc.expand(hidden_states, plan.row_maps[stage - 1], image_tokens.hr)  # [B, L₂, D]
+        inputs = layer_kwargs | _stage_inputs(language_model, lvtc, plan.layouts[stage], stage, hidden_states)
+        for index in layers:
+            if image_tokens is not None and index in insertion_layers:
+                tokens = image_tokens.lr[insertion_layers.index(index)]  # [tiles, N₁², D]
+                hidden_states = plan.row_maps[0].add_to_tiles(hidden_states, tokens.flatten(0, 1))
+            mask = masks[stage][types[index]]
+            padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
+            hidden_states = language_model.layers[index](hidden_states, **{**inputs, **padding})
     return BaseModelOutputWithPast(last_hidden_state=language_model.norm(hidden_states))
+
+
+def _stage_inputs(
+    language_model: LanguageModel, lvtc: LVTC, layout: Layout, stage: int, hidden_states: torch.Tensor
+) -> dict:
+    """What the layers of a stage are told of positions and samples."""
+    positions = layout.positions.to(hidden_states.device)
+    rotary = positions if layout.rotary_positions is None else layout.rotary_positions.to(positions.device)
+    rotary_emb = lvtc.rotary_emb if stage else language_model.rotary_emb
+    return {
+        "position_embeddings": rotary_emb(hidden_states, position_ids=rotary),
+        "position_ids": positions if layers_see_positions(language_model.config, layout) else None,
+        **layout.bounds,
+    }
 
 
 @merge_with_config_defaults
@@ -182,7 +206,7 @@ def layerwise_forward(
 
     Args:
         inputs_embeds: (B, L, D), with the tokens of LR projector 0 in place of the placeholders.
-        plan: the result of [`lvtc_stages.plan_forward`] for the same prompt and cache.
+        plan: the result of [`lvtc_layout.lay_out`] for the same prompt and cache.
         image_tokens: what later layers add to the tiles; None if this forward has no tiles.
         past_key_values: the cache; its layers have the length of their own stage. (A sliding window counts padding between
             two turns as tokens, as in transformers' own masks.)
@@ -191,29 +215,20 @@ def layerwise_forward(
         The language model's output: `last_hidden_state` (B, L, D) and the cache; `hidden_states` and `attentions` have each
         layer's own length.
     """
-    text, k = language_model.config, lvtc.config.lvtc_config.expand_layer
-    cache, expansion = past_key_values, plan.expansion
+    text, cache = language_model.config, past_key_values
     if use_cache and cache is None:
         cache = DynamicCache(config=text)
+    # The caller's cache, not a new one: given any cache, even an empty one, transformers ignores packed samples.
+    masks = make_masks(text, plan, inputs_embeds, past_key_values)
     layer_kwargs = {CACHE: cache, "use_cache": use_cache, **kwargs}
-    stages = make_stages(
-        text,
-        k,
-        plan.prompts,
-        (language_model.rotary_emb, lvtc.rotary_emb),
-        inputs_embeds,
-        # The caller's cache, not a new one: given any cache, even an empty one, transformers ignores packed samples.
-        past_key_values,
-        layer_kwargs,
-    )
     flags = ("output_attentions", "output_hidden_states", "output_router_logits")
     output_flags = {name: kwargs[name] for name in flags if name in kwargs}
     outputs = run_layers(
-        language_model, lvtc, inputs_embeds, image_tokens, expansion, stages, return_dict=True, **output_flags
+        language_model, lvtc, inputs_embeds, image_tokens, plan, masks, layer_kwargs, return_dict=True, **output_flags
     )
     setattr(outputs, CACHE, cache)
-    if expansion is not None:
-        outputs.last_hidden_state = expansion.undo(outputs.last_hidden_state)  # [B, L, D]
-        if cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
-            remember_expansion(cache, plan.memory)
+    for row_map in reversed(plan.row_maps):
+        outputs.last_hidden_state = row_map.undo(outputs.last_hidden_state)  # [B, L, D]
+    if plan.row_maps and cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
+        remember_expansion(cache, plan.memory)
     return outputs

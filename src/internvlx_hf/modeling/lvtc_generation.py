@@ -9,8 +9,9 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_masks_for_generate
 
 from .configuration_internvlx import InternVLXConfig
-from .lvtc_cache import ExpandedLength, allow_growth
-from .lvtc_stages import Masks, decoding_masks
+from .layout import Masks
+from .lvtc_cache import ExpandedLength, Memory, allow_growth
+from .lvtc_masks import decoding_masks
 from .outputs import one_cache
 
 
@@ -19,6 +20,7 @@ class LVTCGenerationMixin(GenerationMixin):
 
     config: Any
     model: Any
+    device: Any
     _expanded_cache_length: ExpandedLength
 
     def create_masks_for_generate(
@@ -55,9 +57,11 @@ class LVTCGenerationMixin(GenerationMixin):
             )
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
 
-    def _prepare_static_cache(self, *args, max_cache_len: int, **kwargs) -> Cache:  # type: ignore[override]
-        cache = super()._prepare_static_cache(*args, max_cache_len=max_cache_len, **kwargs)  # type: ignore[misc]
+    def _prepare_static_cache(self, *args, batch_size: int, max_cache_len: int, **kwargs) -> Cache:  # type: ignore[override]
+        cache = super()._prepare_static_cache(  # type: ignore[misc]
+            *args, batch_size=batch_size, max_cache_len=max_cache_len, **kwargs
+        )
         if self.model.lvtc is not None:
-            expand_layer = self.config.lvtc_config.expand_layer
-            allow_growth(cache, self.config.text_config, expand_layer, max_cache_len, self._expanded_cache_length)
+            memory = Memory.of_text(batch_size, self.device)
+            allow_growth(cache, self.config, max_cache_len, self._expanded_cache_length, memory)
         return cache

@@ -16,16 +16,16 @@ from transformers.utils import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .attention_inputs import drop_right_padding, sample_bounds
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_about_dense_masks
 from .engines import find_engine, keep_whole, runs_in_engine
 from .image_placeholders import NoPlaceholdersMixin, check_placeholders, warn_about_placeholders
+from .layout import Layout, read_layout
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import ExpandedLength
 from .lvtc_generation import LVTCGenerationMixin
-from .lvtc_stages import Plan, plan_forward
+from .lvtc_layout import Plan, lay_out
 from .outputs import (
     CACHE,
     CACHE_NAMES,
@@ -156,18 +156,25 @@ class InternVLXModel(InternVLXPreTrainedModel):
     @torch.compiler.disable
     def _plan_tiles(
         self,
+        layout: Layout,
         placeholders: torch.Tensor,
         image_tokens: torch.Tensor,
         is_chunked: bool,
-        inputs_embeds: torch.Tensor,
-        **kwargs: Any,
+        cache: Cache | None,
+        trains: bool,
+        use_cache: bool | None = None,
+        **_,
     ) -> Plan:
         """Check the placeholders and plan what LVTC does with the tiles.
 
         The host reads the placeholders only here, so that a compiled forward has a single graph break.
         """
         check_placeholders(placeholders, image_tokens, is_chunked)
-        return plan_forward(self.config, inputs_embeds, placeholders, **kwargs)
+        lengths = self.config.image_seq_length, self.config.expanded_image_seq_length
+        before, after = (placeholders.new_full((len(image_tokens),), n, dtype=torch.long) for n in lengths)
+        use_cache = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
+        pads_left = cache is not None or (bool(use_cache) and not trains)
+        return lay_out(self.config, layout, (placeholders, before, after), cache, pads_left)
 
     def _encode_images(
         self, pixel_values: torch.Tensor | None, mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None
@@ -183,28 +190,6 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if images is not None:
             raise ValueError("Give `pixel_values` or `mm_encoder_outputs['image']`, not both.")
         return self.get_image_features(pixel_values, return_dict=True)  # type: ignore[return-value]
-
-    def _attention_inputs(
-        self,
-        inputs_embeds: torch.Tensor,
-        image_tokens: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        cu_seq_lens: torch.Tensor | None,
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Mask and positions, dropped where causal attention needs neither; and the samples' bounds."""
-        text_config = self.config.text_config
-        if cu_seq_lens is not None:
-            warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens))
-        if self.lvtc is None or image_tokens is None:  # LVTC simplifies the masks of samples with tiles itself
-            attention_mask, position_ids = drop_right_padding(
-                text_config, inputs_embeds, attention_mask, position_ids, cache
-            )
-        bounds = {}
-        if cu_seq_lens is None:
-            bounds = sample_bounds(text_config, inputs_embeds, attention_mask, position_ids, cache)
-        return {"attention_mask": attention_mask, "position_ids": position_ids}, bounds
 
     def _embed_without_tiles(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, cache: Cache | None, trains: bool
@@ -280,12 +265,13 @@ class InternVLXModel(InternVLXPreTrainedModel):
         if images is not None:
             image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # type: ignore[union-attr]  # [tiles, N₁², D]
 
-        prompt, bounds = self._attention_inputs(
-            inputs_embeds, image_tokens, attention_mask, position_ids, past_key_values, kwargs.get("cu_seq_lens_q")
+        will_expand = self.lvtc is not None and image_tokens is not None
+        if kwargs.get("cu_seq_lens_q") is not None:
+            warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens))
+        layout = read_layout(
+            self.config, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs, will_expand
         )
-        kwargs |= bounds  # type: ignore[typeddict-item]
         trains = self.training and torch.is_grad_enabled()
-        planned = {"past_key_values": past_key_values, "trains": trains, **prompt, **kwargs}
         lvtc_tokens = plan = None
         if images is None or image_tokens is None:
             inputs_embeds = self._embed_without_tiles(input_ids, inputs_embeds, past_key_values, trains)
@@ -296,14 +282,17 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 check_placeholders(placeholders, image_tokens, is_chunked)
             else:
                 lvtc_tokens = self.lvtc.split(image_tokens, images.deepstack_features)
-                plan = self._plan_tiles(placeholders, image_tokens, is_chunked, inputs_embeds, **planned)
+                plan = self._plan_tiles(
+                    layout, placeholders, image_tokens, is_chunked, past_key_values, trains, **kwargs
+                )
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)  # [B, L, D]
 
         if self.lvtc is None:
-            outputs = self.language_model(inputs_embeds=inputs_embeds, **{CACHE: past_key_values, **prompt, **kwargs})
+            prompt = {CACHE: past_key_values, "attention_mask": layout.mask, "position_ids": layout.positions}
+            outputs = self.language_model(inputs_embeds=inputs_embeds, **{**prompt, **kwargs, **layout.bounds})
         else:
             if plan is None:
-                plan = plan_forward(self.config, inputs_embeds, None, **planned)
+                plan = lay_out(self.config, layout, None, past_key_values)
             outputs = layerwise_forward(
                 self.language_model,
                 self.lvtc,
@@ -315,8 +304,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
             )
         aux_loss, router_logits = None, outputs.get("router_logits")
         if router_logits:
-            expansion = None if plan is None else plan.expansion
-            aux_loss = balancing_loss(self.config, self.language_model.layers, outputs, attention_mask, expansion)
+            row_map = plan.row_maps[0] if plan is not None and plan.row_maps else None
+            aux_loss = balancing_loss(self.config, self.language_model.layers, outputs, attention_mask, row_map)
         return InternVLXModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: getattr(outputs, CACHE)},  # type: ignore[arg-type]

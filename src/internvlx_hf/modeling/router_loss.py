@@ -10,7 +10,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from transformers.utils import ModelOutput
 
 from .configuration_internvlx import InternVLXConfig
-from .lvtc_expansion import Expansion
+from .lvtc_rows import RowMap
 
 
 def balancing_loss(
@@ -18,7 +18,7 @@ def balancing_loss(
     layers: nn.ModuleList,
     outputs: ModelOutput,
     attention_mask: torch.Tensor | None,
-    expansion: Expansion | None,
+    row_map: RowMap | None,
 ) -> torch.Tensor:
     """The load-balancing loss of a forward.
 
@@ -26,7 +26,7 @@ def balancing_loss(
         layers: the language model's layers, of which some have experts.
         outputs: the language model's; `router_logits` are a tensor (rows, experts) for each of these layers.
         attention_mask: (B, seen + L), 1 for tokens and 0 for padding. Any other mask counts all rows.
-        expansion: LVTC's; None without tiles.
+        row_map: LVTC's; None without tiles.
 
     Raises:
         ValueError: if reentrant gradient checkpointing cuts the router's logits off.
@@ -42,12 +42,12 @@ def balancing_loss(
         visible = attention_mask[:, -hidden_states.shape[1] :]
     text = config.text_config
     before = after = None if visible is None else visible.flatten().nonzero().squeeze(1)
-    if expansion is not None:
-        after = expansion.token_rows()
+    if row_map is not None:
+        after = row_map.is_token().flatten().nonzero().squeeze(1)
     counted = []
     routed = [index for index, layer in enumerate(layers) if hasattr(layer.mlp, "experts")]
     for index, logits in zip(routed, router_logits, strict=True):
-        is_stage_two = expansion is not None and index >= config.lvtc_config.expand_layer
+        is_stage_two = row_map is not None and index >= config.lvtc_config.expand_layer
         rows = after if is_stage_two else before
         counted.append(logits if rows is None else logits[rows.to(logits.device)])
     return load_balancing_loss_func(tuple(counted), text.num_experts, text.num_experts_per_tok)  # type: ignore

@@ -12,6 +12,8 @@ from transformers import PretrainedConfig
 from .pixel_shuffle import partition_windows
 from .projector import MLP, Projector, require_heads, tile_counts
 
+EPSILON = 1e-6  # of the norms, as in TokenPacker's own code
+
 
 def num_heads(config: PretrainedConfig) -> int:
     """Attention heads: the configured number, or one per 128 channels, as in TokenPacker's own code."""
@@ -24,10 +26,9 @@ def num_layers(config: PretrainedConfig) -> int:
 
 
 class TokenPackerProjector(Projector):
-    """Bilinearly downsampled patches attend to the M² patches of their own window.
+    """Bilinearly downsampled patches attend to the M² patches of their own window, as in TokenPacker's own code.
 
-    The form `"original"` follows TokenPacker's own code. In `"mlp_query"`, which earlier versions of this package saved, an
-    MLP forms the query and the norms have torch's epsilon. Keys and values come from the same features as the query, or
+    Keys and values come from the same features as the query, or
     from the features of `token_packer_layers`, concatenated.
     """
 
@@ -40,17 +41,12 @@ class TokenPackerProjector(Projector):
         width = config.vision_config.hidden_size
         self.side = side
         self.num_heads = num_heads(config)
-        self.is_original = config.projector_config.token_packer_form == "original"
-        eps = 1e-6 if self.is_original else 1e-5
-        if self.is_original:
-            self.query_linear = nn.Linear(width, width, bias=False)
-        else:
-            self.query_mlp = MLP(config, width, width)
-        self.query_norm = nn.LayerNorm(width, eps)
+        self.query_linear = nn.Linear(width, width, bias=False)
+        self.query_norm = nn.LayerNorm(width, EPSILON)
         self.key_mlp = MLP(config, num_layers(config) * width, width)
-        self.key_norm = nn.LayerNorm(width, eps)
+        self.key_norm = nn.LayerNorm(width, EPSILON)
         self.value_mlp = MLP(config, num_layers(config) * width, width)
-        self.value_norm = nn.LayerNorm(width, eps)
+        self.value_norm = nn.LayerNorm(width, EPSILON)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -65,8 +61,7 @@ class TokenPackerProjector(Projector):
         coarse = rearrange(coarse, "b c h w -> (b h w) 1 c")
         fine = torch.cat([*layers], dim=-1).unflatten(1, (grid, grid)) if layers else patches.permute(0, 2, 3, 1)
         fine = partition_windows(fine, self.side).flatten(0, 2)  # [B·N², M², C], or layers·C
-        coarse = self.query_linear(coarse) if self.is_original else self.query_mlp(coarse)
-        query = self.query(self.query_norm(coarse))
+        query = self.query(self.query_norm(self.query_linear(coarse)))
         key = self.key(self.key_norm(self.key_mlp(fine)))
         value = self.value(self.value_norm(self.value_mlp(fine)))
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))

@@ -14,7 +14,7 @@ from numbers import Integral
 SLICING_WORDS = {
     "edge": "tiles that cover width and height",
     "area": "tiles that cover the image's area",
-    "ratio": "as InternVL: enlarges small images too",
+    "ratio": "InternVL's own, enlarging small images",
 }
 SLICING_STRATEGIES = tuple(SLICING_WORDS)
 SLICING_HELP = "how an image's size limits its tiles: " + ", ".join(f"{k} ({v})" for k, v in SLICING_WORDS.items())

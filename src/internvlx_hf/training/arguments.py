@@ -277,6 +277,15 @@ class InternVLXTrainingArguments(TrainingArguments):
             "0). It also applies to a frozen tower, as in the scripts of InternVL-X's authors."
         },
     )
+    loss_average: str = field(
+        default="step",
+        metadata={
+            "help": "What the loss is averaged over. 'step': the supervised tokens of a step, in all its batches and processes. "
+            "'batch': those of each batch on a device, and then over these batches, as in the code of InternVL-X's authors, so "
+            "that a token counts for more in a batch of short answers (default: step).",
+            "choices": ("step", "batch"),
+        },
+    )
     save_on_signal: bool = field(
         default=True,
         metadata={

@@ -61,7 +61,7 @@ def batch_losses(
 
 class DistillationTrainer(InternVLXTrainer):
     """An [`InternVLXTrainer`] whose loss is (1 - w)·CE + w·T²·KL(teacher ‖ student), the mean over the supervised tokens of a
-    step's batches in all processes. The routers' loss of a mixture of experts is added as without a teacher.
+    step's batches in all processes, or as `loss_average` says. The routers' loss of a mixture of experts is added as without a teacher.
 
     Batches hold the teacher's inputs as `teacher`, see [`~internvlx_hf.training.InternVLXDataCollator`]. The logs have `ce_loss`
     and `teacher_kl`, the two means without their factors, and `teacher_samples_past_limit`, the samples since the last log that are
@@ -93,12 +93,16 @@ class DistillationTrainer(InternVLXTrainer):
         loss = (1 - self.weight) * means[0] + self.weight * self.temperature**2 * means[1]
         if (aux_loss := getattr(outputs, "aux_loss", None)) is not None:  # of a mixture of experts
             loss = loss + self.model.config.text_config.router_aux_loss_coef * aux_loss
-        scale = 1
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+        scale, share = 1, 1.0
+        if num_items_in_batch is None:
+            share = 1 / getattr(
+                self, "current_gradient_accumulation_steps", 1
+            )  # the `Trainer` divides the loss likewise
+        elif self.args.average_tokens_across_devices:
             scale = self.accelerator.num_processes  # over which gradients are averaged
         if not self._parts:
             self._first_step = self.state.global_step
-        self._parts.append(scale * means.detach())
+        self._parts.append(scale * share * means.detach())
         seen = inputs["teacher"]
         masks = (seen.get(name) for name in ("attention_mask", "position_ids"))
         self._past_limit.append(samples_past_limit(self.teacher.config, seen["input_ids"], *masks))

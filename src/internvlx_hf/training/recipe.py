@@ -3,6 +3,7 @@
 
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from .. import __version__
@@ -24,6 +25,7 @@ SETTINGS = (
     "learning_rate",
     "learning_rates",
     "vision_drop_path_rate",
+    "loss_average",
     "lr_scheduler_type",
     "warmup_steps",
     "num_train_epochs",
@@ -91,7 +93,7 @@ def training_recipe(
         "tokens": seen["text_tokens"] + seen["stage_one_tokens"],
         "seen": {name: seen[name] for name in ("text_tokens", "stage_one_tokens", "stage_two_tokens", "tiles")},
         "metrics": {name: value for name, value in metrics.items() if not name.endswith("_seen")},
-        "versions": {"internvlx_hf": __version__} | {name: version(name) for name in PACKAGES},
+        "versions": {"internvlx_hf": __version__} | {name: version(name) for name in PACKAGES if find_spec(name)},
     }
 
 

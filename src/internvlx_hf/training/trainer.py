@@ -77,7 +77,9 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         if in_any_process(error is not None, device):
             self.last_whole_step.is_common = True
             raise error or RuntimeError("another process could not read its samples.")
-        return super().get_batch_samples(iter(batches), num_batches, device)
+        batches, num_items = super().get_batch_samples(iter(batches), num_batches, device)
+        # without the number of a step's tokens, the model averages over a batch, and the `Trainer` over batches
+        return batches, None if self.args.loss_average == "batch" else num_items
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`, but a model that has diverged replaces none.

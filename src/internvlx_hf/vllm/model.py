@@ -25,7 +25,7 @@ from vllm.model_executor.models.utils import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..modeling import InternVLXConfig, InternVLXModel
-from ..modeling.lvtc_expansion import kept_tile_positions
+from ..modeling.lvtc_rows import RowMap
 from ..processing.literals import IMG_CONTEXT_TOKEN
 from . import trace
 from .kv_groups import StageOneSpec, StageTwoSpec, use_spec
@@ -196,7 +196,10 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             tiles: (tiles, T, N₁², D), the LR tokens of the step's tiles; None without images.
         """
         model, lvtc = self.language_model.model, self.config.lvtc_config
-        rows = read_rows(channels, tiles is not None)
+        sizes = (
+            () if tiles is None else [torch.full((len(tiles),), n, device="cpu") for n in (self.before, self.after)]
+        )
+        rows = read_rows(channels, sizes)
         common = step_metadata(self.stage_one_layers)
         if lvtc.expanded_positions == "kept":
             positions = self._keep_positions(channels, rows)
@@ -207,40 +210,37 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             trace.add(trace.Step(lengths, len(rows.positions), len(inputs_embeds), 0 if tiles is None else len(tiles)))
 
         hidden_states, residual = rows.take(inputs_embeds), None
-        if tiles is not None:
-            hidden_states[rows.tiles] = tiles[:, 0].flatten(0, 1)
+        if tiles is not None and rows.row_map is not None:
+            hidden_states[rows.row_map.tiles] = tiles[:, 0].flatten(0, 1)
         with stage_one_attention(self.stage_one_layers, rows):
             for index, layer in enumerate(model.layers[: lvtc.expand_layer]):
-                if tiles is not None and rows.tiles is not None and index in lvtc.insertion_layers:
+                if tiles is not None and rows.row_map is not None and index in lvtc.insertion_layers:
                     hidden_states, residual = _summed(hidden_states, residual), None
                     added = tiles[:, 1 + lvtc.insertion_layers.index(index)].flatten(0, 1)
-                    hidden_states = hidden_states.index_add(0, rows.tiles, added)
+                    hidden_states = hidden_states.index_add(0, rows.row_map.tiles, added)
                 hidden_states, residual = layer(rows.positions, hidden_states, residual)
 
         hidden_states, residual = _summed(hidden_states, residual), None
-        if tiles is not None:
-            hidden_states = self._expand(hidden_states, inputs_embeds, rows)
+        if rows.row_map is not None:
+            hidden_states = self._expand(hidden_states, inputs_embeds, rows.row_map)
         for layer in model.layers[lvtc.expand_layer :]:
             hidden_states, residual = layer(positions, hidden_states, residual)
         return model.norm(hidden_states, residual)[0]
 
     def _keep_positions(self, channels: torch.Tensor, rows: Rows) -> torch.Tensor:
         """(n,) positions in stage two that are those of stage one."""
-        positions = channels[0].clamp(min=0)
-        if rows.tiles is None or rows.tiles_after is None:
+        positions, row_map = channels[0].clamp(min=0), rows.row_map
+        if row_map is None:
             return positions
-        return positions.index_copy(0, rows.tiles_after, kept_tile_positions(self.config, rows.positions[rows.tiles]))
+        return positions.index_copy(0, row_map.tiles_to, rows.positions[row_map.parents])
 
-    def _expand(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, rows) -> torch.Tensor:
+    def _expand(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, row_map: RowMap) -> torch.Tensor:
         """Expand the tiles: (m, D) -> (n, D)."""
-        expanded = torch.empty_like(inputs_embeds)
-        expanded[rows.index] = hidden_states
-        grid = rearrange(hidden_states[rows.tiles], "(t n) d -> t n d", n=self.before)
-        tiles = self.vision.lvtc.upsample(grid).flatten(0, 1)  # type: ignore[union-attr]
-        if self.vision.lvtc.hr_projector is not None:  # type: ignore[union-attr]
-            tiles = tiles + inputs_embeds[rows.tiles_after]
-        expanded[rows.tiles_after] = tiles
-        return expanded
+        lvtc: Any = self.vision.lvtc
+        hr = None
+        if lvtc.hr_projector is not None:
+            hr = inputs_embeds[row_map.tiles_to].unflatten(0, (-1, self.after))
+        return lvtc.expand(hidden_states[None], row_map, hr)[0]
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         logits = self.language_model.compute_logits(hidden_states)

@@ -18,6 +18,8 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.attention.backend import AttentionBackend, AttentionCGSupport, CommonAttentionMetadata
 from vllm.v1.attention.backends.utils import subclass_attention_backend
 
+from ..modeling.lvtc_rows import RowMap, map_rows, read_columns
+
 # Backends that take lengths from the device: those on the host are the long sequence's, an upper bound, in steps without images.
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 
@@ -57,28 +59,32 @@ class Rows:
     Args:
         index: (m,) their indices among the step's n rows; None for all rows.
         positions: (m,) positions in the short sequence.
-        tiles: indices of tiles' rows among the m rows; None without images.
-        tiles_after: indices of tiles' rows among the n rows; None without images.
+        row_map: from the m rows to the n rows, each as a batch of one; None without images.
     """
 
     index: torch.Tensor | None
     positions: torch.Tensor
-    tiles: torch.Tensor | None = None
-    tiles_after: torch.Tensor | None = None
+    row_map: RowMap | None = None
 
     def take(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Select stage one's rows: (n, D) -> (m, D)."""
         return hidden_states if self.index is None else hidden_states[self.index]
 
 
-def read_rows(channels: torch.Tensor, has_images: bool) -> Rows:
-    """Find stage one's rows of a step from (3, n) `channels`. Without images, nothing is copied from the device."""
+def read_rows(channels: torch.Tensor, sizes: Sequence[torch.Tensor] = ()) -> Rows:
+    """Find stage one's rows of a step from (3, n) `channels`. Without images, nothing is copied from the device.
+
+    Args:
+        sizes: (tiles,) each, on the host, tokens of the step's tiles before and after the expansion; none without images.
+    """
     short = channels[0]
-    if not has_images:
+    if not sizes:
         return Rows(None, short)
     index = (short >= 0).nonzero().squeeze(1)
-    is_tile = channels[1] < 0
-    return Rows(index, short[index], is_tile[index].nonzero().squeeze(1), is_tile.nonzero().squeeze(1))
+    is_tile = (channels[1] < 0)[index][None]
+    columns = read_columns(is_tile, torch.ones_like(is_tile), *(size.to(index.device) for size in sizes))
+    before, after = (int(size.sum()) for size in sizes)
+    return Rows(index, short[index], map_rows(columns, len(short), (before, after)))
 
 
 @dataclass

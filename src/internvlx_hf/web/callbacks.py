@@ -10,6 +10,7 @@ from ..cost.estimate import TEXT_TOKENS
 from ..pictures.attention import open_upright
 from . import fragments
 from .limits import ImageSettings, Limits
+from .samples import sample_png
 from .shared_model import SharedModel
 from .uploads import Uploads
 
@@ -41,6 +42,10 @@ class Callbacks:
         """Render a page of a PDF, numbered from 1. Returns: the path of its image, which counts as an upload of the client."""
         png = self.limits.render_page(self.uploads.file(upload), number)
         return self.uploads.add(client, f"page-{number:.0f}.png", png)
+
+    def draw_sample(self, name: str, client: str) -> str:
+        """Draw one of the `SAMPLES`. Returns: the path of its image, which counts as an upload of the client."""
+        return self.uploads.add(client, f"{name}.png", sample_png(name))
 
     def show_tiles(self, upload: str | None, *settings) -> str:
         """The tiles of each slicing strategy and their cost, as HTML."""

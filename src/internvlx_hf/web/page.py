@@ -10,14 +10,18 @@ from typing import Any
 
 import gradio as gr
 
-from ..processing.rvtc import SLICING_STRATEGIES
+from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS
 from .callbacks import Callbacks
 from .limits import ImageSettings
+from .samples import SAMPLES
 from .uploads import DELETE_AFTER, Uploads
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 32
+TITLE = "Ask about an image"
+WHAT = "The image is cut into tiles, each tile becomes visual tokens, and the model reads those with your question."
+RULES = "; ".join(f"{name}: {words}" for name, words in reversed(SLICING_WORDS.items()))
 STYLE = """
 footer { display: none !important; }
 #image img { width: 100%; height: 100%; object-fit: contain; }
@@ -38,11 +42,12 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
         title=f"InternVL-X: {callbacks.shared.name}",
         analytics_enabled=False,
     ) as page:
-        gr.HTML(f"<h2>{escape(callbacks.shared.name)}</h2>", elem_id="model")
+        gr.HTML(f"<h1>{TITLE}</h1><p>Model: {escape(callbacks.shared.name)}. {WHAT}</p>", elem_id="model")
         conversation = gr.State(None, time_to_live=DELETE_AFTER)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 upload = _upload_box()
+                _samples(callbacks, upload)
                 _pdf_upload(callbacks, upload)
                 settings = _settings(callbacks, defaults)
             with gr.Column(scale=3, min_width=320), gr.Tabs():
@@ -78,6 +83,18 @@ def _upload_box() -> gr.Image:
         elem_id="image",
     )
     return _named_by_path(box)
+
+
+def _samples(callbacks: Callbacks, upload: gr.Image) -> None:
+    """Buttons that put a sample into the box of the image."""
+    with gr.Row():
+        for number, name in enumerate(SAMPLES):
+
+            def draw(request: gr.Request, name: str = name) -> str:
+                return callbacks.draw_sample(name, request.client.host)
+
+            button = gr.Button(f"Sample: {name.lower()}", size="sm", min_width=100, elem_id=f"sample-{number}")
+            button.click(_with_messages(draw), None, [upload], **_DRAWING)
 
 
 def _pdf_upload(callbacks: Callbacks, upload: gr.Image) -> None:
@@ -122,7 +139,9 @@ def _open_only_uploads(block: Any, uploads: Uploads) -> None:
 
 def _settings(callbacks: Callbacks, defaults: ImageSettings) -> list:
     """The inputs of `ImageSettings.checked`, in the same order."""
-    slicing = gr.Radio(list(reversed(SLICING_STRATEGIES)), value=defaults.slicing, label="Slicing", elem_id="slicing")
+    slicing = gr.Radio(
+        list(reversed(SLICING_STRATEGIES)), value=defaults.slicing, label="Slicing", info=RULES, elem_id="slicing"
+    )
     maximum = _tiles_slider(callbacks, defaults.max_patches, "Maximum tiles, without the thumbnail", "max-tiles")
     with gr.Accordion("More", open=False):
         minimum = _tiles_slider(callbacks, defaults.min_patches, "Minimum tiles", "min-tiles")

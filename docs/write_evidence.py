@@ -1,0 +1,175 @@
+"""Write docs/evidence.md from benchmarks/results: per question what was asked, what appears, how sure it is, and the command.
+
+python docs/write_evidence.py
+"""
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+MISSING = "not measured yet"
+# question -> the claim that answers it, as the studies name it
+ACCURACY = {
+    "Do more tokens read more?": "more tokens are better: 4N above N",
+    "Does PVTC read more than InternVL's projector, with as many tokens?": "PVTC above pixel shuffle",
+    "Does it read more than a smaller image, with as many tokens?": "PVTC above the downsampled image, at equal tokens",
+    "Does LVTC, with N and then 4N tokens, read more than N in all layers?": "LVTC above the base|LVTC above N",
+    "Does it read as much as 4N in all layers?": "LVTC not below the dense 4N",
+    "Does LVTC add to PVTC?": "LVTC adds to PVTC",
+    "Does PVTC add to LVTC?": "PVTC adds to LVTC",
+}
+STUDIES = {
+    "digits": ("ablation", "models of a million parameters, handwritten digits", "make ablation"),
+    "printed words": ("documents", "a small tower in front of SmolLM2-135M, pages of text", "make documents"),
+}
+SPEED = {"InternVL": "InternVL", "RVTC edge": "`edge`", "PVTC": "`edge`, PVTC", "PVTC + LVTC": "`edge`, PVTC, LVTC"}
+
+PAGE = """\
+# Evidence
+
+<!-- Written by docs/write_evidence.py from benchmarks/results. Do not edit. -->
+
+What was asked, what appears, how sure it is, and the command that measures it again. No GPU has been measured. No large model has
+been trained or evaluated here. What fewer tiles do to the answers of a large model is not known: measure it on your own images.
+
+Words: a *tile* is a square of 448 pixels. A *visual token* stands for a part of an image in the prompt. `edge` cuts {edge}.
+`area` cuts {area}. `ratio` is {ratio}. *PVTC* is another projector: the part that turns a tile into tokens. *LVTC* gives
+the first layers few tokens (N), and the last ones four times as many (4N).
+
+## Exact
+
+| question | what appears | how sure | command |
+|---|---|---|---|
+| Does a converted model answer as the original, on the same tiles? | logits to 1e-4, greedy tokens exactly | tested on checkpoints of every family, made small | `make test` |
+| Are PVTC, RVTC and the other projectors the references'? | the same numbers | tested against outputs of the authors' code | `make test` |
+| Is LVTC the paper's? | written from the paper, checked against a slow implementation of it | nobody has published LVTC's numbers | `make test` |
+| Are tiles, tokens, FLOPs and cache counted rightly? | as the processor, torch's counter and a real cache say | exact; peak memory is an estimate, within 10 % | `make test` |
+
+[What is exact and what is our choice](exact-or-ours.md) lists every decision.
+
+## Time and memory
+
+One photo and one question, with random weights of InternVL2-1B's sizes in bfloat16, on one CPU thread. Each figure is the mean of two
+answers, which differ by up to 6 % ([all figures](../benchmarks/results/end_to_end.md)):
+`python benchmarks/bench_end_to_end.py --preset internvl2-1b --dtype bfloat16`.
+
+{speed}
+
+`edge` saves where the image has fewer pixels than the grid that InternVL enlarges it to. At 1920x1080 it saves nothing.
+
+| question | what appears | how sure | command |
+|---|---|---|---|
+| How many questions does vLLM answer in a second with `edge`, of `ratio`'s? | {vllm} | a small random model on a CPU, images from 224x224 to 1920x1080; one that fills all tiles gains nothing | `python benchmarks/vllm_throughput.py` |
+| How much CPU time does a request take in vLLM with LVTC, of 4N tokens in all layers? | {vllm_lvtc} | as above | `python benchmarks/vllm_lvtc.py` |
+| What does a GPU take? | not measured | | `python benchmarks/bench_gpu.py` |
+
+## Answers
+
+Percentage points, with a 95 % interval over repeated trainings. *Appears*, *does not*, *the other way* and *not told apart* are verdicts by
+[rules](../benchmarks/evidence/RULES.md) that were written before the runs. *p* counts (by Holm) that many claims were tried at once: above 0.05,
+a verdict may be chance.
+
+{studies}
+
+{accuracy}
+
+| question | what appears | how sure | command |
+|---|---|---|---|
+| Do answers stay when `edge` replaces `ratio`, without training? | not known; in a [miniature](../benchmarks/results/teacher.md) they changed | a study on pages with margins is to tell | `make ablation` |
+| How fast does an upgraded model come back? | {back} | models of a million parameters, digits on pages of one tile | `python benchmarks/ablation/teacher.py` |
+| Does a teacher help? | {teacher} | as above, where every page has its right answer | the same |
+
+[The paper in miniature](ablation.md) and [documents](documents.md) have the studies. More benchmarks are in
+[benchmarks/results](../benchmarks/results/bench.md): conversion, packing, the image processor, training data, memory of logits.
+"""
+
+
+def rows_of(page: str) -> list[dict[str, str]]:
+    """The rows of all tables of a page of results; none if there is no such page."""
+    from evidence.tables import read_tables
+
+    path = RESULTS / page
+    return list(read_tables(path.read_text(encoding="utf-8"))) if path.exists() else []
+
+
+def of_other(page: str, column: str, one: tuple[str, str], other: tuple[str, str]) -> str:
+    """A column of one row, divided by that of the other; a row is named by a column and its cell."""
+    values = [
+        float(row[column]) for n, v in (one, other) for row in rows_of(page) if column in row and row.get(n) == v
+    ]
+    return f"{values[0] / values[1]:.2f} times as much" if len(values) == 2 else MISSING
+
+
+def speed() -> str:
+    rows = [row for row in rows_of("end_to_end.md") if row.get("case") in SPEED and "first token s" in row]
+    lines = ["| image | | tiles | tokens | first token | peak memory |", "|---|---|---:|---:|---:|---:|"]
+    for row in rows:
+        cells = row["image"], SPEED[row["case"]], row["tiles"], row["tokens"], f"{row['first token s']} s"
+        lines.append(f"| {' | '.join(cells)} | {row['peak GiB']} GiB |")
+    return "\n".join(lines) if rows else MISSING
+
+
+def found(study: str, names: str) -> str:
+    """The verdict on the first claim of one of these names, with its interval."""
+    for name in names.split("|"):
+        for row in rows_of(f"{study}/README.md"):
+            if row.get("claim") == name and (
+                row.get("points here, 95 % interval") or "seeds" in row.get("verdict", "")
+            ):
+                points, p = row.get("points here, 95 % interval", ""), row.get("Holm's p", "")
+                return f"*{row['verdict']}*: {points}" + f" (p {p})" * bool(p) if points else row["verdict"]
+    return MISSING
+
+
+def accuracy() -> str:
+    lines = [f"| question | {' | '.join(STUDIES)} |", "|---" * (1 + len(STUDIES)) + "|"]
+    for question, names in ACCURACY.items():
+        lines.append(f"| {question} | {' | '.join(found(study, names) for study, *_ in STUDIES.values())} |")
+    return "\n".join(lines)
+
+
+def studies() -> str:
+    return "\n".join(
+        f"- *{name}*: {what} ([results](../benchmarks/results/{study}/README.md), `{command}`)"
+        for name, (study, what, command) in STUDIES.items()
+    )
+
+
+def back() -> str:
+    kinds = {"LVTC 4 → 16, warm": "LVTC", "PVTC 16x, warm": "PVTC with a quarter of the tokens"}
+    said = [
+        f"{short}: {row.get('step 0', '?')} % at first, {row.get('step 800', '?')} % after 800 steps of 16 pages"
+        for row in rows_of("teacher.md")
+        if (short := kinds.get(row.get("upgrade", "")))
+    ]
+    return "; ".join(said) or MISSING
+
+
+def teacher() -> str:
+    said = [row["verdict"] for row in rows_of("teacher.md") if row.get("claim", "").endswith(": a teacher helps")]
+    if not said:
+        return MISSING
+    return ", ".join(f"{said.count(verdict)} of {len(said)} *{verdict}*" for verdict in dict.fromkeys(said))
+
+
+def page() -> str:
+    from internvlx_hf.processing.rvtc import SLICING_WORDS
+
+    return PAGE.format(
+        **SLICING_WORDS,
+        speed=speed(),
+        vllm=of_other("vllm.md", "questions/s", ("slicing", "edge (RVTC)"), ("slicing", "ratio (InternVL)")),
+        vllm_lvtc=of_other(
+            "vllm_lvtc.md", "CPU s per request", ("tokens per tile", "LVTC"), ("tokens per tile", "1024 tokens")
+        ),
+        studies=studies(),
+        accuracy=accuracy(),
+        back=back(),
+        teacher=teacher(),
+    )
+
+
+if __name__ == "__main__":
+    (DOCS / "evidence.md").write_text(page(), encoding="utf-8")

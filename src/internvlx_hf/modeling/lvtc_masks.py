@@ -1,0 +1,101 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The masks of LVTC's stages, made by transformers from each stage's [`Layout`], whose `rows` are read only here."""
+
+import torch
+import torch.nn.functional as F
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.utils.generic import is_flash_attention_requested
+
+from .configuration_internvlx import InternVLXConfig
+from .layout import BOUNDS, Layout, Masks, Rows, is_static, read_layout
+from .lvtc_layout import Plan, lay_out
+from .outputs import CACHE
+
+MASK_FUNCTIONS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+
+
+def attention_types(text_config: PretrainedConfig) -> list[str]:
+    """Attention type of every layer, as transformers' own models choose it."""
+    if getattr(text_config, "layer_types", None):
+        return text_config.layer_types
+    sliding = getattr(text_config, "sliding_window", None) is not None
+    return ["sliding_attention" if sliding else "full_attention"] * text_config.num_hidden_layers
+
+
+def make_masks(
+    text_config: PretrainedConfig, plan: Plan, inputs_embeds: torch.Tensor, cache: Cache | None
+) -> list[Masks]:
+    """The masks of all stages."""
+    layers, layouts = range(text_config.num_hidden_layers), plan.layouts
+    if layouts[0] is layouts[-1] and not is_static(cache):  # no tiles so far: all stages have the same columns
+        return [stage_masks(text_config, layers, layouts[0], inputs_embeds, cache)] * len(layouts)
+    parts = zip(plan.split(layers), layouts, strict=True)
+    return [stage_masks(text_config, *part, inputs_embeds, cache) for part in parts]
+
+
+def stage_masks(
+    text_config: PretrainedConfig, layers: range, layout: Layout, inputs_embeds: torch.Tensor, cache: Cache | None
+) -> Masks:
+    """Masks of the layers of a stage, each sized for the cache of the first layer of its attention type."""
+    types, mask = attention_types(text_config), layout.mask
+    if isinstance(mask, dict):  # made ahead by `decoding_masks`
+        prefix = "expanded_" if layers.start else ""
+        return {kind: mask.get(prefix + kind, mask.get(kind)) for kind in types}
+    first = {types[i]: i for i in reversed(layers)}
+    is_padded = layout.rows in (Rows.PADDED, Rows.PADDED_LEFT)
+    if is_padded and is_flash_attention_requested(text_config):
+        padding = _padding_bounds if layout.rows is Rows.PADDED_LEFT and not is_static(cache) else _padding_mask
+        return {kind: padding(layer, layout, cache) for kind, layer in first.items()}
+    arguments = {
+        "config": text_config,
+        "inputs_embeds": inputs_embeds.new_empty(*layout.positions.shape, 0),
+        "attention_mask": mask,
+        "position_ids": layout.positions if layout.rows is Rows.PACKED else None,
+        CACHE: cache,
+    }
+    if is_padded:  # known, so that transformers need not wait for the device to find out
+        arguments["allow_is_causal_skip"] = False
+    return {kind: MASK_FUNCTIONS[kind](layer_idx=layer, **arguments) for kind, layer in first.items()}
+
+
+def layers_see_positions(text_config: PretrainedConfig, layout: Layout) -> bool:
+    """False if the samples are known, so that flash attention need not search the positions for them in every layer."""
+    may_be_packed = layout.rows is Rows.PACKED and len(layout.bounds) < len(BOUNDS)
+    return may_be_packed or not is_flash_attention_requested(text_config)
+
+
+def _padding_mask(layer: int, layout: Layout, cache: Cache | None) -> torch.Tensor:
+    """Flash attention's mask: which columns that a layer's cache returns are visible, (B, columns) bool."""
+    columns = layout.mask.shape[1]
+    if cache is not None:
+        columns, _offset = cache.get_mask_sizes(layout.positions.shape[1], layer)
+    return layout.mask[:, -columns:].to(layout.positions.device, torch.bool)
+
+
+def _padding_bounds(layer: int, layout: Layout, cache: Cache | None) -> dict:
+    """Sample bounds that replace flash attention's mask of left padding: each row is two samples, padding and tokens.
+
+    With a mask, every layer would wait twice for the device and copy keys and values without the padding.
+    """
+    mask = _padding_mask(layer, layout, cache)
+    (batch, columns), queries = mask.shape, layout.positions.shape[1]
+    hidden = columns - mask.sum(1)
+    row = torch.arange(batch, device=mask.device)
+    bounds: dict[str, torch.Tensor | int] = {}
+    for side, length, padding in (("q", queries, (hidden - columns + queries).clamp(min=0)), ("k", columns, hidden)):
+        starts = torch.stack([row * length, row * length + padding], dim=1).flatten()
+        bounds[f"cu_seq_lens_{side}"] = F.pad(starts, (0, 1), value=batch * length).int()
+        bounds[f"max_length_{side}"] = length
+    return bounds
+
+
+def decoding_masks(
+    config: InternVLXConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache
+) -> Masks:
+    """Masks of both stages for a step on text, made ahead of a compiled forward; stage two's keys are `expanded_...`."""
+    layout = read_layout(config, inputs_embeds, attention_mask, None, cache, {})
+    plan = lay_out(config, layout, None, cache)
+    masks, expanded = make_masks(config.text_config, plan, inputs_embeds, cache)
+    return masks | {f"expanded_{kind}": mask for kind, mask in expanded.items()}

@@ -1,0 +1,357 @@
+"""`make mutate`: plant each fault of the catalogue in a copy of the repository, and see whether a test notices.
+
+    python tests/helpers/mutate.py [--area AREA ...] [--fault WORDS] [--jobs 2] [--write]
+
+Each run of tests is a fork of a process that has imported torch, transformers and pytest, but not the package. First, every
+test file runs once without a fault, to see which functions each test enters and how long it takes. Of a fault, the test that
+noticed it last time runs first, then the quickest of those that enter its function, then the others, then the rest of the room.
+What was found is kept in `build/mutate`: a stopped run goes on, and a changed file of tests or of the package is run again.
+"""
+
+import argparse
+import ast
+import compileall
+import contextlib
+import gc
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import forked
+from faults import PACKAGE, Fault, read_catalogue
+from paths import ROOT
+
+FOLDER = ROOT / "build/mutate"
+README = ROOT / "tests/mutation/README.md"
+HELPERS = {path.stem for path in (ROOT / "tests/helpers").glob("*.py")}
+FIRST, FIRST_FILES = 12, 2  # tests in the first round, and files that they are from
+LONGEST = 25  # seconds that the tests of the second may take together
+RESULT = "## Last result\n"
+LIMIT = 600  # seconds until a run counts as hanging
+
+
+class Watch:
+    """A pytest plug-in: each test's seconds, the package's functions that it entered, and which failed."""
+
+    def __init__(self, package: Path, trace: bool):
+        self.package, self.trace = f"{package}/", trace
+        self.tests: dict[str, dict] = {}
+        self.failed: list[str] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        entered: set[str] = set()
+
+        def tracer(frame, _event, _argument):
+            if frame.f_code.co_filename.startswith(self.package):
+                entered.add(f"{frame.f_code.co_filename.removeprefix(self.package)}:{frame.f_code.co_name}")
+
+        started = time.monotonic()
+        if self.trace:
+            sys.settrace(tracer)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            self.tests[item.nodeid] = {"seconds": round(time.monotonic() - started, 3), "entered": sorted(entered)}
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+def files_of(root: Path) -> list[str]:
+    """The repository's files, without what git ignores."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [name for name in names if name and (root / name).is_file()]
+
+
+class Tree:
+    """A copy of the repository's files, in which one fault at a time is planted."""
+
+    def __init__(self, path: Path, root: Path = ROOT):
+        self.path, self.planted_so_far = path, 0
+        shutil.rmtree(path, ignore_errors=True)
+        for name in files_of(root):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, path / name)
+        (path / "build").symlink_to(ROOT / "build")
+        compileall.compile_dir(path / "src", quiet=1)
+
+    def run(self, *arguments: str, trace: bool = False, limit: float = LIMIT) -> dict:
+        """What pytest saw: its status, "failed" tests, and "tests"; status -1 if it was still running after `limit` seconds."""
+        result = self.path.with_suffix(".json")
+
+        def act() -> int:
+            os.setpgid(0, 0)
+            os.chdir(self.path)
+            os.environ["PYTHONPATH"] = str(self.path / "src")
+            sys.path[:] = [
+                str(self.path / "src"),
+                *(part for part in sys.path if Path(part) != ROOT / "tests/helpers"),
+            ]
+            for name in list(sys.modules):
+                if name in HELPERS or name.partition(".")[0] == "internvlx_hf":
+                    del sys.modules[name]
+            output = os.open(self.path.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            watch = Watch(self.path / PACKAGE, trace)
+            status = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=short", *arguments], [watch])
+            result.write_text(json.dumps({"status": int(status), "failed": watch.failed, "tests": watch.tests}))
+            return 0
+
+        result.unlink(missing_ok=True)
+        process, end = forked.start(act), time.monotonic() + limit
+        while not os.waitpid(process, os.WNOHANG)[0]:
+            if time.monotonic() > end:
+                os.killpg(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                return {"status": -1, "failed": [], "tests": {}}
+            time.sleep(0.05)
+        # a fault may end the process
+        return json.loads(result.read_text()) if result.exists() else {"status": -2, "failed": [], "tests": {}}
+
+    @contextlib.contextmanager
+    def planted(self, fault: Fault) -> Iterator[None]:
+        path = self.path / PACKAGE / fault.file
+        before, times = path.read_text(), path.stat()
+        self.planted_so_far += 1
+        path.write_text(fault.planted(before))
+        os.utime(path, (self.planted_so_far, self.planted_so_far))  # by which Python knows which byte code is whose
+        try:
+            yield
+        finally:
+            path.write_text(before)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def import_once(tree: Tree) -> None:
+    """Import what the package imports from elsewhere."""
+    found = FOLDER / "modules.json"
+
+    def act() -> int:
+        sys.path[:0] = [str(tree.path / "src"), str(tree.path / "tests/helpers")]
+        for path in sorted((tree.path / PACKAGE).rglob("*.py")):
+            if path.stem != "__main__":
+                with contextlib.suppress(Exception):  # of a package that only some use
+                    importlib.import_module(".".join(path.relative_to(tree.path / "src").with_suffix("").parts))
+        importlib.import_module("tiny").tiny_model("qwen2")
+        found.write_text(
+            json.dumps([name for name in sys.modules if name.split(".")[0] not in ("internvlx_hf", "tiny")])
+        )
+        return 0
+
+    if forked.run(act):
+        raise SystemExit("the package cannot be imported without a fault")
+    for name in json.loads(found.read_text()):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.freeze()
+
+
+def digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:20]
+
+
+def kept(kind: str, key: str) -> Path:
+    path = FOLDER / kind / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def known(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def record_of(fault: Fault) -> Path:
+    return kept("faults", f"{fault.title}{fault.old}{fault.new}")
+
+
+def share(items: list, jobs: int, act: Callable[[Tree, list], None]) -> None:
+    """Let `jobs` forks of this process do every `jobs`-th item each, in a copy of its own."""
+
+    def part(index: int) -> None:
+        try:
+            act(Tree(FOLDER / f"tree{index}"), items[index::jobs])
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    processes = [forked.start(partial(part, index)) for index in range(jobs)]
+    try:
+        statuses = [forked.wait(process) for process in processes]
+        if any(statuses):
+            raise SystemExit("a worker failed")
+    except KeyboardInterrupt:
+        for process in processes:
+            os.kill(process, signal.SIGINT)
+        raise
+
+
+def test_files() -> list[Path]:
+    left_out = ("hf_suite", "engines", "site", "mutation", "golden")
+    paths = (ROOT / "tests").rglob("test_*.py")
+    return sorted(path for path in paths if path.relative_to(ROOT / "tests").parts[0] not in left_out)
+
+
+def measure(tree: Tree, paths: list[Path]) -> None:
+    """Run test files without a fault, unless that was done."""
+    for path in paths:
+        name, own = str(path.relative_to(ROOT)), digest(path)
+        if known(kept("tests", name)).get("digest") != own:
+            found = tree.run(name, "-m", "not slow", trace=True)
+            kept("tests", name).write_text(json.dumps({"file": name, "digest": own, **found}))
+            print(f"{name}: {len(found['tests'])} tests, {len(found['failed'])} fail", flush=True)
+
+
+def room(name: str) -> str:
+    """The folder under `tests` or in the package."""
+    parts = name.split("::")[0].removeprefix("tests/").split("/")
+    return parts[0] if len(parts) > 1 else ""
+
+
+def enclosing_function(source: str, offset: int) -> str | None:
+    line = source.count("\n", 0, offset) + 1
+    found = None
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= line <= (node.end_lineno or 0):
+            found = node.name  # the innermost comes last
+    return found
+
+
+def tests_of(fault: Fault, tests: dict[str, dict]) -> list[str]:
+    """The tests that enter the fault's function, or its file if none does: its room's first, the quickest first."""
+    source = (ROOT / PACKAGE / fault.file).read_text()
+    function = enclosing_function(source, source.index(fault.old))
+    entered = f"{fault.file}:{function}"
+    chosen = [name for name, test in tests.items() if entered in test["entered"]]
+    chosen = chosen or [name for name, test in tests.items() if any(e.startswith(fault.file) for e in test["entered"])]
+
+    def cost(name: str) -> float:
+        focus = len(tests[name]["entered"]) / 50
+        return (tests[name]["seconds"] + 0.05) * (1 + focus) * (1 if room(name) == room(fault.file) else 4)
+
+    return sorted(chosen, key=cost)
+
+
+def judge(tree: Tree, faults: list[Fault]) -> None:
+    records = list(filter(None, (known(kept("tests", str(path.relative_to(ROOT)))) for path in test_files())))
+    tests = {name: test for record in records for name, test in record["tests"].items()}
+    failing = {name for record in records for name in record["failed"]}
+    for name in failing & tests.keys():
+        del tests[name]
+    state = digest(*sorted((ROOT / "src").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py")))
+    for fault in faults:
+        path = record_of(fault)
+        before = known(path)
+        if before.get("state") == state:
+            continue
+        started = time.monotonic()
+        with tree.planted(fault):
+            found = notice(tree, fault, tests_of(fault, tests), tests, before.get("noticed", ""), failing)
+        seconds = round(time.monotonic() - started, 1)
+        path.write_text(json.dumps({"title": fault.title, "state": state, "noticed": found, "seconds": seconds}))
+        print(f"{seconds:6.1f} s  {fault.title}: {found or 'SURVIVED'}", flush=True)
+
+
+def notice(tree: Tree, fault: Fault, chosen: list[str], tests: dict[str, dict], last: str, failing: set[str]) -> str:
+    """The first test that fails with the fault, or an empty string."""
+    rounds: list[list[str]] = [[last]] if last in tests else []
+    files = list(dict.fromkeys(name.partition("::")[0] for name in chosen))[:FIRST_FILES]
+    first = [name for name in chosen if name.partition("::")[0] in files][:FIRST]
+    rounds.append(first)
+    second, total = [], 0.0
+    for name in chosen:
+        total += tests[name]["seconds"]
+        if name not in first and total < LONGEST:
+            second.append(name)
+    rounds.append(second)
+    for names in filter(None, rounds):
+        expected = sum(tests[name]["seconds"] for name in names)
+        found = tree.run("-x", *names, limit=60 + 8 * expected)
+        if found["status"] not in (0, 5):
+            return (found["failed"] or [f"the process ended or hung: {names[0]}"])[0]
+    if os.environ.get("QUICK"):
+        return ""
+    slow = ROOT / "tests" / room(fault.file)
+    paths = [slow] if room(fault.file) and slow.exists() else (ROOT / "tests").glob("test_*.py")
+    found = tree.run(
+        "-x",
+        "-m",
+        "slow",
+        *(str(path.relative_to(ROOT)) for path in paths),
+        *(f"--deselect={name}" for name in failing),
+    )
+    return found["failed"][0] if found["failed"] else ""
+
+
+def rates(faults: list[Fault]) -> dict[str, tuple[int, list[str]]]:
+    """By area: faults that were judged, and the names of those that nothing noticed."""
+    table: dict[str, tuple[int, list[str]]] = {}
+    for fault in faults:
+        record = known(record_of(fault))
+        if record:
+            judged, survivors = table.get(fault.area, (0, []))
+            table[fault.area] = judged + 1, survivors + ([] if record["noticed"] else [fault.name])
+    return table
+
+
+def report(faults: list[Fault]) -> str:
+    table = rates(faults)
+    lines = ["| area | faults | noticed | rate |", "|---|---|---|---|"]
+    for area, (judged, survivors) in table.items():
+        lines.append(f"| {area} | {judged} | {judged - len(survivors)} | {1 - len(survivors) / judged:.0%} |")
+    judged, missed = (sum(map(count, table.values())) for count in (lambda row: row[0], lambda row: len(row[1])))
+    lines.append(f"| all | {judged} | {judged - missed} | {1 - missed / judged:.1%} |")
+    seconds = [known(record_of(fault))["seconds"] for fault in faults if known(record_of(fault))]
+    survivors = [f"- {area}: {name}" for area, (_, names) in table.items() for name in names]
+    return "\n".join(
+        [*lines, "", f"Median of {statistics.median(seconds):.1f} s a fault. Survivors:", "", *(survivors or ["none"])]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--area", action="append", default=[])
+    parser.add_argument("--fault", default="", help="words of the names of the faults to plant")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="the result into tests/mutation/README.md")
+    options = parser.parse_args()
+    faults = [
+        fault
+        for fault in read_catalogue()
+        if not fault.equivalent and options.fault in fault.title and (not options.area or fault.area in options.area)
+    ]
+    if not faults:
+        raise SystemExit(f"no fault of the catalogue is in {options.area or 'any area'} and named {options.fault!r}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    import_once(Tree(FOLDER / "tree0"))
+    share(test_files(), options.jobs, measure)
+    share(faults, options.jobs, judge)
+    print(report(faults))
+    if options.write:
+        head = README.read_text().split(RESULT)[0]
+        README.write_text(f"{head}{RESULT}\n{report(faults)}\n")
+
+
+if __name__ == "__main__":
+    main()
