@@ -100,9 +100,8 @@ def test_every_slicing_asks_the_same_of_the_same_pages_and_edge_and_ratio_cut_ma
 
 @pytest.mark.parametrize(("pages", "slicing"), [("one", "whole"), ("several", "edge"), ("several", "ratio")])
 def test_sizes_are_continuous_and_digits_begin_anywhere_in_a_window(pages, slicing):
-    from digit_pages import TILE, compose
-
     import settings
+    from digit_pages import TILE, compose
 
     kind, rng = settings.KINDS[pages], np.random.default_rng(0)
     sides = [compose(kind, "test", rng).image.size for _ in range(200)]

@@ -31,12 +31,14 @@ class Kind:
         digits: the smallest and the largest side of a digit, pixels.
         most: columns and rows of digits at most; fewer where they do not fit.
         avoids_borders: whether the digits keep clear of every slicing's borders.
+        base_times: a base reads pages of this kind for so many times the schedule's steps.
     """
 
     sides: tuple[int, int]
     digits: tuple[int, int]
     most: tuple[int, int]
     avoids_borders: bool = False
+    base_times: int = 1
 
 
 @dataclass

@@ -33,7 +33,7 @@ class Schedule:
     base_rate: float = 2e-3
     stage1_steps: int = 60  # projectors only
     stage1_rate: float = 3e-3
-    stage2_steps: int = 300  # everything
+    stage2_steps: int = 400  # everything
     stage2_rate: float = 2e-3
     batch: int = 16
     test_pages: int = 256  # of each kind
@@ -117,7 +117,7 @@ class Configuration:
             LANGUAGE_MODEL,
             FILLED,
         ]
-        settings = json.dumps([asdict(self), kinds_key(), seed, training], sort_keys=True)
+        settings = json.dumps([asdict(self), pages_key(self.pages), seed, training], sort_keys=True)
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def model_settings(self, **vocabulary) -> dict:
@@ -131,8 +131,8 @@ class Configuration:
         }
 
 
-def kinds_key() -> str:
-    return hashlib.sha256(repr(KINDS).encode()).hexdigest()[:8]
+def pages_key(pages: str) -> str:
+    return hashlib.sha256(repr(KINDS[pages]).encode()).hexdigest()[:8]
 
 
 def pvtc(**arguments) -> dict:

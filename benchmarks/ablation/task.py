@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from digit_pages import MAX_TILES, TILE, Kind, compose, grid
-from settings import FILLED, KINDS, PATCHES, kinds_key
+from settings import FILLED, KINDS, PATCHES, pages_key
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 
@@ -162,7 +162,7 @@ def cached_samples(
 ) -> list[Sample]:
     """The samples of `make_samples`, cached for all runs that share them."""
     chosen = "-".join(f"{name}={value}" for name, value in options.items())
-    path = folder / f"{split}-{count}-{pages}-{kinds_key()}-{slicing}-{seed}-{chosen}.pt"
+    path = folder / f"{split}-{count}-{pages}-{pages_key(pages)}-{slicing}-{seed}-{chosen}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         samples = make_samples(split, count, pages, slicing, seed, **options)

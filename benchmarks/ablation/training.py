@@ -18,11 +18,12 @@ from settings import (
     CURRICULUM,
     DECAY,
     FILLED,
+    KINDS,
     OPTIMISER,
     PATCH_LOSS,
     Configuration,
     Schedule,
-    kinds_key,
+    pages_key,
 )
 from task import BLOCK, Collator, Sample, build_processor, cached_samples, make_samples, share_in_place
 from torch import nn
@@ -132,7 +133,7 @@ def tower_loss(model, features: torch.Tensor, counts: torch.Tensor, tiles: torch
 
 def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
     training = f"{schedule.tower_steps}-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
-    return cache / f"base-{pages}-{kinds_key()}-{number}-{training}"
+    return cache / f"base-{pages}-{pages_key(pages)}-{number}-{training}"
 
 
 def make_base(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
@@ -154,7 +155,7 @@ class BasePages(Dataset):
 
     def __init__(self, pages: str, number: int, schedule: Schedule):
         self.pages, self.slicings, self.batch = pages, BASE_SLICINGS[pages], schedule.batch
-        self.steps = max(schedule.base_steps, schedule.tower_steps)
+        self.steps = max(schedule.base_steps * KINDS[pages].base_times, schedule.tower_steps)
         self.seed, self.step, self.samples = BASE_PAGES + number, -1, []
 
     def __len__(self) -> int:
@@ -193,7 +194,8 @@ def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None
         losses = []
         if one is None:
             losses += train(model, samples, collator, schedule.tower_steps, *arguments, TowerAloneTrainer)
-        losses += train(model, samples, collator, schedule.base_steps, *arguments, TowerTrainer)
+        steps = schedule.base_steps * KINDS[pages].base_times
+        losses += train(model, samples, collator, steps, *arguments, TowerTrainer)
         seconds = time.process_time() - start
         del model.counter, model.namer
         validation = {
