@@ -135,6 +135,7 @@ def main() -> None:
     if not args.report_only:
         train_missing(records, groups, seeds, args.cache, "validation" if args.pilot else "test", publish)
     publish()
+    print(results / "README.md")
 
 
 def save_results(folder: Path, records: Records, groups: dict, cache: Path) -> None:
