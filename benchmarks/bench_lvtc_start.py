@@ -253,26 +253,18 @@ def text_logits(model: nn.Module, golden: dict[str, torch.Tensor]) -> torch.Tens
 class Miniature:
     """A model of the digit study, trained with windows of 2x2 patches, as a checkpoint, and the pages to measure it on."""
 
-    def __init__(self, folder: Path, steps: int):
+    def __init__(self, folder: Path):
         sys.path.insert(0, str(Path(__file__).parent / "ablation"))
         import training
-        from settings import BASE_4N, CURRICULUM, TILE, Schedule
+        from settings import Schedule
         from task import Collator, build_processor, cached_samples
 
-        def pages(split: str, count: int, seed: int, curriculum: float = 0.0) -> list:
-            return cached_samples(CACHE, split, count, "dense", "whole", TILE, seed, curriculum)
+        def pages(split: str, count: int, seed: int) -> list:
+            return cached_samples(CACHE, split, count, "one", "whole", seed, filled=1.0)
 
         self.pages, self.collator, self.evaluate = pages, Collator, training.evaluate
         self.processor, self.folder = build_processor(), folder
-        trained, rate = CACHE / f"lvtc-start-{steps}", Schedule.base_rate
-        if not trained.exists():
-            training.set_seed(0)
-            self.source = training.build_model(BASE_4N, self.processor)
-            samples = pages("train", steps * BATCH, training.BASE_PAGES, CURRICULUM)
-            training.train(
-                self.source, samples, self.collate(self.source), steps, rate, BATCH, folder.parent / "trainer"
-            )
-            self.source.save_pretrained(trained)
+        trained = training.make_base("one", 0, Schedule(), CACHE)
         self.source = InternVLXForConditionalGeneration.from_pretrained(trained).eval()
         self.source.save_pretrained(folder)
         saved = build_processor()
@@ -299,7 +291,7 @@ class Miniature:
     def measure(self, model: nn.Module) -> tuple[float, float, float]:
         """Distances, and the share of digits in percent that greedy decoding reads."""
         logits = self.answers(model)
-        accuracy = 100 * self.evaluate(model, self.processor, self.test, self.collate(model))["all"]
+        accuracy = 100 * self.evaluate(model, self.test)["all"]
         return rms(logits, self.expected), divergence(logits, self.expected), accuracy
 
     def train(self, model: nn.Module, steps: list[int], seed: int) -> list[str]:
@@ -322,7 +314,7 @@ class Miniature:
 def miniature(args: argparse.Namespace) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        study = Miniature(Path(folder) / "source", args.source_steps)
+        study = Miniature(Path(folder) / "source")
         accuracy = study.measure(study.source)[-1]
         print(f"\nMiniature: the source reads {accuracy:.1f} %, its logits' spread is {study.expected.std():.2f}\n")
         found = {}
@@ -368,7 +360,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, nargs="+", default=[25, 50, 100], help="where to measure a training")
     parser.add_argument("--train", nargs="*", choices=list(STARTS), default=TRAINED, metavar="NAME", help="candidates")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--source-steps", type=int, default=900, help="of the miniature's source")
     return parser
 
 

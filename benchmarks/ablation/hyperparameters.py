@@ -4,30 +4,28 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
-from claims import SEEDS, SEEDS_WITHOUT_CLAIM
+from digit_pages import MAX_TILES, SPLITS, TILE
 from evidence.tables import markdown
 from settings import (
     BASE,
-    BASES,
     CLS_LOSS,
     CURRICULUM,
     DECAY,
-    FAMILIES,
+    FILLED,
     GROUPS,
+    KINDS,
     LANGUAGE_MODEL,
     LVTC,
-    MAIN,
     OPTIMISER,
+    PATCH_LOSS,
     PATCHES,
     PVTC,
-    TILE,
+    SEEDS,
     TOWER,
     Configuration,
     Schedule,
-    base_row,
-    settings_of,
-)  # fmt: skip
-from task import BLOCK, KINDS, MAX_TILES, QUESTIONS, SPLITS
+)
+from task import BLOCK, QUESTIONS
 from training import BASE_SLICINGS
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
@@ -70,13 +68,11 @@ def settings_table(settings: Mapping[str, object]) -> str:
 
 def rows_table() -> str:
     """What each row sets otherwise than `Configuration()`."""
-    default = settings_of(Configuration())
+    default = asdict(Configuration())
     rows = []
     for group, configurations in GROUPS.items():
         for name, configuration in configurations.items():
-            other = {
-                field: value for field, value in settings_of(configuration).items() if value != default.get(field)
-            }
+            other = {field: value for field, value in asdict(configuration).items() if value != default.get(field)}
             rows.append((group, name, "; ".join(f"`{field}`: {shown(value)}" for field, value in other.items())))
     return markdown(("group", "row", "settings"), rows, left=3)
 
@@ -100,25 +96,18 @@ def initial_values(configuration: Configuration) -> str:
 
 
 def pages_table() -> str:
-    rows = []
-    for name, kind in KINDS.items():
-        sizes = [
-            f"{columns}x{rows_} ({columns * kind.cell[0]}x{rows_ * kind.cell[1]} pixels, {share:.0%})"
-            for (columns, rows_), share in kind.layouts.items()
-        ]
-        rows.append((name, ", ".join(sizes), str(kind.digit)))
-    return markdown(("pages", "columns x rows of digits (size, share)", "digit, pixels"), rows, left=2)
-
-
-def family_settings(name: str) -> dict[str, object]:
-    family = FAMILIES[name]
-    tower = model_config(base_row(name)).vision_config.to_diff_dict()
-    return {
-        f"tower (`{family.tower['model_type']}`)": worth_saying(tower | family.tower),
-        f"language model (`{family.language_model['model_type']}`)": worth_saying(family.language_model),
-        "its own projector": family.projector,
-        "layer of the tower that is projected": family.vision_feature_layer,
-    }
+    rows = [
+        (
+            name,
+            " to ".join(map(str, kind.sides)),
+            " to ".join(map(str, kind.digits)),
+            "x".join(map(str, kind.most)),
+            "yes" if kind.avoids_borders else "no",
+        )
+        for name, kind in KINDS.items()
+    ]
+    header = ("pages", "sides, pixels", "digit, pixels", "columns x rows at most", "clear of every slicing's borders")
+    return markdown(header, rows)
 
 
 def hyperparameters(schedule: dict | None = None) -> str:
@@ -129,11 +118,11 @@ def hyperparameters(schedule: dict | None = None) -> str:
         "pages go from easy to hard over, share of the steps": CURRICULUM,
         "questions, share of the training samples (else transcriptions)": QUESTIONS,
         "samples in a row with the same kind of question and page": BLOCK,
-        "loss of the CLS token in a base, weight": CLS_LOSS,
-        "a base for pages of several tiles goes on from the base for pages that are": "dense",
-        "slicing of a base's batches for pages of several tiles, in turn": BASE_SLICINGS,
-        "bases of each family and kind of page": BASES,
-        "seeds of a row with a claim, without": f"{SEEDS}, {SEEDS_WITHOUT_CLAIM}",
+        "loss of the CLS token in a base, of patches, weights": f"{CLS_LOSS}, {PATCH_LOSS}",
+        "part of a page that has digits, at random in training": FILLED,
+        "a base for pages of several tiles goes on from the base for pages of": "one",
+        "slicing of a base's batches, in turn": BASE_SLICINGS,
+        "bases of each kind of page, and seeds of each row": SEEDS,
         "handwriting samples": SPLITS,
         "tile, pixels; patches a side; tiles a page at most": f"{TILE}; {PATCHES}; {MAX_TILES}",
     }
@@ -145,12 +134,6 @@ def hyperparameters(schedule: dict | None = None) -> str:
         "**Optimiser** (`TrainingArguments`)", settings_table(OPTIMISER),
         "**Vision tower**", settings_table(config.vision_config.to_diff_dict() | TOWER),
         f"**Language model** (`{LANGUAGE_MODEL['model_type']}`)", settings_table(LANGUAGE_MODEL),
-        *(
-            part
-            for name in FAMILIES
-            if name != MAIN
-            for part in (f"**The family {name}**", settings_table(family_settings(name)))
-        ),
         "**PVTC**", settings_table(config.projector_config.to_dict()),
         "**LVTC**", settings_table(model_config(LVTC).lvtc_config.to_dict()),
         "**Initial values of PVTC**, measured; norms start at 1", initial_values(PVTC),

@@ -7,33 +7,19 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from estimates import accuracies, mean
+from estimates import accuracies, mean, untrained
 from evidence.claims import APPEARS, DOES_NOT, OTHER_WAY, Finding
 from evidence.intervals import interval
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, NullLocator
-from settings import LAYERS, PATCHES
+from settings import CURVES, LAYERS, SLICINGS, WAYS
 
 PLOTS = {
-    "table2": "accuracy and FLOPs, one tile",
-    "attribution": "accuracy and FLOPs, pages of several tiles",
-    "table5": "accuracy and tokens by how pages are cut",
-    "figure7": "accuracy of projectors and baselines at three ratios",
-    "k_curve": "accuracy over the layer of expansion or merging",
-    "figure8": "accuracy over M₁ and M₂",
+    "steps": "accuracy over the FLOPs of the training",
+    "knocked_out": "accuracy without the image from a layer on",
+    "slicing": "accuracy over the tokens of a page",
 }
 INK, GREY, ORANGE, BLUE = "#24292f", "#6e7781", "#d9730d", "#0969da"
-PROJECTORS = {
-    "pvtc": ("PVTC", ORANGE),
-    "pixel_shuffle": ("pixel shuffle", BLUE),
-    "token_packer": ("TokenPacker", BLUE),
-    "ldpv2": ("LDPv2", BLUE),
-    "linear": ("linear, no compression", INK),
-    "average": ("average pooling", GREY),
-    "downsampled": ("downsampled image", GREY),
-    "cls_pruning": ("pruned by CLS attention", GREY),
-    "random_pruning": ("pruned at random", GREY),
-}
 VERDICT_COLOURS = {APPEARS: ORANGE, OTHER_WAY: BLUE, DOES_NOT: INK}
 ACCURACY = "digits read, %"
 STYLE = {
@@ -55,17 +41,15 @@ STYLE = {
 }
 
 
-def draw(group: str, runs: dict[str, list[dict]], path: Path) -> None:
-    drawers = {
-        "table2": over_flops,
-        "attribution": over_flops,
-        "table5": table_5,
-        "figure7": figure_7,
-        "k_curve": k_curve,
-        "figure8": figure_8,
-    }
+def draw(name: str, runs: dict[str, list[dict]], path: Path) -> None:
+    """A curve of the runs of all rows that have some."""
     with plt.rc_context(STYLE):
-        _save(drawers[group](runs), path)
+        figure, axes = plt.subplots(figsize=(6.6, 4.2))
+        {"steps": steps, "knocked_out": knocked_out, "slicing": tokens}[name](axes, runs)
+        axes.set_ylabel(ACCURACY)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best", fontsize=8)
+        _save(figure, path)
 
 
 def draw_claims(findings: dict[str, list[Finding]], titles: dict[str, str], path: Path) -> None:
@@ -172,101 +156,38 @@ def log_axis(axes, ticks: list, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def figure_7(runs):
-    """One panel per ratio, since each ratio has pages of its own."""
-    ratios = [ratio for ratio in (4, 16, 64) if any(name.endswith(f" x{ratio}") for name in runs)] or [16]
-    figure, panels = plt.subplots(
-        1, len(ratios), figsize=(3.1 * len(ratios) + 1.5, 3.6), sharex=True, sharey=True, squeeze=False
-    )
-    names = [name for name in PROJECTORS if any(row.split(" x")[0] == name for row in runs)]
-    for axes, ratio in zip(panels[0], ratios, strict=True):
-        for place, name in enumerate(names):
-            key = f"{name} x1" if name == "linear" and ratio == 4 else f"{name} x{ratio}"
-            if key in runs:
-                known = interval(accuracies(runs[key]))
-                half = known.half_width if known.count > 1 else 0
-                axes.errorbar(known.mean, place, xerr=half, fmt="o", color=PROJECTORS[name][1], capsize=3)
-        tokens = PATCHES**2 // ratio
-        axes.set_title(f"{ratio}x: {tokens} token{'s' * (tokens > 1)} per tile")
-        axes.set_xlabel(ACCURACY)
-    panels[0][0].set_xlim(0, 100)
-    panels[0][0].set_yticks(range(len(names)), [PROJECTORS[name][0] for name in names], color=INK)
-    panels[0][0].set_ylim(len(names) - 0.5, -0.5)
-    figure.tight_layout()
-    return figure
+def steps(axes, runs: dict[str, list[dict]]) -> None:
+    """Points of one colour have 1, 2 and 4 times the steps; two points above one another cost the same."""
+    for colour, (name, rows) in zip((BLUE, ORANGE, GREY), CURVES.items(), strict=True):
+        found = [runs[row] for row in rows if row in runs]
+        flops = [training_teraflops(records) for records in found]
+        with_intervals(axes, flops, found, color=colour, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("TFLOPs of the training")
 
 
-def k_curve(runs):
-    figure, axes = plt.subplots(figsize=(6.6, 4.2))
-    curves = (
-        ("N → 4N", ORANGE, "o", "LVTC: N, from layer k on 4N"),
-        ("4N → N", BLUE, "s", "merged: 4N, from layer k on N"),
-    )
-    for start, colour, marker, label in curves:
-        found = {int(name.split("k=")[1]): records for name, records in runs.items() if name.startswith(start)}
-        found = dict(sorted(found.items()))
-        if found:
-            with_intervals(axes, list(found), found.values(), color=colour, marker=marker, label=label)
-    for name in ("4N", "N"):
-        if name in runs:
-            known = interval(accuracies(runs[name]))
-            axes.axhline(known.mean, color=GREY, linewidth=1, linestyle="--")
-            axes.annotate(f"{name} in all layers", (LAYERS, known.mean), xytext=(0, 3), textcoords="offset points",
-                          ha="right", color=GREY, fontsize=9)  # fmt: skip
-            if known.count > 1:
-                axes.axhspan(known.low, known.high, color="#eaeef2", zorder=0)
-    axes.set_xlim(0.6, LAYERS + 0.05)
-    axes.set_xticks(range(1, LAYERS), [f"{k}/{LAYERS}" for k in range(1, LAYERS)])
-    axes.set_xlabel("layer k, as a share of the layers")
-    axes.set_ylabel(ACCURACY)
-    axes.set_title("Where tokens are expanded, or merged")
-    axes.legend(loc="best")
-    return figure
+def training_teraflops(records: list[dict]) -> float:
+    """Of all steps, a backward counted as two forwards."""
+    schedule, times = records[0]["schedule"], records[0]["configuration"]["stage2_times"]
+    pages = (schedule["stage1_steps"] + times * schedule["stage2_steps"]) * schedule["batch"]
+    return 3 * pages * mean(records, "forward_mflops") / 1e6
 
 
-def figure_8(runs):
-    figure, axes = plt.subplots(figsize=(5.6, 4))
-    for label, colour, marker, row, sides in (
-        ("M₂, with M₁ = 4", ORANGE, "o", "M1=4 M2={}", (8, 4, 2, 1)),
-        ("M₂, with M₁ = 4, three times the steps", ORANGE, "^", "M1=4 M2={}, 3x steps", (2, 1)),
-        ("M₁, with M₂ = 2", BLUE, "s", "M1={} M2=2", (8, 4, 2)),
-    ):
-        found = {side: runs[row.format(side)] for side in sides if row.format(side) in runs}
-        if found:
-            line = "--" if "steps" in label else "-"
-            with_intervals(axes, list(found), found.values(), color=colour, marker=marker, linestyle=line, label=label)
-    log_axis(axes, [1, 2, 4, 8], "window side M")
-    axes.set_ylabel(ACCURACY)
-    axes.invert_xaxis()
-    axes.set_title("Window sides before (M₁) and after (M₂)")
-    axes.legend(loc="best")
-    return figure
+def knocked_out(axes, runs: dict[str, list[dict]]) -> None:
+    rows = {
+        name: ways for name, ways in WAYS.items() if name in runs and all(isinstance(k, int) for k in ways.values())
+    }
+    for number, (name, ways) in enumerate(rows.items()):
+        known = [interval(untrained(runs[name], way)).mean for way in ways] + [interval(accuracies(runs[name])).mean]
+        axes.plot(range(LAYERS + 1), known, marker="o", markersize=4, color=f"C{number}", label=name)
+    axes.set_xticks(range(LAYERS + 1), [*map(str, range(LAYERS)), "never"])
+    axes.set_xlabel("first layer in which text does not see the image")
 
 
-def beside(runs: dict[str, list[dict]], field: str, label: str):
-    """The accuracies of the rows, and beside them what they cost: a field of the records, with its label."""
-    figure, panels = plt.subplots(
-        1, 2, figsize=(8.6, 0.34 * len(runs) + 1.3), sharey=True, gridspec_kw={"width_ratios": (3, 2)}
-    )
-    left, right = panels
-    for place, (name, records) in enumerate(runs.items()):
-        known = interval(accuracies(records))
-        half = known.half_width if known.count > 1 else 0
-        colour = GREY if name in ("Base", "Base, 4N tokens", "ratio") or name.startswith("one tile") else ORANGE
-        left.errorbar(known.mean, place, xerr=half, fmt="o", color=colour, capsize=3)
-        right.barh(place, mean(records, field), height=0.5, color=colour, alpha=0.5)
-    left.set_yticks(range(len(runs)), list(runs), color=INK)
-    left.set_ylim(len(runs) - 0.5, -0.5)
-    left.set_xlabel(ACCURACY)
-    right.set_xlim(left=0)
-    right.set_xlabel(label)
-    figure.tight_layout()
-    return figure
-
-
-def over_flops(runs):
-    return beside(runs, "forward_mflops", "MFLOPs of a page's forward")
-
-
-def table_5(runs):
-    return beside(runs, "tokens", "visual tokens a page")
+def tokens(axes, runs: dict[str, list[dict]]) -> None:
+    """A curve per slicing, through the rows with N and with 4N tokens per tile."""
+    for number, name in enumerate(name for name in SLICINGS if ", " not in name):
+        found = [runs[row] for row in (name, f"{name}, 4N") if row in runs]
+        costs = [mean(records, "tokens") for records in found]
+        with_intervals(axes, costs, found, color=f"C{number}", marker="o", label=name)
+    log_axis(axes, [4, 8, 16, 32, 64], "visual tokens a page")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from settings import Configuration, Schedule, settings_of
+from settings import Configuration, Schedule
 
 RUNS, BASES_FILE = "runs.json", "bases.json"
 
@@ -39,13 +39,33 @@ class Records:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "seed": seed,
-            "configuration": settings_of(configuration),
+            "configuration": asdict(configuration),
             "schedule": asdict(self.schedule),
             **result,
         }
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(record), encoding="utf-8")
         unfinished.rename(path)
+
+    def base(self, pages: str, number: int, cache: Path) -> dict | None:
+        """The record of a base: the published one, else that in `cache`; None if there is neither.
+
+        Raises:
+            ValueError: if the base was trained again and is another one.
+        """
+        from training import base_folder
+
+        published = self.published_bases.get((pages, number))
+        path = base_folder(pages, number, self.schedule, cache) / "base.json"
+        if not path.exists():
+            return published
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if published is not None and record["losses"] != published["losses"]:
+            raise ValueError(
+                f"{path.parent} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
+                "on this machine, runs cannot be added to the published ones. Leave out --published."
+            )
+        return published or record
 
     def collect(self, configurations: Iterable[Configuration], seeds: Sequence[int]) -> "Results":
         """The finished runs of the configurations, each configuration once."""
@@ -72,7 +92,7 @@ class Results:
 
     @staticmethod
     def key(configuration: Configuration | dict) -> str:
-        fields = configuration if isinstance(configuration, dict) else settings_of(configuration)
+        fields = configuration if isinstance(configuration, dict) else asdict(configuration)
         return json.dumps(fields, sort_keys=True)
 
     def of(self, configuration: Configuration) -> list[dict]:
@@ -96,43 +116,19 @@ class Results:
 
 def load_results(path: Path) -> Results:
     results = Results({})
-    for row in json.loads(path.read_text(encoding="utf-8")):
+    for row in json.loads(path.read_text(encoding="utf-8")) if path.exists() else ():
         shared = {name: row[name] for name in ("configuration", "schedule")}
         results.rows[Results.key(row["configuration"])] = [{**shared, **run} for run in row["runs"]]
     return results
 
 
-def load_bases(path: Path) -> dict[tuple[str, str, int], dict]:
-    """The records that `save_bases` wrote, by family, kind of page and number."""
-    bases = json.loads(path.read_text(encoding="utf-8"))
-    return {(base.pop("family"), base.pop("pages"), base.pop("number")): base for base in bases}
+def load_bases(path: Path) -> dict[tuple[str, int], dict]:
+    """The records that `save_bases` wrote, by kind of page and number."""
+    bases = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return {(base.pop("pages"), base.pop("number")): base for base in bases}
 
 
-def base_record(folder: Path, published: dict | None = None) -> dict | None:
-    """The record of a base: the published one, else that in `folder`; None if there is neither.
-
-    Raises:
-        ValueError: if the base was trained again and is another one.
-    """
-    path = folder / "base.json"
-    if not path.exists():
-        return published
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if published is not None and record["losses"] != published["losses"]:
-        raise ValueError(
-            f"{folder} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
-            "on this machine, runs cannot be added to the published ones. Leave out --published."
-        )
-    return published or record
-
-
-def save_bases(
-    path: Path, folders: dict[tuple[str, str, int], Path], published: dict[tuple[str, str, int], dict]
-) -> None:
-    """Write the records of the bases, by family, kind of page and number, to one file with a base per line."""
-    lines = []
-    for key, folder in folders.items():
-        if record := base_record(folder, published.get(key)):
-            family, pages, number = key
-            lines.append(json.dumps({"family": family, "pages": pages, "number": number, **record}))
+def save_bases(path: Path, bases: dict[tuple[str, int], dict]) -> None:
+    """Write the records of the bases, by kind of page and number, to one file with a base per line."""
+    lines = [json.dumps({"pages": pages, "number": number, **base}) for (pages, number), base in bases.items()]
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")

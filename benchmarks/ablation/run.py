@@ -1,27 +1,23 @@
 """The paper's ablations in miniature: train and evaluate the missing runs, then write the tables and plots.
 
-Each run is saved when it is done, so you can stop and resume, run parts (`--only table2 --seeds 0`), or share the work
-between two processes (`--shard 0/2`, `--shard 1/2`). `--plan` prints what is left. Rows that a claim needs come first, all of
-them with one seed before the next, so a study that is stopped early is balanced.
+Each run is saved when it is done, and the page is written anew, so you can stop and resume, run parts (`--only slicing --seeds 0`), or
+share the work between two processes (`--seeds 0 1 2 3`, `--seeds 4 5 6 7`). `--plan` prints what is left. Runs go base by base: all
+rows of a seed before the next seed, so a study that is stopped early is balanced and no base is trained twice.
 """
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
-from claims import SEEDS, seeds_of
-from records import BASES_FILE, RUNS, Records, base_record, save_bases
+from records import BASES_FILE, RUNS, Records, save_bases
 from report import write_report
-from settings import BASES, GROUPS, QUICK, Configuration, Schedule, settings_of
+from settings import GROUPS, KINDS, QUICK, SEEDS, WAYS, Configuration, Schedule
 
 RESULTS = Path("benchmarks/results/ablation")
 
@@ -33,87 +29,61 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)), help="default: 0 to 7")
     parser.add_argument(
-        "--shard", default="0/1", help="I/N: run only every N-th missing run, starting with the I-th (default: 0/1)"
-    )
-    parser.add_argument(
         "--cache",
         type=Path,
         default=Path("out/ablation"),
         help="folder for bases, tiled pages and runs (default: out/ablation)",
     )
     parser.add_argument("--results", type=Path, help=f"folder of the report (default: {RESULTS})")
-    parser.add_argument("--stage2-steps", type=int, help="steps of stage 2 in another schedule; needs --results")
-    parser.add_argument(
-        "--configurations", nargs="+", metavar="NAME", help="run only these configurations of the groups"
-    )
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of one or two configurations per group, into out/"
     )
     parser.add_argument("--plan", action="store_true", help="print the runs that are left and how long they take")
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument(
+        "--pilot", action="store_true", help="measure on validation pages; for seeds from 100, no report"
+    )
+    parser.add_argument(
         "--published",
         action="store_true",
         help="count the runs of benchmarks/results as finished: train only what is missing there, and add it",
     )
     args = parser.parse_args()
-    if (args.stage2_steps or args.configurations) and not args.results:
-        parser.error("--stage2-steps and --configurations need --results: these would not be the published tables.")
-    if args.published and (args.quick or args.stage2_steps):
-        parser.error("--published runs have the whole schedule: leave out --quick and --stage2-steps.")
+    if args.pilot != (min(args.seeds) >= 100):
+        parser.error(f"--pilot goes with seeds from 100, got {args.seeds}.")
+    if args.published and (args.quick or args.pilot):
+        parser.error("--published runs have the whole schedule and test pages: leave out --quick and --pilot.")
     return args
 
 
 def planned(groups: dict, seeds: list[int]) -> list[tuple[str, str, Configuration, int]]:
-    """(group, row, configuration, seed) of all runs in their order. Equal configurations of two groups are one run."""
-    rows = [(group, name, configuration) for group, rows in groups.items() for name, configuration in rows.items()]
-    counts = [seeds_of(configuration) for _, _, configuration in rows]
-    runs = {}
-    for only_claims, seed in itertools.product((True, False), seeds):
-        for (group, name, configuration), count in zip(rows, counts, strict=True):
-            if seed < count and (count == max(counts) or not only_claims):
-                runs.setdefault((json.dumps(settings_of(configuration)), seed), (group, name, configuration, seed))
-    return list(runs.values())
+    """(group, row, configuration, seed) of all runs in their order."""
+    return [
+        (group, name, configuration, seed)
+        for seed in seeds
+        for group, rows in groups.items()
+        for name, configuration in rows.items()
+    ]
 
 
-def pages_of_families(configurations: Iterable[Configuration]) -> dict[str, list[str]]:
-    """The kinds of pages for which each family needs bases."""
-    kinds: dict[str, dict[str, None]] = defaultdict(dict)
-    for configuration in configurations:
-        kinds[configuration.family][configuration.pages] = None
-    return {family: list(pages) for family, pages in kinds.items()}
+def train_missing(records: Records, groups: dict, seeds: list[int], cache: Path, split: str, publish) -> None:
+    from training import make_base, run
 
-
-def train_missing(records: Records, groups: dict, seeds: list[int], shard: str, cache: Path) -> None:
-    from training import base_folder, make_bases, run
-
-    part, parts = map(int, shard.split("/"))
-    missing = [run for run in planned(groups, seeds) if records.find(*run[2:]) is None]
-    kinds_of = pages_of_families(configuration for _, _, configuration, _ in missing)
-    for group, name, configuration, seed in missing:
-        if records.path(configuration, seed).exists():  # another process has trained it
+    for group, name, configuration, seed in planned(groups, seeds):
+        if records.find(configuration, seed) is not None:
             continue
-        for family, kinds in kinds_of.items():
-            bases = [(kind, seed % BASES) for kind in kinds]
-            make_bases(bases, records.schedule, cache, family)
-            for base in bases:
-                folder = base_folder(*base, records.schedule, cache, family)
-                base_record(folder, records.published_bases.get((family, *base)))
-        if int(configuration.key(records.schedule, 0), 16) % parts != part:
-            continue
+        make_base(configuration.pages, seed, records.schedule, cache)
+        records.base(configuration.pages, seed, cache)
         start = time.perf_counter()
-        result = run(configuration, records.schedule, seed, cache)
+        result = run(configuration, records.schedule, seed, cache, split, WAYS.get(name, ()))
         records.add(configuration, seed, result)
-        accuracy = ", ".join(f"{100 * result['accuracy'][kind]:.1f}" for kind in ("all", "transcription", "question"))
+        read = ", ".join(f"{kind} {100 * accuracy['all']:.1f}" for kind, accuracy in result["accuracy"].items())
         print(
-            f"{group:11} {name:22} seed {seed}: {accuracy} % ({result['cpu_seconds']:.0f} s training, "
+            f"{group:10} {name:32} seed {seed}: {read} % ({result['cpu_seconds']:.0f} s training, "
             f"{time.perf_counter() - start:.0f} s in all)",
             flush=True,
         )
-
-
-def seconds(result: dict) -> float:
-    return result["cpu_seconds"] + result["evaluation_seconds"]
+        publish()
 
 
 def plan(records: Records, groups: dict, seeds: list[int]) -> str:
@@ -128,7 +98,7 @@ def plan(records: Records, groups: dict, seeds: list[int]) -> str:
             left.append((group, name))
         else:
             for key in ((group, name), (group,), ()):
-                spent[key].append(seconds(result))
+                spent[key].append(result["cpu_seconds"] + result["evaluation_seconds"])
     estimates = defaultdict(list)
     for group, name in left:
         known = spent.get((group, name)) or spent.get((group,)) or spent.get(())
@@ -146,40 +116,35 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # the models are small: a second process helps more than a second thread
     schedule, groups, seeds, results = Schedule(), {name: GROUPS[name] for name in args.only}, args.seeds, args.results
-    if args.configurations:
-        groups = {g: {n: c for n, c in group.items() if n in args.configurations} for g, group in groups.items()}
     if args.quick:
         schedule, seeds, args.cache = QUICK, [0], args.cache.with_name(f"{args.cache.name}-quick")
         groups = {name: dict(list(group.items())[-2:]) for name, group in groups.items()}
         results = results or args.cache / "results"
-    if args.stage2_steps:
-        schedule = replace(schedule, stage2_steps=args.stage2_steps)
     results = results or RESULTS
-    records = Records(args.cache / "runs", schedule, RESULTS if args.published else None)
+    runs = "pilots" if args.pilot else "runs"
+    records = Records(args.cache / runs, schedule, RESULTS if args.published else None)
     if args.plan:
         print(plan(records, groups, seeds))
         return
+
+    def publish() -> None:
+        if not args.pilot:
+            save_results(results, records, groups if args.quick else GROUPS, args.cache)
+            write_report(results)
+
     if not args.report_only:
-        train_missing(records, groups, seeds, args.shard, args.cache)
-    shown = groups if args.quick or args.configurations else GROUPS  # `--only` trains a part, the page has everything
-    save_results(results, records, shown, args.cache)
-    print(write_report(results))
+        train_missing(records, groups, seeds, args.cache, "validation" if args.pilot else "test", publish)
+    publish()
+    print(results / "README.md")
 
 
 def save_results(folder: Path, records: Records, groups: dict, cache: Path) -> None:
     """Write the finished runs and the records of their bases to files in `folder`."""
-    from training import base_folder
-
     folder.mkdir(parents=True, exist_ok=True)
     configurations = [configuration for group in groups.values() for configuration in group.values()]
     records.collect(configurations, range(SEEDS)).save(folder / RUNS)
-    folders = {
-        (family, kind, number): base_folder(kind, number, records.schedule, cache, family)
-        for family, kinds in pages_of_families(configurations).items()
-        for kind in kinds
-        for number in range(BASES)
-    }
-    save_bases(folder / BASES_FILE, folders, records.published_bases)
+    bases = {(pages, seed): records.base(pages, seed, cache) for seed in range(SEEDS) for pages in KINDS}
+    save_bases(folder / BASES_FILE, {key: base for key, base in bases.items() if base is not None})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The task: transcribe pages of handwritten digits and answer questions about them. Pages are tiled and tokenized once.
 
-Detail matters (text has one size, which shrinks where a whole page is squeezed into one tile) and layout matters (rows and
-columns are asked for). The 1,797 samples are split once into those of training, of validation and of test pages; no sample is
-in two of them.
+Detail matters (text shrinks where a whole page is squeezed into one tile) and layout matters (rows and columns are asked for). The
+1,797 samples are split once into those of training, of validation and of test pages; no sample is in two of them.
 """
 
 import os
@@ -12,19 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from digit_pages import MAX_TILES, TILE, Kind, compose, grid
+from settings import FILLED, KINDS, PATCHES, pages_key
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
-from pages import Digits, compose_page
-from settings import KINDS, TILE, Pages
 from train import build_tokenizer
 
-MAX_TILES = 6  # as in the paper's Table 5
 QUESTIONS = 0.3  # share of training samples that ask for a row or a column
 BLOCK = (
-    16  # consecutive training samples with the same scale and kind of question, so that batches need little padding
+    16  # consecutive training samples with equally many digits and one kind of question: batches need little padding
 )
 TRANSCRIBE = "Read the page."
 # as short as possible, because text tokens take most of a run's time
@@ -41,9 +38,7 @@ CHAT_TEMPLATE = """\
     {%- endfor -%}
 {%- endfor -%}
 """
-SPLITS = {"test": 0.2, "validation": 0.15, "train": 0.65}
 SPLIT_NUMBERS = {"train": 0, "validation": 1, "test": 2}
-SLICINGS = ("whole", "ratio", "area", "edge")  # "whole": one tile for the whole page, the paper's normal resolution
 IGNORED = -100
 
 
@@ -56,25 +51,21 @@ class Sample:
     pixel_values: torch.Tensor  # (tiles, 3, TILE, TILE) float16
     answer: str
     kind: str  # "transcription" or "question"
-    counts: torch.Tensor  # (10,) how often each digit is on the page
+    digits: torch.Tensor  # (n,) of the page, in reading order
+    boxes: torch.Tensor  # (n, 4) left, top, right, bottom in tiles
+    grid: tuple[int, int]  # columns and rows of tiles
+
+    def is_cut(self, side: float = 1.0) -> torch.Tensor:
+        """(n,) whether borders that are `side` tiles apart cut each digit: of tiles, or of windows, which are parts of a tile."""
+        low, high = self.boxes.chunk(2, 1)
+        return ((high / side).ceil() - (low / side).floor() > 1).any(1)
 
 
-def split_digits(size: int = 12) -> dict[str, Digits]:
-    """The samples of handwritten digits of each split, `size` pixels wide and high."""
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    bounds = np.round(np.cumsum(list(SPLITS.values()))[:-1] * len(order)).astype(int)
-    return {
-        name: Digits(data.images[part], data.target[part], size)
-        for name, part in zip(SPLITS, np.split(order, bounds), strict=True)
-    }
-
-
-def build_processor(slicing: str = "whole", tile: int = TILE) -> InternVLXProcessor:
+def build_processor(slicing: str = "whole", max_tiles: int = MAX_TILES) -> InternVLXProcessor:
     """A processor with one placeholder per tile, which `with_tokens` repeats."""
     numbers = " ".join(f"Read row {n}. Read column {n}." for n in range(1, 9))
-    tiling = {"max_patches": 1} if slicing == "whole" else {"max_patches": MAX_TILES, "slicing": slicing}
-    image_processor = InternVLXImageProcessor(size={"height": tile, "width": tile}, **tiling)
+    tiling = {"max_patches": 1} if slicing == "whole" else {"max_patches": max_tiles, "slicing": slicing}
+    image_processor = InternVLXImageProcessor(size={"height": TILE, "width": TILE}, **tiling)
     tokenizer = build_tokenizer(f"{TRANSCRIBE} {numbers}")
     return InternVLXProcessor(image_processor, tokenizer, image_seq_length=1, chat_template=CHAT_TEMPLATE)
 
@@ -91,31 +82,33 @@ def ask(text: str, rng: np.random.Generator, transcription: bool) -> tuple[str, 
 
 
 def make_samples(
-    split: str, count: int, pages: str, slicing: str, tile: int, seed: int, curriculum: float = 0.0
+    split: str,
+    count: int,
+    pages: str,
+    slicing: str,
+    seed: int,
+    curriculum: float = 0.0,
+    filled: float | None = None,
+    max_tiles: int = MAX_TILES,
+    numbers: range | None = None,
 ) -> list[Sample]:
-    """Make `count` samples, deterministically. Pages and questions do not depend on `slicing` and `tile`.
+    """Make `count` samples, or those of some `numbers`, deterministically. Pages and questions do not depend on the tiles.
 
     Args:
         pages: the kind of page, a key of `KINDS`.
-        tile: side of a tile in pixels.
-        curriculum: share of the samples over which random pages gradually replace repeated ones (see `compose_page`), which
-            are 80 % at first, and large pages join small ones.
+        curriculum: share of the samples over which random pages gradually replace repeated ones (see `digit_pages.draw_labels`),
+            which are 80 % at first, and pages of more digits join those of few.
+        filled: the part of a page that has digits; at random, if None.
     """
-    kind = KINDS[pages]
-    digits, processor, samples = split_digits(kind.digit)[split], build_processor(slicing, tile), []
+    processor, samples = build_processor(slicing, max_tiles), []
     block = BLOCK if split == "train" else 1
-    for first in range(0, count, 64):
+    numbers = numbers or range(count)
+    for first in range(0, len(numbers), 64):
         drawn = []
-        for index in range(first, min(first + 64, count)):
-            rng, block_rng = (
-                np.random.default_rng((SPLIT_NUMBERS[split], seed, *numbers))
-                for numbers in ([index], [index // block, 1])
-            )
-            drawn.append(
-                draw_sample(
-                    kind, digits, rng, block_rng, index / count / curriculum if curriculum else 1.0, split == "train"
-                )
-            )
+        for index in numbers[first : first + 64]:
+            streams = [np.random.default_rng((SPLIT_NUMBERS[split], seed, *n)) for n in ([index], [index // block, 1])]
+            progress = min(1.0, index / count / curriculum) if curriculum else 1.0
+            drawn.append(draw_sample(KINDS[pages], split, *streams, progress, filled))
         encoded = processor.apply_chat_template(
             [conversation for conversation, _, _ in drawn],
             return_labels=True,
@@ -123,51 +116,56 @@ def make_samples(
             processor_kwargs={"padding": True},
         )
         tiles = (encoded["input_ids"] == processor.image_token_id).sum(1).tolist()
-        rows = zip(
-            encoded["input_ids"],
-            encoded["labels"],
-            encoded["attention_mask"].bool(),
-            encoded["pixel_values"].half().split(tiles),
-            drawn,
-            strict=True,
-        )
-        for ids, labels, is_text, pixel_values, (conversation, asked, counts) in rows:
-            answer = conversation[1]["content"][0]["text"]
-            # clones, because saving a view saves the whole batch
-            samples.append(Sample(ids[is_text], labels[is_text], pixel_values.clone(), answer, asked, counts))
+        parts = (encoded["input_ids"], encoded["labels"], encoded["attention_mask"].bool())
+        pixels = encoded["pixel_values"].half().split(tiles)
+        for ids, labels, is_text, pixel_values, (conversation, asked, page) in zip(*parts, pixels, drawn, strict=True):
+            width, height = page.image.size
+            columns_rows = grid(width, height, slicing, max_tiles)
+            samples.append(
+                Sample(
+                    ids[is_text],
+                    labels[is_text],
+                    pixel_values.clone(),  # because saving a view saves the whole batch
+                    conversation[1]["content"][0]["text"],
+                    asked,
+                    torch.tensor([int(digit) for digit in page.text if digit.isdigit()]),
+                    torch.tensor(page.boxes / (2 * page.image.size) * (2 * columns_rows)),
+                    columns_rows,
+                )
+            )
     return samples
 
 
 def draw_sample(
-    pages: Pages,
-    digits: Digits,
+    kind: Kind,
+    split: str,
     rng: np.random.Generator,
     block_rng: np.random.Generator,
     progress: float,
-    train: bool = False,
-) -> tuple[list[dict], str, torch.Tensor]:
-    """A conversation about a page, its kind, and the counts of digits. `progress`: completed share of the curriculum."""
-    kind = "question" if block_rng.random() < (QUESTIONS if train else 0.5) else "transcription"
-    # the curriculum goes from small to large pages, too
-    shares = np.array(list(pages.layouts.values()))[: 1 + int(2 * len(pages.layouts) * progress)]
-    layout = list(pages.layouts)[block_rng.choice(len(shares), p=shares / shares.sum())]
-    page = compose_page(digits, layout, rng, repeated=bool(rng.random() < 0.8 * (1 - progress)), cell=pages.cell)
-    question, answer = ask(page.text, rng, kind == "transcription")
+    filled: float | None,
+):
+    """A conversation about a page, its kind, and the page. `progress`: completed share of the curriculum."""
+    asked = "question" if block_rng.random() < (QUESTIONS if split == "train" else 0.5) else "transcription"
+    most = [int(block_rng.integers(2, 3 + min(most - 2, int((most - 1) * progress)))) for most in kind.most]
+    part = filled or list(FILLED.values())[block_rng.integers(len(FILLED))]
+    page = compose(kind, split, rng, most, part, repeated=bool(rng.random() < 0.8 * (1 - progress)))
+    question, answer = ask(page.text, rng, asked == "transcription")
     conversation = [
         {"role": "user", "content": [{"type": "image", "image": page.image}, {"type": "text", "text": question}]},
         {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     ]
-    return conversation, kind, torch.tensor([page.text.count(digit) for digit in "0123456789"])
+    return conversation, asked, page
 
 
 def cached_samples(
-    folder: Path, split: str, count: int, pages: str, slicing: str, tile: int, seed: int, curriculum: float = 0.0
+    folder: Path, split: str, count: int, pages: str, slicing: str, seed: int, **options
 ) -> list[Sample]:
     """The samples of `make_samples`, cached for all runs that share them."""
-    path = folder / f"{split}-{count}-{pages}-{KINDS[pages].key()}-{slicing}-{tile}-{seed}-{curriculum}.pt"
+    chosen = "-".join(f"{name}={value}" for name, value in options.items())
+    path = folder / f"{split}-{count}-{pages}-{pages_key(pages)}-{slicing}-{seed}-{chosen}.pt"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        samples = make_samples(split, count, pages, slicing, tile, seed, curriculum)
+        samples = make_samples(split, count, pages, slicing, seed, **options)
         unfinished = path.with_suffix(f".{os.getpid()}")
         torch.save([vars(sample) for sample in samples], unfinished)
         unfinished.rename(path)
@@ -178,10 +176,10 @@ class Collator:
     """Batches samples for a model with `tokens` placeholders per tile, padded on the left."""
 
     def __init__(
-        self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False, with_counts: bool = False
+        self, processor: InternVLXProcessor, tokens: int, for_generation: bool = False, for_towers: bool = False
     ):
         self.image_token_id, self.pad_id = processor.image_token_id, processor.tokenizer.pad_token_id
-        self.tokens, self.for_generation, self.with_counts = tokens, for_generation, with_counts
+        self.tokens, self.for_generation, self.for_towers = tokens, for_generation, for_towers
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         rows = [self.with_tokens(sample) for sample in samples]
@@ -191,9 +189,10 @@ class Collator:
         }
         batch["attention_mask"] = _pad_left([torch.ones_like(row["input_ids"]) for row in rows], 0)
         batch["pixel_values"] = torch.cat([sample.pixel_values for sample in samples]).float()
-        if self.with_counts:
-            batch["counts"] = torch.stack([sample.counts for sample in samples])
+        if self.for_towers:
+            batch["counts"] = torch.stack([sample.digits.bincount(minlength=10) for sample in samples])
             batch["tiles"] = torch.tensor([len(sample.pixel_values) for sample in samples])
+            batch["patches"] = torch.cat([patch_labels(sample) for sample in samples])
         if self.for_generation:
             del batch["labels"]
         return batch
@@ -206,6 +205,25 @@ class Collator:
             ids, labels = ids[:prompt], labels[:prompt]
         repeats = torch.where(ids == self.image_token_id, self.tokens, 1)
         return {"input_ids": ids.repeat_interleave(repeats), "labels": labels.repeat_interleave(repeats)}
+
+
+def patch_labels(sample: Sample) -> torch.Tensor:
+    """(tiles, S²) the digit whose centre is on each patch of each tile, the thumbnail's too; 10 where there is none."""
+    columns, rows = sample.grid
+    tiles = lattice(sample, columns * PATCHES, rows * PATCHES).unfold(0, PATCHES, PATCHES).unfold(1, PATCHES, PATCHES)
+    labels = [tiles.flatten(0, 1).flatten(1)]
+    if columns * rows > 1:
+        labels.append(lattice(sample, PATCHES, PATCHES).flatten()[None])
+    return torch.cat(labels)
+
+
+def lattice(sample: Sample, width: int, height: int) -> torch.Tensor:
+    """(height, width) the digit whose centre is on each part of the page, of as many equal parts."""
+    labels = torch.full((height, width), 10)
+    centres = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2 / torch.tensor(sample.grid)
+    x, y = (centres * torch.tensor([width, height])).long().unbind(1)
+    labels[y, x] = sample.digits
+    return labels
 
 
 def _pad_left(rows: list[torch.Tensor], fill: int) -> torch.Tensor:

@@ -3,31 +3,32 @@
 import json
 import os
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
 import transformers
-from baselines import BASELINES, resized_positions
+from controls import CONTROLS, knocked_out
 from settings import (
-    BASES,
+    BASE_4N,
+    BLANK_WEIGHT,
     CLS_LOSS,
     CURRICULUM,
     DECAY,
-    FAMILIES,
-    LAYERS,
-    MAIN,
+    FILLED,
+    KINDS,
     OPTIMISER,
-    TILE,
+    PATCH_LOSS,
     Configuration,
     Schedule,
-    base_row,
+    pages_key,
 )
-from task import BLOCK, KINDS, Collator, Sample, build_processor, cached_samples, share_in_place
+from task import BLOCK, Collator, Sample, build_processor, cached_samples, make_samples, share_in_place
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -35,35 +36,30 @@ import internvlx_hf
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 
-LONGEST_ANSWER = 72  # tokens: eight rows of eight digits, and the ends of lines
+LONGEST_ANSWER, LONGEST_LINE = 24, 8  # tokens: three rows of four digits, and the ends of lines
 RUN_PAGES, BASE_PAGES, TEST_PAGES = 0, 100, 1000  # seeds of pages: the same for every run
-BASE_SLICINGS = ("whole", "edge", "ratio")  # of pages of several tiles
+BASE_SLICINGS = {"one": ("whole",), "several": ("whole", "edge", "ratio")}  # of a base's batches, in turn
 NEW_MODULES = ("model.multi_modal_projector", "model.lvtc")
 
 
-def build_model(configuration: Configuration, processor, seed: int = 0) -> InternVLXForConditionalGeneration:
-    """The model of a configuration. `seed` chooses the tokens that random pruning keeps."""
-    tokenizer, kind = processor.tokenizer, configuration.projector["projector_type"]
+def build_model(configuration: Configuration, processor) -> InternVLXForConditionalGeneration:
+    """The model of a configuration, with new projectors that start as the library's do."""
+    tokenizer = processor.tokenizer
     settings = configuration.model_settings(
         vocab_size=len(tokenizer),
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    if kind in BASELINES:
-        settings["projector_config"] = {"projector_type": "pixel_shuffle"}
-    config = InternVLXConfig(image_token_id=processor.image_token_id, **settings)
-    model = InternVLXForConditionalGeneration(config)
-    if kind in BASELINES:
-        projector = BASELINES[kind](config, model.model.vision_tower, seed)
-        projector.apply(model._init_weights)
-        model.model.multi_modal_projector = projector
+    model = InternVLXForConditionalGeneration(InternVLXConfig(image_token_id=processor.image_token_id, **settings))
+    if configuration.control:
+        CONTROLS[configuration.control](model)
     return model
 
 
 def train(
     model,
-    samples: list[Sample],
+    samples: Sequence[Sample] | Dataset,
     collator: Collator,
     steps: int,
     rate: float,
@@ -103,102 +99,119 @@ def share_loss(logits: torch.Tensor, counts: torch.Tensor, tiles: list[int]) -> 
     return -(counts / counts.sum(1, keepdim=True) * predicted.log()).sum(1).mean()
 
 
-def summary(outputs) -> torch.Tensor:
-    """What a tower says of a whole tile, (tiles, C): its pooled output, or its CLS token."""
-    pooled = getattr(outputs, "pooler_output", None)
-    return outputs.last_hidden_state[:, 0] if pooled is None else pooled
-
-
-class CountingTrainer(Trainer):
-    """Also teaches the tower's CLS token, from which `model.counter` predicts the shares of the digits on the page.
-
-    Towers come with a CLS token that is trained on whole images. PVTC's global query and pruning by CLS attention need it.
-    Towers with a pooled output (CLIP and SigLIP, whose trainings read the image from it) learn to count there.
-    """
+class TowerTrainer(Trainer):
+    """Also teaches the tower what trained towers know: which digit is where, and, its CLS token, which are on the tile."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **arguments):
-        counts, tiles, features = inputs.pop("counts"), inputs.pop("tiles"), []
-        hook = model.model.vision_tower.register_forward_hook(lambda _, __, output: features.append(summary(output)))
-        loss = super().compute_loss(model, inputs, **arguments)
+        lessons = {name: inputs.pop(name) for name in ("counts", "tiles", "patches")}
+        features: list[torch.Tensor] = []
+        hook = model.model.vision_tower.register_forward_hook(
+            lambda _, __, output: features.append(output.last_hidden_state)
+        )
+        loss = self.text_loss(model, inputs, **arguments)
         hook.remove()
-        return loss + CLS_LOSS * share_loss(model.counter(features[0]), counts, tiles.tolist())
+        return loss + tower_loss(model, features[0], **lessons)
+
+    def text_loss(self, model, inputs, **arguments):
+        return super().compute_loss(model, inputs, **arguments)
 
 
-def base_folder(pages: str, number: int, schedule: Schedule, cache: Path, family: str = MAIN) -> Path:
-    kind, training = f"{pages}-{KINDS[pages].key()}", f"{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
-    if family != MAIN:
-        kind = f"{family}-{FAMILIES[family].key()}-{kind}"
-    return cache / f"base-{kind}-{number}-{training}"
+class TowerAloneTrainer(TowerTrainer):
+    """Teaches the tower, and not the language model."""
+
+    def text_loss(self, model, inputs, **arguments):
+        model.model.vision_tower(inputs["pixel_values"])
+        return 0.0
 
 
-def make_bases(bases: list[tuple[str, int]], schedule: Schedule, cache: Path, family: str = MAIN) -> None:
-    """Train the missing bases, given as kind of page and number. A base that another process trains is waited for."""
-
-    def missing(base: tuple[str, int]) -> bool:
-        return not (base_folder(*base, schedule, cache, family) / "base.json").exists()
-
-    while bases := list(filter(missing, bases)):
-        for pages, number in bases:
-            try:
-                train_base(pages, number, schedule, cache, family)
-            except (BlockingIOError, FileExistsError):
-                time.sleep(1)
+def tower_loss(model, features: torch.Tensor, counts: torch.Tensor, tiles: torch.Tensor, patches: torch.Tensor):
+    """The loss of `model.counter` on the CLS token and of `model.namer` on patches, from the features (tiles, 1 + S², C)."""
+    weight = torch.tensor([1.0] * 10 + [BLANK_WEIGHT])
+    named = nn.functional.cross_entropy(model.namer(features[:, 1:]).flatten(0, 1), patches.flatten(), weight)
+    return CLS_LOSS * share_loss(model.counter(features[:, 0]), counts, tiles.tolist()) + PATCH_LOSS * named
 
 
-def base_samples(pages: str, number: int, schedule: Schedule, cache: Path) -> list[Sample]:
-    """The pages of a base's training, with batches cut in each way in turn where pages have several tiles.
+def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
+    training = f"{schedule.tower_steps}-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
+    return cache / f"base-{pages}-{pages_key(pages)}-{number}-{training}"
+
+
+def make_base(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
+    """The folder of a base, which is trained if it is missing. A base that another process trains is waited for."""
+    folder = base_folder(pages, number, schedule, cache)
+    while not (folder / "base.json").exists():
+        try:
+            train_base(pages, number, schedule, cache)
+        except (BlockingIOError, FileExistsError):
+            time.sleep(10)
+    return folder
+
+
+class BasePages(Dataset):
+    """The pages of a base's training, made when they are asked for, with batches cut in each way in turn.
 
     None of the pages is in a run, but the handwriting samples are the same.
     """
-    slicings, batch = BASE_SLICINGS if KINDS[pages].tiled else ("whole",), schedule.batch
-    count = schedule.base_steps // len(slicings) * batch
-    in_turn = [
-        cached_samples(cache, "train", count, pages, slicing, TILE, BASE_PAGES + 10 * number + part, CURRICULUM)
-        for part, slicing in enumerate(slicings)
-    ]
-    return [sample for first in range(0, count, batch) for part in in_turn for sample in part[first : first + batch]]
+
+    def __init__(self, pages: str, number: int, schedule: Schedule):
+        self.pages, self.slicings, self.batch = pages, BASE_SLICINGS[pages], schedule.batch
+        self.steps = max(schedule.base_steps * KINDS[pages].base_times, schedule.tower_steps)
+        self.seed, self.step, self.samples = BASE_PAGES + number, -1, []
+
+    def __len__(self) -> int:
+        return self.steps * self.batch
+
+    def __getitem__(self, index: int) -> Sample:
+        step, place = divmod(index, self.batch)
+        if step != self.step:
+            numbers = range(step * self.batch, (step + 1) * self.batch)
+            slicing = self.slicings[step % len(self.slicings)]
+            self.samples = make_samples(
+                "train", len(self), self.pages, slicing, self.seed, curriculum=CURRICULUM, numbers=numbers
+            )
+            self.step = step
+        return self.samples[place]
 
 
-def train_base(pages: str, number: int, schedule: Schedule, cache: Path, family: str = MAIN) -> None:
+def train_base(pages: str, number: int, schedule: Schedule, cache: Path) -> None:
     """Train the tower and language model that runs on a kind of page start from.
 
-    For pages of several tiles, it goes on from the base for dense pages: a new model does not learn to read these pages.
+    For pages of several tiles, it goes on from the base for those of one.
     """
-    if KINDS[pages].tiled:
-        make_bases([("dense", number)], schedule, cache, family)
-    with atomic_folder(base_folder(pages, number, schedule, cache, family)) as unfinished:
+    one = make_base("one", number, schedule, cache) if pages == "several" else None
+    with atomic_folder(base_folder(pages, number, schedule, cache)) as unfinished:
         processor = build_processor()
         set_seed(number)
-        model = build_model(base_row(family), processor)
-        collator = Collator(processor, model.config.image_seq_length, with_counts=True)
-        if KINDS[pages].tiled:
-            start_from(model, base_folder("dense", number, schedule, cache, family))
-        model.counter = nn.Linear(model.config.vision_config.hidden_size, 10)
-        samples, folder = base_samples(pages, number, schedule, cache), cache / f"trainer-{os.getpid()}"
-        steps, start = len(samples) // schedule.batch, time.process_time()
-        losses = train(model, samples, collator, steps, schedule.base_rate, schedule.batch, folder, CountingTrainer)
+        model = build_model(BASE_4N, processor)
+        if one is not None:
+            start_from(model, one, NEW_MODULES)
+        width = model.config.vision_config.hidden_size
+        model.counter, model.namer = nn.Linear(width, 10), nn.Linear(width, 11)
+        collator = Collator(processor, model.config.image_seq_length, for_towers=True)
+        samples, folder = BasePages(pages, number, schedule), cache / f"trainer-{os.getpid()}"
+        start = time.process_time()
+        arguments = (schedule.base_rate, schedule.batch, folder)
+        losses = []
+        if one is None:
+            losses += train(model, samples, collator, schedule.tower_steps, *arguments, TowerAloneTrainer)
+        steps = schedule.base_steps * KINDS[pages].base_times
+        losses += train(model, samples, collator, steps, *arguments, TowerTrainer)
         seconds = time.process_time() - start
-        accuracy = {}
-        for slicing in BASE_SLICINGS if KINDS[pages].tiled else ("whole",):
-            validation = cached_samples(cache, "validation", schedule.test_pages, pages, slicing, TILE, TEST_PAGES)
-            accuracy[slicing] = evaluate(model, processor, validation, collator)
-        print(
-            f"base {family} {pages} {number}: losses {losses}, on validation pages {accuracy}, {seconds:.0f} s",
-            flush=True,
-        )
-        del model.counter
+        del model.counter, model.namer
+        validation = {
+            slicing: accuracies(model, pages, slicing, "validation", schedule, cache)
+            for slicing in BASE_SLICINGS[pages]
+        }
+        print(f"base {pages} {number}: losses {losses}, {validation}, {seconds:.0f} s", flush=True)
         model.save_pretrained(unfinished)
-        record = {"losses": losses, "validation": accuracy, "cpu_seconds": round(seconds, 2)}
+        record = {"losses": losses, "validation": validation, "cpu_seconds": round(seconds, 2)}
         (unfinished / "base.json").write_text(json.dumps(record))
 
 
-def start_from(model: nn.Module, base: Path) -> None:
-    """Load the base's tower and language model. Projectors keep their random initial values."""
+def start_from(model: nn.Module, base: Path, also: tuple[str, ...] = ()) -> None:
+    """Load the base's tower and language model, and modules `also`. Other projectors keep their random initial values."""
     trained = transformers.modeling_utils.load_state_dict(base / "model.safetensors")
-    trained = {name: tensor for name, tensor in trained.items() if "multi_modal_projector" not in name}
-    positions = "model.vision_tower.embeddings.position_embeddings"
-    if positions in trained:
-        trained[positions] = resized_positions(trained[positions], model.config.patch_grid)
+    trained = {name: tensor for name, tensor in trained.items() if also or not name.startswith(NEW_MODULES)}
     missing, unexpected = model.load_state_dict(trained, strict=False)
     if unexpected or not all(name.startswith(NEW_MODULES) for name in missing):
         raise ValueError(f"The base in {base.name} does not fit: missing {missing}, unexpected {unexpected}.")
@@ -211,88 +224,125 @@ def in_order_of(seed: int, pages: list[Sample]) -> list[Sample]:
     return [page for block in np.argsort(places) for page in blocks[block]]
 
 
-def run(configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test") -> dict:
-    """Train and evaluate a configuration, and return its record."""
-    base = (configuration.pages, seed % BASES)
-    make_bases([base], schedule, cache, configuration.family)
-    processor = build_processor(configuration.slicing, configuration.tile)
-    steps = {"stage1": schedule.stage1_steps, "stage2": schedule.stage2_steps * configuration.stage2_times}
-    seen = (configuration.pages, configuration.slicing, configuration.tile)
-    count = sum(steps.values()) * schedule.batch
-    samples = in_order_of(seed, cached_samples(cache, "train", count, *seen, RUN_PAGES, CURRICULUM))
-    test = cached_samples(cache, split, schedule.test_pages, *seen, TEST_PAGES)
-    set_seed(seed)
-    model = build_model(configuration, processor, seed)
-    start_from(model, base_folder(*base, schedule, cache, configuration.family))
-    collator = Collator(processor, model.config.image_seq_length)
+def stages_of(configuration: Configuration, schedule: Schedule) -> list[tuple[str, int, float, tuple[str, ...]]]:
+    """Name, steps, learning rate and prefixes of the trained parameters of each stage."""
+    steps = schedule.stage2_steps * configuration.stage2_times
+    return [
+        ("stage1", schedule.stage1_steps, schedule.stage1_rate, NEW_MODULES),
+        ("stage2", steps, schedule.stage2_rate, ("",)),
+    ]
 
-    wall, cpu = time.perf_counter(), time.process_time()
-    first, losses = steps["stage1"] * schedule.batch, {}
-    for stage, rate, part in (
-        ("stage1", schedule.stage1_rate, samples[:first]),
-        ("stage2", schedule.stage2_rate, samples[first:]),
-    ):
+
+def train_row(configuration: Configuration, schedule: Schedule, seed: int, cache: Path):
+    """Train a configuration in its stages: the model, and the losses of each stage."""
+    base = make_base(configuration.pages, seed, schedule, cache)
+    stages = stages_of(configuration, schedule)
+    count = sum(steps for _, steps, _, _ in stages) * schedule.batch
+    pages = (configuration.pages, configuration.slicing)
+    samples = in_order_of(seed, cached_samples(cache, "train", count, *pages, RUN_PAGES, curriculum=CURRICULUM))
+    processor = build_processor()
+    set_seed(seed)
+    model = build_model(configuration, processor)
+    start_from(model, base)
+    collator, first, losses = Collator(processor, model.config.image_seq_length), 0, {}
+    for stage, steps, rate, trained in stages:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(stage == "stage2" or name.startswith(NEW_MODULES))
-        folder = cache / f"trainer-{os.getpid()}"
-        losses[stage] = train(model, part, collator, steps[stage], rate, schedule.batch, folder)
+            parameter.requires_grad_(name.startswith(trained))
+        part = samples[first : first + steps * schedule.batch]
+        first += len(part)
+        losses[stage] = train(model, part, collator, steps, rate, schedule.batch, cache / f"trainer-{os.getpid()}")
+    return model, losses
+
+
+def run(
+    configuration: Configuration, schedule: Schedule, seed: int, cache: Path, split: str = "test", measured=()
+) -> dict:
+    """Train and evaluate a configuration, and return its record. `measured`: see `untrained`."""
+    make_base(configuration.pages, seed, schedule, cache)
+    wall, cpu = time.perf_counter(), time.process_time()
+    model, losses = train_row(configuration, schedule, seed, cache)
     training = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    accuracy = evaluate(model, processor, test, collator)
-    return {
-        "base": seed % BASES,
-        "accuracy": accuracy,
+    pages = (configuration.pages, configuration.slicing)
+    record = {
+        "base": seed,
+        "accuracy": accuracies(model, *pages, split, schedule, cache),
+        **untrained(model, configuration, split, schedule, cache, measured),
         **{name: round(seconds, 2) for name, seconds in training.items()},
-        "evaluation_seconds": round(time.process_time() - cpu - training["cpu_seconds"], 2),
-        **measure(model, test, collator),
+        **measure(model, pages_of(split, *pages, "dense", schedule, cache)),
         "losses": losses,
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, internvlx_hf)},
     }
+    return record | {"evaluation_seconds": round(time.process_time() - cpu - training["cpu_seconds"], 2)}
+
+
+def pages_of(
+    split: str, pages: str, slicing: str, kind: str, schedule: Schedule, cache: Path, share: float = 1.0, **options
+) -> list[Sample]:
+    """The pages of an evaluation: `kind` is a key of `FILLED`, `share` the part of the schedule's number of pages."""
+    count = max(2, int(share * schedule.test_pages))
+    return cached_samples(cache, split, count, pages, slicing, TEST_PAGES, filled=FILLED[kind], **options)
+
+
+def accuracies(model, pages: str, slicing: str, split: str, schedule: Schedule, cache: Path) -> dict[str, dict]:
+    """What a model reads of dense pages and of half empty ones."""
+    return {kind: evaluate(model, pages_of(split, pages, slicing, kind, schedule, cache)) for kind in FILLED}
+
+
+def untrained(model, configuration: Configuration, split: str, schedule: Schedule, cache: Path, measured) -> dict:
+    """What the model reads of dense pages in other ways than it was trained: `measured` has names of ways and their settings.
+
+    A number is the layer from which on text does not see the image; a slicing comes with the most tiles of a page.
+    """
+    found = {}
+    for name, way in dict(measured).items():
+        pages = (split, configuration.pages)
+        if isinstance(way, int):
+            with knocked_out(model, way):
+                found[name] = evaluate(model, pages_of(*pages, configuration.slicing, "dense", schedule, cache, 0.5))
+        else:
+            slicing, max_tiles = way
+            found[name] = evaluate(model, pages_of(*pages, slicing, "dense", schedule, cache, max_tiles=max_tiles))
+    return {"untrained": found} if found else {}
 
 
 @torch.no_grad()
-def evaluate(model, processor, samples: list[Sample], collator: Collator) -> dict:
-    """Share of the digits that greedy decoding reads correctly at their place; `all` is the mean of both kinds of question."""
+def evaluate(model, samples: list[Sample]) -> dict:
+    """Share of the digits that greedy decoding reads correctly at their place; `all` is the mean of both kinds of question.
+
+    Beside it tiles and visual tokens per page, and the shares of the digits that borders of tiles cut, and of windows.
+    """
     model.eval()
-    prompts = Collator(processor, collator.tokens, for_generation=True)
-    accuracy, by_tiles = {}, defaultdict(list)
-    for kind in ("transcription", "question"):
+    processor, config = build_processor(), model.config
+    prompts = Collator(processor, config.image_seq_length, for_generation=True)
+    accuracy = {}
+    for kind, longest in (("transcription", LONGEST_ANSWER), ("question", LONGEST_LINE)):
         asked = [sample for sample in samples if sample.kind == kind]
         inputs = prompts(asked)
-        longest = LONGEST_ANSWER if kind == "transcription" else 14
         generated = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
         read = processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        shares = [share_in_place(sample.answer, text) for sample, text in zip(asked, read, strict=True)]
-        for sample, share in zip(asked, shares, strict=True):
-            by_tiles[len(sample.pixel_values)].append(share)
-        accuracy[kind] = fmean(shares)
-        accuracy[f"{kind}_exact"] = fmean(
-            sample.answer == text.strip() for sample, text in zip(asked, read, strict=True)
-        )
+        pairs = [(sample.answer, text) for sample, text in zip(asked, read, strict=True)]
+        accuracy[kind] = fmean(share_in_place(*pair) for pair in pairs)
+        accuracy[f"{kind}_exact"] = fmean(answer == text.strip() for answer, text in pairs)
     accuracy["all"] = (accuracy["transcription"] + accuracy["question"]) / 2
-    return {
-        **{name: round(share, 5) for name, share in accuracy.items()},
-        "by_tiles": {tiles: round(fmean(shares), 5) for tiles, shares in sorted(by_tiles.items())},
-    }
+    tiles = fmean(len(sample.pixel_values) for sample in samples)
+    windows = config.image_seq_length**-0.5, config.expanded_image_seq_length**-0.5
+    for name, side in (("tiles", 1.0), ("windows", windows[0]), ("expanded windows", windows[1])):
+        accuracy[f"cut by {name}"] = torch.cat([sample.is_cut(side) for sample in samples]).double().mean().item()
+    return {name: round(share, 5) for name, share in accuracy.items()} | {"tiles": round(tiles, 4)}
 
 
 @torch.no_grad()
-def measure(model, samples: list[Sample], collator: Collator) -> dict[str, float]:
-    """Tiles and visual tokens per page in both stages of the language model, FLOPs per page, and parameters."""
+def measure(model, samples: list[Sample]) -> dict[str, float]:
+    """Visual tokens per page in both stages of the language model, FLOPs per page, and parameters."""
     model.eval()
-    tiles = sum(len(sample.pixel_values) for sample in samples) / len(samples)
-    few = samples[:32]
+    tiles = fmean(len(sample.pixel_values) for sample in samples)
+    few, collator = samples[:32], Collator(build_processor(), model.config.image_seq_length)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**collator(few))
     return {
         "tiles": tiles,
         "tokens": tiles * model.config.image_seq_length,
         "expanded_tokens": tiles * model.config.expanded_image_seq_length,
-        "mean_tokens": tiles * _mean_over_layers(model.config),
         "forward_mflops": round(counter.get_total_flops() / len(few) / 1e6, 3),
         "parameters": model.num_parameters(),
     }
-
-
-def _mean_over_layers(config: InternVLXConfig) -> float:
-    k = LAYERS if config.lvtc_config is None else config.lvtc_config.expand_layer
-    return (k * config.image_seq_length + (LAYERS - k) * config.expanded_image_seq_length) / LAYERS

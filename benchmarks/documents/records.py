@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from claims import seeds_of
-from settings import BASES, GROUPS, SEEDS, BaseSchedule, Row, RunSchedule
+from settings import GROUPS, SEEDS, BaseSchedule, Row, RunSchedule
 
 RUNS, BASES_FILE = "runs.json", "bases.json"
 Runs = dict[str, dict[str, list[dict]]]  # the runs of each row of each group
@@ -69,8 +68,7 @@ class Records:
         found: Runs = {}
         for group, rows in GROUPS.items():
             runs = {
-                name: [run for seed in range(seeds_of(group, name)) if (run := self.find(row, seed))]
-                for name, row in rows.items()
+                name: [run for seed in range(SEEDS) if (run := self.find(row, seed))] for name, row in rows.items()
             }
             found[group] = {name: records for name, records in runs.items() if records}
         return found
@@ -81,8 +79,7 @@ def planned(seeds: Sequence[int] = range(SEEDS)) -> Iterator[tuple[str, str, Row
     for seed in seeds:
         for group, rows in GROUPS.items():
             for name, row in rows.items():
-                if seed < seeds_of(group, name):
-                    yield group, name, row, seed
+                yield group, name, row, seed
 
 
 def save_runs(path: Path, runs: Runs) -> None:
@@ -108,7 +105,3 @@ def save_bases(path: Path, bases: Sequence[dict]) -> None:
 
 def base_folder(cache: Path, number: int, schedule: BaseSchedule) -> Path:
     return cache / f"base-{number}-{schedule.key}"
-
-
-def base_of(seed: int) -> int:
-    return seed % BASES

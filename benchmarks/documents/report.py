@@ -4,27 +4,24 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from claims import CLAIMS, EXPERIMENTS, seeds_of
+from claims import CLAIMS
 from corpus import PACKAGES, SHARES
-from evidence import experiments
 from evidence.claims import Finding, adjust, judge
-from evidence.intervals import Interval, Score, interval, paired_differences
+from evidence.intervals import Score
 from evidence.tables import findings_table, markdown, of_planned, plus_minus, summary
 from language import KEPT_LAYERS
 from pages import FACES, LEADING, SIZES
 from picture import PICTURE, draw
 from records import BASES_FILE, RUNS, Runs, load_runs
-from settings import BASES, FINE_WINDOW, GROUPS, PATCH, SEEDS, SHAPES, TILE, Row
+from settings import FINE_WINDOW, GROUPS, PATCH, SEEDS, SHAPES, TILE, Row
 
 TITLES = {
     "one_tile": "Pages of one tile",
     "several_tiles": "Pages of one to six tiles",
-    "experiments": "Experiments",
-    "from_the_start": "Pages of one to six tiles from the first step, as first planned",
 }
 HEADER = [
     "row", "words right, %", "letters right, %", "loss", "random words: words right, %", "another page shown: words right, %",
-    "its loss", "tiles", "tokens", "tokens, last layers", "CPU min", "seeds",
+    "its loss", "tiles", "tokens", "tokens, last layers", "CPU min", "bases",
 ]  # fmt: skip
 
 
@@ -44,7 +41,7 @@ def table(group: str, runs: dict[str, list[dict]]) -> str:
                 f"{tiles * tokens(row):.0f}",
                 f"{tiles * (tokens(row, FINE_WINDOW) if row.lvtc else tokens(row)):.0f}",
                 f"{fmean(thread_seconds(record) for record in records) / 60:.1f}",
-                of_planned(len(records), seeds_of(group, name)),
+                of_planned(len(records), SEEDS),
             ]
         )
     return markdown(HEADER, lines)
@@ -78,21 +75,11 @@ def scores(records: list[dict]) -> list[Score]:
 
 
 def progress(runs: Runs) -> str:
-    planned = sum(seeds_of(group, row) for group, rows in GROUPS.items() for row in rows)
+    planned = SEEDS * sum(map(len, GROUPS.values()))
     finished = sum(len(records) for rows in runs.values() for records in rows.values())
     if finished == planned:
-        return f"The study is complete: {finished} runs over {BASES} bases."
+        return f"The study is complete: {finished} runs from {SEEDS} bases."
     return f"**The study is not complete**: {finished} of {planned} runs are finished."
-
-
-def experiments_table(runs: Runs, findings: dict[str, list[Finding]]) -> str:
-    """The claims that do not appear, with their finished experiments."""
-
-    def compare(better: tuple[str, str], worse: tuple[str, str]) -> Interval | None:
-        found = paired_differences(*(scores(runs.get(group, {}).get(row, [])) for group, row in (better, worse)))
-        return interval([difference.value for difference in found]) if found else None
-
-    return experiments.experiments_table(findings, EXPERIMENTS, compare, TITLES)
 
 
 def bases_table(bases: list[dict]) -> str:
@@ -183,8 +170,6 @@ def page(runs: Runs, bases: list[dict], findings: dict[str, list[Finding]], has_
     if has_picture:
         parts.append(f"![Pages that no training saw, and what the models read]({PICTURE})")
     parts += ["## The claims", summary(every)]
-    if experiments.not_appearing(findings):
-        parts += ["## Where a claim does not appear", experiments.TEXT, experiments_table(runs, findings)]
     for group, title in TITLES.items():
         parts += [f"## {title}", *([table(group, runs[group])] if runs.get(group) else ["No run is finished."])]
         if found := [finding for finding in findings.get(group, []) if finding.differences]:
@@ -213,7 +198,11 @@ rules of the verdicts, written before the runs: [RULES.md](../../evidence/RULES.
 "Words right" is 1 − (the fewest words to insert, delete or replace) / (words on the page), over all pages together, where no page
 counts less than 0; letters alike. Pages are paragraphs that no training saw, and pages of words in random order, which nobody can
 guess. "Another page shown" asks for a page's text with another page in its place: what a model scores there, it has guessed. The
-loss is that of the true text in nats per token. A figure with ± is a mean over seeds and half of its 95 % t-interval."""
+loss is that of the true text in nats per token. A figure with ± is a mean over bases and half of its 95 % t-interval.
+
+Of an earlier study, the runs whose seed has a base of its own are kept; its other runs, rows and claims are in the history of this file.
+Its pages begin within a pixel of the corner, so that windows cut letters at the same places on every page; in tiles,
+borders cut letters of some slicings more than of others. Claims about slicings are therefore left out."""
 
 BASES_READ = """\
 On validation pages, with the base's own projectors, before any run."""

@@ -5,15 +5,17 @@ the work between two processes (`--shard 0/2`, `--shard 1/2`). `--plan` prints w
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
+from statistics import fmean
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the package `evidence`
 
 import torch
 import transformers
-from records import BASES_FILE, RUNS, Records, base_of, planned, save_bases, save_runs
-from settings import BASES, GROUPS, QUICK, SEEDS, RunSchedule
+from records import BASES_FILE, RUNS, Records, planned, save_bases, save_runs
+from settings import GROUPS, QUICK, SEEDS, RunSchedule
 
 RESULTS = Path("benchmarks/results/documents")
 
@@ -54,8 +56,8 @@ def train_missing(records: Records, args: argparse.Namespace) -> None:
     for number, (group, name, row, seed) in enumerate(planned(args.seeds)):
         if number % parts != part or (args.rows and name not in args.rows) or records.find(row, seed):
             continue
-        make_base(args.cache, base_of(seed), records.schedule.base)
-        records.base(args.cache, base_of(seed))
+        make_base(args.cache, seed, records.schedule.base)
+        records.base(args.cache, seed)
         result = run(row, records.schedule, seed, args.cache)
         records.add(row, seed, result)
         words = ", ".join(
@@ -68,22 +70,19 @@ def train_missing(records: Records, args: argparse.Namespace) -> None:
 def plan(records: Records) -> str:
     """A table of the finished and the missing runs of each group, with thread-hours; missing ones are estimated by the others."""
     spent: dict[str, list[float]] = {}
-    units: dict[str, int] = {}  # finished runs, one with three times the steps counted three times
-    left: dict[str, list[int]] = {}
+    left: dict[str, int] = {}
     for group, _, row, seed in planned():
         result = records.find(row, seed)
         if result is None:
-            left.setdefault(group, []).append(row.times)
+            left[group] = left.get(group, 0) + 1
         else:
             spent.setdefault(group, []).append(sum(result["cpu_seconds"].values()))
-            units[group] = units.get(group, 0) + row.times
     rows = ["group          finished  thread-hours   left  thread-hours"]
     for group in GROUPS:
-        seconds, missing = spent.get(group, []), left.get(group, [])
-        known = [group] if group in spent else list(spent)
-        taken = sum(sum(spent[name]) for name in known) / max(1, sum(units[name] for name in known))
-        hours = f"{sum(missing) * taken / 3600:13.2f}" if known else f"{'unknown':>13}"
-        rows.append(f"{group:13} {len(seconds):9} {sum(seconds) / 3600:13.2f} {len(missing):6} {hours}")
+        seconds, missing = spent.get(group, []), left.get(group, 0)
+        known = seconds or list(itertools.chain(*spent.values()))
+        hours = f"{missing * fmean(known) / 3600:13.2f}" if known else f"{'unknown':>13}"
+        rows.append(f"{group:13} {len(seconds):9} {sum(seconds) / 3600:13.2f} {missing:6} {hours}")
     return "\n".join(rows)
 
 
@@ -110,7 +109,7 @@ def main() -> None:
         train_missing(records, args)
     results.mkdir(parents=True, exist_ok=True)
     save_runs(results / RUNS, records.collect())
-    save_bases(results / BASES_FILE, [base for number in range(BASES) if (base := records.base(args.cache, number))])
+    save_bases(results / BASES_FILE, [base for number in range(SEEDS) if (base := records.base(args.cache, number))])
     from report import write_report
 
     print(write_report(results, args.cache))

@@ -6,15 +6,14 @@ become N = 4 and 4N = 16 (M = 4 and 2): about 8 and 2 letters a token.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 TILE, PATCH = 64, 8  # pixels
 GRID = TILE // PATCH  # S
 WINDOW, FINE_WINDOW = 4, 2  # M of N and of 4N tokens
 MAX_TILES = 6  # as in the paper's Table 5
 QUESTION = "Read."
-SEEDS, SEEDS_WITHOUT_CLAIM, BASES = 5, 3, 2  # seed s starts from base s mod 2
-SEEDS_FROM_THE_START = 1  # of the rows that showed that their schedule decides nothing
+SEEDS = 5  # of every row; seed s starts from base s
 ONE_TILE = (TILE, TILE)
 # the pages of one and more tiles, width and height in pixels, and their shares; letters have the same size on all
 SHAPES = {
@@ -93,13 +92,7 @@ class Row(Settings):
     tile: int = TILE
     projector: dict = field(default_factory=lambda: {"projector_type": "pixel_shuffle"})
     lvtc: dict | None = None
-    times: int = 1  # a run takes this many times the schedule's steps
     one_tile_share: float = 0.0  # of the steps, the first, have pages of one tile, whatever comes later
-
-    def settings(self) -> dict:
-        """All fields, but `times` and `one_tile_share` only where they are not as above."""
-        late = {"times": 1, "one_tile_share": 0.0}  # fields that came when rows had been run
-        return {name: value for name, value in asdict(self).items() if name not in late or value != late[name]}
 
 
 PVTC = {"projector_type": "pvtc"}
@@ -116,26 +109,10 @@ LATER = 0.5  # with pages of several tiles from the first step, 300 steps do not
 SEVERAL_TILES_ROWS = {
     "one tile": Row(True, one_tile_share=LATER),
     "ratio": Row(True, "ratio", one_tile_share=LATER),
-    "area": Row(True, "area", one_tile_share=LATER),
     "edge": Row(True, "edge", one_tile_share=LATER),
     "PVTC + LVTC + edge": Row(True, "edge", projector=PVTC, lvtc=LVTC, one_tile_share=LATER),
 }
-FROM_THE_START_ROWS = {
-    f"{name}, from the start": replace(row, one_tile_share=0.0) for name, row in SEVERAL_TILES_ROWS.items()
-}
-# for claims that do not appear: rows with more steps, with another layer at which tokens are expanded, or with all methods
-EXPERIMENT_ROWS = {
-    "LVTC, 3x steps": Row(lvtc=LVTC, times=3),
-    "LVTC at 1/2 of the layers": Row(lvtc=LVTC | {"expand_layer": 9}),
-    "PVTC + LVTC + ratio": Row(True, "ratio", projector=PVTC, lvtc=LVTC, one_tile_share=LATER),
-    "PVTC + LVTC + area": Row(True, "area", projector=PVTC, lvtc=LVTC, one_tile_share=LATER),
-}
-GROUPS = {
-    "one_tile": ONE_TILE_ROWS,
-    "several_tiles": SEVERAL_TILES_ROWS,
-    "experiments": EXPERIMENT_ROWS,
-    "from_the_start": FROM_THE_START_ROWS,
-}
+GROUPS = {"one_tile": ONE_TILE_ROWS, "several_tiles": SEVERAL_TILES_ROWS}
 
 # the same code in seconds, with meaningless results
 QUICK_TOWER = TowerSchedule(steps=3, batch=2)

@@ -7,7 +7,6 @@ import resource
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from lessons import BaseLessons, RunLessons, StepCollator, evaluation_pages, ima
 from models import ProjectorPerWindow, assemble, load
 from pages import Page
 from reading import letters_right, words_right
-from records import base_folder, base_of
+from records import base_folder
 from settings import FINE_WINDOW, BaseSchedule, Row, RunSchedule
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -173,8 +172,7 @@ def validate(trainer: WindowTrainer, paragraphs: list[str], schedule: BaseSchedu
 
 def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "test") -> dict:
     """Train and evaluate a row, and return its record."""
-    schedule = replace(schedule, steps=row.times * schedule.steps)
-    base = make_base(cache, base_of(seed), schedule.base)
+    base = make_base(cache, seed, schedule.base)
     paragraphs, work = load_corpus(cache), cache / f"run-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -215,7 +213,7 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
         "wrong_image": evaluate(model, processor, texts[:few], **how, shown=texts[1 : few + 1]),
     }
     return {
-        "base": base_of(seed),
+        "base": seed,
         **result,
         "losses": _losses(trainer),
         "cpu_seconds": {"training": round(trained - cpu, 1), "evaluation": round(time.process_time() - trained, 1)},

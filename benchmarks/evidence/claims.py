@@ -10,6 +10,7 @@ from evidence.intervals import CONFIDENCE, Interval, Score, base_means, holm, in
 ABOVE, ABOUT, NOT_BELOW = "above", "about", "not below"
 APPEARS, DOES_NOT, OTHER_WAY, UNDECIDED = "appears", "does not", "the other way", "not told apart"
 SMALLEST_DIFFERENCE = 1.0  # points; smaller ones are of no interest
+LARGEST_CUT = 5.0  # points by which the shares of cut symbols of two compared rows may differ
 ALPHA = 1 - CONFIDENCE
 
 
@@ -69,7 +70,7 @@ class Finding:
     Args:
         differences: `better` - `worse` of each seed that has all of the claim's rows.
         gain: the yardstick's mean difference over the same seeds.
-        planned: the number of seeds without which there is no verdict.
+        planned: the number of bases without which there is no verdict.
         adjusted_p: Holm's, over all claims of the study.
     """
 
@@ -80,20 +81,21 @@ class Finding:
     adjusted_p: float = 1.0
 
     @property
-    def is_complete(self) -> bool:
-        return len(self.differences) == self.planned
+    def by_base(self) -> dict[int, float]:
+        return base_means(self.differences)
 
     @property
     def values(self) -> list[float]:
-        return [difference.value for difference in self.differences]
+        """The means of the bases, which are the units of the interval: seeds of one base are not independent."""
+        return list(self.by_base.values())
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.values) == self.planned
 
     @property
     def interval(self) -> Interval | None:
         return interval(self.values) if self.differences else None
-
-    @property
-    def by_base(self) -> dict[int, float]:
-        return base_means(self.differences)
 
     @property
     def bound(self) -> float:
@@ -107,14 +109,10 @@ class Finding:
 
     @property
     def verdict(self) -> str | None:
-        """One of the four verdicts; None while seeds are missing."""
+        """One of the four verdicts; None while bases are missing."""
         if not self.is_complete:
             return None
-        supported = [verdict for verdict, p in self.p_values.items() if p < ALPHA]
-        if not supported:
-            return UNDECIDED
-        low, high = self.claim.regions(self.bound)[supported[0]]
-        return supported[0] if all(low < mean < high for mean in self.by_base.values()) else UNDECIDED
+        return next((verdict for verdict, p in self.p_values.items() if p < ALPHA), UNDECIDED)
 
     @property
     def p(self) -> float:
@@ -132,11 +130,26 @@ class Finding:
         return self.is_decided and self.adjusted_p < ALPHA
 
 
-def judge(claims: Iterable[Claim], scores: Mapping[str, Sequence[Score]], seeds: int) -> list[Finding]:
-    """The findings on claims, from the scores of each row. Only seeds 0 … `seeds` - 1 count. Not yet adjusted."""
-    counted = {row: [score for score in found if 0 <= score.seed < seeds] for row, found in scores.items()}
+def judge(
+    claims: Iterable[Claim], scores: Mapping[str, Sequence[Score]], bases: int, cut: Mapping[str, float] | None = None
+) -> list[Finding]:
+    """The findings on claims, from the scores of each row. Only bases 0 … `bases` - 1 count. Not yet adjusted.
+
+    Args:
+        cut: of each row, the share in percent of the symbols that borders of tiles cut.
+
+    Raises:
+        ValueError: if a claim compares rows whose shares differ by more than `LARGEST_CUT` points.
+    """
+    counted = {row: [score for score in found if 0 <= score.base < bases] for row, found in scores.items()}
     findings = []
     for claim in claims:
+        shares = [(cut or {}).get(row, 0.0) for row in (claim.better, claim.worse)]
+        if abs(shares[0] - shares[1]) > LARGEST_CUT:
+            raise ValueError(
+                f"{claim.text!r} compares rows of which borders of tiles cut {shares[0]:.1f} and {shares[1]:.1f} % of the "
+                f"symbols, expected at most {LARGEST_CUT:g} points between them: the pages favour one of the two."
+            )
         differences = paired_differences(counted.get(claim.better, []), counted.get(claim.worse, []))
         gain = 0.0
         if claim.yardstick:
@@ -145,29 +158,11 @@ def judge(claims: Iterable[Claim], scores: Mapping[str, Sequence[Score]], seeds:
             common = {difference.seed for difference in differences} & {score.seed for score in gains}
             differences = [difference for difference in differences if difference.seed in common]
             gain = statistics.fmean(score.value for score in gains if score.seed in common) if common else 0.0
-        findings.append(Finding(claim, tuple(differences), gain, seeds))
+        findings.append(Finding(claim, tuple(differences), gain, bases))
     return findings
 
 
 def adjust(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings of a whole study with Holm's p-values. A claim without all of its seeds counts with p = 1."""
+    """The findings of a whole study with Holm's p-values. A claim without all of its bases counts with p = 1."""
     adjusted = holm([finding.p for finding in findings])
     return [replace(finding, adjusted_p=p) for finding, p in zip(findings, adjusted, strict=True)]
-
-
-def base_effect(findings: Iterable[Finding]) -> float | None:
-    """The variance of differences between bases over that within bases, pooled over findings; 1 if bases do not matter."""
-    between = within = 0.0
-    for finding in findings:
-        bases, count = finding.by_base, len(finding.values)
-        if len(bases) < 2 or count <= len(bases):
-            continue
-        mean = statistics.fmean(finding.values)
-        between += sum((bases[d.base] - mean) ** 2 for d in finding.differences) / (len(bases) - 1)
-        within += sum((d.value - bases[d.base]) ** 2 for d in finding.differences) / (count - len(bases))
-    return between / within if within else None
-
-
-def seeds_of(row: str, claims: Iterable[Claim], with_claim: int, without: int) -> int:
-    """How many seeds a row gets: `with_claim` if any claim is about it or takes it as a yardstick, else `without`."""
-    return with_claim if any(row in claim.rows for claim in claims) else without

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from evidence.claims import ALPHA, APPEARS, DOES_NOT, OTHER_WAY, UNDECIDED, Finding, base_effect
+from evidence.claims import ALPHA, APPEARS, DOES_NOT, OTHER_WAY, UNDECIDED, Finding
 from evidence.intervals import Interval, interval
 
 VERDICTS = (APPEARS, DOES_NOT, OTHER_WAY, UNDECIDED)
@@ -57,7 +57,7 @@ def p_value(p: float) -> str:
 
 def verdict(finding: Finding) -> str:
     if finding.verdict is None:
-        return f"{len(finding.values)} of {finding.planned} seeds"
+        return f"{len(finding.values)} of {finding.planned} bases"
     return finding.verdict + (" (added after the runs)" if finding.claim.added else "")
 
 
@@ -91,7 +91,7 @@ def summary(findings: Sequence[Finding]) -> str:
     lines = [
         f"{len(findings)} claims: "
         + ", ".join(f"{counts[name]} *{name}*" for name in VERDICTS)
-        + (f", {len(findings) - len(judged)} without all of their seeds" if len(judged) < len(findings) else "")
+        + (f", {len(findings) - len(judged)} without all of their bases" if len(judged) < len(findings) else "")
         + "."
     ]
     if judged:
@@ -101,8 +101,4 @@ def summary(findings: Sequence[Finding]) -> str:
             f"Each verdict is that of its claim alone, so up to {ALPHA * len(judged):.1f} of the {len(judged)} are expected to "
             f"be false. {surviving} of the {decided} that decide something survive Holm's adjustment over all claims."
         )
-        if (effect := base_effect(judged)) is not None:
-            lines.append(
-                f"Differences vary {effect:.1f} times as much between bases as within them (1: bases do not matter)."
-            )
     return " ".join(lines)

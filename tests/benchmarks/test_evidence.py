@@ -21,7 +21,7 @@ def evidence():
         yield
 
 
-def scores(*values: float, bases: int = 3) -> list:
+def scores(*values: float, bases: int = 8) -> list:
     from evidence.intervals import Score
 
     return [Score(seed, seed % bases, value) for seed, value in enumerate(values)]
@@ -34,7 +34,7 @@ def claim(kind: str = "above", **fields):
     return Claim("a claim", "better", "worse", kind, **bound, **fields)
 
 
-def judged(kind: str, differences, gain: float = 0.0, seeds: int = 8, bases: int = 3):
+def judged(kind: str, differences, gain: float = 0.0, bases: int = 8):
     """The finding on a claim whose rows differ by `differences`; the yardstick's rows by `gain`."""
     from evidence.claims import judge
 
@@ -45,12 +45,12 @@ def judged(kind: str, differences, gain: float = 0.0, seeds: int = 8, bases: int
         "large": scores(*(gain for _ in differences), bases=bases),
         "small": zeros,
     }
-    (found,) = judge([claim(kind)], rows, seeds)
+    (found,) = judge([claim(kind)], rows, bases)
     return found
 
 
 def around(mean: float, spread: float = 0.5) -> list[float]:
-    """Eight differences with this mean; all bases have nearly the same."""
+    """Eight differences with this mean."""
     return [mean + spread * deviation for deviation in (-1, 1, 0.5, 1, -1, -0.5, 0.2, -0.2)]
 
 
@@ -96,7 +96,11 @@ def test_differences_are_taken_seed_by_seed():
 
     found = paired_differences(scores(30, 50, 70, 20), scores(20, 45, 60))
     assert [difference.value for difference in found] == [10, 5, 10]
-    assert base_means(paired_differences(scores(3, 4, 5, 6), scores(1, 1, 1, 1))) == {0: 3.5, 1: 3, 2: 4}
+    assert base_means(paired_differences(scores(3, 4, 5, 6, bases=3), scores(1, 1, 1, 1, bases=3))) == {
+        0: 3.5,
+        1: 3,
+        2: 4,
+    }
     assert paired_differences(scores(1)[:1], scores(1, 2)[1:]) == []
 
 
@@ -153,24 +157,31 @@ def test_verdicts_follow_the_rules(kind, differences, gain, verdict):
     assert found.is_decided == (verdict != "not told apart") == (found.p < 0.05)
 
 
-def test_a_verdict_has_to_hold_for_every_base():
+def test_the_unit_of_an_interval_is_the_base():
     differences = [4.0, 4.2, -0.1, 4.1, 4.3, -0.1, 4.0, 4.2]  # seeds 2 and 5 are those of base 2
-    found = judged("above", differences)
-    assert found.interval.low > 0
-    assert found.by_base[2] < 0
-    assert found.verdict == "not told apart"
-    assert not found.is_decided
-    assert judged("above", differences, bases=1).verdict == "appears"
+    found = judged("above", differences, bases=3)
+    assert found.values == pytest.approx([4.1 / 3 + 8 / 3, 12.7 / 3, -0.1])
+    assert (found.interval.count, found.verdict) == (3, "not told apart")
+    assert judged("above", differences).verdict == "appears"  # a base each
 
 
-def test_a_claim_without_all_of_its_seeds_has_no_verdict():
+def test_a_claim_about_rows_that_tiles_cut_differently_is_refused():
+    from evidence.claims import judge
+
+    rows = {"better": scores(1.0), "worse": scores(0.0)}
+    assert judge([claim()], rows, 1, {"better": 4.9, "worse": 0.0})
+    with pytest.raises(ValueError, match=r"'a claim' compares rows .* cut 32\.5 and 0\.0 % .* at most 5 points"):
+        judge([claim()], rows, 1, {"better": 32.5, "worse": 0.0})
+
+
+def test_a_claim_without_all_of_its_bases_has_no_verdict():
     found = judged("above", [3.0, 3.1, 3.2, 3.0, 3.1])
     assert (found.verdict, len(found.values), found.p, found.is_complete) == (None, 5, 1, False)
     assert judged("above", []).interval is None
     assert judged("above", [3.0]).verdict is None
 
 
-def test_seeds_beyond_the_plan_do_not_count_and_the_yardstick_needs_its_own():
+def test_bases_beyond_the_plan_do_not_count_and_the_yardstick_needs_its_own():
     from evidence.claims import judge
 
     (found,) = judge([claim()], {"better": scores(*range(1, 11)), "worse": scores(*[0.0] * 10)}, 8)
@@ -207,27 +218,6 @@ def test_holm_counts_all_claims_of_a_study():
     assert [finding.survives_holm for finding in found] == [False, True, False]
 
 
-def test_every_row_of_a_claim_has_the_seeds_of_a_claim():
-    from evidence.claims import seeds_of
-
-    known = {row: seeds_of(row, [claim("about")], 8, 3) for row in ("better", "worse", *YARDSTICK, "other")}
-    assert known == {"better": 8, "worse": 8, "large": 8, "small": 8, "other": 3}
-
-
-def test_the_effect_of_bases_is_1_where_they_do_not_matter_and_large_where_they_do():
-    from evidence.claims import base_effect
-
-    rng = np.random.default_rng(0)
-    draws = rng.normal(0, 1, (300, 8))
-    assert base_effect(judged("above", row.tolist()) for row in draws) == pytest.approx(1, abs=0.15)
-    shifted = draws + 3 * rng.normal(0, 1, (300, 3))[:, np.arange(8) % 3]
-    assert base_effect(judged("above", row.tolist()) for row in shifted) > 10
-    one_way = judged("above", draws[0].tolist())
-    expected = stats.f_oneway(*(draws[0][base::3] for base in range(3))).statistic
-    assert base_effect([one_way]) == pytest.approx(expected)
-    assert base_effect([judged("above", [1.0]), judged("above", [])]) is None
-
-
 @pytest.mark.parametrize(
     ("kind", "truth", "false"),
     [
@@ -238,11 +228,22 @@ def test_the_effect_of_bases_is_1_where_they_do_not_matter_and_large_where_they_
     ],
 )
 def test_at_a_bound_about_5_percent_of_the_verdicts_are_false(kind, truth, false):
-    """800 studies, so a rate of 5 % has a standard error of 0.8 %. The rule on bases makes some false verdicts undecided."""
+    """800 studies, so a rate of 5 % has a standard error of 0.8 %."""
     rng = np.random.default_rng(0)
     verdicts = [judged(kind, rng.normal(truth, 1, 8).tolist()).verdict for _ in range(800)]
     rate = sum(verdict in false for verdict in verdicts) / len(verdicts)
     assert (0.01 if kind == "above" and truth else 0.02) < rate < 0.065
+
+
+@pytest.mark.parametrize("bases", [8, 5])
+@pytest.mark.parametrize("deviation", [0, 1, 2, 4])
+def test_bases_that_differ_up_to_4_times_as_much_as_seeds_make_no_more_verdicts_false(bases, deviation):
+    """RULES.md's table. Without a difference, *above* is decided in 5 % of 800 studies, some of these as *does not*."""
+    rng = np.random.default_rng(0)
+    draws = 3 * (rng.normal(0, 1, (800, bases)) + deviation * rng.normal(0, 1, (800, bases)))
+    verdicts = [judged("above", row.tolist(), bases=bases).verdict for row in draws]
+    rate = sum(verdict in ("appears", "the other way") for verdict in verdicts) / len(verdicts)
+    assert 0.03 < rate < 0.07
 
 
 def test_the_rules_name_the_verdicts_and_the_bounds_that_the_code_has():
@@ -254,7 +255,7 @@ def test_the_rules_name_the_verdicts_and_the_bounds_that_the_code_has():
     for kind in (claims.ABOVE, claims.ABOUT, claims.NOT_BELOW):
         assert f"**{kind}" in RULES
     rows = re.findall(r"^\| .* \| ([\d.]+) \| .*, ([\d.]+) \| ([\d.]+) % \| (\d+) % \|$", RULES, re.MULTILINE)
-    assert len(rows) >= 4
+    assert rows
     for points, yardstick, share, bound in rows:
         ratio = float(points) / float(yardstick)
         assert (round(100 * ratio, 1), round(200 * ratio)) == (float(share), float(bound))
@@ -267,17 +268,17 @@ def test_tables_show_the_verdict_or_how_many_seeds_there_are():
     found = adjust([judged("above", around(3)), judged("not below", around(-1), 30), judged("above", [3.0, 3.2])])
     full, loss, partial = findings_table(found).splitlines()[2:]
     assert full == (
-        "| a claim | appears |  | +3.0 [+2.7, +3.3] | +3.0, +3.0, +3.0 | above | 1.0 | < 0.001 | < 0.001 |"
+        "| a claim | appears |  | +3.0 [+2.7, +3.3] | +2.5, +3.5, +3.2, +3.5, +2.5, +2.8, +3.1, +2.9 | above | 1.0 | < 0.001 | < 0.001 |"
     )
     assert "| −1.0 [−1.3, −0.7] |" in loss
     assert "| not below | 3.0 |" in loss
-    assert "| 2 of 8 seeds |" in partial
+    assert "| 2 of 8 bases |" in partial
     assert partial.endswith("|  |  |")
     text = summary(found)
     assert "3 claims: 2 *appears*, 0 *does not*" in text
-    assert "1 without all of their seeds" in text
+    assert "1 without all of their bases" in text
     assert "2 of the 2 that decide something survive" in text
-    assert summary([judged("above", [])]).endswith("1 without all of their seeds.")
+    assert summary([judged("above", [])]).endswith("1 without all of their bases.")
 
 
 def test_numbers_have_a_sign_but_for_zero():
