@@ -8,6 +8,7 @@ import pytest
 
 from internvlx_hf.chat import Session
 from internvlx_hf.chat.record_answers import answer_records
+from internvlx_hf.cost.request_budget import RequestBudget
 from internvlx_hf.data import load_training_data
 from internvlx_hf.evaluation.answering import Answerer
 from tiny import LVTC, tiny_model, tiny_processor
@@ -47,3 +48,36 @@ def test_an_answer_of_as_many_tokens_as_allowed_counts_if_its_last_is_the_end(at
     finally:
         config.eos_token_id = None
     assert found == counts
+
+
+def test_equal_records_are_answered_once(answerer, tmp_path):
+    records = [{"messages": [{"role": "user", "content": text}]} for text in ("Why?", "Why not?", "Why?")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    data = load_training_data(tmp_path / "a.jsonl", answerer.processor)
+    answerer.model.generation_config.eos_token_id = list(range(320))  # the first token of an answer is its last
+    try:
+        found = answer_records(answerer, data, tmp_path / "out.jsonl", {}, max_new_tokens=9)
+    finally:
+        answerer.model.generation_config.eos_token_id = None
+    assert found.earlier == 1
+
+
+def test_a_conversation_that_loses_its_image_reads_all_anew():
+    model = tiny_model()  # whose cache could be cropped into the image
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    session = Session(Answerer(model, tiny_processor(model.config)), generation={"max_new_tokens": 6})
+    session.ask("What is it?", (PIL.Image.new("RGB", (32, 32), "red"),))
+    session.messages = []
+    again = session.ask("What is it?")
+    assert (again.tiles, again.answer) == (
+        0,
+        session.answerer.answer([session.messages[:-1]], max_new_tokens=6)[0].text,
+    )
+
+
+def test_a_question_past_a_budget_is_refused_with_its_tokens(answerer):
+    session = Session(answerer, generation={"max_new_tokens": 6}, budget=RequestBudget(max_new_tokens=6))
+    assert session.ask("Why?").answer_tokens == 6
+    session.generation = {"max_new_tokens": 7}
+    with pytest.raises(ValueError, match="7 new tokens, expected at most 6"):
+        session.ask("Why?")

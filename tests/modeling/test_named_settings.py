@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.modeling.outputs import CACHE
 from internvlx_hf.modeling.pvtc import rms_norm
-from internvlx_hf.modeling.tile_router import TileRouter
-from tiny import tiny_config, tiny_model
+from internvlx_hf.modeling.tile_router import TileRouter, route_prompt
+from tiny import LVTC, tiny_batch, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1.0])
@@ -44,3 +45,35 @@ def test_the_router_compresses_above_the_quantile_and_at_the_threshold(relative,
     router = TileRouter(tiny_config(projector_config={"projector_type": "pixel_shuffle"}, **settings))
     probabilities = torch.tensor([0.25, 0.4, 0.5, 0.75, 1.0])  # of one sample's four tiles, and of another's only one
     assert router.choose(probabilities, [4, 0, 1]).tolist() == chosen
+
+
+def test_the_head_starts_at_the_width_that_the_configuration_names():
+    for width in (0.2, 0.01):
+        head = tiny_model(text_config={"initializer_range": width}).lm_head.weight
+        assert head.std().item() == pytest.approx(width, rel=0.05)
+
+
+def test_a_compressed_tile_is_read_as_the_router_s_own_tokens():
+    settings = {"router_relative_threshold": 0.0, "router_absolute_threshold": 0.0}
+    model = tiny_model(projector_config={"projector_type": "pixel_shuffle"}, **settings)
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
+    embeddings = route_prompt(model.model, **batch)["inputs_embeds"][0]
+    images = model.get_image_features(batch["pixel_values"], return_dict=True)
+    own = model.model.tile_router.projector(images.last_hidden_state[:, -64:])  # [2, 4, D], beside 16 of each
+    both = [(own[0], images.pooler_output[1]), (images.pooler_output[0], own[1])]
+    assert any(torch.allclose(embeddings[3:-2], torch.cat(tokens), atol=1e-4) for tokens in both)
+
+
+def test_a_static_cache_of_stage_two_does_not_shrink_with_the_next_prompt():
+    model = tiny_model(**LVTC)
+    settings = {
+        "cache_implementation": "static",
+        "max_new_tokens": 4,
+        "return_dict_in_generate": True,
+        "disable_compile": True,
+    }
+    lengths = []
+    for layout in ([3, "tile", "tile", 2], [3, "tile", 6]):
+        cache = model.generate(**tiny_batch(model.config, [layout]), **settings)[CACHE]
+        lengths.append(cache.layers[-1].max_cache_len)
+    assert lengths[0] == lengths[1]

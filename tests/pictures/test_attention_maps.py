@@ -22,9 +22,13 @@ def test_each_weight_of_a_window_is_at_its_patch(photo, branch):
         torch.testing.assert_close(drawn[:, row, column], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_sliding_window_s_columns_are_at_the_tokens_that_it_sees(photo):
+MIXED = {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 2}
+
+
+@pytest.mark.parametrize(("text", "layers"), [("mistral", {}), ("qwen2", MIXED)], ids=["all", "every second layer"])
+def test_a_sliding_window_s_columns_are_at_the_tokens_that_it_sees(text, layers, photo):
     """Against one eager forward of prompt and answer, whose rows have all columns."""
-    model = tiny_model("mistral", text_config={"sliding_window": 40}, **LVTC)
+    model = tiny_model(text, text_config={"sliding_window": 40, **layers}, **LVTC)
     processor = tiny_processor(model.config)
     found = attend(model, processor, photo, "What?", max_new_tokens=3)
     content = [{"type": "image", "image": Image.open(photo)}, {"type": "text", "text": "What?"}]

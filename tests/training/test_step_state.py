@@ -34,6 +34,11 @@ def test_a_distilled_step_keeps_neither_its_graph_nor_a_cache_of_the_teacher(tmp
     assert all(not kept.requires_grad for kept in trainer._parts)
     assert student.lm_head.weight.grad is not None
     assert teacher.lm_head.weight.grad is None
+    trainer.log({"eval_loss": 1.0})
+    assert len(trainer._parts) == 1  # until the step's own log
+    trainer.log(logs := {"loss": 1.0})
+    assert (logs["ce_loss"] > 0, trainer._parts) == (True, [])
+    trainer.log({"loss": 1.0})  # of steps without a teacher
 
 
 def test_all_pauses_between_two_logs_are_left_out_of_the_rates():

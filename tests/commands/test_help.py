@@ -1,0 +1,15 @@
+"""Every command's help says what the command does."""
+
+import pytest
+
+from internvlx_hf.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_begins_with_the_usage_and_a_sentence_of_what_the_command_does(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    usage, description, *_ = capsys.readouterr().out.split("\n\n")
+    assert ended.value.code == 0
+    assert usage.startswith(f"usage: internvlx {name}")
+    assert len(description.split()) > 5
