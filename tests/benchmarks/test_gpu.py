@@ -9,7 +9,7 @@ import pytest
 
 import forked
 from benchmark_scripts import FOLDER, importable
-from paths import ROOT
+from paths import HELPERS, ROOT
 
 pytestmark = pytest.mark.any_transformers
 
@@ -61,6 +61,17 @@ def test_the_cuda_tests_pass_without_a_gpu_and_their_report_is_kept(tmp_path):
     (record,) = map(json.loads, (tmp_path / "gpu.jsonl").read_text().splitlines())
     assert record["status"] == 0, (tmp_path / "gpu_tests.txt").read_text()
     assert record["text"] in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_cuda_tests_are_collected_without_what_a_machine_with_a_gpu_lacks():
+    lacks = {"datasets", "fastapi", "gradio", "openai", "trl", "uvicorn"}
+    code = f"from hiding import hide; hide({lacks}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(HELPERS)!r}); {code}"]
+    command += ["-q", "--collect-only", "-m", "cuda", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "tests/test_cuda.py::" in done.stdout
 
 
 @pytest.mark.slow

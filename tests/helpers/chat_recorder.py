@@ -21,9 +21,10 @@ class Recorder(ChatMixin):
         self.config = SimpleNamespace(image_seq_length=image_seq_length, image_token_id=image_token_id)
         self.reply = tokenizer(reply, add_special_tokens=False, return_tensors="pt")["input_ids"]
 
-    def generate(self, *, input_ids, max_new_tokens, **kwargs):
-        self.inputs = {"input_ids": input_ids, "max_new_tokens": max_new_tokens, **kwargs}
-        return torch.cat([input_ids, self.reply[:, :max_new_tokens].repeat(len(input_ids), 1)], dim=1)
+    def generate(self, **kwargs):
+        self.inputs = kwargs
+        reply = self.reply[:, : kwargs.get("max_new_tokens")]
+        return torch.cat([kwargs["input_ids"], reply.repeat(len(kwargs["input_ids"]), 1)], dim=1)
 
 
 def recorder_and_tokenizer(template="internvl2_5", image_seq_length=4, **kwargs):

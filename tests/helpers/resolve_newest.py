@@ -31,11 +31,12 @@ def extras() -> list[str]:
 
 
 def setup_cfg_requirements() -> dict[str, str]:
-    """Version specifiers by name of the dependencies in setup.cfg, but for those of `LEFT_OUT`."""
+    """Version specifiers by name of the dependencies in setup.cfg, but for those of `LEFT_OUT` and the package itself."""
     options = read_options()
     texts = [options["options"]["install_requires"], *(options["options.extras_require"][extra] for extra in extras())]
     requirements = [Requirement(line) for text in texts for line in text.split("\n") if line.strip()]
-    return {canonicalize_name(requirement.name): str(requirement.specifier) for requirement in requirements}
+    named = {canonicalize_name(requirement.name): str(requirement.specifier) for requirement in requirements}
+    return {name: specifier for name, specifier in named.items() if name != "internvlx-hf"}
 
 
 def pins(text: str) -> dict[str, str]:

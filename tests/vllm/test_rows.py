@@ -1,6 +1,6 @@
 """The plug-in's own computations, without vLLM: rows, positions, lengths, slots, names in the cache, and refused options.
 
-Two images of one and two tiles, at 2 tokens a tile before the expansion and 5 after it.
+Two images of one and two tiles, at 4 tokens a tile before the expansion and 16 after it.
 """
 
 from importlib import import_module
@@ -13,11 +13,12 @@ import torch
 from tiny import LVTC, tiny_config
 from vllm_stand_in import stand_in
 
-BEFORE, AFTER = 2, 5
-IMAGES = [SimpleNamespace(mm_position=SimpleNamespace(offset=o, length=n)) for o, n in ((2, AFTER), (8, 2 * AFTER))]
-LENGTH = 20
+BEFORE, AFTER = 4, 16
+IMAGES = [SimpleNamespace(mm_position=SimpleNamespace(offset=o, length=n)) for o, n in ((2, AFTER), (19, 2 * AFTER))]
 # the long sequence: text, a tile's rows of both stages, and those of stage two alone
-DRAWN = "tt11222t1122211222tt"
+TILE = "1" * BEFORE + "2" * (AFTER - BEFORE)
+DRAWN = f"tt{TILE}t{TILE}{TILE}tt"
+LENGTH = len(DRAWN)
 IN_STAGE_ONE = [row in "t1" for row in DRAWN]
 
 
@@ -51,13 +52,14 @@ def test_positions_count_the_short_sequence(plugin, rows):
 
 
 def test_a_step_s_rows_are_those_of_stage_one_and_its_tiles(plugin, rows):
-    read = plugin.stage_one.read_rows(plugin.stage_one.position_channels(*rows), has_images=True)
+    sizes = torch.full((3,), BEFORE), torch.full((3,), AFTER)
+    read = plugin.stage_one.read_rows(plugin.stage_one.position_channels(*rows), sizes)
     assert read.index.tolist() == [index for index, row in enumerate(DRAWN) if row in "t1"]
     assert read.positions.tolist() == list(range(sum(IN_STAGE_ONE)))
     of_stage_one = [row for row in DRAWN if row in "t1"]
-    assert read.tiles.tolist() == [index for index, row in enumerate(of_stage_one) if row == "1"]
-    assert read.tiles_after.tolist() == [index for index, row in enumerate(DRAWN) if row in "12"]
-    without = plugin.stage_one.read_rows(torch.tensor([[4, 9], [4, 9], [4, 9]]), has_images=False)
+    assert read.row_map.tiles.tolist() == [index for index, row in enumerate(of_stage_one) if row == "1"]
+    assert read.row_map.tiles_to.tolist() == [index for index, row in enumerate(DRAWN) if row in "12"]
+    without = plugin.stage_one.read_rows(torch.tensor([[4, 9], [4, 9], [4, 9]]))
     assert (without.index, without.positions.tolist()) == (None, [4, 9])
 
 
@@ -92,16 +94,8 @@ def test_blocks_are_shared_up_to_the_first_image(plugin):
 @pytest.mark.parametrize(
     ("computed", "new", "scheduled"),
     [
-        (0, 2, 2),
-        (0, 4, 2),
-        (0, 7, 7),
-        (0, 8, 8),
-        (0, 12, 8),
-        (2, 3, 0),
-        (3, 1, 0),
-        (8, 10, 10),
-        (8, 9, 0),
-        (7, 13, 13),
+        *((0, 2, 2), (0, 4, 2), (0, 18, 18), (0, 19, 19), (0, 25, 19), (2, 3, 0), (3, 1, 0)),
+        *((19, 32, 32), (19, 31, 0), (18, 35, 35)),
     ],
 )
 def test_a_step_ends_before_an_image_that_it_would_split(plugin, computed, new, scheduled):

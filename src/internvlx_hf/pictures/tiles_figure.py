@@ -151,9 +151,13 @@ def _draw_strategy(canvas: Canvas, slicing: str, is_used: bool, layout: Strategy
     colour, head, y = COLOURS[slicing], layout.head, layout.head.top + 0.26
     canvas.fill(replace(layout.whole, height=0.04), colour)
     canvas.text(head.left, y, slicing, 16, weight="bold", color=colour)
+    room = head.width - text_width(slicing, 16, "bold") - 0.2
     if is_used:
         canvas.text(head.left + text_width(slicing, 16, "bold") + 0.1, y + 0.02, "this model", 10.5, color=colour)
-    canvas.text(head.left + head.width, y + 0.02, SLICING_WORDS[slicing], 9.5, ha="right", color=GREY)
+        room -= text_width("this model", 10.5) + 0.1
+    words = SLICING_WORDS[slicing]
+    size = min(9.5, 9.5 * room / text_width(words, 9.5))
+    canvas.text(head.left + head.width, y + 0.02, words, size, ha="right", color=GREY)
 
 
 def _draw_slicing(canvas: Canvas, image: PIL.Image.Image, plan: TilePlan, colour: str, box: Box) -> None:
