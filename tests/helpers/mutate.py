@@ -4,7 +4,8 @@
 
 Each run of tests is a fork of a process that has imported torch, transformers and pytest, but not the package. First, every
 test file runs once without a fault, to see which functions each test enters and how long it takes. Of a fault, the test that
-noticed it last time runs first, then the quickest of those that enter its function, then the others, then the rest of the room.
+noticed it last time runs first, then the quickest of those that enter its function, then the others, then the files that
+name it, with their slow tests.
 What was found is kept in `build/mutate`: a stopped run goes on, and a changed file of tests or of the package is run again.
 """
 
@@ -40,7 +41,8 @@ HELPERS = {path.stem for path in (ROOT / "tests/helpers").glob("*.py")}
 FIRST, FIRST_FILES = 12, 2  # tests in the first round, and files that they are from
 LONGEST = 60  # seconds that the tests of the second may take together
 RESULT = "## Last result\n"
-LIMIT = 600  # seconds until a run counts as hanging
+MOST_FILES = 5  # of those that name it
+LIMIT = 300  # seconds until a run counts as hanging
 
 
 class Watch:
@@ -218,7 +220,7 @@ def measure(tree: Tree, paths: list[Path]) -> None:
     for path in paths:
         name, own = str(path.relative_to(ROOT)), digest(path)
         if known(kept("tests", name)).get("digest") != own:
-            found = tree.run(name, "-m", "not slow", trace=True)
+            found = tree.run(name, "-m", "not slow", trace=True, limit=120)  # tracing slows a compiler down
             kept("tests", name).write_text(json.dumps({"file": name, "digest": own, **found}))
             print(f"{name}: {len(found['tests'])} tests, {len(found['failed'])} fail", flush=True)
 
@@ -290,16 +292,19 @@ def notice(tree: Tree, fault: Fault, chosen: list[str], tests: dict[str, dict], 
         found = tree.run("-x", *names, limit=60 + 8 * expected)
         if found["status"] not in (0, 5):
             return (found["failed"] or [f"the process ended or hung: {names[0]}"])[0]
-    slow = ROOT / "tests" / room(fault.file)
-    paths = [slow] if room(fault.file) and slow.exists() else (ROOT / "tests").glob("test_*.py")
-    found = tree.run(
-        "-x",
-        "-m",
-        "slow",
-        *(str(path.relative_to(ROOT)) for path in paths),
-        *(f"--deselect={name}" for name in failing),
-    )
+    found = tree.run("-x", *naming(fault), *(f"--deselect={name}" for name in failing))
     return found["failed"][0] if found["failed"] else ""
+
+
+def naming(fault: Fault) -> list[str]:
+    """The test files that name the fault's function or module most often, slow tests included, its room's first."""
+    source = (ROOT / PACKAGE / fault.file).read_text()
+    words = {Path(fault.file).stem, enclosing_function(source, source.index(fault.old)) or Path(fault.file).stem}
+    counts = {}
+    for path in test_files():
+        text, name = path.read_text(), str(path.relative_to(ROOT))
+        counts[name] = sum(map(text.count, words)) * (5 if room(name) == room(fault.file) else 1)
+    return sorted(filter(counts.get, counts), key=counts.get, reverse=True)[:MOST_FILES]  # type: ignore[arg-type]
 
 
 def rates(faults: list[Fault]) -> dict[str, tuple[int, list[str]]]:
