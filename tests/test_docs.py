@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from internvlx_hf.cli import COMMANDS
+from internvlx_hf.cost.presets import preset_name
 from internvlx_hf.processing.rvtc import SLICING_WORDS
 from paths import ROOT
 
@@ -57,6 +58,12 @@ def test_every_option_that_the_documentation_gives_a_command_exists(name, capsys
         for option in re.findall(r"(?<=\s)--[\w.-]+", rest.split(" #")[0])
     }
     assert [option for option in used if not re.search(rf"(?<!\S){re.escape(option)}(?![\w-])", explained)] == []
+
+
+def test_no_converted_folder_is_taken_for_a_preset_by_later_commands():
+    written = {words.split()[1] for command, words in command_lines() if command == "convert"}
+    assert len(written) > 5
+    assert [folder for folder in written if preset_name(folder)] == []
 
 
 def test_the_lvtc_figure_is_drawn_from_the_paper_s_layer(tmp_path):

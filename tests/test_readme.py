@@ -97,8 +97,8 @@ def test_its_table_says_what_is_counted():
 
 def test_its_python_runs_after_its_commands(tmp_path, monkeypatch, capsys):
     model = tiny_model("llama")
-    model.save_pretrained(tmp_path / "internvl2-2b")
-    tiny_processor(model.config).save_pretrained(tmp_path / "internvl2-2b")
+    model.save_pretrained(tmp_path / "out/2b")
+    tiny_processor(model.config).save_pretrained(tmp_path / "out/2b")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
