@@ -46,7 +46,12 @@ def test_the_notebook_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     outputs = [output for cell in json.loads(executed.read_text())["cells"] for output in cell.get("outputs", [])]
     printed = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stdout")
-    for expected in ("holds the converted model", "Side by side", "step 3/3  loss ", "nothing was sent"):
+    for expected in (
+        "holds the converted model",
+        "work before the first token",
+        "step 3/3  loss ",
+        "nothing was sent",
+    ):
         assert expected in printed
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert (tmp_path / "out" / "quickstart" / "tuned" / "model.safetensors").is_file()

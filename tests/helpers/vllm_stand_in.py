@@ -42,16 +42,20 @@ class _Finder:
         pass
 
 
+def _forget() -> dict[str, ModuleType]:
+    names = [name for name in sys.modules if name == "vllm" or name.startswith(("vllm.", "internvlx_hf.vllm."))]
+    return {name: sys.modules.pop(name) for name in names}
+
+
 @contextmanager
 def stand_in():
-    """Within the context, the plug-in's files can be imported; afterwards they and the stand-in are forgotten."""
+    """Within the context, the plug-in's files are imported anew; afterwards they and the stand-in are forgotten."""
     finder = _Finder()
-    before = set(sys.modules)
+    before = _forget()
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in set(sys.modules) - before:
-            if name.startswith(("vllm", "internvlx_hf.vllm.")):
-                del sys.modules[name]
+        _forget()
+        sys.modules.update(before)

@@ -40,7 +40,7 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize(("limit", "past"), [(71, 2), (72, 1), (647, 1), (648, 0)])
 def test_cost_says_which_prompts_pass_the_limit_of_positions(limit, past, checkpoint, capsys):
     folder, tokens = checkpoint(limit), ["--text-tokens", "6", "--answer-tokens", "3"]
-    text = cost(capsys, folder, *tokens)
+    text = " ".join(cost(capsys, folder, *tokens).split())
     line = f"Over the limit: {past} of 2 prompts with their answer, with slicing 'edge', at most 9 tiles, pvtc and with LVTC, take "
     assert (line + f"up to 648 positions; the language model supports {limit}." in text) == bool(past)
     setting = json.loads(cost(capsys, folder, *tokens, "--json"))["settings"][0]
