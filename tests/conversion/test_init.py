@@ -373,7 +373,7 @@ def _gguf(parts):
         (lambda parts: None, {"downsample_ratio": 0.3}, "downsample_ratio"),
         (lambda parts: None, {"lvtc": {"expand_layer": 9}}, "expand_layer"),
         (lambda parts: parts.update(vision="no/such-folder"), {}, "no/such-folder"),
-        (_gguf, {}, "model.gguf: … load"),
+        (_gguf, {}, "model.gguf: "),  # what follows depends on the version: no package gguf, or no such format
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_and_leaves_nothing(change, options, said, tmp_path, out):
