@@ -1,6 +1,7 @@
 """The Python in docs/ runs, block after block; the files, commands and options that it names exist."""
 
 import re
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from internvlx_hf.cli import COMMANDS
 from internvlx_hf.cost.presets import preset_name
+from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.processing.rvtc import SLICING_WORDS
 from paths import ROOT
 
@@ -104,6 +106,14 @@ def test_a_page_explains_the_slicing_that_it_names(path):
     text = " ".join(path.read_text(encoding="utf-8").split())
     named = [name for name in SLICING_WORDS if re.search(rf"[`\"]{name}[`\"]|slicing[ =]{name}\b", text)]
     assert [name for name in named if SLICING_WORDS[name] not in text] == []
+
+
+def test_the_table_of_image_settings_is_that_of_their_fields():
+    rows = []
+    for each in fields(ImageSettings):
+        own = "none" if each.metadata["own"] is None else each.metadata["own"]
+        rows.append(f"| `{each.name}` | {own} | {each.metadata['help']} |\n")
+    assert "".join(rows) + "\n" in (ROOT / "docs/getting-started.md").read_text(encoding="utf-8")
 
 
 def test_everything_public_is_documented():

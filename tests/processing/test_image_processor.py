@@ -346,6 +346,8 @@ CODE = {
     "image_files",
     "image_headers",
     "image_processing_internvlx",
+    "image_settings",
+    "rules",
     "image_sources",
     "pdf_files",
     "resizing",
