@@ -329,12 +329,13 @@ def test_the_pages_of_a_pdf_are_images_of_one_question(answerer, folder, tmp_pat
     assert len(loop.images) == 2
 
 
-def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_path):
+def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_path, capfd):
     out, broken = tmp_path / "out.jsonl", tmp_path / "broken.png"
     broken.write_bytes(Path(photos[0]).read_bytes()[:100])
     settings = {"max_new_tokens": 4}
     ask = {"question": "What is it?", "out": out, "settings": settings, "max_new_tokens": 4}
     assert answer_images(answerer, [photos[0], str(broken)], **ask) == (1, 1)
+    assert "image" in capfd.readouterr().err.rpartition("Answering")[2]  # seconds an image, or images a second
     with out.open("ab") as file:  # a run that was killed while it wrote
         file.write(b'{"image": "b.p')
     assert answer_images(answerer, [*photos, str(broken)], batch_size=2, **ask) == (2, 1)
