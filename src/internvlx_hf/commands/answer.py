@@ -4,8 +4,8 @@
 import sys
 from pathlib import Path
 
-from .chat import BATCH_SIZE_ON_GPU, MAX_NEW_TOKENS
-from .model_options import add_device_options, add_image_options, image_options
+from ..checkpoints.options import add_options
+from .model_options import BATCH_SIZE_ON_GPU, CommonOptions, add_device_options, add_image_options, load_model
 from .parser import CommandParser
 from .train import require_packages
 
@@ -13,28 +13,16 @@ from .train import require_packages
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the data, the model or a number is invalid, or a record has no answer."""
     options = _parser().parse_args(arguments)
-    for name in ("max_new_tokens", "batch_size"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
     if not options.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{options.out}: there is no folder {options.out.absolute().parent}.")
     if options.out.exists() and Path(options.data).exists() and options.out.samefile(options.data):
         raise ValueError(f"{options.out} is the data itself. Choose another file for the answers.")
     require_packages("answer")
-    from ..chat import load_answerer
     from ..chat.answers import earlier_settings, model_settings
     from ..chat.record_answers import absolute_roots, answer_records
     from ..data import load_training_data
 
-    answerer = load_answerer(
-        options.model,
-        options.revision,
-        image_options(options).given,
-        say=_say,
-        device=options.device,
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-    )
+    answerer = load_model(options, say=_say)
     data = load_training_data(
         options.data,
         answerer.processor,
@@ -77,15 +65,7 @@ def _parser() -> CommandParser:
         "--image-root", help="folder that relative paths of images refer to (default: the folder of the annotations)"
     )
     parser.add_argument("--split", default="train", help="split of DATA, a folder or Hub id (default: train)")
-    parser.add_argument(
-        "--batch-size", type=int, help=f"records per batch (default: 1 on a CPU, {BATCH_SIZE_ON_GPU} otherwise)"
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=MAX_NEW_TOKENS,
-        help=f"records with a longer answer are left out (default: {MAX_NEW_TOKENS})",
-    )
+    add_options(parser, CommonOptions, ("batch_size", "max_new_tokens"))
     parser.add_argument("--share-tiles", action="store_true", help="as `share_tiles` of `internvlx train`")
     add_image_options(parser.add_argument_group("images"))
     add_device_options(parser)
