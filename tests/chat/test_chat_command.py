@@ -179,7 +179,7 @@ def test_all_images_of_a_conversation_share_its_budget(answerer, capfd):
     assert f"at most {4 * tokens} visual tokens in the conversation" in said
     assert f"at most {3 * tokens} visual tokens" in said
     assert "/budget 'many', expected a number" in said
-    assert "max_image_tokens=0, expected a positive number" in said
+    assert "max_image_tokens=0, expected a whole number of at least 1" in said
     assert ["in", "use", "(ratio)", "3"] in [line.split()[:4] for line in out.splitlines()]
     with refused("4 images take at least"):
         session.ask("And this?", (image(40, 70),))
@@ -449,7 +449,7 @@ def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected)
         (["nowhere/at/all", "Hello"], "not a folder"),
         (["MODEL", "lost.png", "Hello"], "'lost.png' does not exist"),
         (["MODEL", "Hello", "--max-new-tokens", "0"], "--max-new-tokens=0, expected at least 1"),
-        (["MODEL", "Hello", "--max-image-tokens", "0"], "--max-image-tokens=0, expected at least 1"),
+        (["MODEL", "Hello", "--max-image-tokens", "0"], "--max-image-tokens=0, expected a whole number of at least 1"),
         (["MODEL", "Hello", "--max-image-tokens", "1"], "max_image_tokens=1 is too small: 1 image takes at least"),
         (["MODEL", "Hello", "--device", "gpu9"], "--device='gpu9' cannot be used here"),
         (["MODEL", "Hello", "--revision", "v2"], "--revision='v2' is for a model on the Hub"),
