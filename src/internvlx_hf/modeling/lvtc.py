@@ -127,7 +127,9 @@ class LVTC(nn.Module):
         boundaries, sizes = self.config.boundaries, tokens.sizes
         rows = row_map.take_tiles(hidden_states)
         counts = [size.in_stages(boundaries)[stage - 1] for size in sizes]
-        parts: Tokens = rows.unflatten(0, (len(sizes), counts[0])) if len(set(sizes)) == 1 else list(rows.split(counts))
+        parts: Tokens = (
+            rows.unflatten(0, (len(sizes), counts[0])) if len(set(sizes)) == 1 else list(rows.split(counts))
+        )
         for size in dict.fromkeys(size for size in sizes if size.boundary == boundaries[stage - 1]):
             index = [tile for tile, own in enumerate(sizes) if own == size]
             hr = take(tokens.hr, index) if size.has_lvtc and tokens.hr is not None else None
