@@ -113,7 +113,7 @@ class InternVLXProcessor(SizedProcessor):
             raise ValueError(
                 f"offered_sizes={self.sizes} starts with another size than image_seq_length={image_seq_length}."
             )
-        read_choices(tokens_per_tile or self.sizes[0], self.sizes, 1)
+        read_choices(self.sizes[0] if tokens_per_tile is None else tokens_per_tile, self.sizes, 1)
         for name in _MEDIA_SETTINGS:  # of `from_pretrained`, which would override the image processor's in every call
             tokenizer.init_kwargs.pop(name, None)
         if image_processor.crop_to_patches is None:  # made without any setting of tiles
