@@ -14,6 +14,7 @@ from packaging.version import Version
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import varlen  # noqa: F401  registers the attention of that name
+from flash_stand_in import use_flash_stand_in
 from lvtc_cases import (
     CLOSE,
     GREEDY,
@@ -21,6 +22,7 @@ from lvtc_cases import (
     KINDS,
     MIXED,
     NEW,
+    UNPADDED,
     lvtc,
     model_of_kind,
     new_tokens,
@@ -53,14 +55,14 @@ def reference_tokens(model, batch):
     return torch.stack(rows)
 
 
-def joined(first, second):
+def joined(config, first, second):
     """Two turns as one long prompt, the padding of the second in the middle; tiles in the order of the samples."""
     both = {key: torch.cat([first[key], second[key]], dim=1) for key in ("input_ids", "attention_mask")}
     tiles = []
     taken = [0, 0]
     for row in range(len(first["input_ids"])):
         for turn, part in enumerate((first, second)):
-            count = int((part["input_ids"][row] == 5).sum()) // 4
+            count = int((part["input_ids"][row] == IMAGE_TOKEN).sum()) // config.image_seq_length
             tiles.append(part.get("pixel_values", torch.empty(0, 3, 32, 32))[taken[turn] :][:count])
             taken[turn] += count
     return both | {"pixel_values": torch.cat(tiles)}
@@ -70,38 +72,27 @@ def joined(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", TEXT_MODELS)
-def test_greedy_decoding_of_a_left_padded_batch_equals_the_slow_reference(text):
-    model = tiny_model(text, **LVTC)
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(pytest.param(partial(tiny_model, text, **LVTC), id=text) for text in TEXT_MODELS),
+        *(pytest.param(partial(model_of_kind, kind), id=kind) for kind in KINDS[1:]),
+        pytest.param(partial(tiny_model, "llama", **lvtc(4, 2)), id="forward compression"),
+        pytest.param(partial(tiny_model, "llama", **lvtc(**KEPT)), id="kept positions"),
+        pytest.param(partial(tiny_model, "llama"), id="one stage"),
+    ],
+)
+def test_greedy_decoding_of_a_left_padded_batch_equals_the_slow_reference(model):
+    model = model()
     batch = tiny_batch(model.config, MIXED)
     expected = reference_tokens(model, batch)
     assert expected.unique().numel() > 4  # an answer of one repeated token would prove little
     assert torch.equal(new_tokens(model, batch), expected)
     assert torch.equal(new_tokens(model, batch, use_cache=False), expected)
-
-
-def test_greedy_decoding_through_flash_attention_s_interface_equals_the_slow_reference():
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, MIXED)
-    expected = reference_tokens(model, batch)
-    model.set_attn_implementation({"text_config": "varlen"})
-    assert torch.equal(new_tokens(model, batch), expected)
-
-
-@pytest.mark.parametrize("kind", KINDS[1:])
-def test_greedy_decoding_with_sliding_windows_equals_the_slow_reference(kind):
-    model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED)
-    assert torch.equal(new_tokens(model, batch), reference_tokens(model, batch))
-
-
-@pytest.mark.parametrize("settings", [lvtc(4, 2), lvtc(**KEPT)], ids=["forward compression", "kept positions"])
-def test_greedy_decoding_with_other_settings_equals_the_slow_reference(settings):
-    model = tiny_model("llama", **settings)
-    batch = tiny_batch(model.config, MIXED)
-    expected = reference_tokens(model, batch)
-    assert torch.equal(new_tokens(model, batch), expected)
     assert torch.equal(new_tokens(model, batch, cache_implementation="static", disable_compile=True), expected)
+    if model.config.text_config.model_type == "llama":
+        model.set_attn_implementation({"text_config": "varlen"})  # flash attention's interface
+        assert torch.equal(new_tokens(model, batch), expected)
 
 
 def decode_with(model, batch, mode, use_cache):
@@ -143,8 +134,9 @@ def test_decoding_is_the_same_with_and_without_a_cache(mode, layouts):
         torch.testing.assert_close(a, b, **CLOSE)
 
 
-def test_beams_find_the_best_continuation_of_each_sample_alone():
-    model = tiny_model("llama", **LVTC)
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_beams_find_the_best_continuation_of_each_sample_alone(settings):
+    model = tiny_model("llama", **settings)
     batch = tiny_batch(model.config, [["tile", "tile", 2], [9], [3, "tile", 1, "tile", "tile", 1]])
     together = new_tokens(model, batch, num_beams=4)
     for row, sample in zip(together, split_batch(batch, model.config), strict=True):
@@ -188,16 +180,15 @@ def test_drafts_are_taken_back_from_a_static_cache(first):
     assert torch.equal(new_tokens(model, batch, assistant_model=assistant, **settings), new_tokens(model, batch))
 
 
-def test_generating_from_embeddings_equals_generating_from_ids():
-    model = tiny_model("llama", **LVTC)
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_generating_from_embeddings_equals_generating_from_ids(settings):
+    model = tiny_model("llama", **settings)
     batch = tiny_batch(model.config, MIXED)
-    expected = new_tokens(model, batch)
     embeds = model.get_input_embeddings()(batch["input_ids"])
     inputs = {"attention_mask": batch["attention_mask"], "pixel_values": batch["pixel_values"]}
-    assert torch.equal(model.generate(inputs_embeds=embeds, **inputs, **GREEDY), expected)
-    beams = {"num_beams": 2}
-    expected = new_tokens(model, batch, **beams)
-    assert torch.equal(model.generate(inputs_embeds=embeds, **inputs, **GREEDY, **beams), expected)
+    for beams in (1, 2):
+        found = model.generate(inputs_embeds=embeds, **inputs, **GREEDY, num_beams=beams)
+        assert torch.equal(found, new_tokens(model, batch, num_beams=beams))
 
 
 @pytest.mark.parametrize("chunk", [3, 4, 64])
@@ -220,34 +211,21 @@ def test_a_chunked_prefill_of_text_equals_a_whole_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_a_hand_written_decode_loop_with_a_mask_equals_the_uncached_logits(kind, padding_side):
-    model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED, padding_side=padding_side)
-    outputs = model(**batch)
-    for _ in range(NEW):
-        token = outputs.logits[:, -1:, 10:].argmax(-1) + 10  # no special one
-        batch["input_ids"] = torch.cat([batch["input_ids"], token], dim=1)
-        batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(token)], dim=1)
-        outputs = model(input_ids=token, attention_mask=batch["attention_mask"], cache=outputs.cache)
-        torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, DynamicCache, partial(StaticCache, max_cache_len=64)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_hand_written_decode_loop_without_a_mask_equals_the_uncached_logits(kind, cache):
-    """Rows of one length, but of 0, 1 and 2 tiles: stage two needs a mask although the caller has none."""
+@pytest.mark.parametrize("mask", ["left", "right", None])
+def test_a_hand_written_decode_loop_equals_the_uncached_logits(kind, cache, mask):
+    """Without a mask, rows of one length, but of 0, 1 and 2 tiles: stage two needs a mask although the caller has none."""
     model = model_of_kind(kind)
-    batch = tiny_batch(model.config, [[10], [3, "tile", 3], ["tile", 1, "tile", 1]])
-    del batch["attention_mask"]
-    if cache is not None:
-        cache = cache(config=model.config.text_config)
-    outputs = model(**batch, cache=cache)
+    batch = tiny_batch(model.config, MIXED, padding_side=mask) if mask else tiny_batch(model.config, UNPADDED)
+    if not mask:
+        del batch["attention_mask"]
+    outputs = model(**batch, cache=cache and cache(config=model.config.text_config))
     for _ in range(NEW):
         token = outputs.logits[:, -1:, 10:].argmax(-1) + 10  # no special one
         batch["input_ids"] = torch.cat([batch["input_ids"], token], dim=1)
-        outputs = model(input_ids=token, cache=outputs.cache)
+        if mask:
+            batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(token)], dim=1)
+        outputs = model(input_ids=token, attention_mask=batch.get("attention_mask"), cache=outputs.cache)
         torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
 
 
@@ -325,44 +303,61 @@ TURNS = {
     ),
     "a batch, text second": ([[3, "tile", 2], [4], ["tile", "tile", 1]], [[6], [2], [4]]),
     "a batch, text first": ([[6], [2], [4]], [[2, "tile", 1], [3], [1, "tile", "tile", 3]]),
+    "a batch that grows apart in both": ([[3, "tile", 1], [8], [8]], [[2, "tile", 2], ["tile", 4], [8]]),
 }
 
 
+TURNING = {
+    **{kind: partial(model_of_kind, kind) for kind in KINDS},
+    "kept positions": partial(tiny_model, "llama", **lvtc(**KEPT)),
+    "one stage": partial(tiny_model, "llama", downsample_ratio=0.25),
+}
+
+
+@pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize(
-    ("kind", "turns"), [(kind, turns) for kind in KINDS for turns in TURNS if kind == KINDS[0] or "batch" not in turns]
+    ("kind", "padding_side", "attention"),
+    [
+        *((kind, "left", "sdpa") for kind in TURNING),
+        *((kind, "right", "sdpa") for kind in TURNING if "sliding" not in kind),
+        (KINDS[0], "left", "flash"),
+    ],
 )
-def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(kind, turns):
-    model = model_of_kind(kind)
-    first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS[turns]))
-    both = joined(first, second)
-    cache = model(**first).cache
-    logits = model(**(second | {"attention_mask": both["attention_mask"]}), cache=cache).logits
+def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(
+    kind, turns, padding_side, attention, monkeypatch
+):
+    if "sliding" in kind and "batch" in turns:
+        return
+    model = TURNING[kind]()
+    first, second = (
+        tiny_batch(model.config, layouts, seed=seed, padding_side=side)
+        for seed, (layouts, side) in enumerate(zip(TURNS[turns], ("left", padding_side), strict=True))
+    )
+    both = joined(model.config, first, second)
     visible = second["attention_mask"].bool()
     expected = uncached(model, both)[:, -visible.shape[1] :]
-    torch.testing.assert_close(logits[visible], expected[visible], **CLOSE)
     token = torch.full((len(visible), 1), 11)
     mask = torch.nn.functional.pad(both["attention_mask"], (0, 1), value=1)
-    logits = model(input_ids=token, attention_mask=mask, cache=cache).logits
     longer = both | {"input_ids": torch.cat([both["input_ids"], token], dim=1), "attention_mask": mask}
-    torch.testing.assert_close(logits[:, -1], uncached(model, longer)[:, -1], **CLOSE)
-
-
-@pytest.mark.parametrize("turns", ["an image in both", "text first", "text second"])
-@pytest.mark.parametrize("settings", [{}, KEPT], ids=["counted positions", "kept positions"])
-def test_a_second_turn_without_a_mask_equals_one_long_prompt(turns, settings):
-    model = tiny_model("llama", **lvtc(**settings))
-    first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS[turns]))
-    both = joined(first, second)
-    for turn in (first, second, both):
-        del turn["attention_mask"]
+    after = uncached(model, longer)[:, -1]
+    if attention == "flash":
+        use_flash_stand_in(monkeypatch, model)
     cache = model(**first).cache
-    logits = model(**second, cache=cache).logits
-    torch.testing.assert_close(logits, uncached(model, both)[:, -logits.shape[1] :], **CLOSE)
+    logits = model(**(second | {"attention_mask": both["attention_mask"]}), cache=cache).logits
+    torch.testing.assert_close(logits[visible], expected[visible], **CLOSE)
+    logits = model(input_ids=token, attention_mask=mask, cache=cache).logits
+    torch.testing.assert_close(logits[:, -1], after, **CLOSE)
+    if both["attention_mask"].all():
+        for turn in (first, second):
+            del turn["attention_mask"]
+        logits = model(**second, cache=model(**first).cache).logits
+        torch.testing.assert_close(logits, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_generate_continues_a_conversation_with_a_new_image_on_the_cache_of_the_last_one(static):
-    model = tiny_model("llama", **LVTC)
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_generate_continues_a_conversation_with_a_new_image_on_the_cache_of_the_last_one(settings, static):
+    model = tiny_model("llama", **settings)
     first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS["an image in both"]))
     cache = (
         StaticCache(model.config.text_config, max_cache_len=96)

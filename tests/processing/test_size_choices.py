@@ -85,12 +85,25 @@ def test_frames_of_videos_take_the_size_between_images(tmp_path):
     assert inputs["tile_sizes"].tolist() == [1, 0, 0, *[3] * 7]
 
 
-@pytest.mark.parametrize("choice", ["64", "4:4:4", "4+4+4", True, "", "four", 16.0, "16:16:"])
+@pytest.mark.parametrize("choice", ["64", "16:2", "4+64", 64])
 def test_a_size_that_the_model_lacks_is_refused_with_those_that_it_has(choice):
     with refused(f"tokens_per_tile={choice!r}", "16, 4, 4:16, 16:4, 16:0, 16:1"):
         sized_processor()(IMAGES, TEXT, tokens_per_tile=choice)
     with refused(f"tokens_per_tile={choice!r}", "16, 4, 4:16, 16:4, 16:0, 16:1"):
         sized_processor(tokens_per_tile=choice)
+
+
+@pytest.mark.parametrize("choice", ["4:4:4", "4+4+4", True, "", "four", 16.0, "16:", [True], ["4", "x"]])
+def test_what_is_no_size_is_refused(choice):
+    with refused(f"tokens_per_tile={choice!r}", "expected a size of a tile (64, '64:256', '256:64' or '256:0')"):
+        sized_processor()(IMAGES, TEXT, tokens_per_tile=choice)
+
+
+def test_a_checkpoint_of_one_size_takes_no_other():
+    one = InternVLXProcessor(sized_processor().image_processor, tiny_tokenizer(), image_seq_length=16)
+    assert "tile_sizes" not in one(IMAGES, TEXT, tokens_per_tile="16")
+    with refused("tokens_per_tile='4'", "expected one of 16, or two"):
+        one(IMAGES, TEXT, tokens_per_tile="4")
 
 
 def test_a_list_of_another_length_than_the_images_is_refused():

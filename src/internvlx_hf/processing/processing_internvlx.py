@@ -16,6 +16,7 @@ from .chat_processor import CHAT_MEDIA, flat_images, is_frame_list, refuse_other
 from .chat_processor import IGNORE_INDEX as IGNORE_INDEX
 from .chat_templates import DEFAULT_CHAT_TEMPLATE
 from .image_processing_internvlx import InternVLXImageProcessorKwargs, refuse_near
+from .image_settings import IMAGE_PROCESSOR, PROCESSOR, ImageSettings, settings_of, split_by_owner
 from .literals import (
     IMAGE_MARK,
     IMG_CONTEXT_TOKEN,
@@ -26,9 +27,8 @@ from .literals import (
     VIDEO_MARK_AS_TEXT,
     literals_as_text,
 )
-from .size_choices import read_choices, size_names, tokens_before
+from .size_choices import size_names, tokens_before
 from .sized_processor import SizedProcessor
-from .token_budget import check_max_image_tokens
 from .video_files import Video, flat_videos, open_video
 from .video_processing_internvlx import InternVLXVideoProcessor, InternVLXVideoProcessorKwargs
 
@@ -44,8 +44,10 @@ _VIDEO_SETTINGS = frozenset(InternVLXVideoProcessorKwargs.__annotations__) - set
 _MEDIA_SETTINGS = _VIDEO_SETTINGS | (
     set(InternVLXImageProcessorKwargs.__annotations__) - set(TextKwargs.__annotations__)
 )
-_SIZES = ("offered_sizes", "tokens_per_tile")
-_OWN_SETTINGS = ("image_seq_length", "max_image_tokens", "wrap_images", *_SIZES, *sorted(_VIDEO_SETTINGS))
+_OWN_SETTINGS = (
+    *("image_seq_length", "offered_sizes", "wrap_images"),
+    *(*ImageSettings.names(PROCESSOR), *sorted(_VIDEO_SETTINGS)),
+)
 
 _TEXT_DEFAULTS: TextKwargs = {"padding_side": "left"}
 
@@ -75,6 +77,7 @@ class InternVLXProcessor(SizedProcessor):
         offered_sizes: the sizes that the model offers, the default first, `config.tokens_per_tile` (default: one,
             `image_seq_length`).
         tokens_per_tile: which of them a request takes that does not ask for one, see `size_choices.py` (default: the first).
+            It is one for all images.
         wrap_images: whether `<img>` and `</img>` surround an image's placeholders (default: True). Models converted from LLaVA
             do without, and so may their tokenizers.
 
@@ -86,6 +89,7 @@ class InternVLXProcessor(SizedProcessor):
     _auto_class = "AutoProcessor"  # type: ignore[assignment]
     valid_processor_kwargs = InternVLXProcessorKwargs
     text_kwargs = _TEXT_DEFAULTS
+    max_image_tokens: int | None
 
     def __init__(
         self,
@@ -97,23 +101,23 @@ class InternVLXProcessor(SizedProcessor):
         max_image_tokens: int | None = None,
         wrap_images: bool = True,
         offered_sizes: Sequence | None = None,
-        tokens_per_tile: str | int | None = None,
         **kwargs,
     ):
+        own = {name: kwargs.pop(name, None) for name in ImageSettings.names(PROCESSOR)}
+        own["max_image_tokens"] = max_image_tokens
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         if image_seq_length < 1:
             raise ValueError(f"image_seq_length={image_seq_length}, expected a positive number of tokens per tile.")
         self.image_seq_length = image_seq_length
-        check_max_image_tokens(max_image_tokens)
-        self.max_image_tokens = max_image_tokens
+        vars(self).update(own)
+        ImageSettings(**own)  # raises if one is out of range
         self.wrap_images = wrap_images
         self.offered_sizes = None if offered_sizes is None else size_names(offered_sizes)
-        self.tokens_per_tile = tokens_per_tile
         if tokens_before(self.sizes[0]) != image_seq_length:
             raise ValueError(
                 f"offered_sizes={self.sizes} starts with another size than image_seq_length={image_seq_length}."
             )
-        read_choices(self.sizes[0] if tokens_per_tile is None else tokens_per_tile, self.sizes, 1)
+        self.read_choices(None, 1)  # raises if the default is not offered
         for name in _MEDIA_SETTINGS:  # of `from_pretrained`, which would override the image processor's in every call
             tokenizer.init_kwargs.pop(name, None)
         if image_processor.crop_to_patches is None:  # made without any setting of tiles
@@ -142,7 +146,37 @@ class InternVLXProcessor(SizedProcessor):
         if given and "video_processor" not in kwargs:
             saved = processor_dict.get("video_processor") or InternVLXVideoProcessor.like(args[0]).to_dict()
             processor_dict = {**processor_dict, "video_processor": {**saved, **given}}
-        return super().from_args_and_dict(args, processor_dict, **kwargs)
+        saved = {name: processor_dict[name] for name in ImageSettings.names(PROCESSOR) if name in processor_dict}
+        processor = super().from_args_and_dict(args, processor_dict, **kwargs)
+        own = split_by_owner(saved | kwargs)[1]
+        (processor[0] if isinstance(processor, tuple) else processor).change_image_settings(**own)
+        return processor
+
+    def to_dict(self) -> dict:
+        own = {name: getattr(self, name) for name in ImageSettings.names(PROCESSOR)}
+        values = super().to_dict() | {name: value for name, value in own.items() if value is not None}
+        if self.offered_sizes is None:
+            values.pop("offered_sizes", None)
+        return values
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        """How the processor reads images."""
+        image_processor = self.image_processor
+        own = {name: getattr(image_processor, name) for name in ImageSettings.names(IMAGE_PROCESSOR)}
+        own |= settings_of(image_processor.tiling_rule())
+        return ImageSettings(**own, **{name: getattr(self, name) for name in ImageSettings.names(PROCESSOR)})
+
+    def change_image_settings(self, **settings) -> None:
+        """Change the fields of [`ImageSettings`] for all calls. None leaves one as it is.
+
+        Raises:
+            ValueError: if one is unknown or out of range, or if the budget has no room for an image. Nothing is changed then.
+        """
+        images, own = split_by_owner(ImageSettings(**settings).given)
+        self.tiling_rules([(1, 1)], images | own)
+        self.image_processor.change_tiling(**images)
+        vars(self).update(own)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -153,11 +187,6 @@ class InternVLXProcessor(SizedProcessor):
     def model_input_names(self) -> list[str]:
         names = [name for name in super().model_input_names if name != "num_patches"]
         return names if self.offered_sizes is None else [*names, "tile_sizes"]
-
-    def to_dict(self) -> dict:
-        """As in transformers, without sizes where there is only one."""
-        values = super().to_dict()
-        return {name: value for name, value in values.items() if name not in _SIZES or value is not None}
 
     def __call__(
         self,
@@ -193,9 +222,8 @@ class InternVLXProcessor(SizedProcessor):
         # not in the signature, where transformers' tools expect neither attributes nor videos without a video processor among
         # `get_attributes`
         videos = kwargs.pop("videos", None)  # type: ignore[typeddict-item]
-        budget = kwargs.pop("max_image_tokens", None)  # type: ignore[typeddict-item]
-        budget = self.max_image_tokens if budget is None else budget
-        asked = kwargs.pop("tokens_per_tile", None)  # type: ignore[typeddict-item]
+        own = ImageSettings(**{name: kwargs.pop(name, None) for name in ImageSettings.names(PROCESSOR)})  # type: ignore[misc]
+        budget = self.max_image_tokens if own.max_image_tokens is None else own.max_image_tokens
         refuse_other_media(kwargs)
         if images_kwargs := kwargs.get("images_kwargs"):
             self.image_processor.refuse_misspelt(images_kwargs)
@@ -220,8 +248,8 @@ class InternVLXProcessor(SizedProcessor):
                 "or the package internvlx-hf beside vLLM."
             )
         sized = self
-        if budget is not None or asked is not None or self.tokens_per_tile is not None:
-            images, kwargs, sized = self._plan_request(budget, asked, images, texts, opened, kwargs)
+        if budget is not None or own.tokens_per_tile is not None or self.tokens_per_tile is not None:
+            images, kwargs, sized = self._plan_request(budget, own.tokens_per_tile, images, texts, opened, kwargs)
         # transformers from 5.18 on, whose masks account for images, requests both
         keeps_tokens = (
             chat and kwargs.get("return_offsets_mapping") and "return_text_replacement_offsets" not in kwargs

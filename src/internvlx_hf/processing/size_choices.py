@@ -8,6 +8,18 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from .rules import FieldRule
+
+_SIZE = r"[1-9][0-9]*(:[0-9]+)?"
+
+
+def _is_choice(value: Any) -> bool:
+    is_known = isinstance(value, str | int) and not isinstance(value, bool)
+    return is_known and re.fullmatch(rf"{_SIZE}( *\+ *{_SIZE})?", str(value), re.ASCII) is not None
+
+
+CHOICE_RULE = FieldRule("a size of a tile (64, '64:256', '256:64' or '256:0'), or two of them ('256+64')", _is_choice)
+
 
 class Choice(NamedTuple):
     """Indices of the sizes of an image's tiles and of its thumbnail among those that the checkpoint offers."""
@@ -34,7 +46,7 @@ def size_names(sizes: Sequence[Any]) -> list[str]:
     """
     names = [re.sub(r"^(\d+):\1$", r"\1", str(size)) for size in sizes]
     for size, name in zip(sizes, names, strict=True):
-        if isinstance(size, bool) or re.fullmatch(r"[1-9][0-9]*(:[0-9]+)?", name) is None:
+        if isinstance(size, bool) or re.fullmatch(_SIZE, name, re.ASCII) is None:
             raise ValueError(f"offered_sizes has {size!r}, expected sizes such as '256', '64:256' and '256:64'.")
     return names
 
@@ -46,7 +58,7 @@ def read_choice(choice: Any, offered: Sequence[str]) -> Choice:
         ValueError: if the checkpoint does not offer it. The message names those that it does.
     """
     parts = [re.sub(r"^(\d+):\1$", r"\1", part.strip()) for part in str(choice).split("+")]
-    if isinstance(choice, bool) or len(parts) > 2 or not all(part in offered for part in parts):
+    if len(parts) > 2 or not all(part in offered for part in parts):
         raise ValueError(
             f"tokens_per_tile={choice!r} is not offered by this checkpoint, expected one of {', '.join(offered)}, or two of "
             "them joined by a plus, for an image's tiles and its thumbnail."

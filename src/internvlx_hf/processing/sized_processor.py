@@ -9,6 +9,7 @@ from typing import Any
 from transformers.processing_utils import MultiModalData
 
 from .chat_processor import ChatProcessor, flat_images
+from .image_settings import ImageSettings, split_by_owner
 from .literals import VIDEO_MARK
 from .rvtc import TilingRule
 from .size_choices import Choice, read_choices, tokens_before
@@ -42,7 +43,7 @@ class SizedProcessor(ChatProcessor):
         max_image_tokens: int | None = None,
         tokens_per_tile: Any = None,
     ) -> list[TilingRule]:
-        """The tiling rule of each image of one text, see [`InternVLXProcessor.plan_images`]."""
+        """The tiling rule of each image of one text, see [`SizedProcessor.plan_images`]."""
         return self.plan_images(sizes, images_kwargs, num_frames, max_image_tokens, tokens_per_tile)[0]
 
     def plan_images(
@@ -60,19 +61,20 @@ class SizedProcessor(ChatProcessor):
 
         Args:
             sizes: (width, height) of each upright image.
-            images_kwargs: arguments of the image processor in the call.
+            images_kwargs: arguments of the image processor in the call, and fields of [`ImageSettings`].
             num_frames: frames of the text's videos.
-            max_image_tokens: the call's budget (default: the processor's).
-            tokens_per_tile: the call's choice of sizes (default: the processor's).
+            max_image_tokens, tokens_per_tile: the call's (default: those of `images_kwargs`, or the processor's).
         """
-        budget = self.max_image_tokens if max_image_tokens is None else max_image_tokens
-        asked = self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile
-        rule, offered = self.image_processor.tiling_rule(images_kwargs), self.sizes
-        before = [tokens_before(size) for size in offered]
-        choices = read_choices(offered[0] if asked is None else asked, offered, len(sizes))
-        smaller = sorted({n for n in before if n < before[0]}, reverse=True) if asked is None else []
+        images, own = split_by_owner(images_kwargs or {})
+        given = {"max_image_tokens": max_image_tokens, "tokens_per_tile": tokens_per_tile}
+        asked = ImageSettings(**own | {name: value for name, value in given.items() if value is not None})
+        budget = self.max_image_tokens if asked.max_image_tokens is None else asked.max_image_tokens
+        is_fixed = asked.tokens_per_tile is not None or self.tokens_per_tile is not None
+        rule, before = self.image_processor.tiling_rule(images), [tokens_before(size) for size in self.sizes]
+        choices = self.read_choices(asked.tokens_per_tile, len(sizes))
+        smaller = [] if is_fixed else sorted({n for n in before if n < before[0]}, reverse=True)
         tokens = [Tokens(before[choice.tiles], before[choice.thumbnail]) for choice in choices]
-        frames = num_frames, before[self._frame_size(tokens_per_tile)]
+        frames = num_frames, before[self._frame_size(asked.tokens_per_tile)]
         rules, fitted = fit_request(rule, sizes, tokens, smaller, budget, frames)
         chosen = [
             choice if own == given else Choice(*map(before.index, own))
@@ -80,10 +82,18 @@ class SizedProcessor(ChatProcessor):
         ]
         return rules, chosen
 
+    def read_choices(self, tokens_per_tile: Any, num_images: int) -> list[Choice]:
+        """The sizes of each image of a request that asks for `tokens_per_tile`; None takes the processor's.
+
+        Raises:
+            ValueError: if the model does not offer one, or there is a list of another length.
+        """
+        asked = self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile
+        return read_choices(self.sizes[0] if asked is None else asked, self.sizes, num_images)
+
     def _frame_size(self, tokens_per_tile: Any) -> int:
         """The index of the size of videos' frames."""
-        asked = self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile
-        return 0 if asked is None or isinstance(asked, list | tuple) else read_choices(asked, self.sizes, 1)[0].tiles
+        return 0 if isinstance(tokens_per_tile, list | tuple) else self.read_choices(tokens_per_tile, 1)[0].tiles
 
     def _sizes_of(self, index: int, num_tiles: int, images_kwargs: Mapping) -> list[int]:
         """The size of each tile of an image."""
@@ -107,9 +117,7 @@ class SizedProcessor(ChatProcessor):
             requests = [(sample.count(self.image_token), sample.count(VIDEO_MARK)) for sample in texts]
             self._require_an_image_for_each_token(images, [num_images for num_images, _ in requests])
         sized, kwargs = copy(self), dict(kwargs)
-        offered = self.sizes[0] if self.tokens_per_tile is None else self.tokens_per_tile
-        choices = iter(read_choices(offered if asked is None else asked, self.sizes, len(flat)))
-        sized._image_sizes, sized._video_size = list(choices), self._frame_size(asked)
+        sized._image_sizes, sized._video_size = self.read_choices(asked, len(flat)), self._frame_size(asked)
         if budget is None:
             return images, kwargs, sized
         sizes = iter([self.image_processor.upright_size(image, images_kwargs) for image in flat])

@@ -10,9 +10,9 @@ from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import product
 from math import prod
-from numbers import Integral
 from typing import NamedTuple
 
+from .image_settings import ImageSettings
 from .rvtc import TilePlan, TilingRule
 
 Size = tuple[int, int]  # (width, height) of an upright image
@@ -96,7 +96,7 @@ def fit_request(
     Raises:
         ValueError: if the smallest grids and the frames take more tokens. The message says how many they take.
     """
-    check_max_image_tokens(max_image_tokens)
+    ImageSettings(max_image_tokens=max_image_tokens)  # raises if it is out of range
     rules, tokens = [rule] * len(sizes), list(tokens)
     if max_image_tokens is None:
         return rules, tokens
@@ -131,13 +131,6 @@ def _take_steps(
         excess -= before - tokens[index].of(_plan(rules[index], *sizes[index]))
         if number + 1 < len(own):
             heappush(waiting, (-own[number + 1].share, minus_index, number + 1))
-
-
-def check_max_image_tokens(max_image_tokens: int | None) -> None:
-    """Raises `ValueError` unless it is a positive number of tokens, or None, for no budget."""
-    is_number = isinstance(max_image_tokens, Integral) and not isinstance(max_image_tokens, bool)
-    if max_image_tokens is not None and not (is_number and max_image_tokens >= 1):
-        raise ValueError(f"max_image_tokens={max_image_tokens!r}, expected a positive number of visual tokens.")
 
 
 def _require_possible(rule: TilingRule, tokens: list[Tokens], max_image_tokens: int, frames: tuple[int, int]) -> None:
