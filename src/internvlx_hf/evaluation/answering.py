@@ -146,7 +146,7 @@ class Answerer:
         texts = tokenizer.batch_decode(output, skip_special_tokens=True)
         answers = []
         for text, row in zip(texts, output, strict=True):
-            count, wanted = _count_generated(row, tokenizer.pad_token_id), cut_at(text, until)
+            count, wanted = count_generated(row, tokenizer.pad_token_id), cut_at(text, until)
             reason = self.finish_reason(row[:count], **arguments) if wanted == text else "stop"
             answers.append(Answer(wanted, count, reason))
         return answers
@@ -268,7 +268,7 @@ def _split_budget(images_kwargs: dict) -> tuple[dict, int | None]:
     return settings, budget
 
 
-def _count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:
+def count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:
     """Number of tokens in a generated row without the padding at its end."""
     if pad_token_id is None:
         return len(row)

@@ -1,0 +1,369 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""How much a model can save on its user's images before its answers change."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from ..chat.answers import model_settings
+from ..chat.loading import load_answerer
+from ..checkpoints.atomic_folder import refuse_existing, resolve_out
+from ..checkpoints.folders import require_apart, source_name
+from ..conversion import ConversionOptions, convert_checkpoint
+from ..conversion.upgrades import build_upgrade
+from ..cost import CostModel, ModelSetup
+from ..cost.report import FLOP_UNITS, scaled
+from ..evaluation.scores import SCORES
+from .answers import Asker
+from .items import Item, Items, load_items
+from .report import CERTIFIED, NOISY, NOTHING, Row, TuneReport, certificate, make_row, verdict_on
+from .search import handful, most_changed, search
+from .settings import OWN, Costs, Setting
+
+QUESTION = "What is in this image?"
+KEEP = 0.98  # the promise that a first look is measured against
+FIRST_LOOK = 20  # images
+MOST_NOISE = 32  # images that are read twice
+MAX_NEW_TOKENS = 64
+BATCH_SIZE_ON_GPU = 8
+ANSWERS, REPORT, PAGE, PICTURE = "answers.jsonl", "tune.json", "index.html", "tune.png"
+
+Say = Callable[[str], None]
+
+
+def tune(
+    model: str,
+    images: Sequence[str | os.PathLike | PIL.Image.Image] = (),
+    *,
+    question: str = QUESTION,
+    data: str | os.PathLike | None = None,
+    keep: float | None = None,
+    out: str | os.PathLike = "tune",
+    save: str | os.PathLike | None = None,
+    accept_estimate: bool = False,
+    overwrite: bool = False,
+    skip_broken: bool = False,
+    most: int | None = None,
+    metric: str = "exact_match",
+    batch_size: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    say: Say = print,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    **generation,
+) -> TuneReport:
+    """Measure how much cheaper image settings change a model's greedy answers; the model itself is the reference.
+
+    Without `keep`, a first look: a handful of settings on at most 20 images. With it, a search on half of all images, whose
+    result is certified on the other half, with exact bounds at 95 % confidence. Answers are stored in `out` as they are given; a
+    later call with the same arguments goes on.
+
+    Args:
+        model: a checkpoint's folder or Hub id, as for `internvlx chat`.
+        images: files, folders, patterns, PDFs (each page is an image) or Pillow images.
+        question: asked about each image.
+        data: a JSON Lines file of records, instead of images and a question. Questions about the same images count as one.
+            Their last answers, if any, are scored with `metric`.
+        keep: the share of images that are to keep their answers, between 0 and 1 (default: a first look, against 0.98).
+        out: the folder of the answers, `tune.json`, a page and a picture.
+        save: a folder for a checkpoint with the certified settings as its defaults, else the source's.
+        accept_estimate: save the recommended settings even if they are not certified.
+        overwrite: replace `save` if this package wrote it.
+        skip_broken: leave out images that cannot be read.
+        most: how many images to use at most (default: 20 for a first look, else all).
+        metric: "exact_match" or "anls".
+        batch_size: questions per batch (default: 1 on a CPU, 8 otherwise).
+        max_new_tokens: answers are compared up to so many tokens.
+        say: called with each line of information for the user.
+        revision: branch, tag or commit on the Hub; `device`, `dtype`, `attn_implementation`: see `chat.Choice`.
+        generation: further arguments of `generate`, without sampling and beams.
+
+    Raises:
+        ValueError: if an argument is invalid or images cannot be read. This is checked before the model is loaded.
+        FileExistsError: if `out` or `save` holds something else.
+    """
+    _check(keep, most, metric, batch_size, max_new_tokens, generation)
+    if data is not None and (len(images) or question != QUESTION):
+        raise ValueError(
+            f"data={str(data)!r} has its own images and questions: leave out the images and the question."
+        )
+    folder = _output_folder(Path(out))
+    if save is not None:
+        refuse_existing(resolve_out(save), overwrite)
+        require_apart(resolve_out(save), model)
+    try:
+        from .page import draw, write_page
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    given = load_items(images, question, data, skip_broken)
+    units = _first_units(given, most or (None if keep is not None else FIRST_LOOK))
+    wanted = {"device": device, "dtype": dtype, "attn_implementation": attn_implementation}
+    answerer = load_answerer(model, revision, say=say, **wanted)
+    if batch_size is None:
+        batch_size = 1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU
+    items = [item for unit in units for item in unit]
+    place = f"{answerer.model.device.type}, {str(answerer.model.dtype).removeprefix('torch.')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    asker = Asker(
+        answerer,
+        Costs(answerer, items),
+        folder / ANSWERS,
+        {**model_settings(model, answerer), "runs": place},
+        batch_size,
+        max_new_tokens=max_new_tokens,
+        **generation,
+    )
+    tuning = Tuning(asker, units, KEEP if keep is None else keep, metric, is_look=keep is None, say=say)
+    report = tuning.run()
+    report.model = f"{source_name(model)} on {place}"
+    report.asked = repr(question) if data is None else Path(data).name
+    report.available = len(given.units)
+    report.notes = [*given.notes(), *_unused(report, keep)]
+    if save is not None:
+        _save(report, model, save, accept_estimate, revision, overwrite)
+    _write(folder, report, draw(report), write_page(report, _changed_images(report, items)))
+    return report
+
+
+@dataclass
+class Tuning:
+    """A tuning of a loaded model.
+
+    Args:
+        asker: asks the model, and keeps its answers.
+        units: the questions, by images; the first half chooses, the other half certifies.
+        keep: the share of images that are to keep their answers.
+        metric: of answers, where the data have any.
+        is_look: try a handful of settings on all images instead of searching.
+        say: called with each line of information for the user.
+    """
+
+    asker: Asker
+    units: list[list[Item]]
+    keep: float
+    metric: str = "exact_match"
+    is_look: bool = False
+    say: Say = print
+
+    def __post_init__(self):
+        if len(self.units) < 2:
+            raise ValueError("There is 1 image, expected at least 2: one half to choose on, the other to certify.")
+        half = len(self.units) // 2
+        self.choosing, self.held_out = self.units[:half], self.units[half:]
+        self.allowed = most_changed(half, len(self.held_out), self.keep)
+        self.tried: dict[Setting, int] = {}  # on how many units
+
+    def run(self) -> TuneReport:
+        """Measure the noise floor, choose on one half, certify on the other."""
+        noise = self._noise()
+        is_noisy = noise["changed"] > (1 - self.keep) * noise["images"] + 1e-9
+        chosen = OWN
+        if self.is_look:
+            chosen = self._look()
+        elif not is_noisy:
+            chosen = search(self.asker.costs, len(self.choosing), self.allowed, self.measure)
+        found = None
+        if chosen != OWN and not is_noisy:
+            self.asker.ask([chosen], _flat(self.held_out), f"Certifying {chosen}")
+            self.tried[chosen] = len(self.units)
+            found = certificate(len(self.held_out) - self._changed(chosen, self.held_out), len(self.held_out))
+        return self._report(noise, is_noisy, chosen, found)
+
+    def measure(self, settings: Sequence[Setting], count: int) -> list[int]:
+        """How many of the first `count` units of the choosing half change their answers under each setting."""
+        units = self.choosing[:count]
+        self.asker.ask(settings, _flat(units), f"{len(settings)} setting{'s' * (len(settings) > 1)} on {count} images")
+        self.tried |= {setting: max(count, self.tried.get(setting, 0)) for setting in settings}
+        return [self._changed(setting, units) for setting in settings]
+
+    def _noise(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        twice = self.choosing[:MOST_NOISE]
+        first = self.units if self.is_look else self.choosing
+        self.asker.ask([], _flat(first), "The model's own settings")
+        reading = self.asker.ask_again(_flat(twice))
+        changed = sum(not all(self.asker.compare(OWN, item, reading).same for item in unit) for unit in twice)
+        if self.asker.asked:
+            self._say_estimate(time.perf_counter() - started)
+        return {"reading": reading, "images": len(twice), "changed": changed}
+
+    def _say_estimate(self, seconds: float) -> None:
+        """What the rest takes at most, as so much work took so many seconds so far."""
+        costs = self.asker.costs
+        settings = handful(costs) if self.is_look else [s for axis in costs.axes for s in costs.cheaper(OWN, axis)]
+        count = len(self.units) if self.is_look else len(self.choosing)
+        more = sum(map(costs.flops, settings)) * count
+        more += 0 if self.is_look else 2 * costs.flops(OWN) * len(self.held_out)
+        rate = seconds / (costs.flops(OWN) * self.asker.asked)
+        self.say(f"{len(settings)} cheaper settings: about {_duration(rate * more)}, less where answers can be shared")
+
+    def _look(self) -> Setting:
+        """The cheapest setting of a handful that passes on the choosing half; all are asked about all images."""
+        settings = handful(self.asker.costs)
+        self.asker.ask(settings, _flat(self.units), f"{len(settings)} cheaper settings")
+        self.tried |= dict.fromkeys(settings, len(self.units))
+        passing = [each for each in settings if self._changed(each, self.choosing) <= self.allowed]
+        return passing[0] if passing else OWN
+
+    def _changed(self, setting: Setting, units: Sequence[list[Item]]) -> int:
+        return sum(not all(self.asker.compare(setting, item).same for item in unit) for unit in units)
+
+    def _report(self, noise: dict, is_noisy: bool, chosen: Setting, found: dict | None) -> TuneReport:
+        costs = self.asker.costs
+        own = self._row(OWN, len(self.units) if self.is_look or found else len(self.choosing))
+        rows = {each: self._row(each, count) for each, count in self.tried.items()}
+        ordered = [own, *(rows[each] for each in sorted(rows, key=costs.flops, reverse=True))]
+        if is_noisy:
+            verdict, sentences = NOISY, [self._noisy(noise)]
+        elif found is None:
+            verdict, sentences = NOTHING, [self._nothing(list(rows.values())), training_hint(costs)]
+        else:
+            verdict, sentences = verdict_on(rows[chosen], own, found, self.keep, len(self.units))
+        return TuneReport(
+            model="",
+            asked="",
+            keep=self.keep,
+            images=len(self.units),
+            available=len(self.units),
+            held_out=len(self.held_out),
+            noise=noise,
+            rows=ordered,
+            verdict=verdict,
+            sentences=sentences,
+            recommended=chosen.images_kwargs if found else None,
+            certificate=found,
+            metric=self.metric if own.score is not None else None,
+        )
+
+    def _row(self, setting: Setting, count: int) -> Row:
+        return make_row(self.asker, setting, self.units[:count], self.metric)
+
+    def _noisy(self, noise: dict) -> str:
+        return (
+            f"noisy: read again {noise['reading']}, the model changes its own answers about {noise['changed']} of "
+            f"{noise['images']} images, more than {1 - self.keep:.2g} of them; no setting can keep more"
+        )
+
+    def _nothing(self, rows: list[Row]) -> str:
+        if not rows:
+            return "nothing to save: no image setting is cheaper on these images"
+        best = max(rows, key=lambda row: row.same / row.asked)
+        return (
+            f"nothing to save: every cheaper setting changed the answers about more than {self.allowed} of the "
+            f"{len(self.choosing)} images to choose on; the nearest, {best.name}, kept {best.same} of {best.asked}"
+        )
+
+
+def training_hint(costs: Costs) -> str:
+    """What a trained projector with a quarter of the tokens would cost on the same images."""
+    config = costs.own.config
+    ratio = config.downsample_ratio / 2
+    projector = "keep" if config.projector_config.projector_type == "pvtc" else "pvtc"
+    try:
+        smaller, _ = build_upgrade(config, ConversionOptions(projector=projector, downsample_ratio=ratio))
+        setup = ModelSetup("trained", smaller, costs.own.tiling, max_image_tokens=costs.own.max_image_tokens)
+        model = CostModel(setup)
+        flops = sum(model.together(sizes).prefill_flops for sizes in costs.sizes.values()) / len(costs.sizes)
+    except ValueError:
+        return "Training a smaller projector could save more: see `internvlx convert --help`."
+    options = f"--projector {projector} --downsample-ratio 1/{round(1 / ratio)}"
+    return (
+        f"Training could save: `internvlx convert` with {options}, then `internvlx train`, takes {scaled(flops, FLOP_UNITS)} "
+        f"instead of {scaled(costs.flops(OWN), FLOP_UNITS)}."
+    )
+
+
+def _check(keep, most, metric, batch_size, max_new_tokens, generation: Mapping[str, Any]) -> None:
+    if keep is not None and not 0 < keep < 1:
+        raise ValueError(f"keep={keep}, expected a share between 0 and 1, such as 0.98.")
+    if metric not in SCORES:
+        raise ValueError(f"metric={metric!r}, expected one of {', '.join(SCORES)}.")
+    for name, value, least in (
+        ("most", most, 2),
+        ("batch_size", batch_size, 1),
+        ("max_new_tokens", max_new_tokens, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}, expected at least {least}.")
+    sampling = {"do_sample": False, "temperature": 0, "num_beams": 1, "num_return_sequences": 1}
+    for name, allowed in sampling.items():
+        if (value := generation.get(name)) is not None and value != allowed:
+            raise ValueError(f"{name}={value}: only greedy answers can be compared, expected {name}={allowed}.")
+
+
+def _output_folder(folder: Path) -> Path:
+    """Raises: FileExistsError: if the folder holds anything but an earlier tuning."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, expected a folder for the report.")
+    known = {ANSWERS, REPORT, PAGE, PICTURE}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    if others:
+        raise FileExistsError(
+            f"{folder} holds something else: {', '.join(others[:5])}. Choose an empty or new folder with --out."
+        )
+    return folder
+
+
+def _first_units(items: Items, most: int | None) -> list[list[Item]]:
+    """The units in an order that depends on their pixels only: at most `most` of them."""
+    ordered = sorted(items.units.items(), key=lambda unit: hashlib.sha256(f"order {unit[0]}".encode()).digest())
+    return [unit for _, unit in ordered][:most]
+
+
+def _flat(units: Sequence[list[Item]]) -> list[Item]:
+    return [item for unit in units for item in unit]
+
+
+def _unused(report: TuneReport, keep: float | None) -> list[str]:
+    if report.images == report.available:
+        return []
+    hint = "" if keep is not None else f"; --keep {report.keep:g} asks about all"
+    return [f"{report.images} of {report.available} images were asked about{hint}."]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _changed_images(report: TuneReport, items: Sequence[Item]) -> dict[str, PIL.Image.Image]:
+    from .page import SHOWN
+
+    names = {change["image"] for row in report.rows for change in row.changed[:SHOWN]}
+    return {item.name: item.open()[0] for item in items if item.name in names}
+
+
+def _save(report: TuneReport, model: str, save, accept_estimate: bool, revision: str | None, overwrite: bool) -> None:
+    """Write a checkpoint whose image settings are the certified ones, the estimated ones if asked for, or the source's."""
+    settings, rests_on = report.recommended or {}, report.verdict
+    if report.verdict != CERTIFIED:
+        settings = settings if accept_estimate else {}
+        rests_on = "estimate" if settings else "source"
+    words = {
+        CERTIFIED: "The image settings are those that `internvlx tune` certified.",
+        "estimate": "The image settings are those that `internvlx tune` recommended by an estimate; they are not certified.",
+        "source": "The image settings are the source's: `internvlx tune` certified no cheaper ones.",
+    }[rests_on]
+    note = f"{words} It reported: {'; '.join(report.sentences)}."
+    options = {} if revision is None else {"revision": revision}
+    convert_checkpoint(model, save, notes=[note], overwrite=overwrite, **settings, **options)
+    report.saved = {"folder": Path(save).name, "settings": settings, "rests_on": rests_on}
+
+
+def _write(folder: Path, report: TuneReport, figure, page: str) -> None:
+    """Write the files of a report, each of them whole or not at all."""
+    from ..pictures.canvas import save
+
+    save(figure, folder / PICTURE)
+    for name, text in ((PAGE, page), (REPORT, json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")):
+        part = folder / f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, folder / name)
