@@ -1,9 +1,12 @@
 """Exact bounds on a share."""
 
+import re
+
 import pytest
 from scipy.stats import beta
 
 from internvlx_hf.tuning.bounds import at_least, interval, lower_bound, most_missing, needed, upper_bound
+from paths import ROOT
 from refusals import refusals
 
 
@@ -58,3 +61,11 @@ test_what_is_refused = refusals(
     (lambda: lower_bound(0, 0), "count=0", "at least one image"),
     (lambda: lower_bound(1, 2, 1.0), "confidence=1.0", "between 0 and 1"),
 )
+
+
+def test_the_page_says_how_many_images_a_promise_needs():
+    page = (ROOT / "docs/tuning.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (share to keep|held-out images|images in all) \| (.*) \|$", page, re.MULTILINE))
+    shares, held_out, in_all = (list(map(float, row.split(" | "))) for row in rows.values())
+    assert [needed(share) for share in shares] == held_out
+    assert in_all == [2 * count for count in held_out]

@@ -2,6 +2,6 @@
 """How much a model can save on its user's images before its answers change: `internvlx tune`."""
 
 from .report import Row, TuneReport
-from .tune import tune
+from .run import tune
 
 __all__ = ["Row", "TuneReport", "tune"]

@@ -46,7 +46,7 @@ def tune(
     data: str | os.PathLike | None = None,
     keep: float | None = None,
     out: str | os.PathLike = "tune",
-    save: str | os.PathLike | None = None,
+    save: str | Path | None = None,
     accept_estimate: bool = False,
     overwrite: bool = False,
     skip_broken: bool = False,
@@ -106,8 +106,9 @@ def tune(
         raise ValueError(str(error)) from error
     given = load_items(images, question, data, skip_broken)
     units = _first_units(given, most or (None if keep is not None else FIRST_LOOK))
-    wanted = {"device": device, "dtype": dtype, "attn_implementation": attn_implementation}
-    answerer = load_answerer(model, revision, say=say, **wanted)
+    answerer = load_answerer(
+        model, revision, say=say, device=device, dtype=dtype, attn_implementation=attn_implementation
+    )
     if batch_size is None:
         batch_size = 1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU
     items = [item for unit in units for item in unit]
@@ -123,7 +124,10 @@ def tune(
         **generation,
     )
     tuning = Tuning(asker, units, KEEP if keep is None else keep, metric, is_look=keep is None, say=say)
-    report = tuning.run()
+    try:
+        report = tuning.run()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the answers so far are in {folder}, where the same call goes on") from None
     report.model = f"{source_name(model)} on {place}"
     report.asked = repr(question) if data is None else Path(data).name
     report.available = len(given.units)
@@ -353,8 +357,8 @@ def _save(report: TuneReport, model: str, save, accept_estimate: bool, revision:
         "source": "The image settings are the source's: `internvlx tune` certified no cheaper ones.",
     }[rests_on]
     note = f"{words} It reported: {'; '.join(report.sentences)}."
-    options = {} if revision is None else {"revision": revision}
-    convert_checkpoint(model, save, notes=[note], overwrite=overwrite, **settings, **options)
+    options = ConversionOptions(revision=revision, overwrite=overwrite)
+    convert_checkpoint(model, save, options, notes=[note], **settings)
     report.saved = {"folder": Path(save).name, "settings": settings, "rests_on": rests_on}
 
 
