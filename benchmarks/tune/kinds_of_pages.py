@@ -17,18 +17,18 @@ PAPER, INK = (246, 246, 242), (30, 32, 38)
 SPLIT_NUMBERS = {"train": 0, "test": 1}
 
 
-def margins(split: str, rng: np.random.Generator, repeated: bool = False) -> Page:
+def margins(split: str, rng: np.random.Generator) -> Page:
     """Handwritten digits at random places."""
-    return compose(MARGINS, split, rng, repeated=repeated)
+    return compose(MARGINS, split, rng)
 
 
-def half_empty(split: str, rng: np.random.Generator, repeated: bool = False) -> Page:
+def half_empty(split: str, rng: np.random.Generator) -> Page:
     """The same on one half of the page, cut across or down."""
-    return compose(MARGINS, split, rng, filled=0.5, repeated=repeated)
+    return compose(MARGINS, split, rng, filled=0.5)
 
 
-def document(split: str, rng: np.random.Generator, repeated: bool = False) -> Page:
-    """Lines of printed numbers, as of a receipt. `split` and `repeated` change nothing: there are too many to meet twice."""
+def document(split: str, rng: np.random.Generator) -> Page:
+    """Lines of printed numbers, as of a receipt. `split` changes nothing: there are too many to meet twice."""
     import matplotlib
 
     face = ("DejaVuSans", "DejaVuSansMono")[rng.integers(2)]
@@ -51,7 +51,7 @@ def document(split: str, rng: np.random.Generator, repeated: bool = False) -> Pa
 KINDS = {"margins": margins, "documents": document, "half empty": half_empty}
 
 
-def draw(kind: str, split: str, index: int, repeated: float = 0.0) -> Page:
+def draw(kind: str, split: str, index: int) -> Page:
     """The page of that number, always the same."""
     rng = np.random.default_rng((list(KINDS).index(kind), SPLIT_NUMBERS[split], index))
-    return KINDS[kind](split, rng, repeated=rng.random() < repeated)
+    return KINDS[kind](split, rng)

@@ -1,6 +1,6 @@
 """Does the promise of `internvlx tune` hold? Replays it on many draws of images, from answers that are stored once.
 
-    python benchmarks/tune/models.py OUT     # trains the models, once
+    python benchmarks/tune/models.py OUT     # trains the models from the demo's, once
     python benchmarks/tune/replay.py OUT     # asks them about each page under each setting, once, and replays
 
 A draw takes N of the pages with replacement, so that the pages are the population and the true share of answers that stay the same
