@@ -13,19 +13,21 @@ from PIL import Image
 from commands import internvlx
 from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXImageProcessor, cost
+from internvlx_hf.chat import Session
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
 from internvlx_hf.cost.setups import TilingRule
-from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, draw_tiles
+from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, draw_boxes, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
+from internvlx_hf.processing.boxes import LabelledBox
 from message_cases import encode
 from paths import ROOT
 from pdf_cases import pdf
 from refusals import refused
 from slides import assert_readable, fails, texts
-from tiny import LVTC, TEXT_MODELS, TILE, tiny_model, tiny_processor
+from tiny import LVTC, TEXT_MODELS, TILE, save_tiny, tiny_model, tiny_processor
 
 SIZES = [(640, 480), (80, 20), (16, 16), (1, 1), (1080, 2400), (3200, 400), (2000, 2000)]
 
@@ -434,3 +436,63 @@ def test_every_command_of_the_docs_runs(checkpoint, tmp_path, monkeypatch, capsy
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)
     assert (tmp_path / "tiles.png").exists()
     assert (tmp_path / "attention.png").exists()
+
+
+BOXES = "<ref>a cat</ref><box>[[100, 200, 500, 400]]</box> beside <ref>dogs</ref><box>[[0, 0, 500, 500], [500, 500, 1000, 1000]]</box>"
+
+
+def test_boxes_of_an_answer_are_drawn_where_they_are(tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "cat.png")
+    drawn = []
+    monkeypatch.setattr("internvlx_hf.pictures.canvas.save", lambda figure, out: drawn.append(figure))
+    printed = internvlx(capsys, "show", tmp_path / "cat.png", "--boxes", BOXES, "--out", tmp_path / "out.png").out
+    assert "200x100 pixels; 3 boxes; answer: '<ref>a cat</ref>" in printed
+    (figure,) = drawn
+    assert_readable(figure)
+    assert {"1  a cat  (20, 20, 100, 40)", "3  dogs  (100, 50, 200, 100)"} <= set(texts(figure))
+    (image,), frames = figure.axes[0].images, figure.axes[0].patches
+    left, right, bottom, top = image.get_extent()
+    frame = frames[0].get_bbox()
+    assert (frame.x0 - left) / (right - left) == pytest.approx(0.1)
+    assert (frame.y0 - top) / (bottom - top) == pytest.approx(0.2)
+    assert frame.width / (right - left) == pytest.approx(0.4)
+
+
+def test_many_boxes_are_counted(tmp_path):
+    boxes = [("a", n, 0, n + 1, 1) for n in range(50)]
+    figure = draw_boxes(Image.new("RGB", (60, 60)), [LabelledBox(*box) for box in boxes], "many")
+    assert len(figure.axes[0].patches) == 100
+    assert any(re.fullmatch(r"and \d+ more", text) for text in texts(figure))
+
+
+@pytest.mark.slow
+def test_boxes_of_the_model_s_own_answer_are_drawn(tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (200, 100), "white").save(tmp_path / "cat.png")
+    save_tiny(tmp_path / "model")
+    asked = []
+    answer = type("Turn", (), {"answer": BOXES})()
+    monkeypatch.setattr(Session, "ask", lambda self, question, images: (asked.append(question), answer)[1])
+    command = ["show", tmp_path / "cat.png", "--out", tmp_path / "out.png", "--model", tmp_path / "model", "--boxes"]
+    assert "3 boxes" in internvlx(capsys, *command, "--question", "Where?").out
+    assert asked == ["Where?"]
+    assert (tmp_path / "out.png").exists()
+    assert "--boxes needs a --question" in internvlx(capsys, *command, status=1).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--boxes", "I see a cat"], "The answer 'I see a cat' has no boxes"),
+        (["--boxes", BOXES, "--attention"], "--attention and --boxes are two figures"),
+        (
+            ["--boxes", BOXES, "--question", "Where?"],
+            "--question and --max-new-tokens need --attention, or --boxes without",
+        ),
+        (["--boxes", "--question", "Where?"], "--boxes needs weights, but 'internvl-x-2b' is a preset"),
+        (["--boxes", BOXES, "--text-tokens", "3"], "do not apply to --boxes, which draws no cost"),
+    ],
+)
+def test_boxes_that_cannot_be_drawn_are_refused(arguments, said, tmp_path, capsys):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    assert said in internvlx(capsys, "show", tmp_path / "a.png", "--out", tmp_path / "o.png", *arguments, status=1).err
+    assert not (tmp_path / "o.png").exists()

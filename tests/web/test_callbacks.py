@@ -3,13 +3,14 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from dataclasses import replace
 
 import PIL.Image
 import pytest
 
 from commands import internvlx
 from image_cases import random_image
-from internvlx_hf.chat import Session
+from internvlx_hf.chat import Session, Turn
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.pictures import attend
 from internvlx_hf.processing.pdf_files import open_images
@@ -25,6 +26,7 @@ from refusals import refused
 from tiny import LVTC, tiny_model, tiny_processor
 
 QUESTION, LONGEST = "What is it?", 6
+TURN = Turn("", 1, 4, 16, 20, 5, "stop", 0.1, 0.2)
 EDGE, RATIO = ("edge", 1), ("ratio", 6)
 
 
@@ -345,3 +347,18 @@ def test_a_pdf_that_is_no_upload_is_not_opened(callbacks, tmp_path_factory):
     path.write_bytes(pdf((36, 36)))
     with refused("'scan.pdf' is no longer there. Upload"):
         callbacks.draw_page(str(path), 1, "a visitor")
+
+
+def test_boxes_of_an_answer_are_drawn_below_it(callbacks, upload, monkeypatch):
+    turns = iter(["<ref>a cat</ref><box>[[0, 0, 500, 500]]</box>", "no boxes"])
+
+    def ask(session, *_):
+        yield "half", None
+        yield (turn := replace(TURN, answer=next(turns))).answer, turn
+
+    monkeypatch.setattr(callbacks.shared, "ask", ask)
+    for drawn in (1, 0):
+        *_, (_, shown, below) = callbacks.ask(None, upload, QUESTION, LONGEST, *EDGE)
+        assert "first token after" in below
+        assert below.count("1 box of the answer") == below.count("data:image/webp;base64,") == drawn
+        assert "<" not in shown[-1]["content"]

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 import PIL.Image
 import torch
-from transformers import DynamicCache, TextStreamer
+from transformers import DynamicCache, PreTrainedTokenizerBase, TextStreamer
 from transformers.cache_utils import Cache
 
 from ..cost import CostModel, ModelSetup, side_by_side
 from ..cost.request_budget import RequestBudget
 from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer, generation_arguments
+from ..processing.boxes import decode_answer
 from ..processing.image_sources import image_size
 from ..processing.messages import question_about
 from ..processing.video_files import Video
@@ -124,7 +125,7 @@ class Session:
         except BaseException:
             self.drop_cache()  # the cache may hold part of a turn
             raise
-        answer = self.answerer.processor.tokenizer.decode(output, skip_special_tokens=True).strip()
+        answer = decode_answer(self.answerer.processor.tokenizer, output).strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         new_images, new_videos = _by_kind(images)
         self.images += new_images
@@ -250,11 +251,21 @@ def _without_tiles(inputs) -> dict:
     return {name: value for name, value in inputs.items() if name != "pixel_values"}
 
 
+@dataclass
+class _AnswerDecoder:
+    """The part of a tokenizer that a streamer uses."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def decode(self, ids: list[int]) -> str:
+        return decode_answer(self.tokenizer, ids)
+
+
 class _Streamer(TextStreamer):
     """Passes on the answer's text and records the time of its first token."""
 
     def __init__(self, tokenizer, on_text: OnText | None):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        super().__init__(_AnswerDecoder(tokenizer), skip_prompt=True)  # type: ignore[arg-type]
         self.on_text = on_text
         self.first: float | None = None
 

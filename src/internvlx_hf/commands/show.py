@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..cost import ModelSetup
 
 MAX_NEW_TOKENS = 64
+ASKED = "?"  # --boxes without an answer: the model's own
 # options that apply to some figures only
 FRAMES, TILES = ("num_frames", "fps"), ("slicing", "max_patches")
 ANSWER = ("question", "max_new_tokens")
@@ -44,6 +45,8 @@ def main(arguments: list[str]) -> None:
     setup = choose_setup(options)
     if options.attention:
         figure, summary = _attention(options, setup, image)
+    elif options.boxes:
+        figure, summary = _boxes(options, setup, image)
     else:
         from ..pictures.tiles_figure import draw_tiles
 
@@ -58,21 +61,22 @@ def main(arguments: list[str]) -> None:
 def _refuse_other_options(options: argparse.Namespace) -> None:
     """Raises: ValueError: if an option does not apply to the figure that the others ask for."""
     name = repr(options.image)
+    asks = "--attention" if options.attention else "--boxes" if options.boxes else None
+    if options.attention and options.boxes:
+        raise ValueError("--attention and --boxes are two figures, expected one of them.")
     if _is_video(options.image):
-        if options.attention:
-            raise ValueError(f"--attention needs an image, but {name} has the name of a video.")
+        if asks:
+            raise ValueError(f"{asks} needs an image, but {name} has the name of a video.")
         _refuse(options, TILES, f"are for images, but {name} has the name of a video, whose frames are one tile each")
     else:
         _refuse(options, FRAMES, f"are for videos, but {name} has the name of an image")
-    if options.attention:
+    if asks:
         _refuse(
-            options,
-            UPGRADE,
-            "do not apply to --attention, which needs trained weights: convert and train the model first",
+            options, UPGRADE, f"do not apply to {asks}, which needs trained weights: convert and train the model first"
         )
-        _refuse(options, LENGTHS, "do not apply to --attention, which draws no cost")
-    else:
-        _refuse(options, ANSWER, "need --attention")
+        _refuse(options, LENGTHS, f"do not apply to {asks}, which draws no cost")
+    if not asks or (options.boxes and options.boxes != ASKED):
+        _refuse(options, ANSWER, "need --attention, or --boxes without an answer")
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
@@ -107,25 +111,65 @@ def _show_video(options: argparse.Namespace) -> str:
 
 def _attention(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> tuple["Figure", str]:
     """The figure of the attention, and a summary with the answer."""
+    from ..pictures import attend
+    from ..pictures.attention_figure import draw_attention
+
+    max_new_tokens = _max_new_tokens(options)
+    model, processor = _load(options, setup, "--attention")
+    attention = attend(model, processor, image, options.question, max_new_tokens)
+    cut = f", cut off at --max-new-tokens {max_new_tokens}" if attention.finish_reason == "length" else ""
+    return draw_attention(attention, setup.name), f"answer: {attention.answer!r}, {len(attention.tokens)} tokens{cut}"
+
+
+def _boxes(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> tuple["Figure", str]:
+    """The figure of an answer's boxes, and a summary with the answer."""
+    from ..pictures.attention import open_upright
+    from ..pictures.boxes_figure import draw_boxes
+    from ..processing.boxes import parse_boxes
+
+    answer, upright = options.boxes, True
+    if answer == ASKED:
+        from ..chat import Session
+        from ..evaluation.answering import Answerer
+
+        max_new_tokens = _max_new_tokens(options)
+        answerer = Answerer(*_load(options, setup, "--boxes"))
+        upright = bool(answerer.processor.image_processor.do_exif_transpose)
+        answer = (
+            Session(answerer, generation={"max_new_tokens": max_new_tokens}).ask(options.question, (image,)).answer
+        )
+    drawn = open_upright(image, upright=upright)
+    boxes = parse_boxes(answer, drawn.size)
+    if not boxes:
+        raise ValueError(
+            f"The answer {answer!r:.200} has no boxes, expected <ref>a cat</ref><box>[[103, 250, 640, 998]]</box>."
+        )
+    return draw_boxes(drawn, boxes, Path(options.image).name, answer), f"{len(boxes)} boxes; answer: {answer!r}"
+
+
+def _max_new_tokens(options: argparse.Namespace) -> int:
+    max_new_tokens = MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
+    if max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens={max_new_tokens}, expected at least 1.")
+    return max_new_tokens
+
+
+def _load(options: argparse.Namespace, setup: "ModelSetup", name: str) -> tuple:
+    """The model and its processor, for the figure of the option `name`."""
     import torch
 
     from .. import InternVLXForConditionalGeneration, InternVLXProcessor
     from ..checkpoints.json_files import read_json
     from ..checkpoints.names import SAFE_WEIGHTS
-    from ..pictures import attend
-    from ..pictures.attention_figure import draw_attention
     from ..processing.messages import question_about
 
     folder = Path(options.model)
     if not folder.is_dir():
-        raise ValueError(f"--attention needs weights, but {options.model!r} is a preset. Give a checkpoint's folder.")
+        raise ValueError(f"{name} needs weights, but {options.model!r} is a preset. Give a checkpoint's folder.")
     if not options.question:
-        raise ValueError("--attention needs a --question about the image, such as 'What is in the image?'.")
-    max_new_tokens = MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
-    if max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens={max_new_tokens}, expected at least 1.")
-    if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
-        raise ValueError(f"{folder} has no weights ({SAFE_WEIGHTS[0]}), which --attention needs.")
+        raise ValueError(f"{name} needs a --question about the image, such as 'What is in the image?'.")
+    if not any((folder / file).is_file() for file in SAFE_WEIGHTS):
+        raise ValueError(f"{folder} has no weights ({SAFE_WEIGHTS[0]}), which {name} needs.")
     layout = read_json(folder / "config.json").get("model_type")
     if layout != setup.config.model_type:
         raise ValueError(f"{folder} is of the type {layout!r}. Convert it first: internvlx convert {folder} OUT")
@@ -136,17 +180,15 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup", image: "Image")
     processor.image_processor.change_tiling(slicing=setup.tiling.slicing, max_patches=setup.tiling.max_tiles)
     processor.max_image_tokens = setup.max_image_tokens
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval()
-    attention = attend(model, processor, image, options.question, max_new_tokens)
-    cut = f", cut off at --max-new-tokens {max_new_tokens}" if attention.finish_reason == "length" else ""
-    return draw_attention(attention, setup.name), f"answer: {attention.answer!r}, {len(attention.tokens)} tokens{cut}"
+    return InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval(), processor
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx show",
         description="Draw an image under the grid of each slicing strategy, the tiles that a model gets, and their cost; or, "
-        "with --attention, where a model looks while it answers a question. The figure is a 16:9 slide.",
+        "with --attention, where a model looks while it answers a question; or, with --boxes, the boxes of an answer. The figure is "
+        "a 16:9 slide.",
     )
     parser.add_argument(
         "image",
@@ -160,11 +202,18 @@ def _parser() -> CommandParser:
         "--num-frames", type=int, help="number of frames to sample (default: the model's; 8 for a preset)"
     )
     frames.add_argument("--fps", type=float, help="frames to sample per second, instead of a number of frames")
-    attention = parser.add_argument_group("attention")
+    attention = parser.add_argument_group("attention and boxes")
     attention.add_argument(
         "--attention", action="store_true", help="draw where the model looks; --model must be a checkpoint's folder"
     )
-    attention.add_argument("--question", help="question about the image, required by --attention")
+    attention.add_argument(
+        "--boxes",
+        nargs="?",
+        const=ASKED,
+        metavar="ANSWER",
+        help="draw the boxes of an answer, <ref>a cat</ref><box>[[103, 250, 640, 998]]</box>; without ANSWER, of the model's own",
+    )
+    attention.add_argument("--question", help="question about the image, required by --attention and --boxes")
     attention.add_argument(
         "--max-new-tokens", type=int, help=f"maximum number of tokens of the answer (default: {MAX_NEW_TOKENS})"
     )

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .. import registration  # noqa: F401
 from ..modeling import InternVLXConfig
+from ..processing.boxes import decode_answer
 from ..processing.literals import MARKS, escaped
 from ..processing.processing_internvlx import IGNORE_INDEX
 
@@ -32,7 +33,7 @@ class Answer(NamedTuple):
     """A generated answer.
 
     Args:
-        text: without special tokens.
+        text: without special tokens, but for the tags of boxes.
         num_tokens: generated tokens, the end marker included.
         finish_reason: as OpenAI names it: "length" if the answer is cut off at `max_new_tokens`, else "stop".
     """
@@ -143,7 +144,7 @@ class Answerer:
             is_routed = self.model.config.has_router and "pixel_values" in inputs
             arguments["stopping_criteria"] = [StopAtText(tokenizer, until, 0 if is_routed else prompt)]
         output = self.model.generate(**inputs, **arguments)[:, prompt:]
-        texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+        texts = [decode_answer(tokenizer, row) for row in output]
         answers = []
         for text, row in zip(texts, output, strict=True):
             count, wanted = count_generated(row, tokenizer.pad_token_id), cut_at(text, until)

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Rendering conversations, with their images and videos in place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.chat_template_utils import jinja2, render_jinja_template
 
 from .assistant_masks import assistant_mask
+from .boxes import LabelledBox, format_boxes, parse_boxes
 from .chat_templates import require_generation_marks, template_words
 from .literals import MARKS, VIDEO_MARK
 from .messages import (
@@ -166,6 +167,32 @@ class ChatProcessor(ProcessorMixin):
             if not wants_mask:
                 del inputs["assistant_masks"]
         return inputs
+
+    def parse_boxes(self, text: str, image) -> list[LabelledBox]:
+        """The boxes that an answer writes as `<ref>…</ref><box>[[…]]</box>`, in pixels of the image, see [`parse_boxes`].
+
+        Args:
+            image: the image that was asked about, in any form that the processor takes, or its upright (width, height). Pixels
+                count as the processor sees the image: upright, unless it has `do_exif_transpose=False`.
+        """
+        return parse_boxes(text, self._box_size(image))
+
+    def format_boxes(self, boxes: Iterable[Sequence], image) -> str:
+        """The text that `parse_boxes` reads as these boxes, see [`format_boxes`], for the answers of training data.
+
+        Args:
+            boxes: (label, left, top, right, bottom) of each, in pixels of the image.
+            image: as for `parse_boxes`.
+
+        Raises:
+            ValueError: if a box is not within the image, its corners are in another order, or its label holds a tag.
+        """
+        return format_boxes(boxes, self._box_size(image))
+
+    def _box_size(self, image) -> tuple[int, int]:
+        if isinstance(image, tuple | list) and len(image) == 2 and all(isinstance(side, int) for side in image):
+            return image[0], image[1]
+        return self.image_processor.upright_size(self.image_processor.fetch_images(image), {})
 
     def _render(self, chat: ChatMedia, conversation, tools, documents, **kwargs):
         token = CHAT_MEDIA.set(chat)

@@ -8,6 +8,7 @@ from html import escape
 from ..chat import Session, Turn
 from ..cost.estimate import TEXT_TOKENS
 from ..pictures.attention import open_upright
+from ..processing.boxes import parse_boxes
 from . import fragments
 from .limits import ImageSettings, Limits
 from .samples import sample_png
@@ -52,8 +53,7 @@ class Callbacks:
         if upload is None:
             return ""
         chosen = ImageSettings.checked(self.limits, *settings)
-        seen_by = self.shared.processor.image_processor
-        image = open_upright(self._image(upload), seen_by.alpha, bool(seen_by.do_exif_transpose))
+        image = self._upright(upload)
         costs = self.shared.costs(image.size, chosen)
         return fragments.cards(image, costs, chosen.slicing, TEXT_TOKENS)
 
@@ -63,7 +63,7 @@ class Callbacks:
         """Ask a question. A new upload starts a new conversation.
 
         Yields:
-            The conversation, its turns, and the cost of the latest answer.
+            The conversation, its turns, and the cost of the latest answer, with a picture of its boxes.
         """
         question = self.limits.check_question(question)
         max_new_tokens = self.limits.check_new_tokens(max_new_tokens)
@@ -76,7 +76,7 @@ class Callbacks:
         yield conversation, [*before, _message("user", question)], ""
         for text, turn in self.shared.ask(session, question, images, chosen, max_new_tokens):
             turns = [*before, _message("user", question), _message("assistant", text)]
-            yield conversation, turns, fragments.note(f"{chosen}: {turn}" if turn else "")
+            yield conversation, turns, fragments.note(f"{chosen}: {turn}") + self._boxes(turn, upload) if turn else ""
 
     def compare(self, upload: str | None, question: str, max_new_tokens, *settings) -> Iterator[tuple[str, str, str]]:
         """Ask the same question under two settings, one after the other.
@@ -107,6 +107,16 @@ class Callbacks:
         max_new_tokens = min(SLIDE_TOKENS, self.limits.max_new_tokens)
         attention = self.shared.attend(image, question, chosen, max_new_tokens, self.limits)
         return attention.answer, fragments.attention_slide(attention, self.shared.name)
+
+    def _boxes(self, turn: Turn, upload: str | None) -> str:
+        if upload is None or not parse_boxes(turn.answer, (1, 1)):
+            return ""
+        image = self._upright(upload)
+        return fragments.boxes_slide(image, parse_boxes(turn.answer, image.size), self.shared.name)
+
+    def _upright(self, upload: str):
+        seen_by = self.shared.processor.image_processor
+        return open_upright(self._image(upload), seen_by.alpha, bool(seen_by.do_exif_transpose))
 
     def _image(self, upload: str | None):
         if upload is None:

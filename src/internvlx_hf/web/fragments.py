@@ -11,8 +11,9 @@ import PIL.Image
 
 from ..chat import Turn
 from ..cost.report import FLOP_UNITS, scaled
-from ..pictures import Attention, draw_attention, draw_slicing
+from ..pictures import Attention, draw_attention, draw_boxes, draw_slicing
 from ..pictures.canvas import COLOURS
+from ..processing.boxes import LabelledBox
 from ..processing.rvtc import SLICING_WORDS
 from .shared_model import SlicingCost
 
@@ -74,6 +75,16 @@ def attention_slide(attention: Attention, name: str) -> str:
     """The slide of [`draw_attention`], scrollable on narrow screens."""
     with _DRAWING:
         tag = _image_tag(draw_attention(attention, name), f"Attention for the answer {attention.answer!r}")
+    return f'<div class="ix-wide">{tag}</div>'
+
+
+def boxes_slide(image: PIL.Image.Image, boxes: Sequence[LabelledBox], name: str) -> str:
+    """The slide of [`draw_boxes`], scrollable on narrow screens; nothing without boxes."""
+    if not boxes:
+        return ""
+    with _DRAWING:
+        title = f"{len(boxes)} box{'es' * (len(boxes) > 1)} of the answer"
+        tag = _image_tag(draw_boxes(image, boxes, title, name), title)
     return f'<div class="ix-wide">{tag}</div>'
 
 
