@@ -83,7 +83,7 @@ def test_a_model_that_disagrees_with_itself_is_reported_as_that(oracle, photos, 
 def test_a_first_look_asks_about_twenty_images_under_a_handful_of_settings(oracle, photos, tmp_path, capsys):
     oracle.reply = lambda tiles, rows: "few" if tiles < 4 else "many"
     text = internvlx(capsys, "tune", "tiny", photos(23), "--out", tmp_path / "out").out
-    assert "20 of 23 images were asked about; --keep 0.98 asks about all" in text
+    assert "20 of 23 images were used; --keep 0.98 asks about all" in text
     report = json_of(tmp_path / "out/tune.json")
     assert all(row["asked"] == 20 for row in report["rows"])
     assert {"tokens", "flops", "seconds", "same", "divergence", "common"} <= report["rows"][0].keys()

@@ -4,8 +4,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,13 @@ class Items:
     """The questions, by their images: the questions about the same images are one unit, which agrees if all its answers do.
 
     Args:
+        listed: number of images or records that were given.
         units: items by the hash of their images.
         broken: why images or records could not be read, by name.
         copies: number of items that ask the same about the same images as another.
     """
 
+    listed: int = 0
     units: dict[str, list[Item]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     copies: int = 0
@@ -92,32 +95,40 @@ def load_items(
     question: str,
     data: str | os.PathLike | None = None,
     skip_broken: bool = False,
+    most: int | None = None,
 ) -> Items:
-    """Read and decode all images, once.
+    """Read and decode images, once.
 
     Args:
         images: files, folders, patterns (`photos/*.jpg`), PDFs (each page is an image) or Pillow images.
         question: asked about each.
         data: a JSON Lines file of records, as for training, instead of images and a question.
         skip_broken: leave out what cannot be read (default: raise).
+        most: read no more than the images of so many units, drawn by their names (default: all).
 
     Raises:
         ValueError: if there is nothing to ask, or something cannot be read; the message names and counts it.
     """
     found = Items()
-    if data is None:
-        _add_images(found, images, question_about(question, images=1))
-    else:
-        _add_records(found, Path(data))
-    count = sum(map(len, found.units.values())) + found.copies + len(found.broken)
-    if not count:
+    readers = _images(found, images, question_about(question, images=1)) if data is None else _records(Path(data))
+    found.listed = len(readers) + len(found.broken)
+    if not found.listed:
         raise ValueError(f"{data} has no records, expected questions about images." if data else _NO_IMAGES)
+    if most is not None:
+        readers.sort(key=lambda reader: hashlib.sha256(f"drawn {reader[0]}".encode()).digest())
+    for name, read in readers:
+        if most is not None and len(found.units) >= most:
+            break
+        try:
+            found.add(read())
+        except (ValueError, OSError) as error:
+            found.broken[name] = str(error)
     if found.broken and not skip_broken:
         kind = "images" if data is None else "records"
         shown = [f"{name}: {reason}" for name, reason in list(found.broken.items())[:MOST_NAMED]]
         shown += [f"and {len(found.broken) - MOST_NAMED} more"] if len(found.broken) > MOST_NAMED else []
         raise ValueError(
-            f"{len(found.broken)} of {count} {kind} cannot be read; leave them out with --skip-broken. "
+            f"{len(found.broken)} of {found.listed} {kind} cannot be read; leave them out with --skip-broken. "
             + "; ".join(shown)
         )
     if not found.units:
@@ -126,32 +137,28 @@ def load_items(
 
 
 _NO_IMAGES = "There are no images to ask about, expected files, folders or patterns such as 'photos/*.jpg'."
+# a name, and what reads the item of that name
+Readers = list[tuple[str, Callable[[], Item]]]
 
 
-def _add_images(found: Items, images: Sequence[str | os.PathLike | PIL.Image.Image], question: str) -> None:
-    named = [image for image in images if not isinstance(image, PIL.Image.Image)]
-    listed = find_images(named, skip_broken=True)
+def _images(found: Items, images: Sequence[str | os.PathLike | PIL.Image.Image], question: str) -> Readers:
+    listed = find_images([image for image in images if not isinstance(image, PIL.Image.Image)], skip_broken=True)
     found.broken |= listed.broken
     sources: list[tuple[str, Any]] = [(name, name) for name in listed.names]
     sources += [
         (f"image {number}", image) for number, image in enumerate(images, 1) if isinstance(image, PIL.Image.Image)
     ]
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    for name, source in sources:
-        try:
-            found.add(_item(name, [{"role": "user", "content": content}], [source], None))
-        except (ValueError, OSError) as error:
-            found.broken[name] = str(error)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    return [(name, partial(_item, name, messages, [source], None)) for name, source in sources]
 
 
-def _add_records(found: Items, path: Path) -> None:
-    records = JsonLines(path)
-    for index in range(len(records)):
-        place = records.place(index)
-        try:
-            found.add(_record_item(place, records[index], path.absolute().parent))
-        except (ValueError, OSError) as error:
-            found.broken[place] = str(error)
+def _records(path: Path) -> Readers:
+    records, root = JsonLines(path), path.absolute().parent
+
+    def read(index: int) -> Item:
+        return _record_item(records.place(index), records[index], root)
+
+    return [(records.place(index), partial(read, index)) for index in range(len(records))]
 
 
 def _record_item(place: str, record, root: Path) -> Item:

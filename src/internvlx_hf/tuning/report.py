@@ -62,7 +62,7 @@ class TuneReport:
         model: the model's name, and where it ran.
         asked: the question, or the file of records.
         keep: the share of images that are to keep their answers.
-        images, available: images that were used, and those that were given.
+        images, listed: images that were used, and images or records that were given.
         held_out: how many of them were kept for the certificate.
         noise: the second reading of the model itself: `reading`, `images`, `changed`.
         rows: the settings that were tried, the model's own first.
@@ -79,7 +79,7 @@ class TuneReport:
     asked: str
     keep: float
     images: int
-    available: int
+    listed: int
     held_out: int
     noise: dict[str, Any]
     rows: list[Row]

@@ -104,8 +104,8 @@ def tune(
         from .page import draw, write_page
     except ImportError as error:
         raise ValueError(str(error)) from error
-    given = load_items(images, question, data, skip_broken)
-    units = _first_units(given, most or (None if keep is not None else FIRST_LOOK))
+    given = load_items(images, question, data, skip_broken, most or (None if keep is not None else FIRST_LOOK))
+    units = _shuffled(given)
     answerer = load_answerer(
         model, revision, say=say, device=device, dtype=dtype, attn_implementation=attn_implementation
     )
@@ -130,8 +130,8 @@ def tune(
         raise KeyboardInterrupt(f"the answers so far are in {folder}, where the same call goes on") from None
     report.model = f"{source_name(model)} on {place}"
     report.asked = repr(question) if data is None else Path(data).name
-    report.available = len(given.units)
-    report.notes = [*given.notes(), *_unused(report, keep)]
+    report.listed = given.listed
+    report.notes = [*given.notes(), *_unused(given, keep, most)]
     if save is not None:
         _save(report, model, save, accept_estimate, revision, overwrite)
     _write(folder, report, draw(report), write_page(report, _changed_images(report, items)))
@@ -237,7 +237,7 @@ class Tuning:
             asked="",
             keep=self.keep,
             images=len(self.units),
-            available=len(self.units),
+            listed=len(self.units),
             held_out=len(self.held_out),
             noise=noise,
             rows=ordered,
@@ -317,21 +317,22 @@ def _output_folder(folder: Path) -> Path:
     return folder
 
 
-def _first_units(items: Items, most: int | None) -> list[list[Item]]:
-    """The units in an order that depends on their pixels only: at most `most` of them."""
+def _shuffled(items: Items) -> list[list[Item]]:
+    """The units in an order that depends on their pixels only."""
     ordered = sorted(items.units.items(), key=lambda unit: hashlib.sha256(f"order {unit[0]}".encode()).digest())
-    return [unit for _, unit in ordered][:most]
+    return [unit for _, unit in ordered]
 
 
 def _flat(units: Sequence[list[Item]]) -> list[Item]:
     return [item for unit in units for item in unit]
 
 
-def _unused(report: TuneReport, keep: float | None) -> list[str]:
-    if report.images == report.available:
+def _unused(given: Items, keep: float | None, most: int | None) -> list[str]:
+    used = sum(map(len, given.units.values())) + given.copies + len(given.broken)
+    if used == given.listed:
         return []
-    hint = "" if keep is not None else f"; --keep {report.keep:g} asks about all"
-    return [f"{report.images} of {report.available} images were asked about{hint}."]
+    hint = f"; --keep {KEEP} asks about all" if keep is None and most is None else ""
+    return [f"{used} of {given.listed} images were used{hint}."]
 
 
 def _duration(seconds: float) -> str:
