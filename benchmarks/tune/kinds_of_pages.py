@@ -1,57 +1,79 @@
-"""Three kinds of pages of digits: with margins, printed documents, and pages of which half is empty."""
+"""Three kinds of pages of digits in the demo's cells: with margins, printed documents, and pages of which half is empty."""
 
 import sys
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-BENCHMARKS = Path(__file__).parents[1]
-sys.path += [str(BENCHMARKS / "ablation"), str(BENCHMARKS.parent / "demo")]
-from digit_pages import Kind, Page, compose  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+sys.path.append(str(Path(__file__).parents[2] / "demo"))
+from pages import CELL_HEIGHT, CELL_WIDTH, DIGIT, INKS, JITTER, LAYOUTS, PAPERS, Digits  # noqa: E402
 
-MARGINS = Kind(sides=(40, 150), digits=(12, 16), most=(3, 3), avoids_borders=True)
-WORDS, LINES = (1, 2), (1, 3)  # numbers of a line, and lines of a document: the fewest and the most
-SIZES = (11, 13)  # of printed digits, pixels
-PAPER, INK = (246, 246, 242), (30, 32, 38)
-SPLIT_NUMBERS = {"train": 0, "test": 1}
+FACES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")  # matplotlib brings them
+MOST = (4, 3)  # columns and rows of digits
+SPLITS = ("train", "test")
 
 
-def margins(split: str, rng: np.random.Generator) -> Page:
-    """Handwritten digits at random places."""
-    return compose(MARGINS, split, rng)
+@dataclass
+class Page:
+    image: Image.Image
+    text: str  # one line per row of digits
 
 
-def half_empty(split: str, rng: np.random.Generator) -> Page:
-    """The same on one half of the page, cut across or down."""
-    return compose(MARGINS, split, rng, filled=0.5)
+@cache
+def digits() -> dict[str, Digits]:
+    """Handwriting of each split; no sample is in both."""
+    return dict(zip(SPLITS, Digits.load(), strict=True))
 
 
-def document(split: str, rng: np.random.Generator) -> Page:
-    """Lines of printed numbers, as of a receipt. `split` changes nothing: there are too many to meet twice."""
+@cache
+def printed(face: str) -> np.ndarray:
+    """(10, DIGIT, DIGIT) ink in 0…1 of the digits of a font."""
     import matplotlib
 
-    face = ("DejaVuSans", "DejaVuSansMono")[rng.integers(2)]
-    size = int(rng.choice(SIZES))
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / f"{face}.ttf"), size)
-    lines = [
-        " ".join(str(rng.integers(10, 100)) for _ in range(rng.integers(WORDS[0], WORDS[1] + 1)))
-        for _ in range(rng.integers(LINES[0], LINES[1] + 1))
-    ]
-    width, height = (int(side) for side in np.exp(rng.uniform(np.log(64), np.log(150), 2)))
-    image = Image.new("RGB", (width, height), PAPER)
-    draw, pitch = ImageDraw.Draw(image), size + 5
-    left = rng.integers(2, max(3, width - 5 * size))
-    top = rng.integers(2, max(3, height - len(lines) * pitch))
-    for row, line in enumerate(lines):
-        draw.text((left, top + row * pitch), line, font=font, fill=INK)
-    return Page(image, "\n".join(lines), np.zeros((0, 4)))
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / f"{face}.ttf"), DIGIT)
+    shapes = []
+    for digit in "0123456789":
+        image = Image.new("L", (DIGIT, DIGIT))
+        ImageDraw.Draw(image).text((DIGIT / 2, DIGIT / 2), digit, font=font, fill=255, anchor="mm")
+        shapes.append(np.asarray(image) / 255)
+    return np.stack(shapes)
 
 
-KINDS = {"margins": margins, "documents": document, "half empty": half_empty}
+def block(layout: tuple[int, int], kind: str, rng: np.random.Generator) -> tuple[slice, slice]:
+    """The columns and the rows of cells that have digits."""
+    starts, stops = [0, 0], list(layout)
+    if kind == "half empty":
+        axis = int(rng.integers(2))
+        half = layout[axis] // 2
+        starts[axis] = int(rng.integers(2)) * half
+        stops[axis] = starts[axis] + half
+    for axis, most in enumerate(MOST):
+        room = stops[axis] - starts[axis]
+        count = int(rng.integers(2, min(most, room) + 1))
+        starts[axis] += int(rng.integers(room - count + 1))
+        stops[axis] = starts[axis] + count
+    return slice(starts[0], stops[0]), slice(starts[1], stops[1])
 
 
 def draw(kind: str, split: str, index: int) -> Page:
     """The page of that number, always the same."""
-    rng = np.random.default_rng((list(KINDS).index(kind), SPLIT_NUMBERS[split], index))
-    return KINDS[kind](split, rng)
+    rng = np.random.default_rng((KINDS.index(kind), SPLITS.index(split), index))
+    layout = LAYOUTS[rng.integers(len(LAYOUTS))]
+    columns, rows = block(layout, kind, rng)
+    labels = rng.integers(10, size=(rows.stop - rows.start, columns.stop - columns.start))
+    own, face = digits()[split], FACES[rng.integers(len(FACES))]
+    coverage = np.zeros((layout[1] * CELL_HEIGHT, layout[0] * CELL_WIDTH, 1))
+    for (row, column), label in np.ndenumerate(labels):
+        left = (columns.start + column) * CELL_WIDTH + int(rng.integers(JITTER + 1))
+        top = (rows.start + row) * CELL_HEIGHT
+        shape = printed(face)[label] if kind == "documents" else own.shapes[rng.choice(own.of_label[label])]
+        coverage[top : top + DIGIT, left : left + DIGIT, 0] = shape
+    ink, paper = rng.choice(INKS), rng.choice(PAPERS) + rng.integers(-8, 4)
+    pixels = paper + (ink - paper) * coverage * rng.uniform(0.8, 1.0)
+    return Page(Image.fromarray(np.uint8(pixels.clip(0, 255))), "\n".join("".join(map(str, row)) for row in labels))
+
+
+KINDS = ["margins", "documents", "half empty"]

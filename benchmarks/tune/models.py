@@ -32,13 +32,13 @@ class Lesson:
     start: str | None = None
 
 
-LESSONS = {"fixed": Lesson(130), "varied": Lesson(110, varies=True, start="fixed")}
+LESSONS = {"fixed": Lesson(70), "varied": Lesson(110, varies=True, start="fixed")}
 
 
 def batch(lesson: Lesson, step: int) -> tuple[list, dict]:
     """Conversations of one step, and the image settings that they are read with."""
     rng = np.random.default_rng((7, step, lesson.varies))
-    kind = list(KINDS)[rng.integers(len(KINDS))]
+    kind = KINDS[rng.integers(len(KINDS))]
     pages = [draw(kind, "train", 10_000_000 * lesson.varies + step * BATCH + i) for i in range(BATCH)]
     settings = {}
     if lesson.varies:

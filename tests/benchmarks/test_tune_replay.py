@@ -13,7 +13,7 @@ pytestmark = pytest.mark.any_transformers
 
 @pytest.fixture
 def replay():
-    with importable(FOLDER / "tune", also=("pages", "train", "digit_pages")):
+    with importable(FOLDER / "tune", also=("pages",)):
         yield import_module("replay")
 
 
