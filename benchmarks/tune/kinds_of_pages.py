@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
-from pages import CELL_HEIGHT, CELL_WIDTH, DIGIT, INKS, JITTER, LAYOUTS, PAPERS, Digits  # noqa: E402
+from pages import CELL_HEIGHT, CELL_WIDTH, DIGIT, INKS, JITTER, LAYOUTS, PAPERS, Digits
 
 FACES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")  # matplotlib brings them
 MOST = (4, 3)  # columns and rows of digits

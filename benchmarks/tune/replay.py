@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from kinds_of_pages import KINDS, draw
 from models import LESSONS, QUESTION
 
 from internvlx_hf.evaluation import Answerer
+from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.tuning.answers import Asker
 from internvlx_hf.tuning.bounds import lower_bound
 from internvlx_hf.tuning.items import load_items
 from internvlx_hf.tuning.search import most_changed, search
-from internvlx_hf.tuning.settings import OWN, Costs, Setting
+from internvlx_hf.tuning.settings import OWN, Costs
 
 RESULTS = Path(__file__).parents[1] / "results/tune"
 PLANS = ((24, 0.98), (60, 0.9), (298, 0.9), (298, 0.98))  # images of a draw, and the share to keep
@@ -38,12 +40,12 @@ class PoolCosts(Costs):
         super().__init__(answerer, items)
         self._flops, self._tiles, self._cheaper = {}, {}, {}
 
-    def flops(self, setting: Setting) -> float:
+    def flops(self, setting: ImageSettings) -> float:
         if setting not in self._flops:
             self._flops[setting] = super().flops(setting)
         return self._flops[setting]
 
-    def all_tiles(self, setting: Setting) -> tuple:
+    def all_tiles(self, setting: ImageSettings) -> tuple:
         if setting not in self._tiles:
             self._tiles[setting] = hash(super().all_tiles(setting))
         return self._tiles[setting]
@@ -54,13 +56,13 @@ class PoolCosts(Costs):
             self._cheaper[key] = super().cheaper(start, axis, seen)
         return list(self._cheaper[key])
 
-    def every_setting(self) -> list[Setting]:
+    def every_setting(self) -> list[ImageSettings]:
         """All combinations of the axes' values that cost less, each with tiles of its own: all that a search can meet."""
         found = {}
         for values in itertools.product(*([None, *values] for values in self.axes.values())):
             setting = OWN
             for axis, value in zip(self.axes, values, strict=True):
-                setting = setting if value is None else setting.with_change(axis, value)
+                setting = setting if value is None else replace(setting, **{axis: value})
             try:
                 found.setdefault(self.all_tiles(setting), setting)
             except ValueError:
@@ -92,7 +94,7 @@ class Pool:
             for setting in settings
         }
 
-    def kept(self, setting: Setting) -> np.ndarray:
+    def kept(self, setting: ImageSettings) -> np.ndarray:
         return self.same[self.costs.all_tiles(setting)]
 
     def replay(self, count: int, keep: float, draws: int) -> dict:

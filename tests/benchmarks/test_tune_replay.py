@@ -1,5 +1,6 @@
 """The replay of tunings: it counts what the bound promises, and what it saves."""
 
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -21,17 +22,17 @@ class StoredCosts:
     axes = {"max_patches": [3, 2, 1]}
 
     def flops(self, setting):
-        return setting.images_kwargs.get("max_patches", 4)
+        return setting.max_patches or 4
 
     def all_tiles(self, setting):
         return self.flops(setting)
 
     def cheaper(self, start, axis, seen=()):
-        found = [start.with_change(axis, value) for value in sorted(self.axes[axis])]
+        found = [replace(start, **{axis: value}) for value in sorted(self.axes[axis])]
         return [each for each in found if self.flops(each) < self.flops(start) and self.flops(each) not in seen]
 
     def every_setting(self):
-        return [OWN, *(OWN.with_change("max_patches", value) for value in self.axes["max_patches"])]
+        return [OWN, *(replace(OWN, max_patches=value) for value in self.axes["max_patches"])]
 
 
 def pool(module, shares, pages=200):

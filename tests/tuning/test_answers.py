@@ -7,9 +7,10 @@ import torch
 
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.evaluation.scores import anls, exact_match
+from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.tuning.answers import LIKELIEST, Asker, _common, _divergences, _likeliest
 from internvlx_hf.tuning.items import load_items
-from internvlx_hf.tuning.settings import OWN, Costs, Setting
+from internvlx_hf.tuning.settings import OWN, Costs
 from internvlx_hf.tuning.tower import TowerMemory
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
 
@@ -71,7 +72,7 @@ def test_answers_are_those_of_the_answerer(photos, tmp_path):
     model = tiny_model(**LVTC)
     answerer = Answerer(model, tiny_processor(model.config, max_patches=4, slicing="ratio"))
     items = [item for unit in load_items([photos(3, size=(70, 40))], "What?").units.values() for item in unit]
-    costs, setting = Costs(answerer, items), Setting((("max_patches", 1),))
+    costs, setting = Costs(answerer, items), ImageSettings(max_patches=1)
     asker = Asker(answerer, costs, tmp_path / "answers.jsonl", {}, batch_size=2, max_new_tokens=5)
     asker.ask([setting], items, "")
     for tried, kwargs in ((OWN, {}), (setting, {"max_patches": 1})):

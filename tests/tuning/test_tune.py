@@ -206,9 +206,12 @@ def test_a_page_shows_texts_as_texts(oracle, photos, tmp_path):
         ({"do_sample": True}, "do_sample=True", "only greedy answers can be compared"),
         ({"temperature": 0.7}, "temperature=0.7", "only greedy answers can be compared"),
         ({"num_beams": 4}, "num_beams=4", "num_beams=1"),
-        ({"metric": "bleu"}, "metric='bleu'", "exact_match, anls"),
+        ({"metric": "bleu"}, "metric='bleu'", "'exact_match', 'anls'"),
         ({"most": 1}, "most=1", "at least 2"),
         ({"max_new_tokens": 0}, "max_new_tokens=0", "at least 1"),
+        ({"question": " "}, "question=' '", "expected a question"),
+        ({"question": "Which?", "data": "a.jsonl"}, "question='Which?'", "has its own questions"),
+        ({"data": "a.jsonl"}, "data='a.jsonl'", "leave out 1 images"),
         ({"question": "<image> <image> Which?"}, "<image> <image> Which?", "expected a question without marks"),
     ],
 )
@@ -244,7 +247,7 @@ def test_what_there_is_nothing_to_ask_about_is_refused(oracle, tmp_path, capsys)
     record = {"messages": [{"role": "user", "content": "Why?"}]}
     data = write_lines(tmp_path / "data.jsonl", [record])
     assert "a question without images" in complaint(capsys, "tune", "tiny", "--data", data)
-    assert "leave out the images" in complaint(capsys, "tune", "tiny", "a.png", "--data", data)
+    assert "leave out 1 images" in complaint(capsys, "tune", "tiny", "a.png", "--data", data)
     assert oracle.asked == 0
 
 

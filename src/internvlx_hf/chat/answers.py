@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..evaluation.answering import Answer, Answerer, Messages
 from ..processing.image_files import names_image
+from ..processing.image_settings import PROCESSOR, ImageSettings
 from ..processing.image_sources import PillowSource
 from ..processing.pdf_files import PdfPage, names_pdf, open_images, without_pages
 from ..processing.video_files import Video, names_video, open_video
@@ -32,14 +33,9 @@ def _absolute(image: str) -> str:
 
 def model_settings(model: str, answerer: Answerer) -> dict[str, Any]:
     """The part of the settings that says which model answers, and how it slices images."""
-    tiling = answerer.image_processor.tiling_rule()
-    return {
-        "model": model,
-        **answerer.version,
-        "slicing": tiling.slicing,
-        "max_patches": tiling.max_tiles,
-        **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
-    }
+    names = ("slicing", "max_patches", *ImageSettings.names(PROCESSOR), *answerer.images_kwargs)
+    images = {name: value for name, value in answerer.image_settings.given.items() if name in names}
+    return {"model": model, **answerer.version, **images}
 
 
 def earlier_settings(settings: dict[str, Any], answerer: Answerer) -> dict[str, Any]:

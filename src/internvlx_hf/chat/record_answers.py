@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..data import SampleEncoder, TrainingData, TrainingSample
 from ..data.collator import make_tiles
 from ..evaluation.answering import Answerer
+from ..processing.image_settings import split_by_owner
 from ..processing.processing_internvlx import IGNORE_INDEX
 from .answers import batches, read_lines, write_line
 
@@ -61,9 +62,8 @@ def answer_records(
     """
     done = {line["key"] for line in read_lines(out, lambda line: (line["key"], line["messages"]), b'{"key": "')}
     counts = dict.fromkeys(Counts._fields, 0)
-    answerer.processor.max_image_tokens = answerer.max_image_tokens  # where an encoder reads it
-    images_kwargs = {name: value for name, value in answerer.images_kwargs.items() if name != "max_image_tokens"}
-    encoder = SampleEncoder(answerer.processor, share_tiles=data.encoder.share_tiles)
+    images_kwargs, _ = split_by_owner(answerer.images_kwargs)
+    encoder = SampleEncoder(answerer.changed_processor, share_tiles=data.encoder.share_tiles)
 
     def failed(index: int, reason: object) -> None:
         counts["failed"] += 1

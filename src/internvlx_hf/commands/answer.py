@@ -13,7 +13,7 @@ from .train import require_packages
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the data, the model or a number is invalid, or a record has no answer."""
     options = _parser().parse_args(arguments)
-    for name in ("max_new_tokens", "batch_size", "max_patches", "max_image_tokens"):
+    for name in ("max_new_tokens", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
     if not options.out.absolute().parent.is_dir():
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     answerer = load_answerer(
         options.model,
         options.revision,
-        image_options(options),
+        image_options(options).given,
         say=_say,
         device=options.device,
         dtype=options.dtype,

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         device=options.device,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
-        **image_options(options),
+        **image_options(options).given,
     )
     uvicorn.run(app, host=options.host, port=options.port)
 

@@ -3,28 +3,29 @@
 
 import shutil
 import sys
+from dataclasses import fields
+from pathlib import Path
 
+from ..checkpoints.options import add_option
 from .model_options import add_device_options
 from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`internvlx_hf.tuning.tune`]."""
-    options = vars(_parser().parse_intermixed_args(arguments))
-    if options["data"] is None and not options["images"]:
+    options = {
+        name: value for name, value in vars(_parser().parse_intermixed_args(arguments)).items() if value is not None
+    }
+    if "data" not in options and not options["images"]:
         raise ValueError("There are no images to ask about, expected images, folders, patterns, or --data FILE.jsonl.")
-    from ..tuning import tune
+    from ..tuning import TuneOptions, tune
 
-    if options["question"] is None:
-        del options["question"]
-    elif not options["question"].strip():
-        raise ValueError("--question is empty, expected a question about each image.")
     report = tune(**options, say=_say)
     print(report.to_text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     if report.saved:
         changes = ", ".join(f"{name}={value}" for name, value in report.saved["settings"].items())
         print(f"saved {options['save']} with {changes or 'the settings of the source'} ({report.saved['rests_on']})")
-    _say(f"page: {options['out'].rstrip('/')}/index.html")
+    _say(f"page: {Path(options.get('out', TuneOptions.out)) / 'index.html'}")
 
 
 def _say(line: str) -> None:
@@ -43,39 +44,9 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "images", nargs="*", metavar="IMAGES", help="images, PDFs (each page is an image), folders, or patterns"
     )
-    parser.add_argument("--question", help="asked about each image (default: What is in this image?)")
-    parser.add_argument(
-        "--data", metavar="FILE.jsonl", help="records as for `internvlx train`, instead of images and a question"
-    )
-    parser.add_argument(
-        "--keep", type=float, metavar="SHARE", help="share of images that are to keep their answers, such as 0.98"
-    )
-    parser.add_argument(
-        "--out",
-        default="tune",
-        metavar="DIR",
-        help="folder of the answers, tune.json, a page and a picture (default: tune)",
-    )
-    parser.add_argument(
-        "--save", metavar="OUT", help="write a checkpoint with the certified settings, else with the source's"
-    )
-    parser.add_argument(
-        "--accept-estimate", action="store_true", help="save the recommended settings even if they are not certified"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder of --save if internvlx wrote it")
-    parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be read")
-    parser.add_argument(
-        "--most", type=int, metavar="N", help="use at most N images (default: 20 without --keep, all with it)"
-    )
-    parser.add_argument(
-        "--metric",
-        choices=("exact_match", "anls"),
-        default="exact_match",
-        help="score of answers, where the data have them (default: exact_match)",
-    )
-    parser.add_argument("--batch-size", type=int, help="questions per batch (default: 1 on a CPU, 8 otherwise)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="answers are compared up to so many tokens (default: 64)"
-    )
+    from ..tuning.options import TuneOptions
+
+    for each in fields(TuneOptions):
+        add_option(parser, each)
     add_device_options(parser)
     return parser

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from ..chat.answers import batches, read_lines, write_line
 from ..evaluation.answering import Answerer, count_generated, generation_arguments
+from ..processing.image_settings import ImageSettings
 from .items import Item
-from .settings import OWN, Costs, Setting
+from .settings import OWN, Costs, named, uncut
 from .tower import TowerMemory
 
 # tokens of the model's own distribution that are stored for each token of its answer; the rest counts as one
@@ -75,16 +76,16 @@ class Asker:
         lines = read_lines(file, lambda line: (line["key"], line["ids"], line["seconds"]), b'{"key": "')
         self._stored = {line["key"]: line for line in lines}
 
-    def key(self, setting: Setting, item: Item, reading: str | None = None) -> str:
+    def key(self, setting: ImageSettings, item: Item, reading: str | None = None) -> str:
         tiles = self.costs.tiles(setting, item)
-        text = json.dumps([item.key, tiles, setting.uncut, self.model, reading], sort_keys=True, default=str)
+        text = json.dumps([item.key, tiles, uncut(setting), self.model, reading], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def answer(self, setting: Setting, item: Item, reading: str | None = None) -> dict[str, Any]:
+    def answer(self, setting: ImageSettings, item: Item, reading: str | None = None) -> dict[str, Any]:
         """The stored line of an answer. Raises: KeyError: if the model was not asked."""
         return self._stored[self.key(setting, item, reading)]
 
-    def ask(self, settings: Sequence[Setting], items: Sequence[Item], what: str) -> None:
+    def ask(self, settings: Sequence[ImageSettings], items: Sequence[Item], what: str) -> None:
         """Ask about each item under the model's own settings and then under others, unless the answer is stored."""
         everything = list(dict.fromkeys([OWN, *settings]))
         missing = {self.key(setting, item) for setting in everything for item in items} - self._stored.keys()
@@ -120,7 +121,7 @@ class Asker:
                 bar.update(len(batch))
         return reading
 
-    def compare(self, setting: Setting, item: Item, reading: str | None = None) -> Agreement:
+    def compare(self, setting: ImageSettings, item: Item, reading: str | None = None) -> Agreement:
         """An answer beside the one under the model's own settings. Both must have been given."""
         own, other = self.answer(OWN, item), self.answer(setting, item, reading)
         same = own["answer"] == other["answer"]
@@ -131,9 +132,9 @@ class Asker:
         return Agreement(same, common, sum(divergences) / len(divergences))
 
     @torch.inference_mode()
-    def _ask(self, setting: Setting, items: Sequence[Item], reading: str | None = None) -> None:
+    def _ask(self, setting: ImageSettings, items: Sequence[Item], reading: str | None = None) -> None:
         model, tokenizer = self.answerer.model, self.answerer.processor.tokenizer
-        kwargs = self.answerer.images_kwargs | setting.images_kwargs
+        kwargs = self.answerer.images_kwargs | setting.given
         started, saved = time.perf_counter(), self.memory.saved_seconds
         asked = Answerer(model, self.answerer.processor, kwargs)
         images = [item.open() for item in items]
@@ -151,7 +152,7 @@ class Asker:
                 line = {
                     "key": self.key(setting, item, reading),
                     "image": item.name,
-                    "setting": reading or str(setting),
+                    "setting": reading or named(setting),
                     "tiles": self.costs.tiles(setting, item),
                     "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
                     "ids": ids.tolist(),

@@ -9,10 +9,11 @@ from typing import Any
 from .. import __version__
 from ..cost.report import FLOP_UNITS, scaled, table, unit
 from ..evaluation.scores import SCORES
+from ..processing.image_settings import ImageSettings
 from .answers import Agreement, Asker
 from .bounds import CONFIDENCE, interval, lower_bound, needed
 from .items import Item
-from .settings import OWN, Setting
+from .settings import OWN, named
 
 CERTIFIED, CANNOT_TELL, NOTHING, NOISY = "certified", "cannot tell", "nothing to save", "noisy"
 SHOWN = 3  # changed answers of a setting
@@ -125,7 +126,7 @@ class TuneReport:
         return table(header, cells, (0,), width, ["seconds"], elastic=0)
 
 
-def make_row(asker: Asker, setting: Setting, units: Sequence[Sequence[Item]], metric: str) -> Row:
+def make_row(asker: Asker, setting: ImageSettings, units: Sequence[Sequence[Item]], metric: str) -> Row:
     """The row of a setting, from the answers about these units."""
     items = [item for unit_items in units for item in unit_items]
     everything = [asker.costs.model(setting).together(sizes) for sizes in asker.costs.sizes.values()]
@@ -134,8 +135,8 @@ def make_row(asker: Asker, setting: Setting, units: Sequence[Sequence[Item]], me
     changed = [item for item in items if not agreements[item.key].same]
     scored = [(answers[item.key]["answer"], item.reference) for item in items if item.reference is not None]
     return Row(
-        settings=setting.images_kwargs,
-        name=str(setting),
+        settings=setting.given,
+        name=named(setting),
         tiles=fmean(cost.tiles for cost in everything),
         tokens=fmean(cost.stage_one_tokens for cost in everything),
         flops=fmean(cost.prefill_flops for cost in everything),

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ from ..conversion import ConversionOptions, convert_checkpoint
 from ..conversion.upgrades import build_upgrade
 from ..cost import CostModel, ModelSetup
 from ..cost.report import FLOP_UNITS, scaled
-from ..evaluation.scores import SCORES
+from ..evaluation.answering import Answerer
+from ..processing.image_settings import ImageSettings
 from .answers import Asker
 from .items import Item, Items, load_items
+from .options import TuneOptions, split_options
 from .report import CERTIFIED, NOISY, NOTHING, Row, TuneReport, certificate, make_row, verdict_on
 from .search import handful, most_changed, search
-from .settings import OWN, Costs, Setting
+from .settings import OWN, Costs, named
 
-QUESTION = "What is in this image?"
 KEEP = 0.98  # the promise that a first look is measured against
 FIRST_LOOK = 20  # images
 MOST_NOISE = 32  # images that are read twice
-MAX_NEW_TOKENS = 64
 BATCH_SIZE_ON_GPU = 8
 ANSWERS, REPORT, PAGE, PICTURE = "answers.jsonl", "tune.json", "index.html", "tune.png"
 
@@ -42,24 +42,12 @@ def tune(
     model: str,
     images: Sequence[str | os.PathLike | PIL.Image.Image] = (),
     *,
-    question: str = QUESTION,
-    data: str | os.PathLike | None = None,
-    keep: float | None = None,
-    out: str | os.PathLike = "tune",
-    save: str | Path | None = None,
-    accept_estimate: bool = False,
-    overwrite: bool = False,
-    skip_broken: bool = False,
-    most: int | None = None,
-    metric: str = "exact_match",
-    batch_size: int | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
     say: Say = print,
     revision: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     attn_implementation: str | None = None,
-    **generation,
+    **options,
 ) -> TuneReport:
     """Measure how much cheaper image settings change a model's greedy answers; the model itself is the reference.
 
@@ -70,72 +58,66 @@ def tune(
     Args:
         model: a checkpoint's folder or Hub id, as for `internvlx chat`.
         images: files, folders, patterns, PDFs (each page is an image) or Pillow images.
-        question: asked about each image.
-        data: a JSON Lines file of records, instead of images and a question. Questions about the same images count as one.
-            Their last answers, if any, are scored with `metric`.
-        keep: the share of images that are to keep their answers, between 0 and 1 (default: a first look, against 0.98).
-        out: the folder of the answers, `tune.json`, a page and a picture.
-        save: a folder for a checkpoint with the certified settings as its defaults, else the source's.
-        accept_estimate: save the recommended settings even if they are not certified.
-        overwrite: replace `save` if this package wrote it.
-        skip_broken: leave out images that cannot be read.
-        most: how many images to use at most (default: 20 for a first look, else all).
-        metric: "exact_match" or "anls".
-        batch_size: questions per batch (default: 1 on a CPU, 8 otherwise).
-        max_new_tokens: answers are compared up to so many tokens.
         say: called with each line of information for the user.
         revision: branch, tag or commit on the Hub; `device`, `dtype`, `attn_implementation`: see `chat.Choice`.
-        generation: further arguments of `generate`, without sampling and beams.
+        options: fields of [`TuneOptions`]: `question`, `data`, `keep`, `out`, `save`, `accept_estimate`, `overwrite`, `skip_broken`,
+            `most`, `metric`, `batch_size`, `max_new_tokens`; further arguments of `generate`, without sampling and beams.
 
     Raises:
         ValueError: if an argument is invalid or images cannot be read. This is checked before the model is loaded.
         FileExistsError: if `out` or `save` holds something else.
     """
-    _check(keep, most, metric, batch_size, max_new_tokens, generation)
-    if data is not None and (len(images) or question != QUESTION):
-        raise ValueError(
-            f"data={str(data)!r} has its own images and questions: leave out the images and the question."
-        )
-    folder = _output_folder(Path(out))
-    if save is not None:
-        refuse_existing(resolve_out(save), overwrite)
-        require_apart(resolve_out(save), model)
+    chosen, generation = split_options(options)
+    if chosen.data is not None and len(images):
+        raise ValueError(f"data={str(chosen.data)!r} has its own images: leave out {len(images)} images.")
+    folder = _output_folder(Path(chosen.out))
+    if chosen.save is not None:
+        refuse_existing(resolve_out(chosen.save), chosen.overwrite)
+        require_apart(resolve_out(chosen.save), model)
     try:
         from .page import draw, write_page
     except ImportError as error:
         raise ValueError(str(error)) from error
-    given = load_items(images, question, data, skip_broken, most or (None if keep is not None else FIRST_LOOK))
-    units = _shuffled(given)
+    most = chosen.most or (None if chosen.keep is not None else FIRST_LOOK)
+    given = load_items(images, chosen.question, chosen.data, chosen.skip_broken, most)
     answerer = load_answerer(
         model, revision, say=say, device=device, dtype=dtype, attn_implementation=attn_implementation
     )
-    if batch_size is None:
-        batch_size = 1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU
-    items = [item for unit in units for item in unit]
-    place = f"{answerer.model.device.type}, {str(answerer.model.dtype).removeprefix('torch.')}"
     folder.mkdir(parents=True, exist_ok=True)
-    asker = Asker(
-        answerer,
-        Costs(answerer, items),
-        folder / ANSWERS,
-        {**model_settings(model, answerer), "runs": place},
-        batch_size,
-        max_new_tokens=max_new_tokens,
-        **generation,
-    )
-    tuning = Tuning(asker, units, KEEP if keep is None else keep, metric, is_look=keep is None, say=say)
+    tuning = _tuning(model, answerer, given, folder, chosen, generation, say)
     try:
         report = tuning.run()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the answers so far are in {folder}, where the same call goes on") from None
-    report.model = f"{source_name(model)} on {place}"
-    report.asked = repr(question) if data is None else Path(data).name
+    report.model = f"{source_name(model)} on {_place(answerer)}"
+    report.asked = repr(chosen.question) if chosen.data is None else Path(chosen.data).name
     report.listed = given.listed
-    report.notes = [*given.notes(), *_unused(given, keep, most)]
-    if save is not None:
-        _save(report, model, save, accept_estimate, revision, overwrite)
-    _write(folder, report, draw(report), write_page(report, _changed_images(report, items)))
+    report.notes = [*given.notes(), *_unused(given, chosen)]
+    if chosen.save is not None:
+        _save(report, model, chosen, revision)
+    _write(folder, report, draw(report), write_page(report, _changed_images(report, _flat(tuning.units))))
     return report
+
+
+def _place(answerer: Answerer) -> str:
+    return f"{answerer.model.device.type}, {str(answerer.model.dtype).removeprefix('torch.')}"
+
+
+def _tuning(
+    model: str, answerer: Answerer, given: Items, folder: Path, options: TuneOptions, generation: dict, say: Say
+) -> "Tuning":
+    units = _shuffled(given)
+    asker = Asker(
+        answerer,
+        Costs(answerer, _flat(units)),
+        folder / ANSWERS,
+        {**model_settings(model, answerer), "runs": _place(answerer)},
+        options.batch_size or (1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU),
+        max_new_tokens=options.max_new_tokens,
+        **generation,
+    )
+    is_look, keep = options.keep is None, options.keep or KEEP
+    return Tuning(asker, units, keep, options.metric, is_look, say)
 
 
 @dataclass
@@ -164,7 +146,7 @@ class Tuning:
         half = len(self.units) // 2
         self.choosing, self.held_out = self.units[:half], self.units[half:]
         self.allowed = most_changed(half, len(self.held_out), self.keep)
-        self.tried: dict[Setting, int] = {}  # on how many units
+        self.tried: dict[ImageSettings, int] = {}  # on how many units
 
     def run(self) -> TuneReport:
         """Measure the noise floor, choose on one half, certify on the other."""
@@ -177,12 +159,12 @@ class Tuning:
             chosen = search(self.asker.costs, len(self.choosing), self.allowed, self.measure)
         found = None
         if chosen != OWN and not is_noisy:
-            self.asker.ask([chosen], _flat(self.held_out), f"Certifying {chosen}")
+            self.asker.ask([chosen], _flat(self.held_out), f"Certifying {named(chosen)}")
             self.tried[chosen] = len(self.units)
             found = certificate(len(self.held_out) - self._changed(chosen, self.held_out), len(self.held_out))
         return self._report(noise, is_noisy, chosen, found)
 
-    def measure(self, settings: Sequence[Setting], count: int) -> list[int]:
+    def measure(self, settings: Sequence[ImageSettings], count: int) -> list[int]:
         """How many of the first `count` units of the choosing half change their answers under each setting."""
         units = self.choosing[:count]
         self.asker.ask(settings, _flat(units), f"{len(settings)} setting{'s' * (len(settings) > 1)} on {count} images")
@@ -210,7 +192,7 @@ class Tuning:
         rate = seconds / (costs.flops(OWN) * self.asker.asked)
         self.say(f"{len(settings)} cheaper settings: about {_duration(rate * more)}, less where answers can be shared")
 
-    def _look(self) -> Setting:
+    def _look(self) -> ImageSettings:
         """The cheapest setting of a handful that passes on the choosing half; all are asked about all images."""
         settings = handful(self.asker.costs)
         self.asker.ask(settings, _flat(self.units), f"{len(settings)} cheaper settings")
@@ -218,10 +200,10 @@ class Tuning:
         passing = [each for each in settings if self._changed(each, self.choosing) <= self.allowed]
         return passing[0] if passing else OWN
 
-    def _changed(self, setting: Setting, units: Sequence[list[Item]]) -> int:
+    def _changed(self, setting: ImageSettings, units: Sequence[list[Item]]) -> int:
         return sum(not all(self.asker.compare(setting, item).same for item in unit) for unit in units)
 
-    def _report(self, noise: dict, is_noisy: bool, chosen: Setting, found: dict | None) -> TuneReport:
+    def _report(self, noise: dict, is_noisy: bool, chosen: ImageSettings, found: dict | None) -> TuneReport:
         costs = self.asker.costs
         own = self._row(OWN, len(self.units) if self.is_look or found else len(self.choosing))
         rows = {each: self._row(each, count) for each, count in self.tried.items()}
@@ -243,12 +225,12 @@ class Tuning:
             rows=ordered,
             verdict=verdict,
             sentences=sentences,
-            recommended=chosen.images_kwargs if found else None,
+            recommended=chosen.given if found else None,
             certificate=found,
             metric=self.metric if own.score is not None else None,
         )
 
-    def _row(self, setting: Setting, count: int) -> Row:
+    def _row(self, setting: ImageSettings, count: int) -> Row:
         return make_row(self.asker, setting, self.units[:count], self.metric)
 
     def _noisy(self, noise: dict) -> str:
@@ -274,7 +256,7 @@ def training_hint(costs: Costs) -> str:
     projector = "keep" if config.projector_config.projector_type == "pvtc" else "pvtc"
     try:
         smaller, _ = build_upgrade(config, ConversionOptions(projector=projector, downsample_ratio=ratio))
-        setup = ModelSetup("trained", smaller, costs.own.tiling, max_image_tokens=costs.own.max_image_tokens)
+        setup = ModelSetup("trained", smaller, costs.own.tiling, settings=costs.own.settings)
         model = CostModel(setup)
         flops = sum(model.together(sizes).prefill_flops for sizes in costs.sizes.values()) / len(costs.sizes)
     except ValueError:
@@ -284,24 +266,6 @@ def training_hint(costs: Costs) -> str:
         f"Training could save: `internvlx convert` with {options}, then `internvlx train`, takes {scaled(flops, FLOP_UNITS)} "
         f"instead of {scaled(costs.flops(OWN), FLOP_UNITS)}."
     )
-
-
-def _check(keep, most, metric, batch_size, max_new_tokens, generation: Mapping[str, Any]) -> None:
-    if keep is not None and not 0 < keep < 1:
-        raise ValueError(f"keep={keep}, expected a share between 0 and 1, such as 0.98.")
-    if metric not in SCORES:
-        raise ValueError(f"metric={metric!r}, expected one of {', '.join(SCORES)}.")
-    for name, value, least in (
-        ("most", most, 2),
-        ("batch_size", batch_size, 1),
-        ("max_new_tokens", max_new_tokens, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value}, expected at least {least}.")
-    sampling = {"do_sample": False, "temperature": 0, "num_beams": 1, "num_return_sequences": 1}
-    for name, allowed in sampling.items():
-        if (value := generation.get(name)) is not None and value != allowed:
-            raise ValueError(f"{name}={value}: only greedy answers can be compared, expected {name}={allowed}.")
 
 
 def _output_folder(folder: Path) -> Path:
@@ -327,11 +291,11 @@ def _flat(units: Sequence[list[Item]]) -> list[Item]:
     return [item for unit in units for item in unit]
 
 
-def _unused(given: Items, keep: float | None, most: int | None) -> list[str]:
+def _unused(given: Items, options: TuneOptions) -> list[str]:
     used = sum(map(len, given.units.values())) + given.copies + len(given.broken)
     if used == given.listed:
         return []
-    hint = f"; --keep {KEEP} asks about all" if keep is None and most is None else ""
+    hint = f"; --keep {KEEP} asks about all" if options.keep is None and options.most is None else ""
     return [f"{used} of {given.listed} images were used{hint}."]
 
 
@@ -346,11 +310,11 @@ def _changed_images(report: TuneReport, items: Sequence[Item]) -> dict[str, PIL.
     return {item.name: item.open()[0] for item in items if item.name in names}
 
 
-def _save(report: TuneReport, model: str, save, accept_estimate: bool, revision: str | None, overwrite: bool) -> None:
+def _save(report: TuneReport, model: str, options: TuneOptions, revision: str | None) -> None:
     """Write a checkpoint whose image settings are the certified ones, the estimated ones if asked for, or the source's."""
     settings, rests_on = report.recommended or {}, report.verdict
     if report.verdict != CERTIFIED:
-        settings = settings if accept_estimate else {}
+        settings = settings if options.accept_estimate else {}
         rests_on = "estimate" if settings else "source"
     words = {
         CERTIFIED: "The image settings are those that `internvlx tune` certified.",
@@ -358,9 +322,9 @@ def _save(report: TuneReport, model: str, save, accept_estimate: bool, revision:
         "source": "The image settings are the source's: `internvlx tune` certified no cheaper ones.",
     }[rests_on]
     note = f"{words} It reported: {'; '.join(report.sentences)}."
-    options = ConversionOptions(revision=revision, overwrite=overwrite)
-    convert_checkpoint(model, save, options, notes=[note], **settings)
-    report.saved = {"folder": Path(save).name, "settings": settings, "rests_on": rests_on}
+    conversion = ConversionOptions(revision=revision, overwrite=options.overwrite, **settings)
+    convert_checkpoint(model, options.save or "", conversion, notes=[note])
+    report.saved = {"folder": Path(options.save or "").name, "settings": settings, "rests_on": rests_on}
 
 
 def _write(folder: Path, report: TuneReport, figure, page: str) -> None:

@@ -2,50 +2,33 @@
 """The settings that are tried: a model's own with some of its image settings changed, and what each costs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
 
 from ..cost import CostModel, ModelSetup
 from ..cost.estimate import Cost
-from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer
+from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES
 from .items import Item
 
+# a setting is what it changes; this one changes nothing
+OWN = ImageSettings()
 # settings whose whole effect is the tiles of an image
-CUTTING = ("slicing", "max_patches", "min_patches", "use_thumbnail", "max_image_tokens")
+CUTTING = ("max_image_tokens", *(each.name for each in fields(ImageSettings) if "tiling" in each.metadata))
 # of the largest number of tiles, or of visual tokens of a prompt
 PARTS = (2, 3, 4, 6, 8, 12)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Changed image settings by name, in the order of `CUTTING`; none are the model's own."""
-
-    changes: tuple[tuple[str, Any], ...] = ()
-
-    def with_change(self, name: str, value: Any) -> "Setting":
-        places = {known: place for place, known in enumerate(CUTTING)}
-        given = dict(self.changes) | {name: value}
-        return Setting(
-            tuple((each, given[each]) for each in sorted(given, key=lambda each: (places.get(each, 99), each)))
-        )
-
-    @property
-    def images_kwargs(self) -> dict[str, Any]:
-        return dict(self.changes)
-
-    @property
-    def uncut(self) -> dict[str, Any]:
-        """The changes that do more than to choose an image's tiles."""
-        return {name: value for name, value in self.changes if name not in CUTTING}
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.changes) or "the model's own"
+def named(setting: ImageSettings) -> str:
+    """A setting as it is given to a function: "slicing=edge, max_patches=3"."""
+    return ", ".join(f"{name}={value}" for name, value in setting.given.items()) or "the model's own"
 
 
-OWN = Setting()
+def uncut(setting: ImageSettings) -> dict[str, Any]:
+    """The changes that do more than to choose an image's tiles."""
+    return {name: value for name, value in setting.given.items() if name not in CUTTING}
 
 
 class Costs:
@@ -60,35 +43,34 @@ class Costs:
         processor, config = answerer.processor, answerer.model.config
         upright = processor.image_processor.do_exif_transpose is not False
         self.sizes = {item.key: item.sizes_seen(upright) for item in items}
-        tiling, budget = tiling_rule(answerer.image_processor, config), answerer.max_image_tokens
-        self.own = ModelSetup("own", config, tiling, max_image_tokens=budget)
-        self._models: dict[Setting, CostModel] = {}
+        self.own = ModelSetup.reading("own", config, answerer.image_settings)
+        self._models: dict[ImageSettings, CostModel] = {}
 
-    def model(self, setting: Setting) -> CostModel:
+    def model(self, setting: ImageSettings) -> CostModel:
         """Raises: ValueError: if the setting does not fit the model."""
         if setting not in self._models:
-            self._models[setting] = CostModel(changed(self.own, setting))
+            self._models[setting] = CostModel(self.own.changed(setting))
         return self._models[setting]
 
-    def of(self, setting: Setting, items: Sequence[Item]) -> list[Cost]:
+    def of(self, setting: ImageSettings, items: Sequence[Item]) -> list[Cost]:
         """Raises: ValueError: if a budget has no room for an item's images."""
         model = self.model(setting)
         return [model.together(self.sizes[item.key]) for item in items]
 
-    def flops(self, setting: Setting) -> float:
+    def flops(self, setting: ImageSettings) -> float:
         """The mean FLOPs before the first token, over all items."""
         model = self.model(setting)
         return sum(model.together(sizes).prefill_flops for sizes in self.sizes.values()) / len(self.sizes)
 
-    def tiles(self, setting: Setting, item: Item) -> str:
+    def tiles(self, setting: ImageSettings, item: Item) -> str:
         """The tiles of an item's images. Under settings with the same ones, a model reads the same."""
         plans = self.model(setting).plans(self.sizes[item.key])
         return " ".join(f"{plan.columns}x{plan.rows}" + "+1" * plan.has_thumbnail for plan in plans)
 
-    def all_tiles(self, setting: Setting) -> tuple:
+    def all_tiles(self, setting: ImageSettings) -> tuple:
         """What a setting changes: the tiles of every item's images, and settings that do not change tiles."""
         model = self.model(setting)
-        return (str(setting.uncut), *(tuple(model.plans(sizes)) for sizes in self.sizes.values()))
+        return (str(uncut(setting)), *(tuple(model.plans(sizes)) for sizes in self.sizes.values()))
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -101,18 +83,19 @@ class Costs:
             "slicing": [name for name in SLICING_STRATEGIES if name != tiling.slicing],
             "max_patches": [n for n in dict.fromkeys(most_tiles) if tiling.min_tiles <= n < tiling.max_tiles],
             "max_image_tokens": [n for n in dict.fromkeys(budgets) if n >= own.sizes.image_seq_length],
+            "tokens_per_tile": list(getattr(self.own.config, "tokens_per_tile", None) or ())[1:],
         }
 
-    def cheaper(self, start: Setting, axis: str, seen: set[tuple] | None = None) -> list[Setting]:
+    def cheaper(self, start: ImageSettings, axis: str, seen: set[tuple] | None = None) -> list[ImageSettings]:
         """The settings along an axis that cost less than `start`, the cheapest first, each with tiles of its own.
 
         Args:
             seen: tiles of settings that are left out too.
         """
         before, seen = self.flops(start), seen or set()
-        found: dict[tuple, Setting] = {}
+        found: dict[tuple, ImageSettings] = {}
         for value in self.axes[axis]:
-            setting = start.with_change(axis, value)
+            setting = replace(start, **{axis: value})
             try:
                 tiles = self.all_tiles(setting)
                 if tiles not in seen and self.flops(setting) < before:
@@ -120,16 +103,3 @@ class Costs:
             except ValueError:  # a budget without room for the images
                 continue
         return sorted(found.values(), key=self.flops)
-
-
-def changed(setup: ModelSetup, setting: Setting) -> ModelSetup:
-    """The setup with a setting's changes.
-
-    Raises:
-        ValueError: if a value is out of range.
-    """
-    given = setting.images_kwargs
-    budget = given.pop("max_image_tokens", setup.max_image_tokens)
-    names = {"max_patches": "max_tiles", "min_patches": "min_tiles"}
-    tiling = replace(setup.tiling, **{names.get(name, name): value for name, value in given.items()})
-    return replace(setup, name=str(setting), tiling=tiling, max_image_tokens=budget)
