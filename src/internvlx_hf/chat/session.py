@@ -257,8 +257,8 @@ class _AnswerDecoder:
 
     tokenizer: PreTrainedTokenizerBase
 
-    def decode(self, ids: list[int]) -> str:
-        return decode_answer(self.tokenizer, ids)
+    def decode(self, ids: list[int] | int) -> str:
+        return decode_answer(self.tokenizer, [ids] if isinstance(ids, int) else ids)
 
 
 class _Streamer(TextStreamer):
