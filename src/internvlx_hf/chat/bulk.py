@@ -278,7 +278,8 @@ def answer_all(
     plan.new_tokens = generation_kwargs.get("max_new_tokens") or plan.new_tokens
     workers = useful_workers(job, batch_size) if num_workers is None else num_workers
     loader = DataLoader(plan, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD if workers else None)
-    counts, failures, started = dict.fromkeys(Outcome._fields[:4], 0), [], time.perf_counter()
+    counts, started = dict.fromkeys(Outcome._fields[:4], 0), time.perf_counter()
+    failures: list[tuple[str, str]] = []
     progress = tqdm(total=len(job), desc="Answering", unit=job.unit, smoothing=0.05, disable=quiet)
     with out.open("a", encoding="utf-8") as file, progress:
         for group in loader:

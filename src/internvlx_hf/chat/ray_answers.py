@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..checkpoints.json_files import read_json
 from ..checkpoints.locks import locked
 from ..checkpoints.weights import weight_files
 from ..data import load_training_data
@@ -193,7 +194,8 @@ def _results(ray, task: RayTask, weights: Path) -> Iterator[dict]:
 
 
 def _collect(task: RayTask, results: Iterator[dict]) -> Outcome:
-    counts, failures, started = dict.fromkeys(Outcome._fields[:4], 0), [], time.perf_counter()
+    counts, started = dict.fromkeys(Outcome._fields[:4], 0), time.perf_counter()
+    failures: list[tuple[str, str]] = []
     left = set(range(task.shards))
     with tqdm(total=task.records, desc="Answering", unit="record", smoothing=0.05) as progress:
         for result in results:
@@ -202,7 +204,7 @@ def _collect(task: RayTask, results: Iterator[dict]) -> Outcome:
             left.discard(result["shard"])
             for name in counts:
                 counts[name] += result[name]
-            failures += [tuple(each) for each in result["failures"]]
+            failures += [(name, reason) for name, reason in result["failures"]]
             progress.total -= result["earlier"]
             progress.update(sum(counts[name] for name in ("answered", "copied", "failed")) - progress.n)
     for shard in sorted(left):
@@ -260,31 +262,25 @@ def _claim(task: RayTask) -> None:
         ValueError: if the folder has other files, or answers of other settings.
     """
     path = task.out / SETTINGS_FILE
-    wanted = {"settings": task.settings, "shard_size": task.shard_size}
+    partial = path.with_name(f"{path.name}.partial")
+    wanted = {"shard_size": task.shard_size, **task.settings}
     if not path.exists():
-        others = [each.name for each in task.out.iterdir() if not each.name.startswith(".answers")]
-        if others:
-            raise ValueError(
-                f"{task.out} holds {sorted(others)[0]!r}, which no earlier run wrote. Choose another folder."
-            )
-        partial = path.with_name(f"{path.name}.partial")
+        names = {each.name for each in task.out.iterdir() if not each.name.startswith(".answers")} - {partial.name}
+        if names:
+            raise ValueError(f"{task.out} holds {min(names)!r}, which no earlier run wrote. Choose another folder.")
         partial.write_text(json.dumps(wanted, indent=1))
         os.replace(partial, path)
         return
-    found = json.loads(path.read_text())
-    flat, known = (
-        wanted["settings"] | {"shard_size": task.shard_size},
-        found["settings"] | {"shard_size": found["shard_size"]},
-    )
-    for name in (*flat, *known):
-        if flat.get(name) != known.get(name):
+    found = read_json(path)
+    for name in (*wanted, *found):
+        if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"{task.out} has answers with {name}={known.get(name)!r}, this run has {flat.get(name)!r}. Choose another folder."
+                f"{task.out} has answers with {name}={found.get(name)!r}, this run has {wanted.get(name)!r}. Choose another folder."
             )
 
 
 def _remove_partial(folder: Path) -> None:
-    for path in folder.glob("*.partial"):
+    for path in folder.glob("part-*.jsonl.*.partial"):
         path.unlink(missing_ok=True)
 
 

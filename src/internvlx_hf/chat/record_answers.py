@@ -12,6 +12,7 @@ from ..data import SampleEncoder, TrainingData, TrainingSample
 from ..data.collator import make_tiles
 from ..data.encoding import VideoFrame
 from ..evaluation.answering import Answer, Answerer
+from ..processing import InternVLXProcessor
 from ..processing.processing_internvlx import IGNORE_INDEX
 from .bulk import BATCH_SIZE, Item, Outcome, Prompt, answer_all, earlier_keys
 
@@ -39,7 +40,8 @@ class RecordJob:
         max_new_tokens: int,
         indices: Sequence[int] | None = None,
     ):
-        self.processor, self.config = answerer.processor, getattr(answerer.model, "config", None)
+        self.processor: InternVLXProcessor = answerer.processor
+        self.config: Any = getattr(answerer.model, "config", None)  # not needed to read records
         self.processor.max_image_tokens = answerer.max_image_tokens  # where an encoder reads it
         kwargs = answerer.images_kwargs
         self.images_kwargs = {name: value for name, value in kwargs.items() if name != "max_image_tokens"}

@@ -125,7 +125,7 @@ class Session:
         except BaseException:
             self.drop_cache()  # the cache may hold part of a turn
             raise
-        answer = decode_answer(self.answerer.processor.tokenizer, output).strip()
+        answer = decode_answer(self.answerer.processor.tokenizer, output.tolist()).strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         new_images, new_videos = _by_kind(images)
         self.images += new_images

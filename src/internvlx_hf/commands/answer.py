@@ -1,10 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx answer`."""
 
+import argparse
 import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .chat import BATCH_SIZE, MAX_NEW_TOKENS
 from .model_options import add_device_options, add_image_options, image_options
@@ -15,19 +17,7 @@ from .train import require_packages
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the data, the model or a number is invalid, or a record has no answer."""
     options = _parser().parse_args(arguments)
-    for name in ("max_new_tokens", "batch_size", "shard_size", "max_patches", "max_image_tokens"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
-    if not options.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{options.out}: there is no folder {options.out.absolute().parent}.")
-    if options.out.exists() and Path(options.data).exists() and options.out.samefile(options.data):
-        raise ValueError(f"{options.out} is the data itself. Choose another file for the answers.")
-    if options.out.is_dir() is not bool(options.ray) and options.out.exists():
-        kind = "a folder of shards is for --ray" if options.out.is_dir() else "--ray writes a folder of shards"
-        raise ValueError(f"{options.out}: {kind}. Choose another name for the answers.")
-    require_packages("answer")
-    if options.ray and find_spec("ray") is None:
-        raise ValueError("--ray needs ray, which is not installed: pip install 'ray[data]'")
+    _check(options)
     from ..chat.answers import earlier_settings, model_settings
     from ..chat.loading import load_model, open_answerer
     from ..chat.ray_answers import RayTask, answer_on_ray, require_reachable
@@ -43,40 +33,48 @@ def main(arguments: list[str]) -> None:
         "split": options.split,
         "share_tiles": options.share_tiles,
     }
-    data = load_training_data(processor=answerer.processor, **source)
-    absolute_roots(data)  # type: ignore[arg-type]  # not a stream
+    data: Any = load_training_data(processor=answerer.processor, **source)  # not a stream
+    absolute_roots(data)
     settings = {
         **model_settings(options.model, answerer),
         "share_tiles": options.share_tiles,
         "max_new_tokens": options.max_new_tokens,
     }
-    require_questions(answerer, data)  # type: ignore[arg-type]
+    require_questions(answerer, data)
     wanted = {name: getattr(options, name) for name in ("device", "dtype", "attn_implementation")}
     if options.ray:
         model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
         task = RayTask(
-            model=model,
-            revision=options.revision,
-            images_kwargs=image_options(options),
-            data=source,
-            out=options.out.absolute(),
-            records=len(data),  # type: ignore[arg-type]
-            settings=settings,
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-            wanted=wanted,
-            shard_size=options.shard_size,
+            *(model, options.revision, image_options(options), source, options.out.absolute(), len(data), settings),
+            *(options.batch_size, options.max_new_tokens, wanted, options.shard_size),
         )
         outcome = answer_on_ray(options.ray, task, folder)
-        _say(f"{options.out}: {outcome}")
-        outcome.require_all("record", "")
-        return
-    same = earlier_settings(settings, answerer) if options.revision is None else None
-    record_keys(options.out)  # refuses another file before a model is loaded
-    _say(f"{options.model} on {load_model(answerer, folder, **wanted)}")
-    outcome = answer_records(answerer, data, options.out, settings, options.batch_size, options.max_new_tokens, same)
+    else:
+        same = earlier_settings(settings, answerer) if options.revision is None else None
+        record_keys(options.out)  # refuses another file before a model is loaded
+        _say(f"{options.model} on {load_model(answerer, folder, **wanted)}")
+        outcome = answer_records(
+            answerer, data, options.out, settings, options.batch_size, options.max_new_tokens, same
+        )
     _say(f"{options.out}: {outcome}")
     outcome.require_all("record", "")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises: ValueError, OSError: if a number is invalid, OUT cannot be written or is something else, or a package is missing."""
+    for name in ("max_new_tokens", "batch_size", "shard_size", "max_patches", "max_image_tokens"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
+    if not options.out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{options.out}: there is no folder {options.out.absolute().parent}.")
+    if options.out.exists() and Path(options.data).exists() and options.out.samefile(options.data):
+        raise ValueError(f"{options.out} is the data itself. Choose another file for the answers.")
+    if options.out.is_dir() is not bool(options.ray) and options.out.exists():
+        kind = "a folder of shards is for --ray" if options.out.is_dir() else "--ray writes a folder of shards"
+        raise ValueError(f"{options.out}: {kind}. Choose another name for the answers.")
+    require_packages("answer")
+    if options.ray and find_spec("ray") is None:
+        raise ValueError("--ray needs ray, which is not installed: pip install 'ray[data]'")
 
 
 def _say(line: str) -> None:
