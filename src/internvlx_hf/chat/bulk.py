@@ -68,10 +68,11 @@ class Outcome(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """(L,) ids of a prompt, and its tiles (tiles, 3, H, W), if it has any."""
+    """(L,) ids of a prompt, and its tiles (tiles, 3, H, W), if it has any; or `request`, what another engine takes instead."""
 
     input_ids: list[int]
-    tiles: torch.Tensor | None
+    tiles: torch.Tensor | None = None
+    request: dict | None = None
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Group:
     """A batch. Without `inputs`, what is not asked: lines that are whole, and items that cannot be asked."""
 
     items: list[Item]
-    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
     tiles: list[int] = field(default_factory=list)  # of each row
     earlier: int = 0
 
@@ -242,12 +243,14 @@ class Plan(IterableDataset):
         broken = [item for item in items if item.error is not None]
         if not prompts:
             return Group(broken)
+        counts = [0 if prompt.tiles is None else len(prompt.tiles) for prompt in prompts]
+        if any(prompt.request for prompt in prompts):
+            return Group([*asked, *broken], {"prompts": [prompt.request for prompt in prompts]}, counts)
         ids = {"input_ids": [prompt.input_ids for prompt in prompts]}
         padded = self.job.processor.tokenizer.pad(ids, padding_side="left", return_tensors="pt")
         inputs, tiles = dict(padded), [prompt.tiles for prompt in prompts if prompt.tiles is not None]
         if tiles:
             inputs["pixel_values"] = torch.cat(tiles)
-        counts = [0 if prompt.tiles is None else len(prompt.tiles) for prompt in prompts]
         return Group([*asked, *broken], inputs, counts)
 
 
@@ -306,7 +309,9 @@ def _answers(answerer: Answerer, group: Group, generation_kwargs: dict) -> Itera
         return
     rows = len(group.tiles)
     try:
-        inputs = {name: value.to(answerer.model.device) for name, value in group.inputs.items()}
+        inputs = group.inputs
+        if "prompts" not in inputs:
+            inputs = {name: value.to(answerer.model.device) for name, value in inputs.items()}
         answers = answerer.complete(inputs, **generation_kwargs)
     except (ValueError, torch.OutOfMemoryError) as error:
         if rows == 1:

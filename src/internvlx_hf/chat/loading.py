@@ -121,6 +121,25 @@ def load_model(answerer: Answerer, folder: Path, **wanted: str | None) -> Choice
     return choice
 
 
+def answerer_with(
+    answerer: Answerer, folder: Path, engine: str, wanted: dict, say: Say = lambda line: None
+) -> Answerer:
+    """An answerer with its model in transformers or in vLLM.
+
+    Args:
+        engine: "transformers" or "vllm", which chooses the device itself.
+        wanted: arguments of [`Choice.sensible`].
+    """
+    if engine == "vllm":
+        from .vllm_answers import VLLMAnswerer
+
+        return VLLMAnswerer(
+            answerer, folder, **{name: value for name, value in wanted.items() if name == "dtype" and value}
+        )
+    say(str(load_model(answerer, folder, **wanted)))
+    return answerer
+
+
 def load_answerer(
     model: str,
     revision: str | None = None,

@@ -26,7 +26,7 @@ from ..checkpoints.locks import locked
 from ..checkpoints.weights import weight_files
 from ..data import load_training_data
 from .bulk import NAMED, Outcome
-from .loading import load_model, open_answerer
+from .loading import answerer_with, open_answerer
 from .record_answers import RecordJob, absolute_roots, answer_records, record_keys
 
 SHARD_SIZE = 1000
@@ -50,6 +50,7 @@ class RayTask:
         settings, batch_size, max_new_tokens: see [`answer_records`].
         wanted: arguments of `Choice.sensible`.
         shard_size: records of a shard.
+        engine: "transformers" or "vllm".
     """
 
     model: str
@@ -63,6 +64,7 @@ class RayTask:
     max_new_tokens: int
     wanted: dict = field(default_factory=dict)
     shard_size: int = SHARD_SIZE
+    engine: str = "transformers"
 
     @property
     def shards(self) -> int:
@@ -108,12 +110,12 @@ class ShardWorker:
         if not self._missing(indices, done, path):
             return Outcome(earlier=len(indices))
         if self.answerer.model is None:
-            load_model(self.answerer, self.folder, **task.wanted)
+            self.answerer = answerer_with(self.answerer, self.folder, task.engine, task.wanted)
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
         if path.exists():
             shutil.copyfile(path, partial)
         arguments = {"settings": task.settings, "batch_size": task.batch_size, "max_new_tokens": task.max_new_tokens}
-        if self.answerer.model.device.type == "cpu":  # the actor has one core
+        if self.answerer.model.device.type != "cuda":  # the actor has one core, or the engine decodes itself
             arguments["num_workers"] = 0
         outcome = answer_records(self.answerer, self.data, partial, indices=indices, quiet=True, **arguments)  # type: ignore[arg-type]
         with partial.open("rb") as file:

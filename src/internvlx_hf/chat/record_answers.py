@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data import SampleEncoder, TrainingData, TrainingSample
+import numpy as np
+
+from ..data import SampleEncoder, TrainingData
 from ..data.collator import make_tiles
 from ..data.encoding import VideoFrame
 from ..evaluation.answering import Answer, Answerer
 from ..processing import InternVLXProcessor
 from ..processing.processing_internvlx import IGNORE_INDEX
 from .bulk import BATCH_SIZE, Item, Outcome, Prompt, answer_all, earlier_keys
+from .vllm_answers import VLLMAnswerer
 
 # stands for the answer while its prompt is encoded
 _ANSWER = {"role": "assistant", "content": "."}
@@ -47,6 +50,7 @@ class RecordJob:
         self.images_kwargs = {name: value for name, value in kwargs.items() if name != "max_image_tokens"}
         self.encoder = SampleEncoder(self.processor, share_tiles=data.encoder.share_tiles)
         self.data, self.known, self.max_new_tokens = data, known, max_new_tokens
+        self.requests = isinstance(answerer, VLLMAnswerer)
         self.indices = range(len(data)) if indices is None else indices
 
     def __len__(self) -> int:
@@ -68,8 +72,23 @@ class RecordJob:
         return len(sample), sum(sample.num_tiles)
 
     def prompt(self, item: Item) -> Prompt:
+        if self.requests:
+            return Prompt([], request=self._request(item.question))
         sample = self.encoder(item.question)
-        return Prompt(_prompt_ids(sample), make_tiles([sample], self.processor))
+        return Prompt(
+            _prompt_ids(sample.input_ids, sample.labels != IGNORE_INDEX), make_tiles([sample], self.processor)
+        )
+
+    def _request(self, question: dict) -> dict:
+        """What vLLM takes: the ids with one placeholder for each image, the images, and the image processor's arguments."""
+        ids, has_loss, images, kwargs = self.encoder.placeholders(question)
+        if any(isinstance(image, VideoFrame) for image in images):
+            raise ValueError("it has a video, expected images only with --engine=vllm")
+        budget = (
+            {} if self.processor.max_image_tokens is None else {"max_image_tokens": self.processor.max_image_tokens}
+        )
+        media = {"multi_modal_data": {"image": images}, "mm_processor_kwargs": kwargs | budget} if images else {}
+        return {"prompt_token_ids": _prompt_ids(ids, has_loss), **media}
 
     def finish(self, item: Item, answer: Answer) -> dict:
         text, line = answer.text.strip(), item.line
@@ -178,13 +197,13 @@ def _key(sample: Mapping, settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _prompt_ids(sample: TrainingSample) -> list[int]:
-    """The ids of a sample up to its last answer."""
-    is_context = sample.labels == IGNORE_INDEX
-    start = len(sample) - int(is_context[::-1].argmin())  # after the last label
+def _prompt_ids(ids: np.ndarray, has_loss: np.ndarray) -> list[int]:
+    """(L,) ids up to the last answer, whose tokens carry loss."""
+    is_context = ~has_loss
+    start = len(ids) - int(is_context[::-1].argmin())  # after the last label
     while start and not is_context[start - 1]:
         start -= 1
-    return sample.input_ids[:start].tolist()
+    return ids[:start].tolist()
 
 
 def absolute_roots(data: TrainingData) -> None:

@@ -13,13 +13,15 @@ from .model_options import add_device_options, add_image_options, image_options
 from .parser import CommandParser
 from .train import require_packages
 
+VLLM_BATCH_SIZE = 256  # vLLM schedules what it is given
+
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the data, the model or a number is invalid, or a record has no answer."""
     options = _parser().parse_args(arguments)
     _check(options)
     from ..chat.answers import earlier_settings, model_settings
-    from ..chat.loading import load_model, open_answerer
+    from ..chat.loading import answerer_with, open_answerer
     from ..chat.ray_answers import RayTask, answer_on_ray, require_reachable
     from ..chat.record_answers import absolute_roots, answer_records, record_keys, require_questions
     from ..data import load_training_data
@@ -39,23 +41,25 @@ def main(arguments: list[str]) -> None:
         **model_settings(options.model, answerer),
         "share_tiles": options.share_tiles,
         "max_new_tokens": options.max_new_tokens,
+        **({"engine": "vllm"} if options.engine == "vllm" else {}),
     }
     require_questions(answerer, data)
     wanted = {name: getattr(options, name) for name in ("device", "dtype", "attn_implementation")}
+    batch_size = options.batch_size or (BATCH_SIZE if options.engine == "transformers" else VLLM_BATCH_SIZE)
     if options.ray:
         model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
         task = RayTask(
             *(model, options.revision, image_options(options), source, options.out.absolute(), len(data), settings),
-            *(options.batch_size, options.max_new_tokens, wanted, options.shard_size),
+            *(batch_size, options.max_new_tokens, wanted, options.shard_size, options.engine),
         )
         outcome = answer_on_ray(options.ray, task, folder)
     else:
         same = earlier_settings(settings, answerer) if options.revision is None else None
         record_keys(options.out)  # refuses another file before a model is loaded
-        _say(f"{options.model} on {load_model(answerer, folder, **wanted)}")
-        outcome = answer_records(
-            answerer, data, options.out, settings, options.batch_size, options.max_new_tokens, same
+        answerer = answerer_with(
+            answerer, folder, options.engine, wanted, lambda line: _say(f"{options.model} on {line}")
         )
+        outcome = answer_records(answerer, data, options.out, settings, batch_size, options.max_new_tokens, same)
     _say(f"{options.out}: {outcome}")
     outcome.require_all("record", "")
 
@@ -72,7 +76,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.out.is_dir() is not bool(options.ray) and options.out.exists():
         kind = "a folder of shards is for --ray" if options.out.is_dir() else "--ray writes a folder of shards"
         raise ValueError(f"{options.out}: {kind}. Choose another name for the answers.")
-    require_packages("answer")
+    if options.engine == "transformers" or not Path(options.data).is_file():  # vLLM's environment may lack them
+        require_packages("answer")
     if options.ray and find_spec("ray") is None:
         raise ValueError("--ray needs ray, which is not installed: pip install 'ray[data]'")
 
@@ -99,14 +104,19 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--batch-size",
         type=int,
-        default=BATCH_SIZE,
-        help=f"largest batch of records; smaller where memory would not suffice (default: {BATCH_SIZE})",
+        help=f"largest batch of records; smaller where memory would not suffice (default: {BATCH_SIZE}; {VLLM_BATCH_SIZE} for vLLM)",
     )
     parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=MAX_NEW_TOKENS,
         help=f"records with a longer answer are left out (default: {MAX_NEW_TOKENS})",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what answers; vLLM, installed beside this package, chooses its device itself (default: transformers)",
     )
     parser.add_argument(
         "--ray",
