@@ -142,7 +142,7 @@ test-vllm: .venv/.for-test build/vllm/.installed build/vllm_oldest/.installed
 
 # Not a check of a change, but of the tests: tests/mutation/README.md.
 mutate: .venv/.for-test $(OTHERS)
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) tests/helpers/mutate.py $(if $(AREA),--area $(AREA),--write)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) tests/helpers/mutate.py --write $(if $(AREA),--area $(AREA))
 
 # The tested version against another one, by their sources alone.
 check-vllm: .venv/.for-test

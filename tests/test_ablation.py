@@ -1,7 +1,7 @@
 """The digit study's pages, rows, controls and bookkeeping; what they train for real is in benchmarks/results/ablation."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -34,20 +34,6 @@ def trained(monkeypatch) -> list[tuple]:
     return done
 
 
-def test_any_change_of_settings_makes_another_run():
-    import settings
-
-    schedule, base = settings.Schedule(), settings.BASE
-    keys = [
-        base.key(schedule, 0),
-        base.key(schedule, 1),
-        base.key(replace(schedule, stage1_rate=1.0), 0),
-        replace(base, window=8).key(schedule, 0),
-        replace(base, control="wide").key(schedule, 0),
-    ]
-    assert len(set(keys)) == 5
-
-
 def test_runs_go_base_by_base_and_a_second_call_trains_nothing(tmp_path, trained):
     import records
     import run
@@ -60,16 +46,6 @@ def test_runs_go_base_by_base_and_a_second_call_trains_nothing(tmp_path, trained
     assert [entry[-1] for entry in trained] == [0] * 2 * rows + [1] * 2 * rows
     assert len(published) == 2 * rows
     assert all(before == ("base", *after) for before, after in zip(trained[::2], trained[1::2], strict=True))
-
-
-def test_the_plan_counts_what_is_left_and_estimates_it_by_finished_runs(tmp_path, trained):
-    import records
-    import run
-    import settings
-
-    store, groups = records.Records(tmp_path, settings.QUICK), {"projectors": settings.PROJECTORS}
-    run.train_missing(store, groups, [0], tmp_path, "test", lambda: None)
-    assert run.plan(store, groups, [0, 1]).splitlines()[-1].split() == ["all", "5", "5.00", "5", "5.00"]
 
 
 # -- pages
@@ -96,39 +72,6 @@ def test_every_slicing_asks_the_same_of_the_same_pages_and_edge_and_ratio_cut_ma
     tiles = {slicing: sum(len(s.pixel_values) for s in samples) for slicing, samples in found.items()}
     assert tiles["whole"] == 64 < tiles["area"] < tiles["edge"] < tiles["ratio"]
     assert sum(a.grid != b.grid for a, b in zip(found["edge"], found["ratio"], strict=True)) >= 6
-
-
-@pytest.mark.parametrize(("pages", "slicing"), [("one", "whole"), ("several", "edge"), ("several", "ratio")])
-def test_sizes_are_continuous_and_digits_begin_anywhere_in_a_window(pages, slicing):
-    import settings
-    from digit_pages import TILE, compose
-
-    kind, rng = settings.KINDS[pages], np.random.default_rng(0)
-    sides = [compose(kind, "test", rng).image.size for _ in range(200)]
-    assert len(np.unique(sides)) > 0.8 * (kind.sides[1] - kind.sides[0])
-    starts = torch.cat([sample.boxes[:, :2] for sample in drawn(pages, slicing, 200, filled=1.0)]) * TILE
-    for window in (8, 16):  # of patches, and of 4N tokens
-        found = torch.histc(starts % window, 8, 0, window) / starts.numel() * 8
-        assert found.min() > 0.5
-        assert found.max() < 1.6
-
-
-@pytest.mark.parametrize("filled", [1.0, 0.5])
-def test_borders_of_tiles_cut_equally_many_digits_in_every_slicing(filled):
-    from evidence.claims import LARGEST_CUT
-
-    shares = [
-        100 * torch.cat([sample.is_cut() for sample in drawn("several", slicing, filled=filled)]).double().mean()
-        for slicing in ("whole", "area", "edge", "ratio")
-    ]
-    assert max(shares) - min(shares) < LARGEST_CUT / 2
-
-
-def test_half_of_a_half_empty_page_is_blank():
-    boxes = torch.stack(
-        [sample.boxes.aminmax(dim=0).max - sample.boxes.aminmax(dim=0).min for sample in drawn("one", filled=0.5)]
-    )
-    assert ((boxes[:, 2] < 0.6) | (boxes[:, 3] < 0.6)).all()
 
 
 def test_patches_are_named_after_the_digits_on_them():
@@ -216,14 +159,6 @@ def test_rows_of_a_table_start_alike_but_for_what_they_are_named_after(group):
         assert not frozen, name
 
 
-def test_the_order_of_pages_depends_on_the_seed_alone():
-    import training
-
-    pages = list(range(160))
-    assert training.in_order_of(3, pages) == training.in_order_of(3, pages) != training.in_order_of(4, pages)
-    assert sorted(training.in_order_of(3, pages)) == pages
-
-
 def test_pvtc_without_attention_sees_its_patches_in_the_query_only():
     import settings
 
@@ -233,13 +168,6 @@ def test_pvtc_without_attention_sees_its_patches_in_the_query_only():
     torch.nn.init.normal_(projector.patch_embedding.linear.weight)
     assert torch.equal(projector(features), expected)
     assert not torch.equal(built(settings.PVTC).model.multi_modal_projector.eval()(features), expected)
-
-
-def test_the_wide_pixel_shuffle_has_as_many_parameters_as_pvtc():
-    import settings
-
-    wide, pvtc = (built(row).num_parameters() for row in (replace(settings.BASE, control="wide"), settings.PVTC))
-    assert wide == pytest.approx(pvtc, rel=0.002)
 
 
 def test_a_masked_image_is_hidden_from_text_and_not_from_itself():

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 
 import forked
-from internvlx_hf import InternVLXImageProcessor
 from paths import ROOT
 
 DEMO = ROOT / "demo"
@@ -46,30 +44,6 @@ def test_a_page_says_what_is_written_on_it(pages):
     page = pages.compose_page(digits, (4, 8), np.random.default_rng(0))
     assert page.image.size == (64, 96)
     assert [len(line) for line in page.text.split("\n")] == [4] * 8
-
-
-def test_repeated_pages_say_less_than_random_ones(pages):
-    digits, _ = pages.Digits.load()
-
-    def changes(repeated):
-        """How often a digit differs from its left neighbour."""
-        rng = np.random.default_rng(0)
-        lines = [
-            line
-            for _ in range(20)
-            for line in pages.compose_page(digits, (8, 4), rng, repeated=repeated).text.split("\n")
-        ]
-        return sum(left != right for line in lines for left, right in pairwise(line))
-
-    assert changes(repeated=True) < 0.6 * changes(repeated=False)
-
-
-def test_the_page_sizes_take_different_numbers_of_tiles(pages):
-    image_processor = InternVLXImageProcessor(size={"height": 64, "width": 64})
-    sizes = [(rows * pages.CELL_HEIGHT, columns * pages.CELL_WIDTH) for columns, rows in pages.LAYOUTS]
-    assert [image_processor.get_number_of_image_patches(*size) for size in sizes] == [1, 3, 3, 5]
-    native = {"slicing": "ratio", "max_patches": 12}
-    assert [image_processor.get_number_of_image_patches(*size, native) for size in sizes] == [13, 11, 7, 13]
 
 
 def test_the_model_has_pvtc_and_expands_4_tokens_per_tile_to_16(train):

@@ -142,35 +142,6 @@ def test_model_that_was_loaded_with_its_own_code_carries_everything_when_saved_a
     assert report[case]["auto_map saved again"] == AUTO_MAP
 
 
-def test_bare_process_does_refuse(tmp_path):
-    """The instrument of the tests above works: what it should refuse, it refuses."""
-    script = f"""
-import os, runpy, socket, tempfile
-bare = runpy.run_path({str(HELPERS / "bare_process.py")!r})
-for name in bare["HIDDEN"]:
-    try:
-        __import__(name)
-    except ModuleNotFoundError:
-        continue
-    raise SystemExit(name + " was imported")
-def network(): socket.create_connection(("127.0.0.1", 9), timeout=1)
-def write(): open({str(tmp_path / "outside")!r}, "w")
-def descriptor(): os.open({str(tmp_path / "outside")!r}, os.O_CREAT | os.O_WRONLY)
-def folder(): os.mkdir({str(tmp_path / "outside")!r})
-for attempt in (network, write, descriptor, folder):
-    try:
-        attempt()
-    except PermissionError:
-        continue
-    raise SystemExit(attempt.__name__ + " was allowed")
-open(os.path.join(os.environ["HF_HOME"], "inside"), "w").close()
-"""
-    (tmp_path / "home").mkdir()
-    run_bare(script, home=tmp_path / "home")
-    assert not (tmp_path / "outside").exists()
-    assert (tmp_path / "home" / "inside").exists()
-
-
 @pytest.mark.slow
 def test_package_imports_and_runs_without_optional_packages(tmp_path):
     script = f"""
@@ -211,21 +182,6 @@ def test_travelling_module_imports_siblings_and_allowed_packages_only(path):
             assert module in siblings, "write `from .sibling import name`"
         else:
             assert module.split(".")[0] in ALLOWED
-
-
-def test_travelling_modules_have_different_names():
-    names = [path.name for path in MODULES]
-    assert len(names) > 8
-    assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
-def test_nothing_is_read_from_a_tensor_while_a_model_is_made(path):
-    """transformers makes models on the meta device, where there is nothing to read."""
-    for function in ast.walk(ast.parse(path.read_text())):
-        if isinstance(function, ast.FunctionDef) and function.name == "__init__":
-            read = [node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)]
-            assert not {"item", "tolist", "numpy", "cpu"} & set(read)
 
 
 @pytest.mark.parametrize("kwargs", CASES.values(), ids=CASES)

@@ -67,11 +67,6 @@ def test_the_compression_modules_are_the_projectors():
     assert {name.split(".")[1] for name in left_out} == {"multi_modal_projector", "lvtc"}
 
 
-def test_a_name_without_its_beginning_leaves_nothing_out():
-    """Why the names are given in full."""
-    assert should_convert_module("model.multi_modal_projector.patch_embedding.linear", ["multi_modal_projector"])
-
-
 def test_pvtc_s_keys_and_values_are_no_linear_layers_so_that_nobody_quantises_them():
     projector = tiny_model().model.multi_modal_projector
     attention = projector.local_layers[0].attention

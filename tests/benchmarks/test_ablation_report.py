@@ -1,7 +1,6 @@
 """The digit study's claims, what it keeps of finished runs, and its page."""
 
 import json
-import re
 from dataclasses import asdict
 
 import pytest
@@ -52,22 +51,6 @@ def study(seeds: int = 8):
             shares = [0.3 + place / 100 + seed % 2 / 1000 for seed in range(seeds)]
             results.rows[results.key(row)] = [finished(name, row, seed, share) for seed, share in enumerate(shares)]
     return results
-
-
-def test_the_study_is_small_and_every_claim_is_about_rows_that_are_run():
-    import claims
-    import settings
-
-    rows = {name: row for group in settings.GROUPS.values() for name, row in group.items()}
-    found = [claim for group in claims.CLAIMS.values() for claim in group]
-    assert len(rows) == sum(map(len, settings.GROUPS.values())) <= 24
-    assert len({json.dumps(asdict(row)) for row in rows.values()}) == len(rows)
-    assert len(found) <= 25
-    assert set(claims.CLAIMS) == set(settings.GROUPS)
-    named = {row for claim in found for row in claim.rows}
-    assert named <= set(rows)
-    assert set(rows) - named == {"PVTC, 2x steps", "PVTC, attention skipped, 2x steps"}  # points of a curve
-    assert len({(claim.kind, claim.better, claim.worse) for claim in found}) == len(found)
 
 
 def test_an_unfinished_run_is_none_and_kept_runs_read_back_as_they_were(tmp_path):
@@ -137,21 +120,6 @@ def test_the_page_of_a_study_that_has_just_begun_has_figures_and_no_verdict():
     assert nothing.count("No run is finished.") == len(settings.GROUPS)
 
 
-def test_the_share_of_cut_digits_stands_beside_every_accuracy():
-    import report
-    import settings
-    from evidence.tables import read_tables
-
-    results = study(seeds=2)
-    for group in settings.GROUPS.values():
-        assert {row["cut, %"] for row in read_tables(report.table(results.group(group)))} == {"1.0 / 50 → 75"}
-    switches = list(read_tables(report.switches_table(results)))
-    assert {row["cut, %"] for row in switches} == {"1.0"}
-    assert [row["asked"] for row in switches if row["trained"] == "ratio"] == [
-        "edge", "area", "ratio (as trained)", "ratio, at most 4 tiles", "ratio, at most 2 tiles", "ratio, at most 1 tiles",
-    ]  # fmt: skip
-
-
 def test_a_claim_about_rows_that_are_cut_differently_is_refused():
     import report
     import settings
@@ -161,16 +129,6 @@ def test_a_claim_about_rows_that_are_cut_differently_is_refused():
         run["accuracy"]["dense"]["cut by tiles"] = 0.325
     with pytest.raises(ValueError, match=r"'all tiles above one' compares rows of which .* 32\.5 and 1\.0 %"):
         report.find(results)
-
-
-def test_the_page_lists_the_settings_that_the_code_uses():
-    import hyperparameters
-    import settings
-
-    text = hyperparameters.hyperparameters()
-    for name, value in {**settings.OPTIMISER, **vars(settings.Schedule())}.items():
-        assert f"| `{name}` | {hyperparameters.shown(value)} |" in text
-    assert all(f"| {group} | {row} |" in text for group, rows in settings.GROUPS.items() for row in rows)
 
 
 @pytest.mark.slow
@@ -207,21 +165,3 @@ def test_the_published_page_is_what_the_published_runs_of_the_settings_of_now_gi
     assert report.progress(results) in page
     for findings in report.find(results).values():
         assert report.findings_table(findings) in page
-
-
-def test_the_documentation_gives_no_result_and_the_settings_as_they_are():
-    import settings
-
-    text = (ABLATION.parents[1] / "docs/ablation.md").read_text(encoding="utf-8")
-    tuning = text.partition("\n## How the pages were found\n")[2].partition("\n## ")[0]  # pilots on validation pages
-    assert tuning
-    assert set(re.findall(r"\d+\.\d+|\d+ %|[+−]\d+", text.replace(tuning, ""))) <= {"4.3", "95 %"}
-    base, fine = settings.BASE.window, settings.BASE_4N.window
-    patches = settings.PATCHES**2
-    for row in (
-        f"| patches per tile | 1024 | {patches} |",
-        f"| N tokens (base, M₁) | 256, M = 2 | {patches // base**2}, M = {base} |",
-        f"| 4N tokens (M₂) | 1024, M = 1 | {patches // fine**2}, M = {fine} |",
-        f"| language model | 24 layers, k = 17 | {settings.LAYERS} layers, k = {settings.EXPAND_LAYER} |",
-    ):
-        assert row in text

@@ -171,51 +171,6 @@ def test_all_rows_of_a_seed_see_the_same_pages():
     assert {page.text for page in texts}.isdisjoint(page.text for page in words)
 
 
-def test_pages_of_several_tiles_come_after_those_of_one():
-    from lessons import RunLessons
-    from settings import ONE_TILE, SEVERAL_TILES_ROWS, RunSchedule
-
-    schedule = RunSchedule(steps=12)
-    for row in SEVERAL_TILES_ROWS.values():
-        lessons = RunLessons(SENTENCES, row, schedule, 3)
-        sizes = [lessons[index]["images"][0].size for index in range(0, len(lessons), schedule.batch_of(row))]
-        assert sizes[:6] == [ONE_TILE] * 6
-        assert len(set(sizes[6:])) > 1
-
-
-def test_claims_are_about_rows_that_exist_and_a_stopped_study_is_balanced():
-    from claims import CLAIMS
-    from records import planned
-    from settings import GROUPS
-
-    for group, claims in CLAIMS.items():
-        assert {row for claim in claims for row in claim.rows} == set(GROUPS[group])
-    assert sum(map(len, GROUPS.values())) <= 10
-    assert sum(map(len, CLAIMS.values())) <= 12
-    runs = list(planned())
-    assert len(runs) == planned_runs()
-    assert [seed for *_, seed in runs] == sorted(seed for *_, seed in runs)
-
-
-@pytest.mark.slow
-def test_a_base_shows_every_window_the_same_number_of_steps(cache):
-    from lessons import BaseLessons
-    from models import assemble, load
-    from settings import QUICK_TOWER, BaseSchedule, Row
-    from tower import make_tower
-
-    tower = make_tower(cache, cache / "language_model", 0, QUICK_TOWER)
-    assemble(cache / "start", tower, cache / "language_model", Row(window=2), 0)
-    _, processor = load(cache / "start")
-    schedule = BaseSchedule(steps=60)
-    steps = [BaseLessons(SENTENCES, processor, schedule, 0)[step] for step in range(schedule.steps)]
-    windows = [step["window"] for step in steps]
-    assert {window: windows.count(window) for window in schedule.windows} == dict.fromkeys(schedule.windows, 20)
-    slicings = {step["samples"][0]["images_kwargs"].get("slicing", "whole") for step in steps if step["window"] != 1}
-    assert slicings == {"whole", "edge", "ratio"}
-    assert {len(step["samples"]) for step in steps} <= set(range(2, schedule.most_pages + 1))
-
-
 @pytest.mark.slow
 def test_a_base_that_was_stopped_and_resumed_is_that_of_an_uninterrupted_training(cache, monkeypatch):
     import training

@@ -238,14 +238,6 @@ def test_other_marks_in_a_question_are_refused(question, counts, message):
         question_about(question, *counts)
 
 
-def test_a_question_in_internvl_s_form_gets_the_same_answer(answerer):
-    plain, marked = (
-        Session(answerer, generation=NEW).ask(question, (image(70, 40),))
-        for question in ("What is it?", "<image>\nWhat is it?")
-    )
-    assert (plain.answer, plain.prompt_tokens) == (marked.answer, marked.prompt_tokens)
-
-
 def test_one_question_streams_to_stdout(folder, photos, capsys):
     # options may stand before the question
     printed = internvlx(
@@ -359,18 +351,6 @@ def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_p
     for path in photos:
         alone = Session(answerer, generation=settings).ask("What is it?", (PIL.Image.open(path),))
         assert answered[path] == alone.answer
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_truncated_video_costs_only_its_own_answer(batch_size, answerer, photos, clip, tmp_path):
-    out, cut = tmp_path / "out.jsonl", tmp_path / "cut.mkv"
-    whole = numbered_video(60, container="matroska")
-    cut.write_bytes(whole[: len(whole) // 2])
-    ask = {"question": "What?", "out": out, "settings": {}, "batch_size": batch_size, "max_new_tokens": 2}
-    assert numbers(answer_images(answerer, [photos[0], str(cut), clip], **ask)) == (2, 1)
-    lines = {line["image"]: line for line in lines_of(out)}
-    assert "truncated" in lines[str(cut)]["error"]
-    assert all("answer" in lines[whole] for whole in (photos[0], clip))
 
 
 def test_another_version_of_the_model_answers_again(folder, photos, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, CLIPModel, SiglipModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPModel, SiglipModel
 from transformers.quantizers import AutoHfQuantizer
 
 from commands import internvlx
@@ -216,16 +216,6 @@ def test_command_says_what_it_made_and_the_card_names_both_parts(sources, tmp_pa
     assert list(processor.image_mean) == [0.4, 0.5, 0.6]
     assert list(processor.image_std) == [0.2, 0.3, 0.4]
     assert (processor.slicing, processor.max_patches, processor.size.height) == ("area", 3, 32)
-
-
-def test_auto_classes_load_it_with_its_own_code(sources, tmp_path, out, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    init_checkpoint(out, vision=sources(TOWER, "clip"), language=sources(LANGUAGE, "llama"))
-    model = AutoModel.from_pretrained(out, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(out, trust_remote_code=True)
-    inputs = chat(processor)
-    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
 
 
 def test_each_part_keeps_its_dtype_unless_one_is_given(sources, tmp_path, out):

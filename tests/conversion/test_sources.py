@@ -180,19 +180,6 @@ def test_what_is_not_supported_is_named_before_anything_is_written(source, edit,
     not_converted(source, said, ValueError)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"max_patches": 0}, "max_patches=0 … a whole number from 1"),
-        ({"slicing": "free"}, "slicing='free' … one of 'edge', 'area', 'ratio'"),
-        ({"dtype": "int8"}, "dtype='int8' … one of 'float32', 'float16', 'bfloat16'"),
-        ({"to": "onnx"}, "to='onnx' … one of 'internvl_x', 'internvl'"),
-    ],
-)
-def test_unknown_argument_is_named_before_anything_is_written(tmp_path, options, said):
-    not_converted(copy_of(QWEN, tmp_path / "source"), said, ValueError, **options)
-
-
 def test_settings_that_cannot_come_along_are_noted(tmp_path, out):
     source = copy_of(QWEN, tmp_path / "source", pad2square=True)
     edit_config(source, lambda raw: raw["vision_config"].update(drop_path_rate=0.1))

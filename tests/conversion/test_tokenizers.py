@@ -206,14 +206,6 @@ def test_sentencepiece_need_not_be_installed(monkeypatch):
     assert tokenizer("Hello")["input_ids"] == converted("internvl2_internlm2")("Hello")["input_ids"]
 
 
-def test_the_legacy_mode_prefixes_every_part_of_a_text(editable):
-    text = "a<img>b"
-    once = convert_tokenizer(editable("internvl2_phi3"))
-    assert once.tokenize(text) == ["▁a", "<img>", "b"]
-    each = convert_tokenizer(editable("internvl2_phi3_long", legacy=True))
-    assert each.tokenize(text) == ["▁a", "<img>", "▁b"]
-
-
 def test_a_checkpoint_may_ask_for_no_bos(editable):
     tokenizer = convert_tokenizer(editable(add_bos_token=False))
     assert tokenizer("Hello")["input_ids"] == converted("internvl2_internlm2").encode("Hello")[1:]

@@ -7,9 +7,8 @@ lengths in another order).
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer
 
-from data_cases import save_picture, training_arguments, write_lines
+from data_cases import save_picture, write_lines
 from internvlx_hf.data.packing import pack_rows, pack_stream
 from internvlx_hf.training import (
     InternVLXDataCollator,
@@ -21,7 +20,6 @@ from internvlx_hf.training import (
 from lvtc_cases import assert_same_step
 from refusals import refusals
 from tiny import LVTC, TILE, tiny_model, tiny_processor
-from training_helpers import losses
 
 SETTINGS = {"plain": {}, "lvtc": LVTC}
 TILES = [1, 0, 3, 2, 0, 4]  # heights of images in tiles (0: no image); those above 1 get a thumbnail
@@ -117,49 +115,6 @@ def test_a_cache_would_let_packed_samples_see_each_other(annotations):
     del batch["cu_seq_lens_q"], batch["cu_seq_lens_k"]
     apart = model(**batch, use_cache=False).loss
     assert (model(**batch, use_cache=True).loss - apart).abs() > 1e-4
-
-
-def trained(settings, tmp_path, packing, **kwargs):
-    model = make_model(settings)
-    arguments = training_arguments(tmp_path, optim="sgd", max_grad_norm=0.0, **kwargs)
-    processor = tiny_processor(model.config)
-    return model, processor, arguments, InternVLXDataCollator(processor, packing=packing)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_the_trainer_takes_the_same_steps_packed_as_padded(settings, tmp_path, annotations):
-    """Rows of two samples against batches of two, over as many samples a step: the `Trainer` weighs tokens alike."""
-    weights = []
-    for packing in (False, True):
-        model, processor, arguments, collator = trained(
-            settings,
-            tmp_path,
-            packing,
-            per_device_train_batch_size=1 if packing else 2,
-            gradient_accumulation_steps=2,
-            train_sampling_strategy="sequential",
-        )
-        data = load_training_data(annotations, processor)
-        if packing:
-            packed = PackedData(data, measure_sizes(data).tokens, budget=400)
-            packed.rows = [[0, 1], [2, 3], [4, 5]]
-            data = packed
-        trainer = Trainer(model, arguments, train_dataset=data, data_collator=collator)
-        trainer.train()
-        weights.append((trainer.model.state_dict(), losses(trainer)))
-    (padded, padded_losses), (packed, packed_losses) = weights
-    assert packed_losses == pytest.approx(padded_losses, rel=1e-4)
-    for name, tensor in padded.items():
-        torch.testing.assert_close(packed[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def test_the_trainer_packs_a_stream(tmp_path, annotations):
-    model, processor, arguments, collator = trained("lvtc", tmp_path, True, per_device_train_batch_size=1)
-    stream = PackedStream(load_training_data(annotations, processor, streaming=True, endless=True), budget=160)
-    trainer = Trainer(model, arguments, train_dataset=stream, data_collator=collator)
-    trainer.train()
-    assert np.isfinite(losses(trainer)).all()
 
 
 # ---- Which samples share a row

@@ -17,10 +17,9 @@ from types import SimpleNamespace
 import torch
 from torch import distributed, nn
 
-from data_parallel import Samples, collate, train_all
+from data_parallel import Samples, collate
 from internvlx_hf import InternVLXModel
 from internvlx_hf.training.distillation import batch_losses, place_teacher
-from lvtc_cases import labelled, loss_and_gradients, training_model
 from tiny import LVTC, tiny_model
 
 STEPS = 8
@@ -40,10 +39,6 @@ LAYOUTS = [
     *([[8], [9], ["tile", 10], [11]]),
     *([[7], ["tile", 4], [2, "tile", 9], [5]]),
 ]
-
-
-# What each of two processes has in the one step whose gradients are compared.
-RANKS = [[[3, "tile", 2, "tile", 1], [4]], [[7], [5]]]
 
 
 def model_of(case: str, seed: int = 0) -> nn.Module:
@@ -133,8 +128,7 @@ def taught_steps(
 
 
 def run_ddp(folder: Path) -> None:
-    """The bare `Trainer`; then `accelerate launch -m internvlx_hf.training` with each configuration file."""
-    train_all(folder)
+    """`accelerate launch -m internvlx_hf.training` with each configuration file."""
     text_only = []
     add_dummy_tile = InternVLXModel._add_dummy_tile
 
@@ -158,7 +152,6 @@ def run_ddp(folder: Path) -> None:
 
 
 def run_fsdp2(folder: Path) -> None:
-    torch.save(_fsdp2_gradients(), folder / f"gradients.{distributed.get_rank()}.pt")
     for case in CASES:
         _write(folder, f"fsdp2.{case}", _fsdp2_case(folder / case, case))
     _write(folder, "fsdp2.bf16", {"losses": _fsdp2_bf16()})
@@ -210,22 +203,6 @@ def _fsdp2_case(folder: Path, case: str) -> dict:
         # last: it leaves the outermost unit's parameters gathered
         "evaluation": evaluate(model, rank, 2),
     }
-
-
-def _fsdp2_gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and gathered gradients of a step, each language layer sharded by torch's own function."""
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor, init_device_mesh
-
-    rank, mesh = distributed.get_rank(), init_device_mesh("cpu", (2,))
-    model = training_model()
-    model.gradient_checkpointing_enable()
-    for layer in model.model.language_model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    loss, gradients = loss_and_gradients(model, labelled(model, RANKS[rank], seed=rank))
-    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    return loss, {name: gradient.full_tensor() for name, gradient in gradients.items()}
 
 
 def _fsdp2_bf16() -> list[float]:

@@ -9,6 +9,7 @@ NEW = 8
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
 KINDS = ["full attention", "mistral, sliding", "qwen2, sliding and full"]
 MIXED = [[5], [2, "tile", 3], ["tile", "tile", 1, "tile", 4], [9, "tile"]]  # no, one and many images
+UNPADDED = [[10], [3, "tile", 3], ["tile", 1, "tile", 1]]
 STEEP = {"downsample_ratio": 0.25, "lvtc_config": {**LVTC["lvtc_config"], "downsample_ratio": 1.0}}
 SLIDING = {
     "mistral": {"sliding_window": 7},

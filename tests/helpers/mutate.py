@@ -1,26 +1,28 @@
 """`make mutate`: plant each fault of the catalogue in a copy of the repository, and see whether a test notices.
 
-    python tests/helpers/mutate.py [--area AREA ...] [--fault WORDS] [--jobs 2] [--write]
+    python tests/helpers/mutate.py [--area AREA ...] [--fault WORDS] [--jobs 2] [--write] [--no-runs]
 
 Each run of tests is a fork of a process that has imported torch, transformers and pytest, but not the package. First, every
 test file runs once without a fault, to see which functions each test enters and how long it takes. Of a fault, the test that
-noticed it last time runs first, then the quickest of those that enter its function, then the others, then the files that
-name it, with their slow tests.
+noticed it last time runs first, then the quickest of those that enter its function, then the others. Of faults that none of
+these notices, the files that name it run at the end, with their slow tests.
 What was found is kept in `build/mutate`: a stopped run goes on, and a changed file of tests or of the package is run again.
+Limits are in seconds of a CPU, so that a busy machine makes no fault look noticed.
 """
 
 import argparse
 import ast
 import compileall
 import contextlib
+import datetime
 import gc
 import hashlib
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -42,7 +44,8 @@ FIRST, FIRST_FILES = 12, 2  # tests in the first round, and files that they are 
 LONGEST = 60  # seconds that the tests of the second may take together
 RESULT = "## Last result\n"
 MOST_FILES = 5  # of those that name it
-LIMIT = 300  # seconds until a run counts as hanging
+LIMIT = 300  # seconds of a CPU until a run counts as hanging
+BUSY = 10  # times as many seconds of a clock
 
 
 class Watch:
@@ -61,14 +64,14 @@ class Watch:
             if frame.f_code.co_filename.startswith(self.package):
                 entered.add(f"{frame.f_code.co_filename.removeprefix(self.package)}:{frame.f_code.co_name}")
 
-        started = time.monotonic()
+        started = time.process_time()
         if self.trace:
             sys.settrace(tracer)
         try:
             return (yield)
         finally:
             sys.settrace(None)
-            self.tests[item.nodeid] = {"seconds": round(time.monotonic() - started, 3), "entered": sorted(entered)}
+            self.tests[item.nodeid] = {"seconds": round(time.process_time() - started, 3), "entered": sorted(entered)}
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
@@ -99,11 +102,12 @@ class Tree:
         compileall.compile_dir(path / "src", quiet=1)
 
     def run(self, *arguments: str, trace: bool = False, limit: float = LIMIT) -> dict:
-        """What pytest saw: its status, "failed" tests, and "tests"; status -1 if it was still running after `limit` seconds."""
+        """What pytest saw: its status, "failed" tests, and "tests"; status -1 if it took more than `limit` seconds of a CPU."""
         result = self.path.with_suffix(".json")
 
         def act() -> int:
             os.setpgid(0, 0)
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 5))
             os.chdir(self.path)
             os.environ["PYTHONPATH"] = str(self.path / "src")
             sys.path[:] = [
@@ -122,15 +126,17 @@ class Tree:
             return 0
 
         result.unlink(missing_ok=True)
-        process, end = forked.start(act), time.monotonic() + limit
-        while not os.waitpid(process, os.WNOHANG)[0]:
+        process, end = forked.start(act), time.monotonic() + BUSY * limit
+        while not (ended := os.waitpid(process, os.WNOHANG))[0]:
             if time.monotonic() > end:
                 os.killpg(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-                return {"status": -1, "failed": [], "tests": {}}
+                ended = os.waitpid(process, 0)
+                break
             time.sleep(0.05)
-        # a fault may end the process
-        return json.loads(result.read_text()) if result.exists() else {"status": -2, "failed": [], "tests": {}}
+        if result.exists():
+            return json.loads(result.read_text())
+        hung = os.WIFSIGNALED(ended[1]) and os.WTERMSIG(ended[1]) in (signal.SIGXCPU, signal.SIGKILL)
+        return {"status": -1 if hung else -2, "failed": [], "tests": {}}  # a fault may end the process
 
     @contextlib.contextmanager
     def planted(self, fault: Fault) -> Iterator[None]:
@@ -220,7 +226,7 @@ def measure(tree: Tree, paths: list[Path]) -> None:
     for path in paths:
         name, own = str(path.relative_to(ROOT)), digest(path)
         if known(kept("tests", name)).get("digest") != own:
-            found = tree.run(name, "-m", "not slow", trace=True, limit=120)  # tracing slows a compiler down
+            found = tree.run(name, "-m", "not slow", trace=True)
             kept("tests", name).write_text(json.dumps({"file": name, "digest": own, **found}))
             print(f"{name}: {len(found['tests'])} tests, {len(found['failed'])} fail", flush=True)
 
@@ -262,20 +268,29 @@ def judge(tree: Tree, faults: list[Fault]) -> None:
     for name in failing & tests.keys():
         del tests[name]
     state = digest(*sorted((ROOT / "src").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py")))
+    missed = []
     for fault in faults:
-        path = record_of(fault)
-        before = known(path)
+        before = known(record_of(fault))
         if before.get("state") == state:
+            missed += [] if before["is_final"] else [fault]
             continue
-        started = time.monotonic()
         with tree.planted(fault):
-            found = notice(tree, fault, tests_of(fault, tests), tests, before.get("noticed", ""), failing)
-        seconds = round(time.monotonic() - started, 1)
-        path.write_text(json.dumps({"title": fault.title, "state": state, "noticed": found, "seconds": seconds}))
-        print(f"{seconds:6.1f} s  {fault.title}: {found or 'SURVIVED'}", flush=True)
+            found = notice(tree, tests_of(fault, tests), tests, before.get("noticed", ""))
+        record(fault, state, found, is_final=bool(found))
+        missed += [] if found else [fault]
+    for fault in missed:
+        with tree.planted(fault):
+            failed = tree.run("-x", *naming(fault), *(f"--deselect={name}" for name in failing))["failed"]
+        record(fault, state, failed[0] if failed else "", is_final=True)
 
 
-def notice(tree: Tree, fault: Fault, chosen: list[str], tests: dict[str, dict], last: str, failing: set[str]) -> str:
+def record(fault: Fault, state: str, found: str, *, is_final: bool) -> None:
+    content = {"title": fault.title, "state": state, "noticed": found, "is_final": is_final}
+    record_of(fault).write_text(json.dumps(content | {"day": datetime.date.today().isoformat()}))
+    print(f"{fault.title}: {found or ('SURVIVED' if is_final else 'missed so far')}", flush=True)
+
+
+def notice(tree: Tree, chosen: list[str], tests: dict[str, dict], last: str) -> str:
     """The first test that fails with the fault, or an empty string."""
     rounds: list[list[str]] = [[last]] if last in tests else []
     files = list(dict.fromkeys(name.partition("::")[0] for name in chosen))[:FIRST_FILES]
@@ -292,8 +307,7 @@ def notice(tree: Tree, fault: Fault, chosen: list[str], tests: dict[str, dict], 
         found = tree.run("-x", *names, limit=60 + 8 * expected)
         if found["status"] not in (0, 5):
             return (found["failed"] or [f"the process ended or hung: {names[0]}"])[0]
-    found = tree.run("-x", *naming(fault), *(f"--deselect={name}" for name in failing))
-    return found["failed"][0] if found["failed"] else ""
+    return ""
 
 
 def naming(fault: Fault) -> list[str]:
@@ -307,28 +321,24 @@ def naming(fault: Fault) -> list[str]:
     return sorted(filter(counts.get, counts), key=counts.get, reverse=True)[:MOST_FILES]  # type: ignore[arg-type]
 
 
-def rates(faults: list[Fault]) -> dict[str, tuple[int, list[str]]]:
-    """By area: faults that were judged, and the names of those that nothing noticed."""
-    table: dict[str, tuple[int, list[str]]] = {}
-    for fault in faults:
-        record = known(record_of(fault))
-        if record:
-            judged, survivors = table.get(fault.area, (0, []))
-            table[fault.area] = judged + 1, survivors + ([] if record["noticed"] else [fault.name])
-    return table
-
-
 def report(faults: list[Fault]) -> str:
-    table = rates(faults)
-    lines = ["| area | faults | noticed | rate |", "|---|---|---|---|"]
-    for area, (judged, survivors) in table.items():
-        lines.append(f"| {area} | {judged} | {judged - len(survivors)} | {1 - len(survivors) / judged:.0%} |")
-    judged, missed = (sum(map(count, table.values())) for count in (lambda row: row[0], lambda row: len(row[1])))
-    lines.append(f"| all | {judged} | {judged - missed} | {1 - missed / judged:.1%} |")
-    seconds = [known(record_of(fault))["seconds"] for fault in faults if known(record_of(fault))]
-    survivors = [f"- {area}: {name}" for area, (_, names) in table.items() for name in names]
+    """By area: how many of its faults were judged, and how many of these a test noticed; and which none did."""
+    areas: dict[str, list[dict]] = {"all": []}
+    for fault in faults:
+        found = known(record_of(fault))
+        for area in (fault.area, "all"):
+            areas.setdefault(area, []).append(found | {"name": fault.name} if found else {})
+    areas["all"] = areas.pop("all")  # at the end
+    lines, survivors = ["| area | faults | judged | noticed | rate |", "|---|---|---|---|---|"], []
+    for area, records in areas.items():
+        judged = list(filter(None, records))
+        missed = [each["name"] for each in judged if not each["noticed"]]
+        rate = f"{1 - len(missed) / len(judged):.1%}" if judged else ""
+        lines.append(f"| {area} | {len(records)} | {len(judged)} | {len(judged) - len(missed)} | {rate} |")
+        survivors += [f"- {area}: {name}" for name in missed if area != "all"]
+    days = sorted({each["day"] for each in areas["all"] if each})
     return "\n".join(
-        [*lines, "", f"Median of {statistics.median(seconds):.1f} s a fault. Survivors:", "", *(survivors or ["none"])]
+        [*lines, "", f"Judged on {' to '.join(days[:1] + days[1:][-1:])}. Survivors:", "", *(survivors or ["none"])]
     )
 
 
@@ -337,23 +347,30 @@ def main() -> None:
     parser.add_argument("--area", action="append", default=[])
     parser.add_argument("--fault", default="", help="words of the names of the faults to plant")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="the result into tests/mutation/README.md")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="all that is kept, of this run and of others, into tests/mutation/README.md",
+    )
+    parser.add_argument("--no-runs", action="store_true", help="only report what is kept")
     options = parser.parse_args()
+    catalogue = [fault for fault in read_catalogue() if not fault.equivalent]
     faults = [
         fault
-        for fault in read_catalogue()
-        if not fault.equivalent and options.fault in fault.title and (not options.area or fault.area in options.area)
+        for fault in catalogue
+        if options.fault in fault.title and (not options.area or fault.area in options.area)
     ]
     if not faults:
         raise SystemExit(f"no fault of the catalogue is in {options.area or 'any area'} and named {options.fault!r}")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    import_once(Tree(FOLDER / "tree0"))
-    share(test_files(), options.jobs, measure)
-    share(faults, options.jobs, judge)
+    if not options.no_runs:
+        import_once(Tree(FOLDER / "tree0"))
+        share(test_files(), options.jobs, measure)
+        share(faults, options.jobs, judge)
     print(report(faults))
     if options.write:
         head = README.read_text().split(RESULT)[0]
-        README.write_text(f"{head}{RESULT}\n{report(faults)}\n")
+        README.write_text(f"{head}{RESULT}\n{report(catalogue)}\n")
 
 
 if __name__ == "__main__":

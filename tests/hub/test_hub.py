@@ -371,58 +371,6 @@ trainer.push_to_hub()
     assert 'from_pretrained("you/trained"' in card
 
 
-def test_push_sends_the_checkpoint_only_and_warns_before(hub, folders, writer):
-    folder = shutil.copytree(folders / "v2", folders / "strays")
-    for name in ("id_rsa", "runs/a", "runs/b"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("private")
-    answer = writer.run(PUSH, arguments=[str(folder), "you/strays"])
-    assert answer["error"] is None
-    assert hub.files("you/strays").keys() == {path.name for path in (folders / "v2").iterdir()} | {
-        "README.md",
-        ".gitattributes",
-    }
-    assert "not pushed: 3 files (--dry-run lists them, with the reasons)" in answer["out"]
-    assert f"The licence of {folder} is not known" in writer.result(
-        """
-import logging
-from internvlx_hf.hub import push_folder
-told = []
-class Handler(logging.Handler):
-    def emit(self, record):
-        told.append(record.getMessage())
-logging.getLogger("internvlx_hf.hub.push").addHandler(Handler())
-push_folder({folder!r}, "you/strays")
-result = " ".join(told)
-""",
-        folder=str(folder),
-    )
-
-
-def test_weights_that_change_after_the_check_are_not_committed(hub, folders, writer):
-    folder = shutil.copytree(folders / "v2", folders / "changing")
-    answer = writer.run(
-        """
-from pathlib import Path
-from internvlx_hf.hub import push, push_folder
-original = push.CommitOperationAdd
-def add(name, content):
-    added = original(name, content)
-    if name == "model.safetensors":
-        Path(content).write_bytes(b"other weights")
-    return added
-push.CommitOperationAdd = add
-try:
-    push_folder({folder!r}, "you/changing")
-finally:
-    push.CommitOperationAdd = original
-""",
-        folder=str(folder),
-    )
-    assert "FolderError: model.safetensors changed while the folder was being checked" in answer["error"]
-    assert list(hub.files("you/changing")) == [".gitattributes"]
-
-
 def test_documentation_s_blocks_run(hub, folders, writer):
     shutil.copytree(folders / "v2", folders / "writer" / "out" / "demo" / "model")
     blocks = re.findall(r"^```py\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)

@@ -1,7 +1,5 @@
 """`generate` in all its modes, on samples with and without images."""
 
-import threading
-
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +8,6 @@ from transformers import (
     GenerationConfig,
     StaticCache,
     SuppressTokensLogitsProcessor,
-    TextIteratorStreamer,
     pipeline,
 )
 
@@ -113,109 +110,12 @@ def test_cached_logits_equal_uncached_with_left_padding(text, cache):
     torch.testing.assert_close(torch.cat(found, dim=1)[visible], expected[visible], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param({"do_sample": False}, id="greedy"),
-        pytest.param({"num_beams": 3}, id="beam", marks=beams_keep_their_images),
-    ],
-)
-def test_generation_without_a_cache_gives_the_same_tokens(mode):
-    model = model_that_goes_on()
-    batch = tiny_batch(model.config, LAYOUTS)
-    assert torch.equal(answers(model, batch, **mode, use_cache=False), answers(model, batch, **mode))
-
-
-@pytest.mark.slow
-@on_each_backbone(mode=({"do_sample": False}, {"num_beams": 2}))
-def test_static_cache_gives_the_same_tokens(mode, text):
-    model = model_that_goes_on(text)
-    batch = tiny_batch(model.config, LAYOUTS)
-    static = answers(model, batch, **mode, cache_implementation="static")
-    assert torch.equal(static, answers(model, batch, **mode))
-
-
-def test_sampling_repeats_with_its_seed_and_follows_the_model():
-    model = model_that_goes_on()
-    batch = tiny_batch(model.config, LAYOUTS)
-
-    def sampled(seed, **kwargs):
-        torch.manual_seed(seed)
-        return answers(model, batch, do_sample=True, **kwargs)
-
-    assert torch.equal(sampled(1), sampled(1))
-    assert not torch.equal(sampled(1), sampled(2))
-    assert torch.equal(sampled(1, top_k=1), answers(model, batch))
-
-
 @beams_keep_their_images
 def test_several_sampled_answers_a_prompt_see_the_images_of_their_own_prompt():
     model = model_that_goes_on()
     batch = tiny_batch(model.config, LAYOUTS)
     several = answers(model, batch, do_sample=True, top_k=1, num_return_sequences=2)
     assert torch.equal(several, answers(model, batch).repeat_interleave(2, dim=0))
-
-
-@pytest.mark.slow
-@on_each_backbone()
-def test_beams_of_a_batch_are_those_of_its_samples(text):
-    model = model_that_goes_on(text)
-    batch = tiny_batch(model.config, LAYOUTS)
-    together = answers(model, batch, num_beams=3, num_return_sequences=2)
-    alone = [
-        answers(model, sample, num_beams=3, num_return_sequences=2) for sample in split_batch(batch, model.config)
-    ]
-    assert torch.equal(together, torch.cat(alone))
-    assert not torch.equal(together[::2], together[1::2])
-
-
-@beams_keep_their_images
-@torch.no_grad()
-def test_beam_search_reports_the_likelihood_of_its_answer():
-    model = model_that_goes_on()
-    (_, _, sample) = split_batch(tiny_batch(model.config, LAYOUTS), model.config)
-    output = model.generate(
-        **sample, max_new_tokens=4, num_beams=4, length_penalty=0.0, output_scores=True, return_dict_in_generate=True
-    )
-    ids = output.sequences
-    logits = model(**{**sample, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits[:, -5:-1]
-    likelihood = logits.log_softmax(-1).gather(-1, ids[:, -4:, None]).sum()
-    # four sums of float32 logarithms
-    torch.testing.assert_close(output.sequences_scores[0], likelihood, atol=1e-4, rtol=0)
-
-
-def test_streamed_pieces_make_up_the_answer():
-    model = model_that_goes_on()
-    processor = tiny_processor(model.config)
-    sample = split_batch(tiny_batch(model.config, LAYOUTS), model.config)[0]
-    expected = processor.tokenizer.decode(answers(model, sample)[0])
-    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
-    thread = threading.Thread(
-        target=model.generate, kwargs={**sample, "max_new_tokens": NEW, "do_sample": False, "streamer": streamer}
-    )
-    thread.start()
-    pieces = [piece for piece in streamer if piece]
-    thread.join()
-    assert len(pieces) > 1
-    assert "".join(pieces) == expected
-
-
-def test_embeddings_instead_of_ids_generate_the_same_tokens():
-    model = model_that_goes_on()
-    batch = tiny_batch(model.config, LAYOUTS)
-    embeds = model.get_input_embeddings()(batch["input_ids"])
-    rest = {name: value for name, value in batch.items() if name != "input_ids"}
-    assert torch.equal(answers(model, {"inputs_embeds": embeds, **rest}), answers(model, batch))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["one image", "text only", "three images"])
-def test_prompt_lookup_gives_the_greedy_tokens(layout):
-    model = model_that_goes_on()
-    batch = tiny_batch(model.config, [layout])
-    # what was said before is likely to be said again
-    batch["input_ids"] = torch.cat([batch["input_ids"], answers(model, batch)[:, :6]], dim=1)
-    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    assert torch.equal(answers(model, batch, prompt_lookup_num_tokens=3), answers(model, batch))
 
 
 @beams_keep_their_images
@@ -244,18 +144,6 @@ def test_images_are_encoded_once_an_answer():
         encoded.clear()
         answers(model, batch, **kwargs)
         assert encoded == [4]
-
-
-def test_second_turn_with_a_new_image_goes_on_from_the_cache():
-    model = model_that_goes_on()
-    turns = tiny_batch(model.config, [[3, "tile", 5, "tile", 4]])
-    expected = answers(model, turns)
-    first = 3 + model.config.image_seq_length + 5
-    past = DynamicCache(config=model.config.text_config)
-    with torch.no_grad():
-        model(input_ids=turns["input_ids"][:, :first], pixel_values=turns["pixel_values"][:1], cache=past)
-    found = answers(model, {**turns, "pixel_values": turns["pixel_values"][1:]}, cache=past)
-    assert torch.equal(found, expected)
 
 
 def model_that_likes_placeholders():
@@ -303,13 +191,6 @@ def test_placeholders_that_a_prompt_has_as_text_may_be_continued():
     model = model_that_likes_placeholders()
     assert IMAGE_TOKEN in answers(model, {"input_ids": torch.tensor([[7, IMAGE_TOKEN]])})
     assert IMAGE_TOKEN not in answers(model, {"input_ids": torch.tensor([[7, 8]])})
-
-
-def test_wrong_number_of_tiles_raises_before_anything_is_generated():
-    model = model_that_goes_on()
-    batch = tiny_batch(model.config, LAYOUTS)
-    with pytest.raises(ValueError, match=r"3 tiles of 16 tokens need 48 image placeholders"):
-        answers(model, {**batch, "pixel_values": batch["pixel_values"][1:]})
 
 
 def test_pipeline_loaded_from_a_folder_answers_as_generate_does(tmp_path):

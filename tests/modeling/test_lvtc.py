@@ -258,38 +258,10 @@ def test_a_sample_s_logits_do_not_depend_on_its_batch_without_a_mask(attention):
         torch.testing.assert_close(logits[i], expected, **CLOSE)
 
 
-@on_each_backbone()
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["one stage", "LVTC"])
 @torch.no_grad()
-def test_without_images_it_is_the_plain_language_model(text):
-    model = tiny_model(text, **LVTC)
-    plain = model.model.language_model
-    for batch in (tiny_batch(model.config, [[5], [9]]), tiny_batch(model.config, [[5], [9]], padding_side="right")):
-        position_ids = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        expected = plain(**batch, position_ids=position_ids).last_hidden_state
-        visible = batch["attention_mask"].bool()
-        torch.testing.assert_close(model.model(**batch).last_hidden_state[visible], expected[visible], **CLOSE)
-
-
-@pytest.mark.parametrize("hr", [None, "pixel_shuffle"])
-@torch.no_grad()
-def test_with_equal_grids_one_projector_and_no_hr_tokens_it_is_the_plain_language_model(hr):
-    model = tiny_model("qwen3", **lvtc(4, 4, num_lr_projectors=1, hr_projector_type=hr))
-    if hr is not None:
-        for parameter in model.model.lvtc.hr_projector.parameters():
-            parameter.zero_()
-    plain = tiny_model("qwen3", downsample_ratio=0.5)
-    weights = {name: tensor for name, tensor in model.state_dict().items() if ".lvtc." not in name}
-    plain.load_state_dict(weights)
-    batch = tiny_batch(model.config, MIXED)
-    visible = batch["attention_mask"].bool()
-    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    expected = plain(**batch, position_ids=positions).logits[visible]
-    torch.testing.assert_close(model(**batch).logits[visible], expected, **CLOSE)
-
-
-@torch.no_grad()
-def test_placeholders_without_pixels_are_text():
-    model = tiny_model("qwen2", **LVTC)
+def test_placeholders_without_pixels_are_text(settings):
+    model = tiny_model("qwen2", **settings)
     ids = tiny_batch(model.config, [[3, "tile", 2]])["input_ids"]
     expected = model.model.language_model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(model.model(input_ids=ids).last_hidden_state, expected, **CLOSE)

@@ -4,7 +4,6 @@ Tolerances: as in test_lvtc.py, 1e-4 for logits of size 1 to 5 in float32, summe
 """
 
 import copy
-import io
 from functools import partial
 from types import SimpleNamespace
 
@@ -64,24 +63,6 @@ def test_a_cache_can_be_reordered_repeated_selected_and_copied(kind):
             torch.testing.assert_close(*step(model, batch, a, b), **CLOSE)
 
 
-def test_a_static_cache_can_be_reordered():
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", 4], [9], ["tile", "tile", 5]])
-    cache = StaticCache(model.config.text_config, max_cache_len=64)
-    model(**batch, cache=cache)
-    cache.reorder_cache(torch.tensor([2, 0, 0]))
-    torch.testing.assert_close(*step(model, batch, cache, [2, 0, 0]), **CLOSE)
-
-
-def test_a_cache_can_be_pickled():
-    model = tiny_model("llama", **LVTC)
-    batch, cache = prefilled(model)
-    file = io.BytesIO()
-    torch.save(cache, file)
-    file.seek(0)
-    torch.testing.assert_close(*step(model, batch, torch.load(file, weights_only=False)), **CLOSE)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -111,20 +92,6 @@ def test_a_cache_can_be_cropped_into_the_prompt_s_last_text(n, attention):
     torch.testing.assert_close(*step(model, batch | cropped, cache), **CLOSE)
 
 
-def test_a_cache_can_be_cropped_after_decoding_and_twice():
-    model = tiny_model("llama", **LVTC)
-    batch, cache = prefilled(model)
-    for token in (13, 14):
-        mask = torch.nn.functional.pad(
-            batch["attention_mask"], (0, cache.get_seq_length() + 1 - batch["input_ids"].shape[1]), value=1
-        )
-        model(input_ids=torch.full((3, 1), token), attention_mask=mask, cache=cache)
-    cache.crop(-3)
-    cache.crop(-1)
-    cropped = {key: batch[key][:, :-2] for key in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(*step(model, batch | cropped, cache), **CLOSE)
-
-
 def test_cropping_into_an_image_raises_and_leaves_the_cache_as_it_was():
     model = tiny_model("llama", **LVTC)
     batch, cache = prefilled(model)
@@ -141,17 +108,6 @@ def test_cropping_right_padding_raises():
     _, cache = prefilled(model, padding_side="right")
     with pytest.raises(ValueError, match="cropped by at most 0 tokens"):
         cache.crop(-1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("max_cache_len", [None, 80])
-def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(kind, max_cache_len):
-    model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED)
-    settings = {"cache_implementation": "static", "disable_compile": True}
-    if max_cache_len:
-        settings["max_cache_len"] = max_cache_len
-    assert torch.equal(new_tokens(model, batch, **settings), new_tokens(model, batch))
 
 
 @pytest.mark.parametrize("text", ["mistral", "qwen2"])
@@ -229,13 +185,6 @@ def test_a_static_sliding_cache_that_is_too_short_raises_too():
     cache = StaticCache(model.config.text_config, max_cache_len=24)
     with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37"):
         model(**batch, cache=cache)
-
-
-def test_a_static_cache_that_is_long_enough_can_be_handed_in():
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, [[3, "tile", "tile", 2], [4, "tile"]])
-    cache = StaticCache(model.config.text_config, max_cache_len=37 + NEW)
-    assert torch.equal(new_tokens(model, batch, cache=cache), new_tokens(model, batch))
 
 
 def unpack_four_bits(packed, bits):

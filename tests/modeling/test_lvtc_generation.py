@@ -21,6 +21,7 @@ from lvtc_cases import (
     KINDS,
     MIXED,
     NEW,
+    UNPADDED,
     lvtc,
     model_of_kind,
     new_tokens,
@@ -70,38 +71,27 @@ def joined(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", TEXT_MODELS)
-def test_greedy_decoding_of_a_left_padded_batch_equals_the_slow_reference(text):
-    model = tiny_model(text, **LVTC)
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(pytest.param(partial(tiny_model, text, **LVTC), id=text) for text in TEXT_MODELS),
+        *(pytest.param(partial(model_of_kind, kind), id=kind) for kind in KINDS[1:]),
+        pytest.param(partial(tiny_model, "llama", **lvtc(4, 2)), id="forward compression"),
+        pytest.param(partial(tiny_model, "llama", **lvtc(**KEPT)), id="kept positions"),
+        pytest.param(partial(tiny_model, "llama"), id="one stage"),
+    ],
+)
+def test_greedy_decoding_of_a_left_padded_batch_equals_the_slow_reference(model):
+    model = model()
     batch = tiny_batch(model.config, MIXED)
     expected = reference_tokens(model, batch)
     assert expected.unique().numel() > 4  # an answer of one repeated token would prove little
     assert torch.equal(new_tokens(model, batch), expected)
     assert torch.equal(new_tokens(model, batch, use_cache=False), expected)
-
-
-def test_greedy_decoding_through_flash_attention_s_interface_equals_the_slow_reference():
-    model = tiny_model("llama", **LVTC)
-    batch = tiny_batch(model.config, MIXED)
-    expected = reference_tokens(model, batch)
-    model.set_attn_implementation({"text_config": "varlen"})
-    assert torch.equal(new_tokens(model, batch), expected)
-
-
-@pytest.mark.parametrize("kind", KINDS[1:])
-def test_greedy_decoding_with_sliding_windows_equals_the_slow_reference(kind):
-    model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED)
-    assert torch.equal(new_tokens(model, batch), reference_tokens(model, batch))
-
-
-@pytest.mark.parametrize("settings", [lvtc(4, 2), lvtc(**KEPT)], ids=["forward compression", "kept positions"])
-def test_greedy_decoding_with_other_settings_equals_the_slow_reference(settings):
-    model = tiny_model("llama", **settings)
-    batch = tiny_batch(model.config, MIXED)
-    expected = reference_tokens(model, batch)
-    assert torch.equal(new_tokens(model, batch), expected)
     assert torch.equal(new_tokens(model, batch, cache_implementation="static", disable_compile=True), expected)
+    if model.config.text_config.model_type == "llama":
+        model.set_attn_implementation({"text_config": "varlen"})  # flash attention's interface
+        assert torch.equal(new_tokens(model, batch), expected)
 
 
 def decode_with(model, batch, mode, use_cache):
@@ -143,8 +133,9 @@ def test_decoding_is_the_same_with_and_without_a_cache(mode, layouts):
         torch.testing.assert_close(a, b, **CLOSE)
 
 
-def test_beams_find_the_best_continuation_of_each_sample_alone():
-    model = tiny_model("llama", **LVTC)
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_beams_find_the_best_continuation_of_each_sample_alone(settings):
+    model = tiny_model("llama", **settings)
     batch = tiny_batch(model.config, [["tile", "tile", 2], [9], [3, "tile", 1, "tile", "tile", 1]])
     together = new_tokens(model, batch, num_beams=4)
     for row, sample in zip(together, split_batch(batch, model.config), strict=True):
@@ -188,16 +179,15 @@ def test_drafts_are_taken_back_from_a_static_cache(first):
     assert torch.equal(new_tokens(model, batch, assistant_model=assistant, **settings), new_tokens(model, batch))
 
 
-def test_generating_from_embeddings_equals_generating_from_ids():
-    model = tiny_model("llama", **LVTC)
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_generating_from_embeddings_equals_generating_from_ids(settings):
+    model = tiny_model("llama", **settings)
     batch = tiny_batch(model.config, MIXED)
-    expected = new_tokens(model, batch)
     embeds = model.get_input_embeddings()(batch["input_ids"])
     inputs = {"attention_mask": batch["attention_mask"], "pixel_values": batch["pixel_values"]}
-    assert torch.equal(model.generate(inputs_embeds=embeds, **inputs, **GREEDY), expected)
-    beams = {"num_beams": 2}
-    expected = new_tokens(model, batch, **beams)
-    assert torch.equal(model.generate(inputs_embeds=embeds, **inputs, **GREEDY, **beams), expected)
+    for beams in (1, 2):
+        found = model.generate(inputs_embeds=embeds, **inputs, **GREEDY, num_beams=beams)
+        assert torch.equal(found, new_tokens(model, batch, num_beams=beams))
 
 
 @pytest.mark.parametrize("chunk", [3, 4, 64])
@@ -220,34 +210,21 @@ def test_a_chunked_prefill_of_text_equals_a_whole_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_a_hand_written_decode_loop_with_a_mask_equals_the_uncached_logits(kind, padding_side):
-    model = model_of_kind(kind)
-    batch = tiny_batch(model.config, MIXED, padding_side=padding_side)
-    outputs = model(**batch)
-    for _ in range(NEW):
-        token = outputs.logits[:, -1:, 10:].argmax(-1) + 10  # no special one
-        batch["input_ids"] = torch.cat([batch["input_ids"], token], dim=1)
-        batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(token)], dim=1)
-        outputs = model(input_ids=token, attention_mask=batch["attention_mask"], cache=outputs.cache)
-        torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, DynamicCache, partial(StaticCache, max_cache_len=64)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_hand_written_decode_loop_without_a_mask_equals_the_uncached_logits(kind, cache):
-    """Rows of one length, but of 0, 1 and 2 tiles: stage two needs a mask although the caller has none."""
+@pytest.mark.parametrize("mask", ["left", "right", None])
+def test_a_hand_written_decode_loop_equals_the_uncached_logits(kind, cache, mask):
+    """Without a mask, rows of one length, but of 0, 1 and 2 tiles: stage two needs a mask although the caller has none."""
     model = model_of_kind(kind)
-    batch = tiny_batch(model.config, [[10], [3, "tile", 3], ["tile", 1, "tile", 1]])
-    del batch["attention_mask"]
-    if cache is not None:
-        cache = cache(config=model.config.text_config)
-    outputs = model(**batch, cache=cache)
+    batch = tiny_batch(model.config, MIXED, padding_side=mask) if mask else tiny_batch(model.config, UNPADDED)
+    if not mask:
+        del batch["attention_mask"]
+    outputs = model(**batch, cache=cache and cache(config=model.config.text_config))
     for _ in range(NEW):
         token = outputs.logits[:, -1:, 10:].argmax(-1) + 10  # no special one
         batch["input_ids"] = torch.cat([batch["input_ids"], token], dim=1)
-        outputs = model(input_ids=token, cache=outputs.cache)
+        if mask:
+            batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(token)], dim=1)
+        outputs = model(input_ids=token, attention_mask=batch.get("attention_mask"), cache=outputs.cache)
         torch.testing.assert_close(outputs.logits[:, -1], uncached(model, batch)[:, -1], **CLOSE)
 
 
@@ -329,10 +306,22 @@ TURNS = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "turns"), [(kind, turns) for kind in KINDS for turns in TURNS if kind == KINDS[0] or "batch" not in turns]
+    ("model", "turns"),
+    [
+        *(
+            pytest.param(partial(model_of_kind, kind), turns, id=f"{kind}: {turns}")
+            for kind in KINDS
+            for turns in TURNS
+            if kind == KINDS[0] or "batch" not in turns
+        ),
+        *(
+            pytest.param(partial(tiny_model, "llama", **lvtc(**KEPT)), turns, id=f"kept positions: {turns}")
+            for turns in TURNS
+        ),
+    ],
 )
-def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(kind, turns):
-    model = model_of_kind(kind)
+def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(model, turns):
+    model = model()
     first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS[turns]))
     both = joined(first, second)
     cache = model(**first).cache
@@ -345,24 +334,18 @@ def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(
     logits = model(input_ids=token, attention_mask=mask, cache=cache).logits
     longer = both | {"input_ids": torch.cat([both["input_ids"], token], dim=1), "attention_mask": mask}
     torch.testing.assert_close(logits[:, -1], uncached(model, longer)[:, -1], **CLOSE)
-
-
-@pytest.mark.parametrize("turns", ["an image in both", "text first", "text second"])
-@pytest.mark.parametrize("settings", [{}, KEPT], ids=["counted positions", "kept positions"])
-def test_a_second_turn_without_a_mask_equals_one_long_prompt(turns, settings):
-    model = tiny_model("llama", **lvtc(**settings))
-    first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS[turns]))
-    both = joined(first, second)
+    if "batch" in turns:
+        return
     for turn in (first, second, both):
         del turn["attention_mask"]
-    cache = model(**first).cache
-    logits = model(**second, cache=cache).logits
+    logits = model(**second, cache=model(**first).cache).logits
     torch.testing.assert_close(logits, uncached(model, both)[:, -logits.shape[1] :], **CLOSE)
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_generate_continues_a_conversation_with_a_new_image_on_the_cache_of_the_last_one(static):
-    model = tiny_model("llama", **LVTC)
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["one stage", "LVTC"])
+def test_generate_continues_a_conversation_with_a_new_image_on_the_cache_of_the_last_one(settings, static):
+    model = tiny_model("llama", **settings)
     first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS["an image in both"]))
     cache = (
         StaticCache(model.config.text_config, max_cache_len=96)

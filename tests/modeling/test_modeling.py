@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from backbones import on_each_backbone
-from internvlx_hf import InternVLXForConditionalGeneration, InternVLXModel
+from internvlx_hf import InternVLXForConditionalGeneration
 from tiny import IMAGE_TOKEN, TEXT_MODELS, VOCABULARY, split_batch, tiny_batch, tiny_config, tiny_model
 
 # samples with one, no and several tiles
@@ -51,16 +50,6 @@ def test_logits_depend_on_every_tile_and_only_after_it(text):
     assert changed[second:].all()
 
 
-def test_eager_and_sdpa_attention_agree():
-    model = tiny_model()
-    batch = tiny_batch(model.config, LAYOUTS)
-    sdpa = logits_by_sample(model, batch)
-    model.set_attn_implementation("eager")
-    assert model.model.vision_tower.config._attn_implementation == "eager"
-    for one, other in zip(sdpa, logits_by_sample(model, batch), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
-
-
 def test_tokens_of_the_tiles_take_the_placeholders_place_in_order():
     model = tiny_model()
     batch = tiny_batch(model.config, LAYOUTS, padding_side="right")
@@ -76,42 +65,6 @@ def test_tokens_of_the_tiles_take_the_placeholders_place_in_order():
     assert torch.equal(received[0][placeholders], tokens.flatten(0, 1))
     assert torch.equal(received[0][~placeholders], model.get_input_embeddings()(batch["input_ids"][~placeholders]))
     assert torch.equal(output.image_hidden_states, tokens)
-
-
-def test_placeholders_without_pixels_are_text():
-    model = tiny_model()
-    ids = torch.tensor([[11, IMAGE_TOKEN, 12, IMAGE_TOKEN, 13]])
-    with torch.no_grad():
-        expected = model.lm_head(model.model.language_model(input_ids=ids).last_hidden_state)
-        torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-6, rtol=0)
-    assert model(input_ids=ids, labels=ids).loss.isfinite()
-
-
-def test_embeddings_instead_of_ids_give_the_same_logits():
-    model = tiny_model()
-    batch = tiny_batch(model.config, LAYOUTS)
-    embeds = model.get_input_embeddings()(batch["input_ids"])
-    rest = {name: value for name, value in batch.items() if name != "input_ids"}
-    with torch.no_grad():
-        assert torch.equal(model(inputs_embeds=embeds, **rest).logits, model(**batch).logits)
-
-
-def test_encoded_images_instead_of_pixels_give_the_same_logits():
-    model = tiny_model()
-    batch = tiny_batch(model.config, LAYOUTS)
-    with torch.no_grad():
-        images = model.get_image_features(batch["pixel_values"], return_dict=True)
-        rest = {name: value for name, value in batch.items() if name != "pixel_values"}
-        assert torch.equal(model(**rest, mm_encoder_outputs={"image": images}).logits, model(**batch).logits)
-
-
-def test_model_without_a_head_gives_the_hidden_states_behind_the_logits():
-    model = tiny_model()
-    batch = tiny_batch(model.config, LAYOUTS)
-    assert type(model.model) is InternVLXModel
-    with torch.no_grad():
-        hidden_states = model.model(**batch).last_hidden_state
-        assert torch.equal(model.lm_head(hidden_states), model(**batch).logits)
 
 
 # -- what is refused
@@ -389,11 +342,6 @@ def test_tied_embeddings_are_one_parameter(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_untied_embeddings_are_two_parameters():
-    model = tiny_model()
-    assert model.lm_head.weight is not model.get_input_embeddings().weight
-
-
 def test_vocabulary_can_grow():
     model = tiny_model()
     batch = tiny_batch(model.config, LAYOUTS)
@@ -485,10 +433,3 @@ def test_every_projector_serves_the_whole_model(projector):
     output, found = gradients(model, **supervised_batch(model))
     assert output.loss.isfinite()
     assert set(found) == {name for name, _ in model.named_parameters()}
-
-
-def test_linear_projector_serves_the_whole_model():
-    model = tiny_model(projector_config={"projector_type": "linear"}, downsample_ratio=1)
-    assert model.config.image_seq_length == 64
-    assert isinstance(model.model.multi_modal_projector.linear_1, nn.Linear)
-    assert model(**supervised_batch(model)).loss.isfinite()

@@ -18,7 +18,6 @@ from safetensors import safe_open
 from image_cases import photo, random_image, saved, tiles_of
 from internvlx_hf.processing import InternVLXImageProcessor, image_sources, resizing
 from internvlx_hf.processing.image_sources import ArraySource, PillowSource
-from json_files import json_of
 from paths import GOLDEN as GOLDEN_ROOT
 from refusals import refused
 
@@ -340,28 +339,6 @@ def test_a_rotated_tiff_is_rotated_once(tmp_path, do_exif_transpose):
 
 
 # ---- saving, memory, devices
-
-
-CODE = {
-    "image_files",
-    "image_headers",
-    "image_processing_internvlx",
-    "image_sources",
-    "pdf_files",
-    "resizing",
-    "public_hosts",
-    "rvtc",
-}
-
-
-def test_a_saved_processor_comes_back_with_its_code(tmp_path):
-    kwargs = {"slicing": "area", "max_patches": 9, "resize_backend": "pillow", "do_exif_transpose": False}
-    processor = InternVLXImageProcessor(**kwargs)
-    processor.save_pretrained(tmp_path)
-    assert InternVLXImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
-    auto_map = json_of(tmp_path / "preprocessor_config.json")["auto_map"]
-    assert auto_map == {"AutoImageProcessor": "image_processing_internvlx.InternVLXImageProcessor"}
-    assert {path.stem for path in tmp_path.glob("*.py")} == CODE
 
 
 @pytest.mark.cuda

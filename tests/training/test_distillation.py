@@ -245,14 +245,6 @@ def test_an_evaluation_has_the_plain_loss(teacher, tmp_path):
     torch.testing.assert_close(found, expected)
 
 
-def test_weight_one_leaves_the_teacher_alone(teacher, tmp_path):
-    student = tiny_model(**STUDENTS["pvtc"]).train()
-    own, others = pair = processors(student, teacher)
-    batch = InternVLXDataCollator(own, teacher_processor=others)(SAMPLES)
-    found = distilled_step(trainer_for(student, teacher, tmp_path, weight=1.0), student, [batch])
-    assert_same_step(found, plain_step(student, teacher, pair, SAMPLES, weight=1.0))
-
-
 @pytest.mark.parametrize(
     ("plugins", "message"),
     [

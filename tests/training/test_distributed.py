@@ -3,7 +3,6 @@
 Tolerances are 1e-4 on losses of 3 to 6, the same sums in another order; found is 1e-6.
 """
 
-import copy
 import importlib.util
 import json
 import os
@@ -14,13 +13,10 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
-from safetensors.torch import load_file
 
-import data_parallel
 import forked
 from distributed_process import (
     CASES,
-    RANKS,
     STEPS,
     adamw,
     evaluate,
@@ -31,9 +27,7 @@ from distributed_process import (
     torch_update,
 )
 from internvlx_hf import InternVLXForConditionalGeneration
-from lvtc_cases import labelled, loss_and_gradients, training_model
 from paths import HELPERS, ROOT
-from tiny import tiny_model
 from training_helpers import losses, run, save_checkpoint, saved_weights, write_config, write_data
 from versions import is_older, needs_transformers
 
@@ -156,40 +150,6 @@ def test_ddp_with_a_teacher_trains_as_one_process_in_two_batches_per_step(ddp):
     weights = saved_weights(folder / "taught alone")
     for name, weight in saved_weights(folder / "taught").items():
         torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)
-
-
-def test_two_processes_equal_one_with_twice_the_batch(ddp, tmp_path):
-    """Text-only batches included, in one of the processes and in both, while DDP expects every parameter's gradient.
-
-    1e-5: gradients are the same sums in another order.
-    """
-    runs = ddp[0] / "runs"
-    for case in data_parallel.CASES:
-        first, second = (load_file(runs / f"{case}.{rank}.safetensors") for rank in (0, 1))
-        assert first["world size"] == second["world size"] == 2
-        assert first["steps with images"].tolist() == [True, False, True]
-        assert second["steps with images"].tolist() == [False, False, True]
-        expected = data_parallel.train(tmp_path, case, batch_size=4)
-        assert expected["steps with images"].tolist() == [True, False, True]
-        torch.testing.assert_close(first["losses"], expected["losses"], atol=1e-4, rtol=0)
-        for name, before in tiny_model(**data_parallel.CASES[case]).state_dict().items():
-            torch.testing.assert_close(first[name], expected[name], atol=1e-5, rtol=1e-4)
-            assert torch.equal(first[name], second[name])
-            assert not torch.equal(first[name], before), f"{name} was not trained"
-
-
-def test_gradients_of_two_fsdp2_processes_are_those_of_one_also_where_one_has_text_only(fsdp2):
-    """Relative to the largest of each tensor: sums over all rows and layers, in another order."""
-    sharded = [torch.load(fsdp2 / f"gradients.{rank}.pt") for rank in (0, 1)]
-    model = training_model()
-    single = [loss_and_gradients(copy.deepcopy(model), labelled(model, RANKS[i], seed=i)) for i in (0, 1)]
-    for name, parameter in model.named_parameters():
-        mean = sum(gradients.get(name, torch.zeros_like(parameter)) for _, gradients in single) / 2
-        for _, gradients in sharded:
-            scale = mean.abs().max().clamp(min=1e-3)
-            torch.testing.assert_close(gradients[name] / scale, mean / scale, atol=1e-3, rtol=0)
-    for (got, _), (want, _) in zip(sharded, single, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_fsdp2_trains_resumes_and_saves_as_one_process_does(fsdp2):

@@ -10,9 +10,8 @@ import sys
 
 import pytest
 import torch
-from datasets import load_dataset
 from safetensors.torch import save_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.utils import is_flash_attn_2_available
 
@@ -27,7 +26,6 @@ from internvlx_hf.training.signals import SaveOnSignal
 from internvlx_hf.training.trainer import InternVLXTrainer, frozen_tower
 from tiny import LVTC, tiny_model
 from training_helpers import (
-    RANDOM,
     changed,
     losses,
     run,
@@ -284,17 +282,6 @@ def test_broken_samples_are_skipped_if_set_and_named(packing_tokens, tmp_path, m
     assert trainer.state.log_history[-1]["eval_loss"] > 0
 
 
-@pytest.mark.slow
-def test_an_incomplete_checkpoint_is_ignored(tmp_path):
-    whole = run(tmp_path)
-    (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").unlink()
-    settings = write_config(tmp_path)
-    assert main(["train", settings, "--resume_from_checkpoint", "last"]) == 0
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4, 5, 6]
-    assert [entry["loss"] for entry in state["log_history"] if "loss" in entry] == losses(whole)
-
-
 # -- the frozen tower, evaluation
 
 
@@ -403,16 +390,6 @@ def test_errors_are_printed_in_one_line_before_anything_is_written(settings, mes
     assert not (tmp_path / "out").exists()
 
 
-def test_the_module_is_the_command(tmp_path, monkeypatch, capsys):
-    """`accelerate launch -m internvlx_hf.training` runs it."""
-    monkeypatch.setattr(sys, "argv", ["training", write_config(tmp_path, max_steps=1)])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_module("internvlx_hf.training", run_name="__main__")
-    assert not end.value.code
-    assert "model.multi_modal_projector" in capsys.readouterr().out
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
 @pytest.mark.parametrize(("status", "inherited", "open_after"), [(0, False, False), (1, False, True), (0, True, True)])
 def test_the_module_ends_the_process_group_of_a_training_that_ended_well(status, inherited, open_after, monkeypatch):
     """Others may be in the middle of an exchange when a training fails; a group that was there before is not its own."""
@@ -431,15 +408,3 @@ def test_the_module_ends_the_process_group_of_a_training_that_ended_well(status,
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def test_a_plain_trainer_needs_the_collator_and_nothing_else(tmp_path):
-    save_checkpoint(tmp_path / "base", **RANDOM)
-    dataset = load_dataset("json", data_files=str(write_data(tmp_path / "data")), split="train")
-    processor = InternVLXProcessor.from_pretrained(tmp_path / "base")
-    model = InternVLXForConditionalGeneration.from_pretrained(tmp_path / "base")
-    arguments = TrainingArguments(
-        str(tmp_path / "out"), max_steps=2, remove_unused_columns=False, report_to="none", use_cpu=True
-    )
-    trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=InternVLXDataCollator(processor))
-    assert trainer.train().training_loss > 0

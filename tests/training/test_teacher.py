@@ -11,8 +11,6 @@ from transformers.trainer import DEFAULT_CALLBACKS
 from internvlx_hf import InternVLXProcessor
 from internvlx_hf.cli import main
 from internvlx_hf.training.distillation import DistillationTrainer
-from internvlx_hf.training.train import SETTINGS, parse_arguments
-from paths import ROOT
 from tiny import tiny_model, tiny_processor
 from training_helpers import changed, losses, run, save_checkpoint, saved_weights, write_config, write_data
 
@@ -123,13 +121,6 @@ def test_a_teacher_that_is_the_base_has_nothing_to_teach_an_adapter_at_first(tmp
     first, second = [entry["teacher_kl"] for entry in trainer.state.log_history if "teacher_kl" in entry]
     assert first == pytest.approx(0, abs=1e-5)
     assert second > 1e-3
-
-
-def test_the_shipped_configuration_has_the_source_as_its_teacher():
-    path = ROOT / "configs" / "teacher" / "2b_hd.yaml"
-    model, _, _, training, teacher = parse_arguments([str(path), "--use_cpu", "--bf16", "false"], SETTINGS)
-    assert (teacher.teacher, teacher.teacher_dtype) == ("out/teacher/source", "bfloat16")
-    assert model.model_name_or_path != teacher.teacher != training.output_dir
 
 
 # -- bad input
