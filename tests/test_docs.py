@@ -1,6 +1,7 @@
 """The Python in docs/ runs, block after block; the files, commands and options that it names exist."""
 
 import re
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from internvlx_hf.cli import COMMANDS
 from internvlx_hf.cost.presets import preset_name
+from internvlx_hf.processing.image_settings import ImageSettings
 from paths import ROOT
 
 pytestmark = pytest.mark.any_transformers
@@ -96,6 +98,14 @@ def test_evidence_is_what_the_results_say(monkeypatch, tmp_path):
     assert (ROOT / "docs/evidence.md").read_text(encoding="utf-8") == script["page"](), "python docs/write_evidence.py"
     script["page"].__globals__["RESULTS"] = tmp_path  # a study that has no results leaves a gap and no error
     assert script["page"]().count("not measured yet") > 10
+
+
+def test_the_table_of_image_settings_is_that_of_their_fields():
+    rows = []
+    for each in fields(ImageSettings):
+        own = "none" if each.metadata["own"] is None else each.metadata["own"]
+        rows.append(f"| `{each.name}` | {own} | {each.metadata['help']} |\n")
+    assert "".join(rows) + "\n" in (ROOT / "docs/getting-started.md").read_text(encoding="utf-8")
 
 
 def test_everything_public_is_documented():

@@ -10,6 +10,7 @@ from internvlx_hf.cli import main
 from internvlx_hf.conversion import ConversionOptions
 from internvlx_hf.conversion.upgrades import build_upgrade
 from internvlx_hf.cost.setups import ModelSetup
+from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.processing.rvtc import SLICING_WORDS
 from paths import ROOT
 from tiny import tiny_model, tiny_processor
@@ -73,7 +74,7 @@ def test_the_output_that_it_shows_is_the_command_s(capsys, monkeypatch):
 
 def tera(setup: ModelSetup, size: tuple[int, int], **tiling) -> str:
     budget = tiling.pop("budget", None)
-    setup = replace(setup, tiling=replace(setup.tiling, **tiling), max_image_tokens=budget)
+    setup = replace(setup, tiling=replace(setup.tiling, **tiling)).changed(ImageSettings(max_image_tokens=budget))
     return f"{cost.CostModel(setup).of_size(*size).prefill_flops / 1e12:.2f}"
 
 

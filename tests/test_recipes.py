@@ -15,6 +15,7 @@ from internvlx_hf import InternVLXConfig, cost
 from internvlx_hf.cli import main
 from internvlx_hf.cost.setups import ModelSetup
 from internvlx_hf.cost.videos import VideoReport, measure_clip
+from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.processing.rvtc import SLICING_STRATEGIES
 from paths import ROOT
 from video_cases import numbered_video
@@ -87,7 +88,8 @@ def test_scanned_pages_take_the_tiles_that_are_counted():
     assert [tiles(size, max_tiles=24) for size in scans] == [7, 25]
     setup = model().setup
     free, bound = (
-        cost.CostModel(each).together([scans[0]] * 10) for each in (setup, replace(setup, max_image_tokens=8192))
+        cost.CostModel(each).together([scans[0]] * 10)
+        for each in (setup, setup.changed(ImageSettings(max_image_tokens=8192)))
     )
     for found, cache_size in ((free, "2.2"), (bound, "1.0")):
         assert f"{found.stage_one_tokens:,} tokens, {tera(found)} TFLOP and {cache_size} GiB" in TEXT

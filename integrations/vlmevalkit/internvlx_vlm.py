@@ -9,6 +9,7 @@ from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 from vlmeval.vlm.base import BaseModel
 
 from internvlx_hf.evaluation import Answerer, marks_as_text
+from internvlx_hf.processing.image_settings import ImageSettings
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -44,7 +45,7 @@ class InternVLX(BaseModel):
     Args:
         model_path: a folder or Hub id.
         max_patches: most tiles an image takes, the thumbnail not counted; unset: as many as InternVL allows for the data set.
-        slicing, use_thumbnail, ...: in place of the checkpoint's own image settings.
+        slicing, use_thumbnail, ...: fields of `ImageSettings` in place of the checkpoint's own.
         dtype, device_map, attn_implementation: as in `from_pretrained`; by default bfloat16 on the GPU, if there is one.
         generation_kwargs: of `generate`; by default greedy, at most 4096 tokens.
     """
@@ -55,17 +56,14 @@ class InternVLX(BaseModel):
     def __init__(
         self,
         model_path: str,
-        max_patches: int | None = None,
-        slicing: str | None = None,
-        use_thumbnail: bool | None = None,
         dtype: str | torch.dtype = torch.bfloat16,
         device_map: str | dict | None = None,
         attn_implementation: str | None = None,
         **generation_kwargs,
     ):
         super().__init__()
-        given = {"max_patches": max_patches, "slicing": slicing, "use_thumbnail": use_thumbnail}
-        self.image_settings = {name: value for name, value in given.items() if value is not None}
+        given = {name: generation_kwargs.pop(name) for name in ImageSettings.names() if name in generation_kwargs}
+        self.image_settings = ImageSettings(**given).given
         attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         self.answerer = Answerer.from_pretrained(
             model_path,

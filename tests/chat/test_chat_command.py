@@ -184,7 +184,7 @@ def test_all_images_of_a_conversation_share_its_budget(answerer, capfd):
     assert f"at most {4 * tokens} visual tokens in the conversation" in said
     assert f"at most {3 * tokens} visual tokens" in said
     assert "/budget 'many', expected a number" in said
-    assert "max_image_tokens=0, expected a positive number" in said
+    assert "max_image_tokens=0, expected a whole number of at least 1" in said
     assert ["in", "use", "(ratio)", "3"] in [line.split()[:4] for line in out.splitlines()]
     with refused("4 images take at least"):
         session.ask("And this?", (image(40, 70),))
@@ -334,12 +334,13 @@ def test_the_pages_of_a_pdf_are_images_of_one_question(answerer, folder, tmp_pat
     assert len(loop.images) == 2
 
 
-def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_path):
+def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_path, capfd):
     out, broken = tmp_path / "out.jsonl", tmp_path / "broken.png"
     broken.write_bytes(Path(photos[0]).read_bytes()[:100])
     settings = {"max_new_tokens": 4}
     ask = {"question": "What is it?", "out": out, "settings": settings, "max_new_tokens": 4}
     assert numbers(answer_images(answerer, [photos[0], str(broken)], **ask)) == (1, 1)
+    assert "image" in capfd.readouterr().err.rpartition("Answering")[2]  # seconds an image, or images a second
     with out.open("ab") as file:  # a run that was killed while it wrote
         file.write(b'{"image": "b.p')
     assert numbers(answer_images(answerer, [*photos, str(broken)], batch_size=2, **ask)) == (2, 1)
@@ -453,7 +454,7 @@ def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected)
         (["nowhere/at/all", "Hello"], "not a folder"),
         (["MODEL", "lost.png", "Hello"], "'lost.png' does not exist"),
         (["MODEL", "Hello", "--max-new-tokens", "0"], "--max-new-tokens=0, expected at least 1"),
-        (["MODEL", "Hello", "--max-image-tokens", "0"], "--max-image-tokens=0, expected at least 1"),
+        (["MODEL", "Hello", "--max-image-tokens", "0"], "--max-image-tokens=0, expected a whole number of at least 1"),
         (["MODEL", "Hello", "--max-image-tokens", "1"], "max_image_tokens=1 is too small: 1 image takes at least"),
         (["MODEL", "Hello", "--device", "gpu9"], "--device='gpu9' cannot be used here"),
         (["MODEL", "Hello", "--revision", "v2"], "--revision='v2' is for a model on the Hub"),

@@ -273,7 +273,7 @@ def test_a_budget_is_saved_and_kept_where_the_layout_has_one(tmp_path):
     assert any("max_image_tokens=64 is left out" in note for note in notes)
     assert "max_image_tokens" not in (native / "processor_config.json").read_text()
     edit_json(first / "processor_config.json", max_image_tokens=0)
-    not_converted(first, "max_image_tokens=0 … a positive number")
+    not_converted(first, "max_image_tokens=0 … a whole number of at least 1")
     not_converted(native, "max_image_tokens=3 is too small: 1 image takes at least 4", ValueError, max_image_tokens=3)
 
 

@@ -170,7 +170,9 @@ def holds(conversion: Conversion, path: tuple[str, ...], value) -> bool:
     unsaid = value in (None, MISSING)
     if path[-1] in TILING and len(path) == 1:
         name = TILING[name]
-        return getattr(conversion.source.tiling, name) == (TILING_DEFAULTS[name] if unsaid else value)
+        tiling = conversion.source.tiling
+        found = tiling.crop_to_patches if name == "crop_to_patches" else getattr(tiling.settings, name)
+        return found == (TILING_DEFAULTS[name] if unsaid else value)
     if name == "tie_word_embeddings":  # settled by what is stored, with a note
         return config.tie_word_embeddings is config.text_config.tie_word_embeddings is False
     if name in ("dtype", "tile_size", "image_seq_length", "vision_feature_select_strategy", "projector_hidden_act"):

@@ -11,6 +11,7 @@ from internvlx_hf import InternVLXProcessor
 from internvlx_hf.conversion import ConversionOptions, convert_checkpoint
 from internvlx_hf.conversion.sources import Tiling
 from internvlx_hf.conversion.target_settings import fit_settings
+from internvlx_hf.processing.image_settings import ImageSettings
 from json_files import json_of
 from refusals import refused
 
@@ -19,7 +20,8 @@ PIXELS = {"do_normalize": False, "rescale_factor": 1 / 127.5, "resample": 2, "do
 
 
 def fitted(to: str, max_tiles: int = 12, slicing=None, max_patches=None, **tiling) -> tuple[Tiling, list[str]]:
-    source = SimpleNamespace(tiling=Tiling(28, **tiling), notes=[])
+    settings = {name: tiling.pop(name) for name in ImageSettings.names() if name in tiling}
+    source = SimpleNamespace(tiling=Tiling(28, ImageSettings(**settings), **tiling), notes=[])
     fit_settings(source, ConversionOptions(to=to, slicing=slicing, max_patches=max_patches), max_tiles)
     return source.tiling, source.notes
 
@@ -80,7 +82,7 @@ def test_what_is_asked_for_and_cannot_be_is_refused(options, message):
 
 def test_llava_takes_one_tile_and_has_no_transparency():
     tiling, notes = fitted("llava", min_patches=2, others={"alpha": "white", "do_exif_transpose": True})
-    assert (tiling.min_patches, tiling.max_patches) == (1, 1)
+    assert (tiling.settings.min_patches, tiling.settings.max_patches) == (1, 1)
     assert ["up to 12" in notes[1], "alpha='white'" in notes[0], len(notes)] == [True, True, 2]
 
 

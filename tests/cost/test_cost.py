@@ -152,7 +152,7 @@ def test_sizes_are_width_first():
         (["--model", "internvl2-2bb"], "Did you mean 'internvl2-2b'"),
         (["--model", GOLDEN], "no config.json"),
         *(([f"--{name}-tokens", "0"], f"{name}_tokens=0") for name in ("text", "answer")),
-        (["--max-patches", "0"], "max_patches=0"),
+        (["--max-patches", "0"], "--max-patches=0"),
     ],
 )
 def test_other_arguments_out_of_range_are_named(arguments, said, capsys):

@@ -11,6 +11,7 @@ from image_cases import random_image
 from internvlx_hf import cost
 from internvlx_hf.cost import CostModel
 from internvlx_hf.cost.report import Report
+from internvlx_hf.processing.image_settings import ImageSettings
 from tiny import IMAGE_TOKEN, LVTC, TILE, tiny_config, tiny_processor
 
 SIZES = [(3 * TILE, 2 * TILE), (20, 15), (2 * TILE, 2 * TILE)]
@@ -37,7 +38,7 @@ def test_the_cost_counts_the_tokens_of_the_processor(checkpoint, tiles):
     budget = None if tiles is None else tiles * TOKENS
     images, frames = [random_image(*size) for size in SIZES], [random_image(9, 9)] * 2
     inputs = processor(images=images, text="<image>" * 3 + "<video>", videos=[frames], max_image_tokens=budget)
-    setup = replace(setup, max_image_tokens=budget or setup.max_image_tokens)
+    setup = setup.changed(ImageSettings(max_image_tokens=budget))
     found = CostModel(setup).together(SIZES, frames=2)
     assert found.stage_one_tokens == inputs["input_ids"][0].count(IMAGE_TOKEN) <= setup.max_image_tokens
     assert found.tiles == len(inputs["pixel_values"])
@@ -65,7 +66,7 @@ def test_a_budget_too_small_is_refused_and_setups_that_it_is_too_small_for_are_l
         in internvlx(capsys, *arguments, "--max-image-tokens", "7", status=1).err
     )
     assert (
-        "max_image_tokens=0, expected a positive number"
+        "--max-image-tokens=0, expected a whole number of at least 1"
         in internvlx(capsys, *arguments, "--max-image-tokens", "0", status=1).err
     )
     assert "Left out" not in internvlx(capsys, *arguments, "--full", "--max-image-tokens", "8").out
@@ -76,10 +77,10 @@ def test_a_budget_too_small_is_refused_and_setups_that_it_is_too_small_for_are_l
 
 
 def test_a_preset_and_its_variants_keep_the_budget_that_native_internvl_does_not_have():
-    setup = replace(cost.load_setup("internvl-x-2b"), max_image_tokens=1024)
+    setup = cost.load_setup("internvl-x-2b").changed(ImageSettings(max_image_tokens=1024))
     setups, _ = cost.side_by_side(setup)
     assert {(each.max_image_tokens, each.is_native) for each in setups} == {(1024, False), (None, True)}
-    assert not setup.costs_as(replace(setup, max_image_tokens=None))
+    assert not setup.costs_as(replace(setup, settings=ImageSettings()))
     images = cost.images.ImageSizes(["a", "b"], [(1792, 1792)] * 2)
     report = Report(images, [CostModel(each) for each in setups], together=True)
     for model, costs in zip(report.models, report.costs, strict=True):

@@ -70,6 +70,7 @@ CASES = {
     # its attention is wider than its MLP, and looks with some of the heads at a time
     "PVTC of many heads": ({"projector": "pvtc", "pvtc": {"num_heads": 16, "mlp_ratio": 1.0}}, 2, 64),
     "PVTC that merges 4x4": ({"projector": "pvtc", "downsample_ratio": 0.25}, 2, 64),
+    "PVTC that merges 8x8": ({"projector": "pvtc", "width": 2048, "inner": 512, "downsample_ratio": 1 / 8}, 2, 8),
     "LVTC": ({"lvtc_config": {}}, 1, 64),
     "PVTC and LVTC": ({"projector": "pvtc", "lvtc_config": {}}, 1, 64),
     "text alone": ({}, 0, 600),

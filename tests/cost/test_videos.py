@@ -78,7 +78,7 @@ def test_the_command_prints_a_table_json_and_csv(setting, tmp_path, capsys):
         (["--video", "1h", "--num-frames", "0"], "--num-frames=0, expected at least 1"),
         (["--video", "1h", "--size", "4x4"], "--video cannot be combined"),
         (["--video", "1h", "--skip-broken"], "--video cannot be combined"),
-        (["--video", "1h", "--slicing", "edge"], "--slicing and --max-patches are for images"),
+        (["--video", "1h", "--slicing", "edge"], "--slicing: for images only"),
         (["--fps", "1", "--size", "4x4"], "need --video"),
         (["--num-frames", "0", "--size", "4x4"], "need --video"),
     ],

@@ -205,7 +205,7 @@ def test_a_record_has_limits_of_its_own_which_a_meta_file_overrides():
     assert sample_from_record(record, images_kwargs={"max_patches": 4})["images_kwargs"] == {"max_patches": 4}
     for given, said in (
         (3, "images_kwargs=3 … an object with min_patches or max_patches"),
-        ({"max_patches": 0}, "max_patches=0 … a positive number of tiles"),
+        ({"max_patches": 0}, "max_patches=0 … a whole number from 1"),
         ({"slicing": "edge"}, "slicing='edge' for its images … only min_patches and max_patches"),
     ):
         with refused(said):

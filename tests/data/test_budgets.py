@@ -1,5 +1,7 @@
 """A budget of visual tokens in training: the images and frames of each sample share it."""
 
+from dataclasses import replace
+
 import torch
 from PIL import Image
 
@@ -104,7 +106,7 @@ def test_training_saves_its_budget_with_the_processor(tmp_path):
     processor(None).save_pretrained(tmp_path)
     arguments = ModelArguments(model_name_or_path=str(tmp_path), max_image_tokens=4 * TOKENS)
     assert load_processor(arguments).max_image_tokens == 4 * TOKENS
-    arguments.max_image_tokens = TOKENS - 1
+    arguments = replace(arguments, max_image_tokens=TOKENS - 1)
     with refused("1 image takes at least"):
         load_processor(arguments)
 

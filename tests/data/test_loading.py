@@ -65,7 +65,7 @@ def test_samples_with_settings_of_their_own_can_share_a_batch(processor, tmp_pat
         ({"conv_style": "x"}, "sets 'conv_style', which is unknown here"),
         ({"data_augment": True}, "sets data_augment=True, but images are not augmented"),
         ({"repeat_time": -1}, "sets repeat_time=-1 … a number of at least 0"),
-        ({"max_dynamic_patch": 0}, "sets max_patches=0 … a positive number"),
+        ({"max_dynamic_patch": 0}, "sets max_patches=0 … a whole number from 1"),
         ({"media_type": "audio"}, "sets media_type='audio'"),
         ({"annotation": "a.csv"}, "has the annotation 'a.csv', which does not exist"),
         ({"annotation": __file__}, "test_loading.py is not a file of annotations"),

@@ -191,7 +191,7 @@ def test_server_takes_a_request_s_settings(server, checkpoints):
         assert_same(ask(server, messages, mm_processor_kwargs=settings), expected)
     refused = body(messages, mm_processor_kwargs={"slicing": "rate"})
     answer = requests.post(f"{server}/v1/chat/completions", json=refused, timeout=120)
-    assert "slicing='rate' is unknown, expected one of edge, area, ratio" in answer.text
+    assert "slicing='rate', expected one of 'edge', 'area', 'ratio'" in answer.text
 
 
 def test_streamed_answer_is_the_whole_one(server):

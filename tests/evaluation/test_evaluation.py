@@ -7,7 +7,6 @@ from transformers import AutoModel, Qwen2Config
 
 from internvlx_hf.evaluation import BENCHMARKS, Answerer
 from internvlx_hf.evaluation.answering import StopAtText, _count_generated, cut_at, generation_arguments
-from internvlx_hf.web.limits import ImageSettings
 from message_cases import encode
 from paths import ROOT
 from refusals import refused
@@ -188,16 +187,16 @@ def test_image_settings_change_what_an_image_takes(answerer):
     budget.answer(wide + wide, max_new_tokens=1)
     hook.remove()
     assert lengths == [4, 1, 2 * 3]
-    assert budget.max_image_tokens == 3 * answerer.processor.image_seq_length
-    assert answerer.max_image_tokens is None
+    assert budget.image_settings.max_image_tokens == 3 * answerer.processor.image_seq_length
+    assert answerer.image_settings.max_image_tokens is None
 
 
 def test_a_checkpoint_without_tiles_takes_those_that_are_asked_for(answerer):
     processor = tiny_processor(answerer.model.config, crop_to_patches=False, max_patches=12)
     whole = Answerer(answerer.model, processor)
     cut = Answerer(answerer.model, processor, {"max_patches": 3})
-    assert ImageSettings.of(whole).max_patches == whole.image_processor.tiling_rule().max_tiles == 1
-    assert ImageSettings.of(cut).max_patches == cut.image_processor.tiling_rule().max_tiles == 3
+    assert whole.image_settings.max_patches == whole.image_processor.tiling_rule().max_tiles == 1
+    assert cut.image_settings.max_patches == cut.image_processor.tiling_rule().max_tiles == 3
     assert processor.image_processor.tiling_rule().max_tiles == 1
 
 

@@ -44,8 +44,8 @@ def visit(page, url: str, path: str) -> dict:
     found["answer"] = page.inner_text("#chat .bot .message, #chat .bot")
     found["states"] = page.evaluate("window.states.size")
 
-    page.fill("#max-tiles input[type=number]", "1")
-    page.press("#max-tiles input[type=number]", "Enter")
+    page.fill("#max-patches input[type=number]", "1")
+    page.press("#max-patches input[type=number]", "Enter")
     page.wait_for_function("document.querySelector('#tiles').innerText.match(/1 \\(1 × 1\\)/g)?.length == 3")
 
     page.click("#new")

@@ -355,5 +355,5 @@ def test_card_that_is_a_link_out_of_the_folder_or_to_nothing_is_left_as_it_is(ch
 def test_impossible_image_processor_is_named_with_its_folder(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "model")
     edit_json(folder / "processor_config.json", lambda saved: saved["image_processor"].update(max_patches=10**5))
-    with refused(f"The image processor of {folder}: max_patches=100000", "at most"):
+    with refused(f"The image processor of {folder}: max_patches=100000", "to 10000"):
         write_card(folder)

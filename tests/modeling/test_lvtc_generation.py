@@ -14,6 +14,7 @@ from packaging.version import Version
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import varlen  # noqa: F401  registers the attention of that name
+from flash_stand_in import use_flash_stand_in
 from lvtc_cases import (
     CLOSE,
     GREEDY,
@@ -54,14 +55,14 @@ def reference_tokens(model, batch):
     return torch.stack(rows)
 
 
-def joined(first, second):
+def joined(config, first, second):
     """Two turns as one long prompt, the padding of the second in the middle; tiles in the order of the samples."""
     both = {key: torch.cat([first[key], second[key]], dim=1) for key in ("input_ids", "attention_mask")}
     tiles = []
     taken = [0, 0]
     for row in range(len(first["input_ids"])):
         for turn, part in enumerate((first, second)):
-            count = int((part["input_ids"][row] == 5).sum()) // 4
+            count = int((part["input_ids"][row] == IMAGE_TOKEN).sum()) // config.image_seq_length
             tiles.append(part.get("pixel_values", torch.empty(0, 3, 32, 32))[taken[turn] :][:count])
             taken[turn] += count
     return both | {"pixel_values": torch.cat(tiles)}
@@ -302,44 +303,55 @@ TURNS = {
     ),
     "a batch, text second": ([[3, "tile", 2], [4], ["tile", "tile", 1]], [[6], [2], [4]]),
     "a batch, text first": ([[6], [2], [4]], [[2, "tile", 1], [3], [1, "tile", "tile", 3]]),
+    "a batch that grows apart in both": ([[3, "tile", 1], [8], [8]], [[2, "tile", 2], ["tile", 4], [8]]),
 }
 
 
+TURNING = {
+    **{kind: partial(model_of_kind, kind) for kind in KINDS},
+    "kept positions": partial(tiny_model, "llama", **lvtc(**KEPT)),
+    "one stage": partial(tiny_model, "llama", downsample_ratio=0.25),
+}
+
+
+@pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize(
-    ("model", "turns"),
+    ("kind", "padding_side", "attention"),
     [
-        *(
-            pytest.param(partial(model_of_kind, kind), turns, id=f"{kind}: {turns}")
-            for kind in KINDS
-            for turns in TURNS
-            if kind == KINDS[0] or "batch" not in turns
-        ),
-        *(
-            pytest.param(partial(tiny_model, "llama", **lvtc(**KEPT)), turns, id=f"kept positions: {turns}")
-            for turns in TURNS
-        ),
+        *((kind, "left", "sdpa") for kind in TURNING),
+        *((kind, "right", "sdpa") for kind in TURNING if "sliding" not in kind),
+        (KINDS[0], "left", "flash"),
     ],
 )
-def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(model, turns):
-    model = model()
-    first, second = (next_turn(model, layouts, seed) for seed, layouts in enumerate(TURNS[turns]))
-    both = joined(first, second)
-    cache = model(**first).cache
-    logits = model(**(second | {"attention_mask": both["attention_mask"]}), cache=cache).logits
+def test_a_second_turn_with_a_new_image_on_the_old_cache_equals_one_long_prompt(
+    kind, turns, padding_side, attention, monkeypatch
+):
+    if "sliding" in kind and "batch" in turns:
+        return
+    model = TURNING[kind]()
+    first, second = (
+        tiny_batch(model.config, layouts, seed=seed, padding_side=side)
+        for seed, (layouts, side) in enumerate(zip(TURNS[turns], ("left", padding_side), strict=True))
+    )
+    both = joined(model.config, first, second)
     visible = second["attention_mask"].bool()
     expected = uncached(model, both)[:, -visible.shape[1] :]
-    torch.testing.assert_close(logits[visible], expected[visible], **CLOSE)
     token = torch.full((len(visible), 1), 11)
     mask = torch.nn.functional.pad(both["attention_mask"], (0, 1), value=1)
-    logits = model(input_ids=token, attention_mask=mask, cache=cache).logits
     longer = both | {"input_ids": torch.cat([both["input_ids"], token], dim=1), "attention_mask": mask}
-    torch.testing.assert_close(logits[:, -1], uncached(model, longer)[:, -1], **CLOSE)
-    if "batch" in turns:
-        return
-    for turn in (first, second, both):
-        del turn["attention_mask"]
-    logits = model(**second, cache=model(**first).cache).logits
-    torch.testing.assert_close(logits, uncached(model, both)[:, -logits.shape[1] :], **CLOSE)
+    after = uncached(model, longer)[:, -1]
+    if attention == "flash":
+        use_flash_stand_in(monkeypatch, model)
+    cache = model(**first).cache
+    logits = model(**(second | {"attention_mask": both["attention_mask"]}), cache=cache).logits
+    torch.testing.assert_close(logits[visible], expected[visible], **CLOSE)
+    logits = model(input_ids=token, attention_mask=mask, cache=cache).logits
+    torch.testing.assert_close(logits[:, -1], after, **CLOSE)
+    if both["attention_mask"].all():
+        for turn in (first, second):
+            del turn["attention_mask"]
+        logits = model(**second, cache=model(**first).cache).logits
+        torch.testing.assert_close(logits, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("static", [False, True])

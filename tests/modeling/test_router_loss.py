@@ -10,7 +10,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from lvtc_cases import GREEDY, MIXED, assert_same_step, bounds_of, labelled, loss_and_gradients, pack, training_model
 from one_file import reference_logits
-from tiny import split_batch, tiny_model
+from tiny import split_batch, tiny_batch, tiny_model
 
 COEFFICIENT = 0.7  # large, so that the loss and its gradients show it
 ROUTED = {"output_router_logits": True, "router_aux_loss_coef": COEFFICIENT}
@@ -134,3 +134,13 @@ def test_generation_ignores_the_loss():
 def test_a_dense_model_s_output_has_no_fields_of_routers():
     model = training_model()
     assert not {"router_logits", "aux_loss"} & model(**labelled(model, MIXED)).keys()
+
+
+def test_a_second_turn_counts_its_own_tokens():
+    model = moe_model(**PLAIN).eval()
+    first, second = (tiny_batch(model.config, layouts) for layouts in ([[3], [6]], [[6], [2]]))
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
+    output = model(input_ids=second["input_ids"], attention_mask=mask, cache=model(**first).cache)
+    own = second["attention_mask"].flatten().bool()
+    expected = plain_balancing_loss([logits[own] for logits in output.router_logits], 4, 2)
+    torch.testing.assert_close(output.aux_loss, expected)

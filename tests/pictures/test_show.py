@@ -135,7 +135,7 @@ def test_long_text_is_shortened_in_the_middle():
         (["photo.png", "--out", "nowhere/tiles.png"], "does not exist"),
         (["photo.png", "--out", "folder.png"], "is a folder"),
         (["photo.png", "--model", "internvl9-2b"], "Did you mean"),
-        (["photo.png", "--max-patches", "0"], "max_patches=0"),
+        (["photo.png", "--max-patches", "0"], "--max-patches=0"),
     ],
 )
 def test_invalid_arguments_are_refused_and_nothing_is_written(photo, tmp_path, capsys, monkeypatch, arguments, said):

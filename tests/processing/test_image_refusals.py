@@ -70,14 +70,14 @@ def test_a_large_decoded_image_is_not_a_bomb(monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"slicing": "edges"}, "slicing='edges' is unknown"),
+        ({"slicing": "edges"}, "slicing='edges' … one of 'edge'"),
         ({"resize_backend": "opencv"}, "resize_backend='opencv' is unknown … one of torch, pillow"),
         (
             {"resample": Image.Resampling.LANCZOS},
             "not supported by resize_backend='torch' … BICUBIC or BILINEAR",
         ),
         ({"min_patches": 4, "max_patches": 2}, "min_patches=4 is larger than max_patches=2"),
-        ({"max_patches": 0}, "max_patches=0 … a positive"),
+        ({"max_patches": 0}, "max_patches=0 … a whole number from 1"),
         ({"size": {"shortest_edge": 448}}, "size={'shortest_edge': 448} … a tile's height and width"),
         ({"image_std": 0.0}, "image_std=0.0 … finite positive numbers"),
         ({"image_std": [0.2, 0.0, 0.2]}, "image_std=(0.2, 0.0, 0.2) … finite positive"),

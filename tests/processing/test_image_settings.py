@@ -69,7 +69,7 @@ def test_a_call_can_give_each_image_its_own_maximum():
     ("limits", "error"),
     [
         ([2], "max_patches has 1 numbers for 2 images"),
-        ([2, 0], "max_patches=0 … a positive"),
+        ([2, 0], "max_patches=0 … a whole number from 1"),
         ([2, "3"], "max_patches"),
     ],
 )
@@ -84,7 +84,7 @@ test_what_is_no_setting_of_the_image_processor_is_refused = refusals(
     (
         lambda: InternVLXImageProcessor().get_number_of_image_patches(9, 9, {"max_patches": [2, 3]}),
         "max_patches=[2, 3]",
-        "a positive number",
+        "a whole number from 1",
     ),
     *(
         (call, "max_image_tokens=512", "is a setting of InternVLXProcessor")

@@ -113,7 +113,7 @@ test_what_is_not_possible_is_refused_by_name = refusals(
     (
         lambda processor: InternVLXProcessor(processor.image_processor, processor.tokenizer, max_image_tokens=0),
         "max_image_tokens=0",
-        "a positive number",
+        "a whole number of at least 1",
     ),
     (
         lambda processor: chat(processor, *BATCH, images_kwargs={"max_image_tokens": 8}),

@@ -74,10 +74,10 @@ def test_resolution_never_costs_more_than_the_ratio_alone(rule, width, height):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"slicing": "edges"}, "slicing='edges' is unknown … one of edge, area, ratio"),
+        ({"slicing": "edges"}, "slicing='edges' … one of 'edge', 'area', 'ratio'"),
         ({"min_tiles": 7}, "min_patches=7 is larger than max_patches=6"),
-        ({"min_tiles": 0}, "min_patches=0 … a positive"),
-        ({"max_tiles": 2.5}, "max_patches=2.5 … a positive"),
+        ({"min_tiles": 0}, "min_patches=0 … a whole number from 1"),
+        ({"max_tiles": 2.5}, "max_patches=2.5 … a whole number from 1"),
         ({"tile_height": -448}, "height=-448 … a positive"),
         ({"tile_width": None}, "width=None … a positive"),
     ],

@@ -83,5 +83,5 @@ def test_the_largest_number_of_tiles_is_planned():
 @pytest.mark.parametrize(("name", "shown"), [("min_tiles", "min_patches"), ("max_tiles", "max_patches")])
 def test_more_tiles_than_any_model_reads_are_refused(name, shown):
     bounds = {"max_tiles": 10**12, name: MAX_TILES + 1}
-    with refused(f"{shown}={MAX_TILES + 1}", "at most 10000 tiles"):
+    with refused(f"{shown}={MAX_TILES + 1}", "to 10000"):
         TilingRule(448, 448, **bounds)

@@ -95,7 +95,7 @@ def test_a_budget_counts_whole_tiles_and_no_budget_changes_nothing():
 
 @pytest.mark.parametrize("tokens", [0, -1, 1.5, True, "256"])
 def test_what_is_no_number_of_tokens_is_named(tokens):
-    with refused("max_image_tokens=", "a positive number of visual tokens"):
+    with refused("max_image_tokens=", "a whole number of at least 1"):
         fit_rules(TilingRule(448, 448), [(10, 10)], TOKENS, tokens)
 
 

@@ -18,7 +18,7 @@ from internvlx_hf.web import fragments, server
 from internvlx_hf.web import limits as limits_module
 from internvlx_hf.web import shared_model as shared_model_module
 from internvlx_hf.web.callbacks import Callbacks
-from internvlx_hf.web.limits import ImageSettings, Limits
+from internvlx_hf.web.limits import Limits
 from internvlx_hf.web.shared_model import SharedModel
 from internvlx_hf.web.uploads import MAX_CLIENT_UPLOADS, Uploads
 from pdf_cases import LOCKED, endless_pdf, pdf
@@ -56,7 +56,7 @@ def upload(tmp_path) -> str:
 
 def whole_answer(shared: SharedModel, upload: str, settings: tuple) -> tuple[str, int]:
     """The answer to the only question about an image, and its tiles."""
-    chosen = ImageSettings.checked(Limits(), *settings)
+    chosen = Limits().check_settings(*settings)
     turn = Session(shared.answerer(chosen), generation={"max_new_tokens": LONGEST}).ask(
         QUESTION, (PIL.Image.open(upload),)
     )
@@ -134,7 +134,7 @@ def test_a_budget_of_visual_tokens_is_one_of_the_settings(callbacks, upload):
     assert (turns[1]["content"], tiles) == (answer, 3)
     assert f"at most {3 * tokens} visual tokens: 3 tiles" in note
     saved = Answerer(shared.model, shared.processor, {"max_image_tokens": 8})
-    assert ImageSettings.of(saved).max_image_tokens == 8
+    assert saved.image_settings.max_image_tokens == 8
 
 
 def test_an_empty_budget_lifts_that_of_the_checkpoint(shared, upload, tmp_path):
@@ -147,9 +147,7 @@ def test_an_empty_budget_lifts_that_of_the_checkpoint(shared, upload, tmp_path):
     assert tiles > 2
     assert f"ratio, at most 6 tiles: {tiles} tiles, " in note
     assert f">{4 * tiles}</dd>" in callbacks.show_tiles(upload, *unlimited)
-    attended = callbacks.shared.attend(
-        PIL.Image.open(upload), QUESTION, ImageSettings.checked(Limits(), *unlimited), 1
-    )
+    attended = callbacks.shared.attend(PIL.Image.open(upload), QUESTION, Limits().check_settings(*unlimited), 1)
     assert attended.plan.num_tiles == tiles
     *_, (_, _, note) = callbacks.ask(None, upload, QUESTION, LONGEST, *limited)
     assert "at most 8 visual tokens: 1 tile, " in note
@@ -237,10 +235,10 @@ def test_broken_uploads_are_named_without_their_folder(callbacks, upload, tmp_pa
         (QUESTION, float("nan"), EDGE, "Maximum answer length: nan"),
         (QUESTION, 1, ("edge", 9), "Maximum tiles: 9 … a whole number from 1 to 8"),
         (QUESTION, 1, ("edge", "x"), "Maximum tiles: 'x'"),
-        (QUESTION, 1, ("edge", 2, 3), "Minimum tiles: 3 … a whole number from 1 to 2"),
+        (QUESTION, 1, ("edge", 2, 3), "min_patches=3 … min_patches <= max_patches"),
         (QUESTION, 1, ("edge", 2, 1, True, 0), "Visual tokens: 0 … a whole number from 1"),
         (QUESTION, 1, ("edge", 2, 1, True, 1), "max_image_tokens=1 is too small: 1 image takes at least 4"),
-        (QUESTION, 1, ("corner", 2), "slicing='corner' is unknown … one of edge"),
+        (QUESTION, 1, ("corner", 2), "slicing='corner' … one of 'edge'"),
     ],
 )
 def test_the_error_names_what_is_wrong_with_a_request(callbacks, upload, question, longest, settings, message):

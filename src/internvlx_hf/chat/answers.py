@@ -10,6 +10,7 @@ import PIL.Image
 
 from ..evaluation.answering import Answer, Answerer, chat_inputs
 from ..processing.image_files import names_image
+from ..processing.image_settings import PROCESSOR, ImageSettings
 from ..processing.pdf_files import names_pdf, open_images, without_pages
 from ..processing.video_files import Video, names_video, open_video
 from .bulk import BATCH_SIZE, Item, Outcome, Prompt, answer_all, digest, earlier_keys
@@ -25,14 +26,9 @@ def _absolute(image: str) -> str:
 
 def model_settings(model: str, answerer: Answerer) -> dict[str, Any]:
     """The part of the settings that says which model answers, and how it slices images."""
-    tiling = answerer.image_processor.tiling_rule()
-    return {
-        "model": model,
-        **answerer.version,
-        "slicing": tiling.slicing,
-        "max_patches": tiling.max_tiles,
-        **({"max_image_tokens": answerer.max_image_tokens} if answerer.max_image_tokens else {}),
-    }
+    names = ("slicing", "max_patches", *ImageSettings.names(PROCESSOR), *answerer.images_kwargs)
+    images = {name: value for name, value in answerer.image_settings.given.items() if name in names}
+    return {"model": model, **answerer.version, **images}
 
 
 def earlier_settings(settings: dict[str, Any], answerer: Answerer) -> dict[str, Any]:
@@ -54,8 +50,7 @@ class ImageJob:
         self, answerer: Answerer, images: Sequence[str], question: str, system: str | None, known: Sequence[dict]
     ):
         self.processor, self.config = answerer.processor, answerer.model.config
-        self.images_kwargs, self.budget = answerer.images_kwargs, answerer.max_image_tokens
-        self.image_processor = answerer.image_processor
+        self.images_kwargs, self.changed = answerer.images_kwargs, answerer.changed_processor
         self.images, self.question, self.system, self.known = images, question, system, known
 
     def __len__(self) -> int:
@@ -70,15 +65,13 @@ class ImageJob:
         return Item(image, line, image, [_key(line | {"settings": settings}) for settings in self.known])
 
     def measure(self, item: Item) -> tuple[int, int]:
-        media = _open(item.question)
-        frames = sum(
-            map(len, self.processor.video_processor.choose_frames([one for one in media if isinstance(one, Video)]))
-        )
-        sizes = [self.image_processor.upright_size(one, {}) for one in media if not isinstance(one, Video)]
-        if len(sizes) == 1 and not frames:
+        media, processor = _open(item.question), self.changed
+        videos = [one for one in media if isinstance(one, Video)]
+        sizes = [processor.image_processor.upright_size(one, {}) for one in media if not isinstance(one, Video)]
+        if len(sizes) == 1 and not videos:
             (item.size,) = sizes
-        kwargs = {name: value for name, value in self.images_kwargs.items() if name != "max_image_tokens"}
-        rules = self.processor.tiling_rules(sizes, kwargs, frames, self.budget)
+        frames = sum(map(len, processor.video_processor.choose_frames(videos)))
+        rules = processor.tiling_rules(sizes, num_frames=frames)
         tiles = frames + sum(rule.plan(*size).num_tiles for rule, size in zip(rules, sizes, strict=True))
         return QUESTION_TOKENS + tiles * self.config.image_seq_length, tiles
 

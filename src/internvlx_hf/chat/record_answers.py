@@ -15,6 +15,7 @@ from ..data.collator import make_tiles
 from ..data.encoding import VideoFrame
 from ..evaluation.answering import Answer, Answerer
 from ..processing import InternVLXProcessor
+from ..processing.image_settings import split_by_owner
 from ..processing.processing_internvlx import IGNORE_INDEX
 from .bulk import BATCH_SIZE, Item, Outcome, Prompt, answer_all, earlier_keys
 from .vllm_answers import VLLMAnswerer
@@ -43,11 +44,9 @@ class RecordJob:
         max_new_tokens: int,
         indices: Sequence[int] | None = None,
     ):
-        self.processor: InternVLXProcessor = answerer.processor
+        self.processor: InternVLXProcessor = answerer.changed_processor
         self.config: Any = getattr(answerer.model, "config", None)  # not needed to read records
-        self.processor.max_image_tokens = answerer.max_image_tokens  # where an encoder reads it
-        kwargs = answerer.images_kwargs
-        self.images_kwargs = {name: value for name, value in kwargs.items() if name != "max_image_tokens"}
+        self.images_kwargs, self.own_kwargs = split_by_owner(answerer.images_kwargs)
         self.encoder = SampleEncoder(self.processor, share_tiles=data.encoder.share_tiles)
         self.data, self.known, self.max_new_tokens = data, known, max_new_tokens
         self.requests = isinstance(answerer, VLLMAnswerer)
@@ -84,10 +83,8 @@ class RecordJob:
         ids, has_loss, images, kwargs = self.encoder.placeholders(question)
         if any(isinstance(image, VideoFrame) for image in images):
             raise ValueError("it has a video, expected images only with --engine=vllm")
-        budget = (
-            {} if self.processor.max_image_tokens is None else {"max_image_tokens": self.processor.max_image_tokens}
-        )
-        media = {"multi_modal_data": {"image": images}, "mm_processor_kwargs": kwargs | budget} if images else {}
+        kwargs = self.own_kwargs | kwargs
+        media = {"multi_modal_data": {"image": images}, "mm_processor_kwargs": kwargs} if images else {}
         return {"prompt_token_ids": _prompt_ids(ids, has_loss), **media}
 
     def finish(self, item: Item, answer: Answer) -> dict:

@@ -13,7 +13,6 @@ from transformers.cache_utils import Cache
 
 from ..cost import CostModel, ModelSetup, side_by_side
 from ..cost.request_budget import RequestBudget
-from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer, generation_arguments
 from ..processing.boxes import decode_answer
 from ..processing.image_sources import image_size
@@ -154,11 +153,8 @@ class Session:
             FLOPs).
         """
         model, processor = self.answerer.model, self.answerer.processor
-        tiling = tiling_rule(self.answerer.image_processor, model.config)
-        budget = self.answerer.max_image_tokens
-        setups, _ = side_by_side(
-            ModelSetup(f"in use ({tiling.slicing})", model.config, tiling, max_image_tokens=budget)
-        )
+        settings = self.answerer.image_settings
+        setups, _ = side_by_side(ModelSetup.reading(f"in use ({settings.slicing})", model.config, settings))
         upright = processor.image_processor.do_exif_transpose is not False
         images, videos = _by_kind([*self.images, *self.videos, *more])
         sizes = [image_size(image, upright) for image in images]
@@ -204,7 +200,7 @@ class Session:
         the result is 0. The prefix may be shorter than the cache because the next prompt can tokenize an answer differently from how it was generated.
         """
         config = self.answerer.model.config
-        settings = self.answerer.image_processor.to_dict() | {"max_image_tokens": self.answerer.max_image_tokens}
+        settings = self.answerer.image_processor.to_dict() | self.answerer.image_settings.given
         # under other settings, as many tiles may be others
         if self._tiles_read and settings != self._settings_read:
             self.drop_cache()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..cost.setups import tiling_rule
 from ..evaluation.answering import DEFAULT_MAX_NEW_TOKENS, Answer, Answerer
 from ..modeling import InternVLXConfig
 from ..processing.boxes import decode_answer
@@ -56,7 +55,7 @@ class VLLMAnswerer(Answerer):
 
 def engine_options(answerer: Answerer, config: InternVLXConfig) -> dict[str, Any]:
     """Arguments of `vllm.LLM` with room for the largest image in a step."""
-    rule = tiling_rule(answerer.image_processor, config)
+    rule = answerer.image_processor.tiling_rule()
     tokens = (rule.max_tiles + rule.use_thumbnail) * max(config.image_seq_length, config.expanded_image_seq_length)
     return {
         "trust_remote_code": True,

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
     if options.ray:
         require_reachable(options.ray)
-    answerer, folder = open_answerer(options.model, options.revision, image_options(options), say=_say)
+    answerer, folder = open_answerer(options.model, options.revision, image_options(options).given, say=_say)
     source = {
         "source": os.path.abspath(options.data) if os.path.exists(options.data) else options.data,
         "image_root": options.image_root and os.path.abspath(options.image_root),
@@ -49,7 +49,15 @@ def main(arguments: list[str]) -> None:
     if options.ray:
         model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
         task = RayTask(
-            *(model, options.revision, image_options(options), source, options.out.absolute(), len(data), settings),
+            *(
+                model,
+                options.revision,
+                image_options(options).given,
+                source,
+                options.out.absolute(),
+                len(data),
+                settings,
+            ),
             *(batch_size, options.max_new_tokens, wanted, options.shard_size, options.engine),
         )
         outcome = answer_on_ray(options.ray, task, folder)
@@ -66,7 +74,7 @@ def main(arguments: list[str]) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises: ValueError, OSError: if a number is invalid, OUT cannot be written or is something else, or a package is missing."""
-    for name in ("max_new_tokens", "batch_size", "shard_size", "max_patches", "max_image_tokens"):
+    for name in ("max_new_tokens", "batch_size", "shard_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
     if not options.out.absolute().parent.is_dir():

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     from ..processing.messages import question_about
     from ..processing.video_files import Video, names_video
 
-    images_kwargs = image_options(options)
+    images_kwargs = image_options(options).given
     images = list_files(images) if options.jsonl else images
     opened = () if options.jsonl else tuple(chain(*map(_open, images)))  # before the model is loaded
     for image in images if options.jsonl else ():
@@ -108,7 +108,7 @@ def _names_image(word: str) -> bool:
 
 
 def _check(options: argparse.Namespace, images: list[str], question: str | None) -> None:
-    for name in ("max_new_tokens", "batch_size", "max_patches", "max_image_tokens", "num_frames"):
+    for name in ("max_new_tokens", "batch_size", "num_frames"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
@@ -298,8 +298,8 @@ class ChatLoop:
             raise ValueError(f"/slicing {name} {most!r}, expected a number of tiles")
         changed = ({"slicing": name} if name else {}) | ({"max_patches": int(most)} if most else {})
         answerer.update_images_kwargs(**changed)
-        rule = answerer.image_processor.tiling_rule()
-        _say(f"slicing {rule.slicing}, at most {rule.max_tiles} tiles per image")
+        settings = answerer.image_settings
+        _say(f"slicing {settings.slicing}, at most {settings.max_patches} tiles per image")
 
     def set_budget(self, tokens: str) -> None:
         answerer = self.session.answerer
@@ -309,7 +309,7 @@ class ChatLoop:
             answerer.update_images_kwargs(max_image_tokens=None if tokens == "none" else int(tokens))
         if tokens == "none":
             answerer.processor.max_image_tokens = None  # the checkpoint's
-        budget = answerer.max_image_tokens
+        budget = answerer.image_settings.max_image_tokens
         _say("no budget" if budget is None else f"at most {budget:,} visual tokens in the conversation")
 
     def print_cost(self, _: str) -> None:

@@ -4,8 +4,7 @@
 import argparse
 import shlex
 
-from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
-from .model_options import add_upgrade_options
+from .model_options import add_image_options, add_upgrade_options
 from .parser import CommandParser
 
 
@@ -56,15 +55,8 @@ def _parser() -> CommandParser:
         choices=("keep", "drop"),
         help="keep InternVL3.5-Flash's router, with which some tiles take fewer tokens, or take all tokens (default: keep)",
     )
-    parser.add_argument("--slicing", choices=SLICING_STRATEGIES, help=f"{SLICING_HELP} (default: the source's)")
-    parser.add_argument(
-        "--max-patches", type=int, help="maximum number of tiles per image (default: the source's; LLaVA's is 1)"
-    )
-    parser.add_argument(
-        "--max-image-tokens",
-        type=int,
-        help="the saved budget: visual tokens that all images of a request share (default: the source's, or none)",
-    )
+    images = parser.add_argument_group("images, as the processor saves it")
+    add_image_options(images, "the source's")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: the source's)"
     )

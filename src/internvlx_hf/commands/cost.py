@@ -4,15 +4,14 @@
 import argparse
 import shutil
 import sys
-from dataclasses import replace
 
 from ..cost import CostModel, ModelSetup, find_images, load_setup, parse_size, side_by_side
 from ..cost.estimate import ANSWER_TOKENS, ELEMENT_SIZES, TEXT_TOKENS
 from ..cost.presets import PRESETS
 from ..cost.report import Report
 from ..cost.setups import by_slicing
-from ..processing.token_budget import check_max_image_tokens
-from .model_options import add_image_options, add_upgrade_options, upgrade_options
+from ..processing.image_settings import IMAGE_PROCESSOR
+from .model_options import add_image_options, add_upgrade_options, image_options, upgrade_options
 from .parser import CommandParser
 
 DEFAULT_MODEL = "internvl-x-2b"
@@ -54,8 +53,9 @@ def _video_report(options: argparse.Namespace, width: int | None) -> str:
 
     if options.images or options.size or options.together or options.skip_broken:
         raise ValueError("--video cannot be combined with images, --size, --together or --skip-broken.")
-    if options.slicing is not None or options.max_patches is not None:
-        raise ValueError("--slicing and --max-patches are for images: a frame of a --video is one tile.")
+    if given := image_options(options).of(IMAGE_PROCESSOR):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names}: for images only, a frame of a --video is one tile.")
     try:
         clip = measure_clip(options.video, options.fps, options.num_frames)
     except ImportError as error:
@@ -66,20 +66,15 @@ def _video_report(options: argparse.Namespace, width: int | None) -> str:
 
 
 def choose_setup(options: argparse.Namespace) -> ModelSetup:
-    """The setup of `--model`, as `internvlx convert` would change it, and with `--slicing`, `--max-patches`, `--max-image-tokens`."""
-    check_max_image_tokens(options.max_image_tokens)
+    """The setup of `--model`, as `internvlx convert` would change it, and with the settings of images."""
     setup = load_setup(options.model)
     if changes := upgrade_options(options):
         from ..conversion import ConversionOptions
         from ..conversion.upgrades import build_upgrade
 
         config, _ = build_upgrade(setup.config, ConversionOptions(**changes))
-        setup = ModelSetup(f"{setup.name}, converted", config, setup.tiling, max_image_tokens=setup.max_image_tokens)
-    tiling = setup.tiling
-    tiling = tiling if options.slicing is None else replace(tiling, slicing=options.slicing)
-    tiling = tiling if options.max_patches is None else replace(tiling, max_tiles=options.max_patches)
-    budget = setup.max_image_tokens if options.max_image_tokens is None else options.max_image_tokens
-    return replace(setup, tiling=tiling, max_image_tokens=budget)
+        setup = ModelSetup(f"{setup.name}, converted", config, setup.tiling, settings=setup.settings)
+    return setup.changed(image_options(options))
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,8 @@
 import argparse
 import json
 
-from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
 from .convert import next_command
-from .model_options import read_ratio
+from .model_options import add_image_options, read_ratio
 from .parser import CommandParser
 
 
@@ -57,13 +56,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--vision-feature-layer", type=int, help="index of the tower's hidden state that is projected (default: -1)"
     )
-    parser.add_argument("--slicing", choices=SLICING_STRATEGIES, help=f"{SLICING_HELP} (default: edge)")
-    parser.add_argument("--max-patches", type=int, help="maximum number of tiles per image (default: 6)")
-    parser.add_argument(
-        "--max-image-tokens",
-        type=int,
-        help="the saved budget: visual tokens that all images of a request share (default: none)",
-    )
+    add_image_options(parser.add_argument_group("images, as the processor saves it"), default=None)
     parser.add_argument(
         "--template",
         metavar="NAME|FILE",

@@ -7,29 +7,20 @@ from collections.abc import Sequence
 from dataclasses import fields
 from fractions import Fraction
 
+from ..checkpoints.options import add_option
 from ..cost.request_budget import RequestBudget
-from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
+from ..processing.image_settings import ImageSettings
 
 
-def add_image_options(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--slicing", choices=SLICING_STRATEGIES, help=f"{SLICING_HELP} (default: the model's)")
-    group.add_argument(
-        "--max-patches",
-        type=int,
-        help="maximum number of tiles per image, without the thumbnail (default: the model's)",
-    )
-    group.add_argument(
-        "--max-image-tokens",
-        type=int,
-        help="visual tokens that all images and frames of a prompt share, before LVTC's expansion; the images that lose least "
-        "give up tiles (default: the model's, or no limit)",
-    )
+def add_image_options(group: argparse._ActionsContainer, default: str | None = "the model's") -> None:
+    """Add an option for each field of [`ImageSettings`]."""
+    for each in fields(ImageSettings):
+        add_option(group, each, default)
 
 
-def image_options(options: argparse.Namespace) -> dict:
+def image_options(options: argparse.Namespace) -> ImageSettings:
     """The settings of images that the options of [`add_image_options`] change."""
-    names = ("slicing", "max_patches", "max_image_tokens")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return ImageSettings(**{name: getattr(options, name) for name in ImageSettings.names()})
 
 
 def add_budget_options(group: argparse._ActionsContainer, names: Sequence[str] = ()) -> None:

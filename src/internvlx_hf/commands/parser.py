@@ -13,11 +13,19 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         self._refuse_unknown(args)
-        return super().parse_args(args, namespace)
+        return self._checked(super().parse_args(args, namespace))
 
     def parse_intermixed_args(self, args=None, namespace=None):
         self._refuse_unknown(args)
-        return super().parse_intermixed_args(args, namespace)
+        return self._checked(super().parse_intermixed_args(args, namespace))
+
+    def _checked(self, options: argparse.Namespace) -> argparse.Namespace:
+        """The options, each of which keeps its rule. Raises: ValueError: if one does not."""
+        for action in self._actions:
+            value, rule = getattr(options, action.dest, None), getattr(action, "rule", None)
+            if rule is not None and value is not None:
+                rule.check(action.option_strings[0], value)
+        return options
 
     def _refuse_unknown(self, arguments: list[str]) -> None:
         for argument in arguments[: arguments.index("--") if "--" in arguments else None]:

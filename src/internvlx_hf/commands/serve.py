@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         device=options.device,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
-        **image_options(options),
+        **image_options(options).given,
     )
     uvicorn.run(app, host=options.host, port=options.port)
 
@@ -71,17 +71,18 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
         ValueError: if vLLM is not installed, or an option is given that it does not have.
     """
     from ..cost.loading import load_setup
+    from ..processing.image_settings import ImageSettings
 
     program = shutil.which("vllm")
     if program is None:
         raise ValueError("--engine=vllm needs vLLM, but there is no program vllm on the path: pip install vllm")
     defaults = vars(_parser().parse_args([options.checkpoint]))
-    passed = {"checkpoint", "engine", "host", "port", "name", "dtype", "slicing", "max_patches", "max_image_tokens"}
+    passed = {"checkpoint", "engine", "host", "port", "name", "dtype", *ImageSettings.names()}
     if others := [name for name, value in vars(options).items() if name not in passed and value != defaults[name]]:
         name = others[0].replace("_", "-")
         raise ValueError(f"--{name} is not for --engine=vllm, expected vLLM's own options: vllm serve --help")
     folder = _require_ours(options.checkpoint)
-    setup, settings = load_setup(folder), image_options(options)
+    setup, settings = load_setup(folder), image_options(options).given
     tiles = (options.max_patches or setup.tiling.max_tiles) + setup.tiling.use_thumbnail
     tokens = tiles * max(setup.config.image_seq_length, setup.config.expanded_image_seq_length)
     command = [program, "serve", options.checkpoint, "--host", options.host, "--port", str(options.port)]

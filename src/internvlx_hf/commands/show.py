@@ -5,7 +5,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..processing.image_settings import IMAGE_PROCESSOR, ImageSettings
 from .cost import add_model_options, choose_setup
+from .model_options import image_options
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 64
 ASKED = "?"  # --boxes without an answer: the model's own
 # options that apply to some figures only
-FRAMES, TILES = ("num_frames", "fps"), ("slicing", "max_patches")
+FRAMES, TILES = ("num_frames", "fps"), ImageSettings.names(IMAGE_PROCESSOR)
 ANSWER = ("question", "max_new_tokens")
 UPGRADE, LENGTHS = ("projector", "lvtc", "downsample_ratio"), ("text_tokens", "answer_tokens")
 
@@ -177,8 +179,7 @@ def _load(options: argparse.Namespace, setup: "ModelSetup", name: str) -> tuple:
     # an invalid question is refused before the weights are read
     content = [{"type": "image"}, {"type": "text", "text": question_about(options.question, images=1)}]
     processor.apply_chat_template([{"role": "user", "content": content}])
-    processor.image_processor.change_tiling(slicing=setup.tiling.slicing, max_patches=setup.tiling.max_tiles)
-    processor.max_image_tokens = setup.max_image_tokens
+    processor.change_image_settings(**image_options(options).given)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval(), processor
 

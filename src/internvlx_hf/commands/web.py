@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
         answerer = load_answerer(
             options.model,
             options.revision,
-            image_options(options),
+            image_options(options).given,
             device=options.device,
             dtype=options.dtype,
             attn_implementation=options.attn_implementation,

@@ -6,13 +6,15 @@ from costing minutes or gigabytes before the tensors contradict it.
 """
 
 import re
+from dataclasses import fields
 
 from transformers.activations import ACT2FN
 
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.names import DTYPES
-from ..checkpoints.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, list_of, number, whole
-from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
+from ..processing.image_settings import IMAGE_PROCESSOR, ImageSettings
+from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, list_of, number, whole
+from ..processing.rvtc import MAX_TILES
 
 SECTIONS = (
     *("llm_config", "text_config", "vision_config", "projector_config", "lvtc_config"),
@@ -107,8 +109,9 @@ CONFIG_RULES = {
     ),
 }
 PROCESSOR_RULES = {
-    **dict.fromkeys(("min_patches", "max_patches"), whole(1, MAX_TILES)),
-    "use_thumbnail": FLAG,
+    **{
+        each.name: each.metadata["rule"] for each in fields(ImageSettings) if each.metadata["owner"] == IMAGE_PROCESSOR
+    },
     "crop_to_patches": FLAG.or_null(),
     **dict.fromkeys(
         ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_exif_transpose", "jpeg_draft"),
@@ -117,7 +120,6 @@ PROCESSOR_RULES = {
     "resample": whole(0, 5).or_null(),
     "rescale_factor": number(0, 1e3, above=True).or_null(),
     "resize_backend": choice(("torch", "pillow")).or_null(),
-    "slicing": choice(SLICING_STRATEGIES),
     "image_mean": list_of(number(-1e3, 1e3), 3),
     "image_std": list_of(number(1e-6, 1e3), 3),
     "size": FieldRule(

@@ -27,6 +27,7 @@ from ..checkpoints.shards import plan_shards
 from ..checkpoints.weights import HEAD
 from ..hub.checkpoint_folder import checkpoint_folder
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXModel, InternVLXProjectorConfig
+from ..processing.image_settings import ImageSettings
 from ..processing.processing_internvlx import IMAGE_TOKENS
 from .convert import GIGABYTE, num_bytes, tensor_groups, write_sidecar, write_weights
 from .joined_weights import JoinedWeights
@@ -188,9 +189,7 @@ def _prepare(tower: ModelPart, language: ModelPart, options: InitOptions) -> Con
         config=config,
         tiling=Tiling(
             tile_size=config.tile_size,
-            max_patches=options.max_patches,
-            slicing=options.slicing,
-            max_image_tokens=options.max_image_tokens,
+            settings=ImageSettings(**ImageSettings.own() | options.given),
             image_mean=pixels.pop("image_mean"),
             image_std=pixels.pop("image_std"),
             others=pixels | {"alpha": "white"},
@@ -222,9 +221,7 @@ def _conversion_options(options: InitOptions) -> ConversionOptions:
     names = (
         "lvtc",
         "downsample_ratio",
-        "slicing",
-        "max_patches",
-        "max_image_tokens",
+        *ImageSettings.names(),
         "dtype",
         "max_shard_gigabytes",
         "seed",

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints.folders import is_hub_id
 from ..checkpoints.names import DTYPES, LLAVA, NATIVE, OURS
-from ..checkpoints.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, whole
 from ..modeling.projectors import PROJECTORS
-from ..processing.rvtc import MAX_TILES, SLICING_STRATEGIES
+from ..processing.image_settings import ImageSettings
+from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, whole
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +24,6 @@ RULES = {
     "downsample_ratio": number(1e-3, 1).or_null(),
     "init": choice(INITS),
     "router": choice(ROUTER_CHOICES),
-    "slicing": choice(SLICING_STRATEGIES).or_null(),
-    "max_patches": whole(1, MAX_TILES).or_null(),
-    "max_image_tokens": whole(1, 2**62).or_null(),
     "dtype": choice(DTYPES).or_null(),
     "revision": TEXT.or_null(),
     "base_model": FieldRule(
@@ -40,9 +37,6 @@ RULES = {
 INIT_RULES = {
     "projector": either(choice(PROJECTORS), OBJECT),
     "template": TEXT.or_null(),
-    "slicing": choice(SLICING_STRATEGIES),
-    "max_patches": whole(1, MAX_TILES),
-    "max_image_tokens": RULES["max_image_tokens"],
     "downsample_ratio": number(1e-3, 1),
     "vision_feature_layer": whole(-1000, 1000),
     **dict.fromkeys(("vision_revision", "language_revision"), TEXT.or_null()),
@@ -52,14 +46,16 @@ INIT_RULES = {
 UNRECORDED = ("max_shard_gigabytes", "verify", "overwrite")
 
 
-class _Options:
+@dataclass(frozen=True, kw_only=True)
+class _Options(ImageSettings):
     """Common base of [`ConversionOptions`] and [`InitOptions`]."""
 
-    lvtc: bool | dict
-    dtype: "str | torch.dtype | None"
-    rules: ClassVar[dict[str, FieldRule]]
+    lvtc: bool | dict = False
+    dtype: "str | torch.dtype | None" = None
+    rules: ClassVar[dict[str, FieldRule]] = {}
 
     def __post_init__(self):
+        super().__post_init__()
         values = vars(self) | {"dtype": self.dtype_name}
         for name, rule in self.rules.items():
             rule.check(name, values[name])
@@ -92,11 +88,9 @@ class ConversionOptions(_Options):
         init: start of new modules: "warm" (default), from the checkpoint's weights, or "paper", at random.
         router: "keep" (default), or "drop" to convert InternVL3.5-Flash without its router, which then takes all tokens of
             every tile, as its own code does with `flash_mode=False`.
-        slicing: "ratio", "edge" or "area" (default: "ratio" for InternVL, "edge" for the InternVL-X release, as they were
-            trained). "edge" takes fewer tokens for small images, which can change answers. LLaVA takes one tile per image: for more, set
-            `max_patches`.
-        max_patches: maximum number of tiles per image (default: the checkpoint's).
-        max_image_tokens: the processor's budget of visual tokens of a request (default: the checkpoint's, or none).
+        slicing, max_patches, ...: what the processor saves, see [`ImageSettings`] (default: the checkpoint's; the slicing is "ratio"
+            for InternVL, "edge" for the InternVL-X release, as they were trained). "edge" takes fewer tokens for small images, which
+            can change answers. LLaVA takes one tile per image: for more, set `max_patches`.
         dtype: dtype to save in, "bfloat16", "float16" or "float32" (default: the source's).
         revision: branch, tag or commit on the Hub (default: its main branch).
         base_model: Hub id to name in the model card if the source is a folder.
@@ -117,9 +111,6 @@ class ConversionOptions(_Options):
     downsample_ratio: float | None = None
     init: str = "warm"
     router: str = "keep"
-    slicing: str | None = None
-    max_patches: int | None = None
-    max_image_tokens: int | None = None
     dtype: "str | torch.dtype | None" = None
     revision: str | None = None
     base_model: str | None = None
@@ -140,9 +131,7 @@ class InitOptions(_Options):
         lvtc: add LVTC: True or {} for its defaults, or arguments of `InternVLXLVTCConfig` (default: False).
         downsample_ratio: 1 / M for the input tokens (default: 0.5).
         vision_feature_layer: the hidden state of the tower to project (default: -1, the last).
-        slicing: "edge" (default), "area" or "ratio".
-        max_patches: maximum number of tiles per image (default: 6).
-        max_image_tokens: the processor's budget of visual tokens of a request (default: none).
+        slicing, max_patches, ...: what the processor saves, see [`ImageSettings`] (default: its own defaults).
         template: name of a conversation template of InternVL, or path of a Jinja file (default: the language model's own).
         dtype: dtype to save in, "bfloat16", "float16" or "float32" (default: each part's own).
         vision_revision, language_revision: branch, tag or commit on the Hub (default: the main branch).
@@ -159,9 +148,6 @@ class InitOptions(_Options):
     lvtc: bool | dict = False
     downsample_ratio: float = 0.5
     vision_feature_layer: int = -1
-    slicing: str = "edge"
-    max_patches: int = 6
-    max_image_tokens: int | None = None
     template: str | None = None
     dtype: "str | torch.dtype | None" = None
     vision_revision: str | None = None

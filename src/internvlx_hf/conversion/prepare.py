@@ -16,6 +16,7 @@ from ..checkpoints.names import LLAVA, NATIVE, OURS
 from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor, InternVLXProcessor, InternVLXVideoProcessor
+from ..processing.image_settings import IMAGE_PROCESSOR, PROCESSOR
 from ..processing.template_limits import TemplateLimitError
 from .field_rules import GENERATION_RULES, check_token_ids, check_values
 from .joined_weights import JoinedWeights
@@ -70,7 +71,7 @@ class Conversion:
             self.tokenizer.chat_template,
             InternVLXVideoProcessor.like(self.image_processor, **self.source.tiling.video),
             wrap_images=hasattr(self.tokenizer, "start_image_token"),
-            max_image_tokens=self.source.tiling.max_image_tokens,
+            **self.source.tiling.settings.of(PROCESSOR),
         )
 
 
@@ -89,9 +90,7 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     _resolve_image_token(source, tokenizer)
     table = resolve_tied_embeddings(source, weights, source_table(source))
     config, upgrade = build_upgrade(source.config, options)
-    for name in ("slicing", "max_patches", "max_image_tokens"):
-        if (value := getattr(options, name)) is not None:
-            setattr(source.tiling, name, value)
+    source.tiling.change(**options.given)
     if (options.max_patches or 1) > 1:
         source.tiling.crop_to_patches = True
     max_tiles = image_processor(source.tiling).tiling_rule().max_tiles
@@ -146,7 +145,7 @@ def assemble(
         generation_config=generation_config(source, tokenizer),
         rename=rename,
     )
-    if source.tiling.max_image_tokens is not None:
+    if source.tiling.settings.max_image_tokens is not None:
         conversion.processor().tiling_rules([(1, 1)])  # a budget must have room for an image
     return conversion
 
@@ -210,11 +209,8 @@ def image_processor(tiling: Tiling) -> InternVLXImageProcessor:
     """
     return InternVLXImageProcessor(
         size={"height": tiling.tile_size, "width": tiling.tile_size},
-        min_patches=tiling.min_patches,
-        max_patches=tiling.max_patches,
-        use_thumbnail=tiling.use_thumbnail,
+        **tiling.settings.of(IMAGE_PROCESSOR),
         crop_to_patches=tiling.crop_to_patches,
-        slicing=tiling.slicing,
         image_mean=tiling.image_mean,
         image_std=tiling.image_std,
         **({"alpha": "drop"} | tiling.others),  # InternVL ignores transparency

@@ -9,7 +9,7 @@ Four layouts are known:
 - `llava`: LLaVA-1.5 and its kin as transformers saves them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, InternVLConfig, PretrainedConfig
@@ -23,7 +23,7 @@ from ..checkpoints.names import LLAVA, PROCESSOR_FILES
 from ..checkpoints.weights import TensorInfo, Weights
 from ..modeling import InternVLXConfig, InternVLXProjectorConfig
 from ..processing import InternVLXImageProcessor, InternVLXVideoProcessor
-from ..processing.token_budget import check_max_image_tokens
+from ..processing.image_settings import IMAGE_PROCESSOR, PROCESSOR, ImageSettings
 from .field_rules import CONFIG_RULES, PROCESSOR_RULES, VIDEO_RULES, check_token_ids, check_values
 from .llava import UNSUPPORTED, llava_config, llava_pixels
 from .templates import chat_template
@@ -88,23 +88,36 @@ OTHER_SETTINGS = (
 )
 
 
+# settings of InternVL's own processor, and those of one tile per image
+NATIVE_TILING = {"slicing": "ratio", "max_patches": 12, "min_patches": 1, "use_thumbnail": True}
+ONE_TILE = {"min_patches": 1, "max_patches": 1}
+
+
 @dataclass
 class Tiling:
     """How a checkpoint's images are tiled and normalised."""
 
     tile_size: int
-    min_patches: int = 1
-    max_patches: int = 12
-    use_thumbnail: bool = True
+    settings: ImageSettings = field(default_factory=ImageSettings)
     crop_to_patches: bool = True
-    slicing: str = "ratio"
-    max_image_tokens: int | None = None  # the budget of visual tokens of a request
     image_mean: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_MEAN))
     image_std: list[float] = field(default_factory=lambda: list(IMAGENET_DEFAULT_STD))
     # other saved settings of `InternVLXImageProcessor`
     others: dict = field(default_factory=dict)
     # settings of `InternVLXVideoProcessor` where they are not the image processor's
     video: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.change(**(NATIVE_TILING | self.settings.given))
+
+    def change(self, **settings) -> None:
+        """Change settings of images."""
+        self.settings = replace(self.settings, **settings)
+
+    @property
+    def effective(self) -> ImageSettings:
+        """The settings that an image is read with."""
+        return self.settings if self.crop_to_patches else replace(self.settings, **ONE_TILE)
 
 
 @dataclass
@@ -269,11 +282,13 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
         config=config,
         tiling=Tiling(
             tile_size=tile_size,
-            min_patches=raw.get("min_dynamic_patch", 1),
-            max_patches=raw.get("max_dynamic_patch", 6),
-            use_thumbnail=raw.get("use_thumbnail", False),
+            settings=ImageSettings(
+                slicing="edge" if released else "ratio",
+                min_patches=raw.get("min_dynamic_patch", 1),
+                max_patches=raw.get("max_dynamic_patch", 6),
+                use_thumbnail=raw.get("use_thumbnail", False),
+            ),
             crop_to_patches=raw.get("dynamic_image_size", False),
-            slicing="edge" if released else "ratio",
         ),
         architecture=text_architecture(raw["llm_config"]),
         template=raw.get("template"),
@@ -412,8 +427,7 @@ def _read_llava(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sour
         config=config,
         tiling=Tiling(
             tile_size=config.tile_size,
-            max_patches=1,
-            slicing="edge",
+            settings=ImageSettings(slicing="edge", **ONE_TILE),
             image_mean=pixels.pop("image_mean"),
             image_std=pixels.pop("image_std"),
             others=pixels,
@@ -454,23 +468,24 @@ def _saved_tiling(folder: Path, layout: str, tile_size: int) -> Tiling:
                 size == tile, f"size={size}, but vision_config.image_size makes tiles of {tile_size}x{tile_size}."
             )
         saved |= settings
-    names = ["min_patches", "max_patches", "use_thumbnail", "slicing", "image_mean", "image_std"]
-    known = {}
+    names = ["image_mean", "image_std"]
+    settings = {name: saved.get(name) for name in ImageSettings.names(IMAGE_PROCESSOR)}
     if layout == "internvl_x":  # in the native layout, InternVLProcessor sets it
         names.append("crop_to_patches")
-        known = {name: getattr(InternVLXImageProcessor, name) for name in names}
-    known |= {name: saved[name] for name in names if saved.get(name) is not None}
+        defaults = ImageSettings.own()
+        settings = {name: defaults[name] if value is None else value for name, value in settings.items()}
+    known = {name: saved[name] for name in names if saved.get(name) is not None}
     others = {name: saved[name] for name in OTHER_SETTINGS if saved.get(name) is not None}
     with blaming(file):
         InternVLXImageProcessor(size=tile, **others)
     file = folder / PROCESSOR_NAME
-    budget = read_json(file).get("max_image_tokens") if layout == "internvl_x" else None
+    own = read_json(file) if layout == "internvl_x" else {}
     with blaming(file):
-        check_max_image_tokens(budget)
+        read = ImageSettings(**settings, **{name: own.get(name) for name in ImageSettings.names(PROCESSOR)})
     return Tiling(
         tile_size=tile_size,
+        settings=read,
         **known,
-        max_image_tokens=budget,
         others=others,
         video=_saved_video(folder, layout, tile),
     )

@@ -5,8 +5,9 @@ from typing import Any
 
 from ..checkpoints.names import LLAVA, NATIVE, OURS
 from ..processing import InternVLXImageProcessor, InternVLXVideoProcessor
+from ..processing.image_settings import PROCESSOR, ImageSettings
 from .options import ConversionOptions
-from .sources import Source
+from .sources import ONE_TILE, Source
 
 # those that transformers' image and video processors have too
 SHARED_SETTINGS = (
@@ -31,11 +32,10 @@ def fit_settings(source: Source, options: ConversionOptions, max_tiles: int) -> 
     tiling, notes = source.tiling, source.notes
     if options.to == OURS:
         return
-    if tiling.max_image_tokens is not None:
-        notes.append(
-            f"Processors of the layout {options.to!r} have no budget: max_image_tokens={tiling.max_image_tokens} is left out."
-        )
-        tiling.max_image_tokens = None
+    for name in ImageSettings.names(PROCESSOR):
+        if (value := getattr(tiling.settings, name)) is not None:
+            notes.append(f"Processors of the layout {options.to!r} have no such setting: {name}={value} is left out.")
+            tiling.change(**{name: None})
     for name, value in LOST_IMAGE_SETTINGS.items():
         if (given := tiling.others.get(name, value)) != value:
             notes.append(_lost(options.to, name, given, f"do as {name}={value!r}"))
@@ -55,7 +55,7 @@ def _fit_llava(source: Source, options: ConversionOptions, max_tiles: int) -> No
         raise ValueError(f"{name}={value!r} has no effect: LLaVA takes one tile per image. Leave it out.")
     if max_tiles > 1:
         source.notes.append(f"LLaVA takes one tile per image, while the source takes up to {max_tiles}.")
-    source.tiling.min_patches = source.tiling.max_patches = 1
+    source.tiling.change(**ONE_TILE)
 
 
 def _fit_native(source: Source, options: ConversionOptions, max_tiles: int) -> None:
@@ -70,13 +70,15 @@ def _fit_native(source: Source, options: ConversionOptions, max_tiles: int) -> N
             f"slicing={options.slicing!r}, but native InternVL always cuts images by their ratio. Expected 'ratio', or leave it out."
         )
     if max_tiles == 1:  # InternVLProcessor sets crop_to_patches itself
-        tiling.min_patches = tiling.max_patches = 1
+        tiling.change(**ONE_TILE)
     else:
-        if tiling.slicing != "ratio":
-            notes.append(_lost(NATIVE, "slicing", tiling.slicing, "cut by ratio, small images into more tiles"))
-        if not tiling.use_thumbnail:
+        if tiling.settings.slicing != "ratio":
+            notes.append(
+                _lost(NATIVE, "slicing", tiling.settings.slicing, "cut by ratio, small images into more tiles")
+            )
+        if not tiling.settings.use_thumbnail:
             notes.append(_lost(NATIVE, "use_thumbnail", False, "add a thumbnail to several tiles"))
-    tiling.slicing, tiling.use_thumbnail = "ratio", True
+    tiling.change(slicing="ratio", use_thumbnail=True)
     for name, value in LOST_VIDEO_SETTINGS.items():
         if (given := video.get(name, value)) != value:
             notes.append(_lost(NATIVE, name, given, "do not bound the frames of a video"))

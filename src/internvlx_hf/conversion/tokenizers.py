@@ -12,9 +12,9 @@ from ..checkpoints.errors import blaming
 from ..checkpoints.folders import check_links
 from ..checkpoints.json_files import read_json
 from ..checkpoints.names import LLAVA
-from ..checkpoints.rules import TEXT
 from ..processing.literals import IMG_CONTEXT_TOKEN
 from ..processing.processing_internvlx import IMAGE_TOKENS
+from ..processing.rules import TEXT
 from .field_rules import TOKEN_ID, TOKENIZER_RULES, check_values
 from .llava import renamed_token
 from .sentencepiece_bpe import read_sentencepiece, sentencepiece_tokenizer

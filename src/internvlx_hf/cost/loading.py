@@ -4,9 +4,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..processing.token_budget import check_max_image_tokens
 from .presets import nearest_preset, preset_name, preset_tiling
-from .setups import ModelSetup, PresetSetup, tiling_rule
+from .setups import ModelSetup, PresetSetup
 
 if TYPE_CHECKING:
     from ..conversion.sources import Source
@@ -32,23 +31,8 @@ def load_setup(model: str | Path) -> ModelSetup:
 
 
 def _read_folder(folder: Path) -> ModelSetup:
-    from ..checkpoints.json_files import read_json
-    from ..checkpoints.names import PROCESSOR_FILES, PROCESSOR_NAME
-    from ..processing import InternVLXImageProcessor
-
     source = _source(folder)
-    processor, budget = None, None
-    if source.layout == "internvl_x":
-        has_processor = any((folder / name).is_file() for name in PROCESSOR_FILES)
-        size = {"height": source.config.tile_size, "width": source.config.tile_size}
-        processor = (
-            InternVLXImageProcessor.from_pretrained(folder) if has_processor else InternVLXImageProcessor(size=size)
-        )
-        if (folder / PROCESSOR_NAME).is_file():
-            budget = read_json(folder / PROCESSOR_NAME).get("max_image_tokens")
-            check_max_image_tokens(budget)
-    tiling = tiling_rule(source.tiling if processor is None else processor, source.config)
-    return ModelSetup(folder.resolve().name, source.config, tiling, max_image_tokens=budget)
+    return ModelSetup.reading(folder.resolve().name, source.config, source.tiling.effective)
 
 
 def load_video_processor(model: str | Path) -> "InternVLXVideoProcessor":

@@ -4,15 +4,14 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
 from .presets import preset
 from .sizes import Sizes, preset_sizes
 from .variants import vary
 
 if TYPE_CHECKING:
-    from ..conversion.sources import Tiling
     from ..modeling import InternVLXConfig
-    from ..processing import InternVLXImageProcessor
 
 # maximum tiles per image in the training of InternVL2 and 2.5, and in their own processor
 NATIVE_MAX_TILES = (6, 12)
@@ -26,13 +25,28 @@ class ModelSetup:
         name: name of the preset, the folder or the variant.
         config: the model's configuration.
         tiling: bounds the tiles of each image.
-        max_image_tokens: the budget of visual tokens of a prompt (default: none), see `token_budget.fit_rules`.
+        settings: the settings of images that `tiling` does not have, such as the budget of a prompt (default: none).
     """
 
     name: str
     config: "InternVLXConfig"
     tiling: TilingRule
-    max_image_tokens: int | None = field(default=None, kw_only=True)
+    settings: ImageSettings = field(default=ImageSettings(), kw_only=True)
+
+    @classmethod
+    def reading(cls, name: str, config: "InternVLXConfig", settings: ImageSettings) -> "ModelSetup":
+        """A model that reads images with settings."""
+        return cls(name, config, TilingRule(config.tile_size, config.tile_size)).changed(settings)
+
+    def changed(self, settings: ImageSettings) -> "ModelSetup":
+        """The setup with the settings that are given. Raises: ValueError: if they contradict each other."""
+        tiling, rest = settings.applied(self.tiling)
+        return replace(self, tiling=tiling, settings=replace(self.settings, **rest.given))
+
+    @property
+    def max_image_tokens(self) -> int | None:
+        """The budget of visual tokens of a prompt, see `token_budget.fit_rules`."""
+        return self.settings.max_image_tokens
 
     @property
     def sizes(self) -> Sizes:
@@ -57,8 +71,7 @@ class ModelSetup:
 
     def costs_as(self, other: "ModelSetup") -> bool:
         """Whether every image costs the same with both."""
-        same_tiles = (self.tiling, self.max_image_tokens) == (other.tiling, other.max_image_tokens)
-        return same_tiles and self.sizes == other.sizes
+        return (self.tiling, self.settings) == (other.tiling, other.settings) and self.sizes == other.sizes
 
     def varied(self, variant: str, name: str, tiling: TilingRule) -> "ModelSetup":
         """The setup with one of `variants.VARIANTS` of the model.
@@ -66,7 +79,7 @@ class ModelSetup:
         Raises:
             ValueError: if the variant does not fit the model.
         """
-        return ModelSetup(name, vary(self.config, variant), tiling, max_image_tokens=self.max_image_tokens)
+        return ModelSetup(name, vary(self.config, variant), tiling, settings=self.settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,26 +104,13 @@ class PresetSetup(ModelSetup):
     def varied(self, variant: str, name: str, tiling: TilingRule) -> ModelSetup:
         if self.variant != "own":
             return super().varied(variant, name, tiling)
-        return PresetSetup(name, tiling, self.preset, variant, max_image_tokens=self.max_image_tokens)
-
-
-def tiling_rule(settings: "InternVLXImageProcessor | Tiling", config: "InternVLXConfig") -> TilingRule:
-    """The tiling of an image processor, or of the settings that the conversion has read from one."""
-    cuts = settings.crop_to_patches is not False  # None: the default, which is to crop
-    return TilingRule(
-        config.tile_size,
-        config.tile_size,
-        min_tiles=settings.min_patches if cuts else 1,
-        max_tiles=settings.max_patches if cuts else 1,
-        slicing=settings.slicing,
-        use_thumbnail=settings.use_thumbnail,
-    )
+        return PresetSetup(name, tiling, self.preset, variant, settings=self.settings)
 
 
 def native(setup: ModelSetup, max_tiles: int) -> ModelSetup:
     """The same model as in InternVL2 and 2.5: pixel shuffle by 2, no LVTC, slicing "ratio", no budget."""
     tiling = replace(setup.tiling, min_tiles=1, max_tiles=max_tiles, slicing="ratio", use_thumbnail=True)
-    return replace(setup, max_image_tokens=None).varied("native", f"native InternVL, max {max_tiles}", tiling)
+    return replace(setup, settings=ImageSettings()).varied("native", f"native InternVL, max {max_tiles}", tiling)
 
 
 def by_slicing(setup: ModelSetup) -> list[ModelSetup]:

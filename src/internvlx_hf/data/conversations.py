@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 
 from ..processing.messages import IMAGE, VIDEO
+from ..processing.rvtc import TILES_RULE
 from .samples import is_given, media_of, refuse_unread
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -59,13 +60,8 @@ def _tile_limits(given) -> dict[str, int]:
             raise ValueError(
                 f"it sets {name}={value!r:.100} for its images, expected only {' and '.join(_TILE_LIMITS)}"
             )
-        if not is_tile_limit(value):
-            raise ValueError(f"it sets {name}={value!r:.100}, expected a positive number of tiles")
+        TILES_RULE.check(f"it sets {name}", value)
     return limits
-
-
-def is_tile_limit(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _messages(conversations) -> list[dict]:

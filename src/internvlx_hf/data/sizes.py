@@ -138,6 +138,7 @@ def fingerprint(data: TrainingData) -> str | None:
         "image_seq_length": processor.image_seq_length,
         "chat_template": processor.chat_template,
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
-        "limits": [encoder.max_length, encoder.on_too_long, encoder.share_tiles, processor.max_image_tokens],
+        "image_settings": processor.image_settings.given,
+        "limits": [encoder.max_length, encoder.on_too_long, encoder.share_tiles],
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

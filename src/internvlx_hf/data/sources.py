@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..processing import InternVLXProcessor
-from .conversations import is_tile_limit
+from ..processing.rvtc import TILES_RULE
 from .datasets import RecordSet, RecordStream, StreamingTrainingData, TrainingData
 from .encoding import SampleEncoder
 from .records import ArrowRows, JsonArray, JsonLines, Records, Rows
@@ -155,8 +155,7 @@ def _meta_part(place: str, entry, folder: Path) -> RecordSet:
         raise ValueError(f"{place} sets repeat_time={repeat!r}, expected a number of at least 0.")
     images_kwargs = {_IMAGE_SETTINGS[key]: value for key, value in entry.items() if key in _IMAGE_SETTINGS}
     for key, value in images_kwargs.items():
-        if not is_tile_limit(value):
-            raise ValueError(f"{place} sets {key}={value!r}, expected a positive number of tiles.")
+        TILES_RULE.check(f"{place} sets {key}", value)
     root, annotation = entry.get("root") or "", _resolve_path(entry["annotation"], folder)
     if not isinstance(root, str):
         raise ValueError(f"{place} has the root {root!r:.100}, expected a folder.")

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from .. import registration  # noqa: F401
 from ..modeling import InternVLXConfig
 from ..processing.boxes import decode_answer
+from ..processing.image_settings import ImageSettings, split_by_owner
 from ..processing.literals import MARKS, escaped
 from ..processing.processing_internvlx import IGNORE_INDEX
 
@@ -21,10 +22,7 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_NEW_TOKENS = 1024
 # settings of the checkpoint's processor that an evaluation may change
-IMAGE_SETTINGS = (
-    *("slicing", "min_patches", "max_patches", "use_thumbnail", "max_image_tokens"),
-    *("resize_backend", "do_exif_transpose", "jpeg_draft"),
-)
+IMAGE_SETTINGS = (*ImageSettings.names(), "resize_backend", "do_exif_transpose", "jpeg_draft")
 
 Messages = list[dict]  # a conversation, as `apply_chat_template` takes it
 
@@ -101,17 +99,23 @@ class Answerer:
         return cls(model, processor, images_kwargs)
 
     @property
-    def image_processor(self):
-        """An image processor with the settings that answers are given under."""
-        changed = copy(self.processor.image_processor)
-        changed.change_tiling(**_split_budget(self.images_kwargs)[0])
+    def changed_processor(self):
+        """A copy of the processor with the settings that answers are given under."""
+        images, own = split_by_owner(self.images_kwargs)
+        changed, images_changed = copy(self.processor), copy(self.processor.image_processor)
+        images_changed.change_tiling(**images)
+        vars(changed).update(own, image_processor=images_changed)
         return changed
 
     @property
-    def max_image_tokens(self) -> int | None:
-        """The budget of visual tokens of a conversation that answers are given under."""
-        budget = self.images_kwargs.get("max_image_tokens")
-        return self.processor.max_image_tokens if budget is None else budget
+    def image_processor(self):
+        """An image processor with the settings that answers are given under."""
+        return self.changed_processor.image_processor
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        """The settings of images that answers are given under."""
+        return self.changed_processor.image_settings
 
     def update_images_kwargs(self, **changed) -> None:
         """Change `images_kwargs`. Raises: ValueError: if the settings are invalid or contradict each other."""
@@ -262,15 +266,7 @@ def generation_arguments(task_kwargs: dict) -> dict:
 def _check_images_kwargs(processor, images_kwargs: dict) -> None:
     if unknown := sorted(set(images_kwargs) - set(IMAGE_SETTINGS)):
         raise ValueError(f"Unknown image settings {unknown}, expected some of {list(IMAGE_SETTINGS)}.")
-    image_settings, budget = _split_budget(images_kwargs)
-    processor.tiling_rules([(1, 1)], image_settings, max_image_tokens=budget)  # a budget must have room for an image
-
-
-def _split_budget(images_kwargs: dict) -> tuple[dict, int | None]:
-    """The image processor's settings, and the budget of visual tokens."""
-    settings = dict(images_kwargs)
-    budget = settings.pop("max_image_tokens", None)
-    return settings, budget
+    processor.tiling_rules([(1, 1)], images_kwargs)  # a budget must have room for an image
 
 
 def _count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:

@@ -34,8 +34,8 @@ class InternVLXSimple(lmms):
         device_map: "auto" spreads one copy of the model over all GPUs, for a single process only (default: none).
         attn_implementation: as in `from_pretrained`.
         system_prompt: a system message, or a file that holds it (default: none).
-        image_settings: any of `slicing`, `min_patches`, `max_patches`, `use_thumbnail`, `max_image_tokens`,
-            `resize_backend`, `do_exif_transpose` and `jpeg_draft`, to override the checkpoint's own.
+        image_settings: any of `IMAGE_SETTINGS`: the fields of `ImageSettings`, `resize_backend`, `do_exif_transpose` and
+            `jpeg_draft`, to override the checkpoint's own.
 
     Raises:
         ValueError: if an argument is invalid or the checkpoint is not an InternVL-X model.

@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging
 
 from ..checkpoints.names import CARD, is_weights
-from ..checkpoints.rules import choice
+from ..processing.rules import choice
 from .checks import check_folder
 from .folder import FolderError, LeftFile, PushedFile, card_to_push, files_left, files_to_push, folder_stamps
 from .model_card import CardFacts

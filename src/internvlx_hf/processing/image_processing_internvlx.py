@@ -3,8 +3,9 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
+from typing import TypedDict
 
 import numpy as np
 import PIL.Image
@@ -27,6 +28,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .image_files import ImageAccess, open_image
+from .image_settings import IMAGE_PROCESSOR, PROCESSOR, ImageSettings, rule_of, split_by_owner
 from .image_sources import ALPHA, ArraySource, PillowSource, as_real_tensor, image_size
 from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer, empty
 from .rvtc import TilePlan, TilingRule
@@ -36,21 +38,20 @@ ImageSource = PillowSource | ArraySource
 MISSPELT = 0.881
 
 
-class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
+TILE_SETTINGS = ImageSettings.names(IMAGE_PROCESSOR)
+_TYPES = {each.name: each.type for each in fields(ImageSettings) if each.name in TILE_SETTINGS}
+_TileSettings = TypedDict("_TileSettings", _TYPES, total=False)  # type: ignore[misc]
+
+
+class InternVLXImageProcessorKwargs(ImagesKwargs, _TileSettings, total=False):
     r"""
     crop_to_patches (`bool`, *optional*, defaults to `True`):
         Split the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.) An image
         processor that was made with `do_resize=True`, a `size` and no setting of tiles only resizes, as those of
         transformers do; within an `InternVLXProcessor` it splits. A call that asks for several tiles by `max_patches` or
         `min_patches`, and does not say `crop_to_patches=False` itself, gets them, whatever the processor's own setting.
-    min_patches (`int`, *optional*, defaults to 1):
-        Smallest number of tiles, without the thumbnail.
-    max_patches (`int` or, in a call, `list[int]`, *optional*, defaults to 6):
-        Largest number of tiles, without the thumbnail; a list has one number for each image.
-    slicing (`str`, *optional*, defaults to `"edge"`):
-        `"edge"`, `"area"` or `"ratio"`: how the image's size bounds its number of tiles, see `rvtc.TilingRule`.
-    use_thumbnail (`bool`, *optional*, defaults to `True`):
-        Append a thumbnail of the whole image if there is more than one tile.
+    max_patches (`int` or, in a call, `list[int]`, *optional*, defaults to 6), min_patches, slicing, use_thumbnail:
+        See `image_settings.ImageSettings`, whose rules and defaults they have; a list has one number for each image.
     resize_backend (`str`, *optional*, defaults to `"torch"`):
         `"torch"`: torch's 8-bit antialiased resize, bicubic or bilinear. It is three to four times as fast as Pillow's and
         differs from it by one level of 255 in a few pixels per thousand (in images of noise, by two levels in one pixel per
@@ -68,10 +69,7 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     crop_to_patches: bool | None
-    min_patches: int | None
     max_patches: int | list[int] | None
-    slicing: str | None
-    use_thumbnail: bool | None
     resize_backend: str | None
     do_exif_transpose: bool | None
     alpha: str | None
@@ -115,10 +113,6 @@ class InternVLXImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
     crop_to_patches: bool | None = True
-    min_patches = 1
-    max_patches: int = 6
-    slicing = "edge"
-    use_thumbnail = True
     resize_backend = "torch"
     do_exif_transpose = True
     alpha = "white"
@@ -131,10 +125,9 @@ class InternVLXImageProcessor(PilBackend):
         super().__init__(**kwargs)  # type: ignore[misc]
         if not isinstance(self.access, ImageAccess):
             raise ValueError(f"access={self.access!r}, expected an ImageAccess.")
-        if isinstance(self.max_patches, list):
-            raise ValueError(
-                f"max_patches={self.max_patches}, expected one number; a call may give one for each image."
-            )
+        for name in TILE_SETTINGS:
+            if isinstance(value := getattr(self, name), list):
+                raise ValueError(f"{name}={value}, expected one number; a call may give one for each image.")
         only_resizes = kwargs.get("do_resize") and "size" in kwargs and not _has_tile_settings(kwargs)
         if kwargs.get("crop_to_patches", not only_resizes or None) is None:
             self.crop_to_patches = None  # not set: see `crop_to_patches` above
@@ -143,10 +136,10 @@ class InternVLXImageProcessor(PilBackend):
     @classmethod
     def refuse_misspelt(cls, settings: Mapping):
         """Raises `ValueError` for a misspelt setting. Other unknown names are kept, as transformers does."""
-        if "max_image_tokens" in settings:
+        for name in settings.keys() & ImageSettings.names(PROCESSOR):
             raise ValueError(
-                f"max_image_tokens={settings['max_image_tokens']!r} is a setting of InternVLXProcessor, which knows how many "
-                "tokens a tile has. Give it to the processor, beside the image processor's settings."
+                f"{name}={settings[name]!r} is a setting of InternVLXProcessor, which knows how many tokens a tile has. Give "
+                "it to the processor, beside the image processor's settings."
             )
         known = [*cls.valid_kwargs.__annotations__, "access"]
         refuse_near(known, [name for name in settings if not hasattr(cls, name)], "the image processor")
@@ -154,7 +147,7 @@ class InternVLXImageProcessor(PilBackend):
     @classmethod
     def from_dict(cls, image_processor_dict: dict, **kwargs):
         # `AutoProcessor` passes on the processor's own arguments, too
-        cls.refuse_misspelt({name: value for name, value in kwargs.items() if name != "max_image_tokens"})
+        cls.refuse_misspelt(split_by_owner(kwargs)[0])
         saved = {"alpha": "drop"} | {name: value for name, value in image_processor_dict.items() if name != "access"}
         if "access" in kwargs:
             saved["access"] = kwargs.pop("access")
@@ -270,7 +263,9 @@ class InternVLXImageProcessor(PilBackend):
         super()._validate_preprocess_kwargs(**kwargs)
         limits = kwargs.get("max_patches")
         for limit in limits if isinstance(limits, list) else [limits]:
-            self._tiling_rule(**kwargs | {"max_patches": limit})
+            own = kwargs | {"max_patches": limit}
+            ImageSettings(**{name: own[name] for name in TILE_SETTINGS if name in own})
+            self._tiling_rule(**own)
         backend, resample = kwargs["resize_backend"], kwargs["resample"]
         if backend not in RESIZE_BACKENDS:
             raise ValueError(f"resize_backend={backend!r} is unknown, expected one of {', '.join(RESIZE_BACKENDS)}.")
@@ -288,14 +283,10 @@ class InternVLXImageProcessor(PilBackend):
             _require_numbers("image_mean", kwargs["image_mean"], "finite numbers", counts=counts)
             _require_numbers("image_std", kwargs["image_std"], "finite positive numbers", counts=counts)
 
-    def _tiling_rule(
-        self, size: SizeDict, crop_to_patches: bool, min_patches: int, max_patches: int, **kwargs
-    ) -> TilingRule:
+    def _tiling_rule(self, size: SizeDict, crop_to_patches: bool, **kwargs) -> TilingRule:
         if not (size and size.height and size.width):
             raise ValueError(f"size={size and dict(size)}, expected a tile's height and width in pixels.")
-        rule = TilingRule(
-            size.height, size.width, min_patches, max_patches, kwargs["slicing"], kwargs["use_thumbnail"]
-        )
+        rule = rule_of(size.height, size.width, kwargs)
         return rule if crop_to_patches else replace(rule, min_tiles=1, max_tiles=1)
 
     def _preprocess(  # type: ignore[override]
@@ -363,6 +354,10 @@ class InternVLXImageProcessor(PilBackend):
         return scale, shift
 
 
+for _name in TILE_SETTINGS:
+    setattr(InternVLXImageProcessor, _name, ImageSettings.own()[_name])
+
+
 def refuse_near(known: Sequence[str], names: Iterable[str], owner: str) -> None:
     """Raises `ValueError` for a name that is not a known setting of its owner, but almost one."""
     for name in names:
@@ -378,7 +373,7 @@ def _asks_for_tiles(kwargs: Mapping) -> bool:
 
 
 def _has_tile_settings(kwargs: Mapping) -> bool:
-    return any(kwargs.get(name) is not None for name in ("min_patches", "max_patches", "slicing", "use_thumbnail"))
+    return any(kwargs.get(name) is not None for name in TILE_SETTINGS)
 
 
 _NUMBER_CHECKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -18,6 +18,7 @@ from .chat_processor import CHAT_MEDIA, ChatProcessor, flat_images, is_frame_lis
 from .chat_processor import IGNORE_INDEX as IGNORE_INDEX
 from .chat_templates import DEFAULT_CHAT_TEMPLATE
 from .image_processing_internvlx import InternVLXImageProcessorKwargs, refuse_near
+from .image_settings import IMAGE_PROCESSOR, PROCESSOR, ImageSettings, settings_of, split_by_owner
 from .literals import (
     IMAGE_MARK,
     IMG_CONTEXT_TOKEN,
@@ -29,7 +30,7 @@ from .literals import (
     literals_as_text,
 )
 from .rvtc import TilingRule
-from .token_budget import Size, check_max_image_tokens, fit_rules
+from .token_budget import Size, fit_rules
 from .video_files import Video, flat_videos, open_video
 from .video_processing_internvlx import InternVLXVideoProcessor, InternVLXVideoProcessorKwargs
 
@@ -45,7 +46,7 @@ _VIDEO_SETTINGS = frozenset(InternVLXVideoProcessorKwargs.__annotations__) - set
 _MEDIA_SETTINGS = _VIDEO_SETTINGS | (
     set(InternVLXImageProcessorKwargs.__annotations__) - set(TextKwargs.__annotations__)
 )
-_OWN_SETTINGS = ("image_seq_length", "max_image_tokens", "wrap_images", *sorted(_VIDEO_SETTINGS))
+_OWN_SETTINGS = ("image_seq_length", *ImageSettings.names(PROCESSOR), "wrap_images", *sorted(_VIDEO_SETTINGS))
 
 _TEXT_DEFAULTS: TextKwargs = {"padding_side": "left"}
 
@@ -83,6 +84,7 @@ class InternVLXProcessor(ChatProcessor):
     _auto_class = "AutoProcessor"  # type: ignore[assignment]
     valid_processor_kwargs = InternVLXProcessorKwargs
     text_kwargs = _TEXT_DEFAULTS
+    max_image_tokens: int | None
 
     def __init__(
         self,
@@ -95,12 +97,14 @@ class InternVLXProcessor(ChatProcessor):
         wrap_images: bool = True,
         **kwargs,
     ):
+        own = {name: kwargs.pop(name, None) for name in ImageSettings.names(PROCESSOR)}
+        own["max_image_tokens"] = max_image_tokens
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         if image_seq_length < 1:
             raise ValueError(f"image_seq_length={image_seq_length}, expected a positive number of tokens per tile.")
         self.image_seq_length = image_seq_length
-        check_max_image_tokens(max_image_tokens)
-        self.max_image_tokens = max_image_tokens
+        vars(self).update(own)
+        ImageSettings(**own)  # raises if one is out of range
         self.wrap_images = wrap_images
         for name in _MEDIA_SETTINGS:  # of `from_pretrained`, which would override the image processor's in every call
             tokenizer.init_kwargs.pop(name, None)
@@ -130,7 +134,34 @@ class InternVLXProcessor(ChatProcessor):
         if given and "video_processor" not in kwargs:
             saved = processor_dict.get("video_processor") or InternVLXVideoProcessor.like(args[0]).to_dict()
             processor_dict = {**processor_dict, "video_processor": {**saved, **given}}
-        return super().from_args_and_dict(args, processor_dict, **kwargs)
+        saved = {name: processor_dict[name] for name in ImageSettings.names(PROCESSOR) if name in processor_dict}
+        processor = super().from_args_and_dict(args, processor_dict, **kwargs)
+        own = split_by_owner(saved | kwargs)[1]
+        (processor[0] if isinstance(processor, tuple) else processor).change_image_settings(**own)
+        return processor
+
+    def to_dict(self) -> dict:
+        own = {name: getattr(self, name) for name in ImageSettings.names(PROCESSOR)}
+        return super().to_dict() | {name: value for name, value in own.items() if value is not None}
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        """How the processor reads images."""
+        image_processor = self.image_processor
+        own = {name: getattr(image_processor, name) for name in ImageSettings.names(IMAGE_PROCESSOR)}
+        own |= settings_of(image_processor.tiling_rule())
+        return ImageSettings(**own, **{name: getattr(self, name) for name in ImageSettings.names(PROCESSOR)})
+
+    def change_image_settings(self, **settings) -> None:
+        """Change the fields of [`ImageSettings`] for all calls. None leaves one as it is.
+
+        Raises:
+            ValueError: if one is unknown or out of range, or if the budget has no room for an image. Nothing is changed then.
+        """
+        images, own = split_by_owner(ImageSettings(**settings).given)
+        self.tiling_rules([(1, 1)], images | own)
+        self.image_processor.change_tiling(**images)
+        vars(self).update(own)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -171,8 +202,8 @@ class InternVLXProcessor(ChatProcessor):
         # not in the signature, where transformers' tools expect neither attributes nor videos without a video processor among
         # `get_attributes`
         videos = kwargs.pop("videos", None)  # type: ignore[typeddict-item]
-        budget = kwargs.pop("max_image_tokens", None)  # type: ignore[typeddict-item]
-        budget = self.max_image_tokens if budget is None else budget
+        own = ImageSettings(**{name: kwargs.pop(name, None) for name in ImageSettings.names(PROCESSOR)})  # type: ignore[misc]
+        budget = self.max_image_tokens if own.max_image_tokens is None else own.max_image_tokens
         refuse_other_media(kwargs)
         if images_kwargs := kwargs.get("images_kwargs"):
             self.image_processor.refuse_misspelt(images_kwargs)
@@ -225,12 +256,14 @@ class InternVLXProcessor(ChatProcessor):
 
         Args:
             sizes: (width, height) of each upright image.
-            images_kwargs: arguments of the image processor in the call.
+            images_kwargs: arguments of the image processor in the call, and fields of [`ImageSettings`].
             num_frames: frames of the text's videos.
-            max_image_tokens: the call's budget (default: the processor's).
+            max_image_tokens: the call's budget (default: that of `images_kwargs`, or the processor's).
         """
-        budget = self.max_image_tokens if max_image_tokens is None else max_image_tokens
-        rule = self.image_processor.tiling_rule(images_kwargs)
+        images, own = split_by_owner(images_kwargs or {})
+        given = ImageSettings(**own | ({} if max_image_tokens is None else {"max_image_tokens": max_image_tokens}))
+        budget = self.max_image_tokens if given.max_image_tokens is None else given.max_image_tokens
+        rule = self.image_processor.tiling_rule(images)
         return fit_rules(rule, sizes, self.image_seq_length, budget, num_frames)
 
     def _limit_tiles(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 
+from .rules import choice, whole
+
 # each rule in the words that help, reports and documentation explain it with
 SLICING_WORDS = {
     "edge": "tiles that cover width and height",
@@ -20,6 +22,7 @@ SLICING_STRATEGIES = tuple(SLICING_WORDS)
 SLICING_HELP = "how an image's size limits its tiles: " + ", ".join(f"{k} ({v})" for k, v in SLICING_WORDS.items())
 # At 448 x 448 pixels per tile, this is 45 times the largest image that Pillow opens, and exceeds every model's context.
 MAX_TILES = 10_000
+SLICING_RULE, TILES_RULE = choice(SLICING_STRATEGIES), whole(1, MAX_TILES)
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,12 @@ class TilingRule:
     use_thumbnail: bool = True
 
     def __post_init__(self):
-        if self.slicing not in SLICING_STRATEGIES:
-            raise ValueError(f"slicing={self.slicing!r} is unknown, expected one of {', '.join(SLICING_STRATEGIES)}.")
+        SLICING_RULE.check("slicing", self.slicing)
         for name, value in (("height", self.tile_height), ("width", self.tile_width)):
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"size has {name}={value!r}, expected a positive number of pixels.")
         for name, value in (("min_patches", self.min_tiles), ("max_patches", self.max_tiles)):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}, expected a positive number of tiles.")
-            if value > MAX_TILES:
-                raise ValueError(f"{name}={value}, expected at most {MAX_TILES} tiles.")
+            TILES_RULE.check(name, value)
         if self.min_tiles > self.max_tiles:
             raise ValueError(
                 f"min_patches={self.min_tiles} is larger than max_patches={self.max_tiles}, "

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
-from numbers import Integral
 from typing import NamedTuple
 
+from .image_settings import ImageSettings
 from .rvtc import TilePlan, TilingRule
 
 Size = tuple[int, int]  # (width, height) of an upright image
@@ -63,7 +63,7 @@ def fit_rules(
     Raises:
         ValueError: if the smallest grids and the frames take more tokens. The message says how many they take.
     """
-    check_max_image_tokens(max_image_tokens)
+    ImageSettings(max_image_tokens=max_image_tokens)  # raises if it is out of range
     rules = [rule] * len(sizes)
     if max_image_tokens is None:
         return rules
@@ -83,13 +83,6 @@ def fit_rules(
         if number + 1 < len(own):
             heappush(waiting, (-own[number + 1].share, minus_index, number + 1))
     return rules
-
-
-def check_max_image_tokens(max_image_tokens: int | None) -> None:
-    """Raises `ValueError` unless it is a positive number of tokens, or None, for no budget."""
-    is_number = isinstance(max_image_tokens, Integral) and not isinstance(max_image_tokens, bool)
-    if max_image_tokens is not None and not (is_number and max_image_tokens >= 1):
-        raise ValueError(f"max_image_tokens={max_image_tokens!r}, expected a positive number of visual tokens.")
 
 
 def _require_possible(

@@ -13,13 +13,13 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import VideosKwargs
 from transformers.utils import TensorType
 
-from .image_processing_internvlx import InternVLXImageProcessor
+from .image_processing_internvlx import TILE_SETTINGS, InternVLXImageProcessor
 from .resizing import empty
 from .rvtc import TilingRule
 from .video_files import Frame, Video, flat_videos, open_video, sampled_indices
 
 SAMPLING = ("num_frames", "fps", "min_frames", "max_frames", "do_sample_frames", "video_metadata")
-_TILE_SETTINGS = ("crop_to_patches", "min_patches", "max_patches", "slicing", "use_thumbnail", "jpeg_draft")
+_TILE_SETTINGS = ("crop_to_patches", "jpeg_draft", *TILE_SETTINGS)
 _FRAMES_PER_BATCH = 4
 
 

@@ -34,8 +34,8 @@ from ..cost.request_budget import RequestBudget
 from ..evaluation.answering import StopAtText
 from ..modeling import InternVLXForConditionalGeneration
 from ..processing import ImageAccess, InternVLXProcessor
+from ..processing.image_settings import ImageSettings
 from ..processing.messages import refuse_tokens
-from ..processing.token_budget import check_max_image_tokens
 from .gate import Gate, Refused, refusal
 from .generation import Generation
 from .messages import read_messages, require_known_items, require_template_variables, with_parsed_calls
@@ -53,9 +53,7 @@ def build_app(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
-    slicing: str | None = None,
-    max_patches: int | None = None,
-    max_image_tokens: int | None = None,
+    **image_settings: Any,
 ) -> FastAPI:
     """Load a checkpoint and build the server for it.
 
@@ -65,19 +63,16 @@ def build_app(
         access: image sources that messages may use (default: public URLs and base64).
         budget: limits on a request (default: those of [`RequestBudget`]).
         device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
-        slicing, max_patches: how images are cut into tiles, as in `InternVLXImageProcessor` (default: the checkpoint's).
-        max_image_tokens: the budget of visual tokens of a request (default: the checkpoint's).
+        image_settings: fields of [`ImageSettings`]: how the images of all requests are read (default: as the checkpoint says).
 
     Raises:
         ValueError, OSError: if the checkpoint cannot be loaded, or a setting of images is invalid.
     """
-    check_max_image_tokens(max_image_tokens)
+    settings = ImageSettings(**image_settings)
     access = ImageAccess.for_server(public_hosts=True) if access is None else access
     budget = budget or RequestBudget()
-    tiling = {"slicing": slicing, "max_patches": max_patches}
-    tiling = {name: value for name, value in tiling.items() if value is not None}
     name = name or checkpoint
-    manager = _OneModel(checkpoint, name, access, budget, device, dtype, attn_implementation, tiling, max_image_tokens)
+    manager = _OneModel(checkpoint, name, access, budget, device, dtype, attn_implementation, settings)
     state = Generation()
     handlers: dict[str, Any] = {
         "chat_handler": _ChatCompletions(manager, state),
@@ -122,13 +117,12 @@ class _OneModel(ModelManager):
         device: str,
         dtype: str,
         attention: str | None,
-        tiling: dict[str, Any],
-        max_image_tokens: int | None,
+        settings: ImageSettings,
     ):
         self.checkpoint, self.name, self.budget = checkpoint, name, budget
         self.access = replace(access, max_pixels=min(budget.max_pixels, access.max_pixels or budget.max_pixels))
         self.decoding = ThreadPoolExecutor(MAX_DECODED, thread_name_prefix="decoding")
-        self.tiling, self.max_image_tokens = tiling, max_image_tokens
+        self.settings = settings
         super().__init__(device=device, dtype=dtype, attn_implementation=attention, force_model=name)
 
     def load_model_and_processor(self, model_id_and_revision: str, *args, **kwargs):
@@ -139,10 +133,7 @@ class _OneModel(ModelManager):
     def _load_processor(self, *args, **kwargs) -> InternVLXProcessor:
         processor = InternVLXProcessor.from_pretrained(self.checkpoint)
         processor.image_processor.access = self.access
-        processor.image_processor.change_tiling(**self.tiling)
-        if self.max_image_tokens is not None:
-            processor.max_image_tokens = self.max_image_tokens
-        processor.tiling_rules([(1, 1)])  # a budget must have room for an image
+        processor.change_image_settings(**self.settings.given)
         self.longest_token = max(map(len, processor.tokenizer.get_vocab()))
         return processor
 

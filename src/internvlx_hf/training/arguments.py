@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 
 from ..checkpoints.names import DTYPES
-from ..processing.rvtc import SLICING_HELP, SLICING_STRATEGIES
+from ..processing.image_settings import ImageSettings
+from ..processing.rvtc import SLICING_STRATEGIES
 from .parsing import parse_arguments  # noqa: F401  for callers of this module
 
 
-@dataclass
-class ModelArguments:
-    """The model to train, and how it is loaded."""
+@dataclass(frozen=True)
+class ModelArguments(ImageSettings):
+    """The model to train, how it is loaded, and how it reads images (default: as the checkpoint's processor does)."""
 
     _argument_group_name = "model"
 
@@ -44,26 +45,6 @@ class ModelArguments:
         metadata={
             "help": "Weight of the routers' load-balancing loss in a mixture of experts, 0 for none (default: the checkpoint's "
             "`router_aux_loss_coef` if it has `output_router_logits`, else 0)."
-        },
-    )
-    slicing: str | None = field(
-        default=None,
-        metadata={
-            "help": f"RVTC: {SLICING_HELP} (default: the checkpoint's).",
-            "choices": SLICING_STRATEGIES,
-        },
-    )
-    min_patches: int | None = field(
-        default=None, metadata={"help": "Smallest number of tiles per image (default: the checkpoint's)."}
-    )
-    max_patches: int | None = field(
-        default=None, metadata={"help": "Largest number of tiles per image (default: the checkpoint's)."}
-    )
-    max_image_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Visual tokens that the images and frames of a sample share; the images that lose least give up tiles "
-            "(default: the checkpoint's, or no limit)."
         },
     )
 

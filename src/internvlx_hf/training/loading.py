@@ -47,11 +47,7 @@ def load_processor(arguments: ModelArguments) -> InternVLXProcessor:
     processor = InternVLXProcessor.from_pretrained(
         arguments.model_name_or_path, revision=arguments.model_revision or "main"
     )
-    tiling = {name: getattr(arguments, name) for name in ("slicing", "min_patches", "max_patches")}
-    processor.image_processor.change_tiling(**{name: value for name, value in tiling.items() if value is not None})
-    if arguments.max_image_tokens is not None:
-        processor.max_image_tokens = arguments.max_image_tokens
-    processor.tiling_rules([(1, 1)])  # a budget must have room for an image
+    processor.change_image_settings(**arguments.given)
     return processor
 
 

@@ -20,9 +20,9 @@ from ..checkpoints.folders import (
     resolve_inside,
 )
 from ..checkpoints.names import ADAPTER_WEIGHTS, DTYPES, RECIPE
-from ..checkpoints.rules import choice
 from ..hub.checkpoint_folder import checkpoint_folder
 from ..processing import InternVLXProcessor
+from ..processing.rules import choice
 from .arguments import ModelArguments
 from .loading import check_model_type, load_model
 from .recipe import COMPANIONS

@@ -3,12 +3,15 @@
 
 import argparse
 import difflib
+from copy import copy
 from pathlib import Path
 from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
+
+from ..checkpoints.options import option_help, option_type
 
 # the settings of `--help`
 _NEEDED_FIRST = (
@@ -60,6 +63,18 @@ class _HelpAll(argparse.Action):
 
 
 class _Parser(HfArgumentParser):
+    @staticmethod
+    def _parse_dataclass_field(parser, field) -> None:
+        """Add a setting as transformers does; one with a rule as its rule says."""
+        if "rule" in field.metadata:
+            help = option_help(field, "the checkpoint's")
+            texts = {"help": f"{help[0].upper()}{help[1:]}."}
+            if choices := field.metadata["rule"].choices:
+                texts["choices"] = choices
+            field, kind = copy(field), option_type(field)
+            field.type, field.metadata = kind | None, texts
+        HfArgumentParser._parse_dataclass_field(parser, field)
+
     def format_help(self) -> str:
         """The help on the settings that people need first."""
         formatter = self._get_formatter()

@@ -66,10 +66,9 @@ def training_recipe(
         metrics: results of training and evaluation.
     """
     arguments, config = trainer.args, trainer.model.config
-    tiling, seen = trainer.processing_class.image_processor.tiling_rule(), throughput.seen
+    seen = throughput.seen
     settings = {name: _plain(getattr(arguments, name)) for name in SETTINGS}
-    settings |= {"slicing": tiling.slicing, "min_patches": tiling.min_tiles, "max_patches": tiling.max_tiles}
-    settings |= {"max_image_tokens": trainer.processing_class.max_image_tokens}
+    settings |= trainer.processing_class.image_settings.given
     settings |= {"dtype": model_arguments.dtype, "world_size": arguments.world_size}
     settings |= {"attn_implementation": config.text_config._attn_implementation}
     if getattr(config.text_config, "output_router_logits", False):

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,9 @@ def other_settings(
     data: RunData,
 ) -> dict:
     """The other settings that affect the result, and the data, without paths."""
-    tiling = processor.image_processor.tiling_rule()
     settings: dict[str, Any] = {"model_name_or_path": source_name(model_arguments.model_name_or_path)}
     settings |= {name: getattr(model_arguments, name) for name in _MODEL}
-    settings |= {"slicing": tiling.slicing, "min_patches": tiling.min_tiles, "max_patches": tiling.max_tiles}
-    settings["max_image_tokens"] = processor.max_image_tokens
+    settings |= asdict(processor.image_settings)
     settings["train_data"] = [_described(source) for source in data.sources]
     settings |= {name: getattr(data_arguments, name) for name in _DATA}
     settings["shuffle_buffer"] = data_arguments.shuffle_buffer if data_arguments.streaming else None

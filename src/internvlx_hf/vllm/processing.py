@@ -26,6 +26,7 @@ from vllm.multimodal.processing import (
 
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
+from ..processing.image_settings import ImageSettings, split_by_owner
 
 TILE_LIMITS = "tile_limits"  # names the maximum of each image's tiles among the arguments of a call
 
@@ -50,16 +51,16 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
     def largest_image(self) -> tuple[int, ImageSize]:
         """The maximum number of tiles of an image with the engine's settings, and the size of such an image."""
         processor: Any = self.get_hf_processor()
-        settings, budget = self.image_settings({})
+        settings = self.image_settings({})
         side = self.get_hf_config().tile_size
-        maximum = processor.image_processor.tiling_rule(settings).max_tiles
+        maximum = processor.image_processor.tiling_rule(split_by_owner(settings)[0]).max_tiles
         grids = [(columns, rows) for columns in range(1, maximum + 1) for rows in range(1, maximum // columns + 1)]
         sizes = [ImageSize(width=columns * side, height=rows * side) for columns, rows in grids]
-        rules = [processor.tiling_rules([size], settings, max_image_tokens=budget)[0] for size in sizes]
+        rules = [processor.tiling_rules([size], settings)[0] for size in sizes]
         return max((rule.plan(*size).num_tiles, size) for rule, size in zip(rules, sizes, strict=True))
 
-    def image_settings(self, settings: Mapping[str, object]) -> tuple[dict[str, Any], int | None]:
-        """The image settings of a request, and its budget of visual tokens (`max_image_tokens`).
+    def image_settings(self, settings: Mapping[str, object]) -> dict[str, Any]:
+        """The image settings of a request, those of [`ImageSettings`] among them.
 
         They are the engine's `mm_processor_kwargs`, overridden by the request's. Both can be flat or under `images_kwargs`.
 
@@ -67,16 +68,14 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
             ValueError: if a setting is unknown or out of range.
         """
         merged = _flat(self.ctx.get_merged_mm_kwargs({})) | _flat(settings)
-        budget = merged.pop("max_image_tokens", None)
-        known = InternVLXImageProcessor.valid_kwargs.__annotations__
-        for name in merged.keys() - known.keys():
+        known = {*InternVLXImageProcessor.valid_kwargs.__annotations__, *ImageSettings.names()}
+        for name in merged.keys() - known:
             raise ValueError(
-                f"Unknown setting {name!r} in mm_processor_kwargs, expected one of "
-                f"{', '.join(sorted([*known, 'max_image_tokens']))}."
+                f"Unknown setting {name!r} in mm_processor_kwargs, expected one of {', '.join(sorted(known))}."
             )
         processor: Any = self.get_hf_processor()
-        processor.tiling_rules([(1, 1)], merged, max_image_tokens=budget)  # raises if a setting is out of range
-        return merged, processor.max_image_tokens if budget is None else budget
+        processor.tiling_rules([(1, 1)], merged)  # raises if a setting is out of range
+        return merged
 
     def tile_limits(self, inputs: ProcessorInputs) -> list[int] | None:
         """`max_patches` of each image of a request; None without images or a budget.
@@ -84,16 +83,16 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
         Raises:
             ValueError: if the images do not fit the budget, or if an image is given by its UUID only.
         """
-        settings, budget = self.image_settings(inputs.hf_processor_mm_kwargs)
+        settings, processor = self.image_settings(inputs.hf_processor_mm_kwargs), self.get_hf_processor()
         items = inputs.mm_data_items.get("image")
+        budget = settings.get("max_image_tokens") or processor.max_image_tokens  # type: ignore[attr-defined]
         if budget is None or not isinstance(items, ImageProcessorItems):
             return None
-        images, processor = [items.get(index) for index in range(len(items))], self.get_image_processor()
+        images, image_processor = [items.get(index) for index in range(len(items))], self.get_image_processor()
         if any(image is None for image in images):
             raise ValueError("max_image_tokens needs the pixels of each image, but one is given by its UUID only.")
-        sizes = [processor.upright_size(image, settings) for image in images]
-        rules = self.get_hf_processor().tiling_rules(sizes, settings, max_image_tokens=budget)  # type: ignore[attr-defined]
-        return [rule.max_tiles for rule in rules]
+        sizes = [image_processor.upright_size(image, settings) for image in images]
+        return [rule.max_tiles for rule in processor.tiling_rules(sizes, settings)]  # type: ignore[attr-defined]
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         tiles, _ = self.largest_image
@@ -164,7 +163,7 @@ class InternVLXMultiModalProcessor(BaseMultiModalProcessor[InternVLXProcessingIn
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]):
         hf_kwargs = dict(hf_kwargs)
         tile_limits = hf_kwargs.pop(TILE_LIMITS, None)
-        settings, _ = self.info.image_settings(hf_kwargs)
+        settings, _ = split_by_owner(self.info.image_settings(hf_kwargs))
         if tile_limits is not None:
             settings["max_patches"] = tile_limits
         processor = self.info.get_image_processor()

@@ -10,7 +10,7 @@ from ..cost.estimate import TEXT_TOKENS
 from ..pictures.attention import open_upright
 from ..processing.boxes import parse_boxes
 from . import fragments
-from .limits import ImageSettings, Limits
+from .limits import Limits
 from .samples import sample_png
 from .shared_model import SharedModel
 from .uploads import Uploads
@@ -52,7 +52,7 @@ class Callbacks:
         """The tiles of each slicing strategy and their cost, as HTML."""
         if upload is None:
             return ""
-        chosen = ImageSettings.checked(self.limits, *settings)
+        chosen = self.limits.check_settings(*settings)
         image = self._upright(upload)
         costs = self.shared.costs(image.size, chosen)
         return fragments.cards(image, costs, chosen.slicing, TEXT_TOKENS)
@@ -67,7 +67,7 @@ class Callbacks:
         """
         question = self.limits.check_question(question)
         max_new_tokens = self.limits.check_new_tokens(max_new_tokens)
-        chosen = ImageSettings.checked(self.limits, *settings)
+        chosen = self.limits.check_settings(*settings)
         if conversation is None or conversation.upload != upload:
             conversation = VisitorSession(Session(self.shared.answerer(chosen), budget=self.limits), upload)
         session = conversation.session
@@ -82,7 +82,7 @@ class Callbacks:
         """Ask the same question under two settings, one after the other.
 
         Args:
-            settings: the arguments of `ImageSettings.checked` for the first setting, then those for the second.
+            settings: the arguments of `Limits.check_settings` for the first setting, then those for the second.
 
         Yields:
             Both answers so far, and a table of their cost, as HTML.
@@ -90,7 +90,7 @@ class Callbacks:
         question, image = self.limits.check_question(question), self._image(upload)
         max_new_tokens = self.limits.check_new_tokens(max_new_tokens)
         half = len(settings) // 2
-        both = [ImageSettings.checked(self.limits, *part) for part in (settings[:half], settings[half:])]
+        both = [self.limits.check_settings(*part) for part in (settings[:half], settings[half:])]
         answers = ["", ""]
         turns: list[tuple[str, Turn | None]] = [(str(chosen), None) for chosen in both]
         for i, chosen in enumerate(both):
@@ -103,7 +103,7 @@ class Callbacks:
     def show_attention(self, upload: str | None, question: str, *settings) -> tuple[str, str]:
         """The answer, and a slide of where the model looks while it answers, as HTML."""
         question, image = self.limits.check_question(question), self._image(upload)
-        chosen = ImageSettings.checked(self.limits, *settings)
+        chosen = self.limits.check_settings(*settings)
         max_new_tokens = min(SLIDE_TOKENS, self.limits.max_new_tokens)
         attention = self.shared.attend(image, question, chosen, max_new_tokens, self.limits)
         return attention.answer, fragments.attention_slide(attention, self.shared.name)

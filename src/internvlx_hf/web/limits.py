@@ -4,16 +4,17 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import Field, dataclass, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
+from ..checkpoints.options import option_type
 from ..cost.request_budget import RequestBudget
-from ..evaluation.answering import Answerer
 from ..processing.image_files import open_file, other_format, readable_formats
+from ..processing.image_settings import ImageSettings
 from ..processing.image_sources import PillowSource
 from . import pdf_program
 
@@ -117,46 +118,23 @@ class Limits(RequestBudget):
         """The maximum length of an answer. Raises: ValueError: if it is out of range."""
         return _whole("Maximum answer length", count, self.max_new_tokens, "tokens")
 
+    def of_setting(self, field: Field) -> tuple[int, str]:
+        """The maximum of a whole number among the settings of images, and its unit."""
+        return (self.max_tiles, "tiles") if field.metadata.get("limit") == "max_tiles" else (MAX_BUDGET, "tokens")
 
-@dataclass(frozen=True)
-class ImageSettings:
-    """The slicing of one request's images: arguments of the processor. `max_image_tokens=None` is no budget."""
-
-    slicing: str
-    max_patches: int
-    min_patches: int = 1
-    use_thumbnail: bool = True
-    max_image_tokens: int | None = None
-
-    @classmethod
-    def of(cls, answerer: Answerer) -> "ImageSettings":
-        rule = answerer.image_processor.tiling_rule()
-        return cls(rule.slicing, rule.max_tiles, rule.min_tiles, rule.use_thumbnail, answerer.max_image_tokens)
-
-    @classmethod
-    def checked(
-        cls, limits: Limits, slicing, max_patches, min_patches=1, use_thumbnail=True, max_image_tokens=None
-    ) -> "ImageSettings":
-        """Check a visitor's choices. The processor checks the slicing strategy and the budget of visual tokens.
+    def check_settings(self, *values: Any) -> ImageSettings:
+        """Check a visitor's choices, values of the fields of [`ImageSettings`] in their order.
 
         Raises:
-            ValueError: if a number is out of range.
+            ValueError: if a value is not allowed.
         """
-        maximum = _whole("Maximum tiles", max_patches, limits.max_tiles, "tiles")
-        minimum = _whole("Minimum tiles", min_patches, maximum, "tiles, the chosen maximum")
-        budget = None if max_image_tokens is None else _whole("Visual tokens", max_image_tokens, MAX_BUDGET, "tokens")
-        return cls(str(slicing), maximum, minimum, bool(use_thumbnail), budget)
-
-    @property
-    def images_kwargs(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        tiles = f"at most {self.max_patches} tile{'s' * (self.max_patches > 1)}"
-        minimum = f", at least {self.min_patches}" if self.min_patches > 1 else ""
-        thumbnail = "" if self.use_thumbnail else ", no thumbnail"
-        budget = "" if self.max_image_tokens is None else f", at most {self.max_image_tokens:,} visual tokens"
-        return f"{self.slicing}, {tiles}{minimum}{thumbnail}{budget}"
+        chosen = {}
+        for each, value in zip(fields(ImageSettings), values, strict=False):
+            if option_type(each) is int and value is not None:
+                maximum, unit = self.of_setting(each)
+                value = _whole(each.metadata["label"], value, maximum, unit)
+            chosen[each.name] = None if value == "" else value
+        return ImageSettings(**chosen)
 
 
 def _whole(name: str, value: Any, maximum: int, unit: str) -> int:

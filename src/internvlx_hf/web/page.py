@@ -3,16 +3,18 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import wraps
+from dataclasses import Field, fields
+from functools import partial, wraps
 from html import escape
 from inspect import isgeneratorfunction
 from typing import Any
 
 import gradio as gr
 
-from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS
+from ..checkpoints.options import option_type
+from ..processing.image_settings import ImageSettings
+from ..processing.rvtc import SLICING_WORDS
 from .callbacks import Callbacks
-from .limits import ImageSettings
 from .samples import SAMPLES
 from .uploads import DELETE_AFTER, Uploads
 
@@ -37,7 +39,6 @@ _FORM: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "
 
 def build_page(callbacks: Callbacks) -> gr.Blocks:
     """Build the page of a model. None of its callbacks has a name in Gradio's API."""
-    defaults = callbacks.shared.defaults
     with gr.Blocks(
         title=f"InternVL-X: {callbacks.shared.name}",
         analytics_enabled=False,
@@ -49,7 +50,7 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
                 upload = _upload_box()
                 _samples(callbacks, upload)
                 _pdf_upload(callbacks, upload)
-                settings = _settings(callbacks, defaults)
+                settings = _settings(callbacks)
             with gr.Column(scale=3, min_width=320), gr.Tabs():
                 length = _ask_tab(callbacks, conversation, upload, settings)
                 _compare_tab(callbacks, upload, length, settings)
@@ -137,28 +138,38 @@ def _open_only_uploads(block: Any, uploads: Uploads) -> None:
     block.async_move_resource_to_block_cache = move_upload
 
 
-def _settings(callbacks: Callbacks, defaults: ImageSettings) -> list:
-    """The inputs of `ImageSettings.checked`, in the same order."""
-    slicing = gr.Radio(
-        list(reversed(SLICING_STRATEGIES)), value=defaults.slicing, label="Slicing", info=RULES, elem_id="slicing"
-    )
-    maximum = _tiles_slider(callbacks, defaults.max_patches, "Maximum tiles, without the thumbnail", "max-tiles")
+def _settings(callbacks: Callbacks) -> list:
+    """The inputs of `Limits.check_settings`, in the same order."""
+    first, *others = (partial(_setting, callbacks, each) for each in fields(ImageSettings))
+    inputs = [first(info=RULES), others.pop(0)()]
     with gr.Accordion("More", open=False):
-        minimum = _tiles_slider(callbacks, defaults.min_patches, "Minimum tiles", "min-tiles")
-        thumbnail = gr.Checkbox(value=defaults.use_thumbnail, label="Thumbnail of the whole image")
-        budget = gr.Number(
-            value=defaults.max_image_tokens,
-            label="Visual tokens of the image at most (empty: no limit)",
-            precision=0,
-            minimum=1,
-            elem_id="max-image-tokens",
-        )
-    return [slicing, maximum, minimum, thumbnail, budget]
+        return [*inputs, *(other() for other in others)]
 
 
-def _tiles_slider(callbacks: Callbacks, value: int, label: str, elem_id: str) -> gr.Slider:
-    limit = callbacks.limits.max_tiles
-    return gr.Slider(1, limit, value=min(value, limit), step=1, label=label, elem_id=elem_id)
+def _setting(callbacks: Callbacks, field: Field, side: str = "", value: Any = None, info: str | None = None) -> Any:
+    """The input of a setting of images.
+
+    Args:
+        side: which of two settings it is of.
+        value: what it first shows (default: the model's own).
+    """
+    value = getattr(callbacks.shared.defaults, field.name) if value is None else value
+    says: dict[str, Any] = {
+        "label": f"{field.metadata['label']} {side}".strip(),
+        "info": info or field.metadata["help"],
+    }
+    says["elem_id"] = f"{field.name.replace('_', '-')}{'-' * bool(side)}{side}"
+    kind, choices = option_type(field), field.metadata["rule"].choices
+    if choices:
+        return gr.Radio(list(reversed(choices)), value=value, **says)
+    if kind is bool:
+        return gr.Checkbox(value=bool(value), **says)
+    if "limit" in field.metadata:
+        limit, _ = callbacks.limits.of_setting(field)
+        return gr.Slider(1, limit, value=min(value, limit), step=1, **says)
+    if kind is int:
+        return gr.Number(value=value, precision=0, minimum=1, placeholder="no limit", **says)
+    return gr.Textbox(value=value, placeholder="the model's", **says)
 
 
 def _question_box(label: str, elem_id: str) -> gr.Textbox:
@@ -214,11 +225,8 @@ def _compare_tab(callbacks: Callbacks, upload: gr.Image, length: gr.Slider, sett
         with gr.Row():
             for name, slicing in (("A", "ratio"), ("B", "edge")):
                 with gr.Column(min_width=200):
-                    choice = gr.Radio(list(reversed(SLICING_STRATEGIES)), value=slicing, label=f"Slicing {name}")
-                    tiles = _tiles_slider(
-                        callbacks, callbacks.shared.defaults.max_patches, f"Maximum tiles {name}", f"max-tiles-{name}"
-                    )
-                    sides.append((choice, tiles))
+                    both = zip(fields(ImageSettings), (slicing, None), strict=False)
+                    sides.append([_setting(callbacks, each, name, value) for each, value in both])
         compare = gr.Button("Compare", variant="primary", elem_id="compare")
         with gr.Row():
             for name in ("A", "B"):

@@ -14,11 +14,10 @@ from ..chat import Session, Turn
 from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import TEXT_TOKENS
 from ..cost.request_budget import RequestBudget
-from ..cost.setups import tiling_rule
 from ..evaluation.answering import Answerer
 from ..pictures import Attention, attend
+from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES, TilePlan
-from .limits import ImageSettings
 
 # number of conversations whose caches stay on the device; others are read again when they continue
 MAX_CACHES = 4
@@ -55,7 +54,7 @@ class SharedModel:
 
     def __init__(self, answerer: Answerer, name: str):
         self.model, self.processor, self.name = answerer.model, answerer.processor, name
-        self.defaults = ImageSettings.of(answerer)
+        self.defaults = answerer.image_settings
         self.flops_per_second: float | None = None
         self._lock = threading.Lock()
         self._recent: list[weakref.ref[Session]] = []  # the sessions with caches, the latest last
@@ -64,7 +63,7 @@ class SharedModel:
         """The model with the settings of a request. Raises: ValueError: if the settings contradict each other."""
         processor = copy(self.processor)
         processor.max_image_tokens = None  # the settings replace the checkpoint's budget, also by none
-        return Answerer(self.model, processor, settings.images_kwargs)
+        return Answerer(self.model, processor, settings.given)
 
     def warm_up(self) -> None:
         """Read a tile: the first call is slow, and estimates of time need a measurement."""
@@ -86,8 +85,7 @@ class SharedModel:
         return found
 
     def _setup(self, answerer: Answerer) -> ModelSetup:
-        tiling = tiling_rule(answerer.image_processor, self.model.config)
-        return ModelSetup(self.name, self.model.config, tiling, max_image_tokens=answerer.max_image_tokens)
+        return ModelSetup.reading(self.name, self.model.config, answerer.image_settings)
 
     def ask(
         self,
@@ -147,9 +145,7 @@ class SharedModel:
         budget: RequestBudget | None = None,
     ) -> Attention:
         """Run [`attend`] with the settings of a request."""
-        answerer = self.answerer(settings)
-        processor = answerer.processor  # a copy of this request
-        processor.image_processor, processor.max_image_tokens = answerer.image_processor, answerer.max_image_tokens
+        processor = self.answerer(settings).changed_processor
         with self._lock:
             return attend(self.model, processor, image, question, max_new_tokens, budget)
 

@@ -3,7 +3,8 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 
 
@@ -14,10 +15,12 @@ class FieldRule:
     Args:
         expected: what is right, in words.
         holds: whether a value is right.
+        choices: the right values, if these are few.
     """
 
     expected: str
     holds: Callable[[Any], bool]
+    choices: tuple = ()
 
     def or_null(self) -> "FieldRule":
         return FieldRule(f"{self.expected}, or null (None)", lambda value: value is None or self.holds(value))
@@ -28,8 +31,10 @@ class FieldRule:
             raise ValueError(f"{name}={value!r:.200}, expected {self.expected}.")
 
 
-def whole(low: int, high: int) -> FieldRule:
-    return FieldRule(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+def whole(low: int, high: int | None = None) -> FieldRule:
+    """A whole number from `low` to `high`, or to any."""
+    expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+    return FieldRule(f"a whole number {expected}", lambda value: _is_whole(value) and low <= value <= (high or value))
 
 
 def number(low: float, high: float, *, above: bool = False) -> FieldRule:
@@ -42,7 +47,9 @@ def number(low: float, high: float, *, above: bool = False) -> FieldRule:
 
 def choice(names: Iterable[str]) -> FieldRule:
     names = tuple(names)
-    return FieldRule(f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names)
+    return FieldRule(
+        f"one of {', '.join(map(repr, names))}", lambda value: isinstance(value, str) and value in names, names
+    )
 
 
 def list_of(rule: FieldRule, length: int | None = None) -> FieldRule:
@@ -64,6 +71,23 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 FLAG = FieldRule("true or false", lambda value: isinstance(value, bool))
 TEXT = FieldRule("text", lambda value: isinstance(value, str))
 OBJECT = FieldRule("an object", lambda value: isinstance(value, dict))
+
+
+def setting(default: Any, rule: FieldRule | None, help: str, **more: Any) -> Any:
+    """A field of a dataclass whose values `check_settings` checks and commands make an option of, with `help` as its text."""
+    return field(default=default, metadata={"rule": rule, "help": help, **more})
+
+
+def check_settings(settings: Any) -> None:
+    """Raise `ValueError` if a field of a dataclass, made by [`setting`], breaks its rule. The default is always right."""
+    for each in fields(settings):
+        value, rule = getattr(settings, each.name), each.metadata.get("rule")
+        if rule is not None and value is not each.default:
+            rule.check(each.name, value)
