@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ..checkpoints.options import add_options
 from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS
 from .model_options import (
-    BATCH_SIZE_ON_GPU,
     FRAMES,
     CommonOptions,
     add_device_options,
@@ -172,16 +171,20 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         **generation,
         **({"seed": options.seed} if options.temperature else {}),
     }
-    batch_size = options.batch_size or (1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU)
     same = earlier_settings(settings, answerer) if options.revision is None else None
-    answers, errors = answer_images(
-        answerer, images, question or "", options.jsonl, settings, batch_size, options.system, same, **generation
+    outcome = answer_images(
+        answerer,
+        images,
+        question or "",
+        options.jsonl,
+        settings,
+        options.batch_size,
+        options.system,
+        same,
+        **generation,
     )
-    before = len(images) - answers - errors
-    _say(f"{options.jsonl}: {answers} answers" + (f", {before} from earlier runs" if before else ""))
-    if errors:
-        which = "1 image has" if errors == 1 else f"{errors} images have"
-        raise ValueError(f"{which} no answer; {options.jsonl} has the reasons.")
+    _say(f"{options.jsonl}: {outcome}")
+    outcome.require_all("image", f", as {options.jsonl} says")
 
 
 def print_turn(session: "Session", question: str, images: "tuple[Image | Video, ...]" = ()) -> "Turn":

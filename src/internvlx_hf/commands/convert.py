@@ -5,7 +5,7 @@ import shlex
 from dataclasses import fields
 
 from ..checkpoints.options import add_options
-from ..conversion.options import ConversionOptions
+from ..conversion.options import ConversionOptions, SharedOptions
 from ..processing.image_settings import ImageSettings
 from .model_options import add_image_options
 from .parser import CommandParser
@@ -49,6 +49,6 @@ def _parser() -> CommandParser:
 
 def add_saving_options(parser: CommandParser, default: str | None) -> None:
     """Add the options that a conversion shares with a model from parts."""
-    own = [each.name for each in fields(ConversionOptions.__base__) if each.name not in ImageSettings.names()]
+    own = [each.name for each in fields(SharedOptions) if each.name not in ImageSettings.names()]
     add_options(parser, ConversionOptions, own)
     add_image_options(parser.add_argument_group("images, as the processor saves it"), default)

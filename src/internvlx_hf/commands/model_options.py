@@ -17,7 +17,7 @@ from ..processing.rules import FieldRule, choice, is_number, setting, whole
 if TYPE_CHECKING:
     from ..evaluation.answering import Answerer
 
-BATCH_SIZE_ON_GPU = 8
+BATCH_SIZE = 8
 
 
 def add_image_options(group: argparse._ActionsContainer, default: str | None = "the model's") -> None:
@@ -88,10 +88,16 @@ class CommonOptions:
         FieldRule("a positive number of frames per second", lambda fps: is_number(fps) and fps > 0),
         "frames to sample per second of the video, instead of a number of frames",
     )
-    max_new_tokens: int = setting(1024, whole(1), "maximum number of tokens of an answer")
-    batch_size: int | None = setting(
-        None, whole(1), "images or records per batch", shown=f"1 on a CPU, {BATCH_SIZE_ON_GPU} otherwise"
+    max_new_tokens: int = setting(
+        1024, whole(1), "maximum number of tokens of an answer; `answer` leaves out records with a longer one"
     )
+    batch_size: int | None = setting(
+        None,
+        whole(1),
+        "largest batch of images or records; smaller where memory would not suffice",
+        shown=f"{BATCH_SIZE}; 256 for vLLM",
+    )
+    shard_size: int = setting(1000, whole(1), "records of a shard with --ray")
     text_tokens: int = setting(
         TEXT_TOKENS, None, "text tokens of a prompt, including the chat template and image tags"
     )

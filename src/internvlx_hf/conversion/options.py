@@ -67,7 +67,7 @@ def _revision(whose: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(ImageSettings):
+class SharedOptions(ImageSettings):
     """What [`ConversionOptions`] and [`InitOptions`] share. The metadata of each field has its help and its rule."""
 
     lvtc: bool | dict = setting(
@@ -125,7 +125,7 @@ def _name(dtype: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversionOptions(_Options):
+class ConversionOptions(SharedOptions):
     """Options of a conversion. With the defaults, the converted model gives the same answers as the original.
 
     The metadata of each field has its help and its rule; `internvlx convert --help` prints them. For images see [`ImageSettings`]:
@@ -171,7 +171,7 @@ class ConversionOptions(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitOptions(_Options):
+class InitOptions(SharedOptions):
     """Options of a model that is made from a vision tower and a language model.
 
     The metadata of each field has its help and its rule; `internvlx init --help` prints them. For images see [`ImageSettings`].
