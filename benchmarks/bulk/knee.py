@@ -39,6 +39,7 @@ START_SECONDS = 900
 def commands(folder: str) -> dict[str, list[str]]:
     own, vllm = PORTS.values()
     options = ["--trust-remote-code", "--max-num-batched-tokens", "4096", "--max-model-len", "8192"]
+    options += ["--dtype", "float32", "--enforce-eager"]
     return {
         "internvlx serve": [sys.executable, "-m", "internvlx_hf", "serve", folder, "--port", str(own), "--name", "m"],
         "vllm serve": [
