@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..chat.answers import batches, read_lines, write_line
+from ..chat.bulk import batches, earlier_lines, write_line
 from ..evaluation.answering import Answerer, count_generated, generation_arguments
 from ..processing.image_settings import ImageSettings
 from .items import Item
@@ -73,8 +73,8 @@ class Asker:
         self.model = {**model, **generation}
         self.memory = TowerMemory(answerer.model.model.vision_tower)
         self.asked = 0
-        lines = read_lines(file, lambda line: (line["key"], line["ids"], line["seconds"]), b'{"key": "')
-        self._stored = {line["key"]: line for line in lines}
+        found = earlier_lines(file, lambda line: (line["key"], line["ids"], line["seconds"]), b'{"key": "')
+        self._stored = {line["key"]: line for _, line in found}
 
     def key(self, setting: ImageSettings, item: Item, reading: str | None = None) -> str:
         tiles = self.costs.tiles(setting, item)
