@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -298,7 +298,8 @@ def answer_all(
                 else:
                     counts["copied" if answer is None else "answered"] += 1
                 if line is not None:
-                    write_line(file, line)
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
             progress.update(len(group.items))
     return Outcome(**counts, failures=tuple(failures), seconds=time.perf_counter() - started)
 
@@ -361,48 +362,34 @@ def useful_workers(job: Job, batch_size: int) -> int:
 
 
 def earlier_keys(path: Path, key: Callable[[Mapping], bytes | None], start: bytes) -> set[bytes]:
-    """The digests of the lines of an earlier run, see [`earlier_lines`]; those for which `key` gives None are no answers."""
-    return {found for found, _ in earlier_lines(path, key, start) if found is not None}
-
-
-def earlier_lines(path: Path, key: Callable[[dict], Any], start: bytes) -> Iterator[tuple[Any, dict]]:
-    """The lines of an earlier run, each with its key. At the end, an incomplete last line is removed from the file.
+    """The digests of the lines of an earlier run. An incomplete last line is removed from the file.
 
     Args:
-        key: returns what identifies a line.
+        key: returns what identifies a line; None if a line is no answer.
         start: how every line begins.
 
     Raises:
         ValueError: if a line was not written by the same command.
     """
+    found: set[bytes] = set()
     if not path.exists():
-        return
+        return found
     length = 0
     with path.open("rb") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.endswith(b"\n"):
-                if not text.startswith(start[: len(text)]):
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if not line.startswith(start[: len(line)]):
                     raise ValueError(
-                        f"{path} ends with {text[:80]!r}, which this command did not write. Choose another file."
+                        f"{path} ends with {line[:80]!r}, which this command did not write. Choose another file."
                     )
                 break
-            length += len(text)
+            length += len(line)
             try:
-                line = json.loads(text)
-                found = key(line)
+                found.add(key(json.loads(line)))  # type: ignore[arg-type]
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ValueError(
-                    f"{path}, line {number} was not written by this command: {text[:80]!r}. Choose another file."
+                    f"{path}, line {number} was not written by this command: {line[:80]!r}. Choose another file."
                 ) from None
-            yield found, line
     if length < path.stat().st_size:
         os.truncate(path, length)
-
-
-def batches(items: Sequence, size: int) -> Iterator[Sequence]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def write_line(file, line: Mapping) -> None:
-    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    file.flush()
+    return found - {None}  # type: ignore[operator]
