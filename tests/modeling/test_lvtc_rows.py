@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from internvlx_hf.modeling.layout import read_layout
-from internvlx_hf.modeling.lvtc_layout import lay_out
+from internvlx_hf.modeling.lvtc_layout import Tiles, lay_out
 from lvtc_cases import KEPT, lvtc
 from tiny import tiny_config
 
@@ -66,7 +66,9 @@ def as_batch(rows, left):
 def plan_of(config, placeholders, sizes, mask=None, pads_left=False, cache=None, **kwargs):
     embeds, positions = torch.zeros(*placeholders.shape, 1), kwargs.pop("position_ids", None)
     layout = read_layout(config, embeds, mask, positions, cache, kwargs, will_expand=True)
-    return lay_out(config, layout, (placeholders, *torch.tensor(sizes).T.contiguous()), cache, pads_left)
+    tokens = list(torch.tensor(sizes).T.contiguous())
+    keeps = torch.full_like(tokens[0], config.sizes[0].keeps_positions, dtype=torch.bool)
+    return lay_out(config, layout, Tiles(placeholders, tokens, keeps if keeps.any() else None), cache, pads_left)
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["padded left before", "padded right before"])
@@ -95,10 +97,10 @@ def test_mixed_sizes_equal_a_loop_on_random_batches(left, pads_left):
             # counted anew, and those of stage one
             assert second.positions[i, where].tolist() == list(range(len(want)))
             assert second.rotary_positions[i, where].tolist() == parents
-            assert plan.memory.growth[i].item() == len(want) - len(rows[i])
+            assert plan.memories[0].growth[i].item() == len(want) - len(rows[i])
             if want:
                 assert read[i][mask[i]].tolist() == [placed[i, where].tolist()[place] for place in reads]
-        assert plan.memory.expanded_length == placed.shape[1]
+        assert plan.memories[0].expanded_length == placed.shape[1]
 
 
 def test_samples_of_mixed_sizes_packed_into_a_row_are_counted_one_by_one():
@@ -119,17 +121,18 @@ def test_a_second_prompt_of_mixed_sizes_counts_on_from_the_first():
     placeholders, mask = as_batch(rows, left=True)
     first = plan_of(config, placeholders, sizes, mask, pads_left=True)
     cache = DynamicCache(config=config.text_config)
-    for layer, length in enumerate([mask.shape[1]] * 2 + [first.memory.expanded_length] * 2):
+    for layer, length in enumerate([mask.shape[1]] * 2 + [first.memories[0].expanded_length] * 2):
         cache.update(*torch.zeros(2, len(rows), 1, length, 1), layer)
-    cache.layers[0].expansion = first.memory
+    cache.layers[0].expansion = first.memories
     second = plan_of(config, placeholders, sizes, mask.repeat(1, 2), pads_left=True, cache=cache)
     for i, row in enumerate(rows):
         expanded, *_ = expand_by_hand(row, sizes)
         assert second.layouts[1].positions[i, -len(expanded) :].tolist() == list(
             range(len(expanded), 2 * len(expanded))
         )
-    assert torch.equal(second.memory.mask, first.memory.mask.repeat(1, 2))
-    assert torch.equal(second.memory.growth, 2 * first.memory.growth)
+    (before,), (after,) = first.memories, second.memories
+    assert torch.equal(after.mask, before.mask.repeat(1, 2))
+    assert torch.equal(after.growth, 2 * before.growth)
 
 
 def test_text_between_the_placeholders_of_a_tile_is_refused():

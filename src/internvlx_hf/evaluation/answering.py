@@ -187,15 +187,19 @@ class Answerer:
 
     def inputs(self, conversations: Sequence[Messages], **kwargs):
         """The model's inputs for the conversations, padded on the left; `kwargs` are those of `apply_chat_template`."""
-        inputs = self.processor.apply_chat_template(
-            list(conversations),
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left", **self.images_kwargs},
-            **kwargs,
-        )
-        return inputs.to(self.model.device)
+        return chat_inputs(self.processor, conversations, self.images_kwargs, **kwargs).to(self.model.device)
+
+
+def chat_inputs(processor, conversations: Sequence[Messages], images_kwargs: Mapping, **kwargs):
+    """The inputs for conversations, padded on the left, on the CPU; `kwargs` are those of `apply_chat_template`."""
+    return processor.apply_chat_template(
+        list(conversations),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left", **images_kwargs},
+        **kwargs,
+    )
 
 
 def marks_as_text(conversation: Messages) -> Messages:

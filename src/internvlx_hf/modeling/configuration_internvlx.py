@@ -4,6 +4,7 @@
 import os
 import re
 import shutil
+from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .setting_names import (
     unknown_names,
     with_value_errors,
 )
+from .tile_sizes import TileSize, check_change, check_grid, parse_size, size_name
 from .version import VERSION
 
 logger = logging.get_logger(__name__)
@@ -72,6 +74,10 @@ class InternVLXConfig(PretrainedConfig):
         vision_feature_layer (`int`, defaults to -1): the hidden state of the tower to project (0: embeddings).
         projector_config (`dict` or [`InternVLXProjectorConfig`], *optional*): the projector.
         lvtc_config (`dict` or [`InternVLXLVTCConfig`], *optional*): layer-wise compression; `None` for none.
+        tokens_per_tile (`list[str]`, *optional*):
+            The sizes that the model offers, the default first: `["256", "64:256", "256:64"]`, see `tile_sizes.py`. `None` is the
+            one size that `downsample_ratio` and `lvtc_config` give. In a list, LVTC applies to the sizes that grow.
+        merge_layer (`int`, *optional*): the first layer that sees fewer tokens of a tile whose size shrinks.
         router_relative_threshold, router_absolute_threshold (`float`, *optional*): thresholds of InternVL3.5-Flash's router,
             see `tile_router.py`; `None` for a model without one.
         tie_word_embeddings (`bool`, *optional*): share input and output embeddings (default: `text_config`'s value).
@@ -102,6 +108,8 @@ class InternVLXConfig(PretrainedConfig):
     vision_feature_layer: int = -1
     projector_config: ProjectorConfig = None
     lvtc_config: LVTCConfig = None
+    tokens_per_tile: list[Any] | None = None
+    merge_layer: int | None = None
     router_relative_threshold: float | int | None = None
     router_absolute_threshold: float | int | None = None
     tie_word_embeddings: bool | None = None
@@ -171,8 +179,12 @@ class InternVLXConfig(PretrainedConfig):
             raise
 
     def to_dict(self) -> dict:
-        """As in transformers, with this package's version added."""
-        return {**super().to_dict(), "internvlx_version": VERSION}
+        """As in transformers, with this package's version added, and without sizes where there is only one."""
+        values = {**super().to_dict(), "internvlx_version": VERSION}
+        for name in ("tokens_per_tile", "merge_layer"):
+            if values.get(name) is None:
+                values.pop(name, None)
+        return values
 
     def check_geometry(self) -> None:
         """Check that the parts fit together. Models check again, since a configuration may have been edited.
@@ -201,14 +213,52 @@ class InternVLXConfig(PretrainedConfig):
             )
         if self.lvtc_config is not None:
             self.lvtc_config.resolve(text.num_hidden_layers)
+        self._check_sizes()
+        if self.lvtc_config is not None and self.tokens_per_tile is None:
             small, large = sorted((self.token_grid, self.expanded_token_grid))
             require(
                 large % small == 0,
                 f"LVTC needs token grids of which one divides the other, got {small} and {large} tokens per side.",
             )
-        for projector_type, side in dict.fromkeys(self.projectors.values()):
-            PROJECTORS[projector_type].check_config(self, side)
+        for name, (projector_type, side) in self.projectors.items():
+            for each in (side, *self.other_sides(name)):
+                PROJECTORS[projector_type].check_config(self, each)
         self._check_router()
+
+    def _check_sizes(self) -> None:
+        if self.tokens_per_tile is None:
+            require(
+                self.merge_layer is None,
+                f"`merge_layer`={self.merge_layer} needs a size that shrinks in `tokens_per_tile`, got none.",
+            )
+            return
+        require(
+            bool(self.tokens_per_tile), "`tokens_per_tile` is empty. Expected at least one size, the default first."
+        )
+        self.tokens_per_tile = names = [size_name(*parse_size(size)) for size in self.tokens_per_tile]
+        require(len(set(names)) == len(names), f"`tokens_per_tile` names a size twice: {names}.")
+        require(not self.has_router, f"A tile router does not go with several sizes, got `tokens_per_tile`={names}.")
+        sizes, layers, lvtc = self.sizes, self.text_config.num_hidden_layers, self.lvtc_config
+        shrinking = [str(size) for size in sizes if size.after < size.before]
+        require(
+            (self.merge_layer is None) == (not shrinking)
+            and (self.merge_layer is None or 1 <= self.merge_layer < layers),
+            f"`merge_layer` must be in 1...{layers - 1} for a language model of {layers} layers and sizes that shrink, and unset "
+            f"without any, got {self.merge_layer} with {', '.join(shrinking) or 'none'}.",
+        )
+        expanded = None if lvtc is None or lvtc.hr_projector_type is None else self.hr_grid**2
+        for size in sizes:
+            check_grid(str(size), size.before, self.patch_grid)
+            check_change(size, expanded)
+        require(
+            lvtc is None or any(size.has_lvtc for size in sizes),
+            f"`lvtc_config` is given, but no size grows in `tokens_per_tile`={names}.",
+        )
+        require(
+            sizes[0].before == self.token_grid**2,
+            f"`tokens_per_tile` starts with the default '{sizes[0]}', but `downsample_ratio`={self.downsample_ratio} gives "
+            f"{self.token_grid**2} tokens per tile.",
+        )
 
     def _check_router(self) -> None:
         thresholds = {name: getattr(self, name) for name in ("router_relative_threshold", "router_absolute_threshold")}
@@ -249,12 +299,39 @@ class InternVLXConfig(PretrainedConfig):
         side = window_size(self.downsample_ratio, self.patch_grid, "downsample_ratio")
         found = {"multi_modal_projector": (self.projector_config.projector_type, side)}
         if (lvtc := self.lvtc_config) is not None:
-            lr = (lvtc.lr_projector_type, side)
+            lr = (lvtc.lr_projector_type, self._sides(lvtc_only=True)[0])
             found |= {f"lvtc.lr_projectors.{i}": lr for i in range(lvtc.num_lr_projectors - 1)}
-            hr_side = window_size(lvtc.downsample_ratio, self.patch_grid, "lvtc_config.downsample_ratio")
             if lvtc.hr_projector_type is not None:
-                found["lvtc.hr_projector"] = (lvtc.hr_projector_type, hr_side)
+                found["lvtc.hr_projector"] = (lvtc.hr_projector_type, self.patch_grid // self.hr_grid)
         return found
+
+    def other_sides(self, projector: str) -> list[int]:
+        """Window sides M of a projector (a name in `projectors`) for the sizes besides its first."""
+        return [] if projector == "lvtc.hr_projector" else self._sides(projector != "multi_modal_projector")[1:]
+
+    def _sides(self, lvtc_only: bool) -> list[int]:
+        sizes = [size for size in self.sizes if size.has_lvtc or not lvtc_only]
+        return list(dict.fromkeys(self.patch_grid // isqrt(size.before) for size in sizes))
+
+    @property
+    def sizes(self) -> tuple[TileSize, ...]:
+        """The sizes that a tile may have, the default first."""
+        lvtc, grid = self.lvtc_config, self.token_grid
+        k = None if lvtc is None else lvtc.expand_layer
+        keeps = lvtc is not None and lvtc.expanded_positions == "kept"
+        if self.tokens_per_tile is None:
+            return (TileSize(grid**2, (grid if lvtc is None else self.hr_grid) ** 2, k, lvtc is not None, keeps),)
+        found = []
+        for before, after in map(parse_size, self.tokens_per_tile):
+            grows = after > before
+            boundary = None if before == after else k if grows else self.merge_layer
+            found.append(TileSize(before, after, boundary, grows, keeps if grows else before != after))
+        return tuple(found)
+
+    @property
+    def boundaries(self) -> list[int]:
+        """The layers before which the number of tokens of a tile may change, in ascending order."""
+        return sorted({size.boundary for size in self.sizes if size.boundary is not None})
 
     @property
     def tile_size(self) -> int:
@@ -281,29 +358,31 @@ class InternVLXConfig(PretrainedConfig):
         return self.patch_grid // window_size(self.downsample_ratio, self.patch_grid, "downsample_ratio")
 
     @property
-    def expanded_token_grid(self) -> int:
-        """N₂ = S / M₂, the side of a tile's token grid in the layers after LVTC's expansion; N₁ without LVTC."""
-        if self.lvtc_config is None:
-            return self.token_grid
+    def hr_grid(self) -> int:
+        """N₂ = S / M₂, the side of the token grid of a tile that LVTC expands."""
         ratio = self.lvtc_config.downsample_ratio
         return self.patch_grid // window_size(ratio, self.patch_grid, "lvtc_config.downsample_ratio")
 
     @property
+    def expanded_token_grid(self) -> int:
+        """The side of the token grid of a tile of the default size after the boundary layer; N₁ if it has none."""
+        return isqrt(self.sizes[0].after)
+
+    @property
     def image_seq_length(self) -> int:
-        """N₁², the tokens that a tile takes in `input_ids`."""
+        """N₁², the tokens that a tile of the default size takes in `input_ids`."""
         return self.token_grid**2
 
     @property
     def expanded_image_seq_length(self) -> int:
-        """N₂², the tokens that a tile takes in the layers after LVTC's expansion."""
-        return self.expanded_token_grid**2
+        """The tokens that a tile of the default size takes after the boundary layer: N₂² with LVTC."""
+        return self.sizes[0].after
 
     @property
     def tile_positions(self) -> int:
-        """Positions that a tile takes in the stage where it takes more."""
-        if self.lvtc_config is not None and self.lvtc_config.expanded_positions == "kept":
-            return self.image_seq_length
-        return max(self.image_seq_length, self.expanded_image_seq_length)
+        """Positions that a tile of the default size takes in the stage where it takes more."""
+        size = self.sizes[0]
+        return size.before if size.keeps_positions else max(size.before, size.after)
 
     @property
     def position_limit(self) -> int:

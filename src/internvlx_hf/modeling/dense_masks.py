@@ -24,13 +24,13 @@ def dense_mask_bytes(config: InternVLXConfig, length: int, expanded_length: int,
         itemsize: bytes per entry: 1 for "sdpa" (bool), the size of the model's dtype for "eager".
     """
     types = attention_types(config.text_config)
-    k = len(types) if config.lvtc_config is None else config.lvtc_config.expand_layer
+    k = [*config.boundaries, len(types)][0]
     return itemsize * (len(set(types[:k])) * length**2 + len(set(types[k:])) * expanded_length**2)
 
 
 def describe_dense_masks(config: InternVLXConfig, attention: str, length: int, expanded_length: int, size: int) -> str:
     """First half of a warning or an error about masks of `size` bytes."""
-    expanded = "" if config.lvtc_config is None else f", {expanded_length} after LVTC's expansion,"
+    expanded = "" if not config.boundaries else f", {expanded_length} after LVTC's expansion,"
     return (
         f"`attn_implementation={attention!r}` separates the samples of a packed row of {length} tokens{expanded} with dense "
         f"masks of {size / 2**20:,.1f} MiB"

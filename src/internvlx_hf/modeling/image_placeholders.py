@@ -1,6 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Image placeholders: those of a prompt must match the tiles that come with it, and an answer has none."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,28 +16,31 @@ from .outputs import CACHE
 logger = logging.get_logger(__name__)
 
 
-def check_placeholders(placeholders: torch.Tensor, image_tokens: torch.Tensor, is_chunked: bool) -> None:
+def check_placeholders(placeholders: torch.Tensor, tokens: Sequence[int], is_chunked: bool) -> None:
     """Check that every tile has its placeholders.
 
     Args:
         placeholders: (B, L) bool.
-        image_tokens: (tiles, N₁², D).
+        tokens: N₁² of each tile.
         is_chunked: whether a single "tile" may hold the tokens of several, as `generate`'s chunked prefill slices them.
 
     Raises:
         ValueError: if the number of placeholders is wrong, in the whole prompt or in a row.
     """
-    tiles, tokens = image_tokens.shape[:2]
-    counts = placeholders.sum(-1)
-    matches = counts.sum() == tiles * tokens
-    if tiles > 1 or not is_chunked:
-        matches &= (counts % tokens == 0).all()
+    counts, is_uniform = placeholders.sum(-1), len(set(tokens)) == 1
+    matches = counts.sum() == sum(tokens)
+    if not is_uniform:  # every row must end with a tile
+        ends = torch.tensor([0, *accumulate(tokens)], device=counts.device)
+        matches &= torch.isin(counts.cumsum(0), ends).all()
+    elif len(tokens) > 1 or not is_chunked:
+        matches &= (counts % tokens[0] == 0).all()
+    each = f"{len(tokens)} tiles of {' or '.join(map(str, dict.fromkeys(tokens)))} tokens"
+    whole = f"a multiple of {tokens[0]}" if is_uniform else "those of whole tiles"
     torch_compilable_check(
         matches,
         lambda: (
-            f"Image features and image tokens do not match: {tiles} tiles of {tokens} tokens need "
-            f"{tiles * tokens} image placeholders, a multiple of {tokens} in every row, but the rows of the prompt have "
-            f"{counts.tolist()}."
+            f"Image features and image tokens do not match: {each} need "
+            f"{sum(tokens)} image placeholders, {whole} in every row, but the rows of the prompt have {counts.tolist()}."
         ),
     )
 

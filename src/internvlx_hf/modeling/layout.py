@@ -119,7 +119,7 @@ def read_layout(
         rows = Rows.PACKED if is_new else Rows.WHOLE
         if is_new and "cu_seq_lens_q" not in bounds and is_flash_attention_requested(text_config):
             bounds |= _find_bounds(inputs_embeds, position_ids)
-    if config.lvtc_config is not None:
+    if config.boundaries:
         position_ids = _count_positions(
             inputs_embeds, attention_mask, position_ids, cache, bounds.get("cu_seq_lens_q")
         )

@@ -4,6 +4,7 @@
 The language model runs in two stages. In stage one, its first k layers, a tile is N₁² tokens; before some of these layers
 the tokens of another low-resolution (LR) projector are added to them. Before layer k each tile's grid is upsampled to
 N₂×N₂ and the tokens of the high-resolution (HR) projector are added. Stage two, the remaining layers, runs on the result.
+Where sizes shrink, tokens are merged or dropped instead; if that is before another layer than k, there are three stages.
 Calling code is unchanged: inputs and outputs have one row for each token of the prompt.
 
 This file has the projectors and the algorithm. `lvtc_layout.py` decides where the prompt's rows are in each stage,
@@ -15,12 +16,12 @@ B samples, L and L₂ their padded length in stages one and two, D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from math import isqrt
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
@@ -34,9 +35,13 @@ from .lvtc_cache import remember_expansion
 from .lvtc_layout import Plan
 from .lvtc_masks import attention_types, layers_see_positions, make_masks
 from .lvtc_rows import RowMap
+from .merge_mean import merge_mean
+from .merge_rules import MergeRule, find_rule
 from .outputs import CACHE
-from .projector import project
+from .projector import project_tiles
 from .projectors import build_projector
+from .tile_sizes import TileSize
+from .tile_tokens import ImageTokens, Tokens, flat, take
 
 
 class LanguageModel(Protocol):
@@ -49,19 +54,6 @@ class LanguageModel(Protocol):
     norm: nn.Module
 
 
-@dataclass
-class ImageTokens:
-    """The tokens that LVTC adds to a forward's tiles.
-
-    Args:
-        lr: V_LR[1:], T − 1 tensors (tiles, N₁², D); the j-th is added before layer s + i·j.
-        hr: V_HR (tiles, N₂², D), added at the expansion; None without an HR projector.
-    """
-
-    lr: list[torch.Tensor]
-    hr: torch.Tensor | None
-
-
 class LVTC(nn.Module):
     """LVTC's own projectors, and the rotary embedding of stage two.
 
@@ -72,57 +64,45 @@ class LVTC(nn.Module):
     def __init__(self, config: InternVLXConfig, language_model: LanguageModel):
         super().__init__()
         self.config = config
-        lvtc = config.lvtc_config
-        self.lr_projectors = nn.ModuleList(
-            build_projector(config, lvtc.lr_projector_type, config.downsample_ratio)
-            for _ in range(lvtc.num_lr_projectors - 1)
+        projectors = {name: kind for name, (kind, _) in config.projectors.items() if name.startswith("lvtc.")}
+        sides = config.projectors
+        built = {
+            name: build_projector(config, kind, 1 / sides[name][1], config.other_sides(name))
+            for name, kind in projectors.items()
+        }
+        self.hr_projector = built.pop("lvtc.hr_projector", None)
+        self.lr_projectors = nn.ModuleList(built.values())
+        self.rotary_embs = nn.ModuleList(
+            type(language_model.rotary_emb)(config.text_config) for _ in config.boundaries
         )
-        self.hr_projector = None
-        if lvtc.hr_projector_type is not None:
-            self.hr_projector = build_projector(config, lvtc.hr_projector_type, lvtc.downsample_ratio)
-        self.rotary_emb = type(language_model.rotary_emb)(config.text_config)
 
-    def project(self, features: torch.Tensor, layers: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
-        """(tiles, 1 + S², C) features, CLS first -> T − 1 tensors (tiles, N₁², D), then the HR tokens (tiles, N₂², D).
+    def project(
+        self, features: torch.Tensor, layers: Sequence[torch.Tensor], sizes: Sequence[TileSize]
+    ) -> list[Tokens]:
+        """(tiles, 1 + S², C) features, CLS first -> T − 1 entries of N₁² tokens per tile, then the HR tokens, N₂² per tile.
+
+        Tiles that LVTC does not expand have no tokens; without any that it does, the list is empty.
 
         Args:
             layers: see [`projector.project`].
+            sizes: those of the tiles.
         """
-        projectors = [*self.lr_projectors, *([] if self.hr_projector is None else [self.hr_projector])]
-        return [project(projector, features, layers) for projector in projectors]
-
-    def split(
-        self, image_tokens: torch.Tensor, later: Sequence[torch.Tensor | list[torch.Tensor]] | None
-    ) -> ImageTokens:
-        """Read the list that [`LVTC.project`] returned. `generate` may have repeated its entries for beams, tile by tile.
-
-        Args:
-            image_tokens: (tiles, N₁², D), the tokens of LR projector 0.
-            later: `deepstack_features`, the tokens of the other projectors.
-
-        Raises:
-            ValueError: if a tensor is missing or does not have one entry per tile.
-        """
-        tensors = [torch.stack(tokens) if isinstance(tokens, list) else tokens for tokens in later or []]
-        tiles = image_tokens.shape[0]
-        expected = [(tiles, self.config.image_seq_length)] * (1 + len(self.lr_projectors))
+        if not any(size.has_lvtc for size in sizes):
+            return []
+        grid = self.config.patch_grid
+        sides = [grid // isqrt(size.before) if size.has_lvtc else None for size in sizes]
+        tokens = [project_tiles(projector, features, layers, sides) for projector in self.lr_projectors]
         if self.hr_projector is not None:
-            expected.append((tiles, self.config.expanded_image_seq_length))
-        got = [tuple(tokens.shape[:2]) for tokens in (image_tokens, *tensors)]
-        if got != expected:
-            raise ValueError(
-                f"LVTC needs `pooler_output` and `deepstack_features` of (tiles, tokens) {expected}, got {got}. "
-                "Pass them as `get_image_features` returns them."
-            )
-        return ImageTokens(tensors[: len(self.lr_projectors)], tensors[-1] if self.hr_projector is not None else None)
+            hr_sides = [None if side is None else grid // self.config.hr_grid for side in sides]
+            tokens.append(project_tiles(self.hr_projector, features, layers, hr_sides))
+        return tokens
 
     def upsample(self, tiles: torch.Tensor) -> torch.Tensor:
         """(tiles, N₁², D) -> (tiles, N₂², D). If N₂ < N₁ ("forward compression", Table 4), each block becomes its mean."""
-        before, after = self.config.token_grid, self.config.expanded_token_grid
-        grid = rearrange(tiles, "t (h w) d -> t h w d", h=before)
+        before, after = isqrt(tiles.shape[1]), self.config.hr_grid
         if after < before:
-            side = before // after
-            return reduce(grid, "t (h sh) (w sw) d -> t (h w) d", "mean", sh=side, sw=side)
+            return merge_mean(tiles, before // after)
+        grid = rearrange(tiles, "t (h w) d -> t h w d", h=before)
         if self.config.lvtc_config.upsample_mode == "nearest":
             side = after // before
             return repeat(grid, "t h w d -> t (h sh w sw) d", sh=side, sw=side)
@@ -130,13 +110,36 @@ class LVTC(nn.Module):
         resized = F.interpolate(channels_first, size=(after, after), mode="bilinear", align_corners=False)
         return rearrange(resized, "t d h w -> t (h w) d")
 
-    def expand(self, hidden_states: torch.Tensor, row_map: RowMap, hr: torch.Tensor | None) -> torch.Tensor:
-        """(B, L, D) -> (B, L₂, D): tiles are upsampled, and the HR tokens (tiles, N₂², D) are added to them."""
-        tiles = row_map.take_tiles(hidden_states).unflatten(0, (-1, self.config.image_seq_length))
-        tiles = self.upsample(tiles)  # [tiles, N₂², D]
-        if hr is not None:
-            tiles = tiles + hr.to(tiles.device, tiles.dtype)
-        return row_map.place(hidden_states.flatten(0, 1), tiles.flatten(0, 1))
+    def resize(self, tiles: torch.Tensor, size: TileSize, hr: torch.Tensor | None, rule: MergeRule) -> torch.Tensor:
+        """(tiles, N₁², D) -> (tiles, N₂², D), tiles of one size at its boundary.
+
+        LVTC's are upsampled and the HR tokens (tiles, N₂², D) are added to them; others are merged by `rule`, or dropped.
+        """
+        if size.has_lvtc:
+            tiles = self.upsample(tiles)
+            return tiles if hr is None else tiles + hr.to(tiles.device, tiles.dtype)
+        return rule(tiles, isqrt(size.before) // isqrt(size.after)) if size.after else tiles[:, :0]
+
+    def expand(
+        self, hidden_states: torch.Tensor, row_map: RowMap, tokens: ImageTokens, stage: int, rule: MergeRule
+    ) -> torch.Tensor:
+        """(B, L, D) -> (B, L₂, D), the rows of a stage from those of the stage before it."""
+        boundaries, sizes = self.config.boundaries, tokens.sizes
+        rows = row_map.take_tiles(hidden_states)
+        counts = [size.in_stages(boundaries)[stage - 1] for size in sizes]
+        parts: Tokens = (
+            rows.unflatten(0, (len(sizes), counts[0])) if len(set(sizes)) == 1 else list(rows.split(counts))
+        )
+        for size in dict.fromkeys(size for size in sizes if size.boundary == boundaries[stage - 1]):
+            index = [tile for tile, own in enumerate(sizes) if own == size]
+            hr = take(tokens.hr, index) if size.has_lvtc and tokens.hr is not None else None
+            resized = self.resize(take(parts, index), size, hr, rule)
+            if isinstance(parts, list):
+                for tile, new in zip(index, resized, strict=True):
+                    parts[tile] = new
+            else:
+                parts = resized
+        return row_map.place(hidden_states.flatten(0, 1), flat(parts))
 
 
 @capture_outputs
@@ -148,29 +151,32 @@ def run_layers(
     plan: Plan,
     masks: list[Masks],
     layer_kwargs: dict,
+    rule: MergeRule,
     **output_flags,
 ) -> BaseModelOutputWithPast:
     """Run the layers of Algorithm 1.
 
     Args:
         hidden_states: X (B, L, D), the text's embeddings and V_LR[0].
-        image_tokens: what to add to the tiles; None if there are none.
+        image_tokens: what to add to the tiles; None if there are none, or none whose tokens change.
         masks: those of each stage, by attention type.
         layer_kwargs: other arguments of all layers.
+        rule: merges the tokens of tiles whose size shrinks.
         output_flags: `output_hidden_states`, `output_attentions` and `output_router_logits`, for the decorator.
 
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    insertion_layers, types = lvtc.config.lvtc_config.insertion_layers, attention_types(language_model.config)
+    types, adds = attention_types(language_model.config), image_tokens is not None and len(image_tokens.lr) > 0
+    insertion_layers = lvtc.config.lvtc_config.insertion_layers if adds else []
     for stage, layers in enumerate(plan.split(range(len(types)))):
         if stage and image_tokens is not None:
-            hidden_states = lvtc.expand(hidden_states, plan.row_maps[stage - 1], image_tokens.hr)  # [B, L₂, D]
+            hidden_states = lvtc.expand(hidden_states, plan.row_maps[stage - 1], image_tokens, stage, rule)
         inputs = layer_kwargs | _stage_inputs(language_model, lvtc, plan.layouts[stage], stage, hidden_states)
         for index in layers:
-            if image_tokens is not None and index in insertion_layers:
-                tokens = image_tokens.lr[insertion_layers.index(index)]  # [tiles, N₁², D]
-                hidden_states = plan.row_maps[0].add_to_tiles(hidden_states, tokens.flatten(0, 1))
+            if index in insertion_layers:
+                tokens = image_tokens.in_stage(insertion_layers.index(index), stage, plan.boundaries)  # [R, D]
+                hidden_states = plan.row_maps[stage].add_to_tiles(hidden_states, tokens)
             mask = masks[stage][types[index]]
             padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
             hidden_states = language_model.layers[index](hidden_states, **{**inputs, **padding})
@@ -183,7 +189,7 @@ def _stage_inputs(
     """What the layers of a stage are told of positions and samples."""
     positions = layout.positions.to(hidden_states.device)
     rotary = positions if layout.rotary_positions is None else layout.rotary_positions.to(positions.device)
-    rotary_emb = lvtc.rotary_emb if stage else language_model.rotary_emb
+    rotary_emb = lvtc.rotary_embs[stage - 1] if stage else language_model.rotary_emb
     return {
         "position_embeddings": rotary_emb(hidden_states, position_ids=rotary),
         "position_ids": positions if layers_see_positions(language_model.config, layout) else None,
@@ -200,6 +206,7 @@ def layerwise_forward(
     image_tokens: ImageTokens | None = None,
     past_key_values: Cache | None = None,
     use_cache: bool | None = None,
+    merge_rule: str = "mean",
     **kwargs,
 ) -> BaseModelOutputWithPast:
     """Run Algorithm 1 instead of the language model's own forward.
@@ -207,7 +214,8 @@ def layerwise_forward(
     Args:
         inputs_embeds: (B, L, D), with the tokens of LR projector 0 in place of the placeholders.
         plan: the result of [`lvtc_layout.lay_out`] for the same prompt and cache.
-        image_tokens: what later layers add to the tiles; None if this forward has no tiles.
+        image_tokens: what later layers add to the tiles; None if this forward has no tiles whose tokens change.
+        merge_rule: a name in `merge_rules.py`.
         past_key_values: the cache; its layers have the length of their own stage. (A sliding window counts padding between
             two turns as tokens, as in transformers' own masks.)
 
@@ -223,12 +231,11 @@ def layerwise_forward(
     layer_kwargs = {CACHE: cache, "use_cache": use_cache, **kwargs}
     flags = ("output_attentions", "output_hidden_states", "output_router_logits")
     output_flags = {name: kwargs[name] for name in flags if name in kwargs}
-    outputs = run_layers(
-        language_model, lvtc, inputs_embeds, image_tokens, plan, masks, layer_kwargs, return_dict=True, **output_flags
-    )
+    arguments = (language_model, lvtc, inputs_embeds, image_tokens, plan, masks, layer_kwargs, find_rule(merge_rule))
+    outputs = run_layers(*arguments, return_dict=True, **output_flags)
     setattr(outputs, CACHE, cache)
-    for row_map in reversed(plan.row_maps):
-        outputs.last_hidden_state = row_map.undo(outputs.last_hidden_state)  # [B, L, D]
-    if plan.row_maps and cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
-        remember_expansion(cache, plan.memory)
+    if plan.reads is not None:
+        outputs.last_hidden_state = plan.reads.undo(outputs.last_hidden_state)  # [B, L, D]
+        if cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
+            remember_expansion(cache, plan.memories)
     return outputs

@@ -6,6 +6,7 @@ mask and positions of stage two, a later forward needs to know what the expansio
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -29,10 +30,12 @@ def join_masks(like: torch.Tensor, *parts: tuple[torch.Tensor | None, int]) -> t
 
 @dataclass(frozen=True)
 class Memory:
-    """State of stage two's cache layers right after an expansion. Later columns are text and the same in both stages.
+    """State of the cache layers of one of the later stages right after an expansion. Later columns are
+    text and the same in all stages.
 
     Args:
-        growth: (B, 1), tokens that each sample has gained, which is how far its positions in stage two are ahead.
+        growth: (B, 1), tokens that each sample has gained, which is how far its positions are ahead when they are counted anew.
+        shift: (B, 1), how far its rotary positions are ahead; less than `growth`, since some sizes keep their positions.
         mask: (B, `expanded_length`) bool, which columns of stage two may be attended to; None for all.
         length: columns of stage one that the expansion covers.
         expanded_length: columns of stage two that it covers.
@@ -42,6 +45,7 @@ class Memory:
     """
 
     growth: torch.Tensor
+    shift: torch.Tensor
     mask: torch.Tensor | None = None
     length: int = 0
     expanded_length: int = 0
@@ -52,7 +56,13 @@ class Memory:
     @classmethod
     def of_text(cls, batch: int, device: torch.device) -> "Memory":
         """The memory of no expansion."""
-        return cls(torch.zeros(batch, 1, dtype=torch.long, device=device))
+        return cls(*torch.zeros(2, batch, 1, dtype=torch.long, device=device))
+
+    def select(self, indices: torch.Tensor) -> "Memory":
+        """The memory of these samples, in their order."""
+        indices = indices.to(self.growth.device)
+        mask = None if self.mask is None else self.mask[indices]
+        return replace(self, growth=self.growth[indices], shift=self.shift[indices], mask=mask)
 
     def crop(self, surplus: int) -> "Memory":
         """Forget the last `surplus` columns.
@@ -79,6 +89,9 @@ class Memory:
         return join_masks(self.growth, (self.mask, self.expanded_length), (later, length - self.length))
 
 
+Memories = tuple[Memory, ...]  # one for each boundary
+
+
 class MemoryMixin(CacheLayerMixin):
     """Mixed into the class of a cache's first layer, so that the memory follows every change of the cache.
 
@@ -88,7 +101,7 @@ class MemoryMixin(CacheLayerMixin):
     """
 
     layer_class: type[CacheLayerMixin]
-    expansion: Memory | None
+    expansion: Memories | None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """As in transformers, with the memory."""
@@ -104,15 +117,12 @@ class MemoryMixin(CacheLayerMixin):
         """As in transformers, with the memory."""
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.expansion is not None:
-            self.select_samples(torch.arange(len(self.expansion.growth)).repeat_interleave(repeats))
+            self.select_samples(torch.arange(len(self.expansion[0].growth)).repeat_interleave(repeats))
 
     def select_samples(self, indices: torch.Tensor) -> None:
         """Keep the memory of these samples, in their order."""
-        memory = self.expansion
-        if memory is not None:
-            indices = indices.to(memory.growth.device)
-            mask = None if memory.mask is None else memory.mask[indices]
-            self.expansion = replace(memory, growth=memory.growth[indices], mask=mask)
+        if self.expansion is not None:
+            self.expansion = tuple(memory.select(indices) for memory in self.expansion)
 
     def crop(self, tokens_to_remove: int) -> None:
         """As in transformers, for a negative number of tokens.
@@ -124,11 +134,11 @@ class MemoryMixin(CacheLayerMixin):
         if expansion is not None and tokens_to_remove > 0:
             raise ValueError(
                 f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}. "
-                "A length to keep is ambiguous: LVTC's two stages have different lengths."
+                "A length to keep is ambiguous: the stages have different lengths."
             )
         left = length + tokens_to_remove
-        if expansion is not None and left < expansion.length:
-            expansion = expansion.crop(expansion.length - left)
+        if expansion is not None and left < expansion[0].length:
+            expansion = tuple(memory.crop(memory.length - left) for memory in expansion)
         super().crop(tokens_to_remove)  # type: ignore[misc]
         self.expansion = expansion
 
@@ -152,38 +162,38 @@ def _restore_layer(layer_class: type, state: dict) -> MemoryMixin:
     return layer
 
 
-def remember_expansion(cache: Cache, memory: Memory | None) -> None:
-    """Store the memory in the cache's first layer, so that it travels with the cache."""
+def remember_expansion(cache: Cache, memories: Memories | None) -> None:
+    """Store the memories in the cache's first layer, so that it travels with the cache."""
     layer = cache.layers[0]
     if not isinstance(layer, MemoryMixin):
         layer_class: type = type(layer)
         layer = cache.layers[0] = _restore_layer(layer_class, vars(layer))
-    layer.expansion = memory
+    layer.expansion = memories
 
 
-def recall_expansion(cache: Cache | None, expand_layer: int) -> Memory | None:
-    """The memory of a cache; None if it has seen no images.
+def recall_expansion(cache: Cache | None, boundaries: Sequence[int]) -> Memories | None:
+    """The memories of a cache, one for each boundary; None if it has seen no images.
 
     Raises:
-        ValueError: if the lengths of the two stages show that it has seen images, but the memory is lost.
+        ValueError: if the lengths of two stages show that it has seen images, but the memory is lost.
     """
     if cache is None or not cache.layers:
         return None
-    memory = getattr(cache.layers[0], "expansion", None)
-    if memory is None and len(cache.layers) > expand_layer:
-        lengths = cache.get_seq_length(0), cache.get_seq_length(expand_layer)
+    memories = getattr(cache.layers[0], "expansion", None)
+    for boundary in boundaries if memories is None and len(cache.layers) > boundaries[-1] else ():
+        lengths = cache.get_seq_length(0), cache.get_seq_length(boundary)
         if not is_static(cache) and lengths[0] != lengths[1]:
             raise ValueError(
                 f"The cache holds {lengths[0]} tokens before LVTC's expansion and {lengths[1]} after it, but not where its "
                 "images are: it was built from another cache's keys and values. Pass the cache object itself (it can be "
                 "copied, pickled and reordered), or run the prompt again."
             )
-    return memory
+    return memories
 
 
 @dataclass
 class ExpandedLength:
-    """Columns of stage two in the static caches that a model's `generate` makes.
+    """Columns of the later stages in the static caches that a model's `generate` makes.
 
     As in transformers for stage one, a cache is as long as the longest before it, because a new length recompiles the
     decoding step.
@@ -193,27 +203,28 @@ class ExpandedLength:
 
 
 def allow_growth(cache: Cache, config, max_cache_len: int, expanded: ExpandedLength, memory: Memory) -> None:
-    """Allow a new static cache's layers of stage two to grow by the tokens that the expansion adds.
+    """Allow a new static cache's layers of the later stages to grow by the tokens that an expansion adds.
 
     Args:
         max_cache_len: columns that this generation needs in stage one; the cache may be longer already.
-        expanded: columns that earlier generations needed in stage two; updated with what this one needs.
+        expanded: columns that earlier generations needed in later stages; updated with what this one needs.
         memory: that of a text, which a cache has even for a prompt without tiles, so that the same compiled decoding step
             serves all prompts.
     """
-    for layer in cache.layers[config.lvtc_config.expand_layer :]:
+    boundaries = config.boundaries
+    for layer in cache.layers[boundaries[0] :]:
         layer.growth = max_cache_len, expanded  # type: ignore[union-attr]
-    ensure_capacity(cache, config, 0, 0)
-    remember_expansion(cache, memory)
+    ensure_capacity(cache, config, boundaries[0], 0, 0)
+    remember_expansion(cache, (memory,) * len(boundaries))
 
 
-def ensure_capacity(cache: Cache | None, config, length: int, expanded_length: int) -> None:
-    """Ensure that `expanded_length` columns fit into stage two's layers when stage one gets `length`.
+def ensure_capacity(cache: Cache | None, config, start: int, length: int, expanded_length: int) -> None:
+    """Ensure that `expanded_length` columns fit into the layers from `start` on when stage one gets `length`.
 
     Raises:
         ValueError: if a static cache that the caller made is too short.
     """
-    for layer in [] if cache is None else cache.layers[config.lvtc_config.expand_layer :]:
+    for layer in [] if cache is None else cache.layers[start:]:
         if not isinstance(layer, StaticLayer):
             continue
         # a sliding window fits any length

@@ -49,7 +49,9 @@ class LVTCGenerationMixin(GenerationMixin):
         has_features = (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
         # before transformers 5.18, which encodes images ahead of the prompt
         has_pixels = model_kwargs.get("pixel_values") is not None
-        cannot_be_chunked = has_pixels or (has_features and self.model.lvtc is not None)
+        # features of tiles with sizes of their own, too
+        cannot_be_chunked = has_pixels or (has_features and self.config.tokens_per_tile is not None)
+        cannot_be_chunked |= has_features and self.model.lvtc is not None
         if cannot_be_chunked and generation_config.prefill_chunk_size is not None:
             raise ValueError(
                 f"`prefill_chunk_size`={generation_config.prefill_chunk_size} would split tiles between chunks. LVTC cannot "

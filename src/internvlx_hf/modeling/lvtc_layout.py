@@ -5,7 +5,9 @@ The caller sees stage one's columns. [`lay_out`] describes the prompt in all sta
 how a stage's rows become those of the next: a [`RowMap`]. Symbols as in `lvtc.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +19,25 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_internvlx import InternVLXConfig
 from .layout import Layout, Rows, is_empty, is_prefix, is_static, read_on_host, runs_without_mask
-from .lvtc_cache import Memory, ensure_capacity, join_masks, recall_expansion
-from .lvtc_rows import RowMap, map_rows, read_columns
+from .lvtc_cache import Memories, Memory, ensure_capacity, join_masks, recall_expansion
+from .lvtc_rows import Columns, RowMap, map_rows, read_columns
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A prompt's tiles.
+
+    Args:
+        placeholders: (B, L) bool, where their placeholders are.
+        tokens: for each stage, (tiles,) tokens of every tile in it.
+        keeps: (tiles,) bool, which tiles' rows keep their positions instead of being counted anew; None for no tile.
+    """
+
+    placeholders: torch.Tensor
+    tokens: Sequence[torch.Tensor]
+    keeps: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -28,16 +45,18 @@ class Plan:
     """What a forward does with its tiles.
 
     Args:
-        boundaries: the layers before which a tile's number of tokens changes: k.
+        boundaries: the layers before which a tile's number of tokens changes.
         layouts: the prompt in each stage, one more than boundaries.
-        row_maps: one for each boundary; none without tiles.
-        memory: what the cache stores about all expansions so far.
+        row_maps: from each stage to the next; none without tiles.
+        reads: from stage one to the last; None without tiles.
+        memories: what the cache stores about all expansions so far, for each boundary.
     """
 
     boundaries: list[int]
     layouts: list[Layout]
     row_maps: list[RowMap]
-    memory: Memory | None
+    reads: RowMap | None
+    memories: Memories | None
 
     def split(self, layers: range) -> list[range]:
         """The layers of each stage."""
@@ -45,153 +64,228 @@ class Plan:
 
 
 def lay_out(
-    config: InternVLXConfig,
-    layout: Layout,
-    tiles: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-    cache: Cache | None,
-    pads_left: bool = True,
+    config: InternVLXConfig, layout: Layout, tiles: Tiles | None, cache: Cache | None, pads_left: bool = True
 ) -> Plan:
     """Make a forward's [`Plan`].
 
     Args:
         layout: the prompt in stage one, as [`layout.read_layout`] returns it.
-        tiles: (B, L) bool, where the tiles' placeholders are, and (tiles,) twice, tokens of every tile before and after the
-            boundary: N₁² and N₂². None for a prompt without tiles.
+        tiles: None for a prompt without tiles, or whose tiles have the same tokens in all stages.
         cache: the cache of earlier forwards.
-        pads_left: side of the padding in stage two, see [`lvtc_rows.map_rows`].
+        pads_left: side of the padding in later stages, see [`lvtc_rows.map_rows`].
 
     Raises:
         ValueError: if a tile's placeholders are not contiguous, a mask cannot be expanded or a static cache is too short.
     """
-    memory = recall_expansion(cache, config.lvtc_config.expand_layer)
+    boundaries = config.boundaries
+    memories = recall_expansion(cache, boundaries)
     if tiles is not None:
-        return _expand(config, layout, *tiles, cache, memory, pads_left)
-    layouts = [layout, layout]
-    if cache is not None and memory is not None:
-        layouts = _continue(config, layout, memory, cache)
-    return Plan([config.lvtc_config.expand_layer], layouts, [], memory)
+        return _expand(config, layout, tiles, cache, memories, pads_left)
+    layouts = [layout] * (1 + len(boundaries))
+    if cache is not None and memories is not None:
+        layouts = _continue(config, layout, memories, cache)
+    return Plan(boundaries, layouts, [], None, memories)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A later stage in stage one's columns.
+
+    Args:
+        columns: what they become.
+        growth, shift: (B, 1), as [`Memory`]'s, of this prompt alone.
+        positions, rotary: (B, L), those of text and of the first token of each tile.
+        bounds: of packed samples.
+        facts: scalars for the host.
+    """
+
+    columns: Columns
+    growth: torch.Tensor
+    shift: torch.Tensor
+    positions: torch.Tensor
+    rotary: torch.Tensor
+    bounds: dict
+    facts: dict[str, torch.Tensor]
+
+
+def _count_on(
+    layout: Layout, tiles: Tiles, columns: Columns, visible: torch.Tensor, starts: torch.Tensor, earlier: Memory
+) -> _Stage:
+    """Count the rows that stage one's columns become, beyond those of the memory `earlier`.
+
+    Args:
+        starts: (B, L), the column of the first token of each column's sample.
+    """
+    gained = columns.width - visible.long()
+    keeps = None if tiles.keeps is None else tiles.placeholders & tiles.keeps[columns.tile]
+
+    def count(gained: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sums = F.pad(gained.cumsum(1), (1, 0))  # before each column
+        # Tiles of other samples packed into the row do not count.
+        return sums, layout.positions + before.to(sums.device) + sums[:, :-1] - sums.gather(1, starts)
+
+    sums, positions = count(gained, earlier.growth)
+    shifts, rotary = (sums, positions) if keeps is None else count(gained * ~keeps, earlier.shift)
+    last = torch.where(columns.width > 0, rotary + columns.width - 1, 0)
+    last = last if keeps is None else torch.where(keeps, rotary, last)
+    bounds = {
+        name: value + sums[0].to(value)[value.long()] for name, value in layout.bounds.items() if "cu_seq" in name
+    }
+    lengths = columns.width.sum(1)
+    facts = {
+        "shortest": lengths.min(),
+        "longest": lengths.max(),
+        "longest_sample": bounds.get("cu_seq_lens_q", sums[0]).to(sums.device).diff().max(),
+        "last_position": last.max(),
+        "tile_rows": columns.after.sum(),
+    }
+    return _Stage(columns, sums[:, -1:], shifts[:, -1:], positions, rotary, bounds, facts)
 
 
 def _expand(
     config: InternVLXConfig,
     layout: Layout,
-    placeholders: torch.Tensor,
-    before: torch.Tensor,
-    after: torch.Tensor,
+    tiles: Tiles,
     cache: Cache | None,
-    earlier: Memory | None,
+    memories: Memories | None,
     pads_left: bool,
 ) -> Plan:
-    """The plan of a prompt with tiles. `earlier` is the memory of earlier expansions on the cache."""
-    k, length, device = config.lvtc_config.expand_layer, placeholders.shape[1], placeholders.device
-    earlier, mask = earlier or Memory.of_text(len(placeholders), device), _require_2d(layout.mask)
+    """The plan of a prompt with tiles. `memories` are those of earlier expansions on the cache."""
+    boundaries, placeholders = config.boundaries, tiles.placeholders
+    length, device, mask = placeholders.shape[1], placeholders.device, _require_2d(layout.mask)
+    earlier = memories or (Memory.of_text(len(placeholders), device),) * len(boundaries)
     seen_mask = torch.ones_like(placeholders) if mask is None else mask.to(device, torch.bool)
     visible = seen_mask[:, -length:]
-    columns = read_columns(placeholders, visible, before, after)
-    lengths, is_text = columns.width.sum(1), ~placeholders & visible
-    gained = F.pad((columns.width - visible.long()).cumsum(1), (1, 0))  # before each column
-    # Tiles of other samples packed into the row do not count.
-    starts = F.pad(layout.positions.diff(dim=1) != 1, (1, 0)) & (mask is None)
-    of_others = gained.gather(1, torch.where(starts, torch.arange(length, device=device), 0).cummax(1).values)
-    # valid for text and for the first token of each tile
-    positions = layout.positions + earlier.growth.to(device) + gained[:, :-1] - of_others
-    last_positions = torch.where(columns.width > 0, positions + columns.width - 1, 0)
-    keeps = config.lvtc_config.expanded_positions == "kept"
-    starts_of = {name: value for name, value in layout.bounds.items() if name.startswith("cu_seq_lens")}
-    bounds = {name: value + gained[0].to(value)[value.long()] for name, value in starts_of.items()}
+    is_start = F.pad(layout.positions.diff(dim=1) != 1, (1, 0)) & (mask is None)
+    starts = torch.where(is_start, torch.arange(length, device=device), 0).cummax(1).values
+    stages, before = [], tiles.tokens[0]
+    for memory, after in zip(earlier, tiles.tokens[1:], strict=True):
+        columns = read_columns(placeholders, visible, before, after)
+        stages.append(_count_on(layout, tiles, columns, visible, starts, memory))
+    place = stages[0].columns.place
     facts = read_on_host(
-        shortest=lengths.min(),
-        longest=lengths.max(),
-        longest_sample=bounds.get("cu_seq_lens_q", gained[0]).to(device).diff().max(),
-        trailing_text=is_text.flip(1).long().cumprod(1).sum(1).min(),
-        last_position=(layout.positions if keeps else last_positions).max(),
+        trailing_text=(~placeholders & visible).flip(1).long().cumprod(1).sum(1).min(),
         tile_rows=placeholders.sum(),
-        tile_rows_after=after.sum(),
-        is_packed=starts.any(),
-        is_interrupted=(placeholders & (columns.place > 0) & ~F.pad(placeholders[:, :-1], (1, 0))).any(),
+        is_packed=is_start.any(),
+        is_interrupted=(placeholders & (place > 0) & ~F.pad(placeholders[:, :-1], (1, 0))).any(),
         is_padded=(~seen_mask).any(),
         is_padded_left=is_prefix(~seen_mask),
         is_padded_right=is_prefix(visible),
+        **{f"{name}_{i}": value for i, stage in enumerate(stages) for name, value in stage.facts.items()},
     )
     if facts.is_interrupted:
+        tokens = " or ".join(dict.fromkeys(str(size.before) for size in config.sizes))
         raise ValueError(
-            f"The {config.image_seq_length} image placeholders of a tile must be contiguous, but there is text between them."
+            f"The {tokens} image placeholders of a tile must be contiguous, but there is text between them."
         )
-    row_map = map_rows(columns, facts.longest, (facts.tile_rows, facts.tile_rows_after), pads_left)
-    _warn_about_positions(facts.last_position, config)
-    ensure_capacity(cache, config, length, facts.longest)
-    added = row_map.is_token() if facts.shortest < facts.longest and not facts.is_packed else None
-    memory = _remember(earlier, cache, k, seen_mask, length, added, gained[:, -1:], facts, pads_left)
-    counted, kept = positions.flatten(), layout.positions.flatten()
-    expanded = Layout(
+    layouts, maps, after_it = [replace(layout, mask=mask)], [], []
+    for i, (stage, memory) in enumerate(zip(stages, earlier, strict=True)):
+        own = SimpleNamespace(**{name: getattr(facts, f"{name}_{i}") for name in stage.facts})
+        maps.append(map_rows(stage.columns, own.longest, (facts.tile_rows, own.tile_rows), pads_left))
+        _warn_about_positions(own.last_position, config)
+        ensure_capacity(cache, config, boundaries[i], length, own.longest)
+        added = maps[-1].is_token() if own.shortest < own.longest and not facts.is_packed else None
+        counted = (memory.growth.to(device) + stage.growth, memory.shift.to(device) + stage.shift)
+        after_it.append(
+            _remember(memory, cache, boundaries[i], seen_mask, length, added, counted, facts, own, pads_left)
+        )
+        layouts.append(_later_layout(layout, stage, maps[-1], tiles.keeps, after_it[-1].mask, own.longest_sample))
+    layouts = _with_masks(config, layouts, after_it, cache, facts, pads_left)
+    return Plan(boundaries, layouts, _chain(maps, tiles, pads_left), maps[-1], tuple(after_it))
+
+
+def _later_layout(
+    layout: Layout, stage: _Stage, row_map: RowMap, keeps: torch.Tensor | None, mask: Any, longest_sample: int
+) -> Layout:
+    """A later stage's rows."""
+    positions, rotary, own = stage.positions.flatten(), stage.rotary.flatten(), layout.positions.flatten()
+    firsts, places, rotary_positions = row_map.firsts, row_map.places, None
+    if keeps is not None:
+        kept = own[row_map.parents] + (rotary - own)[firsts]
+        is_kept = keeps[stage.columns.tile.flatten()[firsts]]
+        rotary_positions = row_map.place(rotary, torch.where(is_kept, kept, rotary[firsts] + places))
+    return Layout(
         Rows.WHOLE,
-        row_map.place(counted, counted[row_map.firsts] + row_map.places),
-        memory.mask,
-        bounds | {name: facts.longest_sample for name in layout.bounds if name.startswith("max_length")},
-        row_map.place(kept, kept[row_map.parents]) if keeps else None,
+        row_map.place(positions, positions[firsts] + places),
+        mask,
+        stage.bounds | {name: longest_sample for name in layout.bounds if name.startswith("max_length")},
+        rotary_positions,
     )
-    layouts = _with_masks(config, replace(layout, mask=mask), expanded, memory, cache, facts, pads_left)
-    return Plan([k], layouts, [row_map], memory)
+
+
+def _chain(maps: list[RowMap], tiles: Tiles, pads_left: bool) -> list[RowMap]:
+    """Turn the maps from stage one to each later stage into those from each stage to the next."""
+    chained = maps[:1]
+    for i, (here, there) in enumerate(pairwise(maps), start=1):
+        is_text = torch.zeros_like(tiles.placeholders).flatten()
+        placeholders = here.place(is_text, torch.ones_like(here.firsts, dtype=torch.bool))
+        columns = read_columns(placeholders, here.is_token(), *tiles.tokens[i : i + 2])
+        chained.append(map_rows(columns, there.shape[1], (len(here.firsts), len(there.firsts)), pads_left))
+    return chained
 
 
 def _remember(
     earlier: Memory,
     cache: Cache | None,
-    expand_layer: int,
+    boundary: int,
     seen_mask: torch.Tensor,
     length: int,
     added: torch.Tensor | None,
-    gained: torch.Tensor,
+    counted: tuple[torch.Tensor, torch.Tensor],
     facts: SimpleNamespace,
+    own: SimpleNamespace,
     pads_left: bool,
 ) -> Memory:
-    """The memory after this expansion.
+    """The memory of a boundary after this expansion.
 
     Args:
         seen_mask: (B, seen + L) bool, the caller's.
         length: L.
-        added: (B, L₂) bool, what may be attended to of the columns that this forward adds to stage two; None for all.
-        gained: (B, 1) tokens that each sample gains.
+        added: (B, L₂) bool, what may be attended to of the columns that this forward adds to the stage; None for all.
+        counted: `growth` and `shift` so far.
+        facts, own: of the prompt, and of it in the stage.
     """
-    growth, seen, expanded_seen = gained + earlier.growth.to(gained.device), 0, 0
+    seen, expanded_seen = 0, 0
     if cache is not None:
-        seen, expanded_seen = (int(cache.get_seq_length(layer)) for layer in (0, expand_layer))
+        seen, expanded_seen = (int(cache.get_seq_length(layer)) for layer in (0, boundary))
     past = earlier.extend_mask(seen_mask[:, :seen] if facts.is_padded and seen else None, seen)
     is_left_padded = earlier.is_left_padded and not facts.is_padded and added is None
     return Memory(
-        growth,
-        join_masks(growth, (past, expanded_seen), (added, facts.longest)),
+        *counted,
+        join_masks(counted[0], (past, expanded_seen), (added, own.longest)),
         length=seen + length,
-        expanded_length=expanded_seen + facts.longest,
+        expanded_length=expanded_seen + own.longest,
         trailing_text=facts.trailing_text if pads_left or added is None else 0,
-        last_position=facts.last_position,
+        last_position=own.last_position,
         is_left_padded=is_left_padded or (pads_left and not expanded_seen),
     )
 
 
 def _with_masks(
     config: InternVLXConfig,
-    layout: Layout,
-    expanded: Layout,
-    memory: Memory,
+    layouts: list[Layout],
+    memories: list[Memory],
     cache: Cache | None,
     facts: SimpleNamespace,
     pads_left: bool,
 ) -> list[Layout]:
-    """Both stages, with the masks that attention needs."""
+    """All stages, with the masks that attention needs."""
     unhidden: bool | None = False
-    mask = memory.mask
-    if layout.mask is not None and is_flash_attention_requested(config.text_config) and is_static(cache):
+    first, *later = layouts
+    if first.mask is not None and is_flash_attention_requested(config.text_config) and is_static(cache):
         # flash attention needs a mask to know which columns of the cache are in use
-        unhidden, mask = None, torch.ones_like(expanded.positions, dtype=torch.bool) if mask is None else mask
+        unhidden = None
     # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
     causal_is_enough = runs_without_mask(config.text_config) and is_empty(cache)
     hides = facts.is_padded and not (causal_is_enough and facts.is_padded_right)
-    hides_later = memory.mask is not None and (pads_left or not causal_is_enough)
-    return [
-        _with_mask(layout, layout.mask, hides or unhidden, facts.is_padded_left, facts.is_packed),
-        _with_mask(expanded, mask, hides_later or unhidden, memory.is_left_padded, facts.is_packed),
-    ]
+    masked = [_with_mask(first, first.mask, hides or unhidden, facts.is_padded_left, facts.is_packed)]
+    for layout, memory in zip(later, memories, strict=True):
+        mask = memory.mask
+        if unhidden is None and mask is None:
+            mask = torch.ones_like(layout.positions, dtype=torch.bool)
+        hides_later = memory.mask is not None and (pads_left or not causal_is_enough)
+        masked.append(_with_mask(layout, mask, hides_later or unhidden, memory.is_left_padded, facts.is_packed))
+    return masked
 
 
 def _with_mask(layout: Layout, mask: Any, hides: bool | None, is_left: Any, is_packed: Any = False) -> Layout:
@@ -205,38 +299,38 @@ def _with_mask(layout: Layout, mask: Any, hides: bool | None, is_left: Any, is_p
     return replace(layout, rows=rows, mask=mask)
 
 
-def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Cache) -> list[Layout]:
-    """A text prompt in both stages, after tiles that the cache has seen."""
-    mask, columns = layout.mask, cache.get_seq_length()
+def _continue(config: InternVLXConfig, layout: Layout, memories: Memories, cache: Cache) -> list[Layout]:
+    """A text prompt in all stages, after tiles that the cache has seen."""
+    mask, columns, length = layout.mask, cache.get_seq_length(), memories[0].length
     if isinstance(columns, torch.Tensor):  # of a static cache, which returns all its columns
         columns = cache.get_max_length(0)
     else:
         columns += layout.positions.shape[1]
-        _warn_about_positions(memory.last_position + columns - memory.length, config)
-    expanded_mask = mask
-    if not isinstance(mask, dict):
-        expanded_mask = memory.extend_mask(_require_2d(mask), columns)
-    expanded = replace(
-        layout,
-        positions=layout.positions + memory.growth.to(layout.positions.device),
-        rotary_positions=layout.positions if config.lvtc_config.expanded_positions == "kept" else None,
-    )
-    hides = is_left = later = hides_later = is_left_later = None
+        _warn_about_positions(max(memory.last_position for memory in memories) + columns - length, config)
+    hides = is_left = later = None
     if mask is None:
         hides = later = False
     elif runs_without_mask(config.text_config) and not (
         isinstance(mask, dict) or is_static(cache) or is_tracing(mask)
     ):
         hidden = ~mask.bool()
-        flags = read_on_host(any=hidden.any(), later=hidden[:, memory.length :].any(), left=is_prefix(hidden))
+        flags = read_on_host(any=hidden.any(), later=hidden[:, length:].any(), left=is_prefix(hidden))
         hides, later, is_left = flags.any, flags.later, flags.left
-    if later is not None:  # else nothing of the memory is read that would recompile a decoding step
-        hides_later = later or memory.mask is not None
-        is_left_later = memory.is_left_padded and not later
-    return [
-        _with_mask(layout, mask, hides, is_left),
-        _with_mask(expanded, expanded_mask, hides_later, is_left_later),
-    ]
+    layouts = [_with_mask(layout, mask, hides, is_left)]
+    keeps = any(size.keeps_positions for size in config.sizes)
+    for memory in memories:
+        stage_mask = mask if isinstance(mask, dict) else memory.extend_mask(_require_2d(mask), columns)
+        stage = replace(
+            layout,
+            positions=layout.positions + memory.growth.to(layout.positions.device),
+            rotary_positions=layout.positions + memory.shift.to(layout.positions.device) if keeps else None,
+        )
+        hides_later = is_left_later = None
+        if later is not None:  # else nothing of the memory is read that would recompile a decoding step
+            hides_later = later or memory.mask is not None
+            is_left_later = memory.is_left_padded and not later
+        layouts.append(_with_mask(stage, stage_mask, hides_later, is_left_later))
+    return layouts
 
 
 def _require_2d(attention_mask: Any) -> Any:

@@ -41,8 +41,7 @@ def stage_masks(
     """Masks of the layers of a stage, each sized for the cache of the first layer of its attention type."""
     types, mask = attention_types(text_config), layout.mask
     if isinstance(mask, dict):  # made ahead by `decoding_masks`
-        prefix = "expanded_" if layers.start else ""
-        return {kind: mask.get(prefix + kind, mask.get(kind)) for kind in types}
+        return {kind: mask.get(f"{layers.start}_{kind}", mask.get(kind)) for kind in types}
     first = {types[i]: i for i in reversed(layers)}
     is_padded = layout.rows in (Rows.PADDED, Rows.PADDED_LEFT)
     if is_padded and is_flash_attention_requested(text_config):
@@ -94,8 +93,10 @@ def _padding_bounds(layer: int, layout: Layout, cache: Cache | None) -> dict:
 def decoding_masks(
     config: InternVLXConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache
 ) -> Masks:
-    """Masks of both stages for a step on text, made ahead of a compiled forward; stage two's keys are `expanded_...`."""
+    """Masks of all stages for a step on text, made ahead of a compiled forward; later stages' keys begin with their layer."""
     layout = read_layout(config, inputs_embeds, attention_mask, None, cache, {})
     plan = lay_out(config, layout, None, cache)
-    masks, expanded = make_masks(config.text_config, plan, inputs_embeds, cache)
-    return masks | {f"expanded_{kind}": mask for kind, mask in expanded.items()}
+    masks, *later = make_masks(config.text_config, plan, inputs_embeds, cache)
+    for boundary, stage in zip(plan.boundaries, later, strict=True):
+        masks = masks | {f"{boundary}_{kind}": mask for kind, mask in stage.items()}
+    return masks

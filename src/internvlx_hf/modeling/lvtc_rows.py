@@ -36,7 +36,7 @@ def read_columns(
     """Number the tiles of (B, L) bool `placeholders`. Columns that (B, L) bool `visible` hides become no rows."""
     number = placeholders.flatten().cumsum(0).view_as(placeholders) - 1
     ends = before.cumsum(0)
-    tile = torch.bucketize(number.clamp(min=0), ends, right=True)
+    tile = torch.bucketize(number.clamp(min=0), ends, right=True).clamp(max=len(ends) - 1)
     place = number - (ends - before)[tile]
     return Columns(
         placeholders, before, after, tile, place, visible * torch.where(placeholders, after[tile] * (place == 0), 1)
@@ -116,7 +116,7 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
     side, side_after = (sizes.float().sqrt().round().long() for sizes in (before, after))
     m, n = side[tile], side_after[tile]
     parents = tiles[first + places // n * m // n * m + places % n * m // n]
-    m, n = side[columns.tile], side_after[columns.tile]
+    m, n = side[columns.tile].clamp(min=1), side_after[columns.tile]
     last_row, last_column = (((line + 1) * n - 1) // m for line in (columns.place // m, columns.place % m))
     # rows after a tile's first placeholder start where the tile ends
     last = last_row * n + last_column - after[columns.tile] * (columns.place > 0)

@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """InternVL-X (arXiv 2503.21307): image tiles -> vision tower -> projectors -> language model -> logits."""
 
+from math import isqrt
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from .layout import Layout, read_layout
 from .lvtc import LVTC, layerwise_forward
 from .lvtc_cache import ExpandedLength
 from .lvtc_generation import LVTCGenerationMixin
-from .lvtc_layout import Plan, lay_out
+from .lvtc_layout import Plan, Tiles, lay_out
+from .merge_rules import find_rule
 from .outputs import (
     CACHE,
     CACHE_NAMES,
@@ -35,11 +37,13 @@ from .outputs import (
     deprecates_other_name,
     one_cache,
 )
-from .projector import Projector, project
+from .projector import Projector, project_tiles
 from .projectors import build_projector
 from .router_loss import balancing_loss
 from .text_batches import TextBatchMixin
 from .tile_router import TileRouter, TileRoutingMixin
+from .tile_sizes import TileSize
+from .tile_tokens import read_image_tokens, read_sizes
 from .towers import check_tower, projected_features
 
 # Without it, transformers numbers the layers of such a list differently.
@@ -93,10 +97,13 @@ class InternVLXModel(InternVLXPreTrainedModel):
         check_tower(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = build_projector(
-            config, config.projector_config.projector_type, config.downsample_ratio
+            config,
+            config.projector_config.projector_type,
+            config.downsample_ratio,
+            config.other_sides("multi_modal_projector"),
         )
         self.language_model = self.build_language_model(config)
-        self.lvtc = None if config.lvtc_config is None else LVTC(config, self.language_model)
+        self.lvtc = LVTC(config, self.language_model) if config.boundaries else None
         self.tile_router = TileRouter(config).requires_grad_(False) if config.has_router else None
         # only classes that this model has, since accelerate's FSDP refuses any other name
         unsplit = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
@@ -108,20 +115,22 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: torch.Tensor, tile_sizes: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | InternVLXImageFeatures:
         """Encode tiles.
 
         Args:
             pixel_values: (tiles, 3, H, W), normalised; H = W = `config.tile_size`.
+            tile_sizes: (tiles,), for each tile the index of its size in `config.tokens_per_tile` (default: the first).
 
         Returns:
             The vision tower's output, with the projectors' tokens as `pooler_output` and `deepstack_features`.
 
         Raises:
-            ValueError: if the tiles do not have the model's size.
+            ValueError: if the tiles do not have the model's size, or there is no such size.
         """
         self._check_tiles(pixel_values)
+        sizes = [self.config.sizes[number] for number in read_sizes(self.config, tile_sizes, len(pixel_values))]
         kwargs.pop("image_grid_thw", None)  # type: ignore[typeddict-item]  # vLLM passes everything that the processor returned
         layer, others = self.config.vision_feature_layer, self.config.projector_config.token_packer_layers or []
         wanted = sorted({*others, *([] if layer == -1 else [layer])})
@@ -130,12 +139,16 @@ class InternVLXModel(InternVLXPreTrainedModel):
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = projected_features(self.config, vision_outputs)  # [tiles, 1 + S², C]
         layers = [vision_outputs.hidden_states[i][:, -(self.config.patch_grid**2) :] for i in others]
+        later = [] if self.lvtc is None else self.lvtc.project(features, layers, sizes)
+        if tile_sizes is not None:
+            later.append(torch.as_tensor(tile_sizes, device=features.device))
+        sides = [self.config.patch_grid // isqrt(size.before) for size in sizes]
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
-            pooler_output=project(self.multi_modal_projector, features, layers),
+            pooler_output=project_tiles(self.multi_modal_projector, features, layers, sides),
             hidden_states=vision_outputs.hidden_states,
             attentions=vision_outputs.attentions,
-            deepstack_features=(self.lvtc.project(features, layers) or None) if self.lvtc is not None else None,
+            deepstack_features=later or None,
         )
 
     def _check_tiles(self, pixel_values: torch.Tensor) -> None:
@@ -158,26 +171,38 @@ class InternVLXModel(InternVLXPreTrainedModel):
         self,
         layout: Layout,
         placeholders: torch.Tensor,
-        image_tokens: torch.Tensor,
-        is_chunked: bool,
+        sizes: list[TileSize],
         cache: Cache | None,
         trains: bool,
         use_cache: bool | None = None,
         **_,
     ) -> Plan:
-        """Check the placeholders and plan what LVTC does with the tiles.
+        """Check the placeholders and plan how the tiles' tokens change between layers.
 
         The host reads the placeholders only here, so that a compiled forward has a single graph break.
         """
-        check_placeholders(placeholders, image_tokens, is_chunked)
-        lengths = self.config.image_seq_length, self.config.expanded_image_seq_length
-        before, after = (placeholders.new_full((len(image_tokens),), n, dtype=torch.long) for n in lengths)
+        check_placeholders(placeholders, [size.before for size in sizes], is_chunked=False)
+
+        def each(values: list) -> torch.Tensor:  # without a copy to the device where all have the same
+            if len(set(values)) == 1:
+                return placeholders.new_full((len(values),), values[0], dtype=torch.long)
+            return torch.tensor(values, device=placeholders.device)
+
+        tokens = [
+            each(list(stage))
+            for stage in zip(*(size.in_stages(self.config.boundaries) for size in sizes), strict=True)
+        ]
+        keeps = [size.keeps_positions for size in sizes]
+        tiles = Tiles(placeholders, tokens, each(keeps).bool() if any(keeps) else None)
         use_cache = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
         pads_left = cache is not None or (bool(use_cache) and not trains)
-        return lay_out(self.config, layout, (placeholders, before, after), cache, pads_left)
+        return lay_out(self.config, layout, tiles, cache, pads_left)
 
     def _encode_images(
-        self, pixel_values: torch.Tensor | None, mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None
+        self,
+        pixel_values: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None,
+        tile_sizes: torch.Tensor | None,
     ) -> InternVLXImageFeatures | None:
         """Tiles -> vision tower -> projectors; or what an earlier call to `get_image_features` returned."""
         images = (mm_encoder_outputs or {}).get("image")
@@ -189,7 +214,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             return images
         if images is not None:
             raise ValueError("Give `pixel_values` or `mm_encoder_outputs['image']`, not both.")
-        return self.get_image_features(pixel_values, return_dict=True)  # type: ignore[return-value]
+        return self.get_image_features(pixel_values, tile_sizes, return_dict=True)  # type: ignore[return-value]
 
     def _embed_without_tiles(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, cache: Cache | None, trains: bool
@@ -228,11 +253,14 @@ class InternVLXModel(InternVLXPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
         cache: Cache | None = None,
+        tile_sizes: torch.Tensor | None = None,
+        merge_rule: str = "mean",
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLXModelOutputWithPast:
         """
         Args:
-            input_ids: (B, L); a tile has `config.image_seq_length` placeholders `config.image_token_id`.
+            input_ids: (B, L); a tile has `config.image_seq_length` placeholders `config.image_token_id`, or as many as its
+                size has tokens before the boundary.
             pixel_values: (tiles, 3, H, W), the tiles of all placeholders in reading order. Without it, placeholders are
                 read as text.
             attention_mask: (B, L), 1 for what may be attended to.
@@ -241,6 +269,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
             inputs_embeds: (B, L, D), instead of `input_ids`.
             past_key_values, cache: two names of the key/value cache.
             mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
+            tile_sizes: (tiles,), for each of `pixel_values` the index of its size in `config.tokens_per_tile` (default: the
+                first). The processor gives it where a request asks for another size.
+            merge_rule: how tiles are merged whose size shrinks, a name in `merge_rules.py`.
 
         Returns:
             `last_hidden_state` (B, L, D), `cache` (or `past_key_values`), `hidden_states`, `attentions`, and as `image_outputs`
@@ -248,8 +279,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
             model's setting), a mixture of experts' `router_logits` and `aux_loss`.
 
         Raises:
-            ValueError: if placeholders and tiles do not match.
+            ValueError: if placeholders and tiles do not match, or there is no such size or rule.
         """
+        find_rule(merge_rule)
         past_key_values = one_cache(past_key_values, cache, kwargs)  # type: ignore[arg-type]
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
@@ -261,31 +293,28 @@ class InternVLXModel(InternVLXPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         images = image_tokens = None
         if pixel_values is not None or mm_encoder_outputs:  # a branch, because llm-compressor does not trace branches
-            images = self._encode_images(pixel_values, mm_encoder_outputs)
+            images = self._encode_images(pixel_values, mm_encoder_outputs, tile_sizes)
         if images is not None:
-            image_tokens = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # type: ignore[union-attr]  # [tiles, N₁², D]
+            image_tokens = read_image_tokens(self.config, images, inputs_embeds)
 
-        will_expand = self.lvtc is not None and image_tokens is not None
+        # without it, tiles are rows like any others
+        will_expand = image_tokens is not None and any(size.boundary is not None for size in image_tokens.sizes)
         if kwargs.get("cu_seq_lens_q") is not None:
-            warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens))
+            warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens.sizes))
         layout = read_layout(
             self.config, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs, will_expand
         )
         trains = self.training and torch.is_grad_enabled()
-        lvtc_tokens = plan = None
-        if images is None or image_tokens is None:
+        plan = None
+        if image_tokens is None:
             inputs_embeds = self._embed_without_tiles(input_ids, inputs_embeds, past_key_values, trains)
         else:
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)  # [B, L]
-            is_chunked = pixel_values is None
-            if self.lvtc is None:
-                check_placeholders(placeholders, image_tokens, is_chunked)
+            if will_expand:
+                plan = self._plan_tiles(layout, placeholders, image_tokens.sizes, past_key_values, trains, **kwargs)
             else:
-                lvtc_tokens = self.lvtc.split(image_tokens, images.deepstack_features)
-                plan = self._plan_tiles(
-                    layout, placeholders, image_tokens, is_chunked, past_key_values, trains, **kwargs
-                )
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens)  # [B, L, D]
+                check_placeholders(placeholders, image_tokens.counts, is_chunked=pixel_values is None)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens.rows)  # [B, L, D]
 
         if self.lvtc is None:
             prompt = {CACHE: past_key_values, "attention_mask": layout.mask, "position_ids": layout.positions}
@@ -298,14 +327,14 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 self.lvtc,
                 inputs_embeds,
                 plan,
-                image_tokens=lvtc_tokens,
+                image_tokens=image_tokens if will_expand else None,
                 past_key_values=past_key_values,
+                merge_rule=merge_rule,
                 **kwargs,
             )
         aux_loss, router_logits = None, outputs.get("router_logits")
         if router_logits:
-            row_map = plan.row_maps[0] if plan is not None and plan.row_maps else None
-            aux_loss = balancing_loss(self.config, self.language_model.layers, outputs, attention_mask, row_map)
+            aux_loss = balancing_loss(self.config, self.language_model.layers, outputs, attention_mask, plan)
         return InternVLXModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             **{CACHE: getattr(outputs, CACHE)},  # type: ignore[arg-type]
@@ -375,6 +404,8 @@ class InternVLXForConditionalGeneration(
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, InternVLXImageFeatures] | None = None,
         cache: Cache | None = None,
+        tile_sizes: torch.Tensor | None = None,
+        merge_rule: str = "mean",
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLXCausalLMOutputWithPast:
         """
@@ -396,6 +427,8 @@ class InternVLXForConditionalGeneration(
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
+            tile_sizes=tile_sizes,
+            merge_rule=merge_rule,
             **{CACHE: one_cache(past_key_values, cache, kwargs), **kwargs},  # type: ignore[arg-type]
         )
         hidden_states = outputs.last_hidden_state

@@ -49,12 +49,13 @@ class InternVLXImageFeatures(BaseModelOutputWithPooling):
     """The vision tower's output and the projectors' tokens.
 
     Args:
-        pooler_output: (tiles, N₁², D), the tokens that replace the placeholders.
+        pooler_output: (tiles, N₁², D), the tokens that replace the placeholders; a list of (N₁², D) if tiles have several sizes.
         deepstack_features: with LVTC, the tokens that later layers add: T − 1 tensors (tiles, N₁², D), then, with an HR
-            projector, one (tiles, N₂², D). `generate` repeats both fields for its beams.
+            projector, one (tiles, N₂², D), or lists. With `tile_sizes`, these come last. `generate` repeats both fields for
+            its beams.
     """
 
-    deepstack_features: list[torch.Tensor] | None = None
+    deepstack_features: list[torch.Tensor | list[torch.Tensor]] | None = None
 
 
 class InternVLXOutput(ModelOutput):

@@ -1,6 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The projectors by name: PVTC, InternVL2's own, and the others in the paper's Figure 7."""
 
+from collections.abc import Sequence
+
 from transformers import PretrainedConfig
 
 from .ldpv2 import LDPv2Projector
@@ -21,7 +23,16 @@ _CLASSES: tuple[type[Projector], ...] = (
 PROJECTORS = {projector_class.projector_type: projector_class for projector_class in _CLASSES}
 
 
-def build_projector(config: PretrainedConfig, projector_type: str, downsample_ratio: float) -> Projector:
-    """Build a projector: (B, 1 + S², C) features, CLS first -> (B, N², D), N = S · downsample_ratio."""
+def build_projector(
+    config: PretrainedConfig, projector_type: str, downsample_ratio: float, other_sides: Sequence[int] = ()
+) -> Projector:
+    """Build a projector: (B, 1 + S², C) features, CLS first -> (B, N², D), N = S · downsample_ratio.
+
+    Args:
+        other_sides: sides of further windows that it can be asked for, see [`projector.project`].
+    """
     side = window_size(downsample_ratio, config.patch_grid, "downsample_ratio")
-    return PROJECTORS[projector_type](config, side)
+    projector = PROJECTORS[projector_type](config, side)
+    if other_sides:
+        projector.add_sizes(config, other_sides)
+    return projector

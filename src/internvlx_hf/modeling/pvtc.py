@@ -6,6 +6,8 @@ global one formed from the CLS token. Symbols: S patches per side, N = S / M tok
 width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -146,7 +148,37 @@ class PVTCLayer(GradientCheckpointingLayer):
         return query + self.drop_path(self.mlp(recomputed(self.mlp_norm, query)))
 
 
-class PVTCProjector(Projector):
+def build_local_query(config: PretrainedConfig, side: int) -> nn.Module:
+    """What forms the local query of windows of `side`² patches."""
+    if config.projector_config.query_mlp == "internvl2":
+        return InternVL2MLP(config, side)
+    features, width = config.vision_config.hidden_size * side**2, config.text_config.hidden_size
+    if config.projector_config.query_mlp == "llava":
+        return MLP(config, features, width)
+    return PVTCEmbedding(config, features)
+
+
+class PVTCSize(nn.Module):
+    """What PVTC does not share among window sides: what forms the local query, and the CLS scales."""
+
+    cls_scale: nn.Parameter | None
+
+    def add_own_parts(self, config: PretrainedConfig, side: int) -> None:
+        projector, self.side = config.projector_config, side
+        if projector.use_local:
+            self.local_query = build_local_query(config, side)
+        self.cls_scale = None
+        if projector.use_global and projector.use_cls_scale:
+            tokens = (config.patch_grid // side) ** 2
+            self.cls_scale = nn.Parameter(torch.ones(tokens, config.text_config.hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Draw the CLS scales from N(0, 1), as released, so that every position has a different global query."""
+        if self.cls_scale is not None:
+            init.normal_(self.cls_scale)
+
+
+class PVTCProjector(PVTCSize, Projector):
     """The PVTC projector: (B, 1 + S², C) features of the vision tower, CLS first -> (B, N², D) tokens in raster order."""
 
     projector_type = "pvtc"
@@ -158,42 +190,38 @@ class PVTCProjector(Projector):
         "*.mlp.down.weight",
     )
     is_whole = True
+    shares_sizes = True
     is_recomputed = False
 
     def __init__(self, config: PretrainedConfig, side: int):
         super().__init__()
         projector, width = config.projector_config, config.vision_config.hidden_size
-        self.side = side
         self.patch_embedding = PVTCEmbedding(config, width)
+        self.add_own_parts(config, side)
         if projector.use_local:
-            self.local_query: nn.Module
-            if projector.query_mlp == "internvl2":
-                self.local_query = InternVL2MLP(config, side)
-            elif projector.query_mlp == "llava":
-                self.local_query = MLP(config, width * side**2, config.text_config.hidden_size)
-            else:
-                self.local_query = PVTCEmbedding(config, width * side**2)
             self.local_layers = nn.ModuleList(PVTCLayer(config) for _ in range(projector.num_layers))
-        self.cls_scale: nn.Parameter | None = None
         if projector.use_global:
             self.global_query = PVTCEmbedding(config, width)
-            if projector.use_cls_scale:
-                tokens = (config.patch_grid // side) ** 2
-                self.cls_scale = nn.Parameter(torch.ones(tokens, config.text_config.hidden_size))
             self.global_layers = nn.ModuleList(PVTCLayer(config) for _ in range(projector.num_layers))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        windows = patch_windows(features, self.side)  # [B, N², M², C]
+    def add_sizes(self, config: PretrainedConfig, sides: Sequence[int]) -> None:
+        self.sizes = nn.ModuleDict({str(side): PVTCSize() for side in sides})
+        for side, size in self.sizes.items():
+            size.add_own_parts(config, int(side))  # type: ignore[operator]
+
+    def forward(self, features: torch.Tensor, side: int | None = None) -> torch.Tensor:
+        own: PVTCSize = self if side is None else self.sizes[str(side)]  # type: ignore[assignment]
+        windows = patch_windows(features, own.side)  # [B, N², M², C]
         shape = windows.shape[:2]
         # three dimensions, since 8-bit linear layers accept no more
         patches = self.patch_embedding(windows.flatten(0, 1))  # [B·N², M², D]
         branches = []
         if hasattr(self, "local_layers"):
-            query = self.local_query(windows.flatten(2)).flatten(0, 1)  # [B·N², D]
+            query = own.local_query(windows.flatten(2)).flatten(0, 1)  # [B·N², D]
             branches.append(self.attend(self.local_layers, query, patches))
         if hasattr(self, "global_layers"):
             query = self.global_query(features[:, :1])  # [B, 1, D]
-            query = query.expand(*shape, -1) if self.cls_scale is None else query * self.cls_scale  # [B, N², D]
+            query = query.expand(*shape, -1) if own.cls_scale is None else query * own.cls_scale  # [B, N², D]
             branches.append(self.attend(self.global_layers, query.flatten(0, 1), patches))
         # `sum` makes a new tensor: FSDP warns about modules that return a view
         return sum(branch.unflatten(0, shape) for branch in branches)
@@ -203,11 +231,6 @@ class PVTCProjector(Projector):
         for layer in layers:
             query = layer(query, patches)
         return query
-
-    def reset_parameters(self) -> None:
-        """Draw the CLS scales from N(0, 1), as released, so that every position has a different global query."""
-        if self.cls_scale is not None:
-            init.normal_(self.cls_scale)
 
     @classmethod
     def check_config(cls, config: PretrainedConfig, side: int) -> None:

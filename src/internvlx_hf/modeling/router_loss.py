@@ -4,13 +4,15 @@
 With LVTC, every layer counts the rows that it routes: N₁² of a tile in stage one, N₂² in stage two, no padding in either.
 """
 
+from bisect import bisect
+
 import torch
 from torch import nn
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 from transformers.utils import ModelOutput
 
 from .configuration_internvlx import InternVLXConfig
-from .lvtc_rows import RowMap
+from .lvtc_layout import Plan
 
 
 def balancing_loss(
@@ -18,7 +20,7 @@ def balancing_loss(
     layers: nn.ModuleList,
     outputs: ModelOutput,
     attention_mask: torch.Tensor | None,
-    row_map: RowMap | None,
+    plan: Plan | None,
 ) -> torch.Tensor:
     """The load-balancing loss of a forward.
 
@@ -26,7 +28,7 @@ def balancing_loss(
         layers: the language model's layers, of which some have experts.
         outputs: the language model's; `router_logits` are a tensor (rows, experts) for each of these layers.
         attention_mask: (B, seen + L), 1 for tokens and 0 for padding. Any other mask counts all rows.
-        row_map: LVTC's; None without tiles.
+        plan: that of a model whose tiles change between layers.
 
     Raises:
         ValueError: if reentrant gradient checkpointing cuts the router's logits off.
@@ -41,13 +43,11 @@ def balancing_loss(
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         visible = attention_mask[:, -hidden_states.shape[1] :]
     text = config.text_config
-    before = after = None if visible is None else visible.flatten().nonzero().squeeze(1)
-    if row_map is not None:
-        after = row_map.is_token().flatten().nonzero().squeeze(1)
+    stages = [None if visible is None else visible.flatten().nonzero().squeeze(1)]
+    stages += [row_map.is_token().flatten().nonzero().squeeze(1) for row_map in plan.row_maps] if plan else []
     counted = []
     routed = [index for index, layer in enumerate(layers) if hasattr(layer.mlp, "experts")]
     for index, logits in zip(routed, router_logits, strict=True):
-        is_stage_two = row_map is not None and index >= config.lvtc_config.expand_layer
-        rows = after if is_stage_two else before
+        rows = stages[bisect(config.boundaries, index) if len(stages) > 1 else 0]
         counted.append(logits if rows is None else logits[rows.to(logits.device)])
     return load_balancing_loss_func(tuple(counted), text.num_experts, text.num_experts_per_tok)  # type: ignore

@@ -174,7 +174,7 @@ def route_prompt(
     images = model.get_image_features(pixel_values, return_dict=True)
     embeddings = model.get_input_embeddings()(input_ids)
     placeholders = model.get_placeholder_mask(input_ids, embeddings)
-    check_placeholders(placeholders, images.pooler_output, is_chunked=False)
+    check_placeholders(placeholders, [config.image_seq_length] * len(pixel_values), is_chunked=False)
     patches = images.last_hidden_state[:, -(config.patch_grid**2) :]
     before, after = config.image_seq_length, config.compressed_token_grid**2
     tiles_per_sample = (placeholders.sum(1) // before).tolist()

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .rules import FLAG, FieldRule, check_settings, setting, whole
+from .rules import FLAG, FieldRule, check_settings, either, list_of, setting, whole
 from .rvtc import SLICING_HELP, SLICING_RULE, TILES_RULE, TilingRule
+from .size_choices import CHOICE_RULE
 
 # a setting's owner, which saves it: the image processor, or the processor, which knows how many tokens a tile has
 IMAGE_PROCESSOR, PROCESSOR = "image_processor", "processor"
@@ -72,8 +73,9 @@ class ImageSettings:
         PROCESSOR,
     )
     tokens_per_tile: str | int | Sequence[str | int] | None = _setting(
-        FieldRule("None: the checkpoint offers one size", lambda value: value is None),
-        "visual tokens of a tile: a size that the checkpoint offers, or one for each image",
+        either(CHOICE_RULE, list_of(CHOICE_RULE)),
+        "visual tokens of a tile: a size that the checkpoint offers (64, 64:256 or 256:64, before and after a layer), or two, "
+        "of tiles and of the thumbnail (256+64)",
         "Tokens per tile",
         "{} tokens per tile".format,
         PROCESSOR,

@@ -4,17 +4,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, concatenate_list
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 
-from .chat_processor import CHAT_MEDIA, ChatProcessor, flat_images, is_frame_list, refuse_other_media
+from .chat_processor import CHAT_MEDIA, flat_images, is_frame_list, refuse_other_media
 from .chat_processor import IGNORE_INDEX as IGNORE_INDEX
 from .chat_templates import DEFAULT_CHAT_TEMPLATE
 from .image_processing_internvlx import InternVLXImageProcessorKwargs, refuse_near
@@ -29,8 +27,8 @@ from .literals import (
     VIDEO_MARK_AS_TEXT,
     literals_as_text,
 )
-from .rvtc import TilingRule
-from .token_budget import Size, fit_rules
+from .size_choices import size_names, tokens_before
+from .sized_processor import SizedProcessor
 from .video_files import Video, flat_videos, open_video
 from .video_processing_internvlx import InternVLXVideoProcessor, InternVLXVideoProcessorKwargs
 
@@ -46,7 +44,10 @@ _VIDEO_SETTINGS = frozenset(InternVLXVideoProcessorKwargs.__annotations__) - set
 _MEDIA_SETTINGS = _VIDEO_SETTINGS | (
     set(InternVLXImageProcessorKwargs.__annotations__) - set(TextKwargs.__annotations__)
 )
-_OWN_SETTINGS = ("image_seq_length", *ImageSettings.names(PROCESSOR), "wrap_images", *sorted(_VIDEO_SETTINGS))
+_OWN_SETTINGS = (
+    *("image_seq_length", "offered_sizes", "wrap_images"),
+    *(*ImageSettings.names(PROCESSOR), *sorted(_VIDEO_SETTINGS)),
+)
 
 _TEXT_DEFAULTS: TextKwargs = {"padding_side": "left"}
 
@@ -56,7 +57,7 @@ class InternVLXProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": _TEXT_DEFAULTS}  # type: ignore[misc]
 
 
-class InternVLXProcessor(ChatProcessor):
+class InternVLXProcessor(SizedProcessor):
     """Joins `InternVLXImageProcessor`, `InternVLXVideoProcessor` and a tokenizer.
 
     Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image. It becomes `<img>`, then `image_seq_length`
@@ -72,12 +73,16 @@ class InternVLXProcessor(ChatProcessor):
         video_processor: an `InternVLXVideoProcessor` or its settings (default: tiles with the image processor's size and
             levels). The image processor's `access` also limits what the strings of videos may name.
         max_image_tokens: a budget of visual tokens for each text: its images and frames take at most this many placeholders
-            together, see [`fit_rules`] (default: none). A call may give another.
+            together, see [`fit_request`] (default: none). A call may give another.
+        offered_sizes: the sizes that the model offers, the default first, `config.tokens_per_tile` (default: one,
+            `image_seq_length`).
+        tokens_per_tile: which of them a request takes that does not ask for one, see `size_choices.py` (default: the first).
+            It is one for all images.
         wrap_images: whether `<img>` and `</img>` surround an image's placeholders (default: True). Models converted from LLaVA
             do without, and so may their tokenizers.
 
     Raises:
-        ValueError: if the tokenizer has no image tokens, or a number of tokens is not positive.
+        ValueError: if the tokenizer has no image tokens, a number of tokens is not positive, or a size is not offered.
     """
 
     # makes every save_pretrained copy this file into the checkpoint
@@ -95,6 +100,7 @@ class InternVLXProcessor(ChatProcessor):
         video_processor: InternVLXVideoProcessor | Mapping | None = None,
         max_image_tokens: int | None = None,
         wrap_images: bool = True,
+        offered_sizes: Sequence | None = None,
         **kwargs,
     ):
         own = {name: kwargs.pop(name, None) for name in ImageSettings.names(PROCESSOR)}
@@ -106,6 +112,12 @@ class InternVLXProcessor(ChatProcessor):
         vars(self).update(own)
         ImageSettings(**own)  # raises if one is out of range
         self.wrap_images = wrap_images
+        self.offered_sizes = None if offered_sizes is None else size_names(offered_sizes)
+        if tokens_before(self.sizes[0]) != image_seq_length:
+            raise ValueError(
+                f"offered_sizes={self.sizes} starts with another size than image_seq_length={image_seq_length}."
+            )
+        self.read_choices(None, 1)  # raises if the default is not offered
         for name in _MEDIA_SETTINGS:  # of `from_pretrained`, which would override the image processor's in every call
             tokenizer.init_kwargs.pop(name, None)
         if image_processor.crop_to_patches is None:  # made without any setting of tiles
@@ -142,7 +154,10 @@ class InternVLXProcessor(ChatProcessor):
 
     def to_dict(self) -> dict:
         own = {name: getattr(self, name) for name in ImageSettings.names(PROCESSOR)}
-        return super().to_dict() | {name: value for name, value in own.items() if value is not None}
+        values = super().to_dict() | {name: value for name, value in own.items() if value is not None}
+        if self.offered_sizes is None:
+            values.pop("offered_sizes", None)
+        return values
 
     @property
     def image_settings(self) -> ImageSettings:
@@ -170,7 +185,8 @@ class InternVLXProcessor(ChatProcessor):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [name for name in super().model_input_names if name != "num_patches"]
+        names = [name for name in super().model_input_names if name != "num_patches"]
+        return names if self.offered_sizes is None else [*names, "tile_sizes"]
 
     def __call__(
         self,
@@ -186,12 +202,16 @@ class InternVLXProcessor(ChatProcessor):
                 video. U+2060 after the `<` turns a mark into text.
             videos: all videos in the order of their marks, flat or one list per text: each a path, a URL, a list of images or an
                 array of frames, see `video_files.open_video`. A list of strings is a list of videos.
-            max_image_tokens: a budget of visual tokens for each text, see [`fit_rules`] (default: the processor's). Without
+            max_image_tokens: a budget of visual tokens for each text, see [`fit_request`] (default: the processor's). Without
                 texts, it is that of all images and videos together.
+            tokens_per_tile: a size that the model offers ("64"), or one for tiles and one for thumbnails ("256+64"), or a list
+                with one of these for each image (default: the processor's). Frames of videos take the first size that is offered
+                if it is a list.
 
         Returns:
             `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images or
-            videos, in the order of the text; with `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose
+            videos, in the order of the text, with `tile_sizes` (tiles,), the indices of their sizes, if one has another than
+            the first; with `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose
             rows multiply to the images' numbers of tiles.
 
         Raises:
@@ -221,14 +241,15 @@ class InternVLXProcessor(ChatProcessor):
             _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
             _require_videos_per_text(videos, texts)
         opened = [self.open_video(video) for video in flat]
-        if budget is not None:
-            if chat is None and kwargs.get("return_text_replacement_offsets"):
-                raise ValueError(
-                    f"max_image_tokens={budget} with return_text_replacement_offsets, which vLLM's transformers backend requests: "
-                    "it caches each image by itself, so an image's tiles must not depend on other images. Expected no budget, "
-                    "or the package internvlx-hf beside vLLM."
-                )
-            images, kwargs = self._limit_tiles(budget, images, texts, opened, kwargs)
+        if budget is not None and chat is None and kwargs.get("return_text_replacement_offsets"):
+            raise ValueError(
+                f"max_image_tokens={budget} with return_text_replacement_offsets, which vLLM's transformers backend requests: "
+                "it caches each image by itself, so an image's tiles must not depend on other images. Expected no budget, "
+                "or the package internvlx-hf beside vLLM."
+            )
+        sized = self
+        if budget is not None or own.tokens_per_tile is not None or self.tokens_per_tile is not None:
+            images, kwargs, sized = self._plan_request(budget, own.tokens_per_tile, images, texts, opened, kwargs)
         # transformers from 5.18 on, whose masks account for images, requests both
         keeps_tokens = (
             chat and kwargs.get("return_offsets_mapping") and "return_text_replacement_offsets" not in kwargs
@@ -236,95 +257,49 @@ class InternVLXProcessor(ChatProcessor):
         if keeps_tokens:
             kwargs["return_text_replacement_offsets"] = True
         with literals_as_text(self.tokenizer, texts or [], self.literals):
-            inputs = super().__call__(images=images, text=texts, videos=opened or None, **kwargs)
-        self._join_tiles(inputs, texts or [])
+            inputs = super(InternVLXProcessor, sized).__call__(
+                images=images, text=texts, videos=opened or None, **kwargs
+            )
+        num_tiles = inputs.get("num_patches")
+        sized._join_tiles(inputs, texts or [], kwargs)
         if chat and keeps_tokens:
             replacements = inputs.pop("text_replacement_offsets") or [[] for _ in texts or ()]
             chat.tokens = list(zip(inputs["offset_mapping"], replacements, strict=True))
         elif not chat and inputs.get("text_replacement_offsets"):
-            inputs["image_grid_thw"] = self._image_grids(inputs["text_replacement_offsets"])
+            # for vLLM, whose own count of tiles ignores `mm_processor_kwargs`
+            inputs["image_grid_thw"] = torch.tensor([(1, 1, int(number)) for number in num_tiles])
         return inputs
-
-    def tiling_rules(
-        self,
-        sizes: Sequence[Size],
-        images_kwargs: Mapping | None = None,
-        num_frames: int = 0,
-        max_image_tokens: int | None = None,
-    ) -> list[TilingRule]:
-        """The tiling rule of each image of one text, see [`fit_rules`]. Reads no pixel.
-
-        Args:
-            sizes: (width, height) of each upright image.
-            images_kwargs: arguments of the image processor in the call, and fields of [`ImageSettings`].
-            num_frames: frames of the text's videos.
-            max_image_tokens: the call's budget (default: that of `images_kwargs`, or the processor's).
-        """
-        images, own = split_by_owner(images_kwargs or {})
-        given = ImageSettings(**own | ({} if max_image_tokens is None else {"max_image_tokens": max_image_tokens}))
-        budget = self.max_image_tokens if given.max_image_tokens is None else given.max_image_tokens
-        rule = self.image_processor.tiling_rule(images)
-        return fit_rules(rule, sizes, self.image_seq_length, budget, num_frames)
-
-    def _limit_tiles(
-        self, budget: int, images, texts: list[str] | None, videos: list[Video], kwargs: Mapping
-    ) -> tuple[Any, Any]:
-        """Opens the images, and adds the maximum of each image's tiles to the arguments of a call."""
-        merged: Any = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)  # type: ignore[arg-type]
-        images_kwargs, videos_kwargs = merged["images_kwargs"], merged["videos_kwargs"]
-        if images is not None:
-            images = self.image_processor.fetch_images(images)
-        flat = [] if images is None else flat_images(images)
-        requests = [(len(flat), len(videos))]
-        if texts is not None:
-            requests = [(sample.count(self.image_token), sample.count(VIDEO_MARK)) for sample in texts]
-            self._require_an_image_for_each_token(images, [num_images for num_images, _ in requests])
-        sizes = iter([self.image_processor.upright_size(image, images_kwargs) for image in flat])
-        frames = iter(map(len, self.video_processor.choose_frames(videos, videos_kwargs)))
-        limits = []
-        for index, (num_images, num_videos) in enumerate(requests):
-            own, num_frames = list(islice(sizes, num_images)), sum(islice(frames, num_videos))
-            try:
-                limits += [rule.max_tiles for rule in self.tiling_rules(own, images_kwargs, num_frames, budget)]
-            except ValueError as error:
-                raise ValueError(f"Text {index}: {error}" if len(requests) > 1 else str(error)) from error
-        limited = {name: value for name, value in kwargs.items() if name != "max_patches"}
-        return images, limited | {"images_kwargs": {**(kwargs.get("images_kwargs") or {}), "max_patches": limits}}
 
     def open_video(self, video) -> Video:
         """Opens a video by reading only its header. The image processor's `access` limits what strings may name."""
         return open_video(video, self.image_processor.access)
 
-    def _join_tiles(self, inputs: BatchFeature, texts: list[str]) -> None:
-        """Joins the tiles of images and videos in the order of the texts."""
+    def _join_tiles(self, inputs: BatchFeature, texts: list[str], kwargs: Mapping) -> None:
+        """Joins the tiles of images and videos, and their sizes, in the order of the texts."""
         counts = {"image": inputs.pop("num_patches", None), "video": inputs.pop("num_patches_videos", None)}
-        frames = inputs.pop("pixel_values_videos", None)
-        if frames is None:
+        frames, tiles = inputs.pop("pixel_values_videos", None), inputs.get("pixel_values")
+        if frames is None and not self._image_sizes:
             return
-        tiles = inputs.get("pixel_values")
-        if tiles is None:
-            inputs["pixel_values"] = frames
-            return
+        images_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]  # type: ignore[arg-type]
+        numbers = {kind: [] if own is None else np.asarray(own).tolist() for kind, own in counts.items()}
+        sizes = {
+            "image": [self._sizes_of(index, number, images_kwargs) for index, number in enumerate(numbers["image"])],
+            "video": [[self._video_size] * number for number in numbers["video"]],
+        }
         pattern = f"(?P<image>{re.escape(self.image_token)})|(?P<video>{VIDEO_MARK})"
         order = [str(match.lastgroup) for text in texts for match in re.finditer(pattern, text)]
-        ends = {kind: np.cumsum(np.asarray(numbers)).tolist() for kind, numbers in counts.items()}
-        rest = {"image": tiles, "video": frames}
-        begins, parts = dict.fromkeys(ends, 0), []
-        for kind in order or [*["image"] * len(ends["image"]), *["video"] * len(ends["video"])]:
-            end = ends[kind].pop(0)
-            parts.append(rest[kind][begins[kind] : end])
-            begins[kind] = end
-        inputs["pixel_values"] = concatenate_list(parts)
-
-    def _image_grids(self, replacements: list[list[dict]]) -> torch.Tensor:
-        """(images, 3): 1, 1 and the image's number of tiles, for vLLM, whose own count ignores `mm_processor_kwargs`."""
-        placeholders = [
-            image["replacement"].count(self.image_token)
-            for text in replacements
-            for image in text
-            if image["type"] == "image"
-        ]
-        return torch.tensor([(1, 1, count // self.image_seq_length) for count in placeholders])
+        order = order or [kind for kind in numbers for _ in numbers[kind]]
+        parts, tile_sizes, rest, begins = [], [], {"image": tiles, "video": frames}, dict.fromkeys(numbers, 0)
+        for kind in order:
+            own = sizes[kind].pop(0)
+            tile_sizes += own
+            parts.append(rest[kind][begins[kind] : begins[kind] + len(own)])  # type: ignore[index]
+            begins[kind] += len(own)
+        if frames is not None:
+            inputs["pixel_values"] = frames if tiles is None else concatenate_list(parts)
+        if any(tile_sizes):
+            as_array = {torch.Tensor: torch.tensor, np.ndarray: np.array}.get(type(inputs["pixel_values"]), list)
+            inputs["tile_sizes"] = as_array(tile_sizes)
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         if isinstance(images, list | tuple) and not _has_images(images):
@@ -376,8 +351,9 @@ class InternVLXProcessor(ChatProcessor):
             )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The text that replaces one image token: `image_seq_length` placeholders for each of the image's tiles."""
-        num_placeholders = self.image_seq_length * int(image_inputs["num_patches"][image_idx])
+        """The text that replaces one image token: the placeholders of each of the image's tiles."""
+        sizes = self._sizes_of(image_idx, int(image_inputs["num_patches"][image_idx]), kwargs)
+        num_placeholders = sum(tokens_before(self.sizes[size]) for size in sizes)
         return f"{self.start_image_token}{self.image_token * num_placeholders}{self.end_image_token}"
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
@@ -387,26 +363,9 @@ class InternVLXProcessor(ChatProcessor):
     def video_text(self, num_frames: int, frame_label: str | None = None) -> str:
         """The text of a video of `num_frames` sampled frames in the prompt."""
         label = frame_label or self.video_processor.frame_label
-        tile = f"{self.start_image_token}{self.image_token * self.image_seq_length}{self.end_image_token}"
+        tokens = tokens_before(self.sizes[self._video_size])
+        tile = f"{self.start_image_token}{self.image_token * tokens}{self.end_image_token}"
         return "\n".join(label.replace("{}", str(1 + frame)) + tile for frame in range(num_frames))
-
-    def _get_num_multimodal_tokens(
-        self, image_sizes: list[tuple[int, int]] | None = None, max_image_tokens: int | None = None, **kwargs
-    ) -> MultiModalData:
-        """Tiles and tokens of one text's images of these sizes (height, width), without reading a pixel.
-
-        Returns:
-            `num_image_patches`: tiles of each image; `num_image_tokens`: its tokens in `input_ids`, including the start and
-            end tokens.
-        """
-        if image_sizes is None:
-            return MultiModalData()
-        images_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["images_kwargs"]  # type: ignore[arg-type]
-        sizes = [(width, height) for height, width in image_sizes]
-        rules = self.tiling_rules(sizes, images_kwargs, max_image_tokens=max_image_tokens)
-        num_tiles = [rule.plan(*size).num_tiles for rule, size in zip(rules, sizes, strict=True)]
-        num_tokens = [len(self.wrapper_ids) + self.image_seq_length * tiles for tiles in num_tiles]
-        return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
 
 def _image_token(tokenizer, attribute: str) -> str:

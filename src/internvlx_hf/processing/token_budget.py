@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A budget of visual tokens for a request: which of its images give up tiles.
+"""A budget of visual tokens for a request: which of its images take fewer tokens per tile, or fewer tiles.
 
 RVTC bounds the tiles of one image. A budget bounds those of all images and frames of a request together; the rule is ours.
 """
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
+from itertools import product
+from math import prod
 from typing import NamedTuple
 
 from .image_settings import ImageSettings
@@ -21,13 +23,25 @@ class Step(NamedTuple):
 
     Attributes:
         rule: chooses the smaller grid.
-        released: tiles that the image gives up, including a thumbnail.
         share: of the pixels that the image has without a budget, the share that the smaller grid keeps.
     """
 
     rule: TilingRule
-    released: int
     share: float
+
+
+class Tokens(NamedTuple):
+    """Visual tokens of each tile of an image, and of its thumbnail."""
+
+    tile: int
+    thumbnail: int
+
+    def of(self, plan: TilePlan) -> int:
+        """Tokens of an image in a grid."""
+        return plan.columns * plan.rows * self.tile + plan.has_thumbnail * self.thumbnail
+
+    def at_most(self, tokens: int) -> "Tokens":
+        return Tokens(min(self.tile, tokens), min(self.thumbnail, tokens))
 
 
 def fit_rules(
@@ -37,70 +51,104 @@ def fit_rules(
     max_image_tokens: int | None = None,
     num_frames: int = 0,
 ) -> list[TilingRule]:
-    """The tiling rule of each image of a request, such that its tiles and frames take at most `max_image_tokens` tokens.
+    """[`fit_request`] for tiles that all have `tokens_per_tile` tokens: the tiling rule of each image."""
+    tokens = Tokens(tokens_per_tile, tokens_per_tile)
+    return fit_request(rule, sizes, [tokens] * len(sizes), (), max_image_tokens, (num_frames, tokens_per_tile))[0]
+
+
+def fit_request(
+    rule: TilingRule,
+    sizes: Sequence[Size],
+    tokens: Sequence[Tokens],
+    smaller: Sequence[int] = (),
+    max_image_tokens: int | None = None,
+    frames: tuple[int, int] = (0, 0),
+) -> tuple[list[TilingRule], list[Tokens]]:
+    """Fit a request into a budget: each image's tiling rule and tokens per tile, such that all take at most `max_image_tokens`.
 
     Image i takes `rules[i].plan(*sizes[i]).num_tiles` tiles. All of this package counts the tiles of a request in this way.
 
-    Without a budget, `rule` chooses each image's grid. If these grids take too many tokens, images take smaller ones, step by
-    step. A step gives one image its next smaller grid: the one that `rule` chooses with a smaller `max_tiles`. The next step is
-    the one that leaves its image the largest share of the pixels that the image has without a budget; of equal shares, the
-    last image's. An image's pixels are those of its grid, on each side at most the image's own. So images that are enlarged to
-    fill their grids give up tiles first, and lose nothing by it; after them, all images keep about the same share.
+    Without a budget, `rule` chooses each image's grid. If these grids take too many tokens, images change, step by step.
 
-    The order of the steps depends on the images and `rule` only, and a smaller budget takes more of them. Hence no image has
-    more tiles with a smaller budget.
+    First, tiles keep their pixels and take fewer tokens, if `smaller` has such numbers: from the last image to the first, each
+    takes at most the largest of these numbers, then each takes at most the next one, and so on.
+
+    If the smallest number is not enough, images take smaller grids. A step gives one image its next smaller grid: the one that
+    `rule` chooses with a smaller `max_tiles`. The next step is the one that leaves its image the largest share of the pixels
+    that the image has without a budget; of equal shares, the last image's. An image's pixels are those of its grid, on each
+    side at most the image's own. So images that are enlarged to fill their grids give up tiles first, and lose nothing by it;
+    after them, all images keep about the same share.
+
+    The order of the steps depends on the images, `tokens` and `rule` only, and a smaller budget takes more of them. Hence no
+    image has more tiles, or more tokens per tile, with a smaller budget.
 
     Args:
         rule: bounds the tiles of each image.
         sizes: (width, height) of each upright image.
-        tokens_per_tile: visual tokens of a tile in `input_ids`, `config.image_seq_length` of the model.
+        tokens: of each image, visual tokens of a tile in `input_ids`.
+        smaller: numbers of tokens that a tile may have instead, in descending order; none if the request fixes its sizes.
         max_image_tokens: the budget (default: none).
-        num_frames: frames of the request's videos. Each takes one tile, and their number is not changed.
+        frames: number of frames of the request's videos, and tokens of each; neither is changed.
 
     Returns:
-        `rule`, with a smaller `max_tiles` for each image that gives up tiles.
+        `rule` for each image, with a smaller `max_tiles` if it gives up tiles, and the image's tokens.
 
     Raises:
         ValueError: if the smallest grids and the frames take more tokens. The message says how many they take.
     """
     ImageSettings(max_image_tokens=max_image_tokens)  # raises if it is out of range
-    rules = [rule] * len(sizes)
+    rules, tokens = [rule] * len(sizes), list(tokens)
     if max_image_tokens is None:
-        return rules
-    num_tiles = sum(_plan(rule, *size).num_tiles for size in sizes) + num_frames
-    excess = num_tiles - max_image_tokens // tokens_per_tile
-    if excess <= 0:
-        return rules
-    _require_possible(rule, len(sizes), tokens_per_tile, max_image_tokens, num_frames)
+        return rules, tokens
+    plans = [_plan(rule, *size) for size in sizes]
+    used = sum(each.of(plan) for each, plan in zip(tokens, plans, strict=True)) + prod(frames)
+    excess = used - max_image_tokens
+    for limit, index in product(smaller, reversed(range(len(sizes)))):
+        if excess <= 0:
+            break
+        fewer = tokens[index].at_most(limit)
+        excess -= tokens[index].of(plans[index]) - fewer.of(plans[index])
+        tokens[index] = fewer
+    if excess > 0:
+        _require_possible(rule, tokens, max_image_tokens, frames)
+        _take_steps(rules, rule, sizes, tokens, excess)
+    return rules, tokens
+
+
+def _take_steps(
+    rules: list[TilingRule], rule: TilingRule, sizes: Sequence[Size], tokens: list[Tokens], excess: int
+) -> None:
+    """Put smaller grids into `rules` until they save `excess` tokens."""
     steps = [_steps(rule, *size) for size in sizes]
     waiting = [(-own[0].share, -index, 0) for index, own in enumerate(steps) if own]
     heapify(waiting)
     while excess > 0:
         _, minus_index, number = heappop(waiting)
-        own = steps[-minus_index]
-        rules[-minus_index] = own[number].rule
-        excess -= own[number].released
+        index = -minus_index
+        own = steps[index]
+        before = tokens[index].of(_plan(rules[index], *sizes[index]))
+        rules[index] = own[number].rule
+        excess -= before - tokens[index].of(_plan(rules[index], *sizes[index]))
         if number + 1 < len(own):
             heappush(waiting, (-own[number + 1].share, minus_index, number + 1))
-    return rules
 
 
-def _require_possible(
-    rule: TilingRule, num_images: int, tokens_per_tile: int, max_image_tokens: int, num_frames: int
-) -> None:
-    fewest = replace(rule, max_tiles=rule.min_tiles).plan(1, 1).num_tiles  # the same for an image of any size
-    tiles = num_images * fewest + num_frames
-    least = tiles * tokens_per_tile
+def _require_possible(rule: TilingRule, tokens: list[Tokens], max_image_tokens: int, frames: tuple[int, int]) -> None:
+    fewest = replace(rule, max_tiles=rule.min_tiles).plan(1, 1)  # the same for an image of any size
+    (num_frames, frame_tokens), num_images = frames, len(tokens)
+    least = sum(each.of(fewest) for each in tokens) + num_frames * frame_tokens
     if least <= max_image_tokens:
         return
+    tiles = num_images * fewest.num_tiles + num_frames
     counts = {"image": num_images, "frame": num_frames}
     given = " and ".join(f"{number} {kind}{'s' * (number > 1)}" for kind, number in counts.items() if number)
     hints = [f"max_image_tokens={least} or more"]
     hints += ["fewer frames (`num_frames`, `fps`)"] if num_frames else []
     hints += [f"min_patches below {rule.min_tiles}"] if num_images and rule.min_tiles > 1 else []
+    each_tile = " or ".join(str(n) for n in sorted({n for own in tokens for n in own} | ({frame_tokens} - {0})))
     raise ValueError(
         f"max_image_tokens={max_image_tokens} is too small: {given} take{'s' * (num_images + num_frames == 1)} at least {least} "
-        f"visual tokens, {tiles} tile{'s' * (tiles > 1)} of {tokens_per_tile}. Expected {', or '.join(hints)}."
+        f"visual tokens, {tiles} tile{'s' * (tiles > 1)} of {each_tile}. Expected {', or '.join(hints)}."
     )
 
 
@@ -119,7 +167,7 @@ def _steps(rule: TilingRule, width: int, height: int) -> tuple[Step, ...]:
         bounded = replace(rule, max_tiles=plan.columns * plan.rows - 1)
         smaller = bounded.plan(width, height)
         share = _pixels(rule, smaller, width, height) / pixels
-        steps.append(Step(bounded, plan.num_tiles - smaller.num_tiles, share))
+        steps.append(Step(bounded, share))
         plan = smaller
     return tuple(steps)
 

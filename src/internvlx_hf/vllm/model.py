@@ -51,7 +51,7 @@ class VisionSide(InternVLXModel):
             super().__init__(config)
         del self.language_model
         if self.lvtc is not None:
-            del self.lvtc.rotary_emb
+            del self.lvtc.rotary_embs
 
     def build_language_model(self, config: InternVLXConfig) -> Any:
         with torch.device("meta"):

@@ -1,0 +1,110 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The tokens of a prompt's tiles, each of which may have its own size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .configuration_internvlx import InternVLXConfig
+from .outputs import InternVLXImageFeatures
+from .tile_sizes import TileSize
+
+# of every tile: (tiles, N², D) if all have as many tokens, else (N², D) each
+Tokens = torch.Tensor | list[torch.Tensor]
+
+
+def read_sizes(config: InternVLXConfig, tile_sizes: torch.Tensor | Sequence[int] | None, tiles: int) -> list[int]:
+    """The index of each tile's size in `config.tokens_per_tile`.
+
+    Args:
+        tile_sizes: (tiles,); None for the default.
+
+    Raises:
+        ValueError: if it has another shape, or an index that there is not.
+    """
+    if tile_sizes is None:
+        return [0] * tiles
+    numbers = tile_sizes.tolist() if isinstance(tile_sizes, torch.Tensor) else [int(size) for size in tile_sizes]
+    names, is_flat = [str(size) for size in config.sizes], all(isinstance(size, int) for size in numbers)
+    if len(numbers) != tiles or not is_flat or not all(0 <= size < len(names) for size in numbers):
+        raise ValueError(
+            f"`tile_sizes` must be ({tiles},), for each tile the index of its size among {', '.join(names)}, got {numbers}."
+        )
+    return numbers
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The tokens of a prompt's tiles.
+
+    Args:
+        sizes: each tile's.
+        counts: each tile's number of placeholders.
+        rows: (R₁, D), V_LR[0], the tokens that replace the placeholders.
+        lr: V_LR[1:], T − 1 entries of N₁² tokens for each tile; the j-th is added before layer s + i·j.
+        hr: V_HR, N₂² tokens for each tile that LVTC expands; None without an HR projector.
+    """
+
+    sizes: list[TileSize]
+    counts: list[int]
+    rows: torch.Tensor
+    lr: Sequence[Tokens] = ()
+    hr: Tokens | None = None
+
+    def in_stage(self, number: int, stage: int, boundaries: Sequence[int]) -> torch.Tensor:
+        """(R, D), an entry of `lr` for all tiles' rows in a stage, zeros where a tile has none."""
+        tokens = self.lr[number]
+        if isinstance(tokens, torch.Tensor):
+            return tokens.flatten(0, 1)
+        rows = [size.in_stages(boundaries)[stage] for size in self.sizes]
+        return torch.cat(
+            [own if len(own) else own.new_zeros(n, own.shape[1]) for own, n in zip(tokens, rows, strict=True)]
+        )
+
+
+def take(tokens: Tokens, tiles: list[int]) -> torch.Tensor:
+    """(tiles, N², D), the tokens of some tiles, which must have as many each."""
+    if len(tiles) == len(tokens) and isinstance(tokens, torch.Tensor):
+        return tokens
+    return torch.stack([tokens[tile] for tile in tiles])
+
+
+def flat(tokens: Tokens) -> torch.Tensor:
+    """(R, D), the tokens of all tiles in order."""
+    return tokens.flatten(0, 1) if isinstance(tokens, torch.Tensor) else torch.cat(tokens)
+
+
+def read_image_tokens(
+    config: InternVLXConfig, images: InternVLXImageFeatures, embeddings: torch.Tensor
+) -> ImageTokens:
+    """Read what `get_image_features` returned. `generate` may have repeated its entries for beams, tile by tile.
+
+    Args:
+        embeddings: (B, L, D), for its device and dtype.
+
+    Raises:
+        ValueError: if a tensor is missing or does not have an entry with the right number of tokens for each tile.
+    """
+    first, later = images.pooler_output, list(images.deepstack_features or [])
+    numbers = None
+    if later and not later[-1][0].is_floating_point():
+        numbers = torch.stack(list(later.pop())).flatten()
+    offered, tiles = config.sizes, len(first)  # type: ignore[arg-type]
+    sizes = [offered[number] for number in read_sizes(config, numbers, tiles)]
+    rows = flat(first).to(embeddings.device, embeddings.dtype)  # type: ignore[arg-type]
+    counts = [len(tokens) for tokens in first]  # type: ignore[union-attr]
+    if not config.boundaries:
+        return ImageTokens(sizes, counts, rows)
+    lvtc = config.lvtc_config if any(size.has_lvtc for size in sizes) else None
+    num_lr, has_hr = (0, False) if lvtc is None else (lvtc.num_lr_projectors - 1, lvtc.hr_projector_type is not None)
+    before = [[size.before * (size.has_lvtc or not number) for size in sizes] for number in range(1 + num_lr)]
+    expected = before + [[size.after * size.has_lvtc for size in sizes]] * has_hr
+    got = [[len(tokens) for tokens in entry] for entry in (first, *later)]  # type: ignore[union-attr]
+    if got != expected:
+        shapes = [[(len(entry), *dict.fromkeys(entry)) for entry in entries] for entries in (expected, got)]
+        raise ValueError(
+            f"LVTC needs `pooler_output` and `deepstack_features` of (tiles, tokens) {shapes[0]}, got {shapes[1]}. "
+            "Pass them as `get_image_features` returns them."
+        )
+    return ImageTokens(sizes, counts, rows, later[:num_lr], later[-1] if has_hr else None)
