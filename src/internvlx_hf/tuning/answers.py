@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..chat.bulk import earlier_keys
 from ..evaluation.answering import Answerer, count_generated, generation_arguments
+from ..processing.boxes import decode_answer
 from ..processing.image_settings import ImageSettings
 from .items import Item
 from .settings import OWN, Costs, named
@@ -74,17 +75,17 @@ class Asker:
         self.memory = TowerMemory(answerer.model.model.vision_tower)
         self.asked = 0
         self._stored: dict[str, dict[str, Any]] = {}
-        earlier_keys(file, self._remember, b'{"key": "')
-
-    def _remember(self, line: Mapping) -> bytes:
-        more = {name: line[name] for name in ("likeliest", "divergences") if name in line}
-        self._stored[line["key"]] = {name: line[name] for name in ("key", "answer", "ids", "seconds")} | more
-        return bytes.fromhex(line["key"])
+        earlier_keys(file, self._store, b'{"key": "')
 
     def key(self, setting: ImageSettings, item: Item, reading: str | None = None) -> str:
         tiles = self.costs.tiles(setting, item)
         text = json.dumps([item.key, tiles, self.model, reading], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _store(self, line: Mapping[str, Any]) -> bytes:
+        """Keep a line of the file. Raises: KeyError: if it is none of this class's."""
+        self._stored[line["key"]] = {**line, "ids": line["ids"], "seconds": line["seconds"]}
+        return line["key"].encode()
 
     def answer(self, setting: ImageSettings, item: Item, reading: str | None = None) -> dict[str, Any]:
         """The stored line of an answer. Raises: KeyError: if the model was not asked."""
@@ -159,7 +160,7 @@ class Asker:
                     "image": item.name,
                     "setting": reading or named(setting),
                     "tiles": self.costs.tiles(setting, item),
-                    "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    "answer": decode_answer(tokenizer, ids).strip(),
                     "ids": ids.tolist(),
                     "finish_reason": asked.finish_reason(ids, **arguments),
                     "seconds": round(seconds / len(items), 4),
@@ -168,8 +169,8 @@ class Asker:
                     line["likeliest"] = _likeliest(logits)
                 else:
                     line["divergences"] = _divergences(self.answer(OWN, item), line["ids"], logits)
-                self._remember(line)
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                self._store(line)
+                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
         self.asked += len(items)
 
 
