@@ -21,6 +21,18 @@ def _is_choice(value: Any) -> bool:
 CHOICE_RULE = FieldRule("a size of a tile (64, '64:256', '256:64' or '256:0'), or two of them ('256+64')", _is_choice)
 
 
+def _are_sizes(value: Any) -> bool:
+    sizes = value.split(",") if isinstance(value, str) else value
+    return (
+        isinstance(sizes, list | tuple)
+        and len(sizes) > 0
+        and all(_is_choice(size) and "+" not in str(size) for size in sizes)
+    )
+
+
+SIZES_RULE = FieldRule("a list of sizes of a tile, such as ['256', '64:256', '256:64'] or '256,64:256'", _are_sizes)
+
+
 class Choice(NamedTuple):
     """Indices of the sizes of an image's tiles and of its thumbnail among those that the checkpoint offers."""
 
