@@ -68,7 +68,7 @@ demo-short: .venv/.for-demo
 
 # Packages that only some tests need, each set in its own folder, so that nothing else depends on them.
 OTHERS := build/lmms_eval/.installed build/torchao/.installed build/web/.installed build/notebook/.installed \
-	build/workshop/.installed build/llmcompressor/.installed
+	build/workshop/.installed build/llmcompressor/.installed build/ray/.installed
 
 bench bench-full: build/torchvision/.installed
 

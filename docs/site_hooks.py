@@ -15,6 +15,7 @@ REFERENCE = [
     "internvlx_hf.pictures",
     "internvlx_hf.hub",
     "internvlx_hf.evaluation",
+    "internvlx_hf.tuning",
     "internvlx_hf.serving",
     "internvlx_hf.quantization",
 ]

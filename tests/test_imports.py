@@ -17,7 +17,7 @@ LAYERS = [
     ("data", "conversion"),
     ("training", "pictures", "evaluation", "vllm"),
     ("chat", "serving"),
-    ("web",),
+    ("web", "tuning"),
     ("commands",),
 ]
 LAYER = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

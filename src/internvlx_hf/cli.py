@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "serve a checkpoint through OpenAI's API",
     "show": "draw an image's tiles and their cost, or where a model looks",
     "train": "train a checkpoint: the stages of the paper, or LoRA",
+    "tune": "measure how much can be saved before answers change",
     "web": "ask a model about images in a browser",
 }
 

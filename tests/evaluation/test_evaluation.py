@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import AutoModel, Qwen2Config
 
 from internvlx_hf.evaluation import BENCHMARKS, Answerer
-from internvlx_hf.evaluation.answering import StopAtText, _count_generated, cut_at, generation_arguments
+from internvlx_hf.evaluation.answering import StopAtText, count_generated, cut_at, generation_arguments
 from message_cases import encode
 from paths import ROOT
 from refusals import refused
@@ -242,5 +242,5 @@ def test_the_documented_table_of_benchmarks_is_the_one_in_the_code():
 
 def test_padding_after_the_end_is_not_counted_and_without_a_pad_token_there_is_none():
     row = torch.tensor([7, 0, 8, 0, 0])
-    assert _count_generated(row, 0) == 3
-    assert _count_generated(row, None) == 5
+    assert count_generated(row, 0) == 3
+    assert count_generated(row, None) == 5

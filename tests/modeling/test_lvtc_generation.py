@@ -303,6 +303,7 @@ TURNS = {
     ),
     "a batch, text second": ([[3, "tile", 2], [4], ["tile", "tile", 1]], [[6], [2], [4]]),
     "a batch, text first": ([[6], [2], [4]], [[2, "tile", 1], [3], [1, "tile", "tile", 3]]),
+    "a batch, padded in the second turn": ([[8], [3, "tile", 1]], [[1, "tile", 3], [4]]),
     "a batch that grows apart in both": ([[3, "tile", 1], [8], [8]], [[2, "tile", 2], ["tile", 4], [8]]),
 }
 

@@ -62,7 +62,7 @@ def test_a_slide_of_frames_is_readable(count):
         (["absent.mp4"], "absent.mp4' does not exist"),
         (["clip.mp4", "--num-frames", "0"], "num_frames"),
         (["clip.mp4", "--attention", "--question", "?"], "--attention needs an image"),
-        (["clip.mp4", "--slicing", "edge"], "--slicing and --max-patches are for images"),
+        (["clip.mp4", "--slicing", "edge"], "--slicing, --max-patches"),
         (["clip.mp4", "--question", "?"], "--question and --max-new-tokens need --attention"),
         (["photo.png", "--fps", "1"], "--num-frames and --fps are for videos"),
         (["photo.png", "--num-frames", "0"], "--num-frames and --fps are for videos"),

@@ -64,7 +64,10 @@ def test_images_of_every_shape_are_drawn_large(size, least):
 
 def test_the_slide_reports_the_costs_of_internvlx_cost():
     setup = cost.load_setup("internvl-x-2b")
-    found = texts(draw_tiles(Image.new("RGB", (640, 480)), setup))
+    figure = draw_tiles(Image.new("RGB", (640, 480)), setup)
+    found = texts(figure)
+    sizes = {each.get_size() for each in figure.axes[0].texts if each.get_text().startswith(("prefill ", "cache "))}
+    assert len(sizes) == 1
     assert {"7 tiles", "1 tile", "1,792 → 7,168 tokens", "256 → 1,024 tokens"} <= set(found)
     own = cost.CostModel(setup).of_size(640, 480)
     assert any(f"prefill {own.prefill_flops / 1e12:.2f} TFLOP" in text for text in found)

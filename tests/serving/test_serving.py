@@ -308,3 +308,23 @@ def test_the_command_refuses_what_cannot_be_served(tmp_path, capsys, config, arg
         "absent is not a folder, expected a checkpoint's folder or a Hub id"
         in internvlx(capsys, "serve", "absent", status=1).err
     )
+
+
+def test_vllm_gets_the_command_with_room_for_the_largest_image(checkpoint, tmp_path, capsys, monkeypatch):
+    run, arguments = [], ["serve", checkpoint, "--engine", "vllm", "--port", "9000", "--max-patches", "30"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no program vllm on the path" in internvlx(capsys, *arguments, status=1).err
+    (tmp_path / "vllm").touch(mode=0o755)
+    monkeypatch.setattr("os.execv", lambda path, command: (run.append(command), exit(0)))
+    with pytest.raises(SystemExit):
+        internvlx(capsys, *arguments)
+    (command,) = run
+    assert command[:3] == [str(tmp_path / "vllm"), "serve", str(checkpoint)]
+    assert command[command.index("--port") + 1] == "9000"
+    assert command[command.index("--max-num-batched-tokens") + 1] == "4096"
+    assert command[command.index("--mm-processor-kwargs") + 1] == '{"max_patches": 30}'
+    with pytest.raises(SystemExit):
+        internvlx(capsys, *arguments[:-1], "3000")
+    tokens = int(run[1][run[1].index("--max-num-batched-tokens") + 1])
+    assert tokens >= 3001 * 4
+    assert "--max-beams is not for --engine=vllm" in internvlx(capsys, *arguments, "--max-beams", "2", status=1).err

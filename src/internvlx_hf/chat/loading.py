@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 from huggingface_hub.constants import HF_HOME
-from transformers import PretrainedConfig
+from transformers import AutoModel, AutoProcessor, PretrainedConfig
 
 from ..checkpoints.folders import find_source, source_name
 from ..checkpoints.names import CARD, LLAVA, NATIVE, OURS, REPORT, is_known, is_weights
@@ -83,6 +83,63 @@ def _dtype(folder: Path, device: str) -> torch.dtype:
     return torch.float32 if in_float32 < MEMORY_SHARE * psutil.virtual_memory().available else torch.bfloat16
 
 
+def open_answerer(
+    model: str, revision: str | None = None, images_kwargs: dict | None = None, say: Say = print
+) -> tuple[Answerer, Path]:
+    """An answerer that has its processor, but no model yet, and the folder to load it from; arguments as for `load_answerer`.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if the checkpoint is of another kind or has no `config.json`, if the image settings are invalid, or if a folder
+            is given with a revision.
+    """
+    if revision is not None and Path(model).expanduser().is_dir():
+        raise ValueError(f"--revision={revision!r} is for a model on the Hub, but {model} is a folder.")
+    folder = source = find_source(model, revision)
+    if not (folder / "config.json").is_file():
+        hint = " Merge the adapter first: internvlx merge" if (folder / "adapter_config.json").is_file() else ""
+        raise ValueError(f"{model} has no config.json, expected a checkpoint's folder.{hint}")
+    kind = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if kind in CONVERTIBLE:
+        folder = converted(model, folder, revision, say)
+    elif kind != OURS:
+        raise ValueError(f"{model} is a model of type {kind!r}, expected one of {', '.join((OURS, *CONVERTIBLE))}.")
+    version = _version(source)
+    answerer = Answerer(None, AutoProcessor.from_pretrained(str(folder)), images_kwargs)
+    answerer.version = version
+    return answerer, folder
+
+
+def load_model(answerer: Answerer, folder: Path, **wanted: str | None) -> Choice:
+    """Load the model of an answerer. Returns: where and how it runs. Raises: ValueError: if the device cannot be used here."""
+    choice = Choice.sensible(folder, **wanted)
+    attention = {} if choice.attn_implementation is None else {"attn_implementation": choice.attn_implementation}
+    place = {"device_map": "auto"} if choice.device == "auto" else {}
+    answerer.model = AutoModel.from_pretrained(str(folder), dtype=choice.dtype, **place, **attention).eval()
+    if not place:
+        answerer.model.to(choice.device)
+    return choice
+
+
+def answerer_with(
+    answerer: Answerer, folder: Path, engine: str, wanted: dict, say: Say = lambda line: None
+) -> Answerer:
+    """An answerer with its model in transformers or in vLLM.
+
+    Args:
+        engine: "transformers" or "vllm", which chooses the device itself.
+        wanted: arguments of [`Choice.sensible`].
+    """
+    if engine == "vllm":
+        from .vllm_answers import VLLMAnswerer
+
+        return VLLMAnswerer(
+            answerer, folder, **{name: value for name, value in wanted.items() if name == "dtype" and value}
+        )
+    say(str(load_model(answerer, folder, **wanted)))
+    return answerer
+
+
 def load_answerer(
     model: str,
     revision: str | None = None,
@@ -99,30 +156,10 @@ def load_answerer(
         wanted: arguments of [`Choice.sensible`].
 
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
-        ValueError: if the checkpoint is of another kind or has no `config.json`, if a folder is given with a revision, or if the
-            device cannot be used here.
+        FileNotFoundError, ValueError: as [`open_answerer`] and [`load_model`].
     """
-    if revision is not None and Path(model).expanduser().is_dir():
-        raise ValueError(f"--revision={revision!r} is for a model on the Hub, but {model} is a folder.")
-    folder = source = find_source(model, revision)
-    if not (folder / "config.json").is_file():
-        hint = " Merge the adapter first: internvlx merge" if (folder / "adapter_config.json").is_file() else ""
-        raise ValueError(f"{model} has no config.json, expected a checkpoint's folder.{hint}")
-    kind = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if kind in CONVERTIBLE:
-        folder = converted(model, folder, revision, say)
-    elif kind != OURS:
-        raise ValueError(f"{model} is a model of type {kind!r}, expected one of {', '.join((OURS, *CONVERTIBLE))}.")
-    choice = Choice.sensible(folder, **wanted)
-    attention = {} if choice.attn_implementation is None else {"attn_implementation": choice.attn_implementation}
-    place = {"device_map": "auto"} if choice.device == "auto" else {}
-    version = _version(source)
-    answerer = Answerer.from_pretrained(str(folder), images_kwargs, dtype=choice.dtype, **place, **attention)
-    answerer.version = version
-    if not place:
-        answerer.model.to(choice.device)  # type: ignore[arg-type]
-    say(f"{source_name(model)} on {choice}")
+    answerer, folder = open_answerer(model, revision, images_kwargs, say)
+    say(f"{source_name(model)} on {load_model(answerer, folder, **wanted)}")
     return answerer
 
 

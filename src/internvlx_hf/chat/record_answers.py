@@ -6,31 +6,98 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from tqdm import tqdm
-from transformers.utils import logging
+import numpy as np
 
-from ..data import SampleEncoder, TrainingData, TrainingSample
+from ..data import SampleEncoder, TrainingData
 from ..data.collator import make_tiles
-from ..evaluation.answering import Answerer
+from ..data.encoding import VideoFrame
+from ..evaluation.answering import Answer, Answerer
+from ..processing import InternVLXProcessor
 from ..processing.image_settings import split_by_owner
 from ..processing.processing_internvlx import IGNORE_INDEX
-from .answers import batches, read_lines, write_line
+from .bulk import BATCH_SIZE, Item, Outcome, Prompt, answer_all, earlier_keys
+from .vllm_answers import VLLMAnswerer
 
-logger = logging.get_logger(__name__)
 # stands for the answer while its prompt is encoded
 _ANSWER = {"role": "assistant", "content": "."}
+_TRIED = 100  # records of which one must be readable before a model is loaded
+_START = b'{"key": "'
 
 
-class Counts(NamedTuple):
-    """How many records this run answered, how many had an answer, how many are from earlier runs, how many failed."""
+class RecordJob:
+    """The records of training data that have no answer yet.
 
-    answered: int
-    copied: int
-    earlier: int
-    failed: int
+    Args:
+        indices: those of the records (default: all).
+        known: the settings that a key may be of; the first are written.
+    """
+
+    unit = "record"
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        data: TrainingData,
+        known: Sequence[dict],
+        max_new_tokens: int,
+        indices: Sequence[int] | None = None,
+    ):
+        self.processor: InternVLXProcessor = answerer.changed_processor
+        self.config: Any = getattr(answerer.model, "config", None)  # not needed to read records
+        self.images_kwargs, self.own_kwargs = split_by_owner(answerer.images_kwargs)
+        self.encoder = SampleEncoder(self.processor, share_tiles=data.encoder.share_tiles)
+        self.data, self.known, self.max_new_tokens = data, known, max_new_tokens
+        self.requests = isinstance(answerer, VLLMAnswerer)
+        self.indices = range(len(data)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.data.place(self.indices[index])
+
+    def read(self, index: int) -> Item:
+        sample = self.data.raw(self.indices[index])
+        line, question = _read(sample, self.images_kwargs)
+        keys = [_key(sample, settings) for settings in self.known]
+        return Item(self.name(index), line | {"key": keys[0]}, question, [bytes.fromhex(key) for key in keys])
+
+    def measure(self, item: Item) -> tuple[int, int]:
+        sample = self.encoder.measure(item.question)
+        if len(sample.images) == 1 and not isinstance(sample.images[0], VideoFrame):
+            item.size = self.processor.image_processor.upright_size(sample.images[0], sample.images_kwargs)
+        return len(sample), sum(sample.num_tiles)
+
+    def prompt(self, item: Item) -> Prompt:
+        if self.requests:
+            return Prompt([], request=self._request(item.question))
+        sample = self.encoder(item.question)
+        return Prompt(
+            _prompt_ids(sample.input_ids, sample.labels != IGNORE_INDEX), make_tiles([sample], self.processor)
+        )
+
+    def _request(self, question: dict) -> dict:
+        """What vLLM takes: the ids with one placeholder for each image, the images, and the image processor's arguments."""
+        ids, has_loss, images, kwargs = self.encoder.placeholders(question)
+        if any(isinstance(image, VideoFrame) for image in images):
+            raise ValueError("it has a video, expected images only with --engine=vllm")
+        kwargs = self.own_kwargs | kwargs
+        media = {"multi_modal_data": {"image": images}, "mm_processor_kwargs": kwargs} if images else {}
+        return {"prompt_token_ids": _prompt_ids(ids, has_loss), **media}
+
+    def finish(self, item: Item, answer: Answer) -> dict:
+        text, line = answer.text.strip(), item.line
+        if answer.finish_reason == "length":
+            raise ValueError(f"its answer did not end before max_new_tokens={self.max_new_tokens}")
+        if not text:
+            raise ValueError("its answer is empty")
+        line = line | {"messages": [*line["messages"], {"role": "assistant", "content": text}]}
+        return line | {"answered_by": self.known[0] | line.get("images_kwargs", {})}
+
+    def broken(self, item: Item) -> None:
+        return None
 
 
 def answer_records(
@@ -38,78 +105,70 @@ def answer_records(
     data: TrainingData,
     out: Path,
     settings: dict[str, Any],
-    batch_size: int = 1,
+    batch_size: int = BATCH_SIZE,
     max_new_tokens: int = 1024,
     same_settings: dict[str, Any] | None = None,
-) -> Counts:
+    indices: Sequence[int] | None = None,
+    **more,
+) -> Outcome:
     """Append a record `{"key", "messages", "images", "images_kwargs", "answered_by"}` to `out` for each record of `data`.
 
     A record that ends with the user's turn gets a greedy answer. Its prompt is that of training: the same tokens, up to the
     answer. One that ends with the assistant's turn is copied. `images_kwargs` holds the tile limits of the record or its data set,
-    where it has any, with those that the answerer sets in their place. Equal records are written once. `key` is a hash of the record and
-    the settings; a later run skips the keys that `out` has.
+    where it has any, with those that the answerer sets in their place. `boxes` lists the boxes of an answer about a single image, in
+    its pixels. Equal records are written once. `key` is a hash of the record and the settings; a later run skips the keys that `out`
+    has. Records of similar cost are answered together, so their order is another one.
 
-    Nothing is written of a record that cannot be read, or whose answer is empty or longer than `max_new_tokens`: a warning
-    names its place, and the next run tries it again.
+    Nothing is written of a record that cannot be read, or whose answer is empty or longer than `max_new_tokens`: the next run tries it
+    again.
 
     Args:
         data: records by index. Paths of images are written as absolute paths.
         settings: everything else that the answers depend on.
         same_settings: settings of earlier lines that count as `settings` (default: none).
+        indices: of the records (default: all).
+        batch_size, more: see [`answer_all`].
 
     Raises:
         ValueError: if `out` has lines that this function did not write.
     """
-    done = {line["key"] for line in read_lines(out, lambda line: (line["key"], line["messages"]), b'{"key": "')}
-    counts = dict.fromkeys(Counts._fields, 0)
-    images_kwargs, _ = split_by_owner(answerer.images_kwargs)
-    encoder = SampleEncoder(answerer.changed_processor, share_tiles=data.encoder.share_tiles)
-
-    def failed(index: int, reason: object) -> None:
-        counts["failed"] += 1
-        logger.warning(f"{data.place(index)}: {reason}. Not written.")
-
-    with out.open("a", encoding="utf-8") as file, tqdm(total=len(data), desc="Answering", unit="record") as progress:
-        for batch in batches(range(len(data)), batch_size):
-            pending: list[tuple[int, dict, TrainingSample]] = []
-            for index in batch:
-                try:
-                    sample = data.raw(index)
-                    line, question = _read(sample, settings, images_kwargs)
-                    if line["key"] in done or (same_settings is not None and _key(sample, same_settings) in done):
-                        counts["earlier"] += 1
-                    elif question is None:
-                        write_line(file, line)
-                        counts["copied"] += 1
-                    else:
-                        pending.append((index, line, encoder(question)))
-                    done.add(line["key"])
-                except (ValueError, OSError) as error:
-                    failed(index, error)
-            samples = [sample for _, _, sample in pending]
-            answers = answerer.complete(_prompts(samples, answerer), max_new_tokens=max_new_tokens) if samples else []
-            for (index, line, _), answer in zip(pending, answers, strict=True):
-                text = answer.text.strip()
-                if answer.finish_reason == "length":
-                    failed(index, f"its answer did not end before max_new_tokens={max_new_tokens}")
-                elif not text:
-                    failed(index, "its answer is empty")
-                else:
-                    line["messages"] = [*line["messages"], {"role": "assistant", "content": text}]
-                    write_line(file, line | {"answered_by": settings | line.get("images_kwargs", {})})
-                    counts["answered"] += 1
-            progress.update(len(batch))
-    return Counts(**counts)
+    known = [settings] if same_settings is None else [settings, same_settings]
+    job = RecordJob(answerer, data, known, max_new_tokens, indices)
+    done = record_keys(out)
+    return answer_all(answerer, job, out, done, batch_size, max_new_tokens=max_new_tokens, **more)
 
 
-def _read(sample: Mapping, settings: dict[str, Any], images_kwargs: dict) -> tuple[dict, dict | None]:
+def require_questions(answerer: Answerer, data: TrainingData) -> None:
+    """Read the first records, before a model is loaded.
+
+    Raises:
+        ValueError: if none of them can be asked. The message has the first reason.
+    """
+    job, reasons = RecordJob(answerer, data, [{}], 1), []
+    for index in range(min(len(job), _TRIED)):
+        try:
+            item = job.read(index)
+            if item.question is not None:
+                job.measure(item)
+            return
+        except (ValueError, OSError) as error:
+            reasons.append(f"{job.name(index)}: {error}")
+    raise ValueError(f"None of the first {len(reasons)} records can be asked: {reasons[0]}")
+
+
+def record_keys(path: Path) -> set[bytes]:
+    """The keys of a file's records. Raises: ValueError: see [`earlier_keys`]."""
+    return earlier_keys(path, lambda line: (line["messages"], bytes.fromhex(line["key"]))[1], _START)
+
+
+def _read(sample: Mapping, images_kwargs: dict) -> tuple[dict, dict | None]:
     """A record's line without an answer, and the sample whose prompt asks for it; None if the record has one.
 
     Raises:
         ValueError: if the record is no question, or holds an image that is no file.
     """
     own = sample.get("images_kwargs", {})
-    line = {"key": _key(sample, settings), **_content(sample)} | ({"images_kwargs": own} if own else {})
+    line = {"key": "", **_content(sample)} | ({"images_kwargs": own} if own else {})
     last = line["messages"][-1] if line["messages"] else None
     role = last.get("role") if isinstance(last, Mapping) else None
     if role not in ("user", "assistant"):
@@ -135,19 +194,13 @@ def _key(sample: Mapping, settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _prompts(samples: Sequence[TrainingSample], answerer: Answerer) -> dict[str, torch.Tensor]:
-    """The samples up to their last answers, padded on the left."""
-    processor, rows = answerer.processor, []
-    for sample in samples:
-        is_context = sample.labels == IGNORE_INDEX
-        start = len(sample) - int(is_context[::-1].argmin())  # after the last label
-        while start and not is_context[start - 1]:
-            start -= 1
-        rows.append(sample.input_ids[:start].tolist())
-    batch = dict(processor.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt"))
-    if (tiles := make_tiles(list(samples), processor)) is not None:
-        batch["pixel_values"] = tiles
-    return {name: tensor.to(answerer.model.device) for name, tensor in batch.items()}
+def _prompt_ids(ids: np.ndarray, has_loss: np.ndarray) -> list[int]:
+    """(L,) ids up to the last answer, whose tokens carry loss."""
+    is_context = ~has_loss
+    start = len(ids) - int(is_context[::-1].argmin())  # after the last label
+    while start and not is_context[start - 1]:
+        start -= 1
+    return ids[:start].tolist()
 
 
 def absolute_roots(data: TrainingData) -> None:

@@ -124,7 +124,7 @@ class Session:
         except BaseException:
             self.drop_cache()  # the cache may hold part of a turn
             raise
-        answer = decode_answer(self.answerer.processor.tokenizer, output).strip()
+        answer = decode_answer(self.answerer.processor.tokenizer, output.tolist()).strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         new_images, new_videos = _by_kind(images)
         self.images += new_images
@@ -253,8 +253,8 @@ class _AnswerDecoder:
 
     tokenizer: PreTrainedTokenizerBase
 
-    def decode(self, ids: list[int]) -> str:
-        return decode_answer(self.tokenizer, ids)
+    def decode(self, ids: list[int] | int) -> str:
+        return decode_answer(self.tokenizer, [ids] if isinstance(ids, int) else ids)
 
 
 class _Streamer(TextStreamer):

@@ -1,61 +1,93 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx answer`."""
 
+import argparse
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from .chat import BATCH_SIZE_ON_GPU, MAX_NEW_TOKENS
+from .chat import BATCH_SIZE, MAX_NEW_TOKENS
 from .model_options import add_device_options, add_image_options, image_options
 from .parser import CommandParser
 from .train import require_packages
+
+VLLM_BATCH_SIZE = 256  # vLLM schedules what it is given
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the data, the model or a number is invalid, or a record has no answer."""
     options = _parser().parse_args(arguments)
-    for name in ("max_new_tokens", "batch_size"):
+    _check(options)
+    from ..chat.answers import earlier_settings, model_settings
+    from ..chat.loading import answerer_with, open_answerer
+    from ..chat.ray_answers import RayTask, answer_on_ray, require_reachable
+    from ..chat.record_answers import absolute_roots, answer_records, record_keys, require_questions
+    from ..data import load_training_data
+
+    if options.ray:
+        require_reachable(options.ray)
+    answerer, folder = open_answerer(options.model, options.revision, image_options(options).given, say=_say)
+    source = {
+        "source": os.path.abspath(options.data) if os.path.exists(options.data) else options.data,
+        "image_root": options.image_root and os.path.abspath(options.image_root),
+        "split": options.split,
+        "share_tiles": options.share_tiles,
+    }
+    data: Any = load_training_data(processor=answerer.processor, **source)  # not a stream
+    absolute_roots(data)
+    settings = {
+        **model_settings(options.model, answerer),
+        "share_tiles": options.share_tiles,
+        "max_new_tokens": options.max_new_tokens,
+        **({"engine": "vllm"} if options.engine == "vllm" else {}),
+    }
+    require_questions(answerer, data)
+    wanted = {name: getattr(options, name) for name in ("device", "dtype", "attn_implementation")}
+    batch_size = options.batch_size or (BATCH_SIZE if options.engine == "transformers" else VLLM_BATCH_SIZE)
+    if options.ray:
+        model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
+        task = RayTask(
+            *(
+                model,
+                options.revision,
+                image_options(options).given,
+                source,
+                options.out.absolute(),
+                len(data),
+                settings,
+            ),
+            *(batch_size, options.max_new_tokens, wanted, options.shard_size, options.engine),
+        )
+        outcome = answer_on_ray(options.ray, task, folder)
+    else:
+        same = earlier_settings(settings, answerer) if options.revision is None else None
+        record_keys(options.out)  # refuses another file before a model is loaded
+        answerer = answerer_with(
+            answerer, folder, options.engine, wanted, lambda line: _say(f"{options.model} on {line}")
+        )
+        outcome = answer_records(answerer, data, options.out, settings, batch_size, options.max_new_tokens, same)
+    _say(f"{options.out}: {outcome}")
+    outcome.require_all("record", "")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises: ValueError, OSError: if a number is invalid, OUT cannot be written or is something else, or a package is missing."""
+    for name in ("max_new_tokens", "batch_size", "shard_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
     if not options.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{options.out}: there is no folder {options.out.absolute().parent}.")
     if options.out.exists() and Path(options.data).exists() and options.out.samefile(options.data):
         raise ValueError(f"{options.out} is the data itself. Choose another file for the answers.")
-    require_packages("answer")
-    from ..chat import load_answerer
-    from ..chat.answers import earlier_settings, model_settings
-    from ..chat.record_answers import absolute_roots, answer_records
-    from ..data import load_training_data
-
-    answerer = load_answerer(
-        options.model,
-        options.revision,
-        image_options(options).given,
-        say=_say,
-        device=options.device,
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-    )
-    data = load_training_data(
-        options.data,
-        answerer.processor,
-        image_root=options.image_root,
-        split=options.split,
-        share_tiles=options.share_tiles,
-    )
-    absolute_roots(data)  # type: ignore[arg-type]  # not a stream
-    settings = {
-        **model_settings(options.model, answerer),
-        "share_tiles": options.share_tiles,
-        "max_new_tokens": options.max_new_tokens,
-    }
-    batch_size = options.batch_size or (1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU)
-    same = earlier_settings(settings, answerer) if options.revision is None else None
-    counts = answer_records(answerer, data, options.out, settings, batch_size, options.max_new_tokens, same)  # type: ignore[arg-type]
-    more = {"had an answer": counts.copied, "are from earlier runs": counts.earlier}
-    others = "".join(f", {count} {what}" for what, count in more.items() if count)
-    _say(f"{options.out}: {counts.answered} answers{others}")
-    if counts.failed:
-        raise ValueError(f"{counts.failed} records have no answer; the warnings above have the reasons.")
+    if options.out.is_dir() is not bool(options.ray) and options.out.exists():
+        kind = "a folder of shards is for --ray" if options.out.is_dir() else "--ray writes a folder of shards"
+        raise ValueError(f"{options.out}: {kind}. Choose another name for the answers.")
+    if options.engine == "transformers" or not Path(options.data).is_file():  # vLLM's environment may lack them
+        require_packages("answer")
+    if options.ray and find_spec("ray") is None:
+        raise ValueError("--ray needs ray, which is not installed: pip install 'ray[data]'")
 
 
 def _say(line: str) -> None:
@@ -78,7 +110,9 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--split", default="train", help="split of DATA, a folder or Hub id (default: train)")
     parser.add_argument(
-        "--batch-size", type=int, help=f"records per batch (default: 1 on a CPU, {BATCH_SIZE_ON_GPU} otherwise)"
+        "--batch-size",
+        type=int,
+        help=f"largest batch of records; smaller where memory would not suffice (default: {BATCH_SIZE}; {VLLM_BATCH_SIZE} for vLLM)",
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -86,6 +120,21 @@ def _parser() -> CommandParser:
         default=MAX_NEW_TOKENS,
         help=f"records with a longer answer are left out (default: {MAX_NEW_TOKENS})",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what answers; vLLM, installed beside this package, chooses its device itself (default: transformers)",
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="answer on a Ray cluster, host:port, ray://host:port or auto (default: a Ray of this machine's cores or GPUs); OUT is a "
+        "folder of shards part-*.jsonl, on a file system that all machines share",
+    )
+    parser.add_argument("--shard-size", type=int, default=1000, help="records of a shard with --ray (default: 1000)")
     parser.add_argument("--share-tiles", action="store_true", help="as `share_tiles` of `internvlx train`")
     add_image_options(parser.add_argument_group("images"))
     add_device_options(parser)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..processing.video_files import Video
 
 MAX_NEW_TOKENS = 1024
-BATCH_SIZE_ON_GPU = 8
+BATCH_SIZE = 8
 PROMPT = "> "
 HELP = """\
 /image PATH      add an image or the pages of a PDF (a file or a URL) to the next question
@@ -181,16 +181,20 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         **generation,
         **({"seed": options.seed} if options.temperature else {}),
     }
-    batch_size = options.batch_size or (1 if answerer.model.device.type == "cpu" else BATCH_SIZE_ON_GPU)
     same = earlier_settings(settings, answerer) if options.revision is None else None
-    answers, errors = answer_images(
-        answerer, images, question or "", options.jsonl, settings, batch_size, options.system, same, **generation
+    outcome = answer_images(
+        answerer,
+        images,
+        question or "",
+        options.jsonl,
+        settings,
+        options.batch_size,
+        options.system,
+        same,
+        **generation,
     )
-    before = len(images) - answers - errors
-    _say(f"{options.jsonl}: {answers} answers" + (f", {before} from earlier runs" if before else ""))
-    if errors:
-        which = "1 image has" if errors == 1 else f"{errors} images have"
-        raise ValueError(f"{which} no answer; {options.jsonl} has the reasons.")
+    _say(f"{options.jsonl}: {outcome}")
+    outcome.require_all("image", f", as {options.jsonl} says")
 
 
 def print_turn(session: "Session", question: str, images: "tuple[Image | Video, ...]" = ()) -> "Turn":
@@ -353,7 +357,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--batch-size",
         type=int,
-        help=f"images per batch with --jsonl (default: 1 on a CPU, {BATCH_SIZE_ON_GPU} otherwise)",
+        default=BATCH_SIZE,
+        help=f"largest batch of images with --jsonl; smaller where memory would not suffice (default: {BATCH_SIZE})",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
     images = parser.add_argument_group("images")

@@ -1,6 +1,12 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx serve`."""
 
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
 from .model_options import add_budget_options, add_image_options, budget_options, image_options
 from .parser import CommandParser
 
@@ -10,25 +16,19 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if not 0 <= options.port < 2**16:
         raise ValueError(f"--port={options.port}, expected 0 to 65535.")
+    if options.engine == "vllm":
+        command = vllm_command(options)
+        os.execv(command[0], command)
     try:
         from ..serving import build_app
     except ImportError as error:
         raise ValueError(str(error)) from error
     import uvicorn
 
-    from .. import InternVLXConfig
-    from ..checkpoints.folders import find_source
     from ..cost.request_budget import RequestBudget
     from ..processing import ImageAccess
 
-    folder = find_source(options.checkpoint)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{options.checkpoint} has no config.json, expected a checkpoint's folder.")
-    layout = InternVLXConfig.get_config_dict(folder)[0].get("model_type")
-    if layout != InternVLXConfig.model_type:
-        raise ValueError(
-            f"{options.checkpoint} is of the type {layout!r}. Convert it first: internvlx convert {options.checkpoint} OUT"
-        )
+    _require_ours(options.checkpoint)
     app = build_app(
         options.checkpoint,
         name=options.name,
@@ -48,6 +48,50 @@ def main(arguments: list[str]) -> None:
     uvicorn.run(app, host=options.host, port=options.port)
 
 
+def _require_ours(checkpoint: str) -> Path:
+    """The folder of a checkpoint. Raises: ValueError: if it is not one of InternVL-X."""
+    from .. import InternVLXConfig
+    from ..checkpoints.folders import find_source
+
+    folder = find_source(checkpoint)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{checkpoint} has no config.json, expected a checkpoint's folder.")
+    layout = InternVLXConfig.get_config_dict(folder)[0].get("model_type")
+    if layout != InternVLXConfig.model_type:
+        raise ValueError(
+            f"{checkpoint} is of the type {layout!r}. Convert it first: internvlx convert {checkpoint} OUT"
+        )
+    return folder
+
+
+def vllm_command(options: argparse.Namespace) -> list[str]:
+    """The command that serves the checkpoint with vLLM, with room for its largest image in a step.
+
+    Raises:
+        ValueError: if vLLM is not installed, or an option is given that it does not have.
+    """
+    from ..cost.loading import load_setup
+    from ..processing.image_settings import ImageSettings
+
+    program = shutil.which("vllm")
+    if program is None:
+        raise ValueError("--engine=vllm needs vLLM, but there is no program vllm on the path: pip install vllm")
+    defaults = vars(_parser().parse_args([options.checkpoint]))
+    passed = {"checkpoint", "engine", "host", "port", "name", "dtype", *ImageSettings.names()}
+    if others := [name for name, value in vars(options).items() if name not in passed and value != defaults[name]]:
+        name = others[0].replace("_", "-")
+        raise ValueError(f"--{name} is not for --engine=vllm, expected vLLM's own options: vllm serve --help")
+    folder = _require_ours(options.checkpoint)
+    setup, settings = load_setup(folder), image_options(options).given
+    tiles = (options.max_patches or setup.tiling.max_tiles) + setup.tiling.use_thumbnail
+    tokens = tiles * max(setup.config.image_seq_length, setup.config.expanded_image_seq_length)
+    command = [program, "serve", options.checkpoint, "--host", options.host, "--port", str(options.port)]
+    command += ["--max-num-batched-tokens", str(max(4096, 1024 * -(-tokens // 1024))), "--trust-remote-code"]
+    command += ["--served-model-name", options.name] if options.name else []
+    command += ["--dtype", options.dtype] if options.dtype != "auto" else []
+    return command + (["--mm-processor-kwargs", json.dumps(settings)] if settings else [])
+
+
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx serve",
@@ -55,6 +99,12 @@ def _parser() -> CommandParser:
         "/v1/responses and /v1/completions, streamed or not. Requests are answered one after another.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder or Hub id")
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="vllm: run `vllm serve` with the checkpoint's settings, which batches requests (default: transformers)",
+    )
     parser.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--name", help="name of the model in requests (default: CHECKPOINT)")

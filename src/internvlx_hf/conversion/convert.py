@@ -2,7 +2,7 @@
 """Converting a checkpoint: a plan, one pass over its tensors, then all other files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,12 @@ GIGABYTE = 10**9
 
 
 def convert_checkpoint(
-    source: str | Path, out: str | Path, options: ConversionOptions | None = None, **changes: Any
+    source: str | Path,
+    out: str | Path,
+    options: ConversionOptions | None = None,
+    *,
+    notes: Sequence[str] = (),
+    **changes: Any,
 ) -> ConversionReport:
     """Convert an InternVL or LLaVA checkpoint to an InternVL-X checkpoint that carries its code, or back.
 
@@ -43,6 +48,7 @@ def convert_checkpoint(
         source: a folder, or the id of a model on the Hub.
         out: the folder to make.
         options: what to change about the model and how to write it (default: change nothing).
+        notes: sentences that the report and the model card get too (default: none).
         changes: fields of [`ConversionOptions`] that override those of `options`: `to`, `projector`, `lvtc`,
             `downsample_ratio`, `init`, `router`, `slicing`, `max_patches`, `max_image_tokens`, `dtype`, `revision`,
             `base_model`, `max_shard_gigabytes`, `seed`, `verify`, `overwrite`.
@@ -68,6 +74,7 @@ def convert_checkpoint(
         folder = find_source(source, options.revision)
         companions = find_companions(folder)
         conversion = prepare(folder, options)
+        conversion.source.notes.extend(notes)
         if history := read_history(conversion.source):
             companions |= find_companions(folder, (RECIPE,))
         shards = plan_shards(tensor_groups(conversion), int(options.max_shard_gigabytes * GIGABYTE))

@@ -271,6 +271,18 @@ class SampleEncoder:
         """Encode a sample without decoding its images: their sizes are read from the files' headers."""
         return self._encode(*self._read(sample))
 
+    def placeholders(self, sample: Mapping) -> tuple[np.ndarray, np.ndarray, list, dict]:
+        """A sample as engines take it that expand images themselves.
+
+        Returns:
+            (L,) ids with one placeholder per image, whether each carries loss, the images, and the arguments of the image processor.
+        """
+        conversation, images_kwargs = self._read(sample)
+        own_images = len(conversation.images)
+        if self.share_tiles and own_images > 1:
+            images_kwargs |= self._tile_bounds(own_images, images_kwargs)
+        return *self._tokenize(conversation), conversation.images, images_kwargs
+
     def _read(self, sample: Mapping) -> tuple[Conversation, dict]:
         """A sample's conversation, with frames for videos, and its arguments of the image processor."""
         conversation = read_conversation(sample, self.processor.image_tokens)

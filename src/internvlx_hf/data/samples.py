@@ -72,7 +72,7 @@ def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conv
     # videos first, so that images without marks go in front of videos without marks
     videos = _collect_media(messages, media_of(sample, VIDEO), VIDEO)
     images = _collect_media(messages, media_of(sample, IMAGE), IMAGE)
-    opened = [_open_images(image) for image in images]
+    opened = [open_media(image) for image in images]
     _repeat_parts(messages, [len(pages) for pages in opened])
     return Conversation(messages, list(chain(*opened)), [_open_video(video) for video in videos])
 
@@ -178,7 +178,7 @@ def _as_list(given) -> list:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _open_images(image) -> list:
+def open_media(image) -> list:
     """Opens a file or its bytes as an undecoded image, or as a PDF's pages; returns other images unchanged."""
     if isinstance(image, Mapping):
         if image.get("bytes") is not None:
@@ -186,7 +186,7 @@ def _open_images(image) -> list:
         sources = [image[key] for key in IMAGE_KEYS if image.get(key) is not None]
         if not sources:
             raise ValueError(f"an image is {image!r:.100}, expected an image, its path or {{'bytes': ...}}")
-        return _open_images(sources[0])
+        return open_media(sources[0])
     if isinstance(image, str | os.PathLike):
         return open_images(image)
     if not is_valid_image(image):

@@ -151,7 +151,7 @@ class Answerer:
         texts = [decode_answer(tokenizer, row) for row in output]
         answers = []
         for text, row in zip(texts, output, strict=True):
-            count, wanted = _count_generated(row, tokenizer.pad_token_id), cut_at(text, until)
+            count, wanted = count_generated(row, tokenizer.pad_token_id), cut_at(text, until)
             reason = self.finish_reason(row[:count], **arguments) if wanted == text else "stop"
             answers.append(Answer(wanted, count, reason))
         return answers
@@ -187,15 +187,19 @@ class Answerer:
 
     def inputs(self, conversations: Sequence[Messages], **kwargs):
         """The model's inputs for the conversations, padded on the left; `kwargs` are those of `apply_chat_template`."""
-        inputs = self.processor.apply_chat_template(
-            list(conversations),
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left", **self.images_kwargs},
-            **kwargs,
-        )
-        return inputs.to(self.model.device)
+        return chat_inputs(self.processor, conversations, self.images_kwargs, **kwargs).to(self.model.device)
+
+
+def chat_inputs(processor, conversations: Sequence[Messages], images_kwargs: Mapping, **kwargs):
+    """The inputs for conversations, padded on the left, on the CPU; `kwargs` are those of `apply_chat_template`."""
+    return processor.apply_chat_template(
+        list(conversations),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left", **images_kwargs},
+        **kwargs,
+    )
 
 
 def marks_as_text(conversation: Messages) -> Messages:
@@ -265,7 +269,7 @@ def _check_images_kwargs(processor, images_kwargs: dict) -> None:
     processor.tiling_rules([(1, 1)], images_kwargs)  # a budget must have room for an image
 
 
-def _count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:
+def count_generated(row: torch.Tensor, pad_token_id: int | None) -> int:
     """Number of tokens in a generated row without the padding at its end."""
     if pad_token_id is None:
         return len(row)

@@ -1,0 +1,188 @@
+"""Does the promise of `internvlx tune` hold? Replays it on many draws of images, from answers that are stored once.
+
+    python benchmarks/tune/models.py OUT     # trains the models from the demo's, once
+    python benchmarks/tune/replay.py OUT     # asks them about each page under each setting, once, and replays
+
+A draw takes N of the pages with replacement, so that the pages are the population and the true share of answers that stay the same
+is known. The search is `internvlx_hf.tuning.search`, the bound that of `internvlx_hf.tuning.bounds`.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from kinds_of_pages import KINDS, draw
+from models import LESSONS, QUESTION
+
+from internvlx_hf.evaluation import Answerer
+from internvlx_hf.processing.image_settings import ImageSettings
+from internvlx_hf.tuning.answers import Asker
+from internvlx_hf.tuning.bounds import lower_bound
+from internvlx_hf.tuning.items import load_items
+from internvlx_hf.tuning.search import most_changed, search
+from internvlx_hf.tuning.settings import OWN, Costs
+
+RESULTS = Path(__file__).parents[1] / "results/tune"
+PLANS = ((24, 0.98), (60, 0.9), (298, 0.9), (298, 0.98))  # images of a draw, and the share to keep
+BATCH, NEW_TOKENS, SEED = 16, 16, 0
+cached_bound = cache(lower_bound)
+
+
+class PoolCosts(Costs):
+    """Costs of all pages, with what a search asks for computed once for all draws."""
+
+    def __init__(self, answerer, items):
+        super().__init__(answerer, items)
+        self._flops, self._tiles, self._cheaper = {}, {}, {}
+
+    def flops(self, setting: ImageSettings) -> float:
+        if setting not in self._flops:
+            self._flops[setting] = super().flops(setting)
+        return self._flops[setting]
+
+    def all_tiles(self, setting: ImageSettings) -> tuple:
+        if setting not in self._tiles:
+            self._tiles[setting] = hash(super().all_tiles(setting))
+        return self._tiles[setting]
+
+    def cheaper(self, start, axis, seen=None):
+        key = start, axis, frozenset(seen or ())
+        if key not in self._cheaper:
+            self._cheaper[key] = super().cheaper(start, axis, seen)
+        return list(self._cheaper[key])
+
+    def every_setting(self) -> list[ImageSettings]:
+        """All combinations of the axes' values that cost less, each with tiles of its own: all that a search can meet."""
+        found = {}
+        for values in itertools.product(*([None, *values] for values in self.axes.values())):
+            setting = OWN
+            for axis, value in zip(self.axes, values, strict=True):
+                setting = setting if value is None else replace(setting, **{axis: value})
+            try:
+                found.setdefault(self.all_tiles(setting), setting)
+            except ValueError:
+                continue
+        return list(found.values())
+
+
+class Pool:
+    """The pages of a kind, and under which settings each keeps the model's answer."""
+
+    def __init__(self, model: Path, kind: str, pages: int):
+        answerer = Answerer.from_pretrained(str(model))
+        drawn = [draw(kind, "test", number) for number in range(pages)]
+        loaded = load_items([page.image for page in drawn], QUESTION)
+        self.items = [item for unit in loaded.units.values() for item in unit]
+        texts = {item.key: drawn[int(item.name.split()[1]) - 1].text for item in self.items}
+        self.costs = PoolCosts(answerer, self.items)
+        file = model.parent / "answers" / f"{model.name}-{kind.replace(' ', '-')}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        asker = Asker(answerer, self.costs, file, {"model": model.name}, BATCH, max_new_tokens=NEW_TOKENS)
+        settings = self.costs.every_setting()
+        asker.ask(settings, self.items, f"{model.name}, {kind}")
+        again = asker.ask_again(self.items[:32])
+        self.noise = sum(not asker.compare(OWN, item, again).same for item in self.items[:32])
+        own = [asker.answer(OWN, item)["answer"] == texts[item.key] for item in self.items]
+        self.accuracy = float(np.mean(own))
+        self.same = {
+            self.costs.all_tiles(setting): np.array([asker.compare(setting, item).same for item in self.items])
+            for setting in settings
+        }
+
+    def kept(self, setting: ImageSettings) -> np.ndarray:
+        return self.same[self.costs.all_tiles(setting)]
+
+    def replay(self, count: int, keep: float, draws: int) -> dict:
+        """Coverage and savings over many draws of `count` pages."""
+        rng = np.random.default_rng((SEED, count))
+        half, own = count // 2, self.costs.flops(OWN)
+        allowed = most_changed(half, count - half, keep)
+        verdicts = {"certified": 0, "cannot tell": 0, "nothing to save": 0}
+        bounds, wrong, saved, recommended = 0, 0, [], []
+        for _ in range(draws):
+            places = rng.integers(len(self.items), size=count)
+            choosing, held_out = places[:half], places[half:]
+
+            def measure(settings, size, choosing=choosing):
+                return [int((~self.kept(setting)[choosing[:size]]).sum()) for setting in settings]
+
+            chosen = search(self.costs, half, allowed, measure)
+            if chosen == OWN:
+                verdicts["nothing to save"] += 1
+                continue
+            true, same = self.kept(chosen).mean(), int(self.kept(chosen)[held_out].sum())
+            bound = cached_bound(same, len(held_out))
+            bounds += bound <= true
+            recommended.append(1 - self.costs.flops(chosen) / own)
+            is_certified = bound >= keep
+            verdicts["certified" if is_certified else "cannot tell"] += 1
+            if is_certified:
+                wrong += true < keep
+                saved.append(recommended[-1])
+        tried = len(recommended)
+        return {
+            "images": count,
+            "keep": keep,
+            "draws": draws,
+            **{name.replace(" ", "_"): number / draws for name, number in verdicts.items()},
+            "bound_holds": bounds / tried if tried else None,
+            "wrongly_certified": wrong / draws,
+            "saved_when_certified": float(np.mean(saved)) if saved else None,
+            "saved_when_recommended": float(np.mean(recommended)) if tried else None,
+        }
+
+
+def results(folder: Path, pages: int, draws: int) -> Iterator[dict]:
+    for name, kind in itertools.product(LESSONS, KINDS):
+        pool = Pool(folder / name, kind, pages)
+        best = {keep: oracle(pool, keep) for keep in sorted({keep for _, keep in PLANS})}
+        about = {"model": name, "kind": kind, "pages": len(pool.items), "accuracy": pool.accuracy, "noise": pool.noise}
+        for count, keep in PLANS:
+            row = about | {"could_save": best[keep]} | pool.replay(count, keep, draws)
+            print(json.dumps(row), flush=True)
+            yield row
+
+
+def oracle(pool: Pool, keep: float) -> float:
+    """What the cheapest setting saves under which at least `keep` of all pages keep their answers."""
+    passing = [each for each in pool.costs.every_setting() if pool.kept(each).mean() >= keep]
+    return 1 - min(pool.costs.flops(each) for each in passing) / pool.costs.flops(OWN)
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def as_table(rows: list[dict]) -> str:
+    header = ["model", "pages", "images", "keep", "certified", "cannot tell", "nothing to save", "bound holds"]
+    header += ["wrongly certified", "saved, certified", "could save"]
+    lines = [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * (len(header) - 2)]
+    for row in rows:
+        shares = ("certified", "cannot_tell", "nothing_to_save", "bound_holds", "wrongly_certified")
+        cells = [row["model"], row["kind"], str(row["images"]), f"{row['keep']:g}", *(percent(row[s]) for s in shares)]
+        cells += [percent(row["saved_when_certified"]), percent(row["could_save"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the models, and of their answers")
+    parser.add_argument("--pages", type=int, default=300, help="pages of each kind (default: 300)")
+    parser.add_argument("--draws", type=int, default=2000, help="draws of images (default: 2000)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of replay.json and replay.md")
+    options = parser.parse_args()
+    rows = list(results(options.out, options.pages, options.draws))
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / "replay.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (options.results / "replay.md").write_text(as_table(rows), encoding="utf-8")
+    print(as_table(rows))
+
+
+if __name__ == "__main__":
+    main()

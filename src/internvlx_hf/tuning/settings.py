@@ -1,0 +1,105 @@
+# Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The settings that are tried: a model's own with some of its image settings changed, and what each costs."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import cached_property
+from typing import Any
+
+from ..cost import CostModel, ModelSetup
+from ..cost.estimate import Cost
+from ..evaluation.answering import Answerer
+from ..processing.image_settings import ImageSettings
+from ..processing.rvtc import SLICING_STRATEGIES
+from .items import Item
+
+# a setting is what it changes; this one changes nothing
+OWN = ImageSettings()
+# settings whose whole effect is the tiles of an image
+CUTTING = ("max_image_tokens", *(each.name for each in fields(ImageSettings) if "tiling" in each.metadata))
+# of the largest number of tiles, or of visual tokens of a prompt
+PARTS = (2, 3, 4, 6, 8, 12)
+
+
+def named(setting: ImageSettings) -> str:
+    """A setting as it is given to a function: "slicing=edge, max_patches=3"."""
+    return ", ".join(f"{name}={value}" for name, value in setting.given.items()) or "the model's own"
+
+
+def uncut(setting: ImageSettings) -> dict[str, Any]:
+    """The changes that do more than to choose an image's tiles."""
+    return {name: value for name, value in setting.given.items() if name not in CUTTING}
+
+
+class Costs:
+    """What questions cost under each setting, as `internvlx cost` counts it, and the tiles that they read.
+
+    Args:
+        answerer: the model with its own settings.
+        items: the questions.
+    """
+
+    def __init__(self, answerer: Answerer, items: Sequence[Item]):
+        processor, config = answerer.processor, answerer.model.config
+        upright = processor.image_processor.do_exif_transpose is not False
+        self.sizes = {item.key: item.sizes_seen(upright) for item in items}
+        self.own = ModelSetup.reading("own", config, answerer.image_settings)
+        self._models: dict[ImageSettings, CostModel] = {}
+
+    def model(self, setting: ImageSettings) -> CostModel:
+        """Raises: ValueError: if the setting does not fit the model."""
+        if setting not in self._models:
+            self._models[setting] = CostModel(self.own.changed(setting))
+        return self._models[setting]
+
+    def of(self, setting: ImageSettings, items: Sequence[Item]) -> list[Cost]:
+        """Raises: ValueError: if a budget has no room for an item's images."""
+        model = self.model(setting)
+        return [model.together(self.sizes[item.key]) for item in items]
+
+    def flops(self, setting: ImageSettings) -> float:
+        """The mean FLOPs before the first token, over all items."""
+        model = self.model(setting)
+        return sum(model.together(sizes).prefill_flops for sizes in self.sizes.values()) / len(self.sizes)
+
+    def tiles(self, setting: ImageSettings, item: Item) -> str:
+        """The tiles of an item's images. Under settings with the same ones, a model reads the same."""
+        plans = self.model(setting).plans(self.sizes[item.key])
+        return " ".join(f"{plan.columns}x{plan.rows}" + "+1" * plan.has_thumbnail for plan in plans)
+
+    def all_tiles(self, setting: ImageSettings) -> tuple:
+        """What a setting changes: the tiles of every item's images, and settings that do not change tiles."""
+        model = self.model(setting)
+        return (str(uncut(setting)), *(tuple(model.plans(sizes)) for sizes in self.sizes.values()))
+
+    @cached_property
+    def axes(self) -> dict[str, list[Any]]:
+        """The values of each image setting that may be cheaper than the model's own."""
+        tiling, own = self.own.tiling, self.model(OWN)
+        most_tiles = [max(tiling.max_tiles // part, 1) for part in PARTS]
+        tokens = max(own.together(sizes).stage_one_tokens for sizes in self.sizes.values())
+        budgets = [tokens // part for part in PARTS]
+        return {
+            "slicing": [name for name in SLICING_STRATEGIES if name != tiling.slicing],
+            "max_patches": [n for n in dict.fromkeys(most_tiles) if tiling.min_tiles <= n < tiling.max_tiles],
+            "max_image_tokens": [n for n in dict.fromkeys(budgets) if n >= own.sizes.image_seq_length],
+            "tokens_per_tile": list(getattr(self.own.config, "tokens_per_tile", None) or ())[1:],
+        }
+
+    def cheaper(self, start: ImageSettings, axis: str, seen: set[tuple] | None = None) -> list[ImageSettings]:
+        """The settings along an axis that cost less than `start`, the cheapest first, each with tiles of its own.
+
+        Args:
+            seen: tiles of settings that are left out too.
+        """
+        before, seen = self.flops(start), seen or set()
+        found: dict[tuple, ImageSettings] = {}
+        for value in self.axes[axis]:
+            setting = replace(start, **{axis: value})
+            try:
+                tiles = self.all_tiles(setting)
+                if tiles not in seen and self.flops(setting) < before:
+                    found.setdefault(tiles, setting)
+            except ValueError:  # a budget without room for the images
+                continue
+        return sorted(found.values(), key=self.flops)

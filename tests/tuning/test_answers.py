@@ -1,0 +1,94 @@
+"""What is measured of an answer, and the tower's memory."""
+
+import math
+
+import pytest
+import torch
+
+from internvlx_hf.evaluation.answering import Answerer
+from internvlx_hf.evaluation.scores import anls, exact_match
+from internvlx_hf.processing.image_settings import ImageSettings
+from internvlx_hf.tuning.answers import LIKELIEST, Asker, _common, _divergences, _likeliest
+from internvlx_hf.tuning.items import load_items
+from internvlx_hf.tuning.settings import OWN, Costs
+from internvlx_hf.tuning.tower import TowerMemory
+from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
+
+
+def test_common_tokens_end_at_the_first_difference():
+    assert _common([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert _common([1, 2], [1, 2, 3]) == 2
+    assert _common([], [1]) == 0
+
+
+def test_the_divergence_of_a_hand_computed_case():
+    own, other = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
+    line = {"ids": [0], "likeliest": _likeliest(own.log())}
+    expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    assert _divergences(line, [1], other.log()) == [pytest.approx(expected, abs=1e-3)]
+
+
+def test_the_divergence_is_a_lower_bound_up_to_the_first_difference():
+    torch.manual_seed(0)
+    own, other = (torch.randn(4, 50).log_softmax(-1) for _ in range(2))
+    ids = own.argmax(-1).tolist()
+    found = _divergences({"ids": ids, "likeliest": _likeliest(own)}, [ids[0], (ids[1] + 1) % 50, 3, 4], other)
+    whole = (own.exp() * (own - other)).sum(-1)
+    assert len(found) == 2
+    assert all(0 < value <= exact + 1e-3 for value, exact in zip(found, whole.tolist(), strict=False))
+    assert len(_likeliest(own)[0][0]) == LIKELIEST
+    same = _divergences({"ids": ids, "likeliest": _likeliest(own)}, ids, own)
+    assert same == [pytest.approx(0, abs=1e-4)] * 4
+
+
+@pytest.mark.parametrize("settings", [{}, LVTC], ids=["without LVTC", "with LVTC"])
+def test_the_tower_encodes_a_tile_once_and_its_features_are_the_same(settings):
+    model = tiny_model(**settings)
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
+    plain = model(**batch).logits
+    memory, tower = TowerMemory(model.model.vision_tower), model.model.vision_tower
+    with memory.in_use():
+        torch.testing.assert_close(model(**batch).logits, plain)
+        swapped = batch | {"pixel_values": batch["pixel_values"].flip(0)}
+        remembered = model(**swapped).logits
+    assert (memory.encoded, memory.remembered) == (2, 2)
+    assert memory.saved_seconds > 0
+    assert "forward" not in vars(tower)
+    torch.testing.assert_close(remembered, model(**swapped).logits)
+
+
+def test_the_tower_forgets_the_oldest_tiles_first():
+    model = tiny_model()
+    tile_bytes = 65 * 32 * 4
+    memory = TowerMemory(model.model.vision_tower, most_bytes=2 * tile_bytes)
+    tiles = tiny_batch(model.config, [["tile"] * 3])["pixel_values"]
+    with memory.in_use():
+        for place in (0, 1, 2, 2, 1, 0):
+            model.get_image_features(tiles[place : place + 1])
+    assert (memory.encoded, memory.remembered) == (4, 2)
+
+
+def test_answers_are_those_of_the_answerer(photos, tmp_path):
+    model = tiny_model(**LVTC)
+    answerer = Answerer(model, tiny_processor(model.config, max_patches=4, slicing="ratio"))
+    items = [item for unit in load_items([photos(3, size=(70, 40))], "What?").units.values() for item in unit]
+    costs, setting = Costs(answerer, items), ImageSettings(max_patches=1)
+    asker = Asker(answerer, costs, tmp_path / "answers.jsonl", {}, batch_size=2, max_new_tokens=5)
+    asker.ask([setting], items, "")
+    for tried, kwargs in ((OWN, {}), (setting, {"max_patches": 1})):
+        plain = Answerer(model, answerer.processor, kwargs)
+        for item in items:
+            content = [{"type": "image", "image": item.open()[0]}, {"type": "text", "text": "What?"}]
+            (expected,) = plain.answer([[{"role": "user", "content": content}]], max_new_tokens=5)
+            found = asker.answer(tried, item)
+            assert (found["answer"], len(found["ids"])) == (expected.text.strip(), expected.num_tokens)
+    assert costs.of(setting, items)[0].tiles == 1
+    assert asker.memory.remembered == len(items)  # the thumbnails
+
+
+def test_scores():
+    assert exact_match(" Forty two. ", "forty  TWO") == 1
+    assert exact_match("42", "43") == 0
+    assert anls("kitten", "sitting") == pytest.approx(1 - 3 / 7)
+    assert anls("cat", "dog") == 0
+    assert anls("Paris", "paris.") == 1
