@@ -135,7 +135,7 @@ def fingerprint(data: TrainingData) -> str | None:
         "records": hashlib.sha256(data.records.tobytes()).hexdigest(),
         "image_processor": processor.image_processor.to_dict(),
         "video_processor": processor.video_processor.to_dict(),
-        "image_seq_length": processor.image_seq_length,
+        "sizes": processor.sizes,
         "chat_template": processor.chat_template,
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "image_settings": processor.image_settings.given,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .rules import FieldRule
+from .rvtc import TilePlan
 
 _SIZE = r"[1-9][0-9]*(:[0-9]+)?"
 
@@ -38,6 +39,10 @@ class Choice(NamedTuple):
 
     tiles: int = 0
     thumbnail: int = 0
+
+    def of_plan(self, plan: TilePlan) -> list[int]:
+        """The size of each tile of an image that is cut by a plan."""
+        return self.of_tiles(plan.num_tiles, plan.has_thumbnail)
 
     def of_tiles(self, num_tiles: int, has_thumbnail: bool) -> list[int]:
         """The size of each tile of an image of `num_tiles` tiles. A thumbnail comes last; an only tile is none."""

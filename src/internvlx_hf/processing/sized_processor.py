@@ -74,7 +74,7 @@ class SizedProcessor(ChatProcessor):
         choices = self.read_choices(asked.tokens_per_tile, len(sizes))
         smaller = [] if is_fixed else sorted({n for n in before if n < before[0]}, reverse=True)
         tokens = [Tokens(before[choice.tiles], before[choice.thumbnail]) for choice in choices]
-        frames = num_frames, before[self._frame_size(asked.tokens_per_tile)]
+        frames = num_frames, before[self.frame_size(asked.tokens_per_tile)]
         rules, fitted = fit_request(rule, sizes, tokens, smaller, budget, frames)
         chosen = [
             choice if own == given else Choice(*map(before.index, own))
@@ -91,7 +91,11 @@ class SizedProcessor(ChatProcessor):
         asked = self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile
         return read_choices(self.sizes[0] if asked is None else asked, self.sizes, num_images)
 
-    def _frame_size(self, tokens_per_tile: Any) -> int:
+    def num_placeholders(self, sizes: Sequence[int]) -> int:
+        """Placeholders of tiles of these sizes, indices among those that the model offers."""
+        return sum(tokens_before(self.sizes[size]) for size in sizes)
+
+    def frame_size(self, tokens_per_tile: Any) -> int:
         """The index of the size of videos' frames."""
         return 0 if isinstance(tokens_per_tile, list | tuple) else self.read_choices(tokens_per_tile, 1)[0].tiles
 
@@ -117,7 +121,7 @@ class SizedProcessor(ChatProcessor):
             requests = [(sample.count(self.image_token), sample.count(VIDEO_MARK)) for sample in texts]
             self._require_an_image_for_each_token(images, [num_images for num_images, _ in requests])
         sized, kwargs = copy(self), dict(kwargs)
-        sized._image_sizes, sized._video_size = self.read_choices(asked, len(flat)), self._frame_size(asked)
+        sized._image_sizes, sized._video_size = self.read_choices(asked, len(flat)), self.frame_size(asked)
         if budget is None:
             return images, kwargs, sized
         sizes = iter([self.image_processor.upright_size(image, images_kwargs) for image in flat])
@@ -162,6 +166,5 @@ class SizedProcessor(ChatProcessor):
         for size, rule, choice in zip(sizes, rules, choices, strict=True):
             plan = rule.plan(*size)
             num_tiles.append(plan.num_tiles)
-            of_tiles = choice.of_tiles(plan.num_tiles, plan.has_thumbnail)
-            num_tokens.append(len(self.wrapper_ids) + sum(tokens_before(self.sizes[index]) for index in of_tiles))
+            num_tokens.append(len(self.wrapper_ids) + self.num_placeholders(choice.of_plan(plan)))
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
