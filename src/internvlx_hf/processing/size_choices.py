@@ -96,3 +96,8 @@ def read_choices(choices: Any, offered: Sequence[str], num_images: int) -> list[
             f"tokens_per_tile has {len(choices)} sizes for {num_images} images, expected one for each, or one for all."
         )
     return [read_choice(choice, offered) for choice in choices]
+
+
+def frame_size(choices: Any, offered: Sequence[str]) -> int:
+    """The index of the size of videos' frames: the first if there is none for all images."""
+    return 0 if choices is None or isinstance(choices, list | tuple) else read_choice(choices, offered).tiles
