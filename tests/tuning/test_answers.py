@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from internvlx_hf.evaluation.answering import Answerer
-from internvlx_hf.evaluation.scores import anls, exact_match
 from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.tuning.answers import LIKELIEST, Asker, _common, _divergences, _likeliest
 from internvlx_hf.tuning.items import load_items
+from internvlx_hf.tuning.scores import anls, exact_match
 from internvlx_hf.tuning.settings import OWN, Costs
 from internvlx_hf.tuning.tower import TowerMemory
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..checkpoints.options import add_option
+from ..tuning.options import TuneOptions
 from .model_options import add_device_options
 from .parser import CommandParser
 
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> None:
     }
     if "data" not in options and not options["images"]:
         raise ValueError("There are no images to ask about, expected images, folders, patterns, or --data FILE.jsonl.")
-    from ..tuning import TuneOptions, tune
+    from ..tuning import tune
 
     report = tune(**options, say=_say)
     print(report.to_text(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
@@ -44,8 +45,6 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "images", nargs="*", metavar="IMAGES", help="images, PDFs (each page is an image), folders, or patterns"
     )
-    from ..tuning.options import TuneOptions
-
     for each in fields(TuneOptions):
         add_option(parser, each)
     add_device_options(parser)

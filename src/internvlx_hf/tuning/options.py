@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..evaluation.scores import SCORES
 from ..processing.rules import FLAG, FieldRule, check_settings, choice, is_number, setting, whole
+from .scores import SCORES
 
 QUESTION = "What is in this image?"
 # arguments of `generate` with which answers would not be greedy, and their only allowed value

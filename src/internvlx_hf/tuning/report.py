@@ -8,11 +8,11 @@ from typing import Any
 
 from .. import __version__
 from ..cost.report import FLOP_UNITS, scaled, table, unit
-from ..evaluation.scores import SCORES
 from ..processing.image_settings import ImageSettings
 from .answers import Agreement, Asker
 from .bounds import CONFIDENCE, interval, lower_bound, needed
 from .items import Item
+from .scores import SCORES
 from .settings import OWN, named
 
 CERTIFIED, CANNOT_TELL, NOTHING, NOISY = "certified", "cannot tell", "nothing to save", "noisy"
