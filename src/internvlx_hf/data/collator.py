@@ -66,7 +66,8 @@ class InternVLXDataCollator:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, L), or with `packing` `input_ids`, `position_ids`, `labels` (1, L)
-            and the arguments of variable-length attention; `pixel_values` (tiles, 3, H, W) if there are images.
+            and the arguments of variable-length attention; `pixel_values` (tiles, 3, H, W) if there are images, and
+            `tile_sizes` (tiles,) if a tile has another size than the first that the model offers.
         """
         flat = [sample for row in samples for sample in (row if isinstance(row, list) else [row])]
         encoded = [sample for sample in map(self._encoded, flat) if sample is not None]
@@ -81,7 +82,11 @@ class InternVLXDataCollator:
     def _batch(self, samples: list[TrainingSample], processor: InternVLXProcessor) -> dict:
         batch = self._packed(samples) if self.packing else self._padded(samples)
         tiles = make_tiles(samples, processor)
-        return batch if tiles is None else batch | {"pixel_values": tiles}
+        if tiles is None:
+            return batch
+        batch["pixel_values"] = tiles
+        sizes = [size for sample in samples for own in sample.tile_sizes for size in own]
+        return batch | ({"tile_sizes": torch.tensor(sizes)} if any(sizes) else {})
 
     def _encoded(self, sample: Mapping | TrainingSample) -> TrainingSample | None:
         if isinstance(sample, TrainingSample):
