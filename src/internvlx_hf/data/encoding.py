@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import compress, groupby
+from itertools import chain, compress, groupby
 
 import jinja2
 import numpy as np
@@ -17,6 +17,7 @@ from ..processing import InternVLXProcessor
 from ..processing.chat_templates import require_generation_marks
 from ..processing.literals import literals_as_text
 from ..processing.processing_internvlx import IGNORE_INDEX
+from ..processing.size_choices import tokens_before
 from ..processing.video_files import ChosenFrames, Video
 from .samples import MARK_OF, BrokenSampleError, Conversation, TooLongError, read_conversation
 
@@ -54,6 +55,7 @@ class TrainingSample:
         images_kwargs: arguments of the image processor for this sample.
         was_cut: whether the sample was truncated to `max_length`.
         tile_limits: `max_patches` of each image; None if no budget takes tiles from them.
+        tile_sizes: the size of each tile, an index among those that the processor offers.
         teacher: the same sample as a teacher sees it, if there is one: its own tiles of the same images, and the same labels.
     """
 
@@ -64,6 +66,7 @@ class TrainingSample:
     images_kwargs: dict = field(default_factory=dict)
     was_cut: bool = False
     tile_limits: list[int] | None = None
+    tile_sizes: list[int] = field(default_factory=list)
     teacher: "TrainingSample | None" = None
 
     def __len__(self) -> int:
@@ -78,8 +81,19 @@ class TrainingSample:
             images=self.images[:num_images],
             num_tiles=self.num_tiles[:num_images],
             tile_limits=self.tile_limits and self.tile_limits[:num_images],
+            tile_sizes=self.tile_sizes[: sum(self.num_tiles[:num_images])],
             was_cut=True,
         )
+
+    def resized(self, size: int, processor: InternVLXProcessor) -> "TrainingSample":
+        """The same sample with all its tiles in one size, an index among those that the processor offers."""
+        before = np.array([tokens_before(name) for name in processor.sizes])
+        (places,), counts = np.nonzero(self.input_ids == processor.image_token_id), before[self.tile_sizes]
+        repeats = np.ones(len(self), dtype=np.int64)
+        repeats[places] = 0
+        repeats[places[counts.cumsum() - counts]] = before[size]
+        ids, labels = np.repeat(self.input_ids, repeats), np.repeat(self.labels, repeats)
+        return replace(self, input_ids=ids, labels=labels, tile_sizes=[size] * len(self.tile_sizes))
 
 
 class SampleCounts:
@@ -295,20 +309,23 @@ class SampleEncoder:
         own_images = sum(not isinstance(image, VideoFrame) for image in conversation.images)
         if self.share_tiles and own_images > 1:
             images_kwargs |= self._tile_bounds(own_images, images_kwargs)
-        num_tiles, tile_limits = self._count_tiles(conversation.images, images_kwargs)
+        sizes, tile_limits = self._plan_tiles(conversation.images, images_kwargs)
         ids, has_loss = self._tokenize(conversation)
-        ids, labels, spans = self._expand(ids, has_loss, num_tiles)
-        whole = TrainingSample(ids, labels, conversation.images, num_tiles, images_kwargs, tile_limits=tile_limits)
+        ids, labels, spans = self._expand(ids, has_loss, sizes)
+        whole = TrainingSample(ids, labels, conversation.images, [*map(len, sizes)], images_kwargs)
+        whole.tile_limits, whole.tile_sizes = tile_limits, [*chain.from_iterable(sizes)]
         return self._fit(whole, spans)
 
-    def _count_tiles(self, images: list, images_kwargs: dict) -> tuple[list[int], list[int] | None]:
-        """The tiles of each image and frame, and their limits if a budget takes tiles from an image."""
+    def _plan_tiles(self, images: list, images_kwargs: dict) -> tuple[list[list[int]], list[int] | None]:
+        """The sizes of the tiles of each image and frame, and their limits if a budget takes tiles from an image."""
         image_processor, own = self.processor.image_processor, [not isinstance(image, VideoFrame) for image in images]
         sizes = [image_processor.upright_size(image, images_kwargs) for image in compress(images, own)]
-        rules = iter(self.processor.tiling_rules(sizes, images_kwargs, len(images) - len(sizes)))
-        tiles, limits = [1] * len(images), [1] * len(images)
-        for place, rule, size in zip(compress(range(len(images)), own), rules, sizes, strict=True):
-            tiles[place], limits[place] = rule.plan(*size).num_tiles, rule.max_tiles
+        rules, choices = self.processor.plan_images(sizes, images_kwargs, len(images) - len(sizes))
+        of_frame = self.processor.read_choices(None, 1)[0].tiles
+        tiles, limits = [[of_frame] for _ in images], [1] * len(images)
+        for place, rule, choice, size in zip(compress(range(len(images)), own), rules, choices, sizes, strict=True):
+            plan = rule.plan(*size)
+            tiles[place], limits[place] = choice.of_tiles(plan.num_tiles, plan.has_thumbnail), rule.max_tiles
         unlimited = image_processor.tiling_rule(images_kwargs).max_tiles if sizes else 1
         is_limited = any(limit < unlimited for limit in compress(limits, own))
         return tiles, limits if is_limited else None
@@ -413,9 +430,9 @@ class SampleEncoder:
         return prompt, spans
 
     def _expand(
-        self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]
+        self, ids: np.ndarray, has_loss: np.ndarray, sizes: list[list[int]]
     ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-        """Repeat the placeholders for each image's tokens: ids, labels, and the images' (start, end) in them."""
+        """Repeat the placeholders for the tokens of each image's tiles: ids, labels, and the images' (start, end) in them."""
         processor = self.processor
         (places,) = np.nonzero(ids == processor.image_token_id)
         forged = np.isin(ids, processor.wrapper_ids)
@@ -424,16 +441,14 @@ class SampleEncoder:
                 f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected text "
                 "without it"
             )
-        if len(places) != len(num_tiles):
-            raise ValueError(
-                f"the chat template writes {len(places)} of its {len(num_tiles)} images, expected each once"
-            )
-        wrappers = processor.wrapper_ids
-        lengths = np.array([len(wrappers) + processor.image_seq_length * tiles for tiles in num_tiles], dtype=np.int64)
+        if len(places) != len(sizes):
+            raise ValueError(f"the chat template writes {len(places)} of its {len(sizes)} images, expected each once")
+        wrappers, before = processor.wrapper_ids, [tokens_before(size) for size in processor.sizes]
+        lengths = [len(wrappers) + sum(before[size] for size in of_image) for of_image in sizes]
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[places] = lengths
         ends = repeats.cumsum()[places]
-        starts = ends - lengths
+        starts = ends - np.array(lengths, dtype=np.int64)
         has_loss = has_loss & ~np.isin(ids, processor.image_token_ids)
         ids, has_loss = np.repeat(ids, repeats), np.repeat(has_loss, repeats)
         if wrappers:

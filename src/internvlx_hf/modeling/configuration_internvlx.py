@@ -381,8 +381,7 @@ class InternVLXConfig(PretrainedConfig):
     @property
     def tile_positions(self) -> int:
         """Positions that a tile of the default size takes in the stage where it takes more."""
-        size = self.sizes[0]
-        return size.before if size.keeps_positions else max(size.before, size.after)
+        return self.sizes[0].positions
 
     @property
     def position_limit(self) -> int:
