@@ -71,8 +71,8 @@ class InternVLXDataCollator:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, L), or with `packing` `input_ids`, `position_ids`, `labels` (1, L)
-            and the arguments of variable-length attention; `pixel_values` (tiles, 3, H, W) if there are images, and `tile_sizes`
-            (tiles,) if one has another size than the first.
+            and the arguments of variable-length attention; `pixel_values` (tiles, 3, H, W) if there are images, and
+            `tile_sizes` (tiles,) if a tile has another size than the first that the model offers.
         """
         flat = [sample for row in samples for sample in (row if isinstance(row, list) else [row])]
         encoded = [sample for sample in map(self._encoded, flat) if sample is not None]
@@ -95,7 +95,7 @@ class InternVLXDataCollator:
 
     def _texts(self, samples: list[TrainingSample]) -> dict:
         batch = self._packed(samples) if self.packing else self._padded(samples)
-        sizes = [size for sample in samples for size in sample.tile_sizes]
+        sizes = [size for sample in samples for own in sample.tile_sizes for size in own]
         return batch | {"tile_sizes": torch.tensor(sizes)} if any(sizes) else batch
 
     def _encoded(self, sample: Mapping | TrainingSample) -> TrainingSample | None:

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, compress, groupby
+from itertools import compress, groupby
 
 import jinja2
 import numpy as np
@@ -15,9 +15,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing import InternVLXProcessor
 from ..processing.chat_templates import require_generation_marks
+from ..processing.image_settings import split_by_owner
 from ..processing.literals import literals_as_text
 from ..processing.processing_internvlx import IGNORE_INDEX
-from ..processing.size_choices import tokens_before
 from ..processing.video_files import ChosenFrames, Video
 from .samples import MARK_OF, BrokenSampleError, Conversation, TooLongError, read_conversation
 
@@ -51,26 +51,29 @@ class TrainingSample:
             the same tiles a fifth faster than from Pillow's memory.) For larger images, their tiles, (tiles, C, H, W), since
             the whole images of a batch would take gigabytes. Also tiles with `jpeg_draft`, which needs the file, and for
             samples with videos.
-        num_tiles: number of tiles of each image.
+        tile_sizes: of each image, the index of the size of each tile among those that the model offers.
         images_kwargs: arguments of the image processor for this sample.
         was_cut: whether the sample was truncated to `max_length`.
         tile_limits: `max_patches` of each image; None if no budget takes tiles from them.
-        tile_sizes: the size of each tile, an index among those that the processor offers.
         teacher: the same sample as a teacher sees it, if there is one: its own tiles of the same images, and the same labels.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     images: list
-    num_tiles: list[int]
+    tile_sizes: list[list[int]]
     images_kwargs: dict = field(default_factory=dict)
     was_cut: bool = False
     tile_limits: list[int] | None = None
-    tile_sizes: list[int] = field(default_factory=list)
     teacher: "TrainingSample | None" = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def num_tiles(self) -> list[int]:
+        """The number of tiles of each image."""
+        return [len(sizes) for sizes in self.tile_sizes]
 
     def cut(self, length: int, num_images: int) -> "TrainingSample":
         """The first `length` tokens, with the first `num_images` images."""
@@ -79,21 +82,20 @@ class TrainingSample:
             input_ids=self.input_ids[:length],
             labels=self.labels[:length],
             images=self.images[:num_images],
-            num_tiles=self.num_tiles[:num_images],
+            tile_sizes=self.tile_sizes[:num_images],
             tile_limits=self.tile_limits and self.tile_limits[:num_images],
-            tile_sizes=self.tile_sizes[: sum(self.num_tiles[:num_images])],
             was_cut=True,
         )
 
     def resized(self, size: int, processor: InternVLXProcessor) -> "TrainingSample":
         """The same sample with all its tiles in one size, an index among those that the processor offers."""
-        before = np.array([tokens_before(name) for name in processor.sizes])
-        (places,), counts = np.nonzero(self.input_ids == processor.image_token_id), before[self.tile_sizes]
-        repeats = np.ones(len(self), dtype=np.int64)
+        tiles = [own for of_image in self.tile_sizes for own in of_image]
+        counts = np.array([processor.num_placeholders([own]) for own in tiles], dtype=np.int64)
+        (places,), repeats = np.nonzero(self.input_ids == processor.image_token_id), np.ones(len(self), dtype=np.int64)
         repeats[places] = 0
-        repeats[places[counts.cumsum() - counts]] = before[size]
+        repeats[places[counts.cumsum() - counts]] = processor.num_placeholders([size])
         ids, labels = np.repeat(self.input_ids, repeats), np.repeat(self.labels, repeats)
-        return replace(self, input_ids=ids, labels=labels, tile_sizes=[size] * len(self.tile_sizes))
+        return replace(self, input_ids=ids, labels=labels, tile_sizes=[[size] * n for n in self.num_tiles])
 
 
 class SampleCounts:
@@ -309,24 +311,23 @@ class SampleEncoder:
         own_images = sum(not isinstance(image, VideoFrame) for image in conversation.images)
         if self.share_tiles and own_images > 1:
             images_kwargs |= self._tile_bounds(own_images, images_kwargs)
-        sizes, tile_limits = self._plan_tiles(conversation.images, images_kwargs)
+        tile_sizes, tile_limits = self._plan_tiles(conversation.images, images_kwargs)
         ids, has_loss = self._tokenize(conversation)
-        ids, labels, spans = self._expand(ids, has_loss, sizes)
-        whole = TrainingSample(ids, labels, conversation.images, [*map(len, sizes)], images_kwargs)
-        whole.tile_limits, whole.tile_sizes = tile_limits, [*chain.from_iterable(sizes)]
+        ids, labels, spans = self._expand(ids, has_loss, tile_sizes)
+        images_kwargs, _ = split_by_owner(images_kwargs)
+        whole = TrainingSample(ids, labels, conversation.images, tile_sizes, images_kwargs, tile_limits=tile_limits)
         return self._fit(whole, spans)
 
     def _plan_tiles(self, images: list, images_kwargs: dict) -> tuple[list[list[int]], list[int] | None]:
-        """The sizes of the tiles of each image and frame, and their limits if a budget takes tiles from an image."""
+        """The sizes of the tiles of each image and frame, and limits of tiles if a budget takes some from an image."""
         image_processor, own = self.processor.image_processor, [not isinstance(image, VideoFrame) for image in images]
         sizes = [image_processor.upright_size(image, images_kwargs) for image in compress(images, own)]
         rules, choices = self.processor.plan_images(sizes, images_kwargs, len(images) - len(sizes))
-        of_frame = self.processor.read_choices(None, 1)[0].tiles
-        tiles, limits = [[of_frame] for _ in images], [1] * len(images)
+        frame = self.processor.frame_size(images_kwargs.get("tokens_per_tile"))
+        tiles, limits = [[frame] for _ in images], [1] * len(images)
         for place, rule, choice, size in zip(compress(range(len(images)), own), rules, choices, sizes, strict=True):
-            plan = rule.plan(*size)
-            tiles[place], limits[place] = choice.of_tiles(plan.num_tiles, plan.has_thumbnail), rule.max_tiles
-        unlimited = image_processor.tiling_rule(images_kwargs).max_tiles if sizes else 1
+            tiles[place], limits[place] = choice.of_plan(rule.plan(*size)), rule.max_tiles
+        unlimited = image_processor.tiling_rule(split_by_owner(images_kwargs)[0]).max_tiles if sizes else 1
         is_limited = any(limit < unlimited for limit in compress(limits, own))
         return tiles, limits if is_limited else None
 
@@ -430,9 +431,9 @@ class SampleEncoder:
         return prompt, spans
 
     def _expand(
-        self, ids: np.ndarray, has_loss: np.ndarray, sizes: list[list[int]]
+        self, ids: np.ndarray, has_loss: np.ndarray, tile_sizes: list[list[int]]
     ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-        """Repeat the placeholders for the tokens of each image's tiles: ids, labels, and the images' (start, end) in them."""
+        """Repeat the placeholders for each image's tokens: ids, labels, and the images' (start, end) in them."""
         processor = self.processor
         (places,) = np.nonzero(ids == processor.image_token_id)
         forged = np.isin(ids, processor.wrapper_ids)
@@ -441,14 +442,16 @@ class SampleEncoder:
                 f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected text "
                 "without it"
             )
-        if len(places) != len(sizes):
-            raise ValueError(f"the chat template writes {len(places)} of its {len(sizes)} images, expected each once")
-        wrappers, before = processor.wrapper_ids, [tokens_before(size) for size in processor.sizes]
-        lengths = [len(wrappers) + sum(before[size] for size in of_image) for of_image in sizes]
+        if len(places) != len(tile_sizes):
+            raise ValueError(
+                f"the chat template writes {len(places)} of its {len(tile_sizes)} images, expected each once"
+            )
+        wrappers = processor.wrapper_ids
+        lengths = np.array([len(wrappers) + processor.num_placeholders(own) for own in tile_sizes], dtype=np.int64)
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[places] = lengths
         ends = repeats.cumsum()[places]
-        starts = ends - np.array(lengths, dtype=np.int64)
+        starts = ends - lengths
         has_loss = has_loss & ~np.isin(ids, processor.image_token_ids)
         ids, has_loss = np.repeat(ids, repeats), np.repeat(has_loss, repeats)
         if wrappers:

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
-from ..cost.flops import STAGE_ONE, STAGE_TWO, prefill_flops
+from ..cost.flops import prefill_flops
 from ..cost.measure import measure
 from ..modeling import InternVLXConfig
 from ..processing.processing_internvlx import IGNORE_INDEX
@@ -65,8 +65,8 @@ class SampleSizes:
 def tile_cost(config: InternVLXConfig) -> float:
     """Operations of the vision tower and the projectors per tile, divided by those of the language model for one token."""
     sizes = measure(config)
-    on_token = prefill_flops(sizes, (1, 1))
-    return sum(sizes.tile_flops.values()) / (on_token[STAGE_ONE] + on_token[STAGE_TWO])
+    on_token = prefill_flops(sizes, [1] * len(stages(sizes)))
+    return sum(sizes.tile_flops.values()) / sum(on_token[stage] for stage in stages(sizes))
 
 
 class _Sizes(Dataset):
