@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
-from ..cost.flops import prefill_flops
+from ..cost.flops import prefill_flops, stages
 from ..cost.measure import measure
 from ..modeling import InternVLXConfig
 from ..processing.processing_internvlx import IGNORE_INDEX
