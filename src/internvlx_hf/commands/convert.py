@@ -43,12 +43,13 @@ def _parser() -> CommandParser:
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     add_options(parser, ConversionOptions)
-    add_saving_options(parser, "the source's")
+    add_options(parser.add_argument_group("sizes"), ConversionOptions, ("tokens_per_tile",))
+    add_saving_options(parser, "the source's", without=("tokens_per_tile",))
     return parser
 
 
-def add_saving_options(parser: CommandParser, default: str | None) -> None:
+def add_saving_options(parser: CommandParser, default: str | None, without: tuple[str, ...] = ()) -> None:
     """Add the options that a conversion shares with a model from parts."""
     own = [each.name for each in fields(SharedOptions) if each.name not in ImageSettings.names()]
     add_options(parser, ConversionOptions, own)
-    add_image_options(parser.add_argument_group("images, as the processor saves it"), default)
+    add_image_options(parser.add_argument_group("images, as the processor saves it"), default, without)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 BATCH_SIZE = 8
 
 
-def add_image_options(group: argparse._ActionsContainer, default: str | None = "the model's") -> None:
-    """Add an option for each field of [`ImageSettings`]."""
+def add_image_options(
+    group: argparse._ActionsContainer, default: str | None = "the model's", without: Sequence[str] = ()
+) -> None:
+    """Add an option for each field of [`ImageSettings`], but for some."""
     for each in fields(ImageSettings):
-        add_option(group, each, default)
+        if each.name not in without:
+            add_option(group, each, default)
 
 
 def image_options(options: argparse.Namespace) -> ImageSettings:

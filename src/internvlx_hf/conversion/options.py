@@ -3,6 +3,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.kinds import DTYPES, LLAVA, NATIVE, OURS
 from ..processing.image_settings import ImageSettings
 from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, setting, whole
+from ..processing.size_choices import SIZES_RULE, size_names
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,7 @@ TARGETS = (OURS, NATIVE, LLAVA)
 PROJECTOR_CHOICES = ("keep", "pvtc")
 INITS = ("warm", "paper")
 ROUTER_CHOICES = ("keep", "drop")
+OFFERS_HELP = "sizes of a tile that the model offers, the source's own first, such as 256,256:64"
 # these change how a conversion runs, not its result
 UNRECORDED = ("max_shard_gigabytes", "verify", "overwrite")
 
@@ -168,6 +171,26 @@ class ConversionOptions(SharedOptions):
         "Hub id of the source for the model card, if SRC is a folder",
         shown="none",
     )
+    tokens_per_tile: Sequence[str | int] | str | None = setting(
+        None, SIZES_RULE, OFFERS_HELP, shown="the source's", type=str, metavar="SIZES"
+    )
+    merge_at: int | None = setting(
+        None,
+        whole(1, 10_000).or_null(),
+        "the first layer, counted from 0, that sees fewer tokens of a tile whose size shrinks (256:64, 256:0)",
+        metavar="LAYER",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tokens_per_tile is not None:
+            given = self.tokens_per_tile.split(",") if isinstance(self.tokens_per_tile, str) else self.tokens_per_tile
+            object.__setattr__(self, "tokens_per_tile", size_names(given))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings of images that are given, by name: what the processor saves."""
+        return {name: value for name, value in super().given.items() if name != "tokens_per_tile"}
 
 
 @dataclass(frozen=True, kw_only=True)
