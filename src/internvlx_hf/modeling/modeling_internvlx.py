@@ -316,7 +316,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
                 check_placeholders(placeholders, image_tokens.counts, is_chunked=pixel_values is None)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens.rows)  # [B, L, D]
 
-        if self.lvtc is None:
+        if self.lvtc is None or runs_in_engine(
+            self.config
+        ):  # an engine has the default size only, which does not change
             prompt = {CACHE: past_key_values, "attention_mask": layout.mask, "position_ids": layout.positions}
             outputs = self.language_model(inputs_embeds=inputs_embeds, **{**prompt, **kwargs, **layout.bounds})
         else:
