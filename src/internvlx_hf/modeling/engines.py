@@ -27,23 +27,23 @@ def runs_in_engine(config: InternVLXConfig) -> bool:
 def find_engine(config: InternVLXConfig) -> str | None:
     """The engine that asks for a model with this configuration; None for transformers itself.
 
-    An engine without our plug-in serves the default size of a checkpoint that offers several.
-
     Raises:
-        ValueError: if an engine asks for a model with LVTC, or one whose default size shrinks.
+        ValueError: if an engine asks for a model with LVTC, or whose default size shrinks.
     """
-    engine, size = ENGINES.get(config.text_config._attn_implementation), config.sizes[0]
-    if engine is not None and size.boundary is not None:
-        plugin_error = _plugin_errors.get(config.text_config._attn_implementation)
-        what = "a model with LVTC" if size.has_lvtc else f"the size '{size}', the first of `tokens_per_tile`"
-        remedy = (
-            "without `lvtc_config`" if size.has_lvtc else "with a first size that stays, such as " + f"'{size.before}'"
-        )
+    engine, default = ENGINES.get(config.text_config._attn_implementation), config.sizes[0]
+    if engine is not None and config.lvtc_config is None and default.boundary is not None:
         raise ValueError(
-            f"{engine} cannot serve {what}: it keeps one sequence length for all layers, but from layer "
-            f"{size.boundary} on a tile takes {size.after} tokens instead of {size.before}. Serve this model with transformers "
-            f"(`internvlx serve`), or serve one that was converted and trained {remedy}."
-            + (f" ({plugin_error}.)" if plugin_error else "")
+            f"{engine} cannot serve a model whose tiles have {default.before} tokens before layer {default.boundary} and "
+            f"{default.after} from it on ('{default}', the first of `tokens_per_tile`): it keeps one sequence length for all layers. "
+            "Serve this model with transformers (`internvlx serve`), or convert it with a default that does not change."
+        )
+    if engine is not None and config.lvtc_config is not None:
+        expanded = next(size for size in config.sizes if size.has_lvtc)
+        plugin_error = _plugin_errors.get(config.text_config._attn_implementation)
+        raise ValueError(
+            f"{engine} cannot serve a model with LVTC: it keeps one sequence length for all layers, but from layer "
+            f"{config.lvtc_config.expand_layer} on a tile takes {expanded.after} tokens instead of {expanded.before}. Serve this model with transformers (`internvlx serve`), or serve one that was "
+            "converted and trained without `lvtc_config`." + (f" ({plugin_error}.)" if plugin_error else "")
         )
     return engine
 

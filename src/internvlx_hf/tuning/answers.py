@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..chat.answers import batches, read_lines, write_line
+from ..chat.bulk import earlier_keys
 from ..evaluation.answering import Answerer, count_generated, generation_arguments
+from ..processing.boxes import decode_answer
 from ..processing.image_settings import ImageSettings
 from .items import Item
-from .settings import OWN, Costs, named, uncut
+from .settings import OWN, Costs, named
 from .tower import TowerMemory
 
 # tokens of the model's own distribution that are stored for each token of its answer; the rest counts as one
@@ -73,13 +74,18 @@ class Asker:
         self.model = {**model, **generation}
         self.memory = TowerMemory(answerer.model.model.vision_tower)
         self.asked = 0
-        lines = read_lines(file, lambda line: (line["key"], line["ids"], line["seconds"]), b'{"key": "')
-        self._stored = {line["key"]: line for line in lines}
+        self._stored: dict[str, dict[str, Any]] = {}
+        earlier_keys(file, self._store, b'{"key": "')
 
     def key(self, setting: ImageSettings, item: Item, reading: str | None = None) -> str:
         tiles = self.costs.tiles(setting, item)
-        text = json.dumps([item.key, tiles, uncut(setting), self.model, reading], sort_keys=True, default=str)
+        text = json.dumps([item.key, tiles, self.model, reading], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _store(self, line: Mapping[str, Any]) -> bytes:
+        """Keep a line of the file. Raises: KeyError: if it is none of this class's."""
+        self._stored[line["key"]] = {**line, "ids": line["ids"], "seconds": line["seconds"]}
+        return line["key"].encode()
 
     def answer(self, setting: ImageSettings, item: Item, reading: str | None = None) -> dict[str, Any]:
         """The stored line of an answer. Raises: KeyError: if the model was not asked."""
@@ -92,7 +98,7 @@ class Asker:
         if not missing:
             return
         with tqdm(total=len(missing), desc=what, unit="answer") as progress:
-            for batch in batches(items, self.batch_size):
+            for batch in _batches(items, self.batch_size):
                 for setting in everything:
                     pending = [item for item in batch if self.key(setting, item) not in self._stored]
                     if pending:
@@ -116,7 +122,7 @@ class Asker:
             _threads(threads),
             tqdm(total=len(pending), desc="Noise floor", unit="answer", disable=not pending) as bar,
         ):
-            for batch in batches(pending, size):
+            for batch in _batches(pending, size):
                 self._ask(OWN, batch, reading)
                 bar.update(len(batch))
         return reading
@@ -154,7 +160,7 @@ class Asker:
                     "image": item.name,
                     "setting": reading or named(setting),
                     "tiles": self.costs.tiles(setting, item),
-                    "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    "answer": decode_answer(tokenizer, ids).strip(),
                     "ids": ids.tolist(),
                     "finish_reason": asked.finish_reason(ids, **arguments),
                     "seconds": round(seconds / len(items), 4),
@@ -163,9 +169,13 @@ class Asker:
                     line["likeliest"] = _likeliest(logits)
                 else:
                     line["divergences"] = _divergences(self.answer(OWN, item), line["ids"], logits)
-                self._stored[line["key"]] = line
-                write_line(file, line)
+                self._store(line)
+                print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
         self.asked += len(items)
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 @contextmanager
