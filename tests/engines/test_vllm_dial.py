@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from internvlx_hf.processing.size_choices import tokens_before
+from tiny import IMAGE_TOKEN
 from vllm_engines import (
     HEADS,
     assert_same,
@@ -32,8 +33,10 @@ MODELS = {
     "no growth": {"tokens_per_tile": ["16", "4", "16:4", "16:0"], "merge_layer": 2},
     "plain": {"tokens_per_tile": ["16", "4"]},
 }
-# the cache holds little, so that requests are preempted; 13 tiles of 16 tokens fit a step
-CROWDED = {"max_num_batched_tokens": 224, "max_model_len": 384, "num_gpu_blocks_override": 40, "max_num_seqs": 8}
+# 13 tiles of 16 tokens fit a step
+ROOMY = {"max_num_batched_tokens": 224, "max_model_len": 384, "max_num_seqs": 8}
+# the cache holds little, so that requests are preempted
+CROWDED = ROOMY | {"num_gpu_blocks_override": 40}
 
 
 def sizes_of(name: str) -> list[str]:
@@ -105,9 +108,10 @@ def cases(tmp_path_factory) -> dict[str, list[dict]]:
 def found(checkpoints, cases, tmp_path_factory) -> dict[str, list]:
     """What every engine answers. They are slow to start: all prompts go to each, and all run in one process."""
     jobs = {
-        name: {"model": str(checkpoints[name]), "options": CROWDED, "rounds": [cases[name], cases[name]]}
+        name: {"model": str(checkpoints[name]), "options": ROOMY, "rounds": [cases[name], cases[name]]}
         for name in MODELS
     }
+    jobs["all sizes"]["options"] = CROWDED
     package = installed_package(tmp_path_factory.mktemp("package"))
     return run_jobs(tmp_path_factory.mktemp("engines"), jobs, package, VLLM_ENABLE_V1_MULTIPROCESSING="0")
 
@@ -133,13 +137,17 @@ def test_each_size_gives_the_tokens_of_generate(found, expected, name):
     assert found[name][0]["mixed"] > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_requests_of_all_sizes_are_preempted_and_resumed(found):
+    assert sum(steps["resumed"] for steps in found["all sizes"]) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "all sizes"])
 def test_cached_prefixes_do_not_confuse_sizes(found, expected, name):
     """In the second round each prompt finds its own blocks, up to an image that changes."""
     again = found[name][1]["answers"]
     assert all(answer["cached"] > 0 for answer in again)
     if name != "plain":
-        first_image = expected[name][2]["prompt"].index(5)
+        first_image = expected[name][2]["prompt"].index(IMAGE_TOKEN)
         unchanged, merged = again[2], again[2 + sizes_of(name).index("16:4")]
         assert unchanged["cached"] > first_image + 16
         assert merged["cached"] <= first_image

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from dial_cases import dial
 from internvlx_hf.processing.size_choices import Choice
 from internvlx_hf.vllm.tile_rows import find_stages, read_prompt
-from tiny import LVTC, tiny_config
+from refusals import refused as refused_by_name
+from tiny import LVTC, tiny_config, tiny_processor
 from vllm_stand_in import stand_in
 
 BEFORE, AFTER = 4, 16
@@ -123,6 +125,61 @@ def test_an_image_s_name_in_the_cache_has_its_limit_of_tiles_and_its_sizes(plugi
     inputs, plan = plugin.processing.PlannedInputs(), plugin.processing.ImagePlan
     inputs.mm_data_items = SimpleNamespace(plans=[plan(6, Choice(0, 2)), plan(None, Choice(1, 1))])
     assert inputs.get_mm_hashes() == {"image": ["a-6-0+2", "b-1+1"], "other": ["c"]}
+
+
+@pytest.fixture
+def info(plugin):
+    """What the processor knows of a model with many sizes: 16, 4, 4:16, 16:4, 16:0, 16:1."""
+    config, found = tiny_config(**dial(2, 2)), plugin.processing.InternVLXProcessingInfo()
+    processor = tiny_processor(config)
+    found.get_hf_config, found.get_hf_processor = lambda: config, lambda: processor
+    found.ctx = SimpleNamespace(get_merged_mm_kwargs=lambda _: {"tokens_per_tile": "4"})
+    return found
+
+
+def planned(plugin, info, number=2, **settings):
+    class Items(plugin.processing.ImageProcessorItems):
+        def __len__(self):
+            return number
+
+        def get(self, _):
+            return Image.new("RGB", (64, 64))
+
+    return info.image_plans(SimpleNamespace(hf_processor_mm_kwargs=settings, mm_data_items={"image": Items()}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "plans"),
+    [
+        ({}, [(None, (1, 1))] * 2),
+        ({"tokens_per_tile": "16:0"}, [(None, (4, 4))] * 2),
+        ({"images_kwargs": {"tokens_per_tile": 16}}, [(None, (0, 0))] * 2),
+        ({"tokens_per_tile": ["16:4", "16+4"]}, [(None, (3, 3)), (None, (0, 1))]),
+        ({"tokens_per_tile": "16+4", "use_thumbnail": False}, [(None, (0, 0))] * 2),
+        ({"tokens_per_tile": "16+4", "max_image_tokens": 200}, [(6, (0, 1))] * 2),
+    ],
+)
+def test_a_request_chooses_the_sizes_of_each_image(plugin, info, settings, plans):
+    assert planned(plugin, info, **settings) == plans
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "remedy"),
+    [
+        (
+            {"tokens_per_tile": "64"},
+            "tokens_per_tile='64' is not offered",
+            "expected one of 16, 4, 4:16, 16:4, 16:0, 16:1",
+        ),
+        ({"tokens_per_tile": ["4"]}, "tokens_per_tile has 1 sizes for 2 images", "one for all"),
+        ({"merge_rule": "one"}, "merge_rule='one'", "Expected 'mean'"),
+        ({"tile_sizes": [1]}, "Unknown setting 'tile_sizes'", "tokens_per_tile"),
+    ],
+)
+def test_what_a_request_cannot_choose_is_refused(plugin, info, settings, value, remedy):
+    assert planned(plugin, info, merge_rule="mean")
+    with refused_by_name(value, remedy):
+        planned(plugin, info, **settings)
 
 
 @pytest.mark.parametrize(("wrappers", "expected"), [((7, 8), [1, 7, 5, 8, 2, 7, 5, 8]), ((), [1, 5, 2, 5])])
