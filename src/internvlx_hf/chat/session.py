@@ -21,6 +21,9 @@ from ..processing.video_files import Video
 
 OnText = Callable[[str], None]
 
+# inputs with an entry for each tile
+TILE_INPUTS = ("pixel_values", "tile_sizes")
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -116,11 +119,15 @@ class Session:
         if self.budget is not None:
             ids, tiles = inputs["input_ids"], inputs.get("pixel_values", ())
             self.budget.new_tokens(
-                self.answerer.model.config, ids.shape[1], len(tiles), self.generation.get("max_new_tokens")
+                self.answerer.model.config,
+                ids.shape[1],
+                len(tiles),
+                self.generation.get("max_new_tokens"),
+                inputs.get("tile_sizes"),
             )
         streamer = _Streamer(self.answerer.processor.tokenizer, on_text)
         try:
-            output, prompt, tiles = self._generate(inputs, streamer)
+            output, prompt, tiles, sizes = self._generate(inputs, streamer)
         except BaseException:
             self.drop_cache()  # the cache may hold part of a turn
             raise
@@ -129,12 +136,13 @@ class Session:
         new_images, new_videos = _by_kind(images)
         self.images += new_images
         self.videos += new_videos
-        config, ended = self.answerer.model.config, time.perf_counter()
+        ended = time.perf_counter()
+        tokens, expanded, _ = self.answerer.model.config.count_tokens(tiles, sizes)
         return Turn(
             answer=answer,
             tiles=tiles,
-            tokens=tiles * config.image_seq_length,
-            expanded_tokens=tiles * config.expanded_image_seq_length,
+            tokens=tokens,
+            expanded_tokens=expanded,
             prompt_tokens=prompt,
             answer_tokens=len(output),
             finish_reason=self.answerer.finish_reason(output, **self.generation),
@@ -175,23 +183,24 @@ class Session:
         return self.answerer.inputs([[*system, *messages]], add_generation_prompt=True)
 
     @torch.inference_mode()
-    def _generate(self, inputs, streamer: "_Streamer") -> tuple[torch.Tensor, int, int]:
-        """The ids of the answer, and the numbers of prompt tokens and tiles that were read."""
+    def _generate(self, inputs, streamer: "_Streamer") -> tuple[torch.Tensor, int, int, torch.Tensor | None]:
+        """The ids of the answer, the numbers of prompt tokens and tiles that were read, and the tiles' sizes."""
         model, ids = self.answerer.model, inputs["input_ids"]
         tiles = inputs.get("pixel_values")
         count = 0 if tiles is None else len(tiles)
         if model.config.has_router and count:  # it shortens the prompt, and each turn may choose other tiles
             self._cache, self._read, self._tiles_read = None, None, 0
             output = model.generate(**inputs, **generation_arguments(self.generation), streamer=streamer)
-            return output[0, ids.shape[1] :], ids.shape[1], count
+            return output[0, ids.shape[1] :], ids.shape[1], count, None
         read = self._keep_common(ids)
         new_tiles = count - self._tiles_read
-        inputs = dict(inputs) | {"pixel_values": tiles[self._tiles_read :]} if new_tiles else _without_tiles(inputs)
+        of_tiles = {name: inputs[name][self._tiles_read :] for name in TILE_INPUTS if name in inputs}
+        inputs = dict(inputs) | of_tiles if new_tiles else _without_tiles(inputs)
         arguments = generation_arguments(self.generation)
         output = model.generate(**inputs, **arguments, cache=self._cache, streamer=streamer)
         # the last token was generated but not read
         self._read, self._tiles_read = output[:, : self._cache.get_seq_length()], count  # type: ignore[union-attr]
-        return output[0, ids.shape[1] :], ids.shape[1] - read, new_tiles
+        return output[0, ids.shape[1] :], ids.shape[1] - read, new_tiles, inputs.get("tile_sizes")
 
     def _keep_common(self, ids: torch.Tensor) -> int:
         """Crop the cache to its common prefix with (1, n) ids and return the prefix's length.
@@ -244,7 +253,7 @@ def _by_kind(media: Sequence[PIL.Image.Image | Video]) -> tuple[list[PIL.Image.I
 
 
 def _without_tiles(inputs) -> dict:
-    return {name: value for name, value in inputs.items() if name != "pixel_values"}
+    return {name: value for name, value in inputs.items() if name not in TILE_INPUTS}
 
 
 @dataclass

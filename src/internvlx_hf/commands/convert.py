@@ -4,6 +4,7 @@
 import argparse
 import shlex
 
+from ..conversion.options import OFFERS_HELP
 from .model_options import add_image_options, add_upgrade_options
 from .parser import CommandParser
 
@@ -55,8 +56,16 @@ def _parser() -> CommandParser:
         choices=("keep", "drop"),
         help="keep InternVL3.5-Flash's router, with which some tiles take fewer tokens, or take all tokens (default: keep)",
     )
+    sizes = parser.add_argument_group("sizes")
+    sizes.add_argument("--tokens-per-tile", metavar="SIZES", help=f"{OFFERS_HELP} (default: the source's)")
+    sizes.add_argument(
+        "--merge-at",
+        type=int,
+        metavar="LAYER",
+        help="the first layer, counted from 0, that sees fewer tokens of a tile whose size shrinks (256:64, 256:0)",
+    )
     images = parser.add_argument_group("images, as the processor saves it")
-    add_image_options(images, "the source's")
+    add_image_options(images, "the source's", without=("tokens_per_tile",))
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="dtype to save in (default: the source's)"
     )

@@ -12,10 +12,13 @@ from ..cost.request_budget import RequestBudget
 from ..processing.image_settings import ImageSettings
 
 
-def add_image_options(group: argparse._ActionsContainer, default: str | None = "the model's") -> None:
-    """Add an option for each field of [`ImageSettings`]."""
+def add_image_options(
+    group: argparse._ActionsContainer, default: str | None = "the model's", without: Sequence[str] = ()
+) -> None:
+    """Add an option for each field of [`ImageSettings`], but for some."""
     for each in fields(ImageSettings):
-        add_option(group, each, default)
+        if each.name not in without:
+            add_option(group, each, default)
 
 
 def image_options(options: argparse.Namespace) -> ImageSettings:

@@ -15,6 +15,7 @@ from ..checkpoints.names import DTYPES
 from ..processing.image_settings import IMAGE_PROCESSOR, ImageSettings
 from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, list_of, number, whole
 from ..processing.rvtc import MAX_TILES
+from ..processing.size_choices import SIZES_RULE
 
 SECTIONS = (
     *("llm_config", "text_config", "vision_config", "projector_config", "lvtc_config"),
@@ -63,6 +64,8 @@ CONFIG_RULES = {
     **dict.fromkeys(("max_window_layers",), whole(0, MAX_SIZE)),
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), whole(1, MAX_EXPERTS)),
     **dict.fromkeys(("moe_intermediate_size", "decoder_sparse_step"), SIZE),
+    "tokens_per_tile": SIZES_RULE.or_null(),
+    "merge_layer": LAYERS.or_null(),
     "mlp_only_layers": list_of(whole(0, MAX_LAYERS)).or_null(),
     "router_aux_loss_coef": number(0, 1e6),
     **dict.fromkeys(("flash_relative_threshold", "flash_absolute_threshold"), number(0, 1)),

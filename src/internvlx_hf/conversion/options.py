@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Options of a conversion and of a model from parts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,7 +9,8 @@ from ..checkpoints.folders import is_hub_id
 from ..checkpoints.names import DTYPES, LLAVA, NATIVE, OURS
 from ..modeling.projectors import PROJECTORS
 from ..processing.image_settings import ImageSettings
-from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, whole
+from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, setting, whole
+from ..processing.size_choices import SIZES_RULE, size_names
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ RULES = {
     "downsample_ratio": number(1e-3, 1).or_null(),
     "init": choice(INITS),
     "router": choice(ROUTER_CHOICES),
+    "merge_at": whole(1, 10_000).or_null(),
     "dtype": choice(DTYPES).or_null(),
     "revision": TEXT.or_null(),
     "base_model": FieldRule(
@@ -43,6 +46,7 @@ INIT_RULES = {
     **{name: RULES[name] for name in ("lvtc", "dtype", "max_shard_gigabytes", "seed", "verify", "overwrite")},
 }
 # these change how a conversion runs, not its result
+OFFERS_HELP = "sizes of a tile that the model offers, the source's own first, such as 256,256:64"
 UNRECORDED = ("max_shard_gigabytes", "verify", "overwrite")
 
 
@@ -88,6 +92,10 @@ class ConversionOptions(_Options):
         init: start of new modules: "warm" (default), from the checkpoint's weights, or "paper", at random.
         router: "keep" (default), or "drop" to convert InternVL3.5-Flash without its router, which then takes all tokens of
             every tile, as its own code does with `flash_mode=False`.
+        tokens_per_tile: the sizes that the model offers, the default first, which is the checkpoint's own number of tokens:
+            ["256", "256:64"] or "256,256:64" (default: the checkpoint's). Sizes that shrink need `merge_at` and no training;
+            those with fewer tokens from the first layer on need training, and those that grow need `lvtc` and training.
+        merge_at: the first layer that sees fewer tokens of a tile whose size shrinks.
         slicing, max_patches, ...: what the processor saves, see [`ImageSettings`] (default: the checkpoint's; the slicing is "ratio"
             for InternVL, "edge" for the InternVL-X release, as they were trained). "edge" takes fewer tokens for small images, which
             can change answers. LLaVA takes one tile per image: for more, set `max_patches`.
@@ -111,6 +119,8 @@ class ConversionOptions(_Options):
     downsample_ratio: float | None = None
     init: str = "warm"
     router: str = "keep"
+    tokens_per_tile: Sequence[str | int] | str | None = setting(None, SIZES_RULE, OFFERS_HELP)
+    merge_at: int | None = None
     dtype: "str | torch.dtype | None" = None
     revision: str | None = None
     base_model: str | None = None
@@ -120,6 +130,17 @@ class ConversionOptions(_Options):
     overwrite: bool = False
 
     rules: ClassVar[dict[str, FieldRule]] = RULES
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tokens_per_tile is not None:
+            given = self.tokens_per_tile.split(",") if isinstance(self.tokens_per_tile, str) else self.tokens_per_tile
+            object.__setattr__(self, "tokens_per_tile", size_names(given))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings of images that are given, by name: what the processor saves."""
+        return {name: value for name, value in super().given.items() if name != "tokens_per_tile"}
 
 
 @dataclass(frozen=True, kw_only=True)

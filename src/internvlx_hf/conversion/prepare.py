@@ -60,7 +60,9 @@ class Conversion:
     @property
     def starts_as_source(self) -> bool:
         """Whether the model gives the same answers as the source before any training, as with a warm PVTC."""
-        changes_tokens = self.options.lvtc or self.config.downsample_ratio != self.source.config.downsample_ratio
+        before, after = (config.sizes[0] for config in (self.source.config, self.config))
+        adds_lvtc = self.options.lvtc and (self.config.tokens_per_tile is None or after.has_lvtc)
+        changes_tokens = adds_lvtc or before.before != after.before
         return self.is_exact or (self.options.init == "warm" and not changes_tokens)
 
     def processor(self) -> InternVLXProcessor:
@@ -71,6 +73,7 @@ class Conversion:
             self.tokenizer.chat_template,
             InternVLXVideoProcessor.like(self.image_processor, **self.source.tiling.video),
             wrap_images=hasattr(self.tokenizer, "start_image_token"),
+            offered_sizes=self.config.tokens_per_tile,
             **self.source.tiling.settings.of(PROCESSOR),
         )
 
@@ -100,6 +103,11 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
             f"slicing={options.slicing!r} has no effect on one tile per image. For more tiles, set max_patches (--max-patches 6)."
         )
     rename = str if options.to == OURS else native_names
+    if options.to != OURS and config.tokens_per_tile is not None:
+        raise ValueError(
+            f"to={options.to!r} has one number of tokens per tile, but the model offers tokens_per_tile="
+            f"{config.tokens_per_tile}. Convert the checkpoint that it was made from."
+        )
     if options.to == NATIVE:
         require_native(config)
     elif options.to == LLAVA:

@@ -12,6 +12,7 @@
   anew, they would place the text of stage two at distances from each other and from the image that the source never saw.
 - If stage one sees other tokens and stage two as many as the source, the HR projector is the old one, last layer included: what
   the source saw of the image is there from the expansion on.
+- Where sizes are added, windows of another side start as the old projector adapted to them. Sizes that shrink need no weights.
 - Where windows get another side M, the first layer is adapted to them (`fold_windows`): a smaller window is read as if each
   of its patches were several equal ones, a larger one by the means of its blocks. So LLaVA's MLP reads a window by its mean
   patch.
@@ -21,17 +22,20 @@
 
 import copy
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from math import isqrt
 
 import torch
 
 from ..checkpoints.errors import blaming
 from ..checkpoints.weights import TensorInfo
 from ..modeling import InternVLXConfig, InternVLXLVTCConfig, InternVLXProjectorConfig
-from ..modeling.projectors import PROJECTORS
+from ..modeling.projectors import PROJECTORS, build_projector
 from ..modeling.pvtc import QUERY_MLPS
 from ..modeling.setting_checks import compressing_window
+from ..modeling.tile_sizes import parse_size
 from ..modeling.towers import check_tower
 from .options import ConversionOptions
 from .tensor_tables import PROJECTOR, ROUTER, Operation, Rule
@@ -105,6 +109,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
             raise ValueError("The checkpoint already has LVTC. Convert it without `lvtc`.")
         with blaming(f"lvtc={lvtc!r}"):
             start = _lvtc_settings(before, after) if init == "warm" else {}
+            start |= _expanded_ratio(after, options.tokens_per_tile or ())
             after.lvtc_config = InternVLXLVTCConfig(**start | ({} if lvtc is True else lvtc))
     if options.projector == "pvtc" and old != "pvtc":
         after.projector_config = InternVLXProjectorConfig(
@@ -113,12 +118,40 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
             query_mlp=WARM_QUERIES.get(old, "released") if init == "warm" else "released",
             hidden_act=before.projector_config.hidden_act,
         )
+    if options.tokens_per_tile is not None or options.merge_at is not None:
+        with blaming(f"tokens_per_tile={options.tokens_per_tile}, merge_at={options.merge_at}"):
+            if before.tokens_per_tile is not None:
+                raise ValueError(f"The checkpoint already offers {before.tokens_per_tile}. Convert it without sizes.")
+            after.tokens_per_tile, after.merge_layer = options.tokens_per_tile, options.merge_at
+            after.check_geometry()
     after.check_geometry()
     check_tower(after)
     _change_projector(upgrade, before, after, init)
     if lvtc:
         _add_lvtc(upgrade, before, after, init)
+    _add_sizes(upgrade, before, after, init)
+    if (lvtc or after.other_sides("multi_modal_projector")) and init == "warm" and not upgrade.is_new(PROJECTOR + "."):
+        # the projector itself is kept as well
+        upgrade.rules.insert(0, Rule(PROJECTOR + ".{rest}", (PROJECTOR + ".{rest}",)))
     return after, upgrade
+
+
+def _expanded_ratio(config: InternVLXConfig, sizes: Sequence[str]) -> dict[str, float]:
+    """LVTC's `downsample_ratio` for the sizes that grow, if there are any."""
+    grown = [after for before, after in map(parse_size, sizes) if after > before]
+    return {"downsample_ratio": isqrt(grown[0]) / config.patch_grid} if grown else {}
+
+
+def _add_sizes(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig, init: str) -> None:
+    """Start what belongs to other windows as the checkpoint's projector, adapted to them."""
+    kind, _ = after.projectors["multi_modal_projector"]
+    old = before.projector_config.projector_type
+    part = PROJECTORS[kind].part_of_type(after, old) if old in WARM_QUERIES else None
+    for side in after.other_sides("multi_modal_projector"):
+        name = f"{PROJECTOR}.sizes.{side}"
+        upgrade.new.append(f"{name}.*")
+        if init == "warm" and part is not None:
+            upgrade.rules += _reshaped(_join(name, part), before, side)
 
 
 def _lvtc_settings(before: InternVLXConfig, after: InternVLXConfig) -> dict[str, str]:
@@ -162,9 +195,6 @@ def _add_lvtc(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig,
         if part is not None:
             derived = _reshaped(_join(name, part), before, side)
             upgrade.rules += [rule for rule in derived if not upgrade.starts_at_zero(_example(rule))]
-    if not upgrade.is_new(PROJECTOR + "."):
-        # the projector itself is kept as well
-        upgrade.rules.insert(0, Rule(PROJECTOR + ".{rest}", (PROJECTOR + ".{rest}",)))
 
 
 def _start_as_source(upgrade: Upgrade, name: str, before: InternVLXConfig, after: InternVLXConfig) -> None:
@@ -179,7 +209,8 @@ def _start_as_source(upgrade: Upgrade, name: str, before: InternVLXConfig, after
 
 def _is_for_stage_two(before: InternVLXConfig, after: InternVLXConfig) -> bool:
     """Whether the source's number of tokens is that of stage two, and not of stage one."""
-    return before.image_seq_length == after.expanded_image_seq_length != after.image_seq_length
+    size = next(size for size in after.sizes if size.has_lvtc)
+    return before.image_seq_length == size.after != size.before
 
 
 def _projectors(config: InternVLXConfig) -> dict[str, tuple[str, int]]:
@@ -240,7 +271,8 @@ class InitialValues:
         self.upgrade, self.seed = upgrade, seed
         with torch.device("meta"):
             self.projectors = {
-                f"model.{name}.": PROJECTORS[kind](config, side) for name, (kind, side) in config.projectors.items()
+                f"model.{name}.": build_projector(config, kind, 1 / side, config.other_sides(name))
+                for name, (kind, side) in config.projectors.items()
             }
 
     def __call__(self, name: str, info: TensorInfo) -> torch.Tensor:

@@ -6,6 +6,7 @@ norms, activations and softmax. Attention counts in full, L queries times L keys
 Angles of rotary embeddings, which some versions of transformers compute by a matrix product, are not counted.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from .sizes import Sizes, TextSizes
 if TYPE_CHECKING:
     from ..modeling import InternVLXConfig
 
-STAGE_ONE, STAGE_TWO = "language_model.stage_one", "language_model.stage_two"
+STAGES = STAGE_ONE, STAGE_TWO, STAGE_THREE = tuple(f"language_model.stage_{name}" for name in ("one", "two", "three"))
 
 
 def linear(rows: int, *widths: int) -> int:
@@ -28,21 +29,21 @@ def attention(queries: int, keys: int, width: int) -> int:
 
 
 def stages(model: "Sizes | InternVLXConfig") -> dict[str, range]:
-    """The language model's layers by stage; without LVTC, all are in stage one."""
+    """The language model's layers by stage, two or three; where tiles keep their tokens, all are in stage one."""
     n = model.text_config.num_hidden_layers
-    k = n if model.lvtc_config is None else model.lvtc_config.expand_layer
-    return {STAGE_ONE: range(k), STAGE_TWO: range(k, n)}
+    ends = [0, *(model.boundaries or [n]), n]
+    return {stage: range(*layers) for stage, layers in zip(STAGES, pairwise(ends), strict=False)}
 
 
-def prefill_flops(sizes: Sizes, lengths: tuple[int, int]) -> dict[str, int]:
-    """FLOPs of the language model for a prompt of `lengths` tokens in stages one and two, with the head on the last token."""
+def prefill_flops(sizes: Sizes, lengths: Sequence[int]) -> dict[str, int]:
+    """FLOPs of the language model for a prompt of `lengths` tokens in its stages, with the head on the last token."""
     flops = {}
     for (stage, layers), length in zip(stages(sizes).items(), lengths, strict=True):
         flops[stage] = _layer_flops(sizes.text_config, layers, length, len(layers) * length**2)
     return flops | {"lm_head": head_flops(sizes)}
 
 
-def decode_flops(sizes: Sizes, lengths: tuple[int, int], steps: int) -> int:
+def decode_flops(sizes: Sizes, lengths: Sequence[int], steps: int) -> int:
     """FLOPs of the language model and its head for `steps` more tokens, one at a time with a dynamic cache."""
     text, pairs = sizes.text_config, 0
     for layers, length in zip(stages(sizes).values(), lengths, strict=True):

@@ -7,6 +7,7 @@
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from math import isqrt
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..modeling.configuration_internvlx import InternVLXConfig
 from ..modeling.lvtc_masks import attention_types
 from ..modeling.modeling_internvlx import InternVLXForConditionalGeneration
-from ..modeling.projector import Projector, project
+from ..modeling.projector import project
 from ..modeling.projectors import PROJECTORS
+from ..modeling.tile_sizes import TileSize
 from ..modeling.towers import check_tower
 from .presets import PRESETS, preset
-from .sizes import PRESET_SIZES, ExpertSizes, LVTCSizes, Sizes, TextSizes, presets_as_json
+from .sizes import PRESET_SIZES, ExpertSizes, LVTCSizes, Sizes, TextSizes, TileCost, presets_as_json
 from .variants import VARIANTS, vary
 
 FLOAT32 = 4  # bytes per value of the processor's pixels
@@ -47,10 +49,21 @@ def _measure(json_config: str) -> Sizes:
         position_limit=config.position_limit,
         dtype=dtype,
         parameters=model.num_parameters(),
-        tile_flops=_count_tile_flops(model),
+        tile_flops=_count_tile_flops(model, config.sizes[0]),
         tile_bytes={size: _tile_bytes(config, size) for size in ELEMENT_SIZES},
         compressed_seq_length=config.compressed_token_grid**2 if config.has_router else None,
+        change_layers=None if config.tokens_per_tile is None else tuple(config.boundaries),
+        offered=None if config.tokens_per_tile is None else _tile_costs(model),
     )
+
+
+def _tile_costs(model: InternVLXForConditionalGeneration) -> dict[str, TileCost]:
+    config = model.config
+    boundaries = config.boundaries or [config.text_config.num_hidden_layers]
+    return {
+        str(size): TileCost(tuple(size.in_stages(boundaries)), size.positions, _count_tile_flops(model, size))
+        for size in config.sizes
+    }
 
 
 def _text_sizes(model: InternVLXForConditionalGeneration) -> TextSizes:
@@ -86,17 +99,20 @@ def _lvtc_sizes(config: InternVLXConfig) -> LVTCSizes | None:
 
 
 @torch.no_grad()
-def _count_tile_flops(model: InternVLXForConditionalGeneration) -> dict[str, int]:
+def _count_tile_flops(model: InternVLXForConditionalGeneration, tile: TileSize) -> dict[str, int]:
     config = model.config
     size, channels = config.tile_size, getattr(config.vision_config, "num_channels", 3)
     pixels = torch.zeros(1, channels, size, size, device="meta")
     features = torch.zeros(1, 1 + config.patch_grid**2, config.vision_config.hidden_size, device="meta")
     flops = {"vision_tower": _count_flops(model.model.vision_tower, pixel_values=pixels)}
-    projectors = {name: module for name, module in model.model.named_modules() if isinstance(module, Projector)}
+    side = config.patch_grid // isqrt(tile.before)
+    sides = {name: None if name == "lvtc.hr_projector" else side for name in config.projectors}
+    sides = {name: own for name, own in sides.items() if tile.has_lvtc or not name.startswith("lvtc.")}
     layers = [features[:, 1:]] * len(config.projector_config.token_packer_layers or ())
     if model.model.tile_router is not None:
         flops["tile_router"] = _count_flops(model.model.tile_router, features[:, 1:])
-    return flops | {name: _count_flops(project, projector, features, layers) for name, projector in projectors.items()}
+    modules = {name: model.model.get_submodule(name) for name in sides}
+    return flops | {name: _count_flops(project, modules[name], features, layers, own) for name, own in sides.items()}
 
 
 def _count_flops(run: Callable, *args, **kwargs) -> int:

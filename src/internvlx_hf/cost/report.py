@@ -12,7 +12,7 @@ from typing import Any
 
 from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS, TilePlan
 from .estimate import Cost, CostModel
-from .flops import STAGE_ONE, STAGE_TWO
+from .flops import STAGE_ONE, STAGES
 from .images import ImageSizes
 
 FLOP_UNITS = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "kFLOP": 1e3}
@@ -91,9 +91,7 @@ class Report:
     def _summary_title(self, width: int) -> str:
         model, sizes = self.models[0], self.images.sizes
         tile = f"{model.setup.tiling.tile_width}x{model.setup.tiling.tile_height} pixels"
-        rest = (
-            f", {_without_middle(model.setup.name, LEAST_NAME)}; a tile: {tile}, {model.sizes.image_seq_length} tokens"
-        )
+        rest = f", {_without_middle(model.setup.name, LEAST_NAME)}; a tile: {tile}, {model.tile_tokens} tokens"
         if model.setup.max_image_tokens is not None:
             rest = (
                 f", {_without_middle(model.setup.name, LEAST_NAME)}; at most {model.setup.max_image_tokens:,} tokens"
@@ -121,14 +119,11 @@ class Report:
         return "\n\n".join(parts)
 
     def _head(self) -> str:
-        model, lvtc = self.models[0], self.models[0].sizes.lvtc_config
+        model = self.models[0]
         parameters = f"{_counted(model.parameters)} parameters"
         if model.sizes.active_parameters < model.parameters:
             parameters += f" ({_counted(model.sizes.active_parameters)} active per token)"
-        tokens = f"{model.sizes.image_seq_length} tokens per tile"
-        if lvtc is not None:
-            more = model.sizes.expanded_image_seq_length
-            tokens += f", {more} from layer {lvtc.expand_layer} of {model.sizes.text_config.num_hidden_layers} on"
+        tokens = model.setup.tokens_of_tiles(f" of {model.sizes.text_config.num_hidden_layers}")
         dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
         lines = [
@@ -191,7 +186,8 @@ class Report:
         for name, size, cost in zip(self.images.names, self.images.sizes, costs, strict=True):
             (plan,) = self.models[0].plans([size])
             tokens = f"{cost.stage_one_tokens:,}"
-            tokens += f" -> {cost.stage_two_tokens:,}" if self.models[0].setup.has_lvtc else ""
+            changes = self.models[0].setup.has_lvtc or cost.stage_two_tokens != cost.stage_one_tokens
+            tokens += f" -> {cost.stage_two_tokens:,}" if changes else ""
             numbers = (f"{cost.prefill_flops / flops[1]:,.2f}", f"{cost.cache_bytes / cache[1]:,.1f}")
             rows.append([name, f"{size[0]}x{size[1]}", _grid(plan), cost.tiles, tokens, *numbers])
         header = ["image", "size", "grid", "tiles", "tokens", f"prefill {flops[0]}", f"cache {cache[0]}"]
@@ -207,9 +203,9 @@ class Report:
                 f"{size[0]}x{size[1]}",
                 _grid(plan),
                 plan.num_tiles,
-                f"{plan.num_tiles * model.sizes.image_seq_length:,}",
+                f"{sum(model.sizes.tiles[tile].in_stages[0] for tile in tiles):,}",
             ]
-            for name, size, plan in zip(self.images.names, sizes, model.plans(sizes), strict=True)
+            for name, size, (plan, tiles) in zip(self.images.names, sizes, model.sized_plans(sizes), strict=True)
         ]
         shown = table(
             ["image", "size", "grid", "tiles", "tokens"], rows, (0, 2), self.width, ["grid", "size"], elastic=0
@@ -235,7 +231,7 @@ class Report:
                 row += [bar(share / largest, most), f"{share:.0%}" if counts[tiles] else ""]
             rows.append(row)
         means = [sum(tiles * n for tiles, n in counts.items()) / len(sizes) for counts in shares.values()]
-        tokens = self.models[0].sizes.image_seq_length
+        tokens = self.models[0].tile_tokens
         rows.append(["mean", *(cell for mean in means for cell in (f"{mean:.3f}", ""))])
         rows.append(["tokens", *(cell for mean in means for cell in (f"{mean * tokens:,.0f}", ""))])
         header = ["tiles", *(cell for slicing in shares for cell in (slicing, ""))]
@@ -245,8 +241,8 @@ class Report:
     def _modules(self) -> str:
         cost = _average(self.costs[0])
         total, (name, divisor) = cost.prefill_flops, unit([cost.prefill_flops], FLOP_UNITS)
-        labels = {STAGE_ONE: "language model, stage one", STAGE_TWO: "language model, stage two"}
-        if not self.models[0].setup.has_lvtc:
+        labels = {stage: f"language model, {stage.rpartition('.')[2].replace('_', ' ')}" for stage in STAGES}
+        if not self.models[0].sizes.boundaries:
             labels[STAGE_ONE] = "language model"
         rows = [
             [labels.get(module, module), f"{count / divisor:,.3f}", f"{count / total:.1%}"]
@@ -302,6 +298,7 @@ class Report:
                     "min_tiles": tiling.min_tiles,
                     "max_tiles": tiling.max_tiles,
                     "max_image_tokens": m.setup.max_image_tokens,
+                    "tokens_per_tile": m.setup.settings.tokens_per_tile,
                     "projector": m.setup.projector,
                     "lvtc": None if m.sizes.lvtc_config is None else asdict(m.sizes.lvtc_config),
                     "parameters": m.parameters,

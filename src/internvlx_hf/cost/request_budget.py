@@ -72,7 +72,12 @@ class RequestBudget:
         self.check(max_stop_strings=len(stop), max_stop_characters=max(map(len, stop), default=0))
 
     def new_tokens(
-        self, config: "InternVLXConfig", prompt_tokens: int, tiles: int = 0, requested: int | None = None
+        self,
+        config: "InternVLXConfig",
+        prompt_tokens: int,
+        tiles: int = 0,
+        requested: int | None = None,
+        tile_sizes: Sequence[int] | None = None,
     ) -> int:
         """The maximum length of an answer: as requested, or else at most 1024 that the positions leave room for.
 
@@ -81,16 +86,18 @@ class RequestBudget:
             prompt_tokens: tokens of the prompt, before LVTC's expansion.
             tiles: tiles of all images of the prompt.
             requested: new tokens that the request asks for.
+            tile_sizes: the index of each tile's size among the model's (default: the first).
 
         Raises:
             ValueError: if the prompt, its images or the answer are too long. The message has the number that is exceeded.
         """
+        visual, _, positions = config.count_tokens(tiles, tile_sizes)
         self.check(
-            max_visual_tokens=tiles * config.image_seq_length,
+            max_visual_tokens=visual,
             max_prompt_tokens=prompt_tokens,
             max_new_tokens=requested or 0,
         )
-        positions = prompt_tokens + tiles * (config.tile_positions - config.image_seq_length)
+        positions += prompt_tokens - visual
         room = config.position_limit - positions
         if room < (requested or 1):
             raise ValueError(

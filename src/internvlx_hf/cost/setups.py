@@ -2,10 +2,12 @@
 """Setups, which determine an image's cost: a model and how it tiles images; and variants of them."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES, TilingRule
+from ..processing.size_choices import frame_size
 from .presets import preset
 from .sizes import Sizes, preset_sizes
 from .variants import vary
@@ -63,11 +65,25 @@ class ModelSetup:
     def is_native(self) -> bool:
         """Whether it costs the same as with InternVL's own code: its projector and slicing, no LVTC, no budget."""
         shuffles = self.projector == "pixel_shuffle" and self.sizes.downsample_ratio == 0.5
-        return shuffles and self.tiling.slicing == "ratio" and not (self.has_lvtc or self.max_image_tokens)
+        changes = self.has_lvtc or self.max_image_tokens or self.settings.tokens_per_tile is not None
+        return shuffles and self.tiling.slicing == "ratio" and not changes
 
     @property
     def has_lvtc(self) -> bool:
         return self.sizes.lvtc_config is not None
+
+    @property
+    def frame_size(self) -> str:
+        """The size of a frame of a video, and of an image's tiles where the settings choose one size for all images."""
+        return list(self.sizes.tiles)[frame_size(self.settings.tokens_per_tile, list(self.sizes.tiles))]
+
+    def tokens_of_tiles(self, of: str = "") -> str:
+        """The tokens of a tile in words: "64 tokens per tile, 256 from layer 17 on"; `of` follows the layer."""
+        tile, layers = self.sizes.tiles[self.frame_size], [0, *self.sizes.boundaries]
+        words = f"{tile.in_stages[0]} tokens per tile"
+        for layer, (before, after) in zip(layers[1:], pairwise(tile.in_stages), strict=False):
+            words += f", {after} from layer {layer}{of} on" if before != after else ""
+        return words
 
     def costs_as(self, other: "ModelSetup") -> bool:
         """Whether every image costs the same with both."""
@@ -79,7 +95,8 @@ class ModelSetup:
         Raises:
             ValueError: if the variant does not fit the model.
         """
-        return ModelSetup(name, vary(self.config, variant), tiling, settings=self.settings)
+        settings = self.settings if variant == "own" else replace(self.settings, tokens_per_tile=None)
+        return ModelSetup(name, vary(self.config, variant), tiling, settings=settings)
 
 
 @dataclass(frozen=True, eq=False)

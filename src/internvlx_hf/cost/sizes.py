@@ -51,6 +51,15 @@ class LVTCSizes:
 
 
 @dataclass(frozen=True)
+class TileCost:
+    """A tile of one size: its tokens in each stage, its positions in the stage where it takes more, and FLOPs by module."""
+
+    in_stages: tuple[int, ...]
+    positions: int
+    flops: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Sizes of a model. Fields with the name of an `InternVLXConfig` setting have its value.
 
@@ -59,6 +68,8 @@ class Sizes:
         parameters: number of parameters, shared ones counted once.
         tile_flops: FLOPs per tile by module, the vision tower and every projector.
         compressed_seq_length: tokens of a tile that the tile router compresses; None without a router.
+        change_layers, offered: of a model that offers several sizes of a tile, the layers before which its tokens change, and
+            what a tile of each size costs, the default first; None of others.
         tile_bytes: by element size, bytes per tile that are kept while the language model runs, and the peak.
     """
 
@@ -75,6 +86,23 @@ class Sizes:
     tile_flops: dict[str, int]
     tile_bytes: dict[int, tuple[int, int]]
     compressed_seq_length: int | None = None
+    change_layers: tuple[int, ...] | None = None
+    offered: dict[str, TileCost] | None = None
+
+    @property
+    def boundaries(self) -> list[int]:
+        """The layers before which a tile's tokens may change."""
+        if self.change_layers is not None:
+            return list(self.change_layers)
+        return [] if self.lvtc_config is None else [self.lvtc_config.expand_layer]
+
+    @property
+    def tiles(self) -> dict[str, TileCost]:
+        """What a tile of each size costs, the default first."""
+        if self.offered is not None:
+            return self.offered
+        in_stages = self.image_seq_length, self.expanded_image_seq_length
+        return {str(self.image_seq_length): TileCost(in_stages, self.tile_positions, self.tile_flops)}
 
     @property
     def active_parameters(self) -> int:
@@ -122,8 +150,9 @@ def presets_as_json(measured: dict[str, dict[str, Sizes]]) -> str:
 
 def _as_dict(sizes: Sizes) -> dict:
     values = asdict(sizes)
-    if sizes.compressed_seq_length is None:
-        del values["compressed_seq_length"]
+    for name in ("compressed_seq_length", "change_layers", "offered"):
+        if values[name] is None:
+            del values[name]
     if sizes.text_config.experts is None:
         del values["text_config"]["experts"]
     return values

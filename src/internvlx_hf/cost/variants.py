@@ -19,6 +19,8 @@ def vary(config: "InternVLXConfig", variant: str) -> "InternVLXConfig":
     from ..modeling.setting_checks import compressing_window
 
     config = copy.deepcopy(config)
+    if variant != "own":  # of the default size
+        config.tokens_per_tile = config.merge_layer = None
     if variant in ("LVTC off", "native"):
         config.lvtc_config = None
     elif variant == "LVTC on" and config.lvtc_config is None:

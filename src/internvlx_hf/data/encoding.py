@@ -15,6 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..processing import InternVLXProcessor
 from ..processing.chat_templates import require_generation_marks
+from ..processing.image_settings import split_by_owner
 from ..processing.literals import literals_as_text
 from ..processing.processing_internvlx import IGNORE_INDEX
 from ..processing.video_files import ChosenFrames, Video
@@ -50,7 +51,7 @@ class TrainingSample:
             the same tiles a fifth faster than from Pillow's memory.) For larger images, their tiles, (tiles, C, H, W), since
             the whole images of a batch would take gigabytes. Also tiles with `jpeg_draft`, which needs the file, and for
             samples with videos.
-        num_tiles: number of tiles of each image.
+        tile_sizes: of each image, the index of the size of each tile among those that the model offers.
         images_kwargs: arguments of the image processor for this sample.
         was_cut: whether the sample was truncated to `max_length`.
         tile_limits: `max_patches` of each image; None if no budget takes tiles from them.
@@ -60,7 +61,7 @@ class TrainingSample:
     input_ids: np.ndarray
     labels: np.ndarray
     images: list
-    num_tiles: list[int]
+    tile_sizes: list[list[int]]
     images_kwargs: dict = field(default_factory=dict)
     was_cut: bool = False
     tile_limits: list[int] | None = None
@@ -69,6 +70,11 @@ class TrainingSample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def num_tiles(self) -> list[int]:
+        """The number of tiles of each image."""
+        return [len(sizes) for sizes in self.tile_sizes]
+
     def cut(self, length: int, num_images: int) -> "TrainingSample":
         """The first `length` tokens, with the first `num_images` images."""
         return replace(
@@ -76,10 +82,20 @@ class TrainingSample:
             input_ids=self.input_ids[:length],
             labels=self.labels[:length],
             images=self.images[:num_images],
-            num_tiles=self.num_tiles[:num_images],
+            tile_sizes=self.tile_sizes[:num_images],
             tile_limits=self.tile_limits and self.tile_limits[:num_images],
             was_cut=True,
         )
+
+    def resized(self, size: int, processor: InternVLXProcessor) -> "TrainingSample":
+        """The same sample with all its tiles in one size, an index among those that the processor offers."""
+        tiles = [own for of_image in self.tile_sizes for own in of_image]
+        counts = np.array([processor.num_placeholders([own]) for own in tiles], dtype=np.int64)
+        (places,), repeats = np.nonzero(self.input_ids == processor.image_token_id), np.ones(len(self), dtype=np.int64)
+        repeats[places] = 0
+        repeats[places[counts.cumsum() - counts]] = processor.num_placeholders([size])
+        ids, labels = np.repeat(self.input_ids, repeats), np.repeat(self.labels, repeats)
+        return replace(self, input_ids=ids, labels=labels, tile_sizes=[[size] * n for n in self.num_tiles])
 
 
 class SampleCounts:
@@ -295,21 +311,23 @@ class SampleEncoder:
         own_images = sum(not isinstance(image, VideoFrame) for image in conversation.images)
         if self.share_tiles and own_images > 1:
             images_kwargs |= self._tile_bounds(own_images, images_kwargs)
-        num_tiles, tile_limits = self._count_tiles(conversation.images, images_kwargs)
+        tile_sizes, tile_limits = self._plan_tiles(conversation.images, images_kwargs)
         ids, has_loss = self._tokenize(conversation)
-        ids, labels, spans = self._expand(ids, has_loss, num_tiles)
-        whole = TrainingSample(ids, labels, conversation.images, num_tiles, images_kwargs, tile_limits=tile_limits)
+        ids, labels, spans = self._expand(ids, has_loss, tile_sizes)
+        images_kwargs, _ = split_by_owner(images_kwargs)
+        whole = TrainingSample(ids, labels, conversation.images, tile_sizes, images_kwargs, tile_limits=tile_limits)
         return self._fit(whole, spans)
 
-    def _count_tiles(self, images: list, images_kwargs: dict) -> tuple[list[int], list[int] | None]:
-        """The tiles of each image and frame, and their limits if a budget takes tiles from an image."""
+    def _plan_tiles(self, images: list, images_kwargs: dict) -> tuple[list[list[int]], list[int] | None]:
+        """The sizes of the tiles of each image and frame, and limits of tiles if a budget takes some from an image."""
         image_processor, own = self.processor.image_processor, [not isinstance(image, VideoFrame) for image in images]
         sizes = [image_processor.upright_size(image, images_kwargs) for image in compress(images, own)]
-        rules = iter(self.processor.tiling_rules(sizes, images_kwargs, len(images) - len(sizes)))
-        tiles, limits = [1] * len(images), [1] * len(images)
-        for place, rule, size in zip(compress(range(len(images)), own), rules, sizes, strict=True):
-            tiles[place], limits[place] = rule.plan(*size).num_tiles, rule.max_tiles
-        unlimited = image_processor.tiling_rule(images_kwargs).max_tiles if sizes else 1
+        rules, choices = self.processor.plan_images(sizes, images_kwargs, len(images) - len(sizes))
+        frame = self.processor.frame_size(images_kwargs.get("tokens_per_tile"))
+        tiles, limits = [[frame] for _ in images], [1] * len(images)
+        for place, rule, choice, size in zip(compress(range(len(images)), own), rules, choices, sizes, strict=True):
+            tiles[place], limits[place] = choice.of_plan(rule.plan(*size)), rule.max_tiles
+        unlimited = image_processor.tiling_rule(split_by_owner(images_kwargs)[0]).max_tiles if sizes else 1
         is_limited = any(limit < unlimited for limit in compress(limits, own))
         return tiles, limits if is_limited else None
 
@@ -413,7 +431,7 @@ class SampleEncoder:
         return prompt, spans
 
     def _expand(
-        self, ids: np.ndarray, has_loss: np.ndarray, num_tiles: list[int]
+        self, ids: np.ndarray, has_loss: np.ndarray, tile_sizes: list[list[int]]
     ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
         """Repeat the placeholders for each image's tokens: ids, labels, and the images' (start, end) in them."""
         processor = self.processor
@@ -424,12 +442,12 @@ class SampleEncoder:
                 f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected text "
                 "without it"
             )
-        if len(places) != len(num_tiles):
+        if len(places) != len(tile_sizes):
             raise ValueError(
-                f"the chat template writes {len(places)} of its {len(num_tiles)} images, expected each once"
+                f"the chat template writes {len(places)} of its {len(tile_sizes)} images, expected each once"
             )
         wrappers = processor.wrapper_ids
-        lengths = np.array([len(wrappers) + processor.image_seq_length * tiles for tiles in num_tiles], dtype=np.int64)
+        lengths = np.array([len(wrappers) + processor.num_placeholders(own) for own in tile_sizes], dtype=np.int64)
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[places] = lengths
         ends = repeats.cumsum()[places]

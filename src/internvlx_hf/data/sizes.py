@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
-from ..cost.flops import STAGE_ONE, STAGE_TWO, prefill_flops, stages
+from ..cost.flops import prefill_flops, stages
 from ..cost.measure import measure
 from ..modeling import InternVLXConfig
 from ..processing.processing_internvlx import IGNORE_INDEX
@@ -42,28 +42,31 @@ class SampleSizes:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def stage_two_tokens(self, config: InternVLXConfig) -> np.ndarray:
-        """Tokens in the layers after LVTC's expansion; without LVTC, the same as `tokens`."""
-        if config.lvtc_config is None:
-            return self.tokens
-        return self.tokens + self.tiles * (config.expanded_image_seq_length - config.image_seq_length)
+    def stage_two_tokens(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
+        """Tokens in the layers after the boundary; if the tiles' size, the one with this index, has none, the same as `tokens`."""
+        of_tile = config.sizes[size]
+        return self.tokens + self.tiles * (of_tile.after - of_tile.before)
 
-    def costs(self, config: InternVLXConfig) -> np.ndarray:
+    def costs(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
         """Cost of each sample, in tokens that pass through the whole language model.
 
         A token counts by the share of the layers that process it. A tile adds as many tokens as correspond to the operations
         of the vision tower and the projectors.
+
+        Args:
+            size: index of the tiles' size (default: the first).
         """
-        one, two = (len(layers) for layers in stages(config).values())
-        in_stages = one * self.tokens + two * self.stage_two_tokens(config)
-        return in_stages / (one + two) + self.tiles * tile_cost(config)
+        layers, boundary = config.text_config.num_hidden_layers, config.sizes[size].boundary
+        one = layers if boundary is None else boundary
+        in_stages = one * self.tokens + (layers - one) * self.stage_two_tokens(config, size)
+        return in_stages / layers + self.tiles * tile_cost(config)
 
 
 def tile_cost(config: InternVLXConfig) -> float:
     """Operations of the vision tower and the projectors per tile, divided by those of the language model for one token."""
     sizes = measure(config)
-    on_token = prefill_flops(sizes, (1, 1))
-    return sum(sizes.tile_flops.values()) / (on_token[STAGE_ONE] + on_token[STAGE_TWO])
+    on_token = prefill_flops(sizes, [1] * len(stages(sizes)))
+    return sum(sizes.tile_flops.values()) / sum(on_token[stage] for stage in stages(sizes))
 
 
 class _Sizes(Dataset):
@@ -135,7 +138,7 @@ def fingerprint(data: TrainingData) -> str | None:
         "records": hashlib.sha256(data.records.tobytes()).hexdigest(),
         "image_processor": processor.image_processor.to_dict(),
         "video_processor": processor.video_processor.to_dict(),
-        "image_seq_length": processor.image_seq_length,
+        "sizes": processor.sizes,
         "chat_template": processor.chat_template,
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "image_settings": processor.image_settings.given,

@@ -4,6 +4,7 @@
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -381,8 +382,17 @@ class InternVLXConfig(PretrainedConfig):
     @property
     def tile_positions(self) -> int:
         """Positions that a tile of the default size takes in the stage where it takes more."""
-        size = self.sizes[0]
-        return size.before if size.keeps_positions else max(size.before, size.after)
+        return self.sizes[0].positions
+
+    def count_tokens(self, num_tiles: int, tile_sizes: Sequence[int] | None = None) -> tuple[int, int, int]:
+        """Tokens of tiles before and after the boundary layer, and their positions.
+
+        Args:
+            tile_sizes: the index of each tile's size in `tokens_per_tile` (default: the first).
+        """
+        sizes = self.sizes
+        own = [sizes[0]] * num_tiles if tile_sizes is None else [sizes[int(index)] for index in tile_sizes]
+        return sum(size.before for size in own), sum(size.after for size in own), sum(size.positions for size in own)
 
     @property
     def position_limit(self) -> int:

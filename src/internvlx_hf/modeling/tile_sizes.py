@@ -33,6 +33,11 @@ class TileSize:
     def __str__(self) -> str:
         return size_name(self.before, self.after)
 
+    @property
+    def positions(self) -> int:
+        """Positions that a tile takes in the stage where it takes more."""
+        return self.before if self.keeps_positions else max(self.before, self.after)
+
     def in_stages(self, boundaries: Sequence[int]) -> list[int]:
         """Tokens in each stage, one more than `boundaries`."""
         later = (self.boundary is not None and self.boundary <= layer for layer in boundaries)

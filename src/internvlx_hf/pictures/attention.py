@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import isqrt
 
 import PIL.Image
 import torch
 from einops import rearrange
 
-from ..cost.flops import STAGE_ONE, STAGE_TWO, stages
+from ..cost.flops import stages
 from ..cost.request_budget import RequestBudget
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..modeling.pvtc import PVTCAttention, PVTCProjector
+from ..modeling.tile_sizes import TileSize
 from ..processing import InternVLXProcessor
 from ..processing.image_files import open_image
 from ..processing.image_sources import PillowSource
@@ -83,10 +85,20 @@ def attend(
         return_tensors="pt",
     )
     ids, pixels = inputs["input_ids"].to(model.device), inputs["pixel_values"].to(model.device)
+    tile_sizes = inputs.get("tile_sizes")
     if budget is not None:
-        budget.new_tokens(model.config, ids.shape[1], len(pixels), max_new_tokens)
+        budget.new_tokens(model.config, ids.shape[1], len(pixels), max_new_tokens, tile_sizes)
+    indices = {0} if tile_sizes is None else {*tile_sizes.tolist()}
+    if len(indices) > 1:
+        names = ", ".join(processor.sizes[index] for index in sorted(indices))
+        raise ValueError(
+            f"The tiles have several sizes, {names}, expected one tokens_per_tile for a picture of attention."
+        )
+    size = model.config.sizes[indices.pop()]
     with record_queries(model) as queries:
-        outputs = model(input_ids=ids[:, :-1], pixel_values=pixels, use_cache=True, logits_to_keep=1)
+        outputs = model(
+            input_ids=ids[:, :-1], pixel_values=pixels, tile_sizes=tile_sizes, use_cache=True, logits_to_keep=1
+        )
     written, ended, rows = _answer(model, ids[:, -1:], outputs.cache, max_new_tokens, _end_ids(model, processor))
     tokenizer = processor.tokenizer
     return Attention(
@@ -96,8 +108,8 @@ def attend(
         answer=tokenizer.decode(written, skip_special_tokens=True).strip(),
         tokens=[tokenizer.decode([token]) for token in written],
         finish_reason="stop" if ended else "length",
-        queries={name: _on_patches(weights, model.config) for name, weights in queries.items()},
-        stages=_on_tiles(rows, ids[0], model.config),
+        queries={name: _on_patches(weights, model.config, size) for name, weights in queries.items()},
+        stages=_on_tiles(rows, ids[0], model.config, size),
         layers={stage: layers for stage, layers in stages(model.config).items() if layers},
     )
 
@@ -153,8 +165,9 @@ def window_weights(attention: PVTCAttention, query: torch.Tensor, patches: torch
     return total / attention.num_heads
 
 
-def _on_patches(weights: torch.Tensor, config: InternVLXConfig) -> torch.Tensor:
-    grid, side = config.token_grid, config.patch_grid // config.token_grid
+def _on_patches(weights: torch.Tensor, config: InternVLXConfig, size: TileSize) -> torch.Tensor:
+    grid = isqrt(size.before)
+    side = config.patch_grid // grid
     maps = rearrange(weights, "(t h w) (mh mw) -> t (h mh) (w mw)", h=grid, w=grid, mh=side)
     return maps * side**2
 
@@ -199,16 +212,15 @@ def _mean(attentions: tuple[torch.Tensor, ...], layers: range) -> torch.Tensor |
     return torch.stack([torch.nn.functional.pad(row, (columns - len(row), 0)) for row in found]).mean(0)
 
 
-def _on_tiles(rows: list[dict], ids: torch.Tensor, config: InternVLXConfig) -> dict[str, torch.Tensor]:
+def _on_tiles(rows: list[dict], ids: torch.Tensor, config: InternVLXConfig, size: TileSize) -> dict[str, torch.Tensor]:
     """Select the attention to visual tokens from the attention to all columns of each stage."""
-    before, after = config.image_seq_length, config.expanded_image_seq_length
+    before, maps = size.before, {}
     starts = (ids == config.image_token_id).nonzero()[::before, 0].cpu()
-    expanded_starts = starts + torch.arange(len(starts)) * (after - before)
-    positions = {STAGE_ONE: (starts, before, len(ids))}
-    if config.lvtc_config is not None:
-        positions[STAGE_TWO] = (expanded_starts, after, len(ids) + len(starts) * (after - before))
-    maps = {}
-    for stage, (first, count, length) in positions.items():
+    for stage, count in zip(stages(config), size.in_stages(config.boundaries), strict=False):
+        first = starts + torch.arange(len(starts)) * (count - before)
+        length = len(ids) + len(starts) * (count - before)
+        if not count:
+            continue
         columns = first[:, None] + torch.arange(count)
         # a sliding window that has passed the prompt's start has no first columns
         found = []

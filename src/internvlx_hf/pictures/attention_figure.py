@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..cost.flops import STAGE_ONE, STAGE_TWO
+from ..cost.flops import STAGES
 from .attention import Attention
 from .canvas import GREY, HEIGHT, INK, WIDTH, Box, Canvas, printable, text_width
 from .layout import ImageGrid, ImageShape, split
@@ -64,7 +64,9 @@ def draw_attention(attention: Attention, model_name: str):
 def stage_name(attention: Attention, stage: str) -> str:
     """A name such as `"Stage two: layers 2–3"`. Layers are counted from 0, like `expand_layer`."""
     name = (
-        {STAGE_ONE: "Stage one", STAGE_TWO: "Stage two"}[stage] if STAGE_TWO in attention.stages else "Language model"
+        dict(zip(STAGES, ("Stage one", "Stage two", "Stage three"), strict=True))[stage]
+        if len(attention.stages) > 1
+        else "Language model"
     )
     return f"{name}: {_layers(attention, stage)}"
 

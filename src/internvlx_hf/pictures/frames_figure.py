@@ -89,10 +89,7 @@ def _draw_head(canvas: Canvas, title: str, video: Video, indices: list[int], set
     length = "" if video.seconds is None else f" in {_clock(video.seconds)}"
     heading = f"{title}: {len(indices)} of {video.num_frames:,} frames{length}"
     canvas.text(MARGIN, 0.45, heading, 20, WIDTH - 2 * MARGIN, weight="bold")
-    sizes = setup.sizes
-    tokens = f"{sizes.image_seq_length} tokens per frame"
-    if sizes.lvtc_config is not None:
-        tokens += f", {sizes.expanded_image_seq_length} from layer {sizes.lvtc_config.expand_layer} on"
+    tokens = setup.tokens_of_tiles().replace("per tile", "per frame")
     canvas.text(MARGIN, 0.82, f"{setup.name}: {tokens}; a frame is one tile", 12, WIDTH - 2 * MARGIN, color=GREY)
 
 

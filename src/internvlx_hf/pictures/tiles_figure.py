@@ -87,11 +87,8 @@ def draw_slicing(image: PIL.Image.Image, plan: TilePlan, slicing: str, width: fl
 
 
 def _draw_head(canvas: Canvas, title: str, image: PIL.Image.Image, setup: ModelSetup) -> None:
-    sizes = setup.sizes
     canvas.text(MARGIN, 0.45, f"{title}, {image.width} × {image.height} pixels", 20, 12.3, weight="bold")
-    tokens = f"{sizes.image_seq_length} tokens per tile"
-    if sizes.lvtc_config is not None:
-        tokens += f", {sizes.expanded_image_seq_length} from layer {sizes.lvtc_config.expand_layer} on"
+    tokens = setup.tokens_of_tiles()
     tiles = f"tiles of {setup.tiling.tile_width} × {setup.tiling.tile_height} pixels"
     text = f"{setup.name}: {tokens}; at most {setup.tiling.max_tiles} {tiles}"
     canvas.text(MARGIN, 0.82, text, 12, 12.3, color=GREY)

@@ -353,7 +353,7 @@ class InternVLXProcessor(SizedProcessor):
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The text that replaces one image token: the placeholders of each of the image's tiles."""
         sizes = self._sizes_of(image_idx, int(image_inputs["num_patches"][image_idx]), kwargs)
-        num_placeholders = sum(tokens_before(self.sizes[size]) for size in sizes)
+        num_placeholders = self.num_placeholders(sizes)
         return f"{self.start_image_token}{self.image_token * num_placeholders}{self.end_image_token}"
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .rules import FieldRule
+from .rvtc import TilePlan
 
 _SIZE = r"[1-9][0-9]*(:[0-9]+)?"
 
@@ -21,11 +22,27 @@ def _is_choice(value: Any) -> bool:
 CHOICE_RULE = FieldRule("a size of a tile (64, '64:256', '256:64' or '256:0'), or two of them ('256+64')", _is_choice)
 
 
+def _are_sizes(value: Any) -> bool:
+    sizes = value.split(",") if isinstance(value, str) else value
+    return (
+        isinstance(sizes, list | tuple)
+        and len(sizes) > 0
+        and all(_is_choice(size) and "+" not in str(size) for size in sizes)
+    )
+
+
+SIZES_RULE = FieldRule("a list of sizes of a tile, such as ['256', '64:256', '256:64'] or '256,64:256'", _are_sizes)
+
+
 class Choice(NamedTuple):
     """Indices of the sizes of an image's tiles and of its thumbnail among those that the checkpoint offers."""
 
     tiles: int = 0
     thumbnail: int = 0
+
+    def of_plan(self, plan: TilePlan) -> list[int]:
+        """The size of each tile of an image that is cut by a plan."""
+        return self.of_tiles(plan.num_tiles, plan.has_thumbnail)
 
     def of_tiles(self, num_tiles: int, has_thumbnail: bool) -> list[int]:
         """The size of each tile of an image of `num_tiles` tiles. A thumbnail comes last; an only tile is none."""
@@ -79,3 +96,8 @@ def read_choices(choices: Any, offered: Sequence[str], num_images: int) -> list[
             f"tokens_per_tile has {len(choices)} sizes for {num_images} images, expected one for each, or one for all."
         )
     return [read_choice(choice, offered) for choice in choices]
+
+
+def frame_size(choices: Any, offered: Sequence[str]) -> int:
+    """The index of the size of videos' frames: the first if there is none for all images."""
+    return 0 if choices is None or isinstance(choices, list | tuple) else read_choice(choices, offered).tiles

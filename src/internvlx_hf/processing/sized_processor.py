@@ -12,8 +12,8 @@ from .chat_processor import ChatProcessor, flat_images
 from .image_settings import ImageSettings, split_by_owner
 from .literals import VIDEO_MARK
 from .rvtc import TilingRule
-from .size_choices import Choice, read_choices, tokens_before
-from .token_budget import Size, Tokens, fit_request
+from .size_choices import Choice, frame_size, read_choices, tokens_before
+from .token_budget import Size, plan_request
 from .video_files import Video
 
 
@@ -54,10 +54,7 @@ class SizedProcessor(ChatProcessor):
         max_image_tokens: int | None = None,
         tokens_per_tile: Any = None,
     ) -> tuple[list[TilingRule], list[Choice]]:
-        """The tiling rule and the sizes of each image of one text, see [`fit_request`]. Reads no pixel.
-
-        A budget chooses smaller sizes only if neither the call nor the processor asks for one: those of the sizes that the model
-        offers which have fewer placeholders than the first.
+        """The tiling rule and the sizes of each image of one text, see [`plan_request`]. Reads no pixel.
 
         Args:
             sizes: (width, height) of each upright image.
@@ -69,18 +66,9 @@ class SizedProcessor(ChatProcessor):
         given = {"max_image_tokens": max_image_tokens, "tokens_per_tile": tokens_per_tile}
         asked = ImageSettings(**own | {name: value for name, value in given.items() if value is not None})
         budget = self.max_image_tokens if asked.max_image_tokens is None else asked.max_image_tokens
-        is_fixed = asked.tokens_per_tile is not None or self.tokens_per_tile is not None
-        rule, before = self.image_processor.tiling_rule(images), [tokens_before(size) for size in self.sizes]
-        choices = self.read_choices(asked.tokens_per_tile, len(sizes))
-        smaller = [] if is_fixed else sorted({n for n in before if n < before[0]}, reverse=True)
-        tokens = [Tokens(before[choice.tiles], before[choice.thumbnail]) for choice in choices]
-        frames = num_frames, before[self._frame_size(asked.tokens_per_tile)]
-        rules, fitted = fit_request(rule, sizes, tokens, smaller, budget, frames)
-        chosen = [
-            choice if own == given else Choice(*map(before.index, own))
-            for choice, own, given in zip(choices, fitted, tokens, strict=True)
-        ]
-        return rules, chosen
+        choice = self.tokens_per_tile if asked.tokens_per_tile is None else asked.tokens_per_tile
+        rule = self.image_processor.tiling_rule(images)
+        return plan_request(rule, sizes, self.sizes, choice, budget, num_frames)
 
     def read_choices(self, tokens_per_tile: Any, num_images: int) -> list[Choice]:
         """The sizes of each image of a request that asks for `tokens_per_tile`; None takes the processor's.
@@ -91,9 +79,18 @@ class SizedProcessor(ChatProcessor):
         asked = self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile
         return read_choices(self.sizes[0] if asked is None else asked, self.sizes, num_images)
 
-    def _frame_size(self, tokens_per_tile: Any) -> int:
+    def tile_sizes(self, sizes: Sequence[Size]) -> list[int]:
+        """The size of each tile of one text's images, given as (width, height), in a call without settings of its own."""
+        planned = zip(*self.plan_images(sizes), sizes, strict=True)
+        return [index for rule, choice, size in planned for index in choice.of_plan(rule.plan(*size))]
+
+    def num_placeholders(self, sizes: Sequence[int]) -> int:
+        """Placeholders of tiles of these sizes, indices among those that the model offers."""
+        return sum(tokens_before(self.sizes[size]) for size in sizes)
+
+    def frame_size(self, tokens_per_tile: Any) -> int:
         """The index of the size of videos' frames."""
-        return 0 if isinstance(tokens_per_tile, list | tuple) else self.read_choices(tokens_per_tile, 1)[0].tiles
+        return frame_size(self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile, self.sizes)
 
     def _sizes_of(self, index: int, num_tiles: int, images_kwargs: Mapping) -> list[int]:
         """The size of each tile of an image."""
@@ -117,7 +114,7 @@ class SizedProcessor(ChatProcessor):
             requests = [(sample.count(self.image_token), sample.count(VIDEO_MARK)) for sample in texts]
             self._require_an_image_for_each_token(images, [num_images for num_images, _ in requests])
         sized, kwargs = copy(self), dict(kwargs)
-        sized._image_sizes, sized._video_size = self.read_choices(asked, len(flat)), self._frame_size(asked)
+        sized._image_sizes, sized._video_size = self.read_choices(asked, len(flat)), self.frame_size(asked)
         if budget is None:
             return images, kwargs, sized
         sizes = iter([self.image_processor.upright_size(image, images_kwargs) for image in flat])
@@ -162,6 +159,5 @@ class SizedProcessor(ChatProcessor):
         for size, rule, choice in zip(sizes, rules, choices, strict=True):
             plan = rule.plan(*size)
             num_tiles.append(plan.num_tiles)
-            of_tiles = choice.of_tiles(plan.num_tiles, plan.has_thumbnail)
-            num_tokens.append(len(self.wrapper_ids) + sum(tokens_before(self.sizes[index]) for index in of_tiles))
+            num_tokens.append(len(self.wrapper_ids) + self.num_placeholders(choice.of_plan(plan)))
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)

@@ -10,10 +10,11 @@ from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import product
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .image_settings import ImageSettings
 from .rvtc import TilePlan, TilingRule
+from .size_choices import Choice, frame_size, read_choices, tokens_before
 
 Size = tuple[int, int]  # (width, height) of an upright image
 
@@ -28,6 +29,43 @@ class Step(NamedTuple):
 
     rule: TilingRule
     share: float
+
+
+def plan_request(
+    rule: TilingRule,
+    sizes: Sequence[Size],
+    offered: Sequence[str],
+    tokens_per_tile: Any = None,
+    max_image_tokens: int | None = None,
+    num_frames: int = 0,
+) -> tuple[list[TilingRule], list[Choice]]:
+    """The tiling rule and the sizes of each image of a request, see [`fit_request`]. Reads no pixel.
+
+    A budget chooses smaller sizes only if the request asks for none: those of the model's that have fewer placeholders than
+    its default.
+
+    Args:
+        rule: bounds the tiles of each image.
+        sizes: (width, height) of each upright image.
+        offered: the sizes of a tile that the model offers, the default first.
+        tokens_per_tile: the request's choice of them, see `size_choices.py` (default: none).
+        max_image_tokens: the budget (default: none).
+        num_frames: frames of the request's videos.
+
+    Raises:
+        ValueError: if a size is not offered, a list of them has another length than the images, or the budget is too small.
+    """
+    before = [tokens_before(size) for size in offered]
+    choices = read_choices(offered[0] if tokens_per_tile is None else tokens_per_tile, offered, len(sizes))
+    smaller = sorted({n for n in before if n < before[0]}, reverse=True) if tokens_per_tile is None else []
+    tokens = [Tokens(before[choice.tiles], before[choice.thumbnail]) for choice in choices]
+    frames = num_frames, before[frame_size(tokens_per_tile, offered)]
+    rules, fitted = fit_request(rule, sizes, tokens, smaller, max_image_tokens, frames)
+    chosen = [
+        choice if own == given else Choice(*map(before.index, own))
+        for choice, own, given in zip(choices, fitted, tokens, strict=True)
+    ]
+    return rules, chosen
 
 
 class Tokens(NamedTuple):

@@ -5,7 +5,7 @@ It serves one checkpoint. A request cannot load another, and images are read onl
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
@@ -197,12 +197,12 @@ class _Handler(BaseHandler):
         if wrong := [token for (token,) in settings.get("sequence_bias", ()) if token >= vocabulary]:
             raise Refused(400, "logit_bias", f"logit_bias has the token {wrong[0]}, expected less than {vocabulary}.")
 
-        def new_tokens(prompt_tokens: int, tiles: int) -> int:
-            return budget.new_tokens(model.config, prompt_tokens, tiles, settings.get("max_new_tokens"))
+        def new_tokens(prompt_tokens: int, tiles: int, tile_sizes: Sequence[int] | None = None) -> int:
+            return budget.new_tokens(model.config, prompt_tokens, tiles, settings.get("max_new_tokens"), tile_sizes)
 
         inputs = self._blamed(self.prompt_field, self._inputs, request, source, processor, new_tokens).to(model.device)
         length, tiles = inputs["input_ids"].shape[-1], inputs.get("pixel_values")
-        settings["max_new_tokens"] = new_tokens(length, 0 if tiles is None else len(tiles))
+        settings["max_new_tokens"] = new_tokens(length, 0 if tiles is None else len(tiles), inputs.get("tile_sizes"))
         config = deepcopy(model.generation_config)
         config.update(**settings)
         inputs = dict(inputs)
@@ -244,20 +244,20 @@ class _Messages(_Handler):
     def _messages(self, request, given) -> list[dict]:
         return given
 
-    def _inputs(self, request, source, processor: InternVLXProcessor, new_tokens: Callable[[int, int], int]):
+    def _inputs(self, request, source, processor: InternVLXProcessor, new_tokens: Callable[..., int]):
         given, images = source
         messages = [with_parsed_calls(message) for message in self._messages(request, given)]
         variables = getattr(request, "chat_template_kwargs", None) or {}
         self._blamed("chat_template_kwargs", require_template_variables, variables, processor)
         sizes = [processor.image_processor.upright_size(image, {}) for image in images]
-        counts = processor._get_num_multimodal_tokens([(height, width) for width, height in sizes])
-        visual, tiles = sum(counts.num_image_tokens or ()), sum(counts.num_image_patches or ())
-        new_tokens(visual, tiles)
+        of_tiles = processor.tile_sizes(sizes)
+        visual = processor.num_placeholders(of_tiles) + len(sizes) * len(processor.wrapper_ids)
+        new_tokens(visual, len(of_tiles), of_tiles)
         arguments = {"add_generation_prompt": True, "tools": self._tools(request), **variables}
         text = processor.apply_chat_template(messages, **arguments)
         # no token is longer, and a text of megabytes takes long to tokenize
-        new_tokens(visual + len(text) // self.model_manager.longest_token, tiles)
-        new_tokens(visual + len(processor.tokenizer.tokenize(text)) - len(images), tiles)
+        new_tokens(visual + len(text) // self.model_manager.longest_token, len(of_tiles), of_tiles)
+        new_tokens(visual + len(processor.tokenizer.tokenize(text)) - len(images), len(of_tiles), of_tiles)
         return processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_tensors="pt", **arguments
         )
@@ -281,7 +281,7 @@ class _Responses(_Messages, ResponseHandler):
 class _Completions(_Handler, CompletionHandler):
     schema, prompt_field = CompletionRequest, "prompt"
 
-    def _inputs(self, request, source: str, processor: InternVLXProcessor, new_tokens: Callable[[int, int], int]):
+    def _inputs(self, request, source: str, processor: InternVLXProcessor, new_tokens: Callable[..., int]):
         refuse_tokens(source, "the prompt", processor.image_tokens)
         new_tokens(len(source) // self.model_manager.longest_token, 0)
         inputs = processor.tokenizer(source, return_tensors="pt")
