@@ -28,7 +28,7 @@ from internvlx_hf.tuning.search import most_changed, search
 from internvlx_hf.tuning.settings import OWN, Costs
 
 RESULTS = Path(__file__).parents[1] / "results/tune"
-PLANS = ((24, 0.98), (60, 0.9), (298, 0.9), (298, 0.98))  # images of a draw, and the share to keep
+PLANS = ((24, 0.98), (60, 0.9), (298, 0.6), (298, 0.75), (298, 0.98))
 BATCH, NEW_TOKENS, SEED, TWICE = 16, 16, 0, 8
 cached_bound = cache(lower_bound)
 
