@@ -14,5 +14,4 @@ and carry their positions in the short sequence.
 - `model_state.py` keeps these metadata in buffers for Model Runner V2.
 - `scheduler.py` never splits an image between steps.
 - `kv_groups.py` gives stage one KV cache blocks for the short sequence.
-- `trace.py` records steps for tests.
 """

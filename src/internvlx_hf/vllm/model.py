@@ -27,7 +27,6 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ..modeling import InternVLXConfig, InternVLXModel
 from ..modeling.lvtc_rows import RowMap
 from ..processing.literals import IMG_CONTEXT_TOKEN
-from . import trace
 from .kv_groups import StageOneSpec, StageTwoSpec, use_spec
 from .language_models import LANGUAGE_MODELS
 from .processing import InternVLXDummyInputs, InternVLXMultiModalProcessor, InternVLXProcessingInfo
@@ -205,9 +204,6 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             positions = self._keep_positions(channels, rows)
         else:
             positions = channels[0].clamp(min=0) if common is None else common.positions[: len(inputs_embeds)]
-        if common is not None and trace.is_recording():
-            lengths = tuple(common.query_start_loc.diff().tolist())
-            trace.add(trace.Step(lengths, len(rows.positions), len(inputs_embeds), 0 if tiles is None else len(tiles)))
 
         hidden_states, residual = rows.take(inputs_embeds), None
         if tiles is not None and rows.row_map is not None:
