@@ -9,6 +9,7 @@ import torch
 
 from ..processing import InternVLXProcessor
 from ..processing.processing_internvlx import IGNORE_INDEX
+from ..processing.size_choices import read_choice
 from .encoding import SampleEncoder, TrainingSample
 
 
@@ -32,6 +33,8 @@ class InternVLXDataCollator:
             every sample (default: False).
         pad_to_multiple_of: pad rows to a multiple of this many tokens (default: no padding beyond the longest row). With
             `packing`, the padding is one more sample without loss.
+        sampled_sizes: sizes that the processor offers, of which every step of a training takes one (default: none). A batch then
+            also holds `of_sizes`, its texts for each of them, by the size's index; `InternVLXTrainer` takes those of the step.
         teacher_processor: processor of a teacher's model (default: no teacher). The batch then also holds `teacher`, the same
             samples in the teacher's tiles and tokens. Samples of a dataset without a teacher give a batch without it.
 
@@ -50,12 +53,14 @@ class InternVLXDataCollator:
         pad_to_multiple_of: int | None = None,
         share_tiles: bool = False,
         teacher_processor: InternVLXProcessor | None = None,
+        sampled_sizes: Sequence[str] = (),
     ):
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of}, expected a positive number of tokens.")
         self.encoder = SampleEncoder(processor, max_length, on_too_long, on_broken, share_tiles, teacher_processor)
         self.packing = packing
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.sampled_sizes = [read_choice(size, processor.sizes).tiles for size in sampled_sizes]
 
     @property
     def processor(self) -> InternVLXProcessor:
@@ -74,19 +79,24 @@ class InternVLXDataCollator:
         if not encoded:
             raise ValueError(f"None of the batch's {len(flat)} samples can be trained on; see the warnings above.")
         batch = self._batch(encoded, self.processor)
+        if self.sampled_sizes:
+            batch["of_sizes"] = {
+                size: self._texts([sample.resized(size, self.processor) for sample in encoded])
+                for size in self.sampled_sizes
+            }
         taught = [sample.teacher for sample in encoded if sample.teacher is not None]
         if taught and self.encoder.teacher is not None:
             batch["teacher"] = self._batch(taught, self.encoder.teacher.processor)
         return batch
 
     def _batch(self, samples: list[TrainingSample], processor: InternVLXProcessor) -> dict:
+        batch, tiles = self._texts(samples), make_tiles(samples, processor)
+        return batch if tiles is None else batch | {"pixel_values": tiles}
+
+    def _texts(self, samples: list[TrainingSample]) -> dict:
         batch = self._packed(samples) if self.packing else self._padded(samples)
-        tiles = make_tiles(samples, processor)
-        if tiles is None:
-            return batch
-        batch["pixel_values"] = tiles
         sizes = [size for sample in samples for own in sample.tile_sizes for size in own]
-        return batch | ({"tile_sizes": torch.tensor(sizes)} if any(sizes) else {})
+        return batch | {"tile_sizes": torch.tensor(sizes)} if any(sizes) else batch
 
     def _encoded(self, sample: Mapping | TrainingSample) -> TrainingSample | None:
         if isinstance(sample, TrainingSample):

@@ -87,6 +87,16 @@ class TrainingSample:
             was_cut=True,
         )
 
+    def resized(self, size: int, processor: InternVLXProcessor) -> "TrainingSample":
+        """The same sample with all its tiles in one size, an index among those that the processor offers."""
+        tiles = [own for of_image in self.tile_sizes for own in of_image]
+        counts = np.array([processor.num_placeholders([own]) for own in tiles], dtype=np.int64)
+        (places,), repeats = np.nonzero(self.input_ids == processor.image_token_id), np.ones(len(self), dtype=np.int64)
+        repeats[places] = 0
+        repeats[places[counts.cumsum() - counts]] = processor.num_placeholders([size])
+        ids, labels = np.repeat(self.input_ids, repeats), np.repeat(self.labels, repeats)
+        return replace(self, input_ids=ids, labels=labels, tile_sizes=[[size] * n for n in self.num_tiles])
+
 
 class SampleCounts:
     """Numbers of samples that were skipped as `broken` or `too_long`, and of those that were truncated (`cut`).

@@ -42,21 +42,24 @@ class SampleSizes:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def stage_two_tokens(self, config: InternVLXConfig) -> np.ndarray:
-        """Tokens in the layers after LVTC's expansion; without LVTC, the same as `tokens`."""
-        if not config.boundaries:
-            return self.tokens
-        return self.tokens + self.tiles * (config.expanded_image_seq_length - config.image_seq_length)
+    def stage_two_tokens(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
+        """Tokens in the layers after the boundary; if the tiles' size, the one with this index, has none, the same as `tokens`."""
+        of_tile = config.sizes[size]
+        return self.tokens + self.tiles * (of_tile.after - of_tile.before)
 
-    def costs(self, config: InternVLXConfig) -> np.ndarray:
+    def costs(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
         """Cost of each sample, in tokens that pass through the whole language model.
 
         A token counts by the share of the layers that process it. A tile adds as many tokens as correspond to the operations
         of the vision tower and the projectors.
+
+        Args:
+            size: index of the tiles' size (default: the first).
         """
-        layers = [len(each) for each in stages(config).values()]
-        in_stages = sum(layers[:1]) * self.tokens + sum(layers[1:]) * self.stage_two_tokens(config)
-        return in_stages / sum(layers) + self.tiles * tile_cost(config)
+        layers, boundary = config.text_config.num_hidden_layers, config.sizes[size].boundary
+        one = layers if boundary is None else boundary
+        in_stages = one * self.tokens + (layers - one) * self.stage_two_tokens(config, size)
+        return in_stages / layers + self.tiles * tile_cost(config)
 
 
 def tile_cost(config: InternVLXConfig) -> float:

@@ -43,7 +43,7 @@ from .router_loss import balancing_loss
 from .text_batches import TextBatchMixin
 from .tile_router import TileRouter, TileRoutingMixin
 from .tile_sizes import TileSize
-from .tile_tokens import read_image_tokens, read_sizes
+from .tile_tokens import Tokens, of_one_size, read_image_tokens, read_sizes
 from .towers import check_tower, projected_features
 
 # Without it, transformers numbers the layers of such a list differently.
@@ -141,17 +141,49 @@ class InternVLXModel(InternVLXPreTrainedModel):
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = projected_features(self.config, vision_outputs)  # [tiles, 1 + S², C]
         layers = [vision_outputs.hidden_states[i][:, -(self.config.patch_grid**2) :] for i in others]
-        later = [] if self.lvtc is None else self.lvtc.project(features, layers, sizes)
+        tokens, later = self._project(features, layers, sizes)
         if tile_sizes is not None:
             later.append(torch.as_tensor(tile_sizes, device=features.device))
-        sides = [self.config.patch_grid // isqrt(size.before) for size in sizes]
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
-            pooler_output=project_tiles(self.multi_modal_projector, features, layers, sides),
+            pooler_output=tokens,
             hidden_states=vision_outputs.hidden_states,
             attentions=vision_outputs.attentions,
             deepstack_features=later or None,
         )
+
+    def _project(
+        self, features: torch.Tensor, layers: list[torch.Tensor], sizes: list[TileSize]
+    ) -> tuple[Tokens, list[Tokens]]:
+        """The first projector's tokens, and those of LVTC's.
+
+        In a step of a training, each projector also runs for the sizes that no tile has, on one tile, of whose tokens zero times
+        the mean is added: other processes may use their parameters in the same step, see [`_add_dummy_tile`].
+
+        Args:
+            features, layers: (tiles, 1 + S², C) and (tiles, S², C) each.
+            sizes: the tiles'.
+        """
+        config, tiles = self.config, len(sizes)
+        others: list[TileSize] = []
+        if (self.training and torch.is_grad_enabled()) or (_world_size() > 1 and not runs_in_engine(config)):
+            named = {
+                (size.before, size.has_lvtc): size for size in config.sizes
+            }  # those that merge have no parameters
+            others = [size for key, size in named.items() if key not in {(own.before, own.has_lvtc) for own in sizes}]
+        if others:
+            index = [*range(tiles), *[0] * len(others)]
+            features, layers = features[index], [layer[index] for layer in layers]
+        sides = [config.patch_grid // isqrt(size.before) for size in [*sizes, *others]]
+        first = project_tiles(self.multi_modal_projector, features, layers, sides)
+        later = [] if self.lvtc is None else self.lvtc.project(features, layers, [*sizes, *others])
+        if not others:
+            return first, later
+        # the mean, see `_add_dummy_tile`
+        nothing = sum(0.0 * own.mean() for tokens in (first, *later) for own in tokens[tiles:] if len(own))
+        first, *later = (of_one_size(tokens[:tiles]) for tokens in (first, *later))
+        first = first + nothing if isinstance(first, torch.Tensor) else [first[0] + nothing, *first[1:]]
+        return first, later if any(size.has_lvtc for size in sizes) else []
 
     def _check_tiles(self, pixel_values: torch.Tensor) -> None:
         size = self.config.tile_size

@@ -70,6 +70,12 @@ def take(tokens: Tokens, tiles: list[int]) -> torch.Tensor:
     return torch.stack([tokens[tile] for tile in tiles])
 
 
+def of_one_size(tokens: Tokens) -> Tokens:
+    """The same tokens, as one tensor if all tiles have as many."""
+    is_same = not isinstance(tokens, torch.Tensor) and len({len(own) for own in tokens}) == 1
+    return torch.stack(list(tokens)) if is_same else tokens
+
+
 def flat(tokens: Tokens) -> torch.Tensor:
     """(R, D), the tokens of all tiles in order."""
     return tokens.flatten(0, 1) if isinstance(tokens, torch.Tensor) else torch.cat(tokens)

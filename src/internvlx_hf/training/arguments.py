@@ -12,6 +12,9 @@ from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES
 from .parsing import parse_arguments  # noqa: F401  for callers of this module
 
+# of `tokens_per_tile_sampling`: all sizes that the checkpoint offers
+ALL = "all"
+
 
 @dataclass(frozen=True)
 class ModelArguments(ImageSettings):
@@ -225,7 +228,7 @@ class InternVLXTrainingArguments(TrainingArguments):
     """
 
     _argument_group_name = "training"
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rates"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rates", "tokens_per_tile_sampling"]
 
     stage: int = field(
         default=2,
@@ -256,6 +259,14 @@ class InternVLXTrainingArguments(TrainingArguments):
         metadata={
             "help": "Stochastic depth of InternViT's layers in training: the rate rises linearly from 0 to this value (default: "
             "0). It also applies to a frozen tower, as in the scripts of InternVL-X's authors."
+        },
+    )
+    tokens_per_tile_sampling: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Sizes of a tile that the steps train, of those that the checkpoint offers, and how often each is drawn: "
+            "'{\"64\": 3, \"256\": 1}', or 'all' for all of them, the largest drawn a third as often as each other (default: "
+            "none; all steps train one size, `tokens_per_tile` or the checkpoint's first)."
         },
     )
     loss_average: str = field(
@@ -321,7 +332,12 @@ class InternVLXTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("`output_dir` is missing: expected a folder for checkpoints and the model.")
-        self.learning_rates = _parse_rates(self.learning_rates)
+        self.learning_rates = _parse_numbers("learning_rates", self.learning_rates, "module name")
+        if self.tokens_per_tile_sampling != ALL:
+            weights = _parse_numbers("tokens_per_tile_sampling", self.tokens_per_tile_sampling, "size")
+            if weights and not sum(weights.values()):
+                raise ValueError(f"`tokens_per_tile_sampling` is {weights}, expected a weight above 0.")
+            self.tokens_per_tile_sampling = weights or None
         if not 0 <= self.vision_drop_path_rate < 1:
             raise ValueError(f"`vision_drop_path_rate` is {self.vision_drop_path_rate}, expected a rate in [0, 1).")
         with warnings.catch_warnings():
@@ -342,22 +358,20 @@ class InternVLXTrainingArguments(TrainingArguments):
             self.accelerator_config.dispatch_batches = False
 
 
-def _parse_rates(rates: dict | str | None) -> dict[str, float]:
-    """Learning rates by pattern. (YAML reads 2e-4 as a string, and 2.0e-4 as a number.)"""
-    if isinstance(rates, str):
+def _parse_numbers(setting: str, given: dict | str | None, key: str) -> dict[str, float]:
+    """Numbers by pattern or size. (YAML reads 2e-4 as a string, and 2.0e-4 as a number.)"""
+    if isinstance(given, str):
         try:
-            rates = json.loads(rates)
+            given = json.loads(given)
         except ValueError as error:
-            raise ValueError(
-                f"`learning_rates` is {rates!r}, expected JSON of numbers by module name: {error}"
-            ) from error
-    rates = rates or {}
-    if not isinstance(rates, dict):
-        raise ValueError(f"`learning_rates` is {rates!r}, expected numbers by module name.")
+            raise ValueError(f"`{setting}` is {given!r}, expected JSON of numbers by {key}: {error}") from error
+    given = given or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"`{setting}` is {given!r}, expected numbers by {key}.")
     try:
-        numbers = {str(pattern): float(rate) for pattern, rate in rates.items()}
+        numbers = {str(pattern): float(number) for pattern, number in given.items()}
     except (TypeError, ValueError):
-        raise ValueError(f"`learning_rates` is {rates!r}, expected numbers by module name.") from None
-    if wrong := {pattern: rate for pattern, rate in numbers.items() if not rate >= 0}:
-        raise ValueError(f"`learning_rates` must not be negative, got {wrong}.")
+        raise ValueError(f"`{setting}` is {given!r}, expected numbers by {key}.") from None
+    if wrong := {pattern: number for pattern, number in numbers.items() if not number >= 0}:
+        raise ValueError(f"`{setting}` must not be negative, got {wrong}.")
     return numbers

@@ -37,9 +37,10 @@ def _sizes(data: RunData, config: InternVLXConfig) -> str:
     assert sizes is not None
     kept = sizes.tokens > 0
     columns = {"images": sizes.images, "tiles": sizes.tiles, "tokens": sizes.tokens}
-    if config.lvtc_config is not None:
+    if config.sizes[data.size].boundary is not None:
         del columns["tokens"]
-        columns |= {"tokens in stage one": sizes.tokens, "tokens in stage two": sizes.stage_two_tokens(config)}
+        later = sizes.stage_two_tokens(config, data.size)
+        columns |= {"tokens in stage one": sizes.tokens, "tokens in stage two": later}
     columns["supervised tokens"] = sizes.supervised
     rows = [
         [name, f"{values[kept].mean():,.1f}", f"{np.median(values[kept]):,.0f}", f"{values[kept].max():,}"]

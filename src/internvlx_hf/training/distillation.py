@@ -104,7 +104,7 @@ class DistillationTrainer(InternVLXTrainer):
             self._first_step = self.state.global_step
         self._parts.append(scale * share * means.detach())
         seen = inputs["teacher"]
-        masks = (seen.get(name) for name in ("attention_mask", "position_ids"))
+        masks = (seen.get(name) for name in ("attention_mask", "position_ids", "tile_sizes"))
         self._past_limit.append(samples_past_limit(self.teacher.config, seen["input_ids"], *masks))
         loss = scale * loss
         return (loss, outputs) if return_outputs else loss

@@ -2,7 +2,7 @@
 """Throughput, memory and token counts of training, added to every log of the `Trainer` and so to TensorBoard and others."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
@@ -74,7 +74,7 @@ class ThroughputCallback(TrainerCallback, ExportableState):
         self._logged = dict(self.seen)
         if self._hook is not None:
             self._hook.remove()
-        self._hook = _find_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
+        self._hook = find_model(model).register_forward_pre_hook(self._count, with_kwargs=True)
         self._since = self._mark = self.clock()
         self._paused = 0.0
 
@@ -88,13 +88,20 @@ class ThroughputCallback(TrainerCallback, ExportableState):
             return
         pixels, mask, config = kwargs.get("pixel_values"), kwargs.get("attention_mask"), model.config
         tiles, places = 0 if pixels is None else len(pixels), inputs.numel()
-        stage_one, stage_two = tiles * config.image_seq_length, tiles * config.expanded_image_seq_length
-        known = [places - stage_one, stage_one, stage_two, tiles, 0, places, 0]
-        self._known = [before + more for before, more in zip(self._known, known, strict=True)]
-        past_limit = samples_past_limit(config, inputs, mask, kwargs.get("position_ids"))
+        sizes, default = kwargs.get("tile_sizes") if tiles else None, config.sizes[0]
+        known = [places, 0, 0, tiles, 0, places, 0]
+        past_limit = samples_past_limit(config, inputs, mask, kwargs.get("position_ids"), sizes)
         none = torch.zeros_like(past_limit)
+        if sizes is None:
+            stage_one, stage_two = (none + tiles * tokens for tokens in (default.before, default.after))
+        else:
+            stage_one, stage_two = (
+                of_tiles(sizes, [getattr(size, name) for size in config.sizes]).sum() for name in ("before", "after")
+            )
+        self._known = [before + more for before, more in zip(self._known, known, strict=True)]
         padding = none if mask is None else mask.numel() - mask.sum(dtype=torch.int64)
-        found = {"text_tokens": -padding, "padding": padding, "samples_past_limit": past_limit}
+        found = {"text_tokens": -padding - stage_one, "stage_one_tokens": stage_one, "stage_two_tokens": stage_two}
+        found |= {"padding": padding, "samples_past_limit": past_limit}
         self._found.append(torch.stack([found.get(name, none) for name in COUNTS]))
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
@@ -153,8 +160,13 @@ def samples_past_limit(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
+    tile_sizes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Number of samples in (B, L) rows, packed or not, that take more positions than the limit in one of the stages."""
+    """Number of samples in (B, L) rows, packed or not, that take more positions than the limit in one of the stages.
+
+    Args:
+        tile_sizes: (tiles,), the model's (default: the first for all).
+    """
     starts = torch.zeros_like(input_ids, dtype=torch.bool)
     starts[:, 0] = True
     if attention_mask is None and position_ids is not None:
@@ -163,13 +175,27 @@ def samples_past_limit(
     filled = torch.ones_like(input_ids)
     if attention_mask is not None and attention_mask.shape == input_ids.shape:
         filled = attention_mask.to(input_ids.dtype)
-    places = [filled, filled * (input_ids == config.image_token_id)]
-    tokens, placeholders = (torch.zeros_like(sample).index_add(0, sample, place.flatten()) for place in places)
-    gain = config.tile_positions - config.image_seq_length
-    return (tokens + placeholders // config.image_seq_length * gain > config.position_limit).sum()
+    is_placeholder = filled * (input_ids == config.image_token_id)
+    before, gains = config.image_seq_length, config.tile_positions - config.image_seq_length
+    place = is_placeholder.flatten().cumsum(0) - 1  # among the placeholders
+    if tile_sizes is not None:  # tiles of other sizes begin elsewhere
+        counts = of_tiles(tile_sizes, [size.before for size in config.sizes])
+        ends = counts.cumsum(0)
+        tile = torch.bucketize(place.clamp(min=0), ends, right=True).clamp(max=len(ends) - 1)
+        is_first = place == (ends - counts)[tile]
+        gains = of_tiles(tile_sizes, [size.positions - size.before for size in config.sizes])[tile]
+    else:
+        is_first = place % before == 0
+    gained = filled.flatten() + is_placeholder.flatten() * is_first * gains
+    return (torch.zeros_like(sample).index_add(0, sample, gained) > config.position_limit).sum()
 
 
-def _find_model(model: nn.Module) -> nn.Module:
+def of_tiles(tile_sizes: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
+    """(tiles,), the value of each tile's size. A tensor of `values` would be copied to the device."""
+    return sum((tile_sizes == index) * value for index, value in enumerate(values))  # type: ignore[return-value]
+
+
+def find_model(model: nn.Module) -> nn.Module:
     """The InternVL-X model with its head, inside any wrappers."""
     for module in model.modules():
         model_type = getattr(getattr(module, "config", None), "model_type", None)

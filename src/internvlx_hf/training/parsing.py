@@ -34,6 +34,7 @@ _LISTED_FIRST = (
     "train",
     "learning_rates",
     "vision_drop_path_rate",
+    "tokens_per_tile_sampling",
     "resume_from_checkpoint",
     "save_on_signal",
 )

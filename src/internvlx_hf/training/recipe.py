@@ -74,6 +74,7 @@ def training_recipe(
     if getattr(config.text_config, "output_router_logits", False):
         settings["router_aux_loss_coef"] = config.text_config.router_aux_loss_coef
     settings |= data.settings
+    settings["tokens_per_tile_sampling"] = arguments.tokens_per_tile_sampling
     per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     settings["rows_per_step" if data.collator.packing else "samples_per_step"] = per_step
     if lora_arguments.lora_rank:

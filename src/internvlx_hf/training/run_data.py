@@ -2,6 +2,7 @@
 """Preparing the data of a run by its settings: loading, measuring, packing, and the collator."""
 
 import os
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..data.sizes import SampleSizes
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXProcessor
 from .arguments import DataArguments
+from .size_sampling import sampled_sizes
 
 logger = logging.get_logger(__name__)
 
@@ -41,6 +43,7 @@ class RunData:
         sources, evaluation_sources: the datasets in the record of the run, each `{"name", "samples", ...}`.
         settings: settings of the data in the record of the run.
         skipped: number of samples skipped while measuring, by reason.
+        size: index of the size in which samples are measured: the largest of those that the run samples.
     """
 
     train: Dataset | IterableDataset
@@ -52,6 +55,7 @@ class RunData:
     evaluation_sources: list[dict] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    size: int = 0
 
 
 def load_run_data(
@@ -66,6 +70,9 @@ def load_run_data(
     Packing and batches of similar cost measure the samples: they read every text and every image's header once and cache the
     sizes next to the caches of `datasets`.
 
+    If the run samples sizes (`tokens_per_tile_sampling`), training data are truncated, measured and packed as with the largest of
+    them, so that the size of a step changes neither its samples nor their text.
+
     Args:
         teacher_processor: the teacher's processor; only batches for training have its inputs (default: no teacher).
 
@@ -74,11 +81,15 @@ def load_run_data(
         OSError: if a file cannot be read.
     """
     _check_settings(data_arguments, arguments)
+    sampled = sampled_sizes(arguments, config)
+    largest = max(sampled, key=lambda size: (config.sizes[size].before, config.sizes[size].after), default=None)
+    of_training = processor if largest is None else copy(processor)
+    if largest is not None:
+        of_training.tokens_per_tile = str(config.sizes[largest])
     budget, streaming = data_arguments.packing_tokens, data_arguments.streaming
     seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     load = partial(
         load_training_data,
-        processor=processor,
         image_root=data_arguments.image_root,
         max_length=data_arguments.max_length,
         on_too_long=data_arguments.on_too_long,
@@ -87,6 +98,7 @@ def load_run_data(
     )
     data = load(
         data_arguments.train_data,
+        processor=of_training,
         split=data_arguments.train_split,
         streaming=streaming,
         shuffle_buffer=data_arguments.shuffle_buffer,
@@ -99,26 +111,28 @@ def load_run_data(
         packing=bool(budget),
         pad_to_multiple_of=data_arguments.pad_to_multiple_of,
         teacher_processor=teacher_processor,
+        sampled_sizes=[str(config.sizes[size]) for size in sampled],
     )
     run = RunData(data, collator, sources=_sources(data, data_arguments.train_data))
+    run.size = of_training.read_choices(None, 1)[0].tiles
     run.settings = {
         "max_length": data_arguments.max_length,
         "packing_tokens": budget,
         "share_tiles": data_arguments.share_tiles,
     }
     if data_arguments.eval_data:
-        run.evaluation = load(data_arguments.eval_data, split=data_arguments.eval_split)
+        run.evaluation = load(data_arguments.eval_data, processor=processor, split=data_arguments.eval_split)
         run.evaluation_sources = _sources(run.evaluation, data_arguments.eval_data)
     if isinstance(data, StreamingTrainingData):
         if arguments.train_sampling_strategy == "sequential":
             data = StreamingTrainingData(data.source, shuffle=False, endless=True)
         run.train = PackedStream(data, budget) if budget else data
     elif budget:
-        run.sizes = _measure(data, arguments, config)
+        run.sizes = _measure(data, arguments, config, run.size)
         run.train = PackedData(data, run.sizes.tokens, budget, seed)
     elif arguments.train_sampling_strategy == "group_by_cost":
-        run.sizes = _measure(data, arguments, config)
-        run.costs = run.sizes.costs(config)
+        run.sizes = _measure(data, arguments, config, run.size)
+        run.costs = run.sizes.costs(config, run.size)
     if run.sizes is not None:
         run.skipped = {kind: count for kind, count in data.counts.items() if kind != "cut"}
     return run
@@ -130,13 +144,13 @@ def longest_batch(data: RunData, rows: int, config: InternVLXConfig) -> tuple[in
     A stream is not measured; for it, this is the number of tokens of full rows that consist only of images.
     """
     if isinstance(data.train, PackedData) and data.sizes is not None:
-        stages = (data.sizes.tokens, data.sizes.stage_two_tokens(config))
+        stages = (data.sizes.tokens, data.sizes.stage_two_tokens(config, data.size))
         sums = [sorted((int(tokens[row].sum()) for row in data.train.rows), reverse=True) for tokens in stages]
         length, expanded = (sum(lengths[:rows]) for lengths in sums)
     else:
         length = rows * data.train.budget  # type: ignore[union-attr]
-        gain = config.expanded_image_seq_length - config.image_seq_length
-        expanded = length + max(gain, 0) * (length // config.image_seq_length)
+        size = config.sizes[data.size]
+        expanded = length + max(size.after - size.before, 0) * (length // size.before)
     multiple = data.collator.pad_to_multiple_of or 1
     return length + -length % multiple, expanded + multiple - 1
 
@@ -165,7 +179,7 @@ def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments)
         )
 
 
-def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLXConfig) -> SampleSizes:
+def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLXConfig, size: int) -> SampleSizes:
     """The sizes of all samples. The first process warns of those that are skipped or exceed the model's positions."""
     cache = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")).expanduser() / "internvlx_sizes"
     with arguments.main_process_first(desc="measuring samples"):
@@ -176,7 +190,8 @@ def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLX
     skipped = int((sizes.tokens == 0).sum())
     if skipped and arguments.process_index == 0:
         logger.warning(f"{skipped} of {len(sizes)} samples are skipped: they are broken or too long.")
-    positions = sizes.tokens + sizes.tiles * (config.tile_positions - config.image_seq_length)
+    of_tile = config.sizes[size]
+    positions = sizes.tokens + sizes.tiles * (of_tile.positions - of_tile.before)
     past = int((positions > config.position_limit).sum())
     if past and arguments.process_index == 0:
         logger.warning(

@@ -46,6 +46,7 @@ _ARGUMENTS = (
     "bf16",
     "fp16",
     "vision_drop_path_rate",
+    "tokens_per_tile_sampling",
     "train_sampling_strategy",
     "seed",
     "data_seed",

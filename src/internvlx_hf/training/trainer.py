@@ -17,8 +17,10 @@ from ..processing import InternVLXProcessor
 from .arguments import InternVLXTrainingArguments
 from .divergence import DivergedError, DivergenceCheck, damaged_parameters
 from .failures import LastWholeStep, save_after_failure
+from .metrics import find_model
 from .parameters import set_learning_rates
 from .signals import in_any_process
+from .size_sampling import size_of_step, size_weights, take_size
 
 
 class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
@@ -36,6 +38,7 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
     def __init__(self, *args, costs: Sequence[float] | np.ndarray | None = None, **kwargs):
         self.costs = costs
         super().__init__(*args, **kwargs)
+        self.size_weights = size_weights(self.args, find_model(self.model).config)
         self.add_callback(SetSamplerEpoch())
         self.divergence, self.last_whole_step = DivergenceCheck(), LastWholeStep()
         self.add_callback(self.last_whole_step)
@@ -54,6 +57,10 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
             if self.args.save_on_signal:
                 save_after_failure(self, error)
             raise
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -77,6 +84,9 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         if in_any_process(error is not None, device):
             self.last_whole_step.is_common = True
             raise error or RuntimeError("another process could not read its samples.")
+        if self.size_weights:
+            size = size_of_step(self.size_weights, self._data_seed, self.state.global_step)
+            batches = [take_size(batch, size) for batch in batches]
         batches, num_items = super().get_batch_samples(iter(batches), num_batches, device)
         # without the number of a step's tokens, the model averages over a batch, and the `Trainer` over batches
         return batches, None if self.args.loss_average == "batch" else num_items
@@ -97,8 +107,7 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset=None):
         if self.costs is None:
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return CostGroupedSampler(self.costs, self._train_batch_size * self.args.world_size, seed)
+        return CostGroupedSampler(self.costs, self._train_batch_size * self.args.world_size, self._data_seed)
 
     def get_train_dataloader(self) -> DataLoader:
         """The `Trainer`'s loader, but with a stream split by process, so that each process reads only its own shard."""
@@ -132,10 +141,11 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The `Trainer`'s loss, with a frozen vision tower in evaluation mode (unless drop path is set), and without logits
         beyond the loss in an evaluation."""
+        inputs = {name: value for name, value in inputs.items() if name != "of_sizes"}
         if model.training:
             self.set_tower_mode()
         elif self.args.prediction_loss_only:
-            inputs = {**inputs, "logits_to_keep": 1}
+            inputs |= {"logits_to_keep": 1}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def set_tower_mode(self) -> None:
