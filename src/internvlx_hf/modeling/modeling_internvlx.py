@@ -146,7 +146,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             later.append(torch.as_tensor(tile_sizes, device=features.device))
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
-            pooler_output=tokens,
+            pooler_output=tokens,  # type: ignore[arg-type]
             hidden_states=vision_outputs.hidden_states,
             attentions=vision_outputs.attentions,
             deepstack_features=later or None,

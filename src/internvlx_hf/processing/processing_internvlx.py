@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
