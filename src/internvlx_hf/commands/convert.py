@@ -4,7 +4,7 @@
 import argparse
 import shlex
 
-from ..conversion.options import OFFERS_HELP
+from ..processing.size_choices import OFFERS_HELP
 from .model_options import add_image_options, add_upgrade_options
 from .parser import CommandParser
 

@@ -10,7 +10,7 @@ from ..checkpoints.names import DTYPES, LLAVA, NATIVE, OURS
 from ..modeling.projectors import PROJECTORS
 from ..processing.image_settings import ImageSettings
 from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, setting, whole
-from ..processing.size_choices import SIZES_RULE, size_names
+from ..processing.size_choices import OFFERS_HELP, SIZES_RULE, size_names
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,6 @@ INIT_RULES = {
     **{name: RULES[name] for name in ("lvtc", "dtype", "max_shard_gigabytes", "seed", "verify", "overwrite")},
 }
 # these change how a conversion runs, not its result
-OFFERS_HELP = "sizes of a tile that the model offers, the source's own first, such as 256,256:64"
 UNRECORDED = ("max_shard_gigabytes", "verify", "overwrite")
 
 
