@@ -167,14 +167,15 @@ def run_layers(
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    types, adds = attention_types(language_model.config), image_tokens is not None and len(image_tokens.lr) > 0
+    types = attention_types(language_model.config)
+    adds = image_tokens is not None and len(image_tokens.lr) > 0
     insertion_layers = lvtc.config.lvtc_config.insertion_layers if adds else []
     for stage, layers in enumerate(plan.split(range(len(types)))):
         if stage and image_tokens is not None:
             hidden_states = lvtc.expand(hidden_states, plan.row_maps[stage - 1], image_tokens, stage, rule)
         inputs = layer_kwargs | _stage_inputs(language_model, lvtc, plan.layouts[stage], stage, hidden_states)
         for index in layers:
-            if index in insertion_layers:
+            if image_tokens is not None and index in insertion_layers:
                 tokens = image_tokens.in_stage(insertion_layers.index(index), stage, plan.boundaries)  # [R, D]
                 hidden_states = plan.row_maps[stage].add_to_tiles(hidden_states, tokens)
             mask = masks[stage][types[index]]
