@@ -91,6 +91,23 @@ def test_what_lvtc_costs_beside_one_grid_in_all_layers_is_what_is_counted():
         assert re.search(rf"^\| {start}[^|]* \| {re.escape(' | '.join(cells))} \|$", text, re.MULTILINE), cells
 
 
+def test_what_sizes_cost_is_what_is_counted():
+    from internvlx_hf import cost
+
+    preset = cost.load_setup("internvl2-2b")
+    config = preset.config
+    config.update({"tokens_per_tile": ["256", "64", "64:256", "256:64", "256:0"], "merge_layer": 16})
+    config.update({"lvtc_config": {"downsample_ratio": 0.5, "expand_layer": 17}})
+    text = (ROOT / "docs" / "dial.md").read_text(encoding="utf-8")
+    for size in config.tokens_per_tile:
+        setup = cost.ModelSetup("dial", config, preset.tiling, settings=ImageSettings(tokens_per_tile=size))
+        cells = [
+            f"{found.prefill_flops / 1e12:.2f} TFLOP | {found.cache_bytes / 2**20:.0f} MiB"
+            for found in map(cost.CostModel(setup).of_tiles, (1, 7))
+        ]
+        assert f"| {size} | {' | '.join(cells)} |" in text
+
+
 def test_evidence_is_what_the_results_say(monkeypatch, tmp_path):
     import runpy
 

@@ -2,10 +2,10 @@
 """From how many users on vLLM answers more than `internvlx serve`: both on this machine, one after the other at each load.
 
     make build/vllm/.installed
-    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/bulk/knee.py [--users 1 2 4 8 16] [--questions 4] [--rounds 3]
+    OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive python benchmarks/bulk/knee.py [--users 1 2 4 8 16] [--questions 4] [--rounds 3] [--size 1024x768]
 
-A user asks a question about a new image as soon as the answer to the last one is there. The model is small and random, the image has
-1024x768 pixels, an answer 32 tokens. The servers take turns at each number of users; medians over the rounds.
+A user asks a question about a new image as soon as the answer to the last one is there. The model is small and random. The servers take turns at each
+number of users; medians over the rounds.
 """
 
 import argparse
@@ -32,13 +32,14 @@ from timing import format_table
 from vllm_throughput import VARIABLES, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
-SIZE, NEW_TOKENS, PORTS = (1024, 768), 32, {"internvlx serve": 8101, "vllm serve": 8102}
+PORTS = {"internvlx serve": 8101, "vllm serve": 8102}
 START_SECONDS = 900
 
 
 def commands(folder: str) -> dict[str, list[str]]:
     own, vllm = PORTS.values()
     options = ["--trust-remote-code", "--max-num-batched-tokens", "4096", "--max-model-len", "8192"]
+    options += ["--dtype", "float32", "--enforce-eager"]
     return {
         "internvlx serve": [sys.executable, "-m", "internvlx_hf", "serve", folder, "--port", str(own), "--name", "m"],
         "vllm serve": [
@@ -54,17 +55,18 @@ def commands(folder: str) -> dict[str, list[str]]:
     }
 
 
-def body(random: np.random.Generator) -> bytes:
+def body(random: np.random.Generator, args: argparse.Namespace) -> bytes:
     """A question about an image that no cache has."""
+    width, height = map(int, args.size.split("x"))
     file = io.BytesIO()
-    small = random.integers(0, 256, (SIZE[1] // 16, SIZE[0] // 16, 3), dtype=np.uint8)
-    Image.fromarray(small).resize(SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    small = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
     asked = {
         "model": "m",
         "messages": [{"role": "user", "content": content}],
-        "max_tokens": NEW_TOKENS,
+        "max_tokens": args.new_tokens,
         "temperature": 0,
     }
     return json.dumps(asked).encode()
@@ -81,9 +83,11 @@ def ask(port: int, data: bytes) -> float:
     return time.perf_counter() - start
 
 
-def load(port: int, users: int, questions: int, random: np.random.Generator) -> tuple[float, float]:
+def load(
+    port: int, users: int, questions: int, random: np.random.Generator, args: argparse.Namespace
+) -> tuple[float, float]:
     """Answers a second, and the median seconds of one, of so many users with so many questions each."""
-    bodies = [[body(random) for _ in range(questions)] for _ in range(users)]
+    bodies = [[body(random, args) for _ in range(questions)] for _ in range(users)]
     start = time.perf_counter()
     with ThreadPoolExecutor(users) as pool:
         waits = list(pool.map(lambda own: [ask(port, data) for data in own], bodies))
@@ -107,6 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--questions", type=int, default=4, help="of a user in a round")
+    parser.add_argument("--size", default="1024x768", help="of an image")
+    parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     random, servers = np.random.default_rng(0), {}
@@ -119,11 +125,13 @@ def main() -> None:
                 with log.open("w") as file:
                     servers[name] = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | VARIABLES)
                 wait_for(PORTS[name], servers[name], log)
-                load(PORTS[name], 2, 1, random)  # warms up
+                load(PORTS[name], 2, 1, random, args)  # warms up
             for _ in range(args.rounds):
                 for users in args.users:
                     for name in servers:
-                        found.setdefault((name, users), []).append(load(PORTS[name], users, args.questions, random))
+                        found.setdefault((name, users), []).append(
+                            load(PORTS[name], users, args.questions, random, args)
+                        )
         finally:
             for server in servers.values():
                 server.terminate()

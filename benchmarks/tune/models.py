@@ -32,7 +32,7 @@ class Lesson:
     start: str | None = None
 
 
-LESSONS = {"fixed": Lesson(400, 1e-3), "varied": Lesson(200, varies=True, start="fixed")}
+LESSONS = {"fixed": Lesson(400, 1e-3), "varied": Lesson(120, varies=True, start="fixed")}
 
 
 def batch(lesson: Lesson, step: int) -> tuple[list, dict]:

@@ -1,6 +1,7 @@
 """`make gpu` without a GPU: tiny models, the same records and the same page."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -26,14 +27,16 @@ def gpu():
 
 
 def run(folder, *words, status=0) -> str:
-    done = forked.python(*(SCRIPT, "--device", "cpu", "--preset", "tiny", "--results", folder, *words), cwd=ROOT)
+    command = (SCRIPT, "--device", "cpu", "--preset", "tiny", "--results", folder, *words)
+    # without a compiler: what it makes for a CPU is not what a GPU runs, and test_lvtc_caches.py has its graphs
+    done = forked.python(*command, env=os.environ | {"TORCHDYNAMO_DISABLE": "1"}, cwd=ROOT)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
 def test_every_line_runs_on_a_cpu_and_goes_on_where_it_was_cut(gpu, tmp_path):
-    lines = gpu["lines"].LINES
+    lines = list({line.work: line for line in gpu["lines"].LINES}.values())  # one of those that do the same work
     words = ["--only", *(line.name for line in lines)]
     run(tmp_path, *words)
     file = tmp_path / "gpu.jsonl"

@@ -415,13 +415,16 @@ def test_folders_are_asked_about_file_by_file(folder, photos, clip, tmp_path, ca
     )
 
 
-def test_a_file_with_other_content_is_not_changed(answerer, photos, tmp_path):
+def test_a_file_with_other_content_is_not_changed(answerer, photos, tmp_path, monkeypatch, capsys):
     out = tmp_path / "notes.jsonl"
     for content in ('{"name": 1}\n', "My notes"):
         out.write_text(content)
         with refused("Choose another file"):
             answer_images(answerer, photos, "What?", out, {})
         assert out.read_text() == content
+    monkeypatch.setattr("internvlx_hf.chat.load_answerer", None)  # refused before the model is loaded
+    said = internvlx(capsys, "chat", "no/model", photos[0], "What?", "--jsonl", out, status=1).err
+    assert "Choose another file" in said
 
 
 def test_an_internvl_checkpoint_is_converted_once(tmp_path, monkeypatch, photos, capsys):

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -15,7 +17,15 @@ import forked
 from commands import internvlx
 from data_cases import write_lines
 from image_cases import random_image
-from internvlx_hf.chat.ray_answers import LOCAL, SETTINGS_FILE, RayTask, ShardWorker, _claim, require_reachable
+from internvlx_hf.chat.ray_answers import (
+    LOCAL,
+    SETTINGS_FILE,
+    RayTask,
+    ShardWorker,
+    _claim,
+    answer_on_ray,
+    require_reachable,
+)
 from internvlx_hf.cli import main
 from json_files import lines_of, write_json
 from paths import ROOT
@@ -171,6 +181,20 @@ def test_a_ray_that_cannot_be_reached_is_refused(address, said):
     require_reachable(LOCAL)
     with refused(said):
         require_reachable(address)
+
+
+def test_a_machine_without_a_cluster_leaves_no_folder(tmp_path, monkeypatch):
+    ray = ModuleType("ray")
+
+    def init(**_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    ray.init, ray.data = init, ModuleType("ray.data")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    with refused("--ray='auto': no Ray cluster can be reached there (Could not find any running Ray instance.)"):
+        answer_on_ray("auto", task(tmp_path / "out"), tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 @needs_ray

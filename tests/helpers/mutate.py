@@ -311,14 +311,15 @@ def notice(tree: Tree, chosen: list[str], tests: dict[str, dict], last: str) -> 
 
 
 def naming(fault: Fault) -> list[str]:
-    """The test files that name the fault's function or module most often, slow tests included, its room's first."""
+    """The test files that name the fault's function or module most often, its room's first; if none does, its room's."""
     source = (ROOT / PACKAGE / fault.file).read_text()
     words = {Path(fault.file).stem, enclosing_function(source, source.index(fault.old)) or Path(fault.file).stem}
     counts = {}
     for path in test_files():
         text, name = path.read_text(), str(path.relative_to(ROOT))
         counts[name] = sum(map(text.count, words)) * (5 if room(name) == room(fault.file) else 1)
-    return sorted(filter(counts.get, counts), key=counts.get, reverse=True)[:MOST_FILES]  # type: ignore[arg-type]
+    found = sorted(filter(counts.get, counts), key=counts.get, reverse=True)[:MOST_FILES]  # type: ignore[arg-type]
+    return found or [name for name in counts if room(name) == room(fault.file)] or list(counts)[:MOST_FILES]
 
 
 def report(faults: list[Fault]) -> str:

@@ -70,7 +70,7 @@ def test_a_decode_step_with_masks_made_ahead_reads_nothing():
         )
         logits = model(**inputs).logits
     assert reads == []
-    assert set(inputs["attention_mask"]) == {"full_attention", "expanded_full_attention"}
+    assert set(inputs["attention_mask"]) == {"full_attention", "2_full_attention"}
     torch.testing.assert_close(
         logits[:, -1], uncached(model, batch | {"input_ids": ids, "attention_mask": mask})[:, -1], **CLOSE
     )

@@ -447,7 +447,7 @@ BOXES = "<ref>a cat</ref><box>[[100, 200, 500, 400]]</box> beside <ref>dogs</ref
 def test_boxes_of_an_answer_are_drawn_where_they_are(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (200, 100), "white").save(tmp_path / "cat.png")
     drawn = []
-    monkeypatch.setattr("internvlx_hf.pictures.canvas.save", lambda figure, out: drawn.append(figure))
+    monkeypatch.setattr(canvas, "save", lambda figure, out: drawn.append(figure))
     printed = internvlx(capsys, "show", tmp_path / "cat.png", "--boxes", BOXES, "--out", tmp_path / "out.png").out
     assert "200x100 pixels; 3 boxes; answer: '<ref>a cat</ref>" in printed
     (figure,) = drawn

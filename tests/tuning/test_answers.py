@@ -92,3 +92,25 @@ def test_scores():
     assert anls("kitten", "sitting") == pytest.approx(1 - 3 / 7)
     assert anls("cat", "dog") == 0
     assert anls("Paris", "paris.") == 1
+
+
+def test_a_size_of_the_dial_has_its_own_answer_and_shares_the_tower(photos, tmp_path):
+    model = tiny_model("llama", tokens_per_tile=["16", "4", "16:4"], merge_layer=3)
+    processor = tiny_processor(model.config, max_patches=4, slicing="ratio")
+    processor.offered_sizes = model.config.tokens_per_tile
+    answerer = Answerer(model, processor)
+    items = [item for unit in load_items([photos(2, size=(70, 40))], "What?").units.values() for item in unit]
+    costs, smaller = Costs(answerer, items), [ImageSettings(tokens_per_tile=size) for size in ("4", "16:4", "16+4")]
+    assert costs.axes["tokens_per_tile"] == ["4", "16:4"]
+    assert [costs.tiles(each, items[0]) for each in (OWN, *smaller)] == [
+        *("2x1+1", "2x1+1 of 4", "2x1+1 of 16:4", "2x1+1 of 16+4")
+    ]
+    asker = Asker(answerer, costs, tmp_path / "answers.jsonl", {}, batch_size=2, max_new_tokens=5)
+    asker.ask(smaller, items, "")
+    assert (asker.asked, asker.memory.encoded) == (8, 6)
+    for tried in smaller:
+        plain = Answerer(model, processor, tried.given)
+        for item in items:
+            content = [{"type": "image", "image": item.open()[0]}, {"type": "text", "text": "What?"}]
+            (expected,) = plain.answer([[{"role": "user", "content": content}]], max_new_tokens=5)
+            assert asker.answer(tried, item)["answer"] == expected.text.strip()

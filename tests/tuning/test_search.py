@@ -8,7 +8,7 @@ import pytest
 
 from internvlx_hf.processing.image_settings import ImageSettings as setting
 from internvlx_hf.tuning.search import halve, most_changed, rungs, search
-from internvlx_hf.tuning.settings import OWN, named, uncut
+from internvlx_hf.tuning.settings import OWN, named
 
 
 class TableCosts:
@@ -93,4 +93,3 @@ def test_where_nothing_cheaper_passes_the_model_s_own_settings_are_chosen():
 def test_a_setting_s_name_has_slicing_first():
     assert named(setting(max_patches=3, slicing="edge")) == "slicing=edge, max_patches=3"
     assert named(OWN) == "the model's own"
-    assert uncut(setting(max_patches=3, max_image_tokens=9, min_patches=1, slicing="edge", use_thumbnail=False)) == {}

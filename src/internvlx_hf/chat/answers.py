@@ -120,10 +120,15 @@ def answer_images(
     Raises:
         ValueError: if `out` has lines that this function did not write.
     """
-    done = earlier_keys(out, lambda line: None if "error" in line else _key(line), b'{"image": ')
+    done = image_keys(out)
     known = [settings] if same_settings is None else [settings, same_settings]
     job = ImageJob(answerer, list(dict.fromkeys(map(_absolute, images))), question, system, known)
     return answer_all(answerer, job, out, done, batch_size, num_workers, **generation_kwargs)
+
+
+def image_keys(path: Path) -> set[bytes]:
+    """What identifies the answers of a file. Raises: ValueError: see [`earlier_keys`]."""
+    return earlier_keys(path, lambda line: None if "error" in line else _key(line), b'{"image": ')
 
 
 def _key(line: Mapping) -> bytes:

@@ -280,6 +280,8 @@ def answer_all(
     plan.element_size = torch.finfo(answerer.model.dtype).bits // 8
     plan.new_tokens = generation_kwargs.get("max_new_tokens") or plan.new_tokens
     workers = useful_workers(job, batch_size) if num_workers is None else num_workers
+    if workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each worker warns that it was forked
     loader = DataLoader(plan, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD if workers else None)
     counts, started = dict.fromkeys(Outcome._fields[:4], 0), time.perf_counter()
     failures: list[tuple[str, str]] = []

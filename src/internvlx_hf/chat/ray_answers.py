@@ -67,6 +67,11 @@ class RayTask:
     engine: str = "transformers"
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What all shards of a folder have in common."""
+        return {"shard_size": self.shard_size, **self.settings}
+
+    @property
     def shards(self) -> int:
         return -(-self.records // self.shard_size)
 
@@ -158,15 +163,16 @@ def answer_on_ray(address: str, task: RayTask, weights: Path) -> Outcome:
         ValueError: if the cluster cannot be reached, the folder holds other files or answers of other settings, or DATA has changed.
         BlockingIOError: if another run writes the folder.
     """
-    task.out.mkdir(exist_ok=True)
-    with locked(task.out / ".answers", task.out):
-        _claim(task)
-        _remove_partial(task.out)
-        try:
-            with _connected(address) as ray:
-                return _collect(task, _results(ray, task, weights))
-        finally:
+    _require_own(task)
+    with _connected(address) as ray:
+        task.out.mkdir(exist_ok=True)
+        with locked(task.out / ".answers", task.out):
+            _claim(task)
             _remove_partial(task.out)
+            try:
+                return _collect(task, _results(ray, task, weights))
+            finally:
+                _remove_partial(task.out)
 
 
 def _results(ray, task: RayTask, weights: Path) -> Iterator[dict]:
@@ -258,22 +264,25 @@ def _unreachable(address: str, error: Exception) -> str:
 
 
 def _claim(task: RayTask) -> None:
-    """Write what the folder's answers depend on, or compare it.
-
-    Raises:
-        ValueError: if the folder has other files, or answers of other settings.
-    """
+    """Write what the folder's answers depend on, unless it is there. Raises: ValueError: see `_require_own`."""
+    _require_own(task)
     path = task.out / SETTINGS_FILE
-    partial = path.with_name(f"{path.name}.partial")
-    wanted = {"shard_size": task.shard_size, **task.settings}
     if not path.exists():
-        names = {each.name for each in task.out.iterdir() if not each.name.startswith(".answers")} - {partial.name}
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(task.identity, indent=1))
+        os.replace(partial, path)
+
+
+def _require_own(task: RayTask) -> None:
+    """Raises: ValueError: if the folder of the shards has other files, or answers of other settings."""
+    path = task.out / SETTINGS_FILE
+    if not path.exists():
+        names = {each.name for each in task.out.iterdir()} if task.out.exists() else set()
+        names -= {name for name in names if name.startswith(".answers") or name == f"{path.name}.partial"}
         if names:
             raise ValueError(f"{task.out} holds {min(names)!r}, which no earlier run wrote. Choose another folder.")
-        partial.write_text(json.dumps(wanted, indent=1))
-        os.replace(partial, path)
         return
-    found = read_json(path)
+    wanted, found = task.identity, read_json(path)
     for name in (*wanted, *found):
         if wanted.get(name) != found.get(name):
             raise ValueError(

@@ -35,6 +35,7 @@ def convert_checkpoint(
     options: ConversionOptions | None = None,
     *,
     notes: Sequence[str] = (),
+    size: str | int | None = None,
     **changes: Any,
 ) -> ConversionReport:
     """Convert an InternVL or LLaVA checkpoint to an InternVL-X checkpoint that carries its code, or back.
@@ -49,6 +50,7 @@ def convert_checkpoint(
         out: the folder to make.
         options: what to change about the model and how to write it (default: change nothing).
         notes: sentences that the report and the model card get too (default: none).
+        size: which of the sizes that the model offers the processor takes by default (default: the source's).
         changes: fields of [`ConversionOptions`] that override those of `options`: `to`, `projector`, `lvtc`,
             `downsample_ratio`, `init`, `router`, `slicing`, `max_patches`, `max_image_tokens`, `dtype`, `revision`,
             `base_model`, `max_shard_gigabytes`, `seed`, `verify`, `overwrite`.
@@ -75,6 +77,8 @@ def convert_checkpoint(
         companions = find_companions(folder)
         conversion = prepare(folder, options)
         conversion.source.notes.extend(notes)
+        if size is not None:
+            conversion.source.tiling.change(tokens_per_tile=size)
         if history := read_history(conversion.source):
             companions |= find_companions(folder, (RECIPE,))
         shards = plan_shards(tensor_groups(conversion), int(options.max_shard_gigabytes * GIGABYTE))

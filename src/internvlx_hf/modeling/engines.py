@@ -28,15 +28,21 @@ def find_engine(config: InternVLXConfig) -> str | None:
     """The engine that asks for a model with this configuration; None for transformers itself.
 
     Raises:
-        ValueError: if an engine asks for a model with LVTC.
+        ValueError: if an engine asks for a model with LVTC, or whose default size shrinks.
     """
-    engine = ENGINES.get(config.text_config._attn_implementation)
+    engine, default = ENGINES.get(config.text_config._attn_implementation), config.sizes[0]
+    if engine is not None and config.lvtc_config is None and default.boundary is not None:
+        raise ValueError(
+            f"{engine} cannot serve a model whose tiles have {default.before} tokens before layer {default.boundary} and "
+            f"{default.after} from it on ('{default}', the first of `tokens_per_tile`): it keeps one sequence length for all layers. "
+            "Serve this model with transformers (`internvlx serve`), or convert it with a default that does not change."
+        )
     if engine is not None and config.lvtc_config is not None:
+        expanded = next(size for size in config.sizes if size.has_lvtc)
         plugin_error = _plugin_errors.get(config.text_config._attn_implementation)
         raise ValueError(
             f"{engine} cannot serve a model with LVTC: it keeps one sequence length for all layers, but from layer "
-            f"{config.lvtc_config.expand_layer} on a tile takes {config.expanded_image_seq_length} tokens instead of "
-            f"{config.image_seq_length}. Serve this model with transformers (`internvlx serve`), or serve one that was "
+            f"{config.lvtc_config.expand_layer} on a tile takes {expanded.after} tokens instead of {expanded.before}. Serve this model with transformers (`internvlx serve`), or serve one that was "
             "converted and trained without `lvtc_config`." + (f" ({plugin_error}.)" if plugin_error else "")
         )
     return engine

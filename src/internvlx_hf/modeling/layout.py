@@ -20,6 +20,7 @@ from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_internvlx import InternVLXConfig
+from .engines import runs_in_engine
 from .varlen_attention import VARLEN_SDPA
 
 # implementations, besides flash attention, that read None as a causal mask
@@ -119,7 +120,7 @@ def read_layout(
         rows = Rows.PACKED if is_new else Rows.WHOLE
         if is_new and "cu_seq_lens_q" not in bounds and is_flash_attention_requested(text_config):
             bounds |= _find_bounds(inputs_embeds, position_ids)
-    if config.boundaries:
+    if config.boundaries and not runs_in_engine(config):
         position_ids = _count_positions(
             inputs_embeds, attention_mask, position_ids, cache, bounds.get("cu_seq_lens_q")
         )

@@ -103,7 +103,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
             config.other_sides("multi_modal_projector"),
         )
         self.language_model = self.build_language_model(config)
-        self.lvtc = LVTC(config, self.language_model) if config.boundaries else None
+        # an engine serves the default size, which does not change
+        changes = config.boundaries and not runs_in_engine(config)
+        self.lvtc = LVTC(config, self.language_model) if changes else None
         self.tile_router = TileRouter(config).requires_grad_(False) if config.has_router else None
         # only classes that this model has, since accelerate's FSDP refuses any other name
         unsplit = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
@@ -331,6 +333,11 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
         # without it, tiles are rows like any others
         will_expand = image_tokens is not None and any(size.boundary is not None for size in image_tokens.sizes)
+        if will_expand and self.lvtc is None:
+            raise ValueError(
+                f"An engine serves tiles of '{self.config.sizes[0]}' tokens, whose number does not change between layers, got "
+                f"{sorted({str(size) for size in image_tokens.sizes})}. Ask for no `tokens_per_tile`."  # type: ignore[union-attr]
+            )
         if kwargs.get("cu_seq_lens_q") is not None:
             warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens.sizes))
         layout = read_layout(

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from ..chat.bulk import earlier_keys
 from ..evaluation.answering import Answerer, count_generated, generation_arguments
+from ..processing.boxes import decode_answer
 from ..processing.image_settings import ImageSettings
 from .items import Item
-from .settings import OWN, Costs, named, uncut
+from .settings import OWN, Costs, named
 from .tower import TowerMemory
 
 # tokens of the model's own distribution that are stored for each token of its answer; the rest counts as one
@@ -78,7 +79,7 @@ class Asker:
 
     def key(self, setting: ImageSettings, item: Item, reading: str | None = None) -> str:
         tiles = self.costs.tiles(setting, item)
-        text = json.dumps([item.key, tiles, uncut(setting), self.model, reading], sort_keys=True, default=str)
+        text = json.dumps([item.key, tiles, self.model, reading], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _store(self, line: Mapping[str, Any]) -> bytes:
@@ -159,7 +160,7 @@ class Asker:
                     "image": item.name,
                     "setting": reading or named(setting),
                     "tiles": self.costs.tiles(setting, item),
-                    "answer": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    "answer": decode_answer(tokenizer, ids).strip(),
                     "ids": ids.tolist(),
                     "finish_reason": asked.finish_reason(ids, **arguments),
                     "seconds": round(seconds / len(items), 4),

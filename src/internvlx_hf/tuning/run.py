@@ -322,8 +322,11 @@ def _save(report: TuneReport, model: str, options: TuneOptions, revision: str | 
         "source": "The image settings are the source's: `internvlx tune` certified no cheaper ones.",
     }[rests_on]
     note = f"{words} It reported: {'; '.join(report.sentences)}."
-    conversion = ConversionOptions(revision=revision, overwrite=options.overwrite, **settings)
-    convert_checkpoint(model, options.save or "", conversion, notes=[note])
+    images = {
+        name: value for name, value in settings.items() if name != "tokens_per_tile"
+    }  # there, what a model offers
+    conversion = ConversionOptions(revision=revision, overwrite=options.overwrite, **images)
+    convert_checkpoint(model, options.save or "", conversion, notes=[note], size=settings.get("tokens_per_tile"))
     report.saved = {"folder": Path(options.save or "").name, "settings": settings, "rests_on": rests_on}
 
 

@@ -2,12 +2,13 @@
 """The settings that are tried: a model's own with some of its image settings changed, and what each costs."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from ..cost import CostModel, ModelSetup
 from ..cost.estimate import Cost
+from ..cost.images import Size
 from ..evaluation.answering import Answerer
 from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES
@@ -15,8 +16,6 @@ from .items import Item
 
 # a setting is what it changes; this one changes nothing
 OWN = ImageSettings()
-# settings whose whole effect is the tiles of an image
-CUTTING = ("max_image_tokens", *(each.name for each in fields(ImageSettings) if "tiling" in each.metadata))
 # of the largest number of tiles, or of visual tokens of a prompt
 PARTS = (2, 3, 4, 6, 8, 12)
 
@@ -24,11 +23,6 @@ PARTS = (2, 3, 4, 6, 8, 12)
 def named(setting: ImageSettings) -> str:
     """A setting as it is given to a function: "slicing=edge, max_patches=3"."""
     return ", ".join(f"{name}={value}" for name, value in setting.given.items()) or "the model's own"
-
-
-def uncut(setting: ImageSettings) -> dict[str, Any]:
-    """The changes that do more than to choose an image's tiles."""
-    return {name: value for name, value in setting.given.items() if name not in CUTTING}
 
 
 class Costs:
@@ -40,8 +34,8 @@ class Costs:
     """
 
     def __init__(self, answerer: Answerer, items: Sequence[Item]):
-        processor, config = answerer.processor, answerer.model.config
-        upright = processor.image_processor.do_exif_transpose is not False
+        self.processor, config = answerer.changed_processor, answerer.model.config
+        upright = self.processor.image_processor.do_exif_transpose is not False
         self.sizes = {item.key: item.sizes_seen(upright) for item in items}
         self.own = ModelSetup.reading("own", config, answerer.image_settings)
         self._models: dict[ImageSettings, CostModel] = {}
@@ -63,14 +57,22 @@ class Costs:
         return sum(model.together(sizes).prefill_flops for sizes in self.sizes.values()) / len(self.sizes)
 
     def tiles(self, setting: ImageSettings, item: Item) -> str:
-        """The tiles of an item's images. Under settings with the same ones, a model reads the same."""
-        plans = self.model(setting).plans(self.sizes[item.key])
-        return " ".join(f"{plan.columns}x{plan.rows}" + "+1" * plan.has_thumbnail for plan in plans)
+        """The tiles of an item's images and their sizes. Under settings with the same ones, a model reads the same."""
+        return self._tiles(setting, self.sizes[item.key])
 
-    def all_tiles(self, setting: ImageSettings) -> tuple:
-        """What a setting changes: the tiles of every item's images, and settings that do not change tiles."""
-        model = self.model(setting)
-        return (str(uncut(setting)), *(tuple(model.plans(sizes)) for sizes in self.sizes.values()))
+    def all_tiles(self, setting: ImageSettings) -> tuple[str, ...]:
+        """The tiles of every item's images: what a setting changes."""
+        return tuple(self._tiles(setting, sizes) for sizes in self.sizes.values())
+
+    def _tiles(self, setting: ImageSettings, sizes: list[Size]) -> str:
+        rules, choices = self.processor.plan_images(sizes, setting.given)
+        names = []
+        for rule, choice, size in zip(rules, choices, sizes, strict=True):
+            plan = rule.plan(*size)
+            taken = dict.fromkeys(choice[: 1 + plan.has_thumbnail])
+            sized = f" of {'+'.join(self.processor.sizes[index] for index in taken)}" if any(taken) else ""
+            names.append(f"{plan.columns}x{plan.rows}" + "+1" * plan.has_thumbnail + sized)
+        return ", ".join(names)
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -83,17 +85,19 @@ class Costs:
             "slicing": [name for name in SLICING_STRATEGIES if name != tiling.slicing],
             "max_patches": [n for n in dict.fromkeys(most_tiles) if tiling.min_tiles <= n < tiling.max_tiles],
             "max_image_tokens": [n for n in dict.fromkeys(budgets) if n >= own.sizes.image_seq_length],
-            "tokens_per_tile": list(getattr(self.own.config, "tokens_per_tile", None) or ())[1:],
+            "tokens_per_tile": self.processor.sizes[1:],
         }
 
-    def cheaper(self, start: ImageSettings, axis: str, seen: set[tuple] | None = None) -> list[ImageSettings]:
+    def cheaper(
+        self, start: ImageSettings, axis: str, seen: set[tuple[str, ...]] | None = None
+    ) -> list[ImageSettings]:
         """The settings along an axis that cost less than `start`, the cheapest first, each with tiles of its own.
 
         Args:
             seen: tiles of settings that are left out too.
         """
         before, seen = self.flops(start), seen or set()
-        found: dict[tuple, ImageSettings] = {}
+        found: dict[tuple[str, ...], ImageSettings] = {}
         for value in self.axes[axis]:
             setting = replace(start, **{axis: value})
             try:
