@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import wraps
 from types import SimpleNamespace
 
 import pytest
@@ -143,6 +144,7 @@ def drawn(monkeypatch):
     seen = []
     forward = InternVLXForConditionalGeneration.forward
 
+    @wraps(forward)  # whose signature names the labels
     def watched(model, *args, **kwargs):
         if model.training:
             sizes = kwargs.get("tile_sizes")
