@@ -17,7 +17,7 @@ from .canvas import GREY, HEIGHT, INK, PALE, WIDTH, Box, Canvas, text_width
 MARGIN, GAP, TOP = 0.5, 0.3, 1.15  # inches
 PER_LINE = 6  # sizes side by side
 HEAD, COST, LINE = 0.62, 0.8, 0.22  # heights of a size's name, of its cost, and of a line of its answer
-ANSWER_LINES = 3
+ANSWER_LINES = 3  # at least
 COLOUR = "#2f6fb7"
 
 
@@ -86,9 +86,10 @@ def _draw_size(
     canvas.text(cell.left, cell.top + 0.5, words, 9.5 * min(1, cell.width / text_width(words, 9.5)), color=GREY)
     below = COST + (0 if answer is None else 0.1 + ANSWER_LINES * LINE)
     place = Box(cell.left, cell.top + HEAD, cell.width, cell.height - HEAD - below).fit(*image.size)
+    place = replace(place, top=cell.top + HEAD)
     canvas.image(image, place, sharp=max(image.size) < 64)
     _draw_tokens(canvas, own, place)
-    top, cost = cell.top + cell.height - below, own.cost
+    top, cost = place.top + place.height, own.cost
     later = f" → {cost.stage_two_tokens:,}" if cost.stage_two_tokens != cost.stage_one_tokens else ""
     canvas.text(
         cell.left, top + 0.22, f"{cost.stage_one_tokens:,}{later} tokens", 13, cell.width, weight="bold", color=INK
@@ -97,7 +98,8 @@ def _draw_size(
     canvas.fill(bar, PALE)
     canvas.fill(replace(bar, width=bar.width * share), COLOUR)
     canvas.text(cell.left, top + 0.66, f"prefill {scaled(cost.prefill_flops, FLOP_UNITS)}", 11, cell.width, color=GREY)
-    for line, text in enumerate(_wrapped(answer or "", cell.width)):
+    lines = int((cell.top + cell.height - top - COST) / LINE)
+    for line, text in enumerate(_wrapped(answer or "", cell.width, lines)):
         canvas.text(cell.left, top + COST + 0.15 + line * LINE, text, 11, cell.width)
 
 
@@ -132,7 +134,7 @@ def _draw_tokens(canvas: Canvas, own: SizeCost, place: Box) -> None:
     canvas.grid(place, own.plan.columns, own.plan.rows, COLOUR, linewidth=1.4, seam=1.4)
 
 
-def _wrapped(text: str, width: float) -> list[str]:
+def _wrapped(text: str, width: float, lines: int) -> list[str]:
     """The first lines of a text of a column's width."""
     letters = max(8, int(width / (text_width("abcdefghij ABC 0123", 11) / 19)))
-    return textwrap.wrap(" ".join(text.split()), letters, max_lines=ANSWER_LINES, placeholder=" …")
+    return textwrap.wrap(" ".join(text.split()), letters, max_lines=lines, placeholder=" …")
