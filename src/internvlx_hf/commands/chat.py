@@ -181,7 +181,7 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         question or "",
         options.jsonl,
         settings,
-        options.batch_size,
+        options.batch_size or BATCH_SIZE,
         options.system,
         same,
         **generation,
