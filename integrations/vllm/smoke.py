@@ -120,9 +120,10 @@ def describe(runner, mode: str, steps: list) -> int:
     Steps that a graph replays are not recorded, since no Python runs in them. Returns how much is off.
     """
     dropped = sum(max(rows) - rows[0] for _, rows in steps)
-    text = sum(not has_images for has_images, _ in steps)
+    # a prompt has more rows than there are requests
+    decoding = sum(not has_images and rows[0] <= len(QUESTIONS) for has_images, rows in steps)
     state = getattr(runner, "model_state", None)
-    print(f"  {type(runner).__module__}, graphs {mode}: {len(steps)} steps in Python, {text} of them without images,")
+    print(f"  {type(runner).__module__}, graphs {mode}: {len(steps)} steps in Python, {decoding} of them decoding,")
     print(f"  {dropped} rows left out of stage one")
     if state is None:
         print("  V1 runner: each step computes stage one's lengths and slots in the forward, or in the graph of it")
