@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -258,7 +259,7 @@ class InternVLXProcessor(SizedProcessor):
                 "it caches each image by itself, so an image's tiles must not depend on other images. Expected no budget, "
                 "or the package internvlx-hf beside vLLM."
             )
-        sized = self
+        sized: Any = self
         if budget is not None or own.tokens_per_tile is not None or self.tokens_per_tile is not None:
             images, kwargs, sized = self._plan_request(budget, own.tokens_per_tile, images, texts, opened, kwargs)
         # transformers from 5.18 on, whose masks account for images, requests both
@@ -309,7 +310,7 @@ class InternVLXProcessor(SizedProcessor):
         if frames is not None:
             inputs["pixel_values"] = frames if tiles is None else concatenate_list(parts)
         if any(tile_sizes):
-            as_array = {torch.Tensor: torch.tensor, np.ndarray: np.array}.get(type(inputs["pixel_values"]), list)
+            as_array: Any = {torch.Tensor: torch.tensor, np.ndarray: np.array}.get(type(inputs["pixel_values"]), list)
             inputs["tile_sizes"] = as_array(tile_sizes)
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
