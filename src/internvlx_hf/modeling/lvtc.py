@@ -205,7 +205,8 @@ def run_layers(
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    types, adds = attention_types(language_model.config), image_tokens is not None and len(image_tokens.lr) > 0
+    types = attention_types(language_model.config)
+    adds = image_tokens is not None and len(image_tokens.lr) > 0
     insertion_layers = lvtc.config.lvtc_config.insertion_layers if adds else []
     scores, moved = None, dict[int, torch.Tensor]()
     scored = scored_layers(rule, image_tokens)
@@ -218,7 +219,7 @@ def run_layers(
                 layout = _with_moved(layout, row_map, length, image_tokens, moved, plan.boundaries, stage)
         inputs = layer_kwargs | _stage_inputs(language_model, lvtc, layout, stage, hidden_states)
         for index in layers:
-            if index in insertion_layers:
+            if image_tokens is not None and index in insertion_layers:
                 tokens = image_tokens.in_stage(insertion_layers.index(index), stage, plan.boundaries)  # [R, D]
                 hidden_states = plan.row_maps[stage].add_to_tiles(hidden_states, tokens)
             if index + 1 in scored:
