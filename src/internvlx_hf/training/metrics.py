@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -195,7 +196,7 @@ def of_tiles(tile_sizes: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
     return sum((tile_sizes == index) * value for index, value in enumerate(values))  # type: ignore[return-value]
 
 
-def find_model(model: nn.Module) -> nn.Module:
+def find_model(model: nn.Module) -> Any:
     """The InternVL-X model with its head, inside any wrappers."""
     for module in model.modules():
         model_type = getattr(getattr(module, "config", None), "model_type", None)
