@@ -70,12 +70,12 @@ def last_token_scores(
     return weights[:, :, 0].float().mean(1)
 
 
-def _with_weights(attention: nn.Module) -> nn.Module:
+def _with_weights(attention: Any) -> nn.Module:
     """A module with the same parameters that computes eager attention, without hooks. The given one is left as it is."""
     eager = copy(attention)
     config = copy(attention.config)
     config._attn_implementation = "eager"
-    eager.config, eager.training = config, False  # type: ignore[assignment]
+    eager.config, eager.training = config, False
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         setattr(eager, hooks, type(getattr(attention, hooks))())
     return eager
