@@ -70,12 +70,12 @@ def last_token_scores(
     return weights[:, :, 0].float().mean(1)
 
 
-def _with_weights(attention: Any) -> nn.Module:
+def _with_weights(attention: nn.Module) -> nn.Module:
     """A module with the same parameters that computes eager attention, without hooks. The given one is left as it is."""
     eager = copy(attention)
     config = copy(attention.config)
-    config._attn_implementation = "eager"
-    eager.config, eager.training = config, False
+    config._attn_implementation = "eager"  # type: ignore[union-attr]
+    eager.config, eager.training = config, False  # type: ignore[assignment]
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         setattr(eager, hooks, type(getattr(attention, hooks))())
     return eager

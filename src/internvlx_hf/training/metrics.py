@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import psutil
 import torch
@@ -177,8 +176,8 @@ def samples_past_limit(
     if attention_mask is not None and attention_mask.shape == input_ids.shape:
         filled = attention_mask.to(input_ids.dtype)
     is_placeholder = filled * (input_ids == config.image_token_id)
-    before = config.image_seq_length
-    gains: Any = config.tile_positions - before
+    before: int = config.image_seq_length
+    gains: int | torch.Tensor = config.tile_positions - before
     place = is_placeholder.flatten().cumsum(0) - 1  # among the placeholders
     if tile_sizes is not None:  # tiles of other sizes begin elsewhere
         counts = of_tiles(tile_sizes, [size.before for size in config.sizes])
@@ -197,7 +196,7 @@ def of_tiles(tile_sizes: torch.Tensor, values: Sequence[int]) -> torch.Tensor:
     return sum((tile_sizes == index) * value for index, value in enumerate(values))  # type: ignore[return-value]
 
 
-def find_model(model: nn.Module) -> Any:
+def find_model(model: nn.Module) -> nn.Module:
     """The InternVL-X model with its head, inside any wrappers."""
     for module in model.modules():
         model_type = getattr(getattr(module, "config", None), "model_type", None)
