@@ -13,6 +13,7 @@ from PIL import Image
 from conversion_geometry import raw_config, write_checkpoint
 from internvlx_hf import InternVLXConfig, cost
 from internvlx_hf.cli import main
+from internvlx_hf.commands.model_options import CommonOptions
 from internvlx_hf.cost.setups import ModelSetup
 from internvlx_hf.cost.videos import VideoReport, measure_clip
 from internvlx_hf.processing.image_settings import ImageSettings
@@ -155,7 +156,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "data/own.jsonl").write_text(json.dumps(record) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INTERNVLX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("internvlx_hf.commands.chat.MAX_NEW_TOKENS", 2)
+    monkeypatch.setattr(CommonOptions.__dataclass_fields__["max_new_tokens"], "default", 2)
     monkeypatch.setattr("internvlx_hf.cost.videos.TOKENS_PER_FRAME", ())
     return tmp_path
 

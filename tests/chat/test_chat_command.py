@@ -456,7 +456,7 @@ def test_the_last_word_is_the_question_unless_it_names_an_image(words, expected)
     [
         (["nowhere/at/all", "Hello"], "not a folder"),
         (["MODEL", "lost.png", "Hello"], "'lost.png' does not exist"),
-        (["MODEL", "Hello", "--max-new-tokens", "0"], "--max-new-tokens=0, expected at least 1"),
+        (["MODEL", "Hello", "--max-new-tokens", "0"], "--max-new-tokens=0, expected a whole number of at least 1"),
         (["MODEL", "Hello", "--max-image-tokens", "0"], "--max-image-tokens=0, expected a whole number of at least 1"),
         (["MODEL", "Hello", "--max-image-tokens", "1"], "max_image_tokens=1 is too small: 1 image takes at least"),
         (["MODEL", "Hello", "--device", "gpu9"], "--device='gpu9' cannot be used here"),

@@ -222,3 +222,19 @@ def test_changed_data_are_refused(job, tmp_path):
         ShardWorker(own).answer(0)
     with refused(f"DATA has {RECORDS} records on … expected 9"):
         ShardWorker(RayTask(own.model, None, {}, data, tmp_path, 9, {}, 8, 64)).answer(0)
+
+
+def test_a_shard_whose_actors_die_is_given_up(job, tmp_path):
+    data = {"source": str(job / "questions.jsonl"), "image_root": None, "split": "train", "share_tiles": False}
+    own = RayTask(str(job / "model"), None, {}, data, tmp_path, RECORDS, {}, 8, 64, {"device": "cpu"}, SHARD)
+    for death in range(6):
+        (tmp_path / f"part-000001.jsonl.{death}.partial").touch()
+    worker = ShardWorker(own)
+    outcome = worker.answer(1)
+    assert worker.answerer.model is None
+    assert (outcome.failed, outcome.answered) == (SHARD, 0)
+    with refused(f"part-000001.jsonl: 6 actors died that answered records {SHARD} to {2 * SHARD - 1}"):
+        outcome.require_all("record", "")
+    (tmp_path / "part-000001.jsonl.0.partial").unlink()
+    assert worker.answer(1).answered == SHARD - 1  # an image is broken
+    assert len(lines_of(own.path(1))) == SHARD - 1

@@ -60,12 +60,12 @@ def test_a_slide_of_frames_is_readable(count):
     ("arguments", "error"),
     [
         (["absent.mp4"], "absent.mp4' does not exist"),
-        (["clip.mp4", "--num-frames", "0"], "num_frames"),
+        (["clip.mp4", "--num-frames", "0"], "--num-frames=0, expected a whole number of at least 1"),
         (["clip.mp4", "--attention", "--question", "?"], "--attention needs an image"),
         (["clip.mp4", "--slicing", "edge"], "--slicing, --max-patches"),
         (["clip.mp4", "--question", "?"], "--question and --max-new-tokens need --attention"),
         (["photo.png", "--fps", "1"], "--num-frames and --fps are for videos"),
-        (["photo.png", "--num-frames", "0"], "--num-frames and --fps are for videos"),
+        (["photo.png", "--num-frames", "4"], "--num-frames and --fps are for videos"),
     ],
 )
 def test_invalid_videos_are_refused(arguments, error, clip, photo, tmp_path, capsys, monkeypatch):

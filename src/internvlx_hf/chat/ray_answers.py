@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from .record_answers import RecordJob, absolute_roots, answer_records, record_ke
 SHARD_SIZE = 1000
 LOCAL = "local"
 SETTINGS_FILE = "answers.json"
-_RETRIES = 5  # of a shard whose actor died
+_TRIES = 6  # of a shard whose actors die
 _MOST_BLOCKS = 4096
 _CONNECT_SECONDS = 5
 _STORE_BYTES = 128 * 2**20  # of a local Ray: its objects are numbers of shards
@@ -97,9 +96,9 @@ class ShardWorker:
         results = []
         for shard in map(int, batch["shard"]):
             try:
-                results.append({"shard": shard, **self.answer(shard)._asdict()})
+                results.append(self.answer(shard)._asdict())
             except (ValueError, OSError) as error:  # nothing that another try would change
-                results.append({"shard": shard, "refused": str(error)})
+                results.append({"refused": str(error)})
         return {"result": list(map(json.dumps, results))}
 
     def answer(self, shard: int) -> Outcome:
@@ -112,13 +111,20 @@ class ShardWorker:
         if len(self.data) != task.records:  # type: ignore[arg-type]
             raise ValueError(f"DATA has {len(self.data)} records on {socket.gethostname()}, expected {task.records}.")  # type: ignore[arg-type]
         done = record_keys(path)
-        if not self._missing(indices, done, path):
+        missing = self._missing(indices, done, path)
+        if not missing:
             return Outcome(earlier=len(indices))
-        if self.answerer.model is None:
-            self.answerer = answerer_with(self.answerer, self.folder, task.engine, task.wanted)
+        deaths = len(list(task.out.glob(f"{path.name}.*.partial")))  # Ray would start such a shard for ever
+        if deaths >= _TRIES:
+            reason = f"{deaths} actors died that answered records {indices.start} to {indices.stop - 1}"
+            return Outcome(earlier=len(indices) - missing, failed=missing, failures=((path.name, reason),))
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
         if path.exists():
             shutil.copyfile(path, partial)
+        else:
+            partial.touch()
+        if self.answerer.model is None:
+            self.answerer = answerer_with(self.answerer, self.folder, task.engine, task.wanted)
         arguments = {"settings": task.settings, "batch_size": task.batch_size, "max_new_tokens": task.max_new_tokens}
         if self.answerer.model.device.type != "cuda":  # the actor has one core, or the engine decodes itself
             arguments["num_workers"] = 0
@@ -178,9 +184,7 @@ def answer_on_ray(address: str, task: RayTask, weights: Path) -> Outcome:
 def _results(ray, task: RayTask, weights: Path) -> Iterator[dict]:
     """What became of each shard, as it ends."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a shard that kills its actors again and again stops no other
+    ray.data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     on_gpu = gpus and not str(task.wanted.get("device") or "cuda").startswith("cpu")
@@ -194,7 +198,6 @@ def _results(ray, task: RayTask, weights: Path) -> Iterator[dict]:
         fn_constructor_args=(task,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=most, max_size=most),
-        ray_remote_args_fn=partial(dict, max_task_retries=_RETRIES),
         **own,
     )
     for row in answers.iter_rows():
@@ -204,23 +207,15 @@ def _results(ray, task: RayTask, weights: Path) -> Iterator[dict]:
 def _collect(task: RayTask, results: Iterator[dict]) -> Outcome:
     counts, started = dict.fromkeys(Outcome._fields[:4], 0), time.perf_counter()
     failures: list[tuple[str, str]] = []
-    left = set(range(task.shards))
     with tqdm(total=task.records, desc="Answering", unit="record", smoothing=0.05) as progress:
         for result in results:
             if "refused" in result:
                 raise ValueError(result["refused"])
-            left.discard(result["shard"])
             for name in counts:
                 counts[name] += result[name]
             failures += [(name, reason) for name, reason in result["failures"]]
             progress.total -= result["earlier"]
             progress.update(sum(counts[name] for name in ("answered", "copied", "failed")) - progress.n)
-    for shard in sorted(left):
-        indices = task.indices(shard)
-        counts["failed"] += len(indices)
-        failures.append(
-            (task.path(shard).name, f"the actors that answered records {indices.start} to {indices.stop - 1} died")
-        )
     return Outcome(**counts, failures=tuple(failures[:NAMED]), seconds=time.perf_counter() - started)
 
 

@@ -21,10 +21,10 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-# model types of transformers' own InternVL, of this package, and of transformers' LLaVA
-NATIVE, OURS, LLAVA = "internvl", "internvl_x", "llava"
-# for computing and saving models
-DTYPES = ("float32", "float16", "bfloat16")
+from .kinds import DTYPES as DTYPES
+from .kinds import LLAVA as LLAVA
+from .kinds import NATIVE as NATIVE
+from .kinds import OURS as OURS
 
 # Weights are read from the first of these that exists. An index names shards.
 SAFE_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)

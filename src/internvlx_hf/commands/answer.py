@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .chat import BATCH_SIZE, MAX_NEW_TOKENS
-from .model_options import add_device_options, add_image_options, image_options
+from ..checkpoints.options import add_options
+from .model_options import BATCH_SIZE, CommonOptions, add_device_options, add_image_options, image_options
 from .parser import CommandParser
 from .train import require_packages
 
@@ -74,9 +74,6 @@ def main(arguments: list[str]) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises: ValueError, OSError: if a number is invalid, OUT cannot be written or is something else, or a package is missing."""
-    for name in ("max_new_tokens", "batch_size", "shard_size"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
     if not options.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{options.out}: there is no folder {options.out.absolute().parent}.")
     if options.out.exists() and Path(options.data).exists() and options.out.samefile(options.data):
@@ -109,17 +106,7 @@ def _parser() -> CommandParser:
         "--image-root", help="folder that relative paths of images refer to (default: the folder of the annotations)"
     )
     parser.add_argument("--split", default="train", help="split of DATA, a folder or Hub id (default: train)")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        help=f"largest batch of records; smaller where memory would not suffice (default: {BATCH_SIZE}; {VLLM_BATCH_SIZE} for vLLM)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=MAX_NEW_TOKENS,
-        help=f"records with a longer answer are left out (default: {MAX_NEW_TOKENS})",
-    )
+    add_options(parser, CommonOptions, ("batch_size", "max_new_tokens", "shard_size"))
     parser.add_argument(
         "--engine",
         choices=("transformers", "vllm"),
@@ -134,7 +121,6 @@ def _parser() -> CommandParser:
         help="answer on a Ray cluster, host:port, ray://host:port or auto (default: a Ray of this machine's cores or GPUs); OUT is a "
         "folder of shards part-*.jsonl, on a file system that all machines share",
     )
-    parser.add_argument("--shard-size", type=int, default=1000, help="records of a shard with --ray (default: 1000)")
     parser.add_argument("--share-tiles", action="store_true", help="as `share_tiles` of `internvlx train`")
     add_image_options(parser.add_argument_group("images"))
     add_device_options(parser)

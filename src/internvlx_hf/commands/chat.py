@@ -10,8 +10,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.options import add_options
 from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS
-from .model_options import add_device_options, add_image_options, image_options
+from .model_options import (
+    FRAMES,
+    CommonOptions,
+    add_device_options,
+    add_image_options,
+    load_model,
+)
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -21,8 +28,6 @@ if TYPE_CHECKING:
     from ..chat.session import Turn
     from ..processing.video_files import Video
 
-MAX_NEW_TOKENS = 1024
-BATCH_SIZE = 8
 PROMPT = "> "
 HELP = """\
 /image PATH      add an image or the pages of a PDF (a file or a URL) to the next question
@@ -42,12 +47,11 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_intermixed_args(arguments)  # an option may stand before the question
     images, question = _split_words(options.words, options.question)
     _check(options, images, question)
-    from ..chat import Session, list_files, load_answerer
+    from ..chat import Session, list_files
     from ..chat.answers import image_keys
     from ..processing.messages import question_about
     from ..processing.video_files import Video, names_video
 
-    images_kwargs = image_options(options).given
     images = list_files(images) if options.jsonl else images
     if options.jsonl:
         image_keys(options.jsonl)  # refuses another file before the model is loaded
@@ -62,15 +66,7 @@ def main(arguments: list[str]) -> None:
         )
         for asked in ([each] for each in are_videos) if options.jsonl else [are_videos]:
             question_about(question, images=asked.count(False), videos=asked.count(True))
-    answerer = load_answerer(
-        options.model,
-        options.revision,
-        images_kwargs,
-        say=_say,
-        device=options.device,
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-    )
+    answerer = load_model(options, say=_say)
     if options.num_frames or options.fps:  # sample, whatever the checkpoint says, and of a folder of frames too
         video_processor = answerer.processor.video_processor
         video_processor.do_sample_frames = True
@@ -111,12 +107,6 @@ def _names_image(word: str) -> bool:
 
 
 def _check(options: argparse.Namespace, images: list[str], question: str | None) -> None:
-    for name in ("max_new_tokens", "batch_size", "num_frames"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value}, expected at least 1.")
-    if options.fps is not None and not options.fps > 0:
-        raise ValueError(f"--fps={options.fps}, expected a positive number of frames per second.")
     if options.temperature < 0:
         raise ValueError(f"--temperature={options.temperature}, expected 0 (greedy) or more.")
     if question is not None and not question.strip():
@@ -357,29 +347,13 @@ def _parser() -> CommandParser:
         metavar="FILE",
         help="ask about each image, also those in folders, and append the answers to FILE; a later run resumes there",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=BATCH_SIZE,
-        help=f"largest batch of images with --jsonl; smaller where memory would not suffice (default: {BATCH_SIZE})",
-    )
+    add_options(parser, CommonOptions, ("batch_size",))
     parser.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
     images = parser.add_argument_group("images")
     add_image_options(images)
-    frames = parser.add_mutually_exclusive_group()
-    frames.add_argument(
-        "--num-frames", type=int, help="number of frames to sample from a video (default: the model's)"
-    )
-    frames.add_argument(
-        "--fps", type=float, help="frames to sample per second of a video, instead of a number of frames"
-    )
+    add_options(parser.add_mutually_exclusive_group(), CommonOptions, FRAMES)
     answer = parser.add_argument_group("answers")
-    answer.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=MAX_NEW_TOKENS,
-        help=f"maximum number of tokens of an answer (default: {MAX_NEW_TOKENS})",
-    )
+    add_options(answer, CommonOptions, ("max_new_tokens",))
     answer.add_argument(
         "--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)"
     )

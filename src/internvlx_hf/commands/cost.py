@@ -5,13 +5,14 @@ import argparse
 import shutil
 import sys
 
+from ..checkpoints.options import add_options
 from ..cost import CostModel, ModelSetup, find_images, load_setup, parse_size, side_by_side
-from ..cost.estimate import ANSWER_TOKENS, ELEMENT_SIZES, TEXT_TOKENS
+from ..cost.estimate import ELEMENT_SIZES
 from ..cost.presets import PRESETS
 from ..cost.report import Report
 from ..cost.setups import by_slicing
 from ..processing.image_settings import IMAGE_PROCESSOR
-from .model_options import add_image_options, add_upgrade_options, image_options, upgrade_options
+from .model_options import CommonOptions, add_image_options, add_upgrade_options, image_options, upgrade_options
 from .parser import CommandParser
 
 DEFAULT_MODEL = "internvl-x-2b"
@@ -87,15 +88,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add_image_options(parser)
     add_upgrade_options(parser.add_argument_group("the model after internvlx convert"))
-    parser.add_argument(
-        "--text-tokens",
-        type=int,
-        default=TEXT_TOKENS,
-        help=f"text tokens of a prompt, including the chat template and image tags (default: {TEXT_TOKENS})",
-    )
-    parser.add_argument(
-        "--answer-tokens", type=int, default=ANSWER_TOKENS, help=f"tokens of an answer (default: {ANSWER_TOKENS})"
-    )
+    add_options(parser, CommonOptions, ("text_tokens", "answer_tokens"))
 
 
 def _parser() -> CommandParser:

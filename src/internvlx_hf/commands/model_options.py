@@ -2,14 +2,22 @@
 """Options that commands which load a model share."""
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import fields
-from fractions import Fraction
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.options import add_option
+from ..checkpoints.kinds import DTYPES
+from ..checkpoints.options import add_option, add_options
+from ..conversion.options import ConversionOptions
+from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
 from ..cost.request_budget import RequestBudget
 from ..processing.image_settings import ImageSettings
+from ..processing.rules import FieldRule, choice, is_number, setting, whole
+
+if TYPE_CHECKING:
+    from ..evaluation.answering import Answerer
+
+BATCH_SIZE = 8
 
 
 def add_image_options(
@@ -42,71 +50,74 @@ def budget_options(options: argparse.Namespace) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
+UPGRADES = ("projector", "lvtc", "downsample_ratio")
+
+
 def add_upgrade_options(group: argparse._ActionsContainer) -> None:
     """Add the options that change the architecture in a conversion."""
-    group.add_argument(
-        "--projector",
-        choices=("keep", "pvtc"),
-        help="keep the projector, or upgrade to PVTC, which needs training (default: keep)",
-    )
-    group.add_argument(
-        "--lvtc",
-        nargs="?",
-        type=_lvtc_settings,
-        const=True,
-        metavar="JSON",
-        help="add LVTC, which needs training, optionally with fields of its configuration, such as '{\"expand_layer\": 17}' "
-        "(default: not added)",
-    )
-    group.add_argument(
-        "--downsample-ratio",
-        type=read_ratio,
-        metavar="1/M",
-        help="downsampling of the first layers' tokens: M x M patches become one token. A change needs training (default: "
-        "the source's; 1/2 or, if 2 does not divide the grid of patches, 1/3 or 1/4 for PVTC or LVTC in a LLaVA)",
-    )
+    add_options(group, ConversionOptions, UPGRADES)
 
 
 def upgrade_options(options: argparse.Namespace) -> dict:
     """The settings that the options of [`add_upgrade_options`] change."""
-    names = ("projector", "lvtc", "downsample_ratio")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    own = {each.name: each.default for each in fields(ConversionOptions)}
+    return {name: getattr(options, name) for name in UPGRADES if getattr(options, name) != own[name]}
 
 
-def read_ratio(text: str) -> float:
-    """The value of `"1/3"` or `"0.5"`."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a ratio, expected one such as 1/3 or 0.5.") from None
+@dataclass
+class CommonOptions:
+    """Options that several commands have; each has those that it names."""
 
-
-def _lvtc_settings(text: str) -> dict | bool | None:
-    try:
-        settings = json.loads(text)
-    except ValueError:
-        settings = text
-    if settings is None or isinstance(settings, dict | bool):
-        return settings
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is not a JSON object such as '{{\"expand_layer\": 17}}'. Put a plain --lvtc last."
+    device: str | None = setting(
+        None,
+        None,
+        "cpu, cuda, cuda:1, mps, or auto to spread the model over all GPUs",
+        shown="a GPU if there is one",
     )
+    dtype: str | None = setting(
+        None, choice(DTYPES), "dtype of the weights", shown="one that the device computes fast in"
+    )
+    attn_implementation: str | None = setting(
+        None,
+        None,
+        "attention backend: sdpa, flash_attention_2, eager, ...",
+        shown="transformers' choice",
+        metavar="NAME",
+    )
+    revision: str | None = setting(None, None, "branch, tag or commit of the model on the Hub", shown="main")
+    num_frames: int | None = setting(None, whole(1), "frames to sample from the whole video", shown="the model's")
+    fps: float | None = setting(
+        None,
+        FieldRule("a positive number of frames per second", lambda fps: is_number(fps) and fps > 0),
+        "frames to sample per second of the video, instead of a number of frames",
+    )
+    max_new_tokens: int = setting(
+        1024, whole(1), "maximum number of tokens of an answer; `answer` leaves out records with a longer one"
+    )
+    batch_size: int | None = setting(
+        None,
+        whole(1),
+        "largest batch of images or records; smaller where memory would not suffice",
+        shown=f"{BATCH_SIZE}; 256 for vLLM",
+    )
+    shard_size: int = setting(1000, whole(1), "records of a shard with --ray")
+    text_tokens: int = setting(
+        TEXT_TOKENS, None, "text tokens of a prompt, including the chat template and image tags"
+    )
+    answer_tokens: int = setting(ANSWER_TOKENS, None, "tokens of an answer")
+
+
+FRAMES = ("num_frames", "fps")
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    device = parser.add_argument_group("device")
-    device.add_argument(
-        "--device",
-        help="cpu, cuda, cuda:1, mps, or auto to spread the model over all GPUs (default: a GPU if there is one)",
-    )
-    device.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="dtype of the weights (default: one that the device computes fast in)",
-    )
-    device.add_argument(
-        "--attn-implementation",
-        metavar="NAME",
-        help="attention backend: sdpa, flash_attention_2, ... (default: transformers' choice)",
-    )
-    device.add_argument("--revision", help="branch, tag or commit of the model on the Hub (default: main)")
+    names = ("device", "dtype", "attn_implementation", "revision")
+    add_options(parser.add_argument_group("device"), CommonOptions, names)
+
+
+def load_model(options: argparse.Namespace, **more: Any) -> "Answerer":
+    """The model of `options`, with its settings of images, on the device that [`add_device_options`] asks for."""
+    from ..chat import load_answerer
+
+    place = {name: getattr(options, name) for name in ("device", "dtype", "attn_implementation")}
+    return load_answerer(options.model, options.revision, image_options(options).given, **more, **place)

@@ -2,7 +2,8 @@
 """The parser of the commands' options."""
 
 import argparse
-import difflib
+
+from ..processing.rules import nearest
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -31,5 +32,5 @@ class CommandParser(argparse.ArgumentParser):
         for argument in arguments[: arguments.index("--") if "--" in arguments else None]:
             name, known = argument.partition("=")[0], self._option_string_actions
             if name.startswith("--") and name not in known:
-                nearest = difflib.get_close_matches(name, known, n=1)
-                self.error(f"there is no option {name}." + f" Did you mean {nearest[0]}?" * bool(nearest))
+                meant = nearest(name, known)
+                self.error(f"there is no option {name}." + f" Did you mean {meant}?" * bool(meant))

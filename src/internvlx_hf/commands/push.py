@@ -109,9 +109,6 @@ def _parser() -> CommandParser:
 
 
 def _size(num_bytes: int) -> str:
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    from ..cost.report import scaled
+
+    return scaled(num_bytes, {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1}, "{:.1f} {}").replace(".0 B", " B")

@@ -7,7 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
-from .model_options import add_budget_options, add_image_options, budget_options, image_options
+from ..checkpoints.options import add_options
+from .model_options import CommonOptions, add_budget_options, add_image_options, budget_options, image_options
 from .parser import CommandParser
 
 
@@ -110,11 +111,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--name", help="name of the model in requests (default: CHECKPOINT)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--dtype", default="auto", help="bfloat16, float16, ... (default: the checkpoint's)")
-    parser.add_argument(
-        "--attn-implementation",
-        metavar="NAME",
-        help="attention backend: sdpa, flash_attention_2, eager, ... (default: transformers' choice)",
-    )
+    add_options(parser, CommonOptions, ("attn_implementation",))
     images = parser.add_argument_group(
         "images", "Messages give images as URLs or base64. By default, images are downloaded from public hosts only."
     )

@@ -5,9 +5,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.options import add_options
 from ..processing.image_settings import IMAGE_PROCESSOR, ImageSettings
 from .cost import add_model_options, choose_setup
-from .model_options import image_options
+from .model_options import FRAMES, CommonOptions, image_options
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 64
 ASKED = "?"  # --boxes without an answer: the model's own
 # options that apply to some figures only
-FRAMES, TILES = ("num_frames", "fps"), ImageSettings.names(IMAGE_PROCESSOR)
+TILES = ImageSettings.names(IMAGE_PROCESSOR)
 ANSWER = ("question", "max_new_tokens")
 UPGRADE, LENGTHS = ("projector", "lvtc", "downsample_ratio"), ("text_tokens", "answer_tokens")
 
@@ -199,10 +200,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write: .png, .pdf, .svg or .jpg")
     add_model_options(parser)
     frames = parser.add_argument_group("videos").add_mutually_exclusive_group()
-    frames.add_argument(
-        "--num-frames", type=int, help="number of frames to sample (default: the model's; 8 for a preset)"
-    )
-    frames.add_argument("--fps", type=float, help="frames to sample per second, instead of a number of frames")
+    add_options(frames, CommonOptions, FRAMES)
     attention = parser.add_argument_group("attention and boxes")
     attention.add_argument(
         "--attention", action="store_true", help="draw where the model looks; --model must be a checkpoint's folder"

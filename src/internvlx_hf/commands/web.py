@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx web`."""
 
-from .model_options import add_budget_options, add_device_options, add_image_options, budget_options, image_options
+from .model_options import add_budget_options, add_device_options, add_image_options, budget_options, load_model
 from .parser import CommandParser
 
 
@@ -10,7 +10,6 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if not 0 < options.port < 2**16:
         raise ValueError(f"--port={options.port}, expected 1 to 65535.")
-    from ..chat import load_answerer
     from ..web import Limits, serve
 
     given = {name: getattr(options, name) for name in ("max_bytes", "max_tiles")}
@@ -19,15 +18,7 @@ def main(arguments: list[str]) -> None:
     def load():
         from ..web.shared_model import SharedModel
 
-        answerer = load_answerer(
-            options.model,
-            options.revision,
-            image_options(options).given,
-            device=options.device,
-            dtype=options.dtype,
-            attn_implementation=options.attn_implementation,
-        )
-        return SharedModel(answerer, options.name or options.model.rstrip("/").rpartition("/")[2])
+        return SharedModel(load_model(options), options.name or options.model.rstrip("/").rpartition("/")[2])
 
     try:
         serve(load, limits, options.host, options.port)

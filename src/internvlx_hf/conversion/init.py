@@ -4,7 +4,7 @@
 import copy
 import shutil
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,16 +218,8 @@ def _prepare(tower: ModelPart, language: ModelPart, options: InitOptions) -> Con
 
 def _conversion_options(options: InitOptions) -> ConversionOptions:
     """The options of the equivalent conversion, whose new modules start at random."""
-    names = (
-        "lvtc",
-        "downsample_ratio",
-        *ImageSettings.names(),
-        "dtype",
-        "max_shard_gigabytes",
-        "seed",
-        "verify",
-    )
-    return ConversionOptions(init="paper", **{name: getattr(options, name) for name in names})
+    shared = {each.name for each in fields(ConversionOptions)} - {"projector", "overwrite"}
+    return ConversionOptions(init="paper", **{name: getattr(options, name) for name in shared & vars(options).keys()})
 
 
 def _check_features(config: InternVLXConfig) -> None:

@@ -11,6 +11,7 @@ Four layouts are known:
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, InternVLConfig, PretrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -90,7 +91,7 @@ OTHER_SETTINGS = (
 
 # settings of InternVL's own processor, and those of one tile per image
 NATIVE_TILING = {"slicing": "ratio", "max_patches": 12, "min_patches": 1, "use_thumbnail": True}
-ONE_TILE = {"min_patches": 1, "max_patches": 1}
+ONE_TILE: dict[str, Any] = {"min_patches": 1, "max_patches": 1}
 
 
 @dataclass

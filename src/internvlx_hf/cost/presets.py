@@ -6,10 +6,10 @@ They have the right sizes but not all details (rotary embeddings are plain), so 
 convert its checkpoint. InternLM2 appears as llama, as in the conversion.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..processing.rules import nearest
 from ..processing.rvtc import TilingRule
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def preset_name(name: str) -> str | None:
 
 def nearest_preset(name: str) -> str:
     """The preset whose name is most similar to `name`."""
-    return difflib.get_close_matches(name.lower().replace("_", "."), PRESETS, n=1, cutoff=0)[0]
+    return nearest(name.replace("_", "."), PRESETS, cutoff=0)  # type: ignore[return-value]
 
 
 def _known(name: str) -> str:

@@ -377,10 +377,10 @@ def unit(values: Sequence[float], units: Mapping[str, float]) -> tuple[str, floa
     return next(((name, size) for name, size in units.items() if largest >= size), list(units.items())[-1])
 
 
-def scaled(value: float, units: Mapping[str, float]) -> str:
+def scaled(value: float, units: Mapping[str, float], form: str = "{:.2f} {}") -> str:
     """`value` in a suitable unit, such as `"2.38 billion"`."""
     name, size = unit([value], units)
-    return f"{value / size:.2f} {name}"
+    return form.format(value / size, name)
 
 
 def _counted(parameters: int) -> str:

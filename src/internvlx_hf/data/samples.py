@@ -4,7 +4,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import chain
 
@@ -13,6 +12,7 @@ from transformers.image_utils import is_valid_image
 
 from ..processing.messages import IMAGE, IMAGE_KEYS, VIDEO, Medium, count_marks, media_parts, read_messages
 from ..processing.pdf_files import open_images, open_pages
+from ..processing.rules import MISSPELT, nearest
 from ..processing.video_files import Video, open_video
 
 # keys that other trainers read, and what is expected instead: a sample must not lose their values silently
@@ -127,8 +127,8 @@ def is_given(value) -> bool:
 def _expected_instead(name: str) -> str | None:
     if name in _READ or name in _UNREAD:
         return _UNREAD.get(name)
-    nearest = get_close_matches(str(name).lower(), _READ, 1, cutoff=0.88)
-    return f"`{nearest[0]}`" if nearest else None
+    meant = nearest(str(name), _READ, MISSPELT)
+    return f"`{meant}`" if meant else None
 
 
 def _with_part_list(message: dict) -> dict:

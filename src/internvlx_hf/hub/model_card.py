@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import ChainableUndefined, Environment
@@ -289,8 +290,12 @@ class CardFacts:
                 return InternVLXImageProcessor.from_pretrained(self.folder)
             if tokens := self.report.get("tokens"):
                 size = {"height": tokens["tile_size"], "width": tokens["tile_size"]}
-                bounds = {"min_patches": tokens.get("min_tiles", 1), "max_patches": tokens["max_tiles"]}
-                return InternVLXImageProcessor(size=size, slicing="ratio", **bounds)
+                bounds: dict[str, Any] = {
+                    "slicing": "ratio",
+                    "min_patches": tokens.get("min_tiles", 1),
+                    "max_patches": tokens["max_tiles"],
+                }
+                return InternVLXImageProcessor(size=size, **bounds)
         except ValueError as error:
             raise ValueError(f"The image processor of {self.folder}: {error}") from error
         return None

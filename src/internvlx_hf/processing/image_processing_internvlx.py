@@ -4,7 +4,6 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from typing import TypedDict
 
 import numpy as np
@@ -31,11 +30,10 @@ from .image_files import ImageAccess, open_image
 from .image_settings import IMAGE_PROCESSOR, PROCESSOR, ImageSettings, rule_of, split_by_owner
 from .image_sources import ALPHA, ArraySource, PillowSource, as_real_tensor, image_size
 from .resizing import RESIZE_BACKENDS, TORCH_MODES, Resizer, empty
+from .rules import MISSPELT, nearest
 from .rvtc import TilePlan, TilingRule
 
 ImageSource = PillowSource | ArraySource
-# difflib's ratio above which an unknown name counts as a misspelt setting: `slicng` and `slicing` are at 0.92
-MISSPELT = 0.881
 
 
 TILE_SETTINGS = ImageSettings.names(IMAGE_PROCESSOR)
@@ -361,9 +359,8 @@ for _name in TILE_SETTINGS:
 def refuse_near(known: Sequence[str], names: Iterable[str], owner: str) -> None:
     """Raises `ValueError` for a name that is not a known setting of its owner, but almost one."""
     for name in names:
-        nearest = get_close_matches(name, known, 1, MISSPELT)
-        if nearest and name not in known:
-            raise ValueError(f"Unknown setting {name!r} of {owner}. Did you mean `{nearest[0]}`?")
+        if name not in known and (meant := nearest(name, known, MISSPELT)):
+            raise ValueError(f"Unknown setting {name!r} of {owner}. Did you mean `{meant}`?")
 
 
 def _asks_for_tiles(kwargs: Mapping) -> bool:

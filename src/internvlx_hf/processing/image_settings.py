@@ -105,7 +105,8 @@ class ImageSettings:
 
     def __str__(self) -> str:
         """The settings that are given: slicing and maximum, and what differs from a processor's own."""
-        parts, own = [], self.own()
+        parts: list[str] = []
+        own = self.own()
         for each in fields(ImageSettings):
             value = getattr(self, each.name)
             if value is not None and (len(parts) < 2 or value != own[each.name]):

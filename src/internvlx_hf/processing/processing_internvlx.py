@@ -241,7 +241,18 @@ class InternVLXProcessor(SizedProcessor):
             _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
             _require_videos_per_text(videos, texts)
         opened = [self.open_video(video) for video in flat]
-        if budget is not None and chat is None and kwargs.get("return_text_replacement_offsets"):
+        is_engine = chat is None and kwargs.get("return_text_replacement_offsets")
+        if (
+            is_engine
+            and images is not None
+            and any(map(any, self.read_choices(own.tokens_per_tile, len(flat_images(images)))))
+        ):
+            raise ValueError(
+                f"tokens_per_tile={own.tokens_per_tile or self.tokens_per_tile!r} with return_text_replacement_offsets, which vLLM's "
+                f"transformers backend requests: it serves the default size {self.sizes[0]!r} only. Expected no other, or the "
+                "package internvlx-hf beside vLLM."
+            )
+        if budget is not None and is_engine:
             raise ValueError(
                 f"max_image_tokens={budget} with return_text_replacement_offsets, which vLLM's transformers backend requests: "
                 "it caches each image by itself, so an image's tiles must not depend on other images. Expected no budget, "

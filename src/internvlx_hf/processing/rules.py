@@ -4,6 +4,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any
 
@@ -73,6 +74,16 @@ def is_number(value: Any) -> bool:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+# difflib's ratios above which a name resembles a known one, and above which it is taken for a misspelt one where unknown names are
+# kept: `slicng` and `slicing` are at 0.92
+ALIKE, MISSPELT = 0.4, 0.881
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = ALIKE) -> str | None:
+    """The known name that a name is most like; None if it is less like any than `cutoff`."""
+    return next(iter(get_close_matches(name.lower(), list(known), 1, cutoff)), None)
 
 
 FLAG = FieldRule("true or false", lambda value: isinstance(value, bool))

@@ -9,6 +9,8 @@ from datetime import timedelta
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
+from ..cost.report import scaled
+
 # endings of logged values that a line omits
 _OMITTED = ("_runtime", "_steps_per_second", "_samples_per_second", "_seen", "epoch", "total_flos")
 # parts of a line that are omitted first on a narrow terminal
@@ -138,10 +140,7 @@ def _short(value) -> str:
 
 def thousands(value: float) -> str:
     """`1234` as `"1.23k"`."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    return scaled(value, {"G": 1e9, "M": 1e6, "k": 1e3, "": 1}, "{:.3g}{}")
 
 
 def duration(seconds: float) -> str:

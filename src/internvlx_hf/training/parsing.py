@@ -2,7 +2,6 @@
 """Reading settings from a configuration file and from flags."""
 
 import argparse
-import difflib
 from copy import copy
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +11,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from ..checkpoints.options import option_help, option_type
+from ..processing.rules import nearest
 
 # the settings of `--help`
 _NEEDED_FIRST = (
@@ -215,8 +215,8 @@ _OTHER_NAMES = {
 
 
 def _unknown_setting(name: str, parser: argparse.ArgumentParser, source: str) -> str:
-    nearest = _nearest(name.replace("-", "_").lower(), {action.dest for action in parser._actions})
-    hint = f" Did you mean `{nearest}`?" if nearest else ""
+    meant = _nearest(name.replace("-", "_"), {action.dest for action in parser._actions})
+    hint = f" Did you mean `{meant}`?" if meant else ""
     return f"There is no setting `{name}`, which {source} gives.{hint}"
 
 
@@ -224,5 +224,5 @@ def _nearest(name: str, known: set[str]) -> str | None:
     names = {dest: dest for dest in sorted(known)} | {
         other: dest for other, dest in _OTHER_NAMES.items() if dest in known
     }
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return names[near[0]] if near else None
+    meant = nearest(name, names)
+    return names[meant] if meant else None

@@ -1,6 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Loading a teacher, and checking that it can teach the student."""
 
+from dataclasses import replace
+
 import torch
 
 from ..checkpoints.folders import source_name
@@ -93,7 +95,7 @@ def load_teacher(
     if data_arguments.packing_tokens:
         dtype = getattr(torch, source.dtype, torch.float32)
         attn_implementation = packed_attention(arguments.device, dtype)
-    source.attn_implementation = attn_implementation
+    source = replace(source, attn_implementation=attn_implementation)
     teacher = load_model(source).eval().requires_grad_(False)
     if hasattr(teacher.config.text_config, "output_router_logits"):
         teacher.config.text_config.output_router_logits = False

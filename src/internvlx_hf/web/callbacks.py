@@ -55,7 +55,7 @@ class Callbacks:
         chosen = self.limits.check_settings(*settings)
         image = self._upright(upload)
         costs = self.shared.costs(image.size, chosen)
-        return fragments.cards(image, costs, chosen.slicing, TEXT_TOKENS)
+        return fragments.cards(image, costs, str(chosen.slicing), TEXT_TOKENS)
 
     def ask(
         self, conversation: VisitorSession | None, upload: str | None, question: str, max_new_tokens, *settings
