@@ -132,7 +132,7 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
     def has_thumbnail(self, settings: Mapping[str, Any]) -> bool:
         """Whether images of several tiles have a thumbnail."""
         given = settings.get("use_thumbnail")
-        return bool(self.get_image_processor().use_thumbnail if given is None else given)
+        return bool(self.get_image_processor().use_thumbnail if given is None else given)  # type: ignore[attr-defined]
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         tiles, _ = self.largest_image
