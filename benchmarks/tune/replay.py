@@ -1,7 +1,7 @@
 """Does the promise of `internvlx tune` hold? Replays it on many draws of images, from answers that are stored once.
 
     python benchmarks/tune/models.py OUT     # trains the models from the demo's, once
-    python benchmarks/tune/replay.py OUT     # asks them about each page under each setting, once, and replays
+    OMP_WAIT_POLICY=passive python benchmarks/tune/replay.py OUT   # asks them about each page under each setting, once, and replays
 
 A draw takes N of the pages with replacement, so that the pages are the population and the true share of answers that stay the same
 is known. The search is `internvlx_hf.tuning.search`, the bound that of `internvlx_hf.tuning.bounds`.
@@ -28,8 +28,8 @@ from internvlx_hf.tuning.search import most_changed, search
 from internvlx_hf.tuning.settings import OWN, Costs
 
 RESULTS = Path(__file__).parents[1] / "results/tune"
-PLANS = ((24, 0.98), (60, 0.9), (298, 0.9), (298, 0.98))  # images of a draw, and the share to keep
-BATCH, NEW_TOKENS, SEED, TWICE = 16, 16, 0, 16
+PLANS = ((24, 0.98), (60, 0.9), (298, 0.6), (298, 0.75), (298, 0.98))
+BATCH, NEW_TOKENS, SEED, TWICE = 16, 16, 0, 8
 cached_bound = cache(lower_bound)
 
 
@@ -38,33 +38,34 @@ class PoolCosts(Costs):
 
     def __init__(self, answerer, items):
         super().__init__(answerer, items)
-        self._flops, self._tiles, self._cheaper = {}, {}, {}
+        self._flops_of, self._tiles_of, self._cheaper_from = {}, {}, {}
 
     def flops(self, setting: ImageSettings) -> float:
-        if setting not in self._flops:
-            self._flops[setting] = super().flops(setting)
-        return self._flops[setting]
+        if setting not in self._flops_of:
+            self._flops_of[setting] = super().flops(setting)
+        return self._flops_of[setting]
 
     def all_tiles(self, setting: ImageSettings) -> tuple:
-        if setting not in self._tiles:
-            self._tiles[setting] = hash(super().all_tiles(setting))
-        return self._tiles[setting]
+        if setting not in self._tiles_of:
+            self._tiles_of[setting] = hash(super().all_tiles(setting))
+        return self._tiles_of[setting]
 
     def cheaper(self, start, axis, seen=None):
         key = start, axis, frozenset(seen or ())
-        if key not in self._cheaper:
-            self._cheaper[key] = super().cheaper(start, axis, seen)
-        return list(self._cheaper[key])
+        if key not in self._cheaper_from:
+            self._cheaper_from[key] = super().cheaper(start, axis, seen)
+        return list(self._cheaper_from[key])
 
     def every_setting(self) -> list[ImageSettings]:
         """All combinations of the axes' values that cost less, each with tiles of its own: all that a search can meet."""
-        found = {}
+        found = {self.all_tiles(OWN): OWN}
         for values in itertools.product(*([None, *values] for values in self.axes.values())):
             setting = OWN
             for axis, value in zip(self.axes, values, strict=True):
                 setting = setting if value is None else replace(setting, **{axis: value})
             try:
-                found.setdefault(self.all_tiles(setting), setting)
+                if self.flops(setting) < self.flops(OWN):
+                    found.setdefault(self.all_tiles(setting), setting)
             except ValueError:
                 continue
         return list(found.values())

@@ -20,8 +20,8 @@ from PIL import Image
 TOKENS = 24
 QUESTIONS = {"text": (), "one tile": ((448, 448),), "wide": ((1344, 448),), "two images": ((900, 900), (448, 448))}
 # where the first token that differs is, and what that speaks of
-PREFILL = "the prompt: tiles, LR and HR tokens, stage one's metadata (`stage_one.short_metadata`), the expansion"
-DECODING = "decoding: positions (`stage_one.position_delta`), slots (`stage_one.slot_mapping`)"
+PREFILL = "the prompt: tiles, LR and HR tokens, stage one's metadata (`stage_attention.stage_metadata`), the expansion"
+DECODING = "decoding: positions (`tile_rows.PromptRows.carried`), slots (`stage_attention.slot_mapping`)"
 
 
 def image(width: int, height: int, seed: int) -> Image.Image:

@@ -52,6 +52,7 @@ def test_an_answer_of_as_many_tokens_as_allowed_counts_if_its_last_is_the_end(at
 
 def test_equal_records_are_answered_once(answerer, tmp_path):
     records = [{"messages": [{"role": "user", "content": text}]} for text in ("Why?", "Why not?", "Why?")]
+    records.append(records[0] | {"images_kwargs": {"max_patches": 1}})  # which makes it another question
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     data = load_training_data(tmp_path / "a.jsonl", answerer.processor)
     answerer.model.generation_config.eos_token_id = list(range(320))  # the first token of an answer is its last

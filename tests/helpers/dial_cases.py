@@ -142,13 +142,17 @@ def dial_logits(model, input_ids, pixel_values=None, tile_sizes=None, merge=_mea
                 grown = one_file.upsample2d(rows, isqrt(size.before), isqrt(size.after), lvtc.upsample_mode)
                 segments[number] = (grown + project("lvtc.hr_projector", tile, size.after), tile)
             else:
-                segments[number] = (merge(rows, size.before, size.after), tile)
+                merged, places = merge(rows, size.before, size.after), None
+                if isinstance(merged, tuple):
+                    merged, places = merged
+                segments[number] = (merged, tile)
             if size.has_lvtc and lvtc.expanded_positions == "counted":
                 positions[number] = where[:1] + torch.arange(size.after)
                 gained += size.after - size.before
             else:
                 children = torch.arange(size.after)
-                positions[number] = where[_source(children, size.before, size.after)] if size.after else where[:0]
+                places = _source(children, size.before, size.after) if places is None and size.after else places
+                positions[number] = where[places] if size.after else where[:0]
         rows = torch.cat([rows for rows, _ in segments])
         lengths.append(len(rows))
         rows = reference.run_layer(index, layer, rows, torch.cat(positions))

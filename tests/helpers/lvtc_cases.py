@@ -130,3 +130,8 @@ def bounds_of(batch):
     bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     longest = int(lengths.max())
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def unpack_four_bits(packed, bits):
+    assert bits == 4
+    return torch.cat([packed & 15, packed >> 4])

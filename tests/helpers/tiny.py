@@ -161,6 +161,7 @@ def tiny_processor(config, **image_processor_kwargs) -> InternVLXProcessor:
         image_processor=InternVLXImageProcessor(**kwargs),
         tokenizer=tiny_tokenizer(),
         image_seq_length=config.image_seq_length,
+        offered_sizes=config.tokens_per_tile,
     )
 
 

@@ -8,7 +8,10 @@ from unittest import mock
 @contextmanager
 def no_growth() -> Iterator[None]:
     """Generated tokens have their positions of the long sequence in stage one."""
-    with mock.patch("internvlx_hf.vllm.model.position_delta", return_value=0):
+    from internvlx_hf.vllm.tile_rows import PromptRows
+
+    carried = PromptRows.carried
+    with mock.patch.object(PromptRows, "carried", lambda self, radix: (carried(self, radix)[0], 0)):
         yield
 
 
@@ -16,24 +19,24 @@ def no_growth() -> Iterator[None]:
 def old_slots() -> Iterator[None]:
     """Stage one writes its keys and values to the slots of the long sequence."""
 
-    def slots(common, starts, positions, block_size):
-        return common.slot_mapping[: len(positions)]
+    def slots(common, starts, numbers, block_size):
+        return common.slot_mapping[: len(numbers)]
 
-    with mock.patch("internvlx_hf.vllm.stage_one.slot_mapping", slots):
+    with mock.patch("internvlx_hf.vllm.stage_attention.slot_mapping", slots):
         yield
 
 
 @contextmanager
 def split_images() -> Iterator[None]:
     """The scheduler gives a step as many tokens as fit, even if they end within an image."""
-    with mock.patch("internvlx_hf.vllm.scheduler.tokens_without_split", lambda request, computed, new: new):
+    with mock.patch("internvlx_hf.vllm.scheduler.tokens_without_split", lambda prompt, computed, new: new):
         yield
 
 
 @contextmanager
 def shared_images() -> Iterator[None]:
     """Cached prefixes continue after an image."""
-    with mock.patch("internvlx_hf.vllm.kv_groups.reusable_length", lambda request: request.num_tokens):
+    with mock.patch("internvlx_hf.vllm.kv_groups.reusable_length", lambda prompt, tokens: tokens):
         yield
 
 

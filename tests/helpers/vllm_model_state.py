@@ -14,10 +14,15 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.utils import AttentionGroup
 
 from host_reads import host_reads
-from internvlx_hf.vllm import stage_one
-from internvlx_hf.vllm.model_state import StageOneState
+from internvlx_hf.modeling.tile_sizes import TileSize
+from internvlx_hf.vllm import stage_attention
+from internvlx_hf.vllm.model_state import StagesState
+from internvlx_hf.vllm.tile_rows import Rows, StepTiles, find_stages, read_prompt, read_rows
 
 BEFORE, AFTER, BLOCK = 4, 16, 16
+SIZE = TileSize(BEFORE, AFTER, 2, True)
+CONFIG = SimpleNamespace(sizes=(SIZE,), boundaries=[2])
+STAGES = find_stages(CONFIG)
 REQUESTS, TOKENS, LENGTH = 4, 64, 128
 STALE = 3
 LAYERS = ["one", "one, another group"]  # of stage one
@@ -56,8 +61,8 @@ def prompt(request):
     tokens, start = PROMPTS[request]
     place = SimpleNamespace(offset=start, length=2 * AFTER)
     images = [] if start is None else [SimpleNamespace(mm_position=place)]
-    is_tile, in_stage_one = stage_one.find_rows(tokens, images, BEFORE, AFTER)
-    return stage_one.position_channels(is_tile, in_stage_one), stage_one.position_delta(in_stage_one)
+    carried, delta = read_prompt(tokens, images, CONFIG).carried(STAGES[0].radix)
+    return carried.expand(3, -1), delta
 
 
 class Rope:
@@ -95,8 +100,8 @@ class Runner:
 
     def __init__(self, drafts=0):
         DefaultModelState.__init__ = start_state
-        self.state = StageOneState(drafts)
-        backend = stage_one.stage_one_backend(Backend)
+        self.state = StagesState(drafts)
+        backend = stage_attention.stage_backend(Backend, STAGES[0])
         layers = {name: backend.get_builder_cls() for name in LAYERS} | {"two": Builder}
         self.groups = [
             [AttentionGroup(backend, [name], None, i, metadata_builders=[builder()])]
@@ -144,7 +149,7 @@ class Runner:
             prompt_lens=None, fast_prefill=None, idx_mapping=torch.arange(count), idx_mapping_np=np.arange(count),
         )  # fmt: skip
 
-    def prepare_attn(self, batch, mode=CUDAGraphMode.NONE, state_class=StageOneState, for_capture=False):
+    def prepare_attn(self, batch, mode=CUDAGraphMode.NONE, state_class=StagesState, for_capture=False):
         tables = [table[: batch.num_reqs_after_padding] for table in self.tables]
         slots = self.slots[:, : batch.num_tokens_after_padding]
         return state_class.prepare_attn(
@@ -159,8 +164,9 @@ class Runner:
     def expected(self, inputs, group, channels):
         """What the forward would make of this step."""
         slots = self.slots_of_vllm[group][: len(inputs.common.slot_mapping)]
-        common = stage_one.replace(inputs.common, slot_mapping=slots)
-        return stage_one.short_metadata(common, stage_one.read_rows(channels), BLOCK)
+        common = stage_attention.replace(inputs.common, slot_mapping=slots)
+        own = Rows(None, *STAGES[0].places(common.positions, channels[0]))
+        return stage_attention.stage_metadata(common, own, BLOCK)
 
     def check(self, metadata, channels, built=None):
         for group, layer in enumerate(LAYERS):
@@ -222,13 +228,15 @@ def check_decode_steps_read_nothing_on_the_host():
         metadata, channels = runner.prepare(batch)
         layers = {"one": torch.zeros(9), "one, another group": torch.zeros(9), "two": torch.zeros(9)}
         context = SimpleNamespace(attn_metadata=metadata, slot_mapping=layers)
-        stage_one.get_forward_context = lambda: context
-        with stage_one.stage_one_attention(LAYERS, stage_one.read_rows(channels)):
+        stage_attention.get_forward_context = lambda: context
+        rows, _ = read_rows(STAGES, CONFIG.boundaries, batch.positions, channels[0], None)
+        with stage_attention.stage_attention(LAYERS, rows[0]):
             assert context.attn_metadata[LAYERS[0]] is metadata[LAYERS[0]].prepared
             assert context.slot_mapping[LAYERS[1]] is metadata[LAYERS[1]].common.slot_mapping
     assert reads == own_of_vllm, reads
     with host_reads() as reads:
-        stage_one.read_rows(channels, (torch.tensor([BEFORE]), torch.tensor([AFTER])))
+        tiles = StepTiles(torch.arange(AFTER) >= 0, SimpleNamespace(sizes=[SIZE]))
+        read_rows(STAGES, CONFIG.boundaries, torch.arange(AFTER), torch.arange(AFTER), tiles)
     assert reads, "rows of images are found on the host"
 
 

@@ -18,14 +18,14 @@ class Simulation:
         from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager
 
-        from internvlx_hf.vllm.kv_groups import StageOneSpec, StageTwoSpec
+        from internvlx_hf.vllm.kv_groups import LongSpec, UnexpandedSpec
         from internvlx_hf.vllm.scheduler import make_scheduler
 
         self.random = random.Random(seed)
         sizes = {"block_size": BLOCK, "num_kv_heads": 1, "head_size": 64, "dtype": torch.float32}
         groups = [
-            KVCacheGroupSpec(["one"], StageOneSpec(**sizes)),
-            KVCacheGroupSpec(["two"], StageTwoSpec(**sizes)),
+            KVCacheGroupSpec(["one"], UnexpandedSpec(**sizes)),
+            KVCacheGroupSpec(["two"], LongSpec(**sizes)),
         ]
         vllm_config.cache_config.num_gpu_blocks = BLOCKS
         self.scheduler = make_scheduler(
@@ -69,7 +69,7 @@ class Simulation:
             assert self.found["steps"] < 100 * count, "no end"
         manager = self.scheduler.kv_cache_manager
         assert manager.block_pool.get_num_free_blocks() == BLOCKS - 1, "blocks are lost"
-        assert not self.scheduler.short_lengths._counts, "lengths are kept"
+        assert not self.scheduler.prompts, "lengths are kept"
         return self.found
 
     def sampled(self, output, requests):

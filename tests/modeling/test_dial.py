@@ -1,12 +1,29 @@
 """Sizes: each tile has its own number of tokens before and after a layer, tied to a loop over segments."""
 
+import pickle
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.utils import is_optimum_quanto_available
 
 from dial_cases import SIZES, dial, dial_batch, dial_logits, dial_model, split_dial
 from internvlx_hf.modeling.outputs import CACHE
-from lvtc_cases import CLOSE, KEPT, NEW, SLIDING, assert_same_step, bounds_of, loss_and_gradients, new_tokens, pack
+from lvtc_cases import (
+    CLOSE,
+    GREEDY,
+    KEPT,
+    NEW,
+    SLIDING,
+    assert_same_step,
+    bounds_of,
+    loss_and_gradients,
+    new_tokens,
+    pack,
+    unpack_four_bits,
+)
+from versions import needs_transformers
 
 MIXED = [[3, "16", 2, "4:16", 4], [5], ["4", 2, "16:4", 1, "16:0", "16:1", 3], ["16:0", 2], [1, "4:16", "16:4", 2]]
 MODELS = {
@@ -180,3 +197,65 @@ def test_a_second_turn_of_other_sizes_on_a_filled_cache(name, implementation):
         }
         want, _ = dial_logits(model, **{**whole, "input_ids": whole["input_ids"][0]})
         torch.testing.assert_close(logits[i, -1], want[-1], **CLOSE)
+
+
+@pytest.mark.parametrize("seed", [0, 5], ids=["same", "other"])
+@torch.no_grad()
+def test_assisted_decoding_equals_greedy_decoding(seed):
+    model, assistant = (dial_model(**MODELS["merged before the expansion"], seed=number) for number in (0, seed))
+    batch = dial_batch(model.config, MIXED[2:3])
+    assert torch.equal(new_tokens(model, batch, assistant_model=assistant), new_tokens(model, batch))
+
+
+@needs_transformers("5.18", "`generate` does not know `mm_encoder_outputs`")
+@torch.no_grad()
+def test_features_that_are_made_ahead_carry_the_sizes():
+    model = dial_model(**MODELS["merged before the expansion"])
+    batch = dial_batch(model.config, MIXED)
+    want = new_tokens(model, batch)
+    tiles = {name: batch.pop(name) for name in ("pixel_values", "tile_sizes")}
+    features = model.get_image_features(**tiles, return_dict=True)
+    assert torch.equal(new_tokens(model, batch, mm_encoder_outputs={"image": features}), want)
+
+
+@pytest.mark.skipif(not is_optimum_quanto_available(), reason="needs optimum-quanto")
+@torch.no_grad()
+def test_a_quantized_cache_has_each_stage_s_length_and_the_first_logits(monkeypatch):
+    from optimum.quanto.library.extensions.cpp import ext
+
+    # in place of its C++ extension, which takes a minute to compile
+    monkeypatch.setattr(ext, "_lib", SimpleNamespace(unpack=unpack_four_bits))
+    model = dial_model(**MODELS["merged before the expansion"])
+    batch = dial_batch(model.config, MIXED[2:3])
+    settings = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    quantized = {"cache_config": {"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 4}}
+    got = model.generate(**batch, **settings, **quantized, cache_implementation="quantized")
+    want = model.generate(**batch, **settings)
+    torch.testing.assert_close(got.logits[0], want.logits[0], **CLOSE)
+    lengths = [[getattr(each, CACHE).get_seq_length(layer) for layer in range(4)] for each in (got, want)]
+    assert lengths[0] == lengths[1]
+    assert len(set(lengths[0])) > 1
+
+
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
+@torch.no_grad()
+def test_a_cache_with_merged_tiles_is_copied_reordered_and_cropped_as_one(implementation):
+    model = dial_model(**MODELS["merged before the expansion"])
+    batch = dial_batch(model.config, [["16:4", 1, "4:16", 3], ["4:16", "16:0", 4]])
+    cache = DynamicCache(config=model.config.text_config)
+    if implementation == "static":
+        cache = StaticCache(config=model.config.text_config, max_cache_len=80)
+    logits = model(**batch, **{CACHE: cache}).logits[:, -1]
+    copied = pickle.loads(pickle.dumps(cache)) if implementation == "dynamic" else cache
+    copied.reorder_cache(torch.tensor([1, 0]))
+    step = {"input_ids": torch.tensor([[11], [11]])}
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
+    swapped = model(**step, attention_mask=mask.flip(0), **{CACHE: copied}).logits[:, -1]
+    whole = {**batch, "input_ids": torch.cat([batch["input_ids"], step["input_ids"]], 1), "attention_mask": mask}
+    torch.testing.assert_close(swapped.flip(0), model(**whole, use_cache=False).logits[:, -1], **CLOSE)
+    if implementation == "dynamic":
+        cache.crop(-1)
+        step = {"input_ids": batch["input_ids"][:, -1:], "attention_mask": batch["attention_mask"]}
+        torch.testing.assert_close(model(**step, **{CACHE: cache}).logits[:, -1], logits, **CLOSE)
+        with pytest.raises(ValueError, match="can be cropped by at most"):
+            cache.crop(-5)

@@ -140,7 +140,7 @@ def test_placeholders_of_another_size_than_the_tiles_are_refused():
 
 def test_an_unknown_rule_is_refused():
     model = dial_model(**dial())
-    with refused("`merge_rule` must be one of", "'mean', 'one', 'random', 'knock_out', got 'median'"):
+    with refused("`merge_rule` must be one of", "'mean', 'one', 'random', 'knock_out', 'fastv', 'tome', got 'median'"):
         model(**dial_batch(model.config, [[2, "16:4"]]), merge_rule="median")
 
 

@@ -6,9 +6,11 @@ from PIL import Image
 from transformers import AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dial_cases import dial_batch, dial_model
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXModel
 from internvlx_hf.modeling import modeling_internvlx
 from internvlx_hf.modeling.engines import ENGINES, keep_whole
+from refusals import refused
 from tiny import LVTC, tiny_batch, tiny_config, tiny_model, tiny_processor
 
 
@@ -54,6 +56,31 @@ def test_engine_that_asks_for_lvtc_is_refused(engine):
         AutoModel.from_config(config_of(engine, **LVTC))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [{}, {"merge_layer": 2}], ids=["plain", "merged too"])
+def test_engine_serves_the_default_of_several_sizes(engine, sizes):
+    sizes = sizes | {"tokens_per_tile": ["16", "4", *(["16:4", "16:0"] if sizes else [])]}
+    plain = dial_model("llama", **sizes).model
+    model = AutoModel.from_config(config_of(engine, **sizes)).eval()
+    assert model.load_state_dict(plain.state_dict()) == ([], [])
+    batch = dial_batch(plain.config, [[2, "16", "16", 3]])
+    wanted = plain(**batch, use_cache=False).last_hidden_state
+    tokens = model.get_image_features(batch["pixel_values"], return_dict=True).pooler_output
+    placeholders = batch["input_ids"] == plain.config.image_token_id
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    embeddings = embeddings.masked_scatter(placeholders[..., None], tokens)
+    torch.testing.assert_close(model(inputs_embeds=embeddings, use_cache=False).last_hidden_state, wanted)
+
+
+@pytest.mark.parametrize("size", ["16:4", "16:0"])
+def test_engine_that_asks_for_a_default_that_shrinks_is_refused(engine, size):
+    config = config_of(engine, tokens_per_tile=[size, "16"], merge_layer=2)
+    with refused(
+        f"{ENGINES[engine]} cannot serve a model whose tiles have 16 tokens", "a default that does not change"
+    ):
+        AutoModel.from_config(config)
+
+
 @pytest.mark.parametrize("kwargs", [{}, LVTC], ids=["lvtc_off", "lvtc_on"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_users_get_the_model_that_chats(kwargs, attention, tmp_path):
@@ -94,3 +121,15 @@ def test_processor_tells_vllm_each_image_s_tiles_under_the_settings_of_the_call(
         inputs = processor(images, **call, return_text_replacement_offsets=True)
         assert inputs["image_grid_thw"].prod(-1).tolist() == tiles
         assert len(inputs["pixel_values"]) == sum(tiles)
+
+
+def test_processor_refuses_another_size_than_the_default_to_vllm_s_own_backend():
+    config = tiny_config(tokens_per_tile=["16", "4"])
+    call = {"images": Image.new("RGB", (64, 64)), "text": "<IMG_CONTEXT>", "return_text_replacement_offsets": True}
+    processor = tiny_processor(config)
+    assert processor(**call, tokens_per_tile="16")["image_grid_thw"].tolist() == [[1, 1, 5]]
+    with refused("tokens_per_tile='4' with return_text_replacement_offsets, which vLLM", "default size '16' only"):
+        processor(**call, tokens_per_tile="4")
+    processor.tokens_per_tile = "16+4"
+    with refused("tokens_per_tile='16+4'", "the package internvlx-hf beside vLLM"):
+        processor(**call)

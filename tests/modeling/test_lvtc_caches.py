@@ -13,7 +13,7 @@ from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCach
 from transformers.utils import is_optimum_quanto_available
 
 from internvlx_hf.modeling.outputs import CACHE
-from lvtc_cases import CLOSE, GREEDY, KINDS, MIXED, NEW, SLIDING, model_of_kind, new_tokens
+from lvtc_cases import CLOSE, GREEDY, KINDS, MIXED, NEW, SLIDING, model_of_kind, new_tokens, unpack_four_bits
 from one_file import reference_logits
 from tiny import LVTC, split_batch, tiny_batch, tiny_model
 from versions import needs_transformers
@@ -185,11 +185,6 @@ def test_a_static_sliding_cache_that_is_too_short_raises_too():
     cache = StaticCache(model.config.text_config, max_cache_len=24)
     with pytest.raises(ValueError, match=r"room for 24 tokens.*need 37"):
         model(**batch, cache=cache)
-
-
-def unpack_four_bits(packed, bits):
-    assert bits == 4
-    return torch.cat([packed & 15, packed >> 4])
 
 
 @pytest.mark.skipif(not is_optimum_quanto_available(), reason="needs optimum-quanto")

@@ -12,12 +12,14 @@ from PIL import Image
 
 from commands import internvlx
 from conversion_geometry import raw_config, write_checkpoint
+from dial_cases import dial
 from internvlx_hf import InternVLXImageProcessor, cost
 from internvlx_hf.chat import Session
 from internvlx_hf.cli import main
 from internvlx_hf.cost.flops import STAGE_ONE, STAGE_TWO
 from internvlx_hf.cost.setups import TilingRule
-from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, draw_boxes, draw_tiles
+from internvlx_hf.evaluation.answering import Answerer
+from internvlx_hf.pictures import Attention, attend, canvas, draw_attention, draw_boxes, draw_sizes, draw_tiles
 from internvlx_hf.pictures.attention import open_upright, record_queries, window_weights
 from internvlx_hf.pictures.attention_figure import even_share_overlay, share_overlay
 from internvlx_hf.pictures.canvas import save, shorten, text_width
@@ -499,3 +501,65 @@ def test_boxes_that_cannot_be_drawn_are_refused(arguments, said, tmp_path, capsy
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     assert said in internvlx(capsys, "show", tmp_path / "a.png", "--out", tmp_path / "o.png", *arguments, status=1).err
     assert not (tmp_path / "o.png").exists()
+
+
+# -- sizes
+
+
+def dial_setup(names, **settings):
+    setup = cost.load_setup("internvl-x-2b")
+    config = type(setup.config).from_dict(setup.config.to_dict() | {"tokens_per_tile": names, **settings})
+    return replace(cost.setups.ModelSetup("a dial", config, setup.tiling), tiling=setup.tiling)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(640, 480), (3200, 400), (16, 16)], ids=str)
+def test_a_slide_of_sizes_shows_the_tokens_and_the_answer_of_each(size):
+    names = ["256:1024", "64", "256", "256:64", "256:0"]
+    setup = dial_setup(names, merge_layer=16)
+    answers = {name: f"An answer at {name}. " * 9 for name in names}
+    figure = draw_sizes(Image.new("RGB", size), setup, answers, "What is it?", "an image " * 30)
+    assert_readable(figure)
+    shown = texts(figure)
+    assert {*names, "dropped"} <= {*shown}
+    of_dropped = cost.CostModel(setup.changed(cost.setups.ImageSettings(tokens_per_tile="256:0"))).of_size(*size)
+    assert f"{of_dropped.stage_one_tokens:,} → 0 tokens" in shown
+    assert sum(text.startswith("An answer at") for text in shown) >= len(names)
+    assert_readable(draw_sizes(Image.new("RGB", size), cost.load_setup("internvl-x-2b")))
+
+
+def test_show_draws_each_size_of_a_checkpoint_with_its_answer(tmp_path, capsys):
+    kwargs = dial(2, 3, ["16", "4", "16:4"]) | {"lvtc_config": None}
+    model = tiny_model(**kwargs)
+    model.save_pretrained(tmp_path / "dial")
+    plain = tiny_processor(model.config)
+    processor = type(plain)(
+        plain.image_processor, plain.tokenizer, image_seq_length=16, offered_sizes=model.config.tokens_per_tile
+    )
+    processor.save_pretrained(tmp_path / "dial")
+    Image.new("RGB", (80, 40)).save(tmp_path / "photo.png")
+    command = ["show", str(tmp_path / "photo.png"), "--model", str(tmp_path / "dial"), "--sizes"]
+    assert main([*command, "--out", str(tmp_path / "plain.png")]) == 0
+    assert "3 sizes (16, 4, 16:4)" in capsys.readouterr().out
+    assert main([*command, "--question", "What?", "--max-new-tokens", "3", "--out", str(tmp_path / "asked.png")]) == 0
+    said = capsys.readouterr().out
+    for name in ("16", "4", "16:4"):
+        session = Session(Answerer(model, processor, {"tokens_per_tile": name}), generation={"max_new_tokens": 3})
+        answer = session.ask("What?", (Image.open(tmp_path / "photo.png"),)).answer
+        assert f"{name}: {answer!r:.60}" in said
+    assert (tmp_path / "asked.png").stat().st_size > (tmp_path / "plain.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sizes", "--attention", "--question", "What?"), "--attention and --sizes are two figures"),
+        (("--sizes", "--tokens-per-tile", "4"), "do not apply to --sizes"),
+    ],
+)
+def test_options_that_do_not_go_with_sizes_are_refused(options, message, tmp_path, capsys):
+    Image.new("RGB", (80, 40)).save(tmp_path / "photo.png")
+    image, out = str(tmp_path / "photo.png"), str(tmp_path / "out.png")
+    assert main(["show", image, "--model", "internvl-x-2b", "--out", out, *options])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from internvlx_hf import InternVLXProcessor
+from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.tuning.answers import LIKELIEST, Asker, _common, _divergences, _likeliest
@@ -102,6 +104,7 @@ def test_a_size_of_the_dial_has_its_own_answer_and_shares_the_tower(photos, tmp_
     items = [item for unit in load_items([photos(2, size=(70, 40))], "What?").units.values() for item in unit]
     costs, smaller = Costs(answerer, items), [ImageSettings(tokens_per_tile=size) for size in ("4", "16:4", "16+4")]
     assert costs.axes["tokens_per_tile"] == ["4", "16:4"]
+    assert costs.cheaper(OWN, "tokens_per_tile") == smaller[:2]
     assert [costs.tiles(each, items[0]) for each in (OWN, *smaller)] == [
         *("2x1+1", "2x1+1 of 4", "2x1+1 of 16:4", "2x1+1 of 16+4")
     ]
@@ -114,3 +117,16 @@ def test_a_size_of_the_dial_has_its_own_answer_and_shares_the_tower(photos, tmp_
             content = [{"type": "image", "image": item.open()[0]}, {"type": "text", "text": "What?"}]
             (expected,) = plain.answer([[{"role": "user", "content": content}]], max_new_tokens=5)
             assert asker.answer(tried, item)["answer"] == expected.text.strip()
+
+
+def test_a_checkpoint_takes_another_of_its_sizes_by_default(tmp_path):
+    model = tiny_model("llama", tokens_per_tile=["16", "4", "16:4"], merge_layer=3)
+    model.save_pretrained(tmp_path / "source")
+    processor = tiny_processor(model.config)
+    processor.offered_sizes = model.config.tokens_per_tile
+    processor.save_pretrained(tmp_path / "source")
+    report = convert_checkpoint(tmp_path / "source", tmp_path / "out", notes=["Measured."], size="16:4")
+    assert "Measured." in report.notes
+    saved = InternVLXProcessor.from_pretrained(tmp_path / "out")
+    assert (saved.sizes, saved.tokens_per_tile) == (["16", "4", "16:4"], "16:4")
+    assert "Measured." in (tmp_path / "out/README.md").read_text()

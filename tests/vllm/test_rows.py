@@ -6,11 +6,15 @@ Two images of one and two tiles, at 4 tokens a tile before the expansion and 16 
 from importlib import import_module
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tiny import LVTC, tiny_config
+from dial_cases import dial
+from internvlx_hf.processing.size_choices import Choice
+from internvlx_hf.vllm.tile_rows import find_stages, read_prompt
+from refusals import refused as refused_by_name
+from tiny import LVTC, tiny_config, tiny_processor
 from vllm_stand_in import stand_in
 
 BEFORE, AFTER = 4, 16
@@ -26,41 +30,40 @@ IN_STAGE_ONE = [row in "t1" for row in DRAWN]
 def plugin():
     """The plug-in's modules by name."""
     with stand_in():
-        names = ("stage_one", "kv_groups", "scheduler", "processing", "options")
+        names = ("stage_attention", "kv_groups", "scheduler", "processing", "options")
         yield SimpleNamespace(**{name: import_module(f"internvlx_hf.vllm.{name}") for name in names})
 
 
 @pytest.fixture(scope="module")
-def rows(plugin):
-    return plugin.stage_one.find_rows(LENGTH, IMAGES, BEFORE, AFTER)
+def prompt():
+    return read_prompt(LENGTH, IMAGES, tiny_config(**LVTC))
 
 
-def test_stage_one_has_text_and_the_first_rows_of_each_tile(rows):
-    is_tile, in_stage_one = rows
-    assert is_tile.tolist() == [row in "12" for row in DRAWN]
-    assert in_stage_one.tolist() == IN_STAGE_ONE
+def test_stage_one_has_text_and_the_first_rows_of_each_tile(prompt):
+    assert prompt.late.diff().tolist() == [row == "2" for row in DRAWN]
+    assert not prompt.early.any()
+    assert [list(image) for image in prompt.images] == [list(range(2, 18)), list(range(19, 51))]
 
 
-def test_positions_count_the_short_sequence(plugin, rows):
-    channels = plugin.stage_one.position_channels(*rows)
-    short, text, counted = channels.tolist()
-    assert [position for position in short if position >= 0] == list(range(sum(IN_STAGE_ONE)))
-    assert [position >= 0 for position in short] == IN_STAGE_ONE
-    assert [position >= 0 for position in text] == [row == "t" for row in DRAWN]
-    assert counted == (np.cumsum(IN_STAGE_ONE) - 1).tolist()
-    assert plugin.stage_one.position_delta(rows[1]) == sum(IN_STAGE_ONE) - LENGTH
+def test_what_vllm_carries_gives_the_numbers_of_each_stage(prompt):
+    one, two = find_stages(tiny_config(**LVTC))
+    carried, delta = prompt.carried(one.radix)
+    rows = torch.arange(LENGTH)
+    numbers, positions = one.places(rows, carried)
+    assert numbers[torch.tensor(IN_STAGE_ONE)].tolist() == list(range(sum(IN_STAGE_ONE)))
+    assert torch.equal(numbers, positions)
+    assert two.is_long
+    assert all(torch.equal(own, rows) for own in two.places(rows, carried))
+    assert delta == sum(IN_STAGE_ONE) - LENGTH
 
 
-def test_a_step_s_rows_are_those_of_stage_one_and_its_tiles(plugin, rows):
-    sizes = torch.full((3,), BEFORE), torch.full((3,), AFTER)
-    read = plugin.stage_one.read_rows(plugin.stage_one.position_channels(*rows), sizes)
-    assert read.index.tolist() == [index for index, row in enumerate(DRAWN) if row in "t1"]
-    assert read.positions.tolist() == list(range(sum(IN_STAGE_ONE)))
-    of_stage_one = [row for row in DRAWN if row in "t1"]
-    assert read.row_map.tiles.tolist() == [index for index, row in enumerate(of_stage_one) if row == "1"]
-    assert read.row_map.tiles_to.tolist() == [index for index, row in enumerate(DRAWN) if row in "12"]
-    without = plugin.stage_one.read_rows(torch.tensor([[4, 9], [4, 9], [4, 9]]))
-    assert (without.index, without.positions.tolist()) == (None, [4, 9])
+def test_numbers_fit_into_32_bits():
+    """The greatest prompt of a model with tiles that grow and tiles that shrink, half of it late rows, half early ones."""
+    growing, *_ = find_stages(tiny_config(**dial(2, 2)))
+    least = -(2**14) - growing.radix * 2**14
+    assert least >= -(2**31)
+    numbers, _ = growing.places(torch.tensor([2**15]), torch.tensor([2**15 + least]))
+    assert numbers.tolist() == [2**14]
 
 
 def test_slots_are_in_the_blocks_of_each_row_s_request(plugin):
@@ -68,27 +71,40 @@ def test_slots_are_in_the_blocks_of_each_row_s_request(plugin):
     blocks = torch.tensor([[7, 3], [5, 9], [2, 8], [0, 0]])
     common = SimpleNamespace(block_table_tensor=blocks, slot_mapping=torch.zeros(6, dtype=torch.int64))
     starts, positions = torch.tensor([0, 3, 4, 6, 6]), torch.tensor([2, 3, 4, 6, 0, 5])
-    found = plugin.stage_one.slot_mapping(common, starts, positions, block_size=4)
+    found = plugin.stage_attention.slot_mapping(common, starts, positions, block_size=4)
     assert found.tolist() == [7 * 4 + 2, 7 * 4 + 3, 3 * 4 + 0, 9 * 4 + 2, 2 * 4 + 0, 8 * 4 + 1]
-    lengths = plugin.stage_one._short_lengths(starts, positions, torch.int32)
+    lengths = plugin.stage_attention._lengths(starts, positions, torch.int32)
     assert lengths.tolist() == [5, 7, 6, 0]
 
 
-def test_a_request_s_short_length_counts_its_prompt_and_what_was_decoded(plugin):
-    lengths = plugin.kv_groups.ShortLengths()
-    lengths.add("a", np.array(IN_STAGE_ONE))
+def test_a_request_s_length_in_a_stage_counts_its_prompt_and_what_was_decoded(plugin, prompt):
     counts = [sum(IN_STAGE_ONE[:tokens]) for tokens in range(LENGTH + 1)]
-    assert [lengths.of("a", tokens) for tokens in range(LENGTH + 1)] == counts
-    assert lengths.of("a", LENGTH + 3) == counts[-1] + 3
-    assert lengths.of("another", 7) == 7
-    lengths.remove("a")
-    assert lengths.of("a", LENGTH) == LENGTH
+    assert [prompt.count(tokens, False, False) for tokens in range(LENGTH + 1)] == counts
+    assert prompt.count(LENGTH + 3, False, False) == counts[-1] + 3
+    manager = plugin.kv_groups.StageManager()
+    manager.prompts = {"a": prompt}
+    for spec, wanted in ((plugin.kv_groups.UnexpandedSpec, counts[-1]), (plugin.kv_groups.LongSpec, LENGTH)):
+        manager.kv_cache_spec = spec
+        assert manager._count("a", LENGTH) == wanted
+        assert manager._count("another", 7) == 7
 
 
-def test_blocks_are_shared_up_to_the_first_image(plugin):
+def test_blocks_are_shared_up_to_the_first_image_that_changes(plugin, prompt):
     of = plugin.kv_groups.reusable_length
-    assert of(SimpleNamespace(mm_features=IMAGES, num_tokens=LENGTH)) == 2
-    assert of(SimpleNamespace(mm_features=[], num_tokens=LENGTH)) == LENGTH
+    assert of(prompt, LENGTH) == 2
+    assert of(prompt, 1) == 1
+    assert of(None, LENGTH) == LENGTH
+    config = tiny_config(**dial(2, 2))  # 16, 4, 4:16, 16:4, 16:0, 16:1
+    names = ["a-0+0", "a-3+3"]
+    images = [SimpleNamespace(identifier=n, **vars(image)) for n, image in zip(names, IMAGES, strict=True)]
+    assert of(read_prompt(LENGTH, images, config), LENGTH) == 19
+    assert of(read_prompt(LENGTH, images[:1], config), LENGTH) == LENGTH
+
+
+@pytest.mark.parametrize("stage", [(True, False), (False, False), (True, True), (False, True)])
+def test_each_kind_of_stage_has_its_own_blocks(plugin, stage):
+    spec = plugin.kv_groups.spec_of(SimpleNamespace(is_expanded=stage[0], is_merged=stage[1]))
+    assert (spec.is_expanded, spec.is_merged) == stage
 
 
 @pytest.mark.parametrize(
@@ -98,17 +114,72 @@ def test_blocks_are_shared_up_to_the_first_image(plugin):
         *((19, 32, 32), (19, 31, 0), (18, 35, 35)),
     ],
 )
-def test_a_step_ends_before_an_image_that_it_would_split(plugin, computed, new, scheduled):
-    request = SimpleNamespace(mm_features=IMAGES)
-    assert plugin.scheduler.tokens_without_split(request, computed, new) == scheduled
+def test_a_step_ends_before_an_image_that_it_would_split(plugin, prompt, computed, new, scheduled):
+    assert plugin.scheduler.tokens_without_split(prompt, computed, new) == scheduled
+    assert plugin.scheduler.tokens_without_split(None, computed, new) == new
 
 
-def test_an_image_s_name_in_the_cache_has_its_limit_of_tiles(plugin, monkeypatch):
-    base = plugin.processing.LimitedInputs.__base__
+def test_an_image_s_name_in_the_cache_has_its_limit_of_tiles_and_its_sizes(plugin, monkeypatch):
+    base = plugin.processing.PlannedInputs.__base__
     monkeypatch.setattr(base, "get_mm_hashes", lambda self: {"image": ["a", "b"], "other": ["c"]}, raising=False)
-    inputs = plugin.processing.LimitedInputs()
-    inputs.mm_data_items = SimpleNamespace(tile_limits=[6, 2])
-    assert inputs.get_mm_hashes() == {"image": ["a-6", "b-2"], "other": ["c"]}
+    inputs, plan = plugin.processing.PlannedInputs(), plugin.processing.ImagePlan
+    inputs.mm_data_items = SimpleNamespace(plans=[plan(6, Choice(0, 2)), plan(None, Choice(1, 1))])
+    assert inputs.get_mm_hashes() == {"image": ["a-6-0+2", "b-1+1"], "other": ["c"]}
+
+
+@pytest.fixture
+def info(plugin):
+    """What the processor knows of a model with many sizes: 16, 4, 4:16, 16:4, 16:0, 16:1."""
+    config, found = tiny_config(**dial(2, 2)), plugin.processing.InternVLXProcessingInfo()
+    processor = tiny_processor(config)
+    found.get_hf_config, found.get_hf_processor = lambda: config, lambda: processor
+    found.ctx = SimpleNamespace(get_merged_mm_kwargs=lambda _: {"tokens_per_tile": "4"})
+    return found
+
+
+def planned(plugin, info, number=2, **settings):
+    class Items(plugin.processing.ImageProcessorItems):
+        def __len__(self):
+            return number
+
+        def get(self, _):
+            return Image.new("RGB", (64, 64))
+
+    return info.image_plans(SimpleNamespace(hf_processor_mm_kwargs=settings, mm_data_items={"image": Items()}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "plans"),
+    [
+        ({}, [(None, (1, 1))] * 2),
+        ({"tokens_per_tile": "16:0"}, [(None, (4, 4))] * 2),
+        ({"images_kwargs": {"tokens_per_tile": 16}}, [(None, (0, 0))] * 2),
+        ({"tokens_per_tile": ["16:4", "16+4"]}, [(None, (3, 3)), (None, (0, 1))]),
+        ({"tokens_per_tile": "16+4", "use_thumbnail": False}, [(None, (0, 0))] * 2),
+        ({"tokens_per_tile": "16+4", "max_image_tokens": 200}, [(6, (0, 1))] * 2),
+    ],
+)
+def test_a_request_chooses_the_sizes_of_each_image(plugin, info, settings, plans):
+    assert planned(plugin, info, **settings) == plans
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "remedy"),
+    [
+        (
+            {"tokens_per_tile": "64"},
+            "tokens_per_tile='64' is not offered",
+            "expected one of 16, 4, 4:16, 16:4, 16:0, 16:1",
+        ),
+        ({"tokens_per_tile": ["4"]}, "tokens_per_tile has 1 sizes for 2 images", "one for all"),
+        ({"merge_rule": "one"}, "merge_rule='one'", "Expected 'mean'"),
+        ({"tile_sizes": [1]}, "Unknown setting 'tile_sizes'", "tokens_per_tile"),
+    ],
+)
+def test_what_a_request_cannot_choose_is_refused(plugin, info, settings, value, remedy):
+    assert planned(plugin, info, merge_rule="mean")
+    with refused_by_name(value, remedy):
+        planned(plugin, info, **settings)
 
 
 @pytest.mark.parametrize(("wrappers", "expected"), [((7, 8), [1, 7, 5, 8, 2, 7, 5, 8]), ((), [1, 5, 2, 5])])
@@ -125,7 +196,7 @@ def settings(config, **changed):
     parts = {
         "model_config": {
             **{"multimodal_config": None, "hf_config": config, "quantization": None},
-            **{"runner_type": "generate", "enable_prompt_embeds": False},
+            **{"runner_type": "generate", "enable_prompt_embeds": False, "max_model_len": 1024},
         },
         "cache_config": {"kv_offloading_size": None, "cache_dtype": "auto"},
         "scheduler_config": {
@@ -195,6 +266,13 @@ def test_drafts_as_long_as_a_tile_are_refused_with_graphs(plugin):
     assert refused(plugin, config, speculative_config=ngram(14), **graphs) == []
     (found,) = refused(plugin, config, speculative_config=ngram(15), **graphs)
     assert found == "num_speculative_tokens=15 with CUDA graphs and 16 tokens per tile"
+
+
+def test_long_prompts_are_refused_where_sizes_grow_and_shrink(plugin):
+    long = {"model_config__max_model_len": 40000}
+    assert refused(plugin, tiny_config(**LVTC), **long) == []
+    (found,) = refused(plugin, tiny_config(**dial(2, 2)), **long)
+    assert found == "max_model_len=40000 above 32768 with sizes that grow and sizes that shrink"
 
 
 @pytest.mark.parametrize(

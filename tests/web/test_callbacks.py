@@ -360,3 +360,17 @@ def test_boxes_of_an_answer_are_drawn_below_it(callbacks, upload, monkeypatch):
         assert "first token after" in below
         assert below.count("1 box of the answer") == below.count("data:image/webp;base64,") == drawn
         assert "<" not in shown[-1]["content"]
+
+
+def test_the_sizes_of_a_model_are_asked_and_drawn(tmp_path, upload):
+    model = tiny_model(tokens_per_tile=["16", "16:4"], merge_layer=2)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    plain = tiny_processor(model.config)
+    processor = type(plain)(plain.image_processor, plain.tokenizer, image_seq_length=16, offered_sizes=["16", "16:4"])
+    shared = SharedModel(Answerer(model, processor), "tiny")
+    callbacks = callbacks_of(shared, tmp_path, Limits(max_pixels=10_000, max_tiles=8, max_new_tokens=8))
+    slide = callbacks.show_sizes(upload, QUESTION, *EDGE)
+    assert slide.count("<img") == 1
+    assert "16:4: " in slide
+    with refused("There is no image yet"):
+        callbacks.show_sizes(None, QUESTION, *EDGE)

@@ -225,9 +225,12 @@ class Plan(IterableDataset):
                 yield Group([items[row] for row in own], tiles=sizes[own, 1].tolist())
 
     def _row_bytes(self, tokens: int, tiles: int) -> int:
-        config, sizes = self.job.config, measure(self.job.config)
-        lengths = int(tokens), int(tokens + tiles * (config.expanded_image_seq_length - config.image_seq_length))
-        at_end = lengths[0] + self.new_tokens, lengths[1] + self.new_tokens
+        sizes = measure(self.job.config)
+        in_stages = zip(*(tile.in_stages for tile in sizes.tiles.values()), strict=True)
+        first, *later = [list(own) for own in in_stages]
+        gains = [0, *(max(after - before for before, after in zip(first, own, strict=True)) for own in later)]
+        lengths = [int(tokens + tiles * gain) for gain in gains]
+        at_end = [length + self.new_tokens for length in lengths]
         return activation_bytes(sizes, int(tiles), lengths, self.element_size) + cache_bytes(
             sizes, at_end, self.element_size
         )

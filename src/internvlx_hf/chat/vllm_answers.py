@@ -56,7 +56,7 @@ class VLLMAnswerer(Answerer):
 def engine_options(answerer: Answerer, config: InternVLXConfig) -> dict[str, Any]:
     """Arguments of `vllm.LLM` with room for the largest image in a step."""
     rule = answerer.image_processor.tiling_rule()
-    tokens = (rule.max_tiles + rule.use_thumbnail) * max(config.image_seq_length, config.expanded_image_seq_length)
+    tokens = (rule.max_tiles + rule.use_thumbnail) * max(max(size.before, size.after) for size in config.sizes)
     return {
         "trust_remote_code": True,
         "max_num_batched_tokens": max(LEAST_STEP, 1024 * -(-tokens // 1024)),

@@ -22,6 +22,7 @@ ASKED = "?"  # --boxes without an answer: the model's own
 # options that apply to some figures only
 TILES = ImageSettings.names(IMAGE_PROCESSOR)
 ANSWER = ("question", "max_new_tokens")
+SIZED = ("tokens_per_tile", "max_image_tokens", "text_tokens", "answer_tokens")
 UPGRADE, LENGTHS = ("projector", "lvtc", "downsample_ratio"), ("text_tokens", "answer_tokens")
 
 
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> None:
         figure, summary = _attention(options, setup, image)
     elif options.boxes:
         figure, summary = _boxes(options, setup, image)
+    elif options.sizes:
+        figure, summary = _sizes(options, setup, image)
     else:
         from ..pictures.tiles_figure import draw_tiles
 
@@ -64,22 +67,25 @@ def main(arguments: list[str]) -> None:
 def _refuse_other_options(options: argparse.Namespace) -> None:
     """Raises: ValueError: if an option does not apply to the figure that the others ask for."""
     name = repr(options.image)
-    asks = "--attention" if options.attention else "--boxes" if options.boxes else None
-    if options.attention and options.boxes:
-        raise ValueError("--attention and --boxes are two figures, expected one of them.")
+    figures = [each for each in ("attention", "boxes", "sizes") if getattr(options, each)]
+    asks = f"--{figures[0]}" if figures else None
+    if len(figures) > 1:
+        raise ValueError(f"--{figures[0]} and --{figures[1]} are two figures, expected one of them.")
     if _is_video(options.image):
         if asks:
             raise ValueError(f"{asks} needs an image, but {name} has the name of a video.")
         _refuse(options, TILES, f"are for images, but {name} has the name of a video, whose frames are one tile each")
     else:
         _refuse(options, FRAMES, f"are for videos, but {name} has the name of an image")
-    if asks:
+    if options.sizes:
+        _refuse(options, SIZED, "do not apply to --sizes, which draws every size that the checkpoint offers")
+    elif asks:
         _refuse(
             options, UPGRADE, f"do not apply to {asks}, which needs trained weights: convert and train the model first"
         )
         _refuse(options, LENGTHS, f"do not apply to {asks}, which draws no cost")
     if not asks or (options.boxes and options.boxes != ASKED):
-        _refuse(options, ANSWER, "need --attention, or --boxes without an answer")
+        _refuse(options, ANSWER, "need --attention, --sizes, or --boxes without an answer")
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
@@ -150,6 +156,26 @@ def _boxes(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> 
     return draw_boxes(drawn, boxes, Path(options.image).name, answer), f"{len(boxes)} boxes; answer: {answer!r}"
 
 
+def _sizes(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> tuple["Figure", str]:
+    """The figure of the sizes that a model offers, and a summary; with a question, its answer at each."""
+    from ..pictures.attention import open_upright
+    from ..pictures.sizes_figure import draw_sizes
+
+    names, answers, upright = list(setup.sizes.tiles), None, True
+    if options.question:
+        from ..evaluation.answering import Answerer
+        from ..pictures.size_answers import answer_at_sizes
+
+        answerer = Answerer(*_load(options, setup, "--sizes"))
+        upright = bool(answerer.processor.image_processor.do_exif_transpose)
+        answers = answer_at_sizes(answerer, image, options.question, _max_new_tokens(options))
+    figure = draw_sizes(
+        open_upright(image, upright=upright), setup, answers, options.question or "", Path(options.image).name
+    )
+    said = "" if answers is None else "; " + ", ".join(f"{name}: {answer!r:.60}" for name, answer in answers.items())
+    return figure, f"{len(names)} size{'s' * (len(names) > 1)} ({', '.join(names)}) under {setup.name}{said}"
+
+
 def _max_new_tokens(options: argparse.Namespace) -> int:
     max_new_tokens = MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
     if max_new_tokens < 1:
@@ -189,7 +215,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx show",
         description="Draw an image under the grid of each slicing strategy, the tiles that a model gets, and their cost; or, "
-        "with --attention, where a model looks while it answers a question; or, with --boxes, the boxes of an answer. The figure is "
+        "with --attention, where a model looks while it answers a question; or, with --boxes, the boxes of an answer; or, with --sizes, what each size of a tile shows and costs. The figure is "
         "a 16:9 slide.",
     )
     parser.add_argument(
@@ -201,7 +227,7 @@ def _parser() -> CommandParser:
     add_model_options(parser)
     frames = parser.add_argument_group("videos").add_mutually_exclusive_group()
     add_options(frames, CommonOptions, FRAMES)
-    attention = parser.add_argument_group("attention and boxes")
+    attention = parser.add_argument_group("attention, boxes and sizes")
     attention.add_argument(
         "--attention", action="store_true", help="draw where the model looks; --model must be a checkpoint's folder"
     )
@@ -211,6 +237,11 @@ def _parser() -> CommandParser:
         const=ASKED,
         metavar="ANSWER",
         help="draw the boxes of an answer, <ref>a cat</ref><box>[[103, 250, 640, 998]]</box>; without ANSWER, of the model's own",
+    )
+    attention.add_argument(
+        "--sizes",
+        action="store_true",
+        help="draw the image at each size of a tile that the checkpoint offers: tokens, FLOPs and, with --question, the answer",
     )
     attention.add_argument("--question", help="question about the image, required by --attention and --boxes")
     attention.add_argument(

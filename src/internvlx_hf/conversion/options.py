@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints.kinds import DTYPES, LLAVA, NATIVE, OURS
 from ..processing.image_settings import ImageSettings
 from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, setting, whole
-from ..processing.size_choices import SIZES_RULE, size_names
+from ..processing.size_choices import OFFERS_HELP, SIZES_RULE, size_names
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ TARGETS = (OURS, NATIVE, LLAVA)
 PROJECTOR_CHOICES = ("keep", "pvtc")
 INITS = ("warm", "paper")
 ROUTER_CHOICES = ("keep", "drop")
-OFFERS_HELP = "sizes of a tile that the model offers, the source's own first, such as 256,256:64"
 # these change how a conversion runs, not its result
 UNRECORDED = ("max_shard_gigabytes", "verify", "overwrite")
 

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from math import isqrt
+from typing import Any
 
 import torch
 
@@ -108,7 +109,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         if config.lvtc_config is not None:
             raise ValueError("The checkpoint already has LVTC. Convert it without `lvtc`.")
         with blaming(f"lvtc={lvtc!r}"):
-            start = _lvtc_settings(before, after) if init == "warm" else {}
+            start: dict[str, Any] = _lvtc_settings(before, after) if init == "warm" else {}
             start |= _expanded_ratio(after, options.tokens_per_tile or ())
             after.lvtc_config = InternVLXLVTCConfig(**start | ({} if lvtc is True else lvtc))
     if options.projector == "pvtc" and old != "pvtc":
@@ -122,7 +123,9 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         with blaming(f"tokens_per_tile={options.tokens_per_tile}, merge_at={options.merge_at}"):
             if before.tokens_per_tile is not None:
                 raise ValueError(f"The checkpoint already offers {before.tokens_per_tile}. Convert it without sizes.")
-            after.tokens_per_tile, after.merge_layer = options.tokens_per_tile, options.merge_at
+            sizes = options.tokens_per_tile
+            after.tokens_per_tile = None if sizes is None else list(sizes)
+            after.merge_layer = options.merge_at
             after.check_geometry()
     after.check_geometry()
     check_tower(after)
@@ -136,7 +139,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     return after, upgrade
 
 
-def _expanded_ratio(config: InternVLXConfig, sizes: Sequence[str]) -> dict[str, float]:
+def _expanded_ratio(config: InternVLXConfig, sizes: Sequence[str | int]) -> dict[str, float]:
     """LVTC's `downsample_ratio` for the sizes that grow, if there are any."""
     grown = [after for before, after in map(parse_size, sizes) if after > before]
     return {"downsample_ratio": isqrt(grown[0]) / config.patch_grid} if grown else {}
@@ -154,7 +157,7 @@ def _add_sizes(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig
             upgrade.rules += _reshaped(_join(name, part), before, side)
 
 
-def _lvtc_settings(before: InternVLXConfig, after: InternVLXConfig) -> dict[str, str]:
+def _lvtc_settings(before: InternVLXConfig, after: InternVLXConfig) -> dict[str, Any]:
     """LVTC's settings for a warm start, where they are not its defaults."""
     kind = before.projector_config.projector_type
     types = dict.fromkeys(("hr_projector_type", "lr_projector_type"), kind) if kind == "linear" else {}

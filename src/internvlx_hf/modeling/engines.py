@@ -48,6 +48,15 @@ def find_engine(config: InternVLXConfig) -> str | None:
     return engine
 
 
+def refuse_sizes(config: InternVLXConfig) -> None:
+    """Raises `ValueError`: an engine serves tiles whose number of tokens does not change between layers."""
+    engine = ENGINES.get(config.text_config._attn_implementation, "This engine")
+    raise ValueError(
+        f"{engine} serves tiles of '{config.sizes[0]}' tokens, the default of this model, whose number does not change between "
+        "layers. Ask for no `tokens_per_tile`."
+    )
+
+
 def keep_whole(part: nn.Module) -> None:
     """Replicate a part on every rank of tensor parallelism instead of splitting it.
 

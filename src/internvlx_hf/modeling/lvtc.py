@@ -16,6 +16,7 @@ B samples, L and L₂ their padded length in stages one and two, D width.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt
 from typing import Protocol
 
@@ -36,7 +37,8 @@ from .lvtc_layout import Plan
 from .lvtc_masks import attention_types, layers_see_positions, make_masks
 from .lvtc_rows import RowMap
 from .merge_mean import merge_mean
-from .merge_rules import MergeRule, find_rule
+from .merge_rules import SCORED_RULES, MergeRule, find_rule
+from .merge_scores import last_token_scores
 from .outputs import CACHE
 from .projector import project_tiles
 from .projectors import build_projector
@@ -110,20 +112,50 @@ class LVTC(nn.Module):
         resized = F.interpolate(channels_first, size=(after, after), mode="bilinear", align_corners=False)
         return rearrange(resized, "t d h w -> t (h w) d")
 
-    def resize(self, tiles: torch.Tensor, size: TileSize, hr: torch.Tensor | None, rule: MergeRule) -> torch.Tensor:
+    def resize(
+        self,
+        tiles: torch.Tensor,
+        size: TileSize,
+        hr: torch.Tensor | None,
+        rule: MergeRule,
+        scores: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(tiles, N₁², D) -> (tiles, N₂², D), tiles of one size at its boundary.
 
-        LVTC's are upsampled and the HR tokens (tiles, N₂², D) are added to them; others are merged by `rule`, or dropped.
+        LVTC's are upsampled and the HR tokens (tiles, N₂², D) are added to them; others are merged by `rule`, with the scores
+        (tiles, N₁²) that it may need, or dropped.
+
+        Returns:
+            The tokens, and (tiles, N₂²) how much later than the first of their blocks they stand; None if they do not.
         """
         if size.has_lvtc:
             tiles = self.upsample(tiles)
-            return tiles if hr is None else tiles + hr.to(tiles.device, tiles.dtype)
-        return rule(tiles, isqrt(size.before) // isqrt(size.after)) if size.after else tiles[:, :0]
+            return tiles if hr is None else tiles + hr.to(tiles.device, tiles.dtype), None
+        if not size.after:
+            return tiles[:, :0], None
+        before, after = isqrt(size.before), isqrt(size.after)
+        merged = rule(tiles, before // after, *([] if scores is None else [scores]))
+        if isinstance(merged, torch.Tensor):
+            return merged, None
+        line = torch.arange(after, device=tiles.device) * (before // after)
+        return merged[0], merged[1] - (line[:, None] * before + line).flatten()
 
     def expand(
-        self, hidden_states: torch.Tensor, row_map: RowMap, tokens: ImageTokens, stage: int, rule: MergeRule
+        self,
+        hidden_states: torch.Tensor,
+        row_map: RowMap,
+        tokens: ImageTokens,
+        stage: int,
+        rule: MergeRule,
+        scores: torch.Tensor | None = None,
+        moved: dict[int, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """(B, L, D) -> (B, L₂, D), the rows of a stage from those of the stage before it."""
+        """(B, L, D) -> (B, L₂, D), the rows of a stage from those of the stage before it.
+
+        Args:
+            scores: (B, L), for rules that need them.
+            moved: gets what `resize` says of the places, by tile.
+        """
         boundaries, sizes = self.config.boundaries, tokens.sizes
         rows = row_map.take_tiles(hidden_states)
         counts = [size.in_stages(boundaries)[stage - 1] for size in sizes]
@@ -133,7 +165,13 @@ class LVTC(nn.Module):
         for size in dict.fromkeys(size for size in sizes if size.boundary == boundaries[stage - 1]):
             index = [tile for tile, own in enumerate(sizes) if own == size]
             hr = take(tokens.hr, index) if size.has_lvtc and tokens.hr is not None else None
-            resized = self.resize(take(parts, index), size, hr, rule)
+            of_size = None
+            if scores is not None and not size.has_lvtc:
+                of_rows = row_map.take_tiles(scores.unsqueeze(-1)).squeeze(-1)  # [R₁]
+                of_size = take(list(of_rows.split(counts)), index)
+            resized, later = self.resize(take(parts, index), size, hr, rule, of_size)
+            if moved is not None and later is not None:
+                moved |= dict(zip(index, later, strict=True))
             if isinstance(parts, list):
                 for tile, new in zip(index, resized, strict=True):
                     parts[tile] = new
@@ -167,20 +205,64 @@ def run_layers(
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    types, adds = attention_types(language_model.config), image_tokens is not None and len(image_tokens.lr) > 0
+    types = attention_types(language_model.config)
+    adds = image_tokens is not None and len(image_tokens.lr) > 0
     insertion_layers = lvtc.config.lvtc_config.insertion_layers if adds else []
+    scores, moved = None, dict[int, torch.Tensor]()
+    scored = scored_layers(rule, image_tokens)
     for stage, layers in enumerate(plan.split(range(len(types)))):
+        layout = plan.layouts[stage]
         if stage and image_tokens is not None:
-            hidden_states = lvtc.expand(hidden_states, plan.row_maps[stage - 1], image_tokens, stage, rule)
-        inputs = layer_kwargs | _stage_inputs(language_model, lvtc, plan.layouts[stage], stage, hidden_states)
+            row_map, length = plan.row_maps[stage - 1], hidden_states.shape[:2].numel()
+            hidden_states = lvtc.expand(hidden_states, row_map, image_tokens, stage, rule, scores, moved)
+            if moved:
+                layout = _with_moved(layout, row_map, length, image_tokens, moved, plan.boundaries, stage)
+        inputs = layer_kwargs | _stage_inputs(language_model, lvtc, layout, stage, hidden_states)
         for index in layers:
-            if index in insertion_layers:
+            if image_tokens is not None and index in insertion_layers:
                 tokens = image_tokens.in_stage(insertion_layers.index(index), stage, plan.boundaries)  # [R, D]
                 hidden_states = plan.row_maps[stage].add_to_tiles(hidden_states, tokens)
+            if index + 1 in scored:
+                scores = last_token_scores(
+                    language_model.layers[index], hidden_states, inputs, layout, plan.row_maps[stage]
+                )
             mask = masks[stage][types[index]]
             padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
             hidden_states = language_model.layers[index](hidden_states, **{**inputs, **padding})
     return BaseModelOutputWithPast(last_hidden_state=language_model.norm(hidden_states))
+
+
+def scored_layers(rule: MergeRule, image_tokens: ImageTokens | None) -> set[int | None]:
+    """The boundaries at which a rule needs scores of the layer before."""
+    if rule not in SCORED_RULES or image_tokens is None:
+        return set()
+    return {size.boundary for size in image_tokens.sizes if 0 < size.after < size.before}
+
+
+def _with_moved(
+    layout: Layout,
+    row_map: RowMap,
+    length: int,
+    tokens: ImageTokens,
+    moved: dict[int, torch.Tensor],
+    boundaries: Sequence[int],
+    stage: int,
+) -> Layout:
+    """The layout with the positions of tiles' tokens that do not stand for blocks.
+
+    Args:
+        length: rows before the boundary, B·L.
+        moved: by tile, how much later each of its tokens stands than its block's first.
+    """
+    device = next(iter(moved.values())).device
+    counts = [size.in_stages(boundaries)[stage] for size in tokens.sizes]
+    none = torch.zeros(max(counts), dtype=torch.long, device=device)
+    later = torch.cat([moved.get(tile, none[:count]) for tile, count in enumerate(counts)])
+    return replace(
+        layout,
+        rotary_positions=layout.rotary_positions.to(device)  # type: ignore[union-attr]
+        + row_map.place(torch.zeros(length, dtype=torch.long, device=device), later),
+    )
 
 
 def _stage_inputs(

@@ -21,6 +21,7 @@ from .configuration_internvlx import InternVLXConfig
 from .layout import Layout, Rows, is_empty, is_prefix, is_static, read_on_host, runs_without_mask
 from .lvtc_cache import Memories, Memory, ensure_capacity, join_masks, recall_expansion
 from .lvtc_rows import Columns, RowMap, map_rows, read_columns
+from .tile_sizes import TileSize
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +39,19 @@ class Tiles:
     placeholders: torch.Tensor
     tokens: Sequence[torch.Tensor]
     keeps: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, placeholders: torch.Tensor, sizes: Sequence[TileSize], boundaries: Sequence[int]) -> "Tiles":
+        """The tiles of a prompt, each with its size."""
+
+        def each(values: Sequence[int]) -> torch.Tensor:
+            if len(set(values)) == 1:  # without a copy to the device
+                return placeholders.new_full((len(values),), values[0], dtype=torch.long)
+            return torch.tensor(values, device=placeholders.device)
+
+        tokens = [each(own) for own in zip(*(size.in_stages(boundaries) for size in sizes), strict=True)]
+        keeps = [size.keeps_positions for size in sizes]
+        return cls(placeholders, tokens, each(keeps).bool() if any(keeps) else None)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ class RowMap:
         placed = placed.index_copy(0, self.text_to.to(rows.device), rows)
         return placed.index_copy(0, self.tiles_to.to(rows.device), tiles)[:-1].unflatten(0, self.shape)
 
+    def was_token(self) -> torch.Tensor:
+        """(B, L) bool: which rows before the boundary hold text or a tile's token, not padding."""
+        is_text = self.text_to < self.shape[0] * self.shape[1]
+        return is_text.index_fill(0, self.tiles, True).view(self.shape[0], -1)
+
     def is_token(self) -> torch.Tensor:
         """(B, L₂) bool: which rows after the boundary hold text or a tile's token, not padding."""
         text, tiles = (torch.ones_like(rows, dtype=torch.bool) for rows in (self.text_to, self.tiles_to))

@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
 from .dense_masks import warn_about_dense_masks
-from .engines import find_engine, keep_whole, runs_in_engine
+from .engines import find_engine, keep_whole, refuse_sizes, runs_in_engine
 from .image_placeholders import NoPlaceholdersMixin, check_placeholders, warn_about_placeholders
 from .layout import Layout, read_layout
 from .lvtc import LVTC, layerwise_forward
@@ -146,7 +146,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             later.append(torch.as_tensor(tile_sizes, device=features.device))
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
-            pooler_output=tokens,
+            pooler_output=tokens,  # type: ignore[arg-type]
             hidden_states=vision_outputs.hidden_states,
             attentions=vision_outputs.attentions,
             deepstack_features=later or None,
@@ -217,17 +217,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         """
         check_placeholders(placeholders, [size.before for size in sizes], is_chunked=False)
 
-        def each(values: list) -> torch.Tensor:  # without a copy to the device where all have the same
-            if len(set(values)) == 1:
-                return placeholders.new_full((len(values),), values[0], dtype=torch.long)
-            return torch.tensor(values, device=placeholders.device)
-
-        tokens = [
-            each(list(stage))
-            for stage in zip(*(size.in_stages(self.config.boundaries) for size in sizes), strict=True)
-        ]
-        keeps = [size.keeps_positions for size in sizes]
-        tiles = Tiles(placeholders, tokens, each(keeps).bool() if any(keeps) else None)
+        tiles = Tiles.of(placeholders, sizes, self.config.boundaries)
         use_cache = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
         pads_left = cache is not None or (bool(use_cache) and not trains)
         return lay_out(self.config, layout, tiles, cache, pads_left)
@@ -334,10 +324,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         # without it, tiles are rows like any others
         will_expand = image_tokens is not None and any(size.boundary is not None for size in image_tokens.sizes)
         if will_expand and self.lvtc is None:
-            raise ValueError(
-                f"An engine serves tiles of '{self.config.sizes[0]}' tokens, whose number does not change between layers, got "
-                f"{sorted({str(size) for size in image_tokens.sizes})}. Ask for no `tokens_per_tile`."  # type: ignore[union-attr]
-            )
+            refuse_sizes(self.config)
         if kwargs.get("cu_seq_lens_q") is not None:
             warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens.sizes))
         layout = read_layout(

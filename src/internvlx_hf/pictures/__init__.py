@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .attention_figure import draw_attention
     from .boxes_figure import draw_boxes
     from .frames_figure import draw_frames
+    from .sizes_figure import draw_sizes
     from .tiles_figure import draw_tiles
 
 # imported on first use: they need matplotlib
@@ -21,11 +22,12 @@ _LAZY = {
     "draw_attention": "attention_figure",
     "draw_boxes": "boxes_figure",
     "draw_frames": "frames_figure",
+    "draw_sizes": "sizes_figure",
     "draw_slicing": "tiles_figure",
     "draw_tiles": "tiles_figure",
 }
 
-__all__ = ["Attention", "attend", "draw_attention", "draw_boxes", "draw_frames", "draw_tiles"]
+__all__ = ["Attention", "attend", "draw_attention", "draw_boxes", "draw_frames", "draw_sizes", "draw_tiles"]
 
 
 def __getattr__(name: str):

@@ -85,6 +85,9 @@ class Canvas:
         corner, size = (box.left, box.top), (box.width, box.height)
         self.axes.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor="none"))
 
+    def line(self, start: tuple[float, float], end: tuple[float, float], colour: str, linewidth: float = 1.0) -> None:
+        self.axes.plot(*zip(start, end, strict=True), color=colour, linewidth=linewidth, zorder=2)
+
     def grid(self, box: Box, columns: int, rows: int, colour: str, linewidth: float = 2.0, seam: float = 2.0) -> None:
         """Draw lines around and between the cells of a grid, on a white seam, so that they are visible on any image."""
         for line_colour, line_width in (("white", linewidth + seam), (colour, linewidth)):

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -241,13 +242,24 @@ class InternVLXProcessor(SizedProcessor):
             _require_a_video_for_each_mark(flat, sum(text.count(VIDEO_MARK) for text in texts))
             _require_videos_per_text(videos, texts)
         opened = [self.open_video(video) for video in flat]
-        if budget is not None and chat is None and kwargs.get("return_text_replacement_offsets"):
+        is_engine = chat is None and kwargs.get("return_text_replacement_offsets")
+        if (
+            is_engine
+            and images is not None
+            and any(map(any, self.read_choices(own.tokens_per_tile, len(flat_images(images)))))
+        ):
+            raise ValueError(
+                f"tokens_per_tile={own.tokens_per_tile or self.tokens_per_tile!r} with return_text_replacement_offsets, which vLLM's "
+                f"transformers backend requests: it serves the default size {self.sizes[0]!r} only. Expected no other, or the "
+                "package internvlx-hf beside vLLM."
+            )
+        if budget is not None and is_engine:
             raise ValueError(
                 f"max_image_tokens={budget} with return_text_replacement_offsets, which vLLM's transformers backend requests: "
                 "it caches each image by itself, so an image's tiles must not depend on other images. Expected no budget, "
                 "or the package internvlx-hf beside vLLM."
             )
-        sized = self
+        sized: Any = self
         if budget is not None or own.tokens_per_tile is not None or self.tokens_per_tile is not None:
             images, kwargs, sized = self._plan_request(budget, own.tokens_per_tile, images, texts, opened, kwargs)
         # transformers from 5.18 on, whose masks account for images, requests both
@@ -298,7 +310,7 @@ class InternVLXProcessor(SizedProcessor):
         if frames is not None:
             inputs["pixel_values"] = frames if tiles is None else concatenate_list(parts)
         if any(tile_sizes):
-            as_array = {torch.Tensor: torch.tensor, np.ndarray: np.array}.get(type(inputs["pixel_values"]), list)
+            as_array: Any = {torch.Tensor: torch.tensor, np.ndarray: np.array}.get(type(inputs["pixel_values"]), list)
             inputs["tile_sizes"] = as_array(tile_sizes)
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):

@@ -31,6 +31,7 @@ def _are_sizes(value: Any) -> bool:
     )
 
 
+OFFERS_HELP = "sizes of a tile that the model offers, the source's own first, such as 256,256:64"
 SIZES_RULE = FieldRule("a list of sizes of a tile, such as ['256', '64:256', '256:64'] or '256,64:256'", _are_sizes)
 
 

@@ -22,6 +22,7 @@ class SizedProcessor(ChatProcessor):
 
     image_processor: Any
     video_processor: Any
+    _require_an_image_for_each_token: Any
     image_seq_length: int
     max_image_tokens: int | None
     offered_sizes: list[str] | None

@@ -1,88 +1,91 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Separate KV cache groups for the two stages, so that stage one has blocks for the short sequence only.
+"""Separate KV cache groups for the stages, so that each has blocks for its own rows only.
 
-Cached prefixes end before a request's first image. Up to there, the two sequences are the same; after it, a block of stage one
-has later tokens than the block of stage two with the same number.
+Cached prefixes end before a request's first image whose tokens change. Up to there, all stages have the same rows; after it, a block
+of one stage has other tokens than the block of another with the same number.
 """
 
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_cache_spec_registry import register_kv_cache_spec
 from vllm.v1.request import Request
 
+from .tile_rows import PromptRows, Stage
 
-class ShortLengths:
-    """The length of the short sequence of each request."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, np.ndarray] = {}
-
-    def add(self, request_id: str, in_stage_one: np.ndarray) -> None:
-        """Args: in_stage_one: (prompt,) bool, the rows of the prompt that belong to stage one."""
-        self._counts[request_id] = np.pad(in_stage_one.cumsum(), (1, 0))
-
-    def remove(self, request_id: str) -> None:
-        self._counts.pop(request_id, None)
-
-    def of(self, request_id: str, tokens: int) -> int:
-        """How many of the first `tokens` rows of the long sequence belong to stage one. All, if the request was not added."""
-        counts = self._counts.get(request_id)
-        if counts is None:
-            return tokens
-        prompt = len(counts) - 1
-        return int(counts[min(tokens, prompt)]) + max(0, tokens - prompt)
+# of each request with images, by its id
+Prompts = dict[str, PromptRows]
 
 
-class StageTwoManager(FullAttentionManager):
-    def cache_blocks(self, request: Request, num_tokens: int, *args, **kwargs) -> None:
-        super().cache_blocks(request, min(num_tokens, reusable_length(request)), *args, **kwargs)
+class StageManager(FullAttentionManager):
+    """Allocates blocks by `prompts`, which the scheduler sets. Without a request's prompt, blocks are for the long sequence."""
 
-
-class StageOneManager(StageTwoManager):
-    """Allocates blocks by `short_lengths`, which the scheduler sets. Before that, blocks are for the long sequence."""
-
-    short_lengths = ShortLengths()
+    prompts: Prompts = {}
 
     def get_num_blocks_to_allocate(self, request_id: str, num_tokens: int, *args, **kwargs) -> int:
-        num_tokens = self.short_lengths.of(request_id, num_tokens)
-        return super().get_num_blocks_to_allocate(request_id, num_tokens, *args, **kwargs)
+        return super().get_num_blocks_to_allocate(request_id, self._count(request_id, num_tokens), *args, **kwargs)
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, *args, **kwargs) -> list:
-        num_tokens = self.short_lengths.of(request_id, num_tokens)
-        return super().allocate_new_blocks(request_id, num_tokens, *args, **kwargs)
+        return super().allocate_new_blocks(request_id, self._count(request_id, num_tokens), *args, **kwargs)
+
+    def cache_blocks(self, request: Request, num_tokens: int, *args, **kwargs) -> None:
+        reusable = reusable_length(self.prompts.get(request.request_id), num_tokens)
+        super().cache_blocks(request, reusable, *args, **kwargs)
+
+    def _count(self, request_id: str, tokens: int) -> int:
+        prompt, spec = self.prompts.get(request_id), self.kv_cache_spec
+        return tokens if prompt is None else prompt.count(tokens, spec.is_expanded, spec.is_merged)
 
 
-def reusable_length(request: Request) -> int:
-    """The number of tokens whose blocks other requests can share: those before the first image."""
-    if not request.mm_features:
-        return request.num_tokens
-    return request.mm_features[0].mm_position.offset
+def reusable_length(prompt: PromptRows | None, tokens: int) -> int:
+    """Of the first `tokens` rows of a prompt, those whose blocks other requests can share: before an image that changes."""
+    return min(tokens, prompt.images[0].start) if prompt and prompt.images else tokens
 
 
-class _OwnGroup(FullAttentionSpec):
+class _StageSpec(FullAttentionSpec):
     """A spec that merges only with specs of its own class, so that vLLM makes a separate group."""
+
+    is_expanded, is_merged = True, False
 
     @classmethod
     def merge(cls, specs: list) -> Any:
         if not all(type(spec) is cls for spec in specs):
-            raise AssertionError("Layers of the two stages have separate blocks.")  # vLLM expects this error type
+            raise AssertionError("Layers of different stages have separate blocks.")  # vLLM expects this error type
         return super().merge(specs)
 
 
-@register_kv_cache_spec(manager_class=StageTwoManager)
+@register_kv_cache_spec(manager_class=StageManager)
 @dataclass(frozen=True, kw_only=True)
-class StageTwoSpec(_OwnGroup):
+class LongSpec(_StageSpec):
     pass
 
 
-@register_kv_cache_spec(manager_class=StageOneManager)
+@register_kv_cache_spec(manager_class=StageManager)
 @dataclass(frozen=True, kw_only=True)
-class StageOneSpec(_OwnGroup):
-    pass
+class UnexpandedSpec(_StageSpec):
+    is_expanded = False
+
+
+@register_kv_cache_spec(manager_class=StageManager)
+@dataclass(frozen=True, kw_only=True)
+class MergedSpec(_StageSpec):
+    is_merged = True
+
+
+@register_kv_cache_spec(manager_class=StageManager)
+@dataclass(frozen=True, kw_only=True)
+class UnexpandedMergedSpec(_StageSpec):
+    is_expanded, is_merged = False, True
+
+
+_SPECS = (LongSpec, UnexpandedSpec, MergedSpec, UnexpandedMergedSpec)
+
+
+def spec_of(stage: Stage) -> type[_StageSpec]:
+    """The specification of a stage's layers."""
+    return {(spec.is_expanded, spec.is_merged): spec for spec in _SPECS}[stage.is_expanded, stage.is_merged]
 
 
 def use_spec(attention: Any, spec_class: type[FullAttentionSpec]) -> None:
@@ -92,7 +95,9 @@ def use_spec(attention: Any, spec_class: type[FullAttentionSpec]) -> None:
     def get_kv_cache_spec(vllm_config):
         spec = original(vllm_config)
         if type(spec) is not FullAttentionSpec:
-            raise ValueError(f"LVTC in vLLM supports full attention only, got {type(spec).__name__} for a layer.")
+            raise ValueError(
+                f"Sizes that change between layers need full attention in vLLM, got {type(spec).__name__} for a layer."
+            )
         return spec_class(**{field.name: getattr(spec, field.name) for field in fields(spec)})
 
     attention.get_kv_cache_spec = get_kv_cache_spec

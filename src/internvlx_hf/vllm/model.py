@@ -1,15 +1,14 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL-X for vLLM: this package's vision tower and projectors, and vLLM's language model with LVTC's two stages.
+"""InternVL-X for vLLM: this package's vision tower and projectors, and vLLM's language model in stages.
 
-Symbols are those of `modeling/lvtc.py`. A step has n rows of the long sequence, m of which belong to stage one; D is the width.
+Symbols are those of `modeling/lvtc.py`. A step has n rows of the long sequence, m of which belong to a stage; D is the width.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 from transformers.initialization import no_init_weights
 from vllm.config import VllmConfig
@@ -26,20 +25,15 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..modeling import InternVLXConfig, InternVLXModel
 from ..modeling.lvtc_rows import RowMap
+from ..modeling.merge_mean import merge_mean
+from ..modeling.tile_tokens import read_image_tokens
 from ..processing.literals import IMG_CONTEXT_TOKEN
-from .kv_groups import StageOneSpec, StageTwoSpec, use_spec
+from .kv_groups import spec_of, use_spec
 from .language_models import LANGUAGE_MODELS
+from .packing import pack_tiles, unpack_tiles
 from .processing import InternVLXDummyInputs, InternVLXMultiModalProcessor, InternVLXProcessingInfo
-from .stage_one import (
-    Rows,
-    find_rows,
-    position_channels,
-    position_delta,
-    read_rows,
-    stage_one_attention,
-    stage_one_backend,
-    step_metadata,
-)
+from .stage_attention import stage_attention, stage_backend, step_metadata
+from .tile_rows import StepTiles, find_stages, read_prompt, read_rows
 
 
 class VisionSide(InternVLXModel):
@@ -78,7 +72,6 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config: InternVLXConfig = vllm_config.model_config.hf_config
-        self.before, self.after = self.config.image_seq_length, self.config.expanded_image_seq_length
         self.vision = VisionSide(self.config).to(vllm_config.model_config.dtype)
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model: Any = init_vllm_registered_model(
@@ -89,64 +82,48 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             )
         self.packed_modules_mapping = self.language_model.packed_modules_mapping
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
-        self.step_tiles: torch.Tensor | None = None  # [tiles, T, N₁², D], from `embed_input_ids` to `forward`
-        if self.config.lvtc_config is not None:
-            self.stage_one_layers = self._split_stages(self.config.lvtc_config.expand_layer)
+        self.step_tiles: StepTiles | None = None  # from `embed_input_ids` to `forward`
+        self.stages = find_stages(self.config)
+        self.layer_names = self._split_stages() if self.config.boundaries else []
 
-    def _split_stages(self, expand_layer: int) -> list[str]:
-        """Give the attention layers of each stage separate blocks, and return the names of stage one's."""
-        names = []
-        for index, layer in enumerate(self.language_model.model.layers):
-            for attention in (module for module in layer.modules() if isinstance(module, Attention)):
-                if index < expand_layer:
-                    attention.attn_backend = stage_one_backend(attention.attn_backend)
-                    names.append(attention.layer_name)
-                use_spec(attention, StageOneSpec if index < expand_layer else StageTwoSpec)
+    def _stage_layers(self) -> list[tuple[int, int]]:
+        """The first layer of each stage, and the one after its last."""
+        return list(pairwise([0, *self.config.boundaries, len(self.language_model.model.layers)]))
+
+    def _split_stages(self) -> list[list[str]]:
+        """Give the attention layers of each stage separate blocks; return for each stage the names of those whose rows are its own."""
+        names: list[list[str]] = []
+        for stage, (start, end) in zip(self.stages, self._stage_layers(), strict=True):
+            names.append([])
+            modules = (module for layer in self.language_model.model.layers[start:end] for module in layer.modules())
+            for attention in (module for module in modules if isinstance(module, Attention)):
+                if not stage.is_long:
+                    attention.attn_backend = stage_backend(attention.attn_backend, stage)
+                    names[-1].append(attention.layer_name)
+                use_spec(attention, spec_of(stage))
         return names
 
     def get_model_state_cls(self) -> type:
         """For Model Runner V2."""
         from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-        from .model_state import StageOneState
+        from .model_state import StagesState
 
-        return DefaultModelState if self.config.lvtc_config is None else StageOneState
+        return StagesState if self.config.boundaries else DefaultModelState
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list) -> tuple[torch.Tensor, int]:
-        """Positions of a prompt, see `stage_one.py`. vLLM calls this only with LVTC."""
-        is_tile, in_stage_one = find_rows(len(input_tokens), mm_features, self.before, self.after)
-        return position_channels(is_tile, in_stage_one), position_delta(in_stage_one)
+        """What vLLM carries for each row of a prompt, see `tile_rows.py`. It calls this only where tokens change between layers."""
+        carried, delta = read_prompt(len(input_tokens), mm_features, self.config).carried(self.stages[0].radix)
+        return carried.expand(3, -1), delta
 
     def embed_multimodal(self, **kwargs) -> list[torch.Tensor]:
-        """The embeddings of each image's placeholders: (tiles·N₂², D), with LVTC (tiles·N₂², D·(1 + c)).
-
-        vLLM keeps one row per placeholder. With LVTC, a row has an HR token and c LR tokens, which fill the rows from the first
-        one.
-        """
+        """The embeddings of each image's placeholders, with LVTC's other tokens and the tiles' sizes, see `packing.py`."""
         if kwargs.get("pixel_values") is None:
             return []
         pixel_values, tiles = kwargs["pixel_values"], kwargs["num_patches"].flatten().tolist()
-        images = self.vision.get_image_features(pixel_values, return_dict=True)
-        tokens = images.pooler_output
-        if self.vision.lvtc is not None:
-            later = self.vision.lvtc.split(tokens, images.deepstack_features)
-            tokens = self._pack(torch.stack([tokens, *later.lr], dim=1), later.hr)
-        return [image.flatten(0, 1) for image in tokens.split(tiles)]
-
-    def _pack(self, lr: torch.Tensor, hr: torch.Tensor | None) -> torch.Tensor:
-        """(tiles, T, N₁², D) and (tiles, N₂², D) -> (tiles, N₂², D·(1 + c))."""
-        tokens = lr.flatten(1, 2)
-        columns = -(-tokens.shape[1] // self.after)
-        tokens = F.pad(tokens, (0, 0, 0, columns * self.after - tokens.shape[1]))
-        if hr is None:
-            hr = tokens.new_zeros(len(tokens), self.after, tokens.shape[-1])
-        return torch.cat([hr, rearrange(tokens, "t (c n) d -> t n (c d)", c=columns)], dim=-1)
-
-    def _unpack(self, rows: torch.Tensor, width: int) -> torch.Tensor:
-        """(tiles·N₂², D·c) -> (tiles, T, N₁², D)."""
-        tokens = rearrange(rows, "(t n) (c d) -> t (c n) d", n=self.after, d=width)
-        projectors = 1 + len(self.config.lvtc_config.insertion_layers)
-        return tokens[:, : projectors * self.before].unflatten(1, (projectors, self.before))
+        images = self.vision.get_image_features(pixel_values, kwargs.get("tile_sizes"), return_dict=True)
+        packed = iter(pack_tiles(self.config, read_image_tokens(self.config, images, pixel_values)))
+        return [torch.cat([next(packed) for _ in range(number)]) for number in tiles]
 
     def embed_input_ids(
         self,
@@ -156,17 +133,15 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         is_multimodal: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(n,) -> (n, D): embeddings of text, with HR tokens (without LVTC, the image's tokens) at the placeholders."""
+        """(n,) -> (n, D): embeddings of text, with HR tokens, or tokens of tiles that do not grow, at the placeholders."""
         embeds, self.step_tiles = self.language_model.model.embed_tokens(input_ids), None
         if multimodal_embeddings is None or not len(multimodal_embeddings):
             return embeds
         rows = torch.cat(list(multimodal_embeddings)).to(embeds.dtype)
-        width = embeds.shape[-1]
-        embeds[is_multimodal.to(embeds.device)] = rows[:, :width]  # type: ignore[union-attr]
-        if self.vision.lvtc is not None:
-            if len(rows) % self.after:
-                raise RuntimeError(f"A step has {len(rows)} image tokens, expected whole tiles of {self.after}.")
-            self.step_tiles = self._unpack(rows[:, width:], width)
+        is_multimodal = is_multimodal.to(embeds.device)  # type: ignore[union-attr]
+        embeds[is_multimodal] = rows[:, : embeds.shape[-1]]
+        if self.config.boundaries:
+            self.step_tiles = unpack_tiles(self.config, rows, is_multimodal)
         return embeds
 
     def forward(
@@ -177,7 +152,7 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         inputs_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        if self.config.lvtc_config is None:
+        if not self.config.boundaries:
             return self.language_model.model(input_ids, positions, intermediate_tensors, inputs_embeds)
         if inputs_embeds is None:
             inputs_embeds = self.embed_input_ids(input_ids)
@@ -185,58 +160,61 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         return self._run_stages(inputs_embeds, positions, tiles)
 
     def _run_stages(
-        self, inputs_embeds: torch.Tensor, channels: torch.Tensor, tiles: torch.Tensor | None
+        self, inputs_embeds: torch.Tensor, channels: torch.Tensor, tiles: StepTiles | None
     ) -> torch.Tensor:
-        """Run both stages (Algorithm 1 of the paper).
+        """Run all stages (Algorithm 1 of the paper).
 
         Args:
-            inputs_embeds: (n, D), with HR tokens at the placeholders.
-            channels: (3, n), see `stage_one.py`.
-            tiles: (tiles, T, N₁², D), the LR tokens of the step's tiles; None without images.
+            inputs_embeds: (n, D), see `embed_input_ids`.
+            channels: (3, n), all the same, see `tile_rows.py`.
+            tiles: the step's tiles whose tokens change; None if there are none.
         """
-        model, lvtc = self.language_model.model, self.config.lvtc_config
-        sizes = (
-            () if tiles is None else [torch.full((len(tiles),), n, device="cpu") for n in (self.before, self.after)]
-        )
-        rows = read_rows(channels, sizes)
-        common = step_metadata(self.stage_one_layers)
-        if lvtc.expanded_positions == "kept":
-            positions = self._keep_positions(channels, rows)
-        else:
-            positions = channels[0].clamp(min=0) if common is None else common.positions[: len(inputs_embeds)]
+        boundaries, length = self.config.boundaries, len(inputs_embeds)
+        common = step_metadata(next(filter(None, self.layer_names)))
+        numbers = channels[0].clamp(min=0) if common is None else common.positions[:length]
+        rows, maps = read_rows(self.stages, boundaries, numbers, channels[0], tiles)
+        hidden_states = rows[0].take(inputs_embeds)
+        if tiles is not None:
+            hidden_states[maps[0].tiles] = tiles.tokens.rows
+        for stage, (start, end) in enumerate(self._stage_layers()):
+            if stage and tiles is not None:
+                expanded = self.vision.lvtc.expand(  # type: ignore[union-attr]
+                    hidden_states[None], maps[stage - 1], tiles.tokens, stage, merge_mean
+                )
+                hidden_states = expanded[0]
+            if len(hidden_states):  # a step may have nothing but dropped tokens
+                with stage_attention(self.layer_names[stage], rows[stage]):
+                    added = self._added(tiles, maps, stage)
+                    hidden_states = self._run_layers(start, end, hidden_states, rows[stage].positions, added)
+        return rows[-1].spread(self.language_model.model.norm(hidden_states), length)
 
-        hidden_states, residual = rows.take(inputs_embeds), None
-        if tiles is not None and rows.row_map is not None:
-            hidden_states[rows.row_map.tiles] = tiles[:, 0].flatten(0, 1)
-        with stage_one_attention(self.stage_one_layers, rows):
-            for index, layer in enumerate(model.layers[: lvtc.expand_layer]):
-                if tiles is not None and rows.row_map is not None and index in lvtc.insertion_layers:
-                    hidden_states, residual = _summed(hidden_states, residual), None
-                    added = tiles[:, 1 + lvtc.insertion_layers.index(index)].flatten(0, 1)
-                    hidden_states = hidden_states.index_add(0, rows.row_map.tiles, added)
-                hidden_states, residual = layer(rows.positions, hidden_states, residual)
+    def _added(self, tiles: StepTiles | None, maps: list[RowMap], stage: int) -> dict[int, tuple[torch.Tensor, ...]]:
+        """LR tokens that are added in a stage: before which layer, to which rows, and the tokens."""
+        if tiles is None or not tiles.tokens.lr or stage >= len(maps):
+            return {}
+        layers, rows = self.config.lvtc_config.insertion_layers, maps[stage].tiles
+        return {
+            layer: (rows, tiles.tokens.in_stage(number, stage, self.config.boundaries))
+            for number, layer in enumerate(layers)
+        }
 
-        hidden_states, residual = _summed(hidden_states, residual), None
-        if rows.row_map is not None:
-            hidden_states = self._expand(hidden_states, inputs_embeds, rows.row_map)
-        for layer in model.layers[lvtc.expand_layer :]:
+    def _run_layers(
+        self,
+        start: int,
+        end: int,
+        hidden_states: torch.Tensor,
+        positions: torch.Tensor,
+        added: dict[int, tuple[torch.Tensor, ...]],
+    ) -> torch.Tensor:
+        """(m, D) -> (m, D), the layers of a stage."""
+        residual = None
+        for index, layer in enumerate(self.language_model.model.layers[start:end], start):
+            if index in added:
+                rows, tokens = added[index]
+                hidden_states = _summed(hidden_states, residual).index_add(0, rows, tokens)
+                residual = None
             hidden_states, residual = layer(positions, hidden_states, residual)
-        return model.norm(hidden_states, residual)[0]
-
-    def _keep_positions(self, channels: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """(n,) positions in stage two that are those of stage one."""
-        positions, row_map = channels[0].clamp(min=0), rows.row_map
-        if row_map is None:
-            return positions
-        return positions.index_copy(0, row_map.tiles_to, rows.positions[row_map.parents])
-
-    def _expand(self, hidden_states: torch.Tensor, inputs_embeds: torch.Tensor, row_map: RowMap) -> torch.Tensor:
-        """Expand the tiles: (m, D) -> (n, D)."""
-        lvtc: Any = self.vision.lvtc
-        hr = None
-        if lvtc.hr_projector is not None:
-            hr = inputs_embeds[row_map.tiles_to].unflatten(0, (-1, self.after))
-        return lvtc.expand(hidden_states[None], row_map, hr)[0]
+        return _summed(hidden_states, residual)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         logits = self.language_model.compute_logits(hidden_states)

@@ -1,5 +1,5 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""vLLM's options for a checkpoint with LVTC: set those that it needs, and refuse unsupported ones before reading weights."""
+"""vLLM's options for a checkpoint whose tiles change between layers: set those that it needs, and refuse unsupported ones before reading weights."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from ..modeling import InternVLXConfig
 from .language_models import require_language_model
+from .tile_rows import LONGEST, long_rows
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -23,10 +24,10 @@ class InternVLXOptions(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         config = model_config.hf_config
         require_language_model(config.text_config.model_type)
-        if config.lvtc_config is None:
+        if not config.boundaries:
             return
-        before, after = config.image_seq_length, config.expanded_image_seq_length
-        if after < before:
+        if any(size.has_lvtc and size.after < size.before for size in config.sizes):
+            before, after = config.image_seq_length, config.expanded_image_seq_length
             raise ValueError(
                 f"LVTC in vLLM needs at least as many tokens per tile after the expansion as before, got {after} after "
                 f"{before} (`lvtc_config.downsample_ratio`={config.lvtc_config.downsample_ratio:g}, "
@@ -37,11 +38,13 @@ class InternVLXOptions(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
-        if vllm_config.model_config.hf_config.lvtc_config is None:
+        config = vllm_config.model_config.hf_config
+        if not config.boundaries:
             return
         refused = [name for name, is_set in unsupported_options(vllm_config).items() if is_set]
         if refused:
-            raise ValueError(f"LVTC in vLLM does not support {', '.join(refused)}. Leave it unset.")
+            name = "LVTC" if config.lvtc_config is not None else "A size that shrinks"
+            raise ValueError(f"{name} in vLLM does not support {', '.join(refused)}. Leave it unset.")
         scheduler, compilation = vllm_config.scheduler_config, vllm_config.compilation_config
         scheduler.disable_chunked_mm_input = True
         scheduler.scheduler_cls = SCHEDULER
@@ -51,15 +54,17 @@ class InternVLXOptions(VerifyAndUpdateConfig):
 
 
 def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
-    """For each option, whether it is set to a value that LVTC does not support."""
+    """For each option, whether it is set to a value with which tiles cannot change between layers."""
     model, cache, scheduler = vllm_config.model_config, vllm_config.cache_config, vllm_config.scheduler_config
     parallel, speculative = vllm_config.parallel_config, vllm_config.speculative_config
     multimodal = model.multimodal_config
     graphs = vllm_config.compilation_config.cudagraph_mode
-    sizes = ("pipeline", "data", "decode_context", "prefill_context")
-    parallel_sizes = {f"{name}_parallel_size": getattr(parallel, f"{name}_parallel_size", 1) for name in sizes}
+    kinds = ("pipeline", "data", "decode_context", "prefill_context")
+    parallel_sizes = {f"{name}_parallel_size": getattr(parallel, f"{name}_parallel_size", 1) for name in kinds}
     budget = scheduler.max_num_scheduled_tokens
-    drafts, tile = speculative.num_speculative_tokens if speculative else 0, model.hf_config.expanded_image_seq_length
+    drafts, sizes = speculative.num_speculative_tokens if speculative else 0, model.hf_config.sizes
+    tile = min(long_rows(size) for size in sizes if size.boundary is not None)
+    has_both = len({size.after > size.before for size in sizes if size.boundary is not None}) > 1
     return {
         **{f"{name}={size}": size > 1 for name, size in parallel_sizes.items()},
         "enable_dbo": bool(parallel.enable_dbo or parallel.ubatch_size),
@@ -88,6 +93,8 @@ def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
         f"num_speculative_tokens={drafts} with CUDA graphs and {tile} tokens per tile": bool(
             graphs and drafts + 1 >= tile
         ),
+        f"max_model_len={model.max_model_len} above {LONGEST} with sizes that grow and sizes that shrink": has_both
+        and model.max_model_len > LONGEST,
         "sliding windows": uses_sliding_window(model.hf_config),
     }
 

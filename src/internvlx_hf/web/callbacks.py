@@ -108,6 +108,14 @@ class Callbacks:
         attention = self.shared.attend(image, question, chosen, max_new_tokens, self.limits)
         return attention.answer, fragments.attention_slide(attention, self.shared.name)
 
+    def show_sizes(self, upload: str | None, question: str, *settings) -> str:
+        """A slide of the image at each size of a tile that the model offers, with the answers, as HTML."""
+        question, image = self.limits.check_question(question), self._image(upload)
+        chosen = self.limits.check_settings(*settings)
+        max_new_tokens = min(SLIDE_TOKENS, self.limits.max_new_tokens)
+        setup, answers = self.shared.answer_at_sizes(image, question, chosen, max_new_tokens, self.limits)
+        return fragments.sizes_slide(self._upright(upload or ""), setup, answers, question)
+
     def _boxes(self, turn: Turn, upload: str | None) -> str:
         if upload is None or not parse_boxes(turn.answer, (1, 1)):
             return ""

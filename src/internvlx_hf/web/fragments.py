@@ -10,8 +10,9 @@ from io import BytesIO
 import PIL.Image
 
 from ..chat import Turn
+from ..cost import ModelSetup
 from ..cost.report import FLOP_UNITS, scaled
-from ..pictures import Attention, draw_attention, draw_boxes, draw_slicing
+from ..pictures import Attention, draw_attention, draw_boxes, draw_sizes, draw_slicing
 from ..pictures.canvas import COLOURS
 from ..processing.boxes import LabelledBox
 from ..processing.rvtc import SLICING_WORDS
@@ -85,6 +86,14 @@ def boxes_slide(image: PIL.Image.Image, boxes: Sequence[LabelledBox], name: str)
     with _DRAWING:
         title = f"{len(boxes)} box{'es' * (len(boxes) > 1)} of the answer"
         tag = _image_tag(draw_boxes(image, boxes, title, name), title)
+    return f'<div class="ix-wide">{tag}</div>'
+
+
+def sizes_slide(image: PIL.Image.Image, setup: ModelSetup, answers: dict[str, str], question: str) -> str:
+    """The slide of [`draw_sizes`], scrollable on narrow screens."""
+    with _DRAWING:
+        said = "; ".join(f"{size}: {answer!r}" for size, answer in answers.items())
+        tag = _image_tag(draw_sizes(image, setup, answers, question, "Tokens per tile"), f"Answers by size: {said}")
     return f'<div class="ix-wide">{tag}</div>'
 
 

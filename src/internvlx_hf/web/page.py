@@ -55,9 +55,13 @@ def build_page(callbacks: Callbacks) -> gr.Blocks:
                 length = _ask_tab(callbacks, conversation, upload, settings)
                 _compare_tab(callbacks, upload, length, settings)
                 look, look_inputs, answer = _attention_tab(upload, settings)
+                sizes = _sizes_tab(upload, settings) if len(callbacks.shared.processor.sizes) > 1 else None
         slide = gr.HTML(elem_id="attention")
         tiles = gr.HTML(elem_id="tiles")
         look.click(_with_messages(callbacks.show_attention), look_inputs, [answer, slide], **_MODEL)
+        if sizes is not None:
+            draw, draw_inputs = sizes
+            draw.click(_with_messages(callbacks.show_sizes), draw_inputs, [slide], **_MODEL)
         upload.change(lambda: ("", ""), None, [answer, slide], **_FORM)
         gr.on(
             [upload.change, *(each.change for each in settings)],
@@ -257,6 +261,14 @@ def _attention_tab(upload: gr.Image, settings: list) -> tuple[gr.Button, list, g
         look = gr.Button("Show where the model looks", variant="primary", elem_id="look")
         answer = gr.Textbox(label="Answer", interactive=False, elem_id="attention-answer")
     return look, [upload, question, *settings], answer
+
+
+def _sizes_tab(upload: gr.Image, settings: list) -> tuple[gr.Button, list]:
+    """Returns: the button, and the inputs of `Callbacks.show_sizes`."""
+    with gr.Tab("Sizes"):
+        question = _question_box("Question at each size", "sizes-question")
+        draw = gr.Button("Ask at each size of a tile", variant="primary", elem_id="sizes")
+    return draw, [upload, question, *settings]
 
 
 def _with_messages(callback: Callable) -> Callable:

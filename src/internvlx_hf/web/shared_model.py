@@ -16,6 +16,7 @@ from ..cost.estimate import TEXT_TOKENS
 from ..cost.request_budget import RequestBudget
 from ..evaluation.answering import Answerer
 from ..pictures import Attention, attend
+from ..pictures.size_answers import answer_at_sizes
 from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES, TilePlan
 
@@ -148,6 +149,19 @@ class SharedModel:
         processor = self.answerer(settings).changed_processor
         with self._lock:
             return attend(self.model, processor, image, question, max_new_tokens, budget)
+
+    def answer_at_sizes(
+        self,
+        image: PIL.Image.Image,
+        question: str,
+        settings: ImageSettings,
+        max_new_tokens: int,
+        budget: RequestBudget,
+    ) -> tuple[ModelSetup, dict[str, str]]:
+        """The model with the settings of a request, and its answers at each size of a tile, see [`answer_at_sizes`]."""
+        answerer = self.answerer(replace(settings, tokens_per_tile=None))
+        with self._lock:
+            return self._setup(answerer), answer_at_sizes(answerer, image, question, max_new_tokens, budget)
 
     def _measure(self, session: Session, turn: Turn) -> None:
         """Measure the machine's speed with an answer whose whole prompt was read."""
