@@ -11,6 +11,7 @@ import argparse
 import gc
 import os
 import sys
+from unittest import mock
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the record of steps is in the process that runs the model
 
@@ -77,8 +78,16 @@ def ask_vllm(checkpoint: str, prompts: dict[str, str], dtype: str, graphs: bool)
     from transformers import AutoConfig
     from vllm import LLM, SamplingParams
 
-    from internvlx_hf.vllm import trace
+    from internvlx_hf.vllm import model as plugin
 
+    steps: list[tuple[bool, list[int]]] = []  # of each step, whether it has images, and the rows of each stage
+
+    def record(stages, boundaries, rows, carried, tiles):
+        found = read_rows(stages, boundaries, rows, carried, tiles)
+        steps.append((tiles is not None, [len(own.numbers) for own in found[0]]))
+        return found
+
+    read_rows = plugin.read_rows
     mode = "FULL_DECODE_ONLY" if graphs else "NONE"
     length = min(AutoConfig.from_pretrained(checkpoint).position_limit, 16384)
     llm = LLM(
@@ -91,7 +100,7 @@ def ask_vllm(checkpoint: str, prompts: dict[str, str], dtype: str, graphs: bool)
         _, images = messages(QUESTIONS[name])
         requests[name] = {"prompt": prompt} | ({"multi_modal_data": {"image": images}} if images else {})
     found = {"alone": {}, "together": {}}
-    with trace.record_steps() as steps:
+    with mock.patch.object(plugin, "read_rows", record):
         for name, request in requests.items():
             found["alone"][name] = list(llm.generate([request], sampling, use_tqdm=False)[0].outputs[0].token_ids)
         outputs = llm.generate(list(requests.values()), sampling, use_tqdm=False)
@@ -110,8 +119,9 @@ def describe(runner, mode: str, steps: list) -> int:
 
     Steps that a graph replays are not recorded, since no Python runs in them. Returns how much is off.
     """
-    dropped = sum(step.stage_two_rows - step.stage_one_rows for step in steps)
-    decoding = sum(max(step.query_lengths) == 1 for step in steps)
+    dropped = sum(max(rows) - rows[0] for _, rows in steps)
+    # a prompt has more rows than there are requests
+    decoding = sum(not has_images and rows[0] <= len(QUESTIONS) for has_images, rows in steps)
     state = getattr(runner, "model_state", None)
     print(f"  {type(runner).__module__}, graphs {mode}: {len(steps)} steps in Python, {decoding} of them decoding,")
     print(f"  {dropped} rows left out of stage one")
@@ -120,7 +130,7 @@ def describe(runner, mode: str, steps: list) -> int:
     off = []
     if not dropped:
         off.append("no row was left out of stage one: are there images, and is the plug-in at work?")
-    if state is not None and not getattr(state, "short_lengths", torch.zeros(1)).any():
+    if state is not None and not any(own.any() for own in getattr(state, "lengths", {}).values()):
         off.append("Model Runner V2 without buffers for stage one: is the model's `get_model_state_cls` asked?")
     elif state is not None:
         print("  Model Runner V2: stage one's lengths and slots are in buffers")

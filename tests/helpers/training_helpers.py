@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from dial_cases import dial
+from internvlx_hf import InternVLXProcessor
 from internvlx_hf.training.train import SETTINGS, parse_arguments, train
 from tiny import LVTC, tiny_model, tiny_processor
 
@@ -31,6 +33,27 @@ def save_checkpoint(folder: Path, text: str = "qwen2", **kwargs) -> Path:
     model.save_pretrained(folder)
     tiny_processor(model.config, max_patches=3, slicing="edge").save_pretrained(folder)
     return folder
+
+
+# without anything random, and with weights whose first gradients are not large
+STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initializer_range": 0.05}}
+TRAINED = ["16", "4", "4:16", "16:4", "16:0"]  # sizes of `save_dial`
+
+
+def save_dial(folder, settings=STEADY, **kwargs):
+    """A checkpoint that offers several sizes of a tile, in `folder`, whose name is returned."""
+    model = tiny_model(**dial(2, 3, TRAINED), **settings, **kwargs)
+    model.save_pretrained(folder)
+    processor = sized(model.config)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def sized(config, **kwargs):
+    """Its processor."""
+    plain = tiny_processor(config, max_patches=3, slicing="edge")
+    parts = plain.image_processor, plain.tokenizer
+    return InternVLXProcessor(*parts, image_seq_length=16, offered_sizes=config.tokens_per_tile, **kwargs)
 
 
 def write_data(folder: Path, samples: int = 12, seed: int = 0) -> Path:

@@ -27,8 +27,9 @@ from distributed_process import (
     torch_update,
 )
 from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.training.size_sampling import size_of_step
 from paths import HELPERS, ROOT
-from training_helpers import losses, run, save_checkpoint, saved_weights, write_config, write_data
+from training_helpers import losses, run, save_checkpoint, save_dial, saved_weights, write_config, write_data
 from versions import is_older, needs_transformers
 
 pytestmark = pytest.mark.slow
@@ -241,3 +242,20 @@ def test_processes_of_which_one_cannot_read_its_samples_save_together(tmp_path):
     names = {path.name for path in checkpoint.iterdir()}
     assert names >= {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt", "trainer_state.json", "failure.txt"}
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_two_processes_train_the_sizes_of_one(tmp_path):
+    """DDP, with batches of like cost, of which some are text alone; 1e-4: the same sums in another order."""
+    base, data = save_dial(tmp_path / "base"), write_data(tmp_path / "data")
+    common = {"model_name_or_path": base, "train_data": str(data), "max_steps": 6, "save_strategy": "no"}
+    common |= {"tokens_per_tile_sampling": {"16": 1, "4": 2, "4:16": 2}, "train_sampling_strategy": "group_by_cost"}
+    (tmp_path / "runs").mkdir()
+    config = write_config(tmp_path, **common, output_dir=str(tmp_path / "two"))
+    shutil.move(config, tmp_path / "runs" / "sizes.yaml")
+    launch("ddp", "ddp", tmp_path / "runs")
+    alone = run(tmp_path, **common, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
+    assert logged_losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-4)
+    assert len({size_of_step({0: 1.0, 1: 2.0, 2: 2.0}, 42, step) for step in range(6)}) > 1
+    weights = saved_weights(tmp_path / "one")
+    for name, weight in saved_weights(tmp_path / "two").items():
+        torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)

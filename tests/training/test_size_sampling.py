@@ -1,7 +1,6 @@
 """`tokens_per_tile_sampling`: each step of a training has a size of a tile, drawn from those that the checkpoint offers."""
 
 import json
-import shutil
 from collections import Counter
 from functools import wraps
 from types import SimpleNamespace
@@ -10,37 +9,20 @@ import pytest
 import torch
 
 from dial_cases import dial
-from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
+from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.checkpoints.names import RECIPE
 from internvlx_hf.data import InternVLXDataCollator, TrainingData, load_training_data
 from internvlx_hf.training import size_sampling
 from internvlx_hf.training.arguments import InternVLXTrainingArguments
 from internvlx_hf.training.size_sampling import size_of_step, size_weights
 from refusals import refused
-from tiny import tiny_config, tiny_model, tiny_processor
-from training_helpers import RANDOM, losses, run, saved_weights, write_config, write_data
-
-STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initializer_range": 0.05}}
-SIZES = ["16", "4", "4:16", "16:4", "16:0"]
-
-
-def save_dial(folder, settings=STEADY, **kwargs):
-    model = tiny_model(**dial(2, 3, SIZES), **settings, **kwargs)
-    model.save_pretrained(folder)
-    processor = sized(model.config)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
-def sized(config, **kwargs):
-    plain = tiny_processor(config, max_patches=3, slicing="edge")
-    parts = plain.image_processor, plain.tokenizer
-    return InternVLXProcessor(*parts, image_seq_length=16, offered_sizes=config.tokens_per_tile, **kwargs)
+from tiny import tiny_config
+from training_helpers import RANDOM, TRAINED, losses, run, save_dial, saved_weights, sized, write_data
 
 
 def weights(sampling, **config):
     arguments = SimpleNamespace(tokens_per_tile_sampling=sampling)
-    return size_weights(arguments, tiny_config(**dial(2, 3, SIZES), **config))
+    return size_weights(arguments, tiny_config(**dial(2, 3, TRAINED), **config))
 
 
 # -- which size a step has
@@ -87,7 +69,7 @@ def test_the_default_is_one_size(tmp_path):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_texts_of_every_size_are_those_of_a_processor_with_that_size(packing, tmp_path):
-    config, path = tiny_config(**dial(2, 3, SIZES)), str(write_data(tmp_path))
+    config, path = tiny_config(**dial(2, 3, TRAINED)), str(write_data(tmp_path))
     settings = {"packing": packing, "pad_to_multiple_of": 8}
 
     def batch(size=None, **more):
@@ -96,9 +78,9 @@ def test_texts_of_every_size_are_those_of_a_processor_with_that_size(packing, tm
         assert isinstance(data, TrainingData)
         return InternVLXDataCollator(processor, **settings, **more)([data[i] for i in range(6)])
 
-    own = batch("16", sampled_sizes=SIZES)
+    own = batch("16", sampled_sizes=TRAINED)
     assert sorted(own["of_sizes"]) == [0, 1, 2, 3, 4]
-    for index, size in enumerate(SIZES):
+    for index, size in enumerate(TRAINED):
         want = batch(size)
         got = {"pixel_values": own["pixel_values"], **own["of_sizes"][index]}
         assert got.keys() == want.keys()
@@ -194,23 +176,3 @@ def test_all_sizes_are_trained_and_lose(tmp_path):
     assert not any(torch.equal(start[name], end[name]) for name in of_sizes)
     record = json.loads((tmp_path / "out" / RECIPE).read_text())["settings"]["tokens_per_tile_sampling"]
     assert record == {"16": 1.0, "4": 3.0, "16:4": 3.0}
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_sizes_of_one(tmp_path, monkeypatch):
-    """DDP, with batches of like cost, of which some are text alone; 1e-4: the same sums in another order."""
-    from test_distributed import launch, logged_losses
-
-    base, data = save_dial(tmp_path / "base"), write_data(tmp_path / "data")
-    common = {"model_name_or_path": base, "train_data": str(data), "max_steps": 6, "save_strategy": "no"}
-    common |= {"tokens_per_tile_sampling": {"16": 1, "4": 2, "4:16": 2}, "train_sampling_strategy": "group_by_cost"}
-    (tmp_path / "runs").mkdir()
-    config = write_config(tmp_path, **common, output_dir=str(tmp_path / "two"))
-    shutil.move(config, tmp_path / "runs" / "sizes.yaml")
-    launch("ddp", "ddp", tmp_path / "runs")
-    alone = run(tmp_path, **common, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
-    assert logged_losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-4)
-    assert len({size_of_step({0: 1, 1: 2, 2: 2}, 42, step) for step in range(6)}) > 1
-    weights = saved_weights(tmp_path / "one")
-    for name, weight in saved_weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)

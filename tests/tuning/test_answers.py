@@ -84,7 +84,7 @@ def test_answers_are_those_of_the_answerer(photos, tmp_path):
             (expected,) = plain.answer([[{"role": "user", "content": content}]], max_new_tokens=5)
             found = asker.answer(tried, item)
             assert (found["answer"], len(found["ids"])) == (expected.text.strip(), expected.num_tokens)
-    assert costs.of(setting, items)[0].tiles == 1
+    assert costs.tiles(setting, items[0]) == "1x1"
     assert asker.memory.remembered == len(items)  # the thumbnails
 
 

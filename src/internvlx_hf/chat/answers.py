@@ -79,7 +79,9 @@ class ImageJob:
         instruction = [] if self.system is None else [{"role": "system", "content": _text_parts(self.system)}]
         asked = {"role": "user", "content": question_parts(self.question, _open(item.question))}
         inputs = chat_inputs(self.processor, [[*instruction, asked]], self.images_kwargs, add_generation_prompt=True)
-        return Prompt(inputs["input_ids"][0].tolist(), inputs.get("pixel_values"))
+        sizes = inputs.get("tile_sizes")
+        sizes = () if sizes is None else sizes.tolist()
+        return Prompt(inputs["input_ids"][0].tolist(), inputs.get("pixel_values"), tile_sizes=sizes)
 
     def finish(self, item: Item, answer: Answer) -> dict:
         return item.line | {

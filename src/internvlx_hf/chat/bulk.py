@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -73,6 +73,7 @@ class Prompt(NamedTuple):
     input_ids: list[int]
     tiles: torch.Tensor | None = None
     request: dict | None = None
+    tile_sizes: Sequence[int] = ()  # of each tile, if one has another size than the first that the model offers
 
 
 @dataclass
@@ -133,7 +134,7 @@ class Group:
     def halves(self) -> "tuple[Group, Group]":
         half = len(self.items) // 2
         first = sum(self.tiles[:half])
-        cuts = {"pixel_values": first}
+        cuts = ("pixel_values", "tile_sizes")
         parts = []
         for rows, tiles in ((slice(None, half), slice(None, first)), (slice(half, None), slice(first, None))):
             inputs = {name: value[tiles if name in cuts else rows] for name, value in self.inputs.items()}
@@ -254,6 +255,11 @@ class Plan(IterableDataset):
         inputs, tiles = dict(padded), [prompt.tiles for prompt in prompts if prompt.tiles is not None]
         if tiles:
             inputs["pixel_values"] = torch.cat(tiles)
+        sizes = [
+            size for prompt, count in zip(prompts, counts, strict=True) for size in prompt.tile_sizes or [0] * count
+        ]
+        if any(sizes):
+            inputs["tile_sizes"] = torch.tensor(sizes)
         return Group([*asked, *broken], inputs, counts)
 
 

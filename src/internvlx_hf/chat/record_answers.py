@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,8 @@ class RecordJob:
         if self.requests:
             return Prompt([], request=self._request(item.question))
         sample = self.encoder(item.question)
-        return Prompt(
-            _prompt_ids(sample.input_ids, sample.labels != IGNORE_INDEX), make_tiles([sample], self.processor)
-        )
+        ids = _prompt_ids(sample.input_ids, sample.labels != IGNORE_INDEX)
+        return Prompt(ids, make_tiles([sample], self.processor), tile_sizes=list(chain(*sample.tile_sizes)))
 
     def _request(self, question: dict) -> dict:
         """What vLLM takes: the ids with one placeholder for each image, the images, and the image processor's arguments."""

@@ -166,6 +166,7 @@ def _seed(seed: int) -> None:
 def _answer_each(options: argparse.Namespace, answerer, images: list[str], question: str | None, generation) -> None:
     from ..chat import answer_images
     from ..chat.answers import earlier_settings, model_settings
+    from ..chat.bulk import BATCH_SIZE
 
     settings = {
         **model_settings(options.model, answerer),
@@ -181,7 +182,7 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         question or "",
         options.jsonl,
         settings,
-        options.batch_size,
+        options.batch_size or BATCH_SIZE,
         options.system,
         same,
         **generation,

@@ -163,8 +163,8 @@ def _sizes(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> 
 
     names, answers, upright = list(setup.sizes.tiles), None, True
     if options.question:
+        from ..chat.size_answers import answer_at_sizes
         from ..evaluation.answering import Answerer
-        from ..pictures.size_answers import answer_at_sizes
 
         answerer = Answerer(*_load(options, setup, "--sizes"))
         upright = bool(answerer.processor.image_processor.do_exif_transpose)

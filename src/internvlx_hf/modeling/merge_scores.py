@@ -74,7 +74,7 @@ def _with_weights(attention: nn.Module) -> nn.Module:
     """A module with the same parameters that computes eager attention, without hooks. The given one is left as it is."""
     eager = copy(attention)
     config = copy(attention.config)
-    config._attn_implementation = "eager"
+    config._attn_implementation = "eager"  # type: ignore[union-attr]
     eager.config, eager.training = config, False  # type: ignore[assignment]
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         setattr(eager, hooks, type(getattr(attention, hooks))())

@@ -176,7 +176,8 @@ def samples_past_limit(
     if attention_mask is not None and attention_mask.shape == input_ids.shape:
         filled = attention_mask.to(input_ids.dtype)
     is_placeholder = filled * (input_ids == config.image_token_id)
-    before, gains = config.image_seq_length, config.tile_positions - config.image_seq_length
+    before: int = config.image_seq_length
+    gains: int | torch.Tensor = config.tile_positions - before
     place = is_placeholder.flatten().cumsum(0) - 1  # among the placeholders
     if tile_sizes is not None:  # tiles of other sizes begin elsewhere
         counts = of_tiles(tile_sizes, [size.before for size in config.sizes])

@@ -38,7 +38,7 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
     def __init__(self, *args, costs: Sequence[float] | np.ndarray | None = None, **kwargs):
         self.costs = costs
         super().__init__(*args, **kwargs)
-        self.size_weights = size_weights(self.args, find_model(self.model).config)
+        self.size_weights = size_weights(self.args, find_model(self.model).config)  # type: ignore[arg-type]
         self.add_callback(SetSamplerEpoch())
         self.divergence, self.last_whole_step = DivergenceCheck(), LastWholeStep()
         self.add_callback(self.last_whole_step)

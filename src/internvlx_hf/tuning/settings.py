@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 from ..cost import CostModel, ModelSetup
-from ..cost.estimate import Cost
 from ..cost.images import Size
 from ..evaluation.answering import Answerer
 from ..processing.image_settings import ImageSettings
@@ -45,11 +44,6 @@ class Costs:
         if setting not in self._models:
             self._models[setting] = CostModel(self.own.changed(setting))
         return self._models[setting]
-
-    def of(self, setting: ImageSettings, items: Sequence[Item]) -> list[Cost]:
-        """Raises: ValueError: if a budget has no room for an item's images."""
-        model = self.model(setting)
-        return [model.together(self.sizes[item.key]) for item in items]
 
     def flops(self, setting: ImageSettings) -> float:
         """The mean FLOPs before the first token, over all items."""

@@ -86,10 +86,14 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         self.stages = find_stages(self.config)
         self.layer_names = self._split_stages() if self.config.boundaries else []
 
+    def _stage_layers(self) -> list[tuple[int, int]]:
+        """The first layer of each stage, and the one after its last."""
+        return list(pairwise([0, *self.config.boundaries, len(self.language_model.model.layers)]))
+
     def _split_stages(self) -> list[list[str]]:
         """Give the attention layers of each stage separate blocks; return for each stage the names of those whose rows are its own."""
-        bounds, names = [0, *self.config.boundaries, None], []
-        for stage, (start, end) in zip(self.stages, pairwise(bounds), strict=True):
+        names: list[list[str]] = []
+        for stage, (start, end) in zip(self.stages, self._stage_layers(), strict=True):
             names.append([])
             modules = (module for layer in self.language_model.model.layers[start:end] for module in layer.modules())
             for attention in (module for module in modules if isinstance(module, Attention)):
@@ -169,10 +173,10 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         common = step_metadata(next(filter(None, self.layer_names)))
         numbers = channels[0].clamp(min=0) if common is None else common.positions[:length]
         rows, maps = read_rows(self.stages, boundaries, numbers, channels[0], tiles)
-        hidden_states, bounds = rows[0].take(inputs_embeds), [0, *boundaries, None]
+        hidden_states = rows[0].take(inputs_embeds)
         if tiles is not None:
             hidden_states[maps[0].tiles] = tiles.tokens.rows
-        for stage, (start, end) in enumerate(pairwise(bounds)):
+        for stage, (start, end) in enumerate(self._stage_layers()):
             if stage and tiles is not None:
                 expanded = self.vision.lvtc.expand(  # type: ignore[union-attr]
                     hidden_states[None], maps[stage - 1], tiles.tokens, stage, merge_mean
@@ -197,7 +201,7 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
     def _run_layers(
         self,
         start: int,
-        end: int | None,
+        end: int,
         hidden_states: torch.Tensor,
         positions: torch.Tensor,
         added: dict[int, tuple[torch.Tensor, ...]],

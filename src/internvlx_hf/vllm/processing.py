@@ -11,7 +11,7 @@ the maximum of its tiles and their sizes become part of its name in the cache.
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -131,8 +131,8 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
 
     def has_thumbnail(self, settings: Mapping[str, Any]) -> bool:
         """Whether images of several tiles have a thumbnail."""
-        given = settings.get("use_thumbnail")
-        return bool(self.get_image_processor().use_thumbnail if given is None else given)
+        given, processor = settings.get("use_thumbnail"), cast(Any, self.get_image_processor())
+        return bool(processor.use_thumbnail if given is None else given)
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         tiles, _ = self.largest_image

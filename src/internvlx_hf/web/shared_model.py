@@ -11,12 +11,12 @@ from queue import SimpleQueue
 import PIL.Image
 
 from ..chat import Session, Turn
+from ..chat.size_answers import answer_at_sizes
 from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import TEXT_TOKENS
 from ..cost.request_budget import RequestBudget
 from ..evaluation.answering import Answerer
 from ..pictures import Attention, attend
-from ..pictures.size_answers import answer_at_sizes
 from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import SLICING_STRATEGIES, TilePlan
 

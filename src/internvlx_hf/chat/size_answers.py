@@ -23,8 +23,8 @@ def answer_at_sizes(
     Raises:
         ValueError: if the image or the question is invalid, or the prompt and its answer exceed the budget (default: none).
     """
-    from ..chat import Session
     from ..evaluation.answering import Answerer
+    from .session import Session
 
     sizes, answers = answerer.processor.sizes, {}
     for name in sizes:
