@@ -28,7 +28,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sub-command. The exit status is 0, 1 if it failed, 2 if there is no such command, 130 if it was interrupted.
+    """Run a sub-command. The exit status is 0, 1 if it failed, 2 if there is no such command, 130 if it was
+    interrupted.
 
     An error is printed as one line, and with `--debug` as a traceback too. If the reader of the output ends first
     (`| head`), the status is 141, without a message.
@@ -104,8 +105,8 @@ def _help() -> str:
     return "\n".join(
         ("usage: internvlx COMMAND ...", "", "InternVL-X for Hugging Face Transformers.", "", *lines, "")
     ) + (
-        "\n`internvlx COMMAND --help` explains a command; `internvlx --version` prints the version; `--debug` shows the "
-        "traceback of an error."
+        "\n`internvlx COMMAND --help` explains a command; `internvlx --version` prints the version; `--debug` shows "
+        "the traceback of an error."
     )
 
 

@@ -106,16 +106,19 @@ def answer_images(
     num_workers: int | None = None,
     **generation_kwargs,
 ) -> Outcome:
-    """Ask about each image and append a line `{"image", "question", "settings", "answer", "tokens", "finish_reason"}` to `out`.
+    """Ask about each image and append a line `{"image", "question", "settings", "answer", "tokens", "finish_reason"}`
+    to `out`.
 
-    Images of similar cost are answered together, and their lines are written then, so the lines' order is not that of the images. A PDF is
-    asked about as a whole; its pages are images. `finish_reason` is "length" if the answer is cut off (see `Answer`). The path of an
-    image's file is written as an absolute path. `boxes` lists the boxes of an answer about a single image, in its pixels. The line of an
-    image that cannot be read, or that the model cannot be asked about, has `"error"` instead of an answer. The next run tries it again.
+    Images of similar cost are answered together, and their lines are written then, so the lines' order is not that of
+    the images. A PDF is asked about as a whole; its pages are images. `finish_reason` is "length" if the answer is cut
+    off (see `Answer`). The path of an image's file is written as an absolute path. `boxes` lists the boxes of an
+    answer about a single image, in its pixels. The line of an image that cannot be read, or that the model cannot be
+    asked about, has `"error"` instead of an answer. The next run tries it again.
 
     Args:
         images: paths or URLs of images, PDFs or videos. Videos are recognized by their file name extension.
-        settings: everything else that the answers depend on. Lines of `out` with other settings do not count as answers.
+        settings: everything else that the answers depend on. Lines of `out` with other settings do not count as
+            answers.
         same_settings: settings of earlier lines that count as `settings` (default: none).
         batch_size, num_workers, generation_kwargs: see [`answer_all`].
 
@@ -139,7 +142,8 @@ def _key(line: Mapping) -> bytes:
 
 
 def list_files(names: Iterable[str]) -> list[str]:
-    """The names, with each folder replaced by the images, PDFs and videos in it and its subfolders. Each file is named once.
+    """The names, with each folder replaced by the images, PDFs and videos in it and its subfolders. Each file is named
+    once.
 
     Raises:
         ValueError: if a folder has none.

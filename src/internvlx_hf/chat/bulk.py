@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Answers in bulk: batches of similar cost, made ahead in worker processes, and lines that a later run resumes from."""
+"""Answers in bulk: batches of similar cost, made ahead in worker processes, and lines that a later run resumes
+from.
+"""
 
 import hashlib
 import json
@@ -38,8 +40,8 @@ class Outcome(NamedTuple):
     """What a run did.
 
     Args:
-        answered, copied, earlier, failed: numbers of items that it answered, that had an answer, that earlier runs answered, and
-            that have none.
+        answered, copied, earlier, failed: numbers of items that it answered, that had an answer, that earlier runs
+            answered, and that have none.
         failures: (name, reason) of the first that failed.
         seconds: how long answering took.
     """
@@ -68,7 +70,9 @@ class Outcome(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """(L,) ids of a prompt, and its tiles (tiles, 3, H, W), if it has any; or `request`, what another engine takes instead."""
+    """(L,) ids of a prompt, and its tiles (tiles, 3, H, W), if it has any; or `request`, what another engine takes
+    instead.
+    """
 
     input_ids: list[int]
     tiles: torch.Tensor | None = None
@@ -150,7 +154,8 @@ def digest(key: Any) -> bytes:
 
 @dataclass
 class Plan(IterableDataset):
-    """The batches of a job, ready to be answered. Every worker process makes the same plan, and the prompts of every n-th batch.
+    """The batches of a job, ready to be answered. Every worker process makes the same plan, and the prompts of every
+    n-th batch.
 
     Args:
         done: digests of what needs no answer.
@@ -314,7 +319,9 @@ def answer_all(
 
 
 def _answers(answerer: Answerer, group: Group, generation_kwargs: dict) -> Iterator[tuple[Item, Answer | None]]:
-    """The answer of each item; None of an item that is not asked. What fails in a batch is asked again in its halves."""
+    """The answer of each item; None of an item that is not asked. What fails in a batch is asked again in its
+    halves.
+    """
     if not group.inputs:
         yield from ((item, None) for item in group.items)
         return
@@ -360,7 +367,9 @@ def free_bytes(device: torch.device) -> float:
 
 
 def useful_workers(job: Job, batch_size: int) -> int:
-    """Processes that make batches ahead: one for each core but one, as many as there are batches and as shared memory holds."""
+    """Processes that make batches ahead: one for each core but one, as many as there are batches and as shared memory
+    holds.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rule = job.processor.image_processor.tiling_rule()
     batch = batch_size * (rule.max_tiles + 1) * 3 * rule.tile_width * rule.tile_height * 4

@@ -46,8 +46,8 @@ class Choice:
     ) -> "Choice":
         """Choose what is not given: a GPU if there is one, and a dtype that the device computes fast in.
 
-        "auto" without a GPU is the CPU. On a CPU, the dtype is float32 if the weights fit into the free memory, because few
-        CPUs compute fast in bfloat16, and bfloat16 otherwise.
+        "auto" without a GPU is the CPU. On a CPU, the dtype is float32 if the weights fit into the free memory,
+        because few CPUs compute fast in bfloat16, and bfloat16 otherwise.
 
         Raises:
             ValueError: if the device cannot be used here.
@@ -86,12 +86,13 @@ def _dtype(folder: Path, device: str) -> torch.dtype:
 def open_answerer(
     model: str, revision: str | None = None, images_kwargs: dict | None = None, say: Say = print
 ) -> tuple[Answerer, Path]:
-    """An answerer that has its processor, but no model yet, and the folder to load it from; arguments as for `load_answerer`.
+    """An answerer that has its processor, but no model yet, and the folder to load it from; arguments as for
+    `load_answerer`.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
-        ValueError: if the checkpoint is of another kind or has no `config.json`, if the image settings are invalid, or if a folder
-            is given with a revision.
+        ValueError: if the checkpoint is of another kind or has no `config.json`, if the image settings are invalid, or
+            if a folder is given with a revision.
     """
     if revision is not None and Path(model).expanduser().is_dir():
         raise ValueError(f"--revision={revision!r} is for a model on the Hub, but {model} is a folder.")
@@ -111,7 +112,9 @@ def open_answerer(
 
 
 def load_model(answerer: Answerer, folder: Path, **wanted: str | None) -> Choice:
-    """Load the model of an answerer. Returns: where and how it runs. Raises: ValueError: if the device cannot be used here."""
+    """Load the model of an answerer. Returns: where and how it runs. Raises: ValueError: if the device cannot be used
+    here.
+    """
     choice = Choice.sensible(folder, **wanted)
     attention = {} if choice.attn_implementation is None else {"attn_implementation": choice.attn_implementation}
     place = {"device_map": "auto"} if choice.device == "auto" else {}
@@ -150,7 +153,8 @@ def load_answerer(
     """Load an InternVL-X model, or convert an InternVL or LLaVA model and load the result.
 
     Args:
-        model: the folder or Hub id of InternVL-X, or of InternVL 2, 2.5, 3, 3.5 or LLaVA, which is converted into the cache.
+        model: the folder or Hub id of InternVL-X, or of InternVL 2, 2.5, 3, 3.5 or LLaVA, which is converted into the
+            cache.
         images_kwargs: see [`Answerer`].
         say: called with each line of information for the user.
         wanted: arguments of [`Choice.sensible`].
@@ -179,7 +183,9 @@ def cache_folder() -> Path:
 
 
 def _version(folder: Path) -> dict[str, str]:
-    """A checkpoint's commit in the Hub's cache; of another folder, a hash that changes with the files that a model is read from."""
+    """A checkpoint's commit in the Hub's cache; of another folder, a hash that changes with the files that a model is
+    read from.
+    """
     if folder.parent.name == "snapshots":
         return {"revision": folder.name}
     names = (path for path in folder.iterdir() if is_weights(path.name) or is_known(path.name))

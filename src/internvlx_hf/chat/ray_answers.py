@@ -1,8 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Answers to records on many machines: Ray Data gives shards of them to actors, each of which runs the engine of one process.
+"""Answers to records on many machines: Ray Data gives shards of them to actors, each of which runs the engine of one
+process.
 
-A shard is a range of records and a file of their answers. An actor writes it under another name and renames it once it is whole, so a
-killed actor or driver leaves no unfinished `part-*.jsonl`. The next run finds what a shard has by its records' keys.
+A shard is a range of records and a file of their answers. An actor writes it under another name and renames it once it
+is whole, so a killed actor or driver leaves no unfinished `part-*.jsonl`. The next run finds what a shard has by its
+records' keys.
 """
 
 import json
@@ -152,8 +154,8 @@ class ShardWorker:
             missing += key not in done
         if strange := done - own:
             raise ValueError(
-                f"{path} has {len(strange)} answers to other records than DATA has at {indices.start} to {indices.stop - 1}: DATA has "
-                "changed. Choose another folder."
+                f"{path} has {len(strange)} answers to other records than DATA has at {indices.start} to "
+                f"{indices.stop - 1}: DATA has changed. Choose another folder."
             )
         return missing
 
@@ -162,11 +164,13 @@ def answer_on_ray(address: str, task: RayTask, weights: Path) -> Outcome:
     """Answer all records of a task, in shards. A later call with the same task answers what is missing.
 
     Args:
-        address: of a Ray cluster (`host:port`, `ray://host:port` or `auto`), or [`LOCAL`], which starts one of this machine's cores.
+        address: of a Ray cluster (`host:port`, `ray://host:port` or `auto`), or [`LOCAL`], which starts one of this
+            machine's cores.
         weights: folder of the model's weights, for the memory of an actor without a GPU.
 
     Raises:
-        ValueError: if the cluster cannot be reached, the folder holds other files or answers of other settings, or DATA has changed.
+        ValueError: if the cluster cannot be reached, the folder holds other files or answers of other settings, or
+            DATA has changed.
         BlockingIOError: if another run writes the folder.
     """
     _require_own(task)
@@ -255,7 +259,10 @@ def require_reachable(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    return f"--ray={address!r}: no Ray cluster can be reached there ({reason:.200}). `ray status` shows a cluster's address."
+    return (
+        f"--ray={address!r}: no Ray cluster can be reached there ({reason:.200}). `ray status` shows a cluster's "
+        "address."
+    )
 
 
 def _claim(task: RayTask) -> None:
@@ -281,7 +288,8 @@ def _require_own(task: RayTask) -> None:
     for name in (*wanted, *found):
         if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"{task.out} has answers with {name}={found.get(name)!r}, this run has {wanted.get(name)!r}. Choose another folder."
+                f"{task.out} has answers with {name}={found.get(name)!r}, this run has {wanted.get(name)!r}. Choose "
+                "another folder."
             )
 
 

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A model's own answers as training data: records that end with the user's turn get the answer that the model gives."""
+"""A model's own answers as training data: records that end with the user's turn get the answer that the model
+gives.
+"""
 
 import hashlib
 import json
@@ -79,7 +81,9 @@ class RecordJob:
         return Prompt(ids, make_tiles([sample], self.processor), tile_sizes=list(chain(*sample.tile_sizes)))
 
     def _request(self, question: dict) -> dict:
-        """What vLLM takes: the ids with one placeholder for each image, the images, and the image processor's arguments."""
+        """What vLLM takes: the ids with one placeholder for each image, the images, and the image processor's
+        arguments.
+        """
         ids, has_loss, images, kwargs = self.encoder.placeholders(question)
         if any(isinstance(image, VideoFrame) for image in images):
             raise ValueError("it has a video, expected images only with --engine=vllm")
@@ -111,16 +115,18 @@ def answer_records(
     indices: Sequence[int] | None = None,
     **more,
 ) -> Outcome:
-    """Append a record `{"key", "messages", "images", "images_kwargs", "answered_by"}` to `out` for each record of `data`.
+    """Append a record `{"key", "messages", "images", "images_kwargs", "answered_by"}` to `out` for each record of
+    `data`.
 
-    A record that ends with the user's turn gets a greedy answer. Its prompt is that of training: the same tokens, up to the
-    answer. One that ends with the assistant's turn is copied. `images_kwargs` holds the tile limits of the record or its data set,
-    where it has any, with those that the answerer sets in their place. `boxes` lists the boxes of an answer about a single image, in
-    its pixels. Equal records are written once. `key` is a hash of the record and the settings; a later run skips the keys that `out`
-    has. Records of similar cost are answered together, so their order is another one.
+    A record that ends with the user's turn gets a greedy answer. Its prompt is that of training: the same tokens, up
+    to the answer. One that ends with the assistant's turn is copied. `images_kwargs` holds the tile limits of the
+    record or its data set, where it has any, with those that the answerer sets in their place. `boxes` lists the boxes
+    of an answer about a single image, in its pixels. Equal records are written once. `key` is a hash of the record and
+    the settings; a later run skips the keys that `out` has. Records of similar cost are answered together, so their
+    order is another one.
 
-    Nothing is written of a record that cannot be read, or whose answer is empty or longer than `max_new_tokens`: the next run tries it
-    again.
+    Nothing is written of a record that cannot be read, or whose answer is empty or longer than `max_new_tokens`: the
+    next run tries it again.
 
     Args:
         data: records by index. Paths of images are written as absolute paths.

@@ -31,7 +31,8 @@ class Turn:
 
     Args:
         answer: the text.
-        tiles: number of tiles read in this turn: those of the question's images, or of all images if the slicing changed.
+        tiles: number of tiles read in this turn: those of the question's images, or of all images if the slicing
+            changed.
         tokens: their visual tokens in the language model's first layers.
         expanded_tokens: their visual tokens in its last layers, the same number without LVTC.
         prompt_tokens: number of prompt tokens read in this turn, without those that the cache held.
@@ -71,8 +72,8 @@ class Session:
     """A conversation with a model. The key-value cache is kept, so each question reads only what is new.
 
     Args:
-        answerer: the model with its processor. Its `images_kwargs` may change between turns. A budget `max_image_tokens` is
-            that of all images and frames of the conversation.
+        answerer: the model with its processor. Its `images_kwargs` may change between turns. A budget
+            `max_image_tokens` is that of all images and frames of the conversation.
         system: the system message (default: the chat template's).
         generation: arguments of `generate` (default: greedy decoding).
         budget: limits on a question with the turns before it (default: none).
@@ -109,8 +110,8 @@ class Session:
             on_text: called with each piece of the answer as it is generated.
 
         Raises:
-            ValueError: if an image cannot be read, the question contains an image token or places its images elsewhere than in
-                front, or the conversation or its images exceed a budget.
+            ValueError: if an image cannot be read, the question contains an image token or places its images elsewhere
+                than in front, or the conversation or its images exceed a budget.
         """
         started = time.perf_counter()
         content = question_parts(question, images)
@@ -157,8 +158,8 @@ class Session:
             more: images and videos of the next question.
 
         Returns:
-            For each setting, the one in use first: (name, tiles, visual tokens before and after LVTC's expansion, prefill
-            FLOPs).
+            For each setting, the one in use first: (name, tiles, visual tokens before and after LVTC's expansion,
+            prefill FLOPs).
         """
         model, processor = self.answerer.model, self.answerer.processor
         settings = self.answerer.image_settings
@@ -205,8 +206,9 @@ class Session:
     def _keep_common(self, ids: torch.Tensor) -> int:
         """Crop the cache to its common prefix with (1, n) ids and return the prefix's length.
 
-        If the cache has image tokens beyond the prefix, or tiles that were made under other settings, all of it is dropped and
-        the result is 0. The prefix may be shorter than the cache because the next prompt can tokenize an answer differently from how it was generated.
+        If the cache has image tokens beyond the prefix, or tiles that were made under other settings, all of it is
+        dropped and the result is 0. The prefix may be shorter than the cache because the next prompt can tokenize an
+        answer differently from how it was generated.
         """
         config = self.answerer.model.config
         settings = self.answerer.image_processor.to_dict() | self.answerer.image_settings.given

@@ -21,7 +21,8 @@ def answer_at_sizes(
     """Ask a question about an image at each size that the model offers; greedy answers by the size's name.
 
     Raises:
-        ValueError: if the image or the question is invalid, or the prompt and its answer exceed the budget (default: none).
+        ValueError: if the image or the question is invalid, or the prompt and its answer exceed the budget (default:
+            none).
     """
     from ..evaluation.answering import Answerer
     from .session import Session

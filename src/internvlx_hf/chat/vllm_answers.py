@@ -40,7 +40,9 @@ class VLLMAnswerer(Answerer):
         self.llm = LLM(str(folder), **engine_options(answerer, config) | options)
 
     def complete(self, inputs: Mapping, until: Sequence[str] = (), **generation_kwargs) -> list[Answer]:
-        """Answer `inputs["prompts"]`, each as `vllm.LLM.generate` takes it; other arguments as for `Answerer.complete`."""
+        """Answer `inputs["prompts"]`, each as `vllm.LLM.generate` takes it; other arguments as for
+        `Answerer.complete`.
+        """
         from vllm import SamplingParams
 
         most = generation_kwargs.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS

@@ -34,20 +34,20 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder that becomes `out` on success and is removed on any error.
 
-    Enter this before heavy work: it first checks that `out` can be written. It also cleans up after killed runs, and puts
-    back a folder that such a run was about to replace.
+    Enter this before heavy work: it first checks that `out` can be written. It also cleans up after killed runs, and
+    puts back a folder that such a run was about to replace.
 
     Args:
         out: the folder to make, with its parents. It may exist if it is empty.
-        overwrite: replace a folder that was written this way (default: no). All its files are deleted, so carry over those
-            to keep.
-        complete: called with the folder at the end. If it raises a `ValueError` or an `OSError`, the folder is kept beside
-            `out`, and the message names it.
+        overwrite: replace a folder that was written this way (default: no). All its files are deleted, so carry over
+            those to keep.
+        complete: called with the folder at the end. If it raises a `ValueError` or an `OSError`, the folder is kept
+            beside `out`, and the message names it.
 
     Raises:
         BlockingIOError: if another process is writing `out`.
-        FileExistsError: if `out` may not be replaced, see [`refuse_existing`]. If this happens only at the end, the new
-            folder is kept beside `out`, and the message names it.
+        FileExistsError: if `out` may not be replaced, see [`refuse_existing`]. If this happens only at the end, the
+            new folder is kept beside `out`, and the message names it.
         OSError: if `out` cannot be written.
     """
     out = resolve_out(out)
@@ -65,7 +65,8 @@ def atomic_folder(
 
 
 def resolve_out(out: str | Path) -> Path:
-    """The absolute path of an output folder, with links followed, so that a link's target is replaced and not the link.
+    """The absolute path of an output folder, with links followed, so that a link's target is replaced and not the
+    link.
 
     Raises:
         ValueError: if the path is not UTF-8, which safetensors and the model card need.
@@ -86,7 +87,8 @@ def require_room(folder: Path, num_bytes: int) -> None:
 def refuse_existing(out: Path, overwrite: bool, shown: Path | None = None) -> None:
     """Raise `FileExistsError` if `out` exists and may not be replaced.
 
-    An empty folder may be replaced; with `overwrite`, also one that [`atomic_folder`] wrote and that holds nothing else.
+    An empty folder may be replaced; with `overwrite`, also one that [`atomic_folder`] wrote and that holds nothing
+    else.
 
     Args:
         shown: the path to show in messages (default: `out`).
@@ -105,7 +107,8 @@ def refuse_existing(out: Path, overwrite: bool, shown: Path | None = None) -> No
     foreign = listed(dict.fromkeys(foreign_files(out)))
     if not is_ours(out):
         raise FileExistsError(
-            f"{shown} is not the folder of a checkpoint that internvlx wrote, and is not overwritten. It holds {foreign}."
+            f"{shown} is not the folder of a checkpoint that internvlx wrote, and is not overwritten. It holds "
+            f"{foreign}."
         )
     if foreign:
         raise FileExistsError(

@@ -20,7 +20,9 @@ class LinkError(CheckpointError):
 
 @contextmanager
 def blaming(path: str | Path) -> Iterator[None]:
-    """Turn any error inside into a `CheckpointError` that names `path`. A `ValueError` or `OSError` that names it stays."""
+    """Turn any error inside into a `CheckpointError` that names `path`. A `ValueError` or `OSError` that names it
+    stays.
+    """
     try:
         yield
     except Exception as error:  # transformers and tokenizers raise errors of any type for unexpected file contents

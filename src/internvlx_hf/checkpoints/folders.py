@@ -97,8 +97,8 @@ def require_apart(out: Path, source: str | Path) -> None:
 def resolve_inside(folder: str | Path, path: str | Path) -> Path:
     """The real path of a file or folder inside `folder`, with links followed.
 
-    Links may lead anywhere inside `folder`, and to files of repositories in the Hub's cache, whose snapshots consist of
-    such links.
+    Links may lead anywhere inside `folder`, and to files of repositories in the Hub's cache, whose snapshots consist
+    of such links.
 
     Args:
         folder: must exist.
@@ -203,8 +203,8 @@ def checkpoint_files(folder: str | Path) -> set[str]:
     """The files of a folder that belong to a checkpoint, as relative paths with forward slashes.
 
     These are the weights that the index names, or the single weight file; known configurations, tokenizers, templates,
-    reports, the model card and licences; and the code that an `auto_map` names, with its imports. Links to folders are not
-    entered. A link to a file counts, wherever it leads.
+    reports, the model card and licences; and the code that an `auto_map` names, with its imports. Links to folders are
+    not entered. A link to a file counts, wherever it leads.
 
     Raises:
         CheckpointError: if an index, a configuration or a module is damaged; the message names it.
@@ -241,7 +241,9 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def code_files(folder: Path) -> set[str]:
-    """The modules that an `auto_map` of the folder names, and the modules that these import, whether they exist or not."""
+    """The modules that an `auto_map` of the folder names, and the modules that these import, whether they exist or
+    not.
+    """
     waiting = {_module(reference) for file in CODE_MAPS for reference in auto_map(folder / file).values()}
     found: set[str] = set()
     while waiting := {module for module in waiting if module.isidentifier()} - found:

@@ -2,7 +2,8 @@
 """Reading JSON files that are not trusted, and checking their content before it is used.
 
 A kind is a type or a tuple of types; `[kind]`, a list; `{str: kind}`, an object with any names; or `{"name": kind,
-"other?": kind}`, an object with known names, where a question mark means that the name is optional. Other names are ignored.
+"other?": kind}`, an object with known names, where a question mark means that the name is optional. Other names are
+ignored.
 """
 
 import json
@@ -57,7 +58,8 @@ def read_weight_map(path: str | Path) -> dict[str, str]:
     for tensor, name in found.items():
         if not isinstance(name, str) or set(name) & {"/", "\\", "\0"} or not name.endswith(suffix):
             raise CheckpointError(
-                f"{path} has the tensor {tensor} in {name!r:.200}, expected the bare name of a {suffix} file beside it."
+                f"{path} has the tensor {tensor} in {name!r:.200}, expected the bare name of a {suffix} file beside "
+                "it."
             )
     return found
 
@@ -80,7 +82,8 @@ def check_fields(value: Any, kind: Any, file: str | Path, field: str = "") -> No
         field: its name in the file.
 
     Raises:
-        CheckpointError: if the value is wrong; the message gives the file, the field, the value and what would be right.
+        CheckpointError: if the value is wrong; the message gives the file, the field, the value and what would be
+            right.
     """
     problem = f"{file}: {field or 'its content'} is {_shown(value)}, expected {_in_words(kind)}."
     if isinstance(kind, list | dict):

@@ -21,8 +21,8 @@ def locked(prefix: Path, out: Path) -> Iterator[dict[str, Path]]:
     """Lock `out` with a file PREFIX.lock, and note this run in a file PREFIX.run-ID.
 
     Yields:
-        The notes by run id: those that killed runs left and, last, this run's. They are removed at the end, unless they are
-        taken out of the dictionary.
+        The notes by run id: those that killed runs left and, last, this run's. They are removed at the end, unless
+        they are taken out of the dictionary.
 
     Raises:
         BlockingIOError: if another process holds the lock; the message names it.

@@ -29,7 +29,9 @@ def write_manifest(folder: Path, run_id: str) -> None:
 
 
 def renewed_manifest(folder: Path, staged: Path, names: Iterable[str]) -> str | None:
-    """The text of a folder's manifest once files of `staged` have replaced those of the same names; None without one."""
+    """The text of a folder's manifest once files of `staged` have replaced those of the same names; None without
+    one.
+    """
     if not (manifest := _read(folder)):
         return None
     files = {name: found for name, found in manifest["files"].items() if name not in set(names)}

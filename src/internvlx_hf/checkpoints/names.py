@@ -66,7 +66,9 @@ PATTERNS = (*FILES, f"{CHAT_TEMPLATE_DIR}/*.jinja", *LICENCES, "LICENSES/*")
 
 
 def is_known(name: str) -> bool:
-    """Whether a relative path is a known checkpoint file other than weights and code. A star does not match a slash."""
+    """Whether a relative path is a known checkpoint file other than weights and code. A star does not match a
+    slash.
+    """
     return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in PATTERNS)
 
 

@@ -19,7 +19,9 @@ HEADER_ALIGNMENT = 8
 
 
 def plan_shards(groups: Iterable[dict[str, TensorInfo]], max_bytes: int) -> list[dict[str, TensorInfo]]:
-    """Distribute tensors over shards in order, keeping groups whole: at most `max_bytes` each unless a group is larger."""
+    """Distribute tensors over shards in order, keeping groups whole: at most `max_bytes` each unless a group is
+    larger.
+    """
     shards: list[dict[str, TensorInfo]] = [{}]
     size = 0
     for group in groups:
@@ -97,7 +99,8 @@ def _require_finite(name: str, part: torch.Tensor, cast: torch.Tensor) -> None:
     if cast.is_floating_point() and not torch.stack(torch.aminmax(cast)).isfinite().all():
         if part.isfinite().all():
             raise CheckpointError(
-                f"{name} does not fit into {cast.dtype}: its largest value is {part.abs().max():.3g}. Choose another dtype."
+                f"{name} does not fit into {cast.dtype}: its largest value is {part.abs().max():.3g}. Choose another "
+                "dtype."
             )
         raise CheckpointError(
             f"{name} has values that are NaN or infinite. The checkpoint is damaged; download it again."

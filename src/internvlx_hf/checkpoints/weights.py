@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The weight files of a checkpoint: which tensors they hold, which they should hold, and reading them one at a time."""
+"""The weight files of a checkpoint: which tensors they hold, which they should hold, and reading them one at a
+time.
+"""
 
 import os
 import pickle
@@ -33,7 +35,8 @@ def weight_files(folder: Path, kinds: Sequence[str] = WEIGHTS) -> tuple[list[Pat
         kinds: names of single files and of indices; the first that exists is used.
 
     Raises:
-        CheckpointError: if there are no weights, a shard is missing, or the index is damaged or names a file elsewhere.
+        CheckpointError: if there are no weights, a shard is missing, or the index is damaged or names a file
+            elsewhere.
         LinkError: if one is a link out of the folder.
     """
     name = next((name for name in kinds if os.path.lexists(folder / name)), None)
@@ -102,8 +105,8 @@ class Weights:
         kinds: see [`weight_files`].
 
     Raises:
-        CheckpointError: if there are no weights, shards are missing or damaged, or index and shards disagree. The message
-            names every problem.
+        CheckpointError: if there are no weights, shards are missing or damaged, or index and shards disagree. The
+            message names every problem.
         LinkError: if a shard is a link out of the folder.
     """
 
@@ -174,8 +177,8 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"{path} holds a {type(tensor).__name__} as {name!r:.200}, expected only tensors by name. Save the model's "
-                "state dict alone."
+                f"{path} holds a {type(tensor).__name__} as {name!r:.200}, expected only tensors by name. Save the "
+                "model's state dict alone."
             )
         if tensor.layout != torch.strided or tensor.is_complex():
             raise CheckpointError(

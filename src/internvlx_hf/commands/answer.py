@@ -73,7 +73,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raises: ValueError, OSError: if a number is invalid, OUT cannot be written or is something else, or a package is missing."""
+    """Raises: ValueError, OSError: if a number is invalid, OUT cannot be written or is something else, or a package is
+    missing.
+    """
     if not options.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{options.out}: there is no folder {options.out.absolute().parent}.")
     if options.out.exists() and Path(options.data).exists() and options.out.samefile(options.data):
@@ -94,8 +96,8 @@ def _say(line: str) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx answer",
-        description="Write training data with a model's own answers: each record that ends with the user's turn gets the model's "
-        "greedy answer, and the others are copied. A later run with the same arguments resumes.",
+        description="Write training data with a model's own answers: each record that ends with the user's turn gets "
+        "the model's greedy answer, and the others are copied. A later run with the same arguments resumes.",
         epilog="internvlx answer TEACHER questions.jsonl answers.jsonl; "
         "internvlx train ... --train_data answers.jsonl --teacher TEACHER",
     )
@@ -118,8 +120,8 @@ def _parser() -> CommandParser:
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="answer on a Ray cluster, host:port, ray://host:port or auto (default: a Ray of this machine's cores or GPUs); OUT is a "
-        "folder of shards part-*.jsonl, on a file system that all machines share",
+        help="answer on a Ray cluster, host:port, ray://host:port or auto (default: a Ray of this machine's cores or "
+        "GPUs); OUT is a folder of shards part-*.jsonl, on a file system that all machines share",
     )
     parser.add_argument("--share-tiles", action="store_true", help="as `share_tiles` of `internvlx train`")
     add_image_options(parser.add_argument_group("images"))

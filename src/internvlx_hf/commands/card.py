@@ -8,8 +8,8 @@ def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`write_card`]."""
     parser = CommandParser(
         prog="internvlx card",
-        description="Write a checkpoint's model card (README.md), or renew the generated parts of an existing card. Text that "
-        "a person wrote is kept.",
+        description="Write a checkpoint's model card (README.md), or renew the generated parts of an existing card. "
+        "Text that a person wrote is kept.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the checkpoint's folder")
     parser.add_argument(

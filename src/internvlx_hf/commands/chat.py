@@ -325,8 +325,8 @@ class ChatLoop:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx chat",
-        description="Ask a model about images and videos. With a question, print the answer and its cost. Without a question, "
-        "start a conversation. With --jsonl, ask the same question about each image.",
+        description="Ask a model about images and videos. With a question, print the answer and its cost. Without a "
+        "question, start a conversation. With --jsonl, ask the same question about each image.",
         epilog="internvlx chat MODEL photo.jpg 'What is this?'",
     )
     parser.add_argument(

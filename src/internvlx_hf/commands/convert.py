@@ -37,8 +37,8 @@ def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx convert",
         description="Convert an InternVL 2, 2.5, 3, 3.5, InternVL-X or native -hf checkpoint, or transformers' LLaVA "
-        "(1.5 and its kin), to one that today's transformers loads. By default the converted model gives the same answers as "
-        "the original.",
+        "(1.5 and its kin), to one that today's transformers loads. By default the converted model gives the same "
+        "answers as the original.",
     )
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder, or the id of a model on the Hub")
     parser.add_argument("out", metavar="OUT", help="the folder to make")

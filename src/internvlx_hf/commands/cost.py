@@ -94,7 +94,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx cost",
-        description="Report the cost of images: tiles, visual tokens, work, memory, under a model and each slicing. Only the headers of the images and the model's configuration are read.",
+        description="Report the cost of images: tiles, visual tokens, work, memory, under a model and each slicing. "
+        "Only the headers of the images and the model's configuration are read.",
     )
     parser.add_argument(
         "images",

@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx init",
-        description="Make an InternVL-X model from a vision tower and a language model, the starting point of the paper's "
-        "training. The projector is new: it needs training.",
+        description="Make an InternVL-X model from a vision tower and a language model, the starting point of the "
+        "paper's training. The projector is new: it needs training.",
     )
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument("--vision", metavar="SRC", required=True, help="the vision tower's folder or Hub id")

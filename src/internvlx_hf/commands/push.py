@@ -56,7 +56,8 @@ def _left_lines(left: "list[LeftFile]") -> Iterator[str]:
     """A line for each of the first files that are not pushed for one reason."""
     for file in left[:MAX_FILES]:
         count = f" ({_files(file.num_files)})" if file.name.endswith("/") else ""
-        yield f"{_legible(file.name)}{count} {file.reason}{': only the whole path of a file includes it' if file.is_guarded else ''}"
+        more = ": only the whole path of a file includes it" if file.is_guarded else ""
+        yield f"{_legible(file.name)}{count} {file.reason}{more}"
     if len(left) > MAX_FILES:
         yield f"and {len(left) - MAX_FILES} more; each {left[0].reason}"
 
@@ -73,9 +74,9 @@ def _files(count: int) -> str:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx push",
-        description="Push a checkpoint folder to the Hugging Face Hub in one commit, after checking that it is complete. Only "
-        "the files of a checkpoint, the model card, licences, and the images that the card shows are pushed; --dry-run lists the "
-        "others.",
+        description="Push a checkpoint folder to the Hugging Face Hub in one commit, after checking that it is "
+        "complete. Only the files of a checkpoint, the model card, licences, and the images that the card shows are "
+        "pushed; --dry-run lists the others.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the checkpoint's folder, with its processor")
     parser.add_argument("repo_id", metavar="REPO", help="OWNER/NAME on the Hub, created if it does not exist")
@@ -94,13 +95,14 @@ def _parser() -> CommandParser:
         nargs="+",
         default=(),
         metavar="PATTERN",
-        help="further files to push, such as 'checkpoint-*', '*.tfevents.*' or optimizer.pt. A hidden file, or one that may "
-        "contain a secret, is pushed only if its whole path is given (default: none)",
+        help="further files to push, such as 'checkpoint-*', '*.tfevents.*' or optimizer.pt. A hidden file, or one "
+        "that may contain a secret, is pushed only if its whole path is given (default: none)",
     )
     parser.add_argument(
         "--card",
         choices=("hub", "folder"),
-        help="whose text to keep if the model card was edited both on the Hub and in the folder (default: stop with an error)",
+        help="whose text to keep if the model card was edited both on the Hub and in the folder (default: stop with "
+        "an error)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the folder and list what would be pushed, without pushing"

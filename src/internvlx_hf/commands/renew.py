@@ -8,8 +8,8 @@ def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: see [`renew_code`]."""
     parser = CommandParser(
         prog="internvlx renew",
-        description="Replace the code in a checkpoint's folder, which an earlier version of internvlx-hf saved, by this "
-        "version's. Weights and settings are not touched.",
+        description="Replace the code in a checkpoint's folder, which an earlier version of internvlx-hf saved, by "
+        "this version's. Weights and settings are not touched.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the checkpoint's folder")
     parser.add_argument("--dry-run", action="store_true", help="print which files differ, and change nothing")

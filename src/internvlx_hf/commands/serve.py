@@ -96,8 +96,9 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx serve",
-        description="Serve a checkpoint through transformers' own server, which speaks OpenAI's API: /v1/chat/completions, "
-        "/v1/responses and /v1/completions, streamed or not. Requests are answered one after another.",
+        description="Serve a checkpoint through transformers' own server, which speaks OpenAI's API: "
+        "/v1/chat/completions, /v1/responses and /v1/completions, streamed or not. Requests are answered one after "
+        "another.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder or Hub id")
     parser.add_argument(

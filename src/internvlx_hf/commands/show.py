@@ -214,9 +214,9 @@ def _load(options: argparse.Namespace, setup: "ModelSetup", name: str) -> tuple:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx show",
-        description="Draw an image under the grid of each slicing strategy, the tiles that a model gets, and their cost; or, "
-        "with --attention, where a model looks while it answers a question; or, with --boxes, the boxes of an answer; or, with --sizes, what each size of a tile shows and costs. The figure is "
-        "a 16:9 slide.",
+        description="Draw an image under the grid of each slicing strategy, the tiles that a model gets, and their "
+        "cost; or, with --attention, where a model looks while it answers a question; or, with --boxes, the boxes of "
+        "an answer; or, with --sizes, what each size of a tile shows and costs. The figure is a 16:9 slide.",
     )
     parser.add_argument(
         "image",
@@ -236,12 +236,14 @@ def _parser() -> CommandParser:
         nargs="?",
         const=ASKED,
         metavar="ANSWER",
-        help="draw the boxes of an answer, <ref>a cat</ref><box>[[103, 250, 640, 998]]</box>; without ANSWER, of the model's own",
+        help="draw the boxes of an answer, <ref>a cat</ref><box>[[103, 250, 640, 998]]</box>; without ANSWER, of the "
+        "model's own",
     )
     attention.add_argument(
         "--sizes",
         action="store_true",
-        help="draw the image at each size of a tile that the checkpoint offers: tokens, FLOPs and, with --question, the answer",
+        help="draw the image at each size of a tile that the checkpoint offers: tokens, FLOPs and, with --question, "
+        "the answer",
     )
     attention.add_argument("--question", help="question about the image, required by --attention and --boxes")
     attention.add_argument(

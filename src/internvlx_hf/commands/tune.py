@@ -36,10 +36,11 @@ def _say(line: str) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx tune",
-        description="Measure how much cheaper image settings change a model's answers about your images. Without --keep, a first "
-        "look: a handful of settings on at most 20 images. With --keep, a search on half of the images, and a certificate from the "
-        "other half. A run that was stopped goes on.",
-        epilog="internvlx tune MODEL photos/; internvlx tune MODEL photos/ --question 'Is it broken?' --keep 0.98 --save OUT",
+        description="Measure how much cheaper image settings change a model's answers about your images. Without "
+        "--keep, a first look: a handful of settings on at most 20 images. With --keep, a search on half of the "
+        "images, and a certificate from the other half. A run that was stopped goes on.",
+        epilog="internvlx tune MODEL photos/; internvlx tune MODEL photos/ --question 'Is it broken?' --keep 0.98 "
+        "--save OUT",
     )
     parser.add_argument("model", metavar="MODEL", help="a checkpoint's folder or Hub id, as for `internvlx chat`")
     parser.add_argument(

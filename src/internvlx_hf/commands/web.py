@@ -29,9 +29,9 @@ def main(arguments: list[str]) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="internvlx web",
-        description="Serve a page on which a visitor uploads an image, sees its tiles and their cost under each slicing "
-        "strategy, asks questions, compares two settings, and sees where the model looks. Requests are answered one after "
-        "another. Uploads are deleted after an hour and when the server stops.",
+        description="Serve a page on which a visitor uploads an image, sees its tiles and their cost under each "
+        "slicing strategy, asks questions, compares two settings, and sees where the model looks. Requests are "
+        "answered one after another. Uploads are deleted after an hour and when the server stops.",
     )
     parser.add_argument(
         "model",

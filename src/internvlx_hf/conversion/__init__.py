@@ -1,6 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Converting InternVL checkpoints (original, native or InternVL-X) to this package's layout and back, and building models
-from a vision tower and a language model."""
+"""Converting InternVL checkpoints (original, native or InternVL-X) to this package's layout and back, and building
+models from a vision tower and a language model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

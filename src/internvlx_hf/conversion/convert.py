@@ -40,8 +40,8 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert an InternVL or LLaVA checkpoint to an InternVL-X checkpoint that carries its code, or back.
 
-    With the defaults, the converted model gives the same answers as the original: same weights, same tiles. The weights are
-    streamed one tensor at a time. `out` appears only when it is complete.
+    With the defaults, the converted model gives the same answers as the original: same weights, same tiles. The
+    weights are streamed one tensor at a time. `out` appears only when it is complete.
 
         convert_checkpoint("OpenGVLab/InternVL2-1B", "converted", projector="pvtc", lvtc=True)
 
@@ -61,7 +61,8 @@ def convert_checkpoint(
     Raises:
         CheckpointError: if the checkpoint is of an unknown kind, if tensors are missing, unexpected, misshapen or not
             finite, or if a shard is missing or damaged. It is a `ValueError`.
-        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not write.
+        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not
+            write.
         OSError: if the disk is full or another process is writing `out`.
         ValueError: if an option is invalid or does not fit the checkpoint.
         TypeError: if there is no such option.

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Allowed values of the settings in a checkpoint's JSON files, by name, for every layout.
 
-Settings that are not listed are not read here. The bounds are far beyond every published model: they keep a bogus number
-from costing minutes or gigabytes before the tensors contradict it.
+Settings that are not listed are not read here. The bounds are far beyond every published model: they keep a bogus
+number from costing minutes or gigabytes before the tensors contradict it.
 """
 
 import re

@@ -84,18 +84,19 @@ def init_checkpoint(
     options: InitOptions | None = None,
     **changes: Any,
 ) -> ConversionReport:
-    """Make an InternVL-X checkpoint from a vision tower and a language model, the starting point of the paper's training.
+    """Make an InternVL-X checkpoint from a vision tower and a language model, the starting point of the paper's
+    training.
 
-    The parts' tensors are copied bit for bit; the projector, LVTC and the rows of added tokens are new. The weights are
-    streamed one tensor at a time. `out` appears only when it is complete.
+    The parts' tensors are copied bit for bit; the projector, LVTC and the rows of added tokens are new. The weights
+    are streamed one tensor at a time. `out` appears only when it is complete.
 
         init_checkpoint("model", vision="OpenGVLab/InternViT-300M-448px", language="internlm/internlm2-chat-1_8b")
 
     Args:
         out: the folder to make.
         vision: folder or Hub id of a tower, or of a model that contains one (CLIP, an InternVL).
-        language: folder or Hub id of a language model or an InternVL. `FOLDER/FILE.gguf` and `OWNER/NAME/FILE.gguf` are
-            read by transformers, which needs memory for the whole model.
+        language: folder or Hub id of a language model or an InternVL. `FOLDER/FILE.gguf` and `OWNER/NAME/FILE.gguf`
+            are read by transformers, which needs memory for the whole model.
         options: choices about the model and how to write it.
         changes: fields of [`InitOptions`] that override those of `options`.
 
@@ -105,7 +106,8 @@ def init_checkpoint(
     Raises:
         CheckpointError: if a part is of an unknown kind, or has tensors that are missing, unexpected, misshapen or not
             finite. It is a `ValueError`.
-        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not write.
+        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not
+            write.
         OSError: if the disk is full or another process is writing `out`.
         ValueError: if an option is invalid or does not fit the parts.
         TypeError: if there is no such option.
@@ -256,7 +258,8 @@ def _config(vision: PretrainedConfig, text: PretrainedConfig, options: InitOptio
 def _tokenizer(
     language: ModelPart, template: str | None, notes: list[str]
 ) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """The language model's tokenizer with image tokens and a chat template that writes images, and the new tokens' ids.
+    """The language model's tokenizer with image tokens and a chat template that writes images, and the new tokens'
+    ids.
 
     Raises:
         ValueError: if there is no such template, or if neither the language model nor `template` gives one.

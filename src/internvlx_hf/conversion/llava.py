@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""LLaVA (arXiv 2310.03744) as transformers saves it: what its configuration and its image processor mean here, and back."""
+"""LLaVA (arXiv 2310.03744) as transformers saves it: what its configuration and its image processor mean here, and
+back.
+"""
 
 import json
 from pathlib import Path
@@ -19,7 +21,8 @@ from ..processing.resizing import TORCH_MODES
 from .field_rules import LLAVA_IMAGE_RULES, check_values
 from .pixels import pixel_settings
 
-# vision tower -> the `vision_feature_select_strategy` that leaves its patches only: CLIP has a CLS token, SigLIP has none
+# vision tower -> the `vision_feature_select_strategy` that leaves its patches only: CLIP has a CLS token, SigLIP has
+# none
 STRATEGIES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 # towers whose `last_hidden_state` is their last layer's output, without the final norm
 UNNORMED_TOWERS = ("clip_vision_model",)
@@ -38,8 +41,8 @@ UNSUPPORTED = {
     ),
     **dict.fromkeys(
         ("llava_llama", "llava_mistral", "llava_qwen"),
-        "this is the layout of LLaVA's own code; its checkpoints for transformers have the model type 'llava', such as "
-        "llava-hf/llava-1.5-7b-hf",
+        "this is the layout of LLaVA's own code; its checkpoints for transformers have the model type 'llava', such "
+        "as llava-hf/llava-1.5-7b-hf",
     ),
 }
 
@@ -59,7 +62,8 @@ def llava_config(raw: dict) -> InternVLXConfig:
     layers = layers if isinstance(layers, list) else [layers]
     if len(layers) != 1:
         raise CheckpointError(
-            f"vision_feature_layer={layers} joins the features of {len(layers)} layers, expected a single layer, such as -2."
+            f"vision_feature_layer={layers} joins the features of {len(layers)} layers, expected a single layer, such "
+            "as -2."
         )
     llava: Any = LlavaConfig.from_dict(raw | {"vision_feature_layer": layers[0]})
     if not llava.multimodal_projector_bias:
@@ -89,8 +93,8 @@ def _check_strategy(vision: Any, strategy: str) -> None:
         grid = pair(vision.image_size)[0] // pair(vision.patch_size)[0]
         tokens = grid**2 + (1 if strategy == "full" else -1)
         raise CheckpointError(
-            f"vision_feature_select_strategy={strategy!r} of {kind} makes {tokens} tokens per image, which is not the grid of "
-            f"{grid}x{grid} patches. Expected {STRATEGIES[kind]!r}."
+            f"vision_feature_select_strategy={strategy!r} of {kind} makes {tokens} tokens per image, which is not the "
+            f"grid of {grid}x{grid} patches. Expected {STRATEGIES[kind]!r}."
         )
 
 
@@ -123,8 +127,8 @@ def _resizing_note(folder: Path, tile: int) -> str | None:
     if not steps:
         return None
     return (
-        f"LLaVA's image processor {' and '.join(steps)}. Here an image is resized to the whole tile of {tile}x{tile} pixels: "
-        "square images look the same, others are stretched and nothing is cut off."
+        f"LLaVA's image processor {' and '.join(steps)}. Here an image is resized to the whole tile of {tile}x{tile} "
+        "pixels: square images look the same, others are stretched and nothing is cut off."
     )
 
 
@@ -175,12 +179,14 @@ def require_llava(config: InternVLXConfig) -> None:
     if projector != "linear" or config.downsample_ratio != 1 or has_lvtc:
         raise ValueError(
             f"LLaVA supports only its own projector, but the model has the projector {projector!r} with "
-            f"downsample_ratio={config.downsample_ratio}{' and LVTC' if has_lvtc else ''}. Expected 'linear' with 1, without LVTC."
+            f"downsample_ratio={config.downsample_ratio}{' and LVTC' if has_lvtc else ''}. Expected 'linear' with 1, "
+            "without LVTC."
         )
     tower = check_tower(config)
     if tower.extra_tokens > 1:
         raise ValueError(
-            f"LLaVA drops at most one token before the patches, but the vision tower {tower.class_name} has {tower.extra_tokens}."
+            f"LLaVA drops at most one token before the patches, but the vision tower {tower.class_name} has "
+            f"{tower.extra_tokens}."
         )
     _llava_layer(config)
 
@@ -189,8 +195,8 @@ def _llava_layer(config: InternVLXConfig) -> int:
     vision, layer = config.vision_config, config.vision_feature_layer
     if layer == -1 and vision.model_type not in UNNORMED_TOWERS:
         raise ValueError(
-            f"vision_feature_layer=-1 is the output of {vision.model_type} after its final norm, which LLaVA leaves out. "
-            f"Expected another layer; {vision.num_hidden_layers} is the last layer's output before the norm."
+            f"vision_feature_layer=-1 is the output of {vision.model_type} after its final norm, which LLaVA leaves "
+            f"out. Expected another layer; {vision.num_hidden_layers} is the last layer's output before the norm."
         )
     return -1 if layer == vision.num_hidden_layers else layer
 

@@ -31,7 +31,8 @@ def require_native(config: InternVLXConfig) -> None:
     projector, tower = config.projector_config.projector_type, config.vision_config.model_type
     if tower != NATIVE_TOWER:
         raise ValueError(
-            f"Native InternVL supports only InternViT, but the model has the vision tower {tower!r}. Expected {NATIVE_TOWER!r}."
+            f"Native InternVL supports only InternViT, but the model has the vision tower {tower!r}. Expected "
+            f"{NATIVE_TOWER!r}."
         )
     if config.has_router:
         raise ValueError("Native InternVL has no tile router (InternVL3.5-Flash's). Convert with router='drop' first.")

@@ -75,7 +75,8 @@ class SharedOptions(ImageSettings):
     lvtc: bool | dict = setting(
         False,
         either(FLAG, OBJECT),
-        "add LVTC, which needs training, optionally with fields of its configuration, such as '{\"expand_layer\": 17}'",
+        'add LVTC, which needs training, optionally with fields of its configuration, such as \'{"expand_layer": '
+        "17}'",
         shown="not added",
         type=_lvtc_settings,
         nargs="?",
@@ -98,13 +99,14 @@ class SharedOptions(ImageSettings):
     verify: bool = setting(
         False,
         FLAG,
-        "load the result and check it against an independent computation of the source, or run it on an image where there is no "
-        "source; needs memory for the model in float32",
+        "load the result and check it against an independent computation of the source, or run it on an image where "
+        "there is no source; needs memory for the model in float32",
     )
     overwrite: bool = setting(
         False,
         FLAG,
-        "replace OUT if internvlx wrote it and it holds nothing else; text that a person added to its model card is kept",
+        "replace OUT if internvlx wrote it and it holds nothing else; text that a person added to its model card is "
+        "kept",
     )
 
     def __post_init__(self):
@@ -130,9 +132,9 @@ def _name(dtype: Any) -> str:
 class ConversionOptions(SharedOptions):
     """Options of a conversion. With the defaults, the converted model gives the same answers as the original.
 
-    The metadata of each field has its help and its rule; `internvlx convert --help` prints them. For images see [`ImageSettings`]:
-    by default, a processor keeps the checkpoint's settings, with the slicing "ratio" for InternVL and "edge" for the InternVL-X
-    release, as they were trained.
+    The metadata of each field has its help and its rule; `internvlx convert --help` prints them. For images see
+    [`ImageSettings`]: by default, a processor keeps the checkpoint's settings, with the slicing "ratio" for InternVL
+    and "edge" for the InternVL-X release, as they were trained.
 
     Raises:
         ValueError: if an option has an invalid value; the message gives both and what would be right.
@@ -196,7 +198,8 @@ class ConversionOptions(SharedOptions):
 class InitOptions(SharedOptions):
     """Options of a model that is made from a vision tower and a language model.
 
-    The metadata of each field has its help and its rule; `internvlx init --help` prints them. For images see [`ImageSettings`].
+    The metadata of each field has its help and its rule; `internvlx init --help` prints them. For images see
+    [`ImageSettings`].
 
     Raises:
         ValueError: if an option has an invalid value; the message gives both and what would be right.

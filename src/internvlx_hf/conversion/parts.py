@@ -175,7 +175,8 @@ def _language_config(raw: dict) -> PretrainedConfig:
         contains = ", a composite model" if isinstance(raw.get("text_config"), dict) else ""
         raise CheckpointError(
             f"model_type={kind!r}, architectures={names}{contains}: expected a language model of one of the types "
-            f"{', '.join(SUPPORTED_TEXT_MODELS)} and internlm2, or a checkpoint that `convert` takes ({', '.join(LAYOUTS)})."
+            f"{', '.join(SUPPORTED_TEXT_MODELS)} and internlm2, or a checkpoint that `convert` takes "
+            f"({', '.join(LAYOUTS)})."
         )
     if missing := [name for name in REQUIRED_TEXT_FIELDS if raw.get(name) is None]:
         raise CheckpointError(f"The configuration of a {kind} lacks {', '.join(missing)}.")

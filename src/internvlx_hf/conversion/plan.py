@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The plan of a conversion, made before a value is read: what happens to each source tensor, and what fills each target."""
+"""The plan of a conversion, made before a value is read: what happens to each source tensor, and what fills each
+target.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -107,7 +109,8 @@ def make_plan(
         dtype: dtype to write; None: as stored.
 
     Raises:
-        CheckpointError: if tensors are missing, unexpected, of the wrong shape or not floating-point; the message names them.
+        CheckpointError: if tensors are missing, unexpected, of the wrong shape or not floating-point; the message
+            names them.
     """
     upgrade, after = upgrade or Upgrade(), after or before
     plan = Plan()
@@ -144,8 +147,8 @@ def _check_dtypes(plan: Plan, tensors: dict[str, TensorInfo]) -> None:
     ]
     if wrong:
         raise CheckpointError(
-            f"Not all weights are floating-point numbers of at least 16 bits: {listed(wrong)}. Convert the checkpoint that has "
-            "not been quantized."
+            f"Not all weights are floating-point numbers of at least 16 bits: {listed(wrong)}. Convert the checkpoint "
+            "that has not been quantized."
         )
 
 
@@ -158,8 +161,8 @@ def _check_depth(plan: Plan, config: InternVLXConfig) -> None:
         if layers > stored:
             name = prefix.split(".")[1]
             raise CheckpointError(
-                f"config.json says num_hidden_layers={layers} of the {name} ({part}), but the checkpoint holds only {stored} "
-                "tensors of it."
+                f"config.json says num_hidden_layers={layers} of the {name} ({part}), but the checkpoint holds only "
+                f"{stored} tensors of it."
             )
 
 

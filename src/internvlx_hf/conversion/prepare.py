@@ -100,7 +100,8 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     fit_settings(source, options, max_tiles)
     if options.slicing is not None and max_tiles == 1:
         source.notes.append(
-            f"slicing={options.slicing!r} has no effect on one tile per image. For more tiles, set max_patches (--max-patches 6)."
+            f"slicing={options.slicing!r} has no effect on one tile per image. For more tiles, set max_patches "
+            "(--max-patches 6)."
         )
     rename = str if options.to == OURS else native_names
     if options.to != OURS and config.tokens_per_tile is not None:
@@ -187,7 +188,8 @@ def _resolve_image_token(source: Source, tokenizer: PreTrainedTokenizerFast) -> 
         )
     if token >= vocabulary:
         raise CheckpointError(
-            f"The tokenizer's {tokenizer.context_image_token} is {token}, outside the model's vocabulary of {vocabulary}."
+            f"The tokenizer's {tokenizer.context_image_token} is {token}, outside the model's vocabulary of "
+            f"{vocabulary}."
         )
     source.config.image_token_id = token
 

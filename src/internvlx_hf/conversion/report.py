@@ -34,8 +34,8 @@ class ConversionReport:
         options: source and options of the conversion.
         parameters: number of parameters of the converted model.
         dtype: dtype of the weights.
-        tokens: a tile's side in pixels, tokens per tile in the prompt and after LVTC's expansion, the slicing strategy, and
-            the least and the most tiles per image without the thumbnail.
+        tokens: a tile's side in pixels, tokens per tile in the prompt and after LVTC's expansion, the slicing
+            strategy, and the least and the most tiles per image without the thumbnail.
         converted_tensors: number of source tensors that were converted.
         dropped_tensors: source tensors that were not converted, and why.
         new_tensors: tensors that no source tensor filled, and how they start.
@@ -45,8 +45,9 @@ class ConversionReport:
         versions: versions of this package and of the libraries.
         checks: results of `verify`.
         parts: for a model from parts, the entry of each part's source.
-        inherited: of a source that has a report of its own: its `untrained_modules`, how they start (`init`), and the SHA-256 of
-            its `training_recipe.json`, which is kept (`recipe`), and whether the source was `upgraded` after that training.
+        inherited: of a source that has a report of its own: its `untrained_modules`, how they start (`init`), and the
+            SHA-256 of its `training_recipe.json`, which is kept (`recipe`), and whether the source was `upgraded`
+            after that training.
     """
 
     source: str

@@ -16,8 +16,8 @@ def read_sentencepiece(path: Path) -> Any:
     """A sentencepiece file as a `ModelProto` of sentencepiece_model.proto.
 
     Raises:
-        ValueError: if the file is damaged, or is not a BPE model without text normalisation that keeps all spaces, as in
-            InternVL's language models.
+        ValueError: if the file is damaged, or is not a BPE model without text normalisation that keeps all spaces, as
+            in InternVL's language models.
     """
     model = import_protobuf().ModelProto()  # first: its error says how to install protobuf
 
@@ -54,8 +54,8 @@ def sentencepiece_tokenizer(
     Args:
         model: what [`read_sentencepiece`] returned.
         added_tokens: added tokens by id. One with the id of a piece replaces the piece in the vocabulary.
-        legacy: if the model has a dummy prefix, add it to every part of a text between added tokens; without `legacy`, only
-            to the whole text.
+        legacy: if the model has a dummy prefix, add it to every part of a text between added tokens; without `legacy`,
+            only to the whole text.
         unprefixed: added tokens before which a text gets no prefix; used only without `legacy`.
 
     Raises:

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """An independent implementation of `internvl_chat` checkpoints, formula by formula, to verify conversions against.
 
-It shares nothing with the conversion's tables or with transformers' models. It runs one sample without a cache in float32
-and reads each tensor when it is needed.
+It shares nothing with the conversion's tables or with transformers' models. It runs one sample without a cache in
+float32 and reads each tensor when it is needed.
 """
 
 import math
@@ -87,7 +87,9 @@ class SlowReference:
         return self.linear("mlp1.3", F.gelu(self.linear("mlp1.1", x)))
 
     def logits(self, ids: torch.Tensor, image_token: int, image_tokens: torch.Tensor) -> torch.Tensor:
-        """(L,) ids, with (n, D) `image_tokens` in place of their placeholders -> (vocabulary,) logits of the last position."""
+        """(L,) ids, with (n, D) `image_tokens` in place of their placeholders -> (vocabulary,) logits of the last
+        position.
+        """
         raw = self.raw["llm_config"]
         internlm2 = raw["architectures"][0] == "InternLM2ForCausalLM"
         embedding = "language_model.model." + ("tok_embeddings" if internlm2 else "embed_tokens")

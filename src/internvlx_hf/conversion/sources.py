@@ -2,8 +2,8 @@
 """Recognising a checkpoint from its config.json, and describing the same model as an `InternVLXConfig`.
 
 Four layouts are known:
-- `internvl_chat`: InternVL2, 2.5, 3 and 3.5 as OpenGVLab published them, with remote code (`mlp1.*`), and the InternVL-X
-  release, whose config has the same names and whose weights have PVTC (`projector.*`) instead of `mlp1.*`;
+- `internvl_chat`: InternVL2, 2.5, 3 and 3.5 as OpenGVLab published them, with remote code (`mlp1.*`), and the
+  InternVL-X release, whose config has the same names and whose weights have PVTC (`projector.*`) instead of `mlp1.*`;
 - `internvl`: transformers' own, the `-hf` checkpoints;
 - `internvl_x`: this package's;
 - `llava`: LLaVA-1.5 and its kin as transformers saves them.
@@ -43,7 +43,8 @@ TEXT_ARCHITECTURES = {
 }
 # why a language model of InternVL 3.5 is not one of them
 UNSUPPORTED_TEXT = {
-    "GptOssForCausalLM": "Its attention has sinks, which transformers computes only with eager attention or kernels from the Hub.",
+    "GptOssForCausalLM": "Its attention has sinks, which transformers computes only with eager attention or kernels "
+    "from the Hub.",
 }
 VISION_ARCHITECTURES = ("InternVisionModel",)
 # required and optional settings of each kind of rope scaling
@@ -171,8 +172,8 @@ def read_source(folder: Path, tensors: dict[str, TensorInfo] | None = None) -> S
         if layout not in readers:
             reason = f" is not supported: {UNSUPPORTED[layout]}" if layout in UNSUPPORTED else ""
             raise CheckpointError(
-                f"model_type={layout!r}, architectures={raw.get('architectures')}{reason}. Supported are the model types "
-                f"{', '.join(LAYOUTS)}."
+                f"model_type={layout!r}, architectures={raw.get('architectures')}{reason}. Supported are the model "
+                f"types {', '.join(LAYOUTS)}."
             )
         if tensors is None:
             tensors = Weights(folder).tensors
@@ -243,8 +244,8 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
     released = any(name.startswith("projector.") for name in tensors)
     if not released and raw.get("ps_version", "v1") != "v2":
         raise CheckpointError(
-            f"ps_version={raw.get('ps_version', 'v1')!r} (InternVL 1.x): its pixel shuffle swaps the axes of the token grid. "
-            "Only 'v2', InternVL2's and later, is supported."
+            f"ps_version={raw.get('ps_version', 'v1')!r} (InternVL 1.x): its pixel shuffle swaps the axes of the "
+            "token grid. Only 'v2', InternVL2's and later, is supported."
         )
     for name in ("vision_config", "llm_config", "template"):
         _require(raw.get(name) is not None, f"lacks {name!r}, which the layout internvl_chat requires.")
@@ -253,7 +254,8 @@ def _read_chat(folder: Path, raw: dict, tensors: dict[str, TensorInfo]) -> Sourc
     select, layers = raw.get("select_layer", -1), vision["num_hidden_layers"]
     _require(
         -layers - 1 <= select <= layers,
-        f"select_layer={select} (vision_feature_layer), expected {-layers - 1}...{layers} for a tower of {layers} layers.",
+        f"select_layer={select} (vision_feature_layer), expected {-layers - 1}...{layers} for a tower of {layers} "
+        "layers.",
     )
     tile_size = raw.get("force_image_size") or vision["image_size"]
     position_grid = _position_grid(vision, tensors)
@@ -325,8 +327,9 @@ def _position_grid(vision: dict, tensors: dict[str, TensorInfo]) -> int:
     stored = tensors.get("vision_model.embeddings.position_embedding")
     if stored is not None and len(stored.shape) == 3 and stored.shape[1] != 1 + grid**2:
         raise CheckpointError(
-            f"vision_config.image_size={vision['image_size']} and patch_size={vision['patch_size']} make {grid}x{grid} "
-            f"patches, but vision_model.embeddings.position_embedding is {stored.shape}, expected (1, {1 + grid**2}, C)."
+            f"vision_config.image_size={vision['image_size']} and patch_size={vision['patch_size']} make "
+            f"{grid}x{grid} patches, but vision_model.embeddings.position_embedding is {stored.shape}, expected (1, "
+            f"{1 + grid**2}, C)."
         )
     return grid
 
@@ -337,8 +340,9 @@ def text_architecture(raw: dict) -> str:
     name = names[0]
     if name not in TEXT_ARCHITECTURES:
         raise CheckpointError(
-            f"The language model {name or raw.get('model_type')!r} is not supported, expected llm_config.architectures one of "
-            f"{', '.join(TEXT_ARCHITECTURES)}. {UNSUPPORTED_TEXT.get(name, '')}".rstrip()
+            f"The language model {name or raw.get('model_type')!r} is not supported, expected "
+            f"llm_config.architectures one of {', '.join(TEXT_ARCHITECTURES)}. "
+            f"{UNSUPPORTED_TEXT.get(name, '')}".rstrip()
         )
     return name
 

@@ -21,13 +21,15 @@ FRAME_LABEL = "Frame{}: "
 
 
 def fit_settings(source: Source, options: ConversionOptions, max_tiles: int) -> None:
-    """Change a source's settings of images and videos to what the target layout does, with a note on each that is lost.
+    """Change a source's settings of images and videos to what the target layout does, with a note on each that is
+    lost.
 
     Args:
         max_tiles: maximum number of tiles per image without the thumbnail, by the settings so far.
 
     Raises:
-        ValueError: if an option asks for what the layout cannot do, or frames have another label than native InternVL's.
+        ValueError: if an option asks for what the layout cannot do, or frames have another label than native
+            InternVL's.
     """
     tiling, notes = source.tiling, source.notes
     if options.to == OURS:
@@ -67,7 +69,8 @@ def _fit_native(source: Source, options: ConversionOptions, max_tiles: int) -> N
         )
     if options.slicing not in (None, "ratio"):
         raise ValueError(
-            f"slicing={options.slicing!r}, but native InternVL always cuts images by their ratio. Expected 'ratio', or leave it out."
+            f"slicing={options.slicing!r}, but native InternVL always cuts images by their ratio. Expected 'ratio', "
+            "or leave it out."
         )
     if max_tiles == 1:  # InternVLProcessor sets crop_to_patches itself
         tiling.change(**ONE_TILE)
@@ -84,7 +87,8 @@ def _fit_native(source: Source, options: ConversionOptions, max_tiles: int) -> N
             notes.append(_lost(NATIVE, name, given, "do not bound the frames of a video"))
     if video.get("do_sample_frames") is False:
         notes.append(
-            "do_sample_frames=False is the default of native InternVL: converted back, the frames of video files are sampled."
+            "do_sample_frames=False is the default of native InternVL: converted back, the frames of video files are "
+            "sampled."
         )
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL's conversation templates as chat templates, byte for byte the prompts that its checkpoints were trained on; and
-what other models' chat templates lack."""
+"""InternVL's conversation templates as chat templates, byte for byte the prompts that its checkpoints were trained on;
+and what other models' chat templates lack."""
 
 import json
 import re
@@ -90,8 +90,8 @@ def chat_template(name: str) -> str:
 
     The system block is always written, with the template's own message if the conversation has none. A message without
     text leaves only its role's header, as in InternVL. An image becomes `<IMG_CONTEXT>` and a newline, as
-    `InternVLXProcessor` expects. The generation marks enclose the text that a model is trained to write, including the end
-    marker. No template writes the BOS token: the tokenizer and the processor add it, and so does
+    `InternVLXProcessor` expects. The generation marks enclose the text that a model is trained to write, including the
+    end marker. No template writes the BOS token: the tokenizer and the processor add it, and so does
     `tokenizer.apply_chat_template` with `tokenize=True` and `tokenizer_kwargs={"add_special_tokens": True}`.
 
     Args:
@@ -176,7 +176,8 @@ def with_generation_marks(template: str) -> str:
 
 
 def adapt_template(tokenizer: PreTrainedTokenizerFast, source: str, notes: list[str], remedy: str) -> None:
-    """Extend a chat template so that it writes images, contents that are strings, and marks around the assistant's answers.
+    """Extend a chat template so that it writes images, contents that are strings, and marks around the assistant's
+    answers.
 
     Args:
         tokenizer: its `chat_template` is replaced.

@@ -47,7 +47,9 @@ class Rule:
         return () if found is None else tuple(target.format(**found.groupdict()) for target in self.targets)
 
     def source_of(self, target: str) -> str | None:
-        """Name of the source tensor that this rule would turn into a target, None if the target is not one of its own."""
+        """Name of the source tensor that this rule would turn into a target, None if the target is not one of its
+        own.
+        """
         for pattern in self.targets:
             if found := _regex(pattern).fullmatch(target):
                 return self.source.format(**found.groupdict())
@@ -68,7 +70,8 @@ def split_in_three(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def split_query_groups(query_heads: int, kv_heads: int) -> Operation:
-    """InternLM2's `wqkv`, grouped by key/value head: (kv · (g + 2) · d, ...) -> q (kv · g · d, ...), k and v (kv · d, ...).
+    """InternLM2's `wqkv`, grouped by key/value head: (kv · (g + 2) · d, ...) -> q (kv · g · d, ...), k and v (kv · d,
+    ...).
 
     A group has g + 2 slices: g queries, then the key, then the value.
     """
@@ -82,7 +85,9 @@ def split_query_groups(query_heads: int, kv_heads: int) -> Operation:
 
 
 def resize_positions(old_grid: int, new_grid: int) -> Operation:
-    """(1, 1 + old², C) position embeddings, CLS first -> (1, 1 + new², C), resized bicubically as InternVL does at run time."""
+    """(1, 1 + old², C) position embeddings, CLS first -> (1, 1 + new², C), resized bicubically as InternVL does at run
+    time.
+    """
 
     def resize(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if old_grid == new_grid:
@@ -101,8 +106,8 @@ def flatten_grid(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def vision_table(old_grid: int, new_grid: int) -> list[Rule]:
-    """InternViT -> transformers' `InternVLVisionModel`. `old_grid`, `new_grid`: sides of the stored positions' and the patch
-    grid."""
+    """InternViT -> transformers' `InternVLVisionModel`. `old_grid`, `new_grid`: sides of the stored positions' and the
+    patch grid."""
     ours, theirs = "model.vision_tower", "vision_model"
     layer, their_layer = ours + ".encoder.layer.{i}", theirs + ".encoder.layers.{i}"
     attention = layer + ".attention"

@@ -26,11 +26,11 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     """Convert the tokenizer of an InternVL checkpoint, including native `-hf` ones, or of a LLaVA.
 
-    Nothing depends on a model's name: pieces, their types and the dummy prefix come from `tokenizer.model`, added tokens and
-    their ids from `tokenizer_config.json`, the conversation template's name from `config.json`. An added token keeps its id
-    even if this is the id of a reserved piece. The piece then no longer exists as text: InternLM2's `[UNUSED_TOKEN_146]`
-    is split into several tokens, while the original reads it as `<|im_start|>`. A LLaVA's image token, `image_token_index` in
-    its `config.json`, is named `<IMG_CONTEXT>`, also in the chat template.
+    Nothing depends on a model's name: pieces, their types and the dummy prefix come from `tokenizer.model`, added
+    tokens and their ids from `tokenizer_config.json`, the conversation template's name from `config.json`. An added
+    token keeps its id even if this is the id of a reserved piece. The piece then no longer exists as text: InternLM2's
+    `[UNUSED_TOKEN_146]` is split into several tokens, while the original reads it as `<|im_start|>`. A LLaVA's image
+    token, `image_token_index` in its `config.json`, is named `<IMG_CONTEXT>`, also in the chat template.
 
     Args:
         source: the checkpoint's folder.
@@ -41,8 +41,8 @@ def convert_tokenizer(source: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         FileNotFoundError: if the folder has no tokenizer.
-        ValueError: if a file is damaged, of an unknown kind or contradicts another, if the tokenizer has no image tokens,
-            or if the config names an unknown template.
+        ValueError: if a file is damaged, of an unknown kind or contradicts another, if the tokenizer has no image
+            tokens, or if the config names an unknown template.
     """
     return _read(Path(source))[0]
 
@@ -79,8 +79,8 @@ def _convert(source: Path, config: dict, tokens: Iterable[str]) -> tuple[PreTrai
     for index, token in added_tokens.items():
         if core.token_to_id(token.content) != index:
             raise ValueError(
-                f"The token {token.content!r} of {source} has id {core.token_to_id(token.content)} in the vocabulary, but "
-                f"{index} in the added tokens (tokenizer_config.json, added_tokens.json)."
+                f"The token {token.content!r} of {source} has id {core.token_to_id(token.content)} in the vocabulary, "
+                f"but {index} in the added tokens (tokenizer_config.json, added_tokens.json)."
             )
     for role, text in named.items():
         if core.token_to_id(text) is None:
@@ -98,8 +98,8 @@ def _convert(source: Path, config: dict, tokens: Iterable[str]) -> tuple[PreTrai
     for text in image_tokens.values():
         if core.token_to_id(text) is None:
             raise ValueError(
-                f"The tokenizer in {source} has no token {text!r}, expected InternVL's image tokens among the added tokens "
-                "(tokenizer_config.json, added_tokens.json)."
+                f"The tokenizer in {source} has no token {text!r}, expected InternVL's image tokens among the added "
+                "tokens (tokenizer_config.json, added_tokens.json)."
             )
 
     taken = {*named.values(), *image_tokens.values()}
@@ -144,7 +144,8 @@ def _core(
     if {"vocab.json", "merges.txt"} <= has:
         if kind not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
             raise ValueError(
-                f"{source / 'tokenizer_config.json'} has tokenizer_class={kind!r} beside vocab.json and merges.txt, expected a Qwen2Tokenizer."
+                f"{source / 'tokenizer_config.json'} has tokenizer_class={kind!r} beside vocab.json and merges.txt, "
+                "expected a Qwen2Tokenizer."
             )
         vocabulary, merges = str(source / "vocab.json"), str(source / "merges.txt")
         try:

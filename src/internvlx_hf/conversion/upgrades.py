@@ -4,18 +4,20 @@
 `init="paper"` starts new modules at random. `init="warm"` starts them from the checkpoint's projector, InternVL2's
 ("pixel_shuffle") or LLaVA's ("linear"):
 
-- PVTC's local query is the old projector. Everything that would change its output starts at zero: the outputs of the local
-  attention and MLP, the global query, and the outputs of the global attention and MLP. So the projector's output is the same
-  as before.
+- PVTC's local query is the old projector. Everything that would change its output starts at zero: the outputs of the
+  local attention and MLP, the global query, and the outputs of the global attention and MLP. So the projector's output
+  is the same as before.
 - LVTC's projectors start as the old one with the last linear layer at zero, so that they add nothing.
-- If stage one sees the source's tokens, all tokens keep their positions at the expansion (`expanded_positions="kept"`): counted
-  anew, they would place the text of stage two at distances from each other and from the image that the source never saw.
-- If stage one sees other tokens and stage two as many as the source, the HR projector is the old one, last layer included: what
-  the source saw of the image is there from the expansion on.
-- Where sizes are added, windows of another side start as the old projector adapted to them. Sizes that shrink need no weights.
-- Where windows get another side M, the first layer is adapted to them (`fold_windows`): a smaller window is read as if each
-  of its patches were several equal ones, a larger one by the means of its blocks. So LLaVA's MLP reads a window by its mean
-  patch.
+- If stage one sees the source's tokens, all tokens keep their positions at the expansion
+  (`expanded_positions="kept"`): counted anew, they would place the text of stage two at distances from each other and
+  from the image that the source never saw.
+- If stage one sees other tokens and stage two as many as the source, the HR projector is the old one, last layer
+  included: what the source saw of the image is there from the expansion on.
+- Where sizes are added, windows of another side start as the old projector adapted to them. Sizes that shrink need no
+  weights.
+- Where windows get another side M, the first layer is adapted to them (`fold_windows`): a smaller window is read as if
+  each of its patches were several equal ones, a larger one by the means of its blocks. So LLaVA's MLP reads a window
+  by its mean patch.
 
 `benchmarks/bench_lvtc_start.py` compares this start with others.
 """
@@ -52,8 +54,8 @@ class Upgrade:
     """A change of the model during conversion.
 
     Args:
-        rules: rules from names in the old model to names in the new one. A name may have several rules; without any it is
-            kept.
+        rules: rules from names in the old model to names in the new one. A name may have several rules; without any it
+            is kept.
         new: patterns of tensors in the new model that the checkpoint need not fill.
         zero: patterns of new tensors that start at zero.
         absent: patterns of tensors in the old model that the source need not have.
@@ -96,8 +98,8 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         upgrade.rules.append(Rule(ROUTER + ".{rest}", reason="router='drop'"))
     elif config.has_router and (lvtc or options.projector != "keep" or options.downsample_ratio is not None):
         raise ValueError(
-            "The checkpoint's router (InternVL3.5-Flash) fits only the projector that it was trained with. Pass router='drop' "
-            "(--router drop) to change the projector or to add LVTC."
+            "The checkpoint's router (InternVL3.5-Flash) fits only the projector that it was trained with. Pass "
+            "router='drop' (--router drop) to change the projector or to add LVTC."
         )
     old = before.projector_config.projector_type
     compresses = old == "linear" and (lvtc or options.projector == "pvtc")
@@ -172,8 +174,8 @@ def _change_projector(upgrade: Upgrade, before: InternVLXConfig, after: InternVL
         return
     if old not in WARM_QUERIES:
         raise ValueError(
-            f"The checkpoint's projector is {old!r} with downsample_ratio={before.downsample_ratio}, but only InternVL2's "
-            "('pixel_shuffle') and LLaVA's ('linear') can be changed to another ratio."
+            f"The checkpoint's projector is {old!r} with downsample_ratio={before.downsample_ratio}, but only "
+            "InternVL2's ('pixel_shuffle') and LLaVA's ('linear') can be changed to another ratio."
         )
     upgrade.new.append(f"{PROJECTOR}.*")
     if init == "paper":
@@ -242,7 +244,8 @@ def _reshaped(name: str, before: InternVLXConfig, new: int) -> list[Rule]:
 def fold_windows(old: int, new: int, *, total: bool) -> Operation:
     """Weights for windows of old x old patches -> for windows of new x new: (..., old² · C) -> (..., new² · C).
 
-    The result treats a smaller window as if each of its patches were several equal ones, and a larger one by block means.
+    The result treats a smaller window as if each of its patches were several equal ones, and a larger one by block
+    means.
 
     Args:
         total: preserve the sum of the weights over a window; otherwise their mean.

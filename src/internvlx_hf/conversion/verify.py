@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Verifying a converted checkpoint: its files, a forward on a test image, and an independent computation of the source."""
+"""Verifying a converted checkpoint: its files, a forward on a test image, and an independent computation of the
+source.
+"""
 
 from functools import lru_cache
 from pathlib import Path
@@ -124,8 +126,8 @@ def _compare(conversion: Conversion, inputs: dict, features: torch.Tensor, logit
     errors = [_relative(ours, theirs) for ours, theirs in zip((features, logits), expected, strict=True)]
     if max(errors) > TOLERANCE:
         raise CheckpointError(
-            f"The converted model differs from the source: features by {errors[0]:.1e} and logits by {errors[1]:.1e} of their "
-            f"largest value, expected at most {TOLERANCE:.0e}."
+            f"The converted model differs from the source: features by {errors[0]:.1e} and logits by {errors[1]:.1e} "
+            f"of their largest value, expected at most {TOLERANCE:.0e}."
         )
     return (
         f"matches the source computed independently: features to {errors[0]:.1e}, logits to {errors[1]:.1e} of their "

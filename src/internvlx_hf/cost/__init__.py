@@ -1,5 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What an image will cost: tokens, FLOPs and memory, from a model's configuration and the image's size, without weights.
+"""What an image will cost: tokens, FLOPs and memory, from a model's configuration and the image's size, without
+weights.
 
 setup = load_setup("internvl-x-2b")  # a preset, or a checkpoint's folder
 cost = CostModel(setup).of_size(640, 480)

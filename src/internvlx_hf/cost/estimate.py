@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What images cost with a model and a tiling: tiles, tokens, FLOPs by module, keys and values, weights, peak memory."""
+"""What images cost with a model and a tiling: tiles, tokens, FLOPs by module, keys and values, weights, peak
+memory.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,11 +34,11 @@ class Cost:
 
     Args:
         tiles: tiles of all images in the prompt, including thumbnails.
-        stage_one_tokens, stage_two_tokens: visual tokens in the first layers and in the last, where LVTC has expanded them, or
-            sizes that shrink have merged them; else equal.
+        stage_one_tokens, stage_two_tokens: visual tokens in the first layers and in the last, where LVTC has expanded
+            them, or sizes that shrink have merged them; else equal.
         prompt_tokens, expanded_prompt_tokens: the same plus the text.
-        positions: positions of the prompt, in the stage where it takes more, and of the answer, without the answer's last
-            token, which is not read.
+        positions: positions of the prompt, in the stage where it takes more, and of the answer, without the answer's
+            last token, which is not read.
         flops: FLOPs of the prefill by module, as `FlopCounterMode` counts them; none in later stages without LVTC
             and sizes that shrink.
         answer_flops: FLOPs of the answer's tokens except the first, which the prefill computes.
@@ -75,8 +77,8 @@ class CostModel:
 
     Args:
         setup: a model and how it tiles images.
-        text_tokens: tokens of the prompt besides image placeholders: the question, chat template and image marks (default:
-            64).
+        text_tokens: tokens of the prompt besides image placeholders: the question, chat template and image marks
+            (default: 64).
         answer_tokens: tokens of the answer (default: 128).
         dtype: dtype of weights, activations and cache, or its name (default: the configuration's, else bfloat16).
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """FLOPs of the language model for a prompt and an answer. FLOPs of the tiles are measured (`measure`).
 
-FLOPs are counted as by torch's `FlopCounterMode`: two for each multiplication of a matrix product or convolution, none for
-norms, activations and softmax. Attention counts in full, L queries times L keys, although causal kernels skip half of it.
-Angles of rotary embeddings, which some versions of transformers compute by a matrix product, are not counted.
+FLOPs are counted as by torch's `FlopCounterMode`: two for each multiplication of a matrix product or convolution, none
+for norms, activations and softmax. Attention counts in full, L queries times L keys, although causal kernels skip half
+of it. Angles of rotary embeddings, which some versions of transformers compute by a matrix product, are not counted.
 """
 
 from collections.abc import Sequence

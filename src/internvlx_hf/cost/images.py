@@ -79,10 +79,11 @@ def _add(found: ImageSizes, path: str | os.PathLike) -> None:
 
 
 def find_images(sources: Iterable[str | os.PathLike], *, skip_broken: bool = False) -> ImageSizes:
-    """Read the sizes of image files, of all images in folders and their subfolders, and of patterns (`photos/**/*.jpg`).
+    """Read the sizes of image files, of all images in folders and their subfolders, and of patterns
+    (`photos/**/*.jpg`).
 
-    In a folder, files with the extensions that Pillow reads, and PDFs, count as images; a file given by name or pattern must be one.
-    Each page of a PDF is an image; `scan.pdf#page=3-7` selects pages.
+    In a folder, files with the extensions that Pillow reads, and PDFs, count as images; a file given by name or
+    pattern must be one. Each page of a PDF is an image; `scan.pdf#page=3-7` selects pages.
 
     Args:
         skip_broken: list unreadable images in `broken` and continue (default: raise).

@@ -24,8 +24,8 @@ def load_setup(model: str | Path) -> ModelSetup:
     name = preset_name(str(model))
     if name is None:
         raise ValueError(
-            f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset. Did you mean "
-            f"{nearest_preset(str(model))!r}?"
+            f"{str(model)!r} is neither a folder nor a preset. Expected a checkpoint's folder or a preset. Did you "
+            f"mean {nearest_preset(str(model))!r}?"
         )
     return PresetSetup(name, preset_tiling(name), name)
 
@@ -36,7 +36,8 @@ def _read_folder(folder: Path) -> ModelSetup:
 
 
 def load_video_processor(model: str | Path) -> "InternVLXVideoProcessor":
-    """The video processor of a checkpoint folder, as [`load_setup`] reads it; that of a preset has the default settings.
+    """The video processor of a checkpoint folder, as [`load_setup`] reads it; that of a preset has the default
+    settings.
 
     Raises:
         ValueError: if the folder's configuration is of an unknown kind.

@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Memory of a model in bytes: its cache exactly, the peak of a prefill as an estimate.
 
-The estimate counts the tensors that this package and transformers hold at the same time in each phase of a forward without
-gradients: one prompt, logits of its last token, and an attention kernel that never holds the L x L scores (sdpa, flash
-attention). The allocator's rounding, the kernels' workspaces and the CUDA context are not included.
+The estimate counts the tensors that this package and transformers hold at the same time in each phase of a forward
+without gradients: one prompt, logits of its last token, and an attention kernel that never holds the L x L scores
+(sdpa, flash attention). The allocator's rounding, the kernels' workspaces and the CUDA context are not included.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from .flops import cached_tokens, stages
 from .sizes import Sizes
 
-# tensors of the layer's width that are alive per expert of a token: its input, its output, that times its weight, reordered
+# tensors of the layer's width that are alive per expert of a token: its input, its output, that times its weight,
+# reordered
 EXPERT_ROWS = 4
-# tensors of the MLP's width that are alive at once: activated gate, up and their product; Phi3 computes gate and up jointly
+# tensors of the MLP's width that are alive at once: activated gate, up and their product; Phi3 computes gate and up
+# jointly
 MLP_ROWS = {"phi3": 4}
 
 
@@ -51,7 +53,9 @@ def activation_bytes(sizes: Sizes, tiles: int, lengths: Sequence[int], element_s
 
 
 def _row_bytes(sizes: Sizes, e: int) -> int:
-    """Bytes per token at a layer's widest point: the MLP, the layer's input, residual and norm, and the stage's input."""
+    """Bytes per token at a layer's widest point: the MLP, the layer's input, residual and norm, and the stage's
+    input.
+    """
     text = sizes.text_config
     inputs = 4 if sizes.boundaries else 3
     width = MLP_ROWS.get(text.model_type, 3) * text.intermediate_size

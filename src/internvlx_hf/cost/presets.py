@@ -2,8 +2,8 @@
 """Presets: configurations of the published InternVL 2, 2.5, 3 and 3.5 models, of InternVL-X and of LLaVA-1.5, without
 weights.
 
-They have the right sizes but not all details (rotary embeddings are plain), so use them for costs only. To run a model,
-convert its checkpoint. InternLM2 appears as llama, as in the conversion.
+They have the right sizes but not all details (rotary embeddings are plain), so use them for costs only. To run a
+model, convert its checkpoint. InternLM2 appears as llama, as in the conversion.
 """
 
 from dataclasses import dataclass
@@ -95,7 +95,8 @@ class Geometry:
         vision = CONFIG_MAPPING[vision_type](
             **{name: value for name, value in VISION[self.vision].items() if name != "model_type"}
         )
-        # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's vocabulary continues after them
+        # InternVL appends nine tokens to a vocabulary, the context token third; Qwen3's vocabulary continues after
+        # them
         end = 151678 if self.model_type in ("qwen3", "qwen3_moe") else self.vocab_size
         return InternVLXConfig(
             vision_config=vision, text_config=text, image_token_id=end - 7, dtype="bfloat16", **kwargs
@@ -103,7 +104,8 @@ class Geometry:
 
 
 _SMALL, _LARGE, _CLIP = VISION
-# vision tower; type, width, layers, heads, key/value heads, MLP width, vocabulary, head width, experts of the language model
+# vision tower; type, width, layers, heads, key/value heads, MLP width, vocabulary, head width, experts of the language
+# model
 GEOMETRIES = {
     "internvl2-1b": Geometry(_SMALL, "qwen2", 896, 24, 14, 2, 4864, 151655),
     "internvl2-2b": Geometry(_SMALL, "llama", 2048, 24, 16, 8, 8192, 92553),
@@ -150,7 +152,9 @@ ALIASES = {
 
 
 def preset_name(name: str) -> str | None:
-    """The preset for a name from `PRESETS` or from the Hub (`OpenGVLab/InternVL2_5-8B`, `llava-hf/llava-1.5-7b-hf`), or None."""
+    """The preset for a name from `PRESETS` or from the Hub (`OpenGVLab/InternVL2_5-8B`, `llava-hf/llava-1.5-7b-hf`),
+    or None.
+    """
     name = name.lower().removeprefix("opengvlab/").replace("_", ".")
     name = ALIASES.get(name, name)
     return name if name in PRESETS else None

@@ -128,12 +128,13 @@ class Report:
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
         lines = [
             f"{model.setup.name}: {parameters}, {weights} in {dtype}; {tokens}",
-            f"A prompt has {'all images' if self.together else 'one image'} and {model.text_tokens} tokens of text, an "
-            f"answer {model.answer_tokens} tokens.",
+            f"A prompt has {'all images' if self.together else 'one image'} and {model.text_tokens} tokens of text, "
+            f"an answer {model.answer_tokens} tokens.",
         ]
         if model.setup.max_image_tokens is not None:
             lines.append(
-                f"The images of a prompt share a budget of {model.setup.max_image_tokens:,} visual tokens; native InternVL has none."
+                f"The images of a prompt share a budget of {model.setup.max_image_tokens:,} visual tokens; native "
+                "InternVL has none."
             )
         return "\n".join(map(self._wrapped, lines))
 
@@ -255,7 +256,9 @@ class Report:
         return f"{title}\n{table(['module', name, 'share'], rows, (0,), self.width, elastic=0)}"
 
     def remarks(self) -> list[str]:
-        """What the numbers do not say: a line for each kind of image or setup that they lack or that exceeds a limit."""
+        """What the numbers do not say: a line for each kind of image or setup that they lack or that exceeds a
+        limit.
+        """
         images, lines, sizes = self.images, self._past_limits(), self.models[0].sizes
         if sizes.compressed_seq_length is not None:
             lines.append(
@@ -279,9 +282,10 @@ class Report:
             if count:
                 tiling, lvtc = model.setup.tiling, "with" if model.setup.has_lvtc else "without"
                 lines.append(
-                    f"Over the limit: {count:,} of {len(costs):,} prompts with their answer, with slicing {tiling.slicing!r}, "
-                    f"at most {tiling.max_tiles} tiles, {model.setup.projector} and {lvtc} LVTC, take up to "
-                    f"{max(cost.positions for cost in costs):,} positions; the language model supports {limit:,}."
+                    f"Over the limit: {count:,} of {len(costs):,} prompts with their answer, with slicing "
+                    f"{tiling.slicing!r}, at most {tiling.max_tiles} tiles, {model.setup.projector} and {lvtc} LVTC, "
+                    f"take up to {max(cost.positions for cost in costs):,} positions; the language model supports "
+                    f"{limit:,}."
                 )
         return lines
 
@@ -413,7 +417,8 @@ def table(
 
     Args:
         header: column names; a cell may have several lines.
-        width: maximum characters per line. If a line is longer, the columns in `less_wanted` are dropped, in this order.
+        width: maximum characters per line. If a line is longer, the columns in `less_wanted` are dropped, in this
+            order.
         elastic: a column whose cells are shortened in the middle first; other columns are dropped only where it would
             have fewer than `LEAST_NAME` characters.
     """

@@ -89,7 +89,8 @@ class RequestBudget:
             tile_sizes: the index of each tile's size among the model's (default: the first).
 
         Raises:
-            ValueError: if the prompt, its images or the answer are too long. The message has the number that is exceeded.
+            ValueError: if the prompt, its images or the answer are too long. The message has the number that is
+                exceeded.
         """
         visual, _, positions = config.count_tokens(tiles, tile_sizes)
         self.check(
@@ -101,7 +102,8 @@ class RequestBudget:
         room = config.position_limit - positions
         if room < (requested or 1):
             raise ValueError(
-                f"The prompt has at least {positions} tokens{' after the expansion' * (positions != prompt_tokens)}, and the answer "
-                f"up to {requested or 1}, expected together at most {config.position_limit}, the model's positions."
+                f"The prompt has at least {positions} tokens{' after the expansion' * (positions != prompt_tokens)}, "
+                f"and the answer up to {requested or 1}, expected together at most {config.position_limit}, the "
+                "model's positions."
             )
         return requested or min(DEFAULT_NEW_TOKENS, self.max_new_tokens, room)

@@ -74,7 +74,9 @@ class ModelSetup:
 
     @property
     def frame_size(self) -> str:
-        """The size of a frame of a video, and of an image's tiles where the settings choose one size for all images."""
+        """The size of a frame of a video, and of an image's tiles where the settings choose one size for all
+        images.
+        """
         return list(self.sizes.tiles)[frame_size(self.settings.tokens_per_tile, list(self.sizes.tiles))]
 
     def tokens_of_tiles(self, of: str = "") -> str:
@@ -139,8 +141,8 @@ def by_slicing(setup: ModelSetup) -> list[ModelSetup]:
 def side_by_side(setup: ModelSetup) -> tuple[list[ModelSetup], list[str]]:
     """Setups to compare: the given one, each slicing strategy without and with LVTC, and InternVL2's and 2.5's own.
 
-    LVTC is the model's own, or the default if it has none. Setups that cost the same are not repeated, nor slicing strategies
-    where an image is one tile.
+    LVTC is the model's own, or the default if it has none. Setups that cost the same are not repeated, nor slicing
+    strategies where an image is one tile.
 
     Returns:
         The setups, and notes on those that are left out.

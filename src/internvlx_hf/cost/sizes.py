@@ -52,7 +52,9 @@ class LVTCSizes:
 
 @dataclass(frozen=True)
 class TileCost:
-    """A tile of one size: its tokens in each stage, its positions in the stage where it takes more, and FLOPs by module."""
+    """A tile of one size: its tokens in each stage, its positions in the stage where it takes more, and FLOPs by
+    module.
+    """
 
     in_stages: tuple[int, ...]
     positions: int
@@ -68,8 +70,8 @@ class Sizes:
         parameters: number of parameters, shared ones counted once.
         tile_flops: FLOPs per tile by module, the vision tower and every projector.
         compressed_seq_length: tokens of a tile that the tile router compresses; None without a router.
-        change_layers, offered: of a model that offers several sizes of a tile, the layers before which its tokens change, and
-            what a tile of each size costs, the default first; None of others.
+        change_layers, offered: of a model that offers several sizes of a tile, the layers before which its tokens
+            change, and what a tile of each size costs, the default first; None of others.
         tile_bytes: by element size, bytes per tile that are kept while the language model runs, and the peak.
     """
 

@@ -11,7 +11,8 @@ VARIANTS = ("own", "LVTC off", "LVTC on", "native")
 
 
 def vary(config: "InternVLXConfig", variant: str) -> "InternVLXConfig":
-    """One of `VARIANTS`. LVTC is the model's own, or else the default, as a conversion adds it; native is pixel shuffle by 2.
+    """One of `VARIANTS`. LVTC is the model's own, or else the default, as a conversion adds it; native is pixel
+    shuffle by 2.
 
     Raises:
         ValueError: if the variant does not fit the model.

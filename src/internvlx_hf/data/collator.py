@@ -19,28 +19,32 @@ class InternVLXDataCollator:
         Trainer(model, TrainingArguments(..., remove_unused_columns=False), train_dataset=dataset,
                 data_collator=InternVLXDataCollator(processor))
 
-    (`remove_unused_columns` would remove the columns before they get here.) Messages are as for `apply_chat_template`; see
-    `read_conversation` for the places of images. Only the assistant's text carries loss, including its end marker.
+    (`remove_unused_columns` would remove the columns before they get here.) Messages are as for `apply_chat_template`;
+    see `read_conversation` for the places of images. Only the assistant's text carries loss, including its end marker.
 
-    Rows are padded on the right, so that every sample's positions start at 0, even in a model that does not derive them from
-    the attention mask, and a causal row never sees its padding. With `packing`, nothing is padded: see `packing.py`.
+    Rows are padded on the right, so that every sample's positions start at 0, even in a model that does not derive
+    them from the attention mask, and a causal row never sees its padding. With `packing`, nothing is padded: see
+    `packing.py`.
 
     Args:
         processor: tokenizes texts and splits images into tiles.
-        max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`. A collator cannot replace a sample that it skips,
-            so the batch becomes smaller. (The datasets of `load_training_data` replace it before it gets here.)
-        packing: put all samples of a batch into one row without padding, (1, tokens), whose `position_ids` restart with
-            every sample (default: False).
-        pad_to_multiple_of: pad rows to a multiple of this many tokens (default: no padding beyond the longest row). With
-            `packing`, the padding is one more sample without loss.
-        sampled_sizes: sizes that the processor offers, of which every step of a training takes one (default: none). A batch then
-            also holds `of_sizes`, its texts for each of them, by the size's index; `InternVLXTrainer` takes those of the step.
-        teacher_processor: processor of a teacher's model (default: no teacher). The batch then also holds `teacher`, the same
-            samples in the teacher's tiles and tokens. Samples of a dataset without a teacher give a batch without it.
+        max_length, on_too_long, on_broken, share_tiles: see `SampleEncoder`. A collator cannot replace a sample that
+            it skips, so the batch becomes smaller. (The datasets of `load_training_data` replace it before it gets
+            here.)
+        packing: put all samples of a batch into one row without padding, (1, tokens), whose `position_ids` restart
+            with every sample (default: False).
+        pad_to_multiple_of: pad rows to a multiple of this many tokens (default: no padding beyond the longest row).
+            With `packing`, the padding is one more sample without loss.
+        sampled_sizes: sizes that the processor offers, of which every step of a training takes one (default: none). A
+            batch then also holds `of_sizes`, its texts for each of them, by the size's index; `InternVLXTrainer` takes
+            those of the step.
+        teacher_processor: processor of a teacher's model (default: no teacher). The batch then also holds `teacher`,
+            the same samples in the teacher's tiles and tokens. Samples of a dataset without a teacher give a batch
+            without it.
 
     Raises:
-        ValueError: if an argument is out of range or the processor has no chat template for training; on a call, also if a
-            sample is broken (a `BrokenSampleError`, see `on_broken`) or if no sample of the batch is left.
+        ValueError: if an argument is out of range or the processor has no chat template for training; on a call, also
+            if a sample is broken (a `BrokenSampleError`, see `on_broken`) or if no sample of the batch is left.
     """
 
     def __init__(
@@ -70,8 +74,8 @@ class InternVLXDataCollator:
         """Collate samples; rows (lists of samples) are flattened.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` (B, L), or with `packing` `input_ids`, `position_ids`, `labels` (1, L)
-            and the arguments of variable-length attention; `pixel_values` (tiles, 3, H, W) if there are images, and
+            `input_ids`, `attention_mask`, `labels` (B, L), or with `packing` `input_ids`, `position_ids`, `labels` (1,
+            L) and the arguments of variable-length attention; `pixel_values` (tiles, 3, H, W) if there are images, and
             `tile_sizes` (tiles,) if a tile has another size than the first that the model offers.
         """
         flat = [sample for row in samples for sample in (row if isinstance(row, list) else [row])]

@@ -20,17 +20,17 @@ def sample_from_record(record: Mapping, image_root: str | None = None, images_kw
     """A sample `{"messages": [...], "images": [...], "videos": [...]}` from any record that training accepts.
 
     Args:
-        record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as InternVL
-            and LLaVA write them; blanks around a value are removed, as in InternVL. A turn's `weight`, `loss` or `train` may only
-            state what holds: answers carry loss, other turns do not. `image` or `images` holds one image or
-            a list, which may be empty; only one of the two may be set. The same holds for `video` and `videos`.
-            `images_kwargs` may set the record's own `min_patches` and `max_patches`.
+        record: with `messages`, or with `conversations` of `{"from": "human" | "gpt" | "system", "value": ...}`, as
+            InternVL and LLaVA write them; blanks around a value are removed, as in InternVL. A turn's `weight`, `loss`
+            or `train` may only state what holds: answers carry loss, other turns do not. `image` or `images` holds one
+            image or a list, which may be empty; only one of the two may be set. The same holds for `video` and
+            `videos`. `images_kwargs` may set the record's own `min_patches` and `max_patches`.
         image_root: folder that relative paths of images and videos refer to, including paths in parts of messages.
         images_kwargs: arguments of the image processor for this record. They override its own.
 
     Raises:
-        ValueError: if the record has another form, or both `messages` and `conversations`; an unknown speaker; a turn with other
-            keys; media other than images and videos; or tile limits that are no positive integers.
+        ValueError: if the record has another form, or both `messages` and `conversations`; an unknown speaker; a turn
+            with other keys; media other than images and videos; or tile limits that are no positive integers.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {record!r:.100}, expected a JSON object")
@@ -80,7 +80,9 @@ def _messages(conversations) -> list[dict]:
 
 
 def _refuse_unread_keys(entry: Mapping, turn: int) -> None:
-    """Raises `ValueError` if a turn has a value that training would ignore, such as the wish for other loss than it gets."""
+    """Raises `ValueError` if a turn has a value that training would ignore, such as the wish for other loss than it
+    gets.
+    """
     speaker = entry["from"]
     has_loss = _ROLES[speaker] == "assistant"
     for key, value in entry.items():
@@ -94,7 +96,9 @@ def _refuse_unread_keys(entry: Mapping, turn: int) -> None:
 
 
 def _resolve_messages(messages, root: str | None):
-    """The messages with the paths of their parts relative to `root`. Other values are returned unchanged and checked later."""
+    """The messages with the paths of their parts relative to `root`. Other values are returned unchanged and checked
+    later.
+    """
     if root is None or not isinstance(messages, list | tuple):
         return messages
     return [_resolve_message(message, root) for message in messages]

@@ -55,8 +55,8 @@ class RecordSet:
 class TrainingData(Dataset):
     """A map-style dataset of `TrainingSample`s.
 
-    A skipped sample (see `SampleEncoder`) is replaced by the next good sample, which is the same in every epoch and after
-    resuming. `counts` holds the numbers of samples skipped so far, including those of the data loader's workers.
+    A skipped sample (see `SampleEncoder`) is replaced by the next good sample, which is the same in every epoch and
+    after resuming. `counts` holds the numbers of samples skipped so far, including those of the data loader's workers.
 
     Args:
         parts: the sets of records to train on.
@@ -138,8 +138,8 @@ def _no_records(name: str) -> ValueError:
 
 def _all_broken(place: str) -> ValueError:
     return ValueError(
-        f"None of the samples from {place} on can be trained on; the warnings above say why. Is the folder of the images "
-        "right, and `max_length` large enough for an image?"
+        f"None of the samples from {place} on can be trained on; the warnings above say why. Is the folder of the "
+        "images right, and `max_length` large enough for an image?"
     )
 
 
@@ -150,7 +150,8 @@ class RecordStream:
         records: the dataset, with undecoded images.
         name: its name in messages.
         image_root: folder that relative paths of images refer to.
-        shuffle_buffer: number of records that are shuffled among each other (default: 1000). Shards are shuffled as well.
+        shuffle_buffer: number of records that are shuffled among each other (default: 1000). Shards are shuffled as
+            well.
     """
 
     def __init__(self, records, encoder: SampleEncoder, name: str, image_root: str | None = None, shuffle_buffer=1000):
@@ -191,24 +192,26 @@ class RecordStream:
 class StreamingTrainingData(IterableDataset):
     """A stream of encoded samples, shuffled in every epoch, without skipped samples.
 
-    Each sample appears exactly once per epoch, over all workers of the data loader and all shards. Where the shards of a
-    `datasets.IterableDataset` cannot be divided evenly among the workers of all processes, several workers read the same
-    shards and encode every n-th record.
+    Each sample appears exactly once per epoch, over all workers of the data loader and all shards. Where the shards of
+    a `datasets.IterableDataset` cannot be divided evenly among the workers of all processes, several workers read the
+    same shards and encode every n-th record.
     Resuming reads the stream from its start, as the `Trainer` does.
 
-    The `Trainer` needs `accelerator_config={"dispatch_batches": False}`: otherwise accelerate splits a stream's batches by
-    rows, which `pixel_values` does not have. With several processes, its data loader then makes *every* process encode all
-    samples and keeps a share of them. With `shard`, each sample is encoded once; the data loader must not split the shard again.
+    The `Trainer` needs `accelerator_config={"dispatch_batches": False}`: otherwise accelerate splits a stream's
+    batches by rows, which `pixel_values` does not have. With several processes, its data loader then makes *every*
+    process encode all samples and keeps a share of them. With `shard`, each sample is encoded once; the data loader
+    must not split the shard again.
 
     Args:
         source: the samples.
         shuffle: use another order in each epoch (default: True).
         seed: seed of the order (default: 0).
-        endless: start the next epoch automatically, so that no process runs out of samples before the others (default: False).
+        endless: start the next epoch automatically, so that no process runs out of samples before the others (default:
+            False).
 
     Raises:
-        ValueError: on reading, if the source or, in an endless stream, a worker's shards of it hold no records, or if many
-            samples in a row are skipped.
+        ValueError: on reading, if the source or, in an endless stream, a worker's shards of it hold no records, or if
+            many samples in a row are skipped.
     """
 
     def __init__(
@@ -249,8 +252,9 @@ class StreamingTrainingData(IterableDataset):
         part, step, turn = share % num_parts, num_shares // num_parts, share // num_parts
         if step > 1 and share == 0 and isinstance(self.source, RecordStream):
             logger.warning(
-                f"{self.source.name} has num_shards={self.source.num_shards}, which {num_shares} readers (processes x workers "
-                f"of the data loader) cannot divide evenly: {step} of them read each record, and one encodes it."
+                f"{self.source.name} has num_shards={self.source.num_shards}, which {num_shares} readers (processes x "
+                f"workers of the data loader) cannot divide evenly: {step} of them read each record, and one encodes "
+                "it."
             )
         epoch, broken, records = int(self._epoch), 0, count()
         while True:

@@ -47,15 +47,16 @@ class TrainingSample:
 
     Attributes:
         input_ids, labels: (L,) int64; labels are -100 for tokens without loss.
-        images: the images of `input_ids`: (C, H, W) 8-bit levels, upright. (From these, an image of 12 megapixels is split into
-            the same tiles a fifth faster than from Pillow's memory.) For larger images, their tiles, (tiles, C, H, W), since
-            the whole images of a batch would take gigabytes. Also tiles with `jpeg_draft`, which needs the file, and for
-            samples with videos.
+        images: the images of `input_ids`: (C, H, W) 8-bit levels, upright. (From these, an image of 12 megapixels is
+            split into the same tiles a fifth faster than from Pillow's memory.) For larger images, their tiles,
+            (tiles, C, H, W), since the whole images of a batch would take gigabytes. Also tiles with `jpeg_draft`,
+            which needs the file, and for samples with videos.
         tile_sizes: of each image, the index of the size of each tile among those that the model offers.
         images_kwargs: arguments of the image processor for this sample.
         was_cut: whether the sample was truncated to `max_length`.
         tile_limits: `max_patches` of each image; None if no budget takes tiles from them.
-        teacher: the same sample as a teacher sees it, if there is one: its own tiles of the same images, and the same labels.
+        teacher: the same sample as a teacher sees it, if there is one: its own tiles of the same images, and the same
+            labels.
     """
 
     input_ids: np.ndarray
@@ -101,8 +102,8 @@ class TrainingSample:
 class SampleCounts:
     """Numbers of samples that were skipped as `broken` or `too_long`, and of those that were truncated (`cut`).
 
-    The counts are in shared memory, one row per worker, so that the main process sees its workers' counts. A sample is counted
-    again in each epoch.
+    The counts are in shared memory, one row per worker, so that the main process sees its workers' counts. A sample is
+    counted again in each epoch.
     """
 
     def __init__(self):
@@ -120,25 +121,26 @@ class SampleCounts:
 class SampleEncoder:
     """Encodes samples `{"messages": [...], "images": [...]}` (see `read_conversation`) for training.
 
-    The ids are those of `processor.apply_chat_template(..., return_labels=True)` in a fraction of the time: a placeholder is
-    tokenized once and then repeated. The chat template writes image parts; images replace marks `<image>` exactly where they
-    are, as in InternVL. A token carries loss if it begins within the text that the template marks as written by the assistant:
-    the answer and its end marker. (In `apply_chat_template`, overlapping is enough, as for a token of the header's newline and
-    the blank that an answer begins with.)
+    The ids are those of `processor.apply_chat_template(..., return_labels=True)` in a fraction of the time: a
+    placeholder is tokenized once and then repeated. The chat template writes image parts; images replace marks
+    `<image>` exactly where they are, as in InternVL. A token carries loss if it begins within the text that the
+    template marks as written by the assistant: the answer and its end marker. (In `apply_chat_template`, overlapping
+    is enough, as for a token of the header's newline and the blank that an answer begins with.)
 
     Args:
         processor: its current image processor and chat template are used in each call.
         max_length: largest number of tokens of a sample in `input_ids` (default: no limit).
-        on_too_long: what to do with a longer sample. `"truncate"` (default) keeps at most its first `max_length` tokens, ends
-            in front of an image rather than within it, and then at the last token that carries loss; images after the end
-            are not read. If no answer is left, for example because the images alone are too long, the sample is skipped.
-            `"skip"` skips every longer sample; `"error"` raises.
-        on_broken: whether a sample that cannot be read raises (`"error"`, default) or is skipped (`"skip"`). Each skipped
-            sample gives a warning and is counted in `counts`.
-        share_tiles: each of a sample's n images takes at most `max_patches` // n tiles, at least one, plus its thumbnail
-            (default: False).
-        teacher_processor: processor of a teacher's model, which encodes each sample as well (default: no teacher). How images
-            are decoded and which frames are taken from videos is up to `processor`; `max_length` limits the student's tokens.
+        on_too_long: what to do with a longer sample. `"truncate"` (default) keeps at most its first `max_length`
+            tokens, ends in front of an image rather than within it, and then at the last token that carries loss;
+            images after the end are not read. If no answer is left, for example because the images alone are too long,
+            the sample is skipped. `"skip"` skips every longer sample; `"error"` raises.
+        on_broken: whether a sample that cannot be read raises (`"error"`, default) or is skipped (`"skip"`). Each
+            skipped sample gives a warning and is counted in `counts`.
+        share_tiles: each of a sample's n images takes at most `max_patches` // n tiles, at least one, plus its
+            thumbnail (default: False).
+        teacher_processor: processor of a teacher's model, which encodes each sample as well (default: no teacher). How
+            images are decoded and which frames are taken from videos is up to `processor`; `max_length` limits the
+            student's tokens.
 
     The images and frames of a sample share the processor's budget of visual tokens, `processor.max_image_tokens`.
 
@@ -291,7 +293,8 @@ class SampleEncoder:
         """A sample as engines take it that expand images themselves.
 
         Returns:
-            (L,) ids with one placeholder per image, whether each carries loss, the images, and the arguments of the image processor.
+            (L,) ids with one placeholder per image, whether each carries loss, the images, and the arguments of the
+            image processor.
         """
         conversation, images_kwargs = self._read(sample)
         own_images = len(conversation.images)
@@ -345,8 +348,8 @@ class SampleEncoder:
         labels, expected = own.labels[supervised], student.labels[taught]
         if not np.array_equal(labels, expected):
             raise ValueError(
-                f"its {len(expected)} supervised tokens for the student are not the {len(labels)} for the teacher, expected the "
-                "same: their chat templates or tokenizers differ"
+                f"its {len(expected)} supervised tokens for the student are not the {len(labels)} for the teacher, "
+                "expected the same: their chat templates or tokenizers differ"
             )
         return own
 
@@ -439,8 +442,8 @@ class SampleEncoder:
         forged = np.isin(ids, processor.wrapper_ids)
         if forged.any():
             raise ValueError(
-                f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected text "
-                "without it"
+                f"its texts form the image token {processor.tokenizer.decode(ids[forged][:1])!r} together, expected "
+                "text without it"
             )
         if len(places) != len(tile_sizes):
             raise ValueError(
@@ -472,15 +475,17 @@ class SampleEncoder:
         (supervised,) = np.nonzero(labels[:limit] != IGNORE_INDEX)
         if not len(supervised):
             raise TooLongError(
-                f"it has {len(ids)} tokens, {sum(end - start for start, end in spans)} of them of images, and no answer "
-                f"within max_length={limit}"
+                f"it has {len(ids)} tokens, {sum(end - start for start, end in spans)} of them of images, and no "
+                f"answer within max_length={limit}"
             )
         length = int(supervised[-1]) + 1  # never within an image, whose tokens carry no loss
         return whole.cut(length, sum(end <= length for _, end in spans))
 
 
 def _with_marks_as_text(content: list[dict], token: str) -> list[dict]:
-    """The parts of a message, with each mark and the texts around it joined to one text: templates may separate parts."""
+    """The parts of a message, with each mark and the texts around it joined to one text: templates may separate
+    parts.
+    """
     parts: list[dict] = []
     for is_text, neighbours in groupby(content, key=lambda part: part["type"] in ("text", MARK_OF["image"])):
         run = list(neighbours)

@@ -1,14 +1,15 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Packing without padding: rows of whole samples, up to a budget of tokens.
 
-A batch is one row, (1, tokens), whose `position_ids` restart with each sample. transformers separates the samples by these
-(in eager, sdpa and flex attention) or by the bounds in the batch (`cu_seq_lens_q`, `cu_seq_lens_k`, for flash attention and
-"varlen_sdpa"), and so does LVTC. So a loss summed over a row's tokens equals the sum over its samples one by one. Several rows
-of a batch become one, since the bounds are those of one row. Load the model with flash attention or "varlen_sdpa": sdpa and
-eager need a mask of tokens x tokens.
+A batch is one row, (1, tokens), whose `position_ids` restart with each sample. transformers separates the samples by
+these (in eager, sdpa and flex attention) or by the bounds in the batch (`cu_seq_lens_q`, `cu_seq_lens_k`, for flash
+attention and "varlen_sdpa"), and so does LVTC. So a loss summed over a row's tokens equals the sum over its samples
+one by one. Several rows of a batch become one, since the bounds are those of one row. Load the model with flash
+attention or "varlen_sdpa": sdpa and eager need a mask of tokens x tokens.
 
     data = load_training_data(...)
-    Trainer(..., train_dataset=PackedData(data, sizes.tokens, 8192), data_collator=InternVLXDataCollator(..., packing=True))
+    Trainer(..., train_dataset=PackedData(data, sizes.tokens, 8192), data_collator=InternVLXDataCollator(...,
+    packing=True))
 """
 
 from bisect import bisect_left, insort
@@ -75,8 +76,8 @@ def _best_fit(indices: list[int], lengths: np.ndarray, budget: int) -> list[list
 def pack_stream(samples: Iterable[TrainingSample], budget: int) -> Iterator[list[TrainingSample]]:
     """Pack a stream of samples into rows of at most `budget` tokens.
 
-    A few rows are open at a time; a sample goes into the one with the least room in which it fits. If it fits into none, the
-    fullest row is yielded. A sample above the budget gets its own row.
+    A few rows are open at a time; a sample goes into the one with the least room in which it fits. If it fits into
+    none, the fullest row is yielded. A sample above the budget gets its own row.
     """
     _check_budget(budget)
     open_rows: list[tuple[int, list[TrainingSample]]] = []

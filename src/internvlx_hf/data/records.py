@@ -1,9 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Files of records, each of which can be read without the others in memory.
 
-Annotations of several hundred thousand conversations take gigabytes as Python objects, in every worker that uses them. So only the
-positions of the records in their file are kept, 8 or 16 bytes each. (Arrow would require one schema for all records, but `image`
-may be a path in one record and a list in another, and one broken line would make the whole file unreadable.)
+Annotations of several hundred thousand conversations take gigabytes as Python objects, in every worker that uses them.
+So only the positions of the records in their file are kept, 8 or 16 bytes each. (Arrow would require one schema for
+all records, but `image` may be a path in one record and a list in another, and one broken line would make the whole
+file unreadable.)
 """
 
 import json

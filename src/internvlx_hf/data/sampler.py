@@ -13,12 +13,12 @@ _BATCHES_SORTED_TOGETHER = 100
 class CostGroupedSampler(Sampler[int]):
     """Shuffles samples so that every batch holds samples of similar cost.
 
-    As in transformers' `LengthGroupedSampler`, random samples form groups of a hundred batches and are sorted within each
-    group. Unlike there, the batches are then shuffled, since training would otherwise see the cost fall again and again. The
-    order depends only on seed and epoch, so that a resumed epoch matches the interrupted one.
+    As in transformers' `LengthGroupedSampler`, random samples form groups of a hundred batches and are sorted within
+    each group. Unlike there, the batches are then shuffled, since training would otherwise see the cost fall again and
+    again. The order depends only on seed and epoch, so that a resumed epoch matches the interrupted one.
 
-    The order is the same in every process: accelerate gives adjacent batches to different processes, which then work on
-    batches of similar cost at the same time.
+    The order is the same in every process: accelerate gives adjacent batches to different processes, which then work
+    on batches of similar cost at the same time.
 
     Args:
         costs: cost of each sample.

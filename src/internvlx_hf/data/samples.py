@@ -47,21 +47,21 @@ class Conversation:
 def read_conversation(sample: Mapping, image_tokens: Sequence[str] = ()) -> Conversation:
     """The conversation of a sample `{"messages": [...], "images": [...], "videos": [...]}`.
 
-    A message's content is a string or a list of parts, as for `apply_chat_template`. Image parts contain their image, or take
-    the sample's `images` in order. If no message has an image part, the marks `<image>` in the users' texts stand for the
-    images, as in InternVL's and LLaVA's data; they become parts `{"type": "mark"}`. Without marks, the images go in front of
-    the first user turn. Whatever the assistant writes is text, even if it looks like a mark or an image token, and is escaped
-    (see `literals_as_text`). The same holds for videos, whose mark is `<video>`.
+    A message's content is a string or a list of parts, as for `apply_chat_template`. Image parts contain their image,
+    or take the sample's `images` in order. If no message has an image part, the marks `<image>` in the users' texts
+    stand for the images, as in InternVL's and LLaVA's data; they become parts `{"type": "mark"}`. Without marks, the
+    images go in front of the first user turn. Whatever the assistant writes is text, even if it looks like a mark or
+    an image token, and is escaped (see `literals_as_text`). The same holds for videos, whose mark is `<video>`.
 
     Args:
-        sample: `images` (or `image`, for a single one) may be absent. An image is anything that the image processor accepts,
-            or `{"bytes": ..., "path": ...}` as `datasets` stores it. `videos` (or `video`) likewise: a video is a file, of
-            which only the header is read here, a folder of frames, or a list of frames.
+        sample: `images` (or `image`, for a single one) may be absent. An image is anything that the image processor
+            accepts, or `{"bytes": ..., "path": ...}` as `datasets` stores it. `videos` (or `video`) likewise: a video
+            is a file, of which only the header is read here, a folder of frames, or a list of frames.
         image_tokens: the tokens of images.
 
     Raises:
-        ValueError: if the sample has another form, other media, an unknown role or part, an image token in a text or an empty
-            answer, or if the number of its images or videos differs from the number of places for them.
+        ValueError: if the sample has another form, other media, an unknown role or part, an image token in a text or
+            an empty answer, or if the number of its images or videos differs from the number of places for them.
     """
     refuse_unread(sample)
     messages = sample.get("messages")
@@ -107,8 +107,8 @@ def _collect_media(messages: list[dict], given: list, medium: Medium) -> list:
 def refuse_unread(sample: Mapping) -> None:
     """Raises `ValueError` if a sample or a record has values that training would ignore.
 
-    These are audio, tools, a system message outside the messages, and a misspelt `images`. Other keys are ignored, since data
-    have columns for other purposes.
+    These are audio, tools, a system message outside the messages, and a misspelt `images`. Other keys are ignored,
+    since data have columns for other purposes.
     """
     for name, value in sample.items():
         expected = _expected_instead(name)
@@ -132,7 +132,8 @@ def _expected_instead(name: str) -> str | None:
 
 
 def _with_part_list(message: dict) -> dict:
-    """The message with its content as a list of `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type": "video"}`.
+    """The message with its content as a list of `{"type": "text", "text": ...}`, `{"type": "image"}` and `{"type":
+    "video"}`.
 
     The latter two have a `source` if they name one.
     """
@@ -214,8 +215,8 @@ def _insert_parts(messages: list[dict], marks: int, number: int, medium: Medium)
     kind = medium.kind
     if marks and marks != number:
         raise ValueError(
-            f"it has {number} {kind}s and the marks {medium.mark} {marks} times in the users' turns, expected one for each "
-            f"{kind}; to write the mark as text, use {medium.mark_as_text!r}"
+            f"it has {number} {kind}s and the marks {medium.mark} {marks} times in the users' turns, expected one for "
+            f"each {kind}; to write the mark as text, use {medium.mark_as_text!r}"
         )
     if not marks:
         front = [{"type": kind} for _ in range(number)]

@@ -43,15 +43,17 @@ class SampleSizes:
         return len(self.tokens)
 
     def stage_two_tokens(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
-        """Tokens in the layers after the boundary; if the tiles' size, the one with this index, has none, the same as `tokens`."""
+        """Tokens in the layers after the boundary; if the tiles' size, the one with this index, has none, the same as
+        `tokens`.
+        """
         of_tile = config.sizes[size]
         return self.tokens + self.tiles * (of_tile.after - of_tile.before)
 
     def costs(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
         """Cost of each sample, in tokens that pass through the whole language model.
 
-        A token counts by the share of the layers that process it. A tile adds as many tokens as correspond to the operations
-        of the vision tower and the projectors.
+        A token counts by the share of the layers that process it. A tile adds as many tokens as correspond to the
+        operations of the vision tower and the projectors.
 
         Args:
             size: index of the tiles' size (default: the first).
@@ -63,7 +65,9 @@ class SampleSizes:
 
 
 def tile_cost(config: InternVLXConfig) -> float:
-    """Operations of the vision tower and the projectors per tile, divided by those of the language model for one token."""
+    """Operations of the vision tower and the projectors per tile, divided by those of the language model for one
+    token.
+    """
     sizes = measure(config)
     on_token = prefill_flops(sizes, [1] * len(stages(sizes)))
     return sum(sizes.tile_flops.values()) / sum(on_token[stage] for stage in stages(sizes))
@@ -94,10 +98,11 @@ def measure_sizes(
 
     Args:
         num_workers: number of processes that share the work (default: 0, this process).
-        cache: a folder where the sizes are saved (default: none). Saved sizes are used if the data's files and the processor's
-            settings are unchanged; the images are not checked again. The sizes of a list of records are never saved.
-        again: measure skipped samples again and warn of them, since a missing image may exist by now (default: True). With
-            several processes, only the first should do so, or their sizes may differ.
+        cache: a folder where the sizes are saved (default: none). Saved sizes are used if the data's files and the
+            processor's settings are unchanged; the images are not checked again. The sizes of a list of records are
+            never saved.
+        again: measure skipped samples again and warn of them, since a missing image may exist by now (default: True).
+            With several processes, only the first should do so, or their sizes may differ.
 
     Raises:
         BrokenSampleError: if a sample is broken and may not be skipped.
@@ -124,7 +129,8 @@ def measure_sizes(
 
 
 def fingerprint(data: TrainingData) -> str | None:
-    """A hash of everything that determines the sizes of `data`: its files, the choice of records, the processor's settings.
+    """A hash of everything that determines the sizes of `data`: its files, the choice of records, the processor's
+    settings.
 
     None if some of its records cannot be identified without reading them.
     """

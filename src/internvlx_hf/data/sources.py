@@ -45,9 +45,9 @@ def load_training_data(
 
     Args:
         source: one of
-            - InternVL's meta file: JSON of `{name: {"root", "annotation", "repeat_time", ...}}`. The fractional part of
-              a `repeat_time` adds a fixed random choice of the records. Relative paths refer to the working directory, as in
-              InternVL, or else to the meta file's folder;
+            - InternVL's meta file: JSON of `{name: {"root", "annotation", "repeat_time", ...}}`. The fractional part
+              of a `repeat_time` adds a fixed random choice of the records. Relative paths refer to the working
+              directory, as in InternVL, or else to the meta file's folder;
             - annotations: a `.jsonl` file of records, or a `.json` file with a list of records, such as LLaVA's;
             - a folder (of Parquet, JSONL and so on, or written by `save_to_disk`) or a Hub id, for `datasets`;
             - a `datasets.Dataset` or `IterableDataset`, or a list of records.
@@ -56,7 +56,8 @@ def load_training_data(
         image_root: folder that relative paths of images refer to (default: the folder of the annotations). A meta file
             contains its own.
         split: split of a folder or a Hub id (default: "train").
-        streaming: read samples in sequence instead of by index; data on the Hub are not downloaded first (default: False).
+        streaming: read samples in sequence instead of by index; data on the Hub are not downloaded first (default:
+            False).
         max_length, on_too_long, on_broken, share_tiles, teacher_processor: see `SampleEncoder`.
         shuffle_buffer: see `RecordStream`.
         endless, seed: see `StreamingTrainingData`.

@@ -61,8 +61,8 @@ class Answerer:
     Args:
         model: an `InternVLXForConditionalGeneration` in evaluation mode.
         processor: its processor.
-        images_kwargs: settings of images to override, such as `{"max_patches": 12, "max_image_tokens": 4096}` (default:
-            none).
+        images_kwargs: settings of images to override, such as `{"max_patches": 12, "max_image_tokens": 4096}`
+            (default: none).
 
     Attributes:
         version: what identifies the checkpoint's files, for a record of the answers; empty if it is not known.
@@ -84,14 +84,14 @@ class Answerer:
             model_kwargs: arguments of `AutoModel.from_pretrained`: `dtype`, `device_map`, `attn_implementation`, ...
 
         Raises:
-            ValueError: if it is not an InternVL-X model or `images_kwargs` are invalid. This is checked before any weights
-                are read.
+            ValueError: if it is not an InternVL-X model or `images_kwargs` are invalid. This is checked before any
+                weights are read.
         """
         model_type = AutoConfig.from_pretrained(path, revision=revision).model_type
         if model_type != InternVLXConfig.model_type:
             raise ValueError(
-                f"{path!r} is a {model_type!r} model, expected {InternVLXConfig.model_type!r}. `internvlx convert {path} "
-                "FOLDER` converts InternVL checkpoints."
+                f"{path!r} is a {model_type!r} model, expected {InternVLXConfig.model_type!r}. `internvlx convert "
+                f"{path} FOLDER` converts InternVL checkpoints."
             )
         processor = AutoProcessor.from_pretrained(path, revision=revision)
         _check_images_kwargs(processor, images_kwargs or {})
@@ -186,7 +186,9 @@ class Answerer:
         ]
 
     def inputs(self, conversations: Sequence[Messages], **kwargs):
-        """The model's inputs for the conversations, padded on the left; `kwargs` are those of `apply_chat_template`."""
+        """The model's inputs for the conversations, padded on the left; `kwargs` are those of
+        `apply_chat_template`.
+        """
         return chat_inputs(self.processor, conversations, self.images_kwargs, **kwargs).to(self.model.device)
 
 
@@ -219,8 +221,8 @@ def marks_as_text(conversation: Messages) -> Messages:
 class StopAtText(StoppingCriteria):
     """Stops a row as soon as its generated text contains one of the strings.
 
-    transformers' `stop_strings` also match the last characters of the prompt: after ChatML's `assistant\\n`, the first line
-    break of an answer would complete "\\n\\n".
+    transformers' `stop_strings` also match the last characters of the prompt: after ChatML's `assistant\\n`, the first
+    line break of an answer would complete "\\n\\n".
     """
 
     def __init__(self, tokenizer, strings: Sequence[str], prompt_length: int):
@@ -245,10 +247,10 @@ def cut_at(text: str, until: Sequence[str]) -> str:
 def generation_arguments(task_kwargs: dict) -> dict:
     """Arguments of `generate` from those of an evaluation task.
 
-    `max_new_tokens` defaults to 1024. Answers are greedy, whatever the checkpoint's generation config says, unless the task
-    asks for sampling (`do_sample=True`, or a `temperature` above zero without `do_sample=False`) or for beams. Penalties on
-    repetition are the checkpoint's, unless the task sets them. Other names, which tasks may have for other models, are left out
-    with a warning.
+    `max_new_tokens` defaults to 1024. Answers are greedy, whatever the checkpoint's generation config says, unless the
+    task asks for sampling (`do_sample=True`, or a `temperature` above zero without `do_sample=False`) or for beams.
+    Penalties on repetition are the checkpoint's, unless the task sets them. Other names, which tasks may have for
+    other models, are left out with a warning.
     """
     known = vars(GenerationConfig())
     unknown = sorted(set(task_kwargs) - set(known))

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The twelve benchmarks of the paper's Table 1, with the corresponding tasks of lmms-eval.
 
-The paper names the benchmarks but not their splits or prompts. These splits can be scored without submitting answers; the
-prompts are lmms-eval's own for each task.
+The paper names the benchmarks but not their splits or prompts. These splits can be scored without submitting answers;
+the prompts are lmms-eval's own for each task.
 """
 
 from dataclasses import dataclass

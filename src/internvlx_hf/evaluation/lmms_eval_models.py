@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Model classes for lmms-eval: `lmms_eval --model internvlx --model_args pretrained=PATH --tasks ...`.
 
-lmms-eval passes a task's requests in one of two forms. A *chat* model gets messages with images in their place; a *simple*
-model (`--force_simple`) gets a text and a list of images. Multiple choice by likelihood exists only for simple models.
+lmms-eval passes a task's requests in one of two forms. A *chat* model gets messages with images in their place; a
+*simple* model (`--force_simple`) gets a text and a list of images. Multiple choice by likelihood exists only for
+simple models.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,8 +35,8 @@ class InternVLXSimple(lmms):
         device_map: "auto" spreads one copy of the model over all GPUs, for a single process only (default: none).
         attn_implementation: as in `from_pretrained`.
         system_prompt: a system message, or a file that holds it (default: none).
-        image_settings: any of `IMAGE_SETTINGS`: the fields of `ImageSettings`, `resize_backend`, `do_exif_transpose` and
-            `jpeg_draft`, to override the checkpoint's own.
+        image_settings: any of `IMAGE_SETTINGS`: the fields of `ImageSettings`, `resize_backend`, `do_exif_transpose`
+            and `jpeg_draft`, to override the checkpoint's own.
 
     Raises:
         ValueError: if an argument is invalid or the checkpoint is not an InternVL-X model.
@@ -75,13 +76,14 @@ class InternVLXSimple(lmms):
         """The device or device map of this process's copy. Processes do not synchronise while they generate."""
         if self.accelerator.num_processes > 1 and (device or device_map):
             raise ValueError(
-                f"device={device!r}, device_map={device_map!r} with {self.accelerator.num_processes} processes: expected "
-                "neither, since each process uses its own device. To spread one copy over several GPUs, start one process."
+                f"device={device!r}, device_map={device_map!r} with {self.accelerator.num_processes} processes: "
+                "expected neither, since each process uses its own device. To spread one copy over several GPUs, "
+                "start one process."
             )
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError(
-                f"Started with {self.accelerator.distributed_type}, expected plain `accelerate launch --multi_gpu`, or one "
-                "process with device_map=auto if a copy does not fit on one GPU."
+                f"Started with {self.accelerator.distributed_type}, expected plain `accelerate launch --multi_gpu`, "
+                "or one process with device_map=auto if a copy does not fit on one GPU."
             )
         return device_map or {"": torch.device(device) if device else self.accelerator.device}
 
@@ -111,8 +113,8 @@ class InternVLXSimple(lmms):
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, is_greedy) of every continuation, wrapped because lmms-eval 0.7 turns a bare pair into a string.
 
-        lmms-eval's multiple choice picks the *smallest* number, contrary to its documentation of this method, and its own
-        model classes return losses. So does this class: the mean over the answer's tokens and the end marker.
+        lmms-eval's multiple choice picks the *smallest* number, contrary to its documentation of this method, and its
+        own model classes return losses. So does this class: the mean over the answer's tokens and the end marker.
         """
         results = []
         with self._progress(requests) as progress:

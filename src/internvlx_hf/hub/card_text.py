@@ -7,8 +7,8 @@ A generated section stands between two marks, the first with a digest of the sec
     ...
     <!-- internvlx:end cost -->
 
-A third mark after the metadata holds a digest of each generated value. A value or section that still matches its digest is
-renewed; any other counts as manual.
+A third mark after the metadata holds a digest of each generated value. A value or section that still matches its
+digest is renewed; any other counts as manual.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from huggingface_hub.utils import yaml_dump
 from ..checkpoints.folders import is_hub_id
 
 HINT = (
-    "The text between the marks `begin` and `end` is generated. Write anywhere else. Sections that you edit are kept as "
-    "they are; delete a section with its marks to have it generated again."
+    "The text between the marks `begin` and `end` is generated. Write anywhere else. Sections that you edit are kept "
+    "as they are; delete a section with its marks to have it generated again."
 )
 CARD_MARK = re.compile(r"<!-- internvlx:card [^\n]*?metadata:(?P<digests>(?: [\w-]+=[0-9a-f]{8})*) -->")
 # anything that looks like a mark, complete or not
@@ -81,8 +81,9 @@ def renew_card(previous: str, metadata: dict, make_sections: Callable[[dict], di
     Args:
         previous: the current card; empty for none.
         metadata: generated metadata, with the names of [`~huggingface_hub.ModelCardData`].
-        make_sections: returns the generated sections in order, Markdown by name, empty to omit a section. It is called with
-            the metadata that the card will have, manual values included. A new section goes after its predecessor.
+        make_sections: returns the generated sections in order, Markdown by name, empty to omit a section. It is called
+            with the metadata that the card will have, manual values included. A new section goes after its
+            predecessor.
 
     Raises:
         CardError: if a mark is damaged or the metadata is not valid, so that renewing could lose something.
@@ -100,8 +101,8 @@ def validate_card(text: str) -> None:
     """Check a card with `huggingface_hub`'s own checks, as far as they need no network.
 
     Raises:
-        CardError: if the metadata is not a YAML mapping or not a valid `ModelCardData`, if a base model or data set is not a
-            Hub id, or if a mark is damaged.
+        CardError: if the metadata is not a YAML mapping or not a valid `ModelCardData`, if a base model or data set is
+            not a Hub id, or if a mark is damaged.
     """
     _load_yaml(_split_card(text)[0])
     try:
@@ -116,7 +117,9 @@ def validate_card(text: str) -> None:
 
 
 def _split_card(text: str) -> tuple[str, dict[str, str], str]:
-    """The YAML block, the digests of generated metadata, and the rest of a card. Checks that the marks are in order."""
+    """The YAML block, the digests of generated metadata, and the rest of a card. Checks that the marks are in
+    order.
+    """
     text = text.replace("\r\n", "\n").removeprefix("\ufeff")
     front = REGEX_YAML_BLOCK.match(text)
     block, body = (front[2], text[front.end() :]) if front else ("", text)
@@ -129,8 +132,9 @@ def _split_card(text: str) -> tuple[str, dict[str, str], str]:
         line = text.count("\n") - body.count("\n") + outside.count("\n", 0, damaged.start()) + 1
         raise CardError(
             f"README.md, line {line}: the mark {outside[damaged.start() :].splitlines()[0]!r} or its other half is "
-            "damaged or misplaced, expected `<!-- internvlx:begin NAME DIGEST -->` and then `<!-- internvlx:end NAME -->`, each on its own "
-            "line. Repair the mark, or delete the section with both marks to have it generated again."
+            "damaged or misplaced, expected `<!-- internvlx:begin NAME DIGEST -->` and then `<!-- internvlx:end NAME "
+            "-->`, each on its own line. Repair the mark, or delete the section with both marks to have it generated "
+            "again."
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CardError(f"README.md: the section {twice[0]!r} appears twice. Delete one with both its marks.")

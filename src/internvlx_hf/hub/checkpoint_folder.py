@@ -16,8 +16,8 @@ def checkpoint_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[P
     """An [`atomic_folder`] that gets a model card at the end, with the manual content of the card in `out`.
 
     Raises:
-        CardError: if manual and generated content of the card in `out` cannot be told apart. If a mark was damaged only
-            during the run, the new folder is kept beside `out`, and the message names it.
+        CardError: if manual and generated content of the card in `out` cannot be told apart. If a mark was damaged
+            only during the run, the new folder is kept beside `out`, and the message names it.
         KeyboardInterrupt: on an interrupt; its message tells whether `out` was written.
     """
     out = resolve_out(out)

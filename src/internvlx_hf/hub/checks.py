@@ -31,8 +31,8 @@ def check_folder(folder: str | Path) -> None:
         raise FolderError(f"{folder} is not a folder, expected a checkpoint's folder.")
     if (folder / "adapter_config.json").is_file():
         raise FolderError(
-            f"{folder} holds a LoRA adapter (adapter_config.json), which does not load by itself. Merge it into a checkpoint "
-            f"first: internvlx merge {folder} OUT"
+            f"{folder} holds a LoRA adapter (adapter_config.json), which does not load by itself. Merge it into a "
+            f"checkpoint first: internvlx merge {folder} OUT"
         )
     # each group runs only if the groups before found nothing, so that a missing file is reported once
     for checks in (
@@ -77,8 +77,8 @@ def _weight_files(folder: Path) -> Iterator[str]:
     shards = {path.name for path in folder.glob(SAFE_SHARDS)}
     if single.is_file() and (index.is_file() or shards):
         yield (
-            f"There are both {single.name} and {listed(sorted(shards)) or index.name}. `from_pretrained` reads the first and "
-            "ignores the others: delete the outdated files."
+            f"There are both {single.name} and {listed(sorted(shards)) or index.name}. `from_pretrained` reads the "
+            "first and ignores the others: delete the outdated files."
         )
         return
     if index.is_file():
@@ -95,7 +95,9 @@ def _depth(folder: Path) -> Iterator[str]:
     check_fields(config, dict.fromkeys(("text_config?", "vision_config?"), LAYERS), folder / "config.json")
     for part in ("text_config", "vision_config"):
         if (layers := config.get(part, {}).get("num_hidden_layers", 0)) > num_tensors:
-            yield f"config.json has {part}.num_hidden_layers={layers}, but the weights hold only {num_tensors} tensors."
+            yield (
+                f"config.json has {part}.num_hidden_layers={layers}, but the weights hold only {num_tensors} tensors."
+            )
 
 
 def _tensors(folder: Path) -> Iterator[str]:

@@ -17,8 +17,8 @@ from ..checkpoints.names import CARD, LICENCES
 from .card_text import CardError, is_generated, manual_content, validate_card
 from .model_card import model_card, read_card
 
-# Why a file is not uploaded: the first reason with a pattern that the file's path, one of its folders or its name matches.
-# The patterns only explain: a file that is not on the list to upload is left out in any case.
+# Why a file is not uploaded: the first reason with a pattern that the file's path, one of its folders or its name
+# matches. The patterns only explain: a file that is not on the list to upload is left out in any case.
 SECRET, HIDDEN, UNKNOWN = "may hold a secret", "is hidden", "is not part of a checkpoint"
 REASONS = {
     SECRET: (
@@ -74,8 +74,8 @@ READ_AT_ONCE = 2**24
 
 # as in `transformers.utils.hub.create_and_tag_model_card`
 TEMPLATE_DESCRIPTION = (
-    "This is the model card of a \U0001f917 transformers model that has been pushed on the Hub. This model card has been "
-    "automatically generated."
+    "This is the model card of a \U0001f917 transformers model that has been pushed on the Hub. This model card has "
+    "been automatically generated."
 )
 
 
@@ -145,12 +145,13 @@ def folder_stamps(folder: Path) -> dict[str, tuple | None]:
 def files_to_push(folder: Path, card: str, include: Sequence[str] = ()) -> list[PushedFile]:
     """The files of a checkpoint folder to upload, except the model card.
 
-    These are the checkpoint's files, the images in the folder that the card shows, and the files that `include` matches.
+    These are the checkpoint's files, the images in the folder that the card shows, and the files that `include`
+    matches.
 
     Args:
         card: text of the model card.
-        include: patterns of other files or folders: `checkpoint-*`, `*.tfevents.*` (default: none). A file that may hold a
-            secret or is hidden is uploaded only if its full path is given.
+        include: patterns of other files or folders: `checkpoint-*`, `*.tfevents.*` (default: none). A file that may
+            hold a secret or is hidden is uploaded only if its full path is given.
 
     Raises:
         FolderError: if a pattern of `include` matches nothing to upload, or a file is a link out of the folder.
@@ -201,7 +202,8 @@ def _included(folder: Path, pattern: str) -> set[str]:
     """The files that a pattern of `include` matches and that may be uploaded."""
     if links := [name for name in linked_folders(folder) if _matches(name, [pattern])]:
         raise FolderError(
-            f"--include {pattern!r}: {folder / links[0]} is a link to a folder, which is not followed. Put a copy there."
+            f"--include {pattern!r}: {folder / links[0]} is a link to a folder, which is not followed. Put a copy "
+            "there."
         )
     found = {name for name in walk_files(folder) if _matches(name, [pattern])}
     if not found:
@@ -268,8 +270,8 @@ def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None 
         keep: whose manual content to keep if both cards have different content: "folder" or "hub" (default: raise).
 
     Raises:
-        CardError: if a mark is damaged or the metadata is not valid, or if both cards have manual content and `keep` is not
-            set.
+        CardError: if a mark is damaged or the metadata is not valid, or if both cards have manual content and `keep`
+            is not set.
     """
     here = read_card(folder)
     if on_hub and not _is_template(on_hub) and keep != "folder":
@@ -278,8 +280,8 @@ def card_to_push(folder: Path, repo_id: str, on_hub: str = "", keep: str | None 
             here = on_hub
         elif not manual_there <= manual_here:
             raise CardError(
-                f"The model cards of {repo_id} and {folder / CARD} were both edited. Choose which edits to keep with --card hub "
-                "or --card folder, or merge them into the folder's card and pass --card folder."
+                f"The model cards of {repo_id} and {folder / CARD} were both edited. Choose which edits to keep with "
+                "--card hub or --card folder, or merge them into the folder's card and pass --card folder."
             )
     if here and not is_generated(here):
         validate_card(here)

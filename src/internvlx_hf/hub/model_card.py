@@ -189,7 +189,9 @@ class CardFacts:
 
     @property
     def start(self) -> str | None:
-        """How the untrained modules start, the `init` of the conversions that added them: "paper" if any starts at random."""
+        """How the untrained modules start, the `init` of the conversions that added them: "paper" if any starts at
+        random.
+        """
         inherited = self.report.get("inherited", {})
         old = set(self.untrained_modules).intersection(inherited.get("untrained_modules", ()))
         starts = [inherited.get("init")] if old else []
@@ -199,7 +201,9 @@ class CardFacts:
 
     @property
     def quality(self) -> dict[str, float]:
-        """Training metrics about the model's quality, without those about the machine. A later upgrade makes them void."""
+        """Training metrics about the model's quality, without those about the machine. A later upgrade makes them
+        void.
+        """
         if self.was_upgraded_since:
             return {}
         metrics = self.recipe.get("metrics", {}).items()
@@ -284,7 +288,9 @@ class CardFacts:
         }
 
     def _image_processor(self) -> InternVLXImageProcessor | None:
-        """The folder's image processor, or one that tiles like transformers' own; None if its settings are not known."""
+        """The folder's image processor, or one that tiles like transformers' own; None if its settings are not
+        known.
+        """
         try:
             if self.kind == OURS:
                 return InternVLXImageProcessor.from_pretrained(self.folder)

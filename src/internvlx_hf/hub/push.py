@@ -57,20 +57,21 @@ class PushPlan:
 
 
 def plan_push(folder: str | Path, repo_id: str, include: Sequence[str] = ()) -> PushPlan:
-    """Check a folder and list which files a push uploads and which it does not. Uses no network and runs no code of it.
+    """Check a folder and list which files a push uploads and which it does not. Uses no network and runs no code of
+    it.
 
-    A push uploads the checkpoint's files (weights that the index names, configurations, processor, templates, the code that
-    an `auto_map` names, reports, licences), the model card, and the images in the folder that the card shows.
+    A push uploads the checkpoint's files (weights that the index names, configurations, processor, templates, the code
+    that an `auto_map` names, reports, licences), the model card, and the images in the folder that the card shows.
 
     Args:
         folder: a complete checkpoint.
         repo_id: "owner/name", or "name" for the token's owner.
-        include: patterns of additional files or folders to upload: `checkpoint-*`, `*.tfevents.*` (default: none). A file
-            that is hidden or may hold a secret is uploaded only if its full path is given.
+        include: patterns of additional files or folders to upload: `checkpoint-*`, `*.tfevents.*` (default: none). A
+            file that is hidden or may hold a secret is uploaded only if its full path is given.
 
     Raises:
-        FolderError: if the folder is not a complete checkpoint (the message lists every problem), a file to upload is a
-            link out of the folder, a pattern of `include` matches nothing, or a file is being changed.
+        FolderError: if the folder is not a complete checkpoint (the message lists every problem), a file to upload is
+            a link out of the folder, a pattern of `include` matches nothing, or a file is being changed.
         ValueError: if `repo_id` is invalid.
     """
     try:
@@ -141,8 +142,8 @@ def push_folder(
         message: commit message (default: names the folder).
         create_pr: open a pull request instead of changing the branch (default: no).
         include: see [`plan_push`].
-        card: whose manual content to keep if the folder's and the repository's model cards have different content: "hub" or
-            "folder" (default: raise).
+        card: whose manual content to keep if the folder's and the repository's model cards have different content:
+            "hub" or "folder" (default: raise).
 
     Raises:
         FolderError: if the folder is not a complete checkpoint. Nothing is uploaded.
@@ -194,8 +195,8 @@ def _open(api: HfApi, repo_id: str, private: bool | None, revision: str | None) 
     info = api.model_info(repo_id)
     if private and not info.private:
         raise ValueError(
-            f"{repo_id} exists and is public, which --private does not change. Make it private in its settings, or choose "
-            "another name."
+            f"{repo_id} exists and is public, which --private does not change. Make it private in its settings, or "
+            "choose another name."
         )
     if revision is None:
         return info
@@ -221,8 +222,8 @@ def _explained(repo_id: str, token: str | None) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise OSError(_explanation(cause, repo_id, bool(token or get_token()))) from error
         raise OSError(
-            f"The connection to the Hub failed: {cause}. Nothing was committed to {repo_id}. Push again: files that have "
-            "arrived are not uploaded again."
+            f"The connection to the Hub failed: {cause}. Nothing was committed to {repo_id}. Push again: files that "
+            "have arrived are not uploaded again."
         ) from error
 
 
@@ -246,7 +247,7 @@ def _explanation(error: HfHubHTTPError, repo_id: str, has_token: bool) -> str:
         return f"{repo_id}: there is no such repository, or it is private and the token has no access to it."
     if status in (409, 412):
         return (
-            f"{repo_id} was changed by someone else in the meantime. Nothing was committed. Push again: files that have "
-            f"arrived are not uploaded again. The Hub says: {answer}"
+            f"{repo_id} was changed by someone else in the meantime. Nothing was committed. Push again: files that "
+            f"have arrived are not uploaded again. The Hub says: {answer}"
         )
     return f"{repo_id}: the Hub refused: {answer}"

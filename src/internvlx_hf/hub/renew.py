@@ -79,7 +79,9 @@ def _save_code(folder: Path, staged: Path) -> set[str]:
 
 
 def _exchange(folder: Path, staged: Path, names: list[str]) -> None:
-    """Put the files of `staged` in the place of those in `folder`, and remove those that it lacks. Undone on any error."""
+    """Put the files of `staged` in the place of those in `folder`, and remove those that it lacks. Undone on any
+    error.
+    """
     kept = staged / "kept"
     kept.mkdir()
     done = []

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pushing from a `Trainer` with `TrainingArguments(push_to_hub=True)`: a model that loads, our card, and nothing else."""
+"""Pushing from a `Trainer` with `TrainingArguments(push_to_hub=True)`: a model that loads, our card, and nothing
+else.
+"""
 
 import glob
 import shutil
@@ -27,8 +29,8 @@ class PushesCheckpoint(Base):
     """Mixin for a `Trainer` that pushes: `class MyTrainer(PushesCheckpoint, Trainer)`.
 
     A plain `Trainer` replaces the model card with transformers' own at every push, including manual content. While it
-    trains, it pushes models without their code, which then do not load. And it pushes everything else in the folder, such as
-    a `training_args.bin` with the Hub token.
+    trains, it pushes models without their code, which then do not load. And it pushes everything else in the folder,
+    such as a `training_args.bin` with the Hub token.
     """
 
     def create_model_card(self, *args, **kwargs) -> None:

@@ -58,7 +58,8 @@ class ChatMixin:
                 images gets one in front. Write U+2060 after the `<` to have it read as text.
             generation_config: a dict of `generate` arguments, with which an answer always ends at the chat template's
                 end marker; or a `GenerationConfig`, whose `eos_token_id`, if set, takes precedence.
-            history: the questions and answers so far, as an earlier call returned them. Answers are always read as text.
+            history: the questions and answers so far, as an earlier call returned them. Answers are always read as
+                text.
             return_history: also return the history including this turn.
             num_patches_list: tiles of each image (default: all of `pixel_values` are one image's).
             IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN: the tokens around and of an image. A tokenizer without
@@ -69,8 +70,8 @@ class ChatMixin:
             The answer, or (answer, history).
 
         Raises:
-            ValueError: if `tokenizer` or `pixel_values` has the wrong type, if marks, images and tiles do not match, or if
-                a question or the system message contains an image token.
+            ValueError: if `tokenizer` or `pixel_values` has the wrong type, if marks, images and tiles do not match,
+                or if a question or the system message contains an image token.
         """
         history = list(history or [])
         _require_inputs(tokenizer, pixel_values, [*(text for turn in history for text in turn), question])
@@ -126,8 +127,8 @@ class ChatMixin:
             num_patches_list = [0 if pixel_values is None else 1] * len(questions)
         if len(num_patches_list) != len(questions):
             raise ValueError(
-                f"`num_patches_list`={num_patches_list} has {len(num_patches_list)} images for {len(questions)} questions, "
-                "expected one for each question."
+                f"`num_patches_list`={num_patches_list} has {len(num_patches_list)} images for {len(questions)} "
+                "questions, expected one for each question."
             )
         image_tokens = _known_tokens(tokenizer, (IMG_START_TOKEN, IMG_CONTEXT_TOKEN, IMG_END_TOKEN))
         queries = []
@@ -186,7 +187,9 @@ class ChatMixin:
 
 
 def opening_question(question: str, history: History, has_images: bool) -> str:
-    """The question as the prompt has it: with an `<image>` in front if it opens a conversation whose images have no mark."""
+    """The question as the prompt has it: with an `<image>` in front if it opens a conversation whose images have no
+    mark.
+    """
     if has_images and not history and IMAGE_MARK not in question:
         return f"{IMAGE_MARK}\n{question}"
     return question
@@ -203,7 +206,8 @@ def chat_query(
 ) -> str:
     """The prompt of a conversation, with each `<image>` mark replaced by an image's placeholders in reading order.
 
-    As in InternVL, marks without an image stay, and images without a mark are left out. Unlike in InternVL, answers are
+    As in InternVL, marks without an image stay, and images without a mark are left out. Unlike in InternVL, answers
+    are
     text: marks and image tokens in them are escaped, for `literals_as_text`.
     """
     literals = (*_literal_tokens(image_tokens), IMAGE_MARK)
@@ -278,7 +282,8 @@ def _require_inputs(tokenizer, pixel_values, texts: list[str]):
     if pixel_values is not None and not is_tiles:
         shape = f" of shape {tuple(pixel_values.shape)}" if hasattr(pixel_values, "shape") else ""
         raise ValueError(
-            f"`pixel_values` is {pixel_values!r:.100}{shape}, expected a tensor (tiles, 3, H, W) or None. Make one from a path, "
+            f"`pixel_values` is {pixel_values!r:.100}{shape}, expected a tensor (tiles, 3, H, W) or None. Make one "
+            "from a path, "
             'a URL or a Pillow image with `processor.image_processor(image, return_tensors="pt")["pixel_values"]`.'
         )
     for text in texts:

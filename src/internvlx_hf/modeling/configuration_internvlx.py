@@ -65,8 +65,8 @@ class InternVLXConfig(PretrainedConfig):
 
     Args:
         vision_config (`dict` or `PretrainedConfig`, *optional*):
-            The vision tower: `internvl_vision` (the default), or any vision model that `AutoModel` builds and that returns
-            a square grid of patches, with or without a CLS token and registers before it (`clip_vision_model`,
+            The vision tower: `internvl_vision` (the default), or any vision model that `AutoModel` builds and that
+            returns a square grid of patches, with or without a CLS token and registers before it (`clip_vision_model`,
             `siglip_vision_model`, `dinov2`, ...).
         text_config (`dict` or `PretrainedConfig`, *optional*, `qwen2` by default):
             The language model: llama, qwen2, qwen3, qwen3_moe, phi3 or mistral.
@@ -76,20 +76,21 @@ class InternVLXConfig(PretrainedConfig):
         projector_config (`dict` or [`InternVLXProjectorConfig`], *optional*): the projector.
         lvtc_config (`dict` or [`InternVLXLVTCConfig`], *optional*): layer-wise compression; `None` for none.
         tokens_per_tile (`list[str]`, *optional*):
-            The sizes that the model offers, the default first: `["256", "64:256", "256:64"]`, see `tile_sizes.py`. `None` is the
-            one size that `downsample_ratio` and `lvtc_config` give. In a list, LVTC applies to the sizes that grow.
+            The sizes that the model offers, the default first: `["256", "64:256", "256:64"]`, see `tile_sizes.py`.
+            `None` is the one size that `downsample_ratio` and `lvtc_config` give. In a list, LVTC applies to the sizes
+            that grow.
         merge_layer (`int`, *optional*): the first layer that sees fewer tokens of a tile whose size shrinks.
-        router_relative_threshold, router_absolute_threshold (`float`, *optional*): thresholds of InternVL3.5-Flash's router,
-            see `tile_router.py`; `None` for a model without one.
+        router_relative_threshold, router_absolute_threshold (`float`, *optional*): thresholds of InternVL3.5-Flash's
+            router, see `tile_router.py`; `None` for a model without one.
         tie_word_embeddings (`bool`, *optional*): share input and output embeddings (default: `text_config`'s value).
         internvlx_version (`str`, *optional*): the version of this package that saved the configuration.
 
-    Other names are kept with a warning, since other tools add their own. In a configuration that a newer version saved,
-    names that would raise are dropped with a warning.
+    Other names are kept with a warning, since other tools add their own. In a configuration that a newer version
+    saved, names that would raise are dropped with a warning.
 
     Raises:
-        ValueError: if values cannot work together (the message gives them and what would be right), if a name is a near
-            miss of one above, or if `projector_config` or `lvtc_config` has an unknown name.
+        ValueError: if values cannot work together (the message gives them and what would be right), if a name is a
+            near miss of one above, or if `projector_config` or `lvtc_config` has an unknown name.
     """
 
     model_type = "internvl_x"
@@ -143,7 +144,8 @@ class InternVLXConfig(PretrainedConfig):
         if isinstance(values, PretrainedConfig):
             require(
                 values.model_type == config_class.model_type,
-                f"`{config_class.base_config_key}` must be a dict or {config_class.__name__}, got {type(values).__name__}.",
+                f"`{config_class.base_config_key}` must be a dict or {config_class.__name__}, got "
+                f"{type(values).__name__}.",
             )
             return values
         if _is_newer(self.internvlx_version):
@@ -244,8 +246,8 @@ class InternVLXConfig(PretrainedConfig):
         require(
             (self.merge_layer is None) == (not shrinking)
             and (self.merge_layer is None or 1 <= self.merge_layer < layers),
-            f"`merge_layer` must be in 1...{layers - 1} for a language model of {layers} layers and sizes that shrink, and unset "
-            f"without any, got {self.merge_layer} with {', '.join(shrinking) or 'none'}.",
+            f"`merge_layer` must be in 1...{layers - 1} for a language model of {layers} layers and sizes that "
+            f"shrink, and unset without any, got {self.merge_layer} with {', '.join(shrinking) or 'none'}.",
         )
         expanded = None if lvtc is None or lvtc.hr_projector_type is None else self.hr_grid**2
         for size in sizes:
@@ -257,8 +259,8 @@ class InternVLXConfig(PretrainedConfig):
         )
         require(
             sizes[0].before == self.token_grid**2,
-            f"`tokens_per_tile` starts with the default '{sizes[0]}', but `downsample_ratio`={self.downsample_ratio} gives "
-            f"{self.token_grid**2} tokens per tile.",
+            f"`tokens_per_tile` starts with the default '{sizes[0]}', but `downsample_ratio`={self.downsample_ratio} "
+            f"gives {self.token_grid**2} tokens per tile.",
         )
 
     def _check_router(self) -> None:
@@ -398,8 +400,8 @@ class InternVLXConfig(PretrainedConfig):
     def position_limit(self) -> int:
         """Number of positions that the language model's rotary embedding supports.
 
-        This is `max_position_embeddings`, times the factor for linear and dynamic NTK scaling. YaRN checkpoints store either
-        the original or the extended number there, so the larger of it and factor × original counts.
+        This is `max_position_embeddings`, times the factor for linear and dynamic NTK scaling. YaRN checkpoints store
+        either the original or the extended number there, so the larger of it and factor × original counts.
         """
         limit, rope = self.text_config.max_position_embeddings, self.text_config.rope_parameters or {}
         kind, factor = rope.get("rope_type"), rope.get("factor") or 1

@@ -47,8 +47,8 @@ class InternVLXProjectorConfig(_SubConfig):
     Args:
         projector_type (`str`, defaults to `"pvtc"`):
             `"pvtc"` (paper, section 3.1), `"pixel_shuffle"` (InternVL2's own), `"linear"` (two-layer MLP, which with
-            `downsample_ratio=1` keeps every patch: LLaVA's), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"` (MobileVLM V2,
-            arXiv 2402.03766).
+            `downsample_ratio=1` keeps every patch: LLaVA's), `"token_packer"` (arXiv 2407.02392) or `"ldpv2"`
+            (MobileVLM V2, arXiv 2402.03766).
         num_layers (`int`, defaults to 1): PVTC's attention layers per branch, L in the paper.
         num_heads (`int`, *optional*):
             Attention heads, which must divide the language width D for PVTC and the vision width C for TokenPacker.
@@ -58,22 +58,24 @@ class InternVLXProjectorConfig(_SubConfig):
         use_cls_scale (`bool`, defaults to `True`): scale the global query by a learnable vector for each position.
         global_query (`str`, *optional*):
             The tile's global feature: `"cls"`, the tower's CLS token (as released), `"pooled"`, its pooled output, or
-            `"mean"`, the mean of its patches. Defaults to the first of these that the tower has, filled in when the model
-            is built. CLS token and mean come from `vision_feature_layer`, the pooled output always from the last layer.
+            `"mean"`, the mean of its patches. Defaults to the first of these that the tower has, filled in when the
+            model is built. CLS token and mean come from `vision_feature_layer`, the pooled output always from the last
+            layer.
         query_mlp (`str`, defaults to `"released"`):
             What forms PVTC's local query: `"released"` (norm, linear, SiLU), `"internvl2"`, InternVL2's own projector
-            (LayerNorm, linear, GELU, linear), or `"llava"`, LLaVA's (linear, GELU, linear). With the latter two, a converted
-            checkpoint can start from its old weights.
+            (LayerNorm, linear, GELU, linear), or `"llava"`, LLaVA's (linear, GELU, linear). With the latter two, a
+            converted checkpoint can start from its old weights.
         mlp_ratio (`int`, defaults to 4): width of PVTC's SwiGLU MLP in units of D.
         drop_path_rate (`float`, defaults to 0.1): stochastic depth of PVTC's residual branches, in training only.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP projectors.
         rms_norm_eps (`float`, defaults to 1e-6): epsilon of PVTC's RMSNorms.
         token_packer_form (`str`, defaults to `"original"`):
-            `"original"`, TokenPacker as published, is the only one: one linear layer without bias forms the query, and its
-            LayerNorms have an epsilon of 1e-6.
+            `"original"`, TokenPacker as published, is the only one: one linear layer without bias forms the query, and
+            its LayerNorms have an epsilon of 1e-6.
         token_packer_layers (`list[int]`, *optional*):
-            The tower's hidden states that are concatenated for TokenPacker's keys and values, `[12, 16, 22, 23]` of CLIP's
-            24 layers as published. Defaults to `vision_feature_layer`, so that all projectors see the same features.
+            The tower's hidden states that are concatenated for TokenPacker's keys and values, `[12, 16, 22, 23]` of
+            CLIP's 24 layers as published. Defaults to `vision_feature_layer`, so that all projectors see the same
+            features.
     """
 
     model_type = "internvl_x_projector"
@@ -139,16 +141,17 @@ class InternVLXLVTCConfig(_SubConfig):
         hr_projector_type (`str`, *optional*, defaults to `"pixel_shuffle"`):
             The high-resolution projector, whose N₂² tokens are added at the expansion; `None` only upsamples.
         num_lr_projectors (`int`, *optional*):
-            T, the number of low-resolution projectors including the model's `multi_modal_projector`; 1 adds none. The paper
-            does not state T, s and i. Our defaults are T = min(4, k) and i = s = k // T, which spread the T − 1 insertions
-            evenly over the layers before k (4, 8, 12 for k = 17).
+            T, the number of low-resolution projectors including the model's `multi_modal_projector`; 1 adds none. The
+            paper does not state T, s and i. Our defaults are T = min(4, k) and i = s = k // T, which spread the T − 1
+            insertions evenly over the layers before k (4, 8, 12 for k = 17).
         lr_projector_type (`str`, defaults to `"pixel_shuffle"`): type of the T − 1 additional projectors.
         insert_start (`int`, *optional*): s, the layer before which the first of them is added.
         insert_interval (`int`, *optional*): i, the number of layers from one insertion to the next.
         upsample_mode (`str`, defaults to `"nearest"`): `"nearest"` or `"bilinear"`.
         expanded_positions (`str`, defaults to `"counted"`):
-            Positions after the expansion: `"counted"` anew over all rows (paper), or `"kept"`: every row keeps its position
-            from before, and the N₂² tokens of a tile have the positions of those that they were expanded from.
+            Positions after the expansion: `"counted"` anew over all rows (paper), or `"kept"`: every row keeps its
+            position from before, and the N₂² tokens of a tile have the positions of those that they were expanded
+            from.
     """
 
     model_type = "internvl_x_lvtc"
@@ -197,8 +200,8 @@ class InternVLXLVTCConfig(_SubConfig):
         require(
             last < k,
             f"`insert_start`={self.insert_start}, `insert_interval`={self.insert_interval} and "
-            f"`num_lr_projectors`={self.num_lr_projectors} put an insertion before layer {last}, but every insertion must "
-            f"come before `expand_layer`={k}.",
+            f"`num_lr_projectors`={self.num_lr_projectors} put an insertion before layer {last}, but every insertion "
+            f"must come before `expand_layer`={k}.",
         )
 
     @property

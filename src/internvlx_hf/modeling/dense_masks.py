@@ -32,8 +32,8 @@ def describe_dense_masks(config: InternVLXConfig, attention: str, length: int, e
     """First half of a warning or an error about masks of `size` bytes."""
     expanded = "" if not config.boundaries else f", {expanded_length} after LVTC's expansion,"
     return (
-        f"`attn_implementation={attention!r}` separates the samples of a packed row of {length} tokens{expanded} with dense "
-        f"masks of {size / 2**20:,.1f} MiB"
+        f"`attn_implementation={attention!r}` separates the samples of a packed row of {length} tokens{expanded} with "
+        f"dense masks of {size / 2**20:,.1f} MiB"
     )
 
 
@@ -49,6 +49,6 @@ def warn_about_dense_masks(config: InternVLXConfig, inputs_embeds: torch.Tensor,
     size = dense_mask_bytes(config, length, expanded_length, itemsize)
     masks = describe_dense_masks(config, attention, length, expanded_length, size)
     logger.warning(
-        f"{masks}, which grow with the square of the length. Load the model with `attn_implementation={VARLEN_SDPA!r}` or "
-        "'flash_attention_2', which need none."
+        f"{masks}, which grow with the square of the length. Load the model with "
+        f"`attn_implementation={VARLEN_SDPA!r}` or 'flash_attention_2', which need none."
     )

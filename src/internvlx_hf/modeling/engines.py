@@ -33,17 +33,19 @@ def find_engine(config: InternVLXConfig) -> str | None:
     engine, default = ENGINES.get(config.text_config._attn_implementation), config.sizes[0]
     if engine is not None and config.lvtc_config is None and default.boundary is not None:
         raise ValueError(
-            f"{engine} cannot serve a model whose tiles have {default.before} tokens before layer {default.boundary} and "
-            f"{default.after} from it on ('{default}', the first of `tokens_per_tile`): it keeps one sequence length for all layers. "
-            "Serve this model with transformers (`internvlx serve`), or convert it with a default that does not change."
+            f"{engine} cannot serve a model whose tiles have {default.before} tokens before layer {default.boundary} "
+            f"and {default.after} from it on ('{default}', the first of `tokens_per_tile`): it keeps one sequence "
+            "length for all layers. Serve this model with transformers (`internvlx serve`), or convert it with a "
+            "default that does not change."
         )
     if engine is not None and config.lvtc_config is not None:
         expanded = next(size for size in config.sizes if size.has_lvtc)
         plugin_error = _plugin_errors.get(config.text_config._attn_implementation)
         raise ValueError(
             f"{engine} cannot serve a model with LVTC: it keeps one sequence length for all layers, but from layer "
-            f"{config.lvtc_config.expand_layer} on a tile takes {expanded.after} tokens instead of {expanded.before}. Serve this model with transformers (`internvlx serve`), or serve one that was "
-            "converted and trained without `lvtc_config`." + (f" ({plugin_error}.)" if plugin_error else "")
+            f"{config.lvtc_config.expand_layer} on a tile takes {expanded.after} tokens instead of {expanded.before}. "
+            "Serve this model with transformers (`internvlx serve`), or serve one that was converted and trained "
+            "without `lvtc_config`." + (f" ({plugin_error}.)" if plugin_error else "")
         )
     return engine
 
@@ -52,17 +54,17 @@ def refuse_sizes(config: InternVLXConfig) -> None:
     """Raises `ValueError`: an engine serves tiles whose number of tokens does not change between layers."""
     engine = ENGINES.get(config.text_config._attn_implementation, "This engine")
     raise ValueError(
-        f"{engine} serves tiles of '{config.sizes[0]}' tokens, the default of this model, whose number does not change between "
-        "layers. Ask for no `tokens_per_tile`."
+        f"{engine} serves tiles of '{config.sizes[0]}' tokens, the default of this model, whose number does not "
+        "change between layers. Ask for no `tokens_per_tile`."
     )
 
 
 def keep_whole(part: nn.Module) -> None:
     """Replicate a part on every rank of tensor parallelism instead of splitting it.
 
-    vLLM merges sibling linear layers and splits them among the ranks wherever it can rewrite the forward that calls them,
-    even a forward that needs all heads (`InternVLVisionAttention`) or the whole output (`PVTCMLP`). Such modules get a
-    forward that vLLM cannot rewrite.
+    vLLM merges sibling linear layers and splits them among the ranks wherever it can rewrite the forward that calls
+    them, even a forward that needs all heads (`InternVLVisionAttention`) or the whole output (`PVTCMLP`). Such modules
+    get a forward that vLLM cannot rewrite.
     """
     for module in part.modules():
         if sum(isinstance(child, nn.Linear) for child in module.children()) > 1:

@@ -22,7 +22,8 @@ def check_placeholders(placeholders: torch.Tensor, tokens: Sequence[int], is_chu
     Args:
         placeholders: (B, L) bool.
         tokens: N₁² of each tile.
-        is_chunked: whether a single "tile" may hold the tokens of several, as `generate`'s chunked prefill slices them.
+        is_chunked: whether a single "tile" may hold the tokens of several, as `generate`'s chunked prefill slices
+            them.
 
     Raises:
         ValueError: if the number of placeholders is wrong, in the whole prompt or in a row.
@@ -40,7 +41,8 @@ def check_placeholders(placeholders: torch.Tensor, tokens: Sequence[int], is_chu
         matches,
         lambda: (
             f"Image features and image tokens do not match: {each} need "
-            f"{sum(tokens)} image placeholders, {whole} in every row, but the rows of the prompt have {counts.tolist()}."
+            f"{sum(tokens)} image placeholders, {whole} in every row, but the rows of the prompt have "
+            f"{counts.tolist()}."
         ),
     )
 
@@ -50,8 +52,8 @@ def warn_about_placeholders(
 ) -> None:
     """Warn once if a prompt without tiles has placeholders.
 
-    Input on a filled cache is not checked: it may continue an image's prompt. Neither is a training step on a GPU, because
-    the check waits for the device.
+    Input on a filled cache is not checked: it may continue an image's prompt. Neither is a training step on a GPU,
+    because the check waits for the device.
     """
     layers = [] if cache is None else cache.layers
     is_continued = any(layer.is_initialized for layer in layers)  # type: ignore[union-attr]
@@ -61,8 +63,8 @@ def warn_about_placeholders(
         return
     if (input_ids == image_token_id).any():
         logger.warning_once(
-            f"The prompt has image placeholders (token {image_token_id}) but no `pixel_values`: they are read as text. Pass "
-            "everything that the processor returns."
+            f"The prompt has image placeholders (token {image_token_id}) but no `pixel_values`: they are read as "
+            "text. Pass everything that the processor returns."
         )
 
 

@@ -1,9 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the rows of a batch hold, with and without LVTC: a mask only where attention needs one, and the bounds of packed samples.
+"""What the rows of a batch hold, with and without LVTC: a mask only where attention needs one, and the bounds of
+packed samples.
 
-SDPA and flash attention read None as "causal, nothing hidden" and run their fast kernels for it. Right padding needs no
-mask: no token sees what comes after it. Symbols: B samples, L their padded length; "seen" columns are those of earlier forwards
-on the same cache.
+SDPA and flash attention read None as "causal, nothing hidden" and run their fast kernels for it. Right padding needs
+no mask: no token sees what comes after it. Symbols: B samples, L their padded length; "seen" columns are those of
+earlier forwards on the same cache.
 """
 
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from .varlen_attention import VARLEN_SDPA
 # implementations, besides flash attention, that read None as a causal mask
 MASKLESS = ("sdpa", VARLEN_SDPA)
 BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# by attention type, "full_attention" or "sliding_attention"; None if the kernel needs no mask, a dict of sample bounds if
-# these replace a mask of padding
+# by attention type, "full_attention" or "sliding_attention"; None if the kernel needs no mask, a dict of sample bounds
+# if these replace a mask of padding
 Masks = dict[str, torch.Tensor | BlockMask | dict | None]
 
 
@@ -48,8 +49,8 @@ class Layout:
     Args:
         rows: what they hold.
         positions: (B, L), 0 for padding in stage two; None where the language model counts them.
-        mask: (B, seen + L) bool, what may be attended to; None if the rows need none; or finished masks, 4D or by attention
-            type.
+        mask: (B, seen + L) bool, what may be attended to; None if the rows need none; or finished masks, 4D or by
+            attention type.
         bounds: `cu_seq_lens_q` and the like of packed samples, as flash attention takes them.
         rotary_positions: (B, L), if the rotary embedding does not use `positions`.
     """
@@ -102,8 +103,8 @@ def read_layout(
     Args:
         inputs_embeds: (B, L, D), for its shape and device.
         attention_mask: (B, seen + L), 1 for what may be attended to; or finished masks.
-        position_ids: (B, L); they restart at each sample if several are packed into a row. With LVTC, they skip padding and
-            restart in each packed sample unless given.
+        position_ids: (B, L); they restart at each sample if several are packed into a row. With LVTC, they skip
+            padding and restart in each packed sample unless given.
         layer_kwargs: may have `cu_seq_lens_q` and the like.
         will_expand: whether [`lay_out`] will expand the prompt. It simplifies masks itself.
 

@@ -9,7 +9,9 @@ from .projector import MLP, Projector, tile_counts
 
 
 class LinearProjector(MLP, Projector):
-    """A two-layer MLP of the patches of a window. With windows of one patch, LLaVA's, every patch becomes a token: N = S."""
+    """A two-layer MLP of the patches of a window. With windows of one patch, LLaVA's, every patch becomes a token: N =
+    S.
+    """
 
     projector_type = "linear"
     zero_parameters = ("linear_2.*",)

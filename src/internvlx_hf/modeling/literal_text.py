@@ -47,8 +47,8 @@ def literals_as_text(tokenizer, texts: Iterable[str], tokens: Sequence[str]) -> 
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(
-            f"A text holds one of {', '.join(tokens)}, which a {type(tokenizer).__name__} cannot write as text. Expected "
-            "a fast tokenizer, or text without it."
+            f"A text holds one of {', '.join(tokens)}, which a {type(tokenizer).__name__} cannot write as text. "
+            "Expected a fast tokenizer, or text without it."
         )
     with _TOKENIZER_LOCK:
         normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer

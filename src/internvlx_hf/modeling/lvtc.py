@@ -1,18 +1,18 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """LVTC, layer-wise visual token compression (InternVL-X, arXiv 2503.21307, section 3.2 and Algorithm 1).
 
-The language model runs in two stages. In stage one, its first k layers, a tile is N₁² tokens; before some of these layers
-the tokens of another low-resolution (LR) projector are added to them. Before layer k each tile's grid is upsampled to
-N₂×N₂ and the tokens of the high-resolution (HR) projector are added. Stage two, the remaining layers, runs on the result.
-Where sizes shrink, tokens are merged or dropped instead; if that is before another layer than k, there are three stages.
-Calling code is unchanged: inputs and outputs have one row for each token of the prompt.
+The language model runs in two stages. In stage one, its first k layers, a tile is N₁² tokens; before some of these
+layers the tokens of another low-resolution (LR) projector are added to them. Before layer k each tile's grid is
+upsampled to N₂×N₂ and the tokens of the high-resolution (HR) projector are added. Stage two, the remaining layers,
+runs on the result. Where sizes shrink, tokens are merged or dropped instead; if that is before another layer than k,
+there are three stages. Calling code is unchanged: inputs and outputs have one row for each token of the prompt.
 
 This file has the projectors and the algorithm. `lvtc_layout.py` decides where the prompt's rows are in each stage,
-`lvtc_rows.py` maps a stage's rows to the next one's, `lvtc_masks.py` makes the masks, `lvtc_cache.py` has what a cache keeps for
-the next forward, and `lvtc_generation.py` what `generate` does differently.
+`lvtc_rows.py` maps a stage's rows to the next one's, `lvtc_masks.py` makes the masks, `lvtc_cache.py` has what a cache
+keeps for the next forward, and `lvtc_generation.py` what `generate` does differently.
 
-Symbols: k expand layer, T LR projectors, s and i first insertion and interval, N₁ and N₂ tokens per side before and after,
-B samples, L and L₂ their padded length in stages one and two, D width.
+Symbols: k expand layer, T LR projectors, s and i first insertion and interval, N₁ and N₂ tokens per side before and
+after, B samples, L and L₂ their padded length in stages one and two, D width.
 """
 
 from collections.abc import Sequence
@@ -59,8 +59,8 @@ class LanguageModel(Protocol):
 class LVTC(nn.Module):
     """LVTC's own projectors, and the rotary embedding of stage two.
 
-    Stage two needs its own rotary embedding because dynamic NTK and longrope remember the longest sequence so far, and the
-    two stages see different lengths.
+    Stage two needs its own rotary embedding because dynamic NTK and longrope remember the longest sequence so far, and
+    the two stages see different lengths.
     """
 
     def __init__(self, config: InternVLXConfig, language_model: LanguageModel):
@@ -81,7 +81,8 @@ class LVTC(nn.Module):
     def project(
         self, features: torch.Tensor, layers: Sequence[torch.Tensor], sizes: Sequence[TileSize]
     ) -> list[Tokens]:
-        """(tiles, 1 + S², C) features, CLS first -> T − 1 entries of N₁² tokens per tile, then the HR tokens, N₂² per tile.
+        """(tiles, 1 + S², C) features, CLS first -> T − 1 entries of N₁² tokens per tile, then the HR tokens, N₂² per
+        tile.
 
         Tiles that LVTC does not expand have no tokens; without any that it does, the list is empty.
 
@@ -100,7 +101,9 @@ class LVTC(nn.Module):
         return tokens
 
     def upsample(self, tiles: torch.Tensor) -> torch.Tensor:
-        """(tiles, N₁², D) -> (tiles, N₂², D). If N₂ < N₁ ("forward compression", Table 4), each block becomes its mean."""
+        """(tiles, N₁², D) -> (tiles, N₂², D). If N₂ < N₁ ("forward compression", Table 4), each block becomes its
+        mean.
+        """
         before, after = isqrt(tiles.shape[1]), self.config.hr_grid
         if after < before:
             return merge_mean(tiles, before // after)
@@ -122,8 +125,8 @@ class LVTC(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(tiles, N₁², D) -> (tiles, N₂², D), tiles of one size at its boundary.
 
-        LVTC's are upsampled and the HR tokens (tiles, N₂², D) are added to them; others are merged by `rule`, with the scores
-        (tiles, N₁²) that it may need, or dropped.
+        LVTC's are upsampled and the HR tokens (tiles, N₂², D) are added to them; others are merged by `rule`, with the
+        scores (tiles, N₁²) that it may need, or dropped.
 
         Returns:
             The tokens, and (tiles, N₂²) how much later than the first of their blocks they stand; None if they do not.
@@ -298,12 +301,12 @@ def layerwise_forward(
         plan: the result of [`lvtc_layout.lay_out`] for the same prompt and cache.
         image_tokens: what later layers add to the tiles; None if this forward has no tiles whose tokens change.
         merge_rule: a name in `merge_rules.py`.
-        past_key_values: the cache; its layers have the length of their own stage. (A sliding window counts padding between
-            two turns as tokens, as in transformers' own masks.)
+        past_key_values: the cache; its layers have the length of their own stage. (A sliding window counts padding
+            between two turns as tokens, as in transformers' own masks.)
 
     Returns:
-        The language model's output: `last_hidden_state` (B, L, D) and the cache; `hidden_states` and `attentions` have each
-        layer's own length.
+        The language model's output: `last_hidden_state` (B, L, D) and the cache; `hidden_states` and `attentions` have
+        each layer's own length.
     """
     text, cache = language_model.config, past_key_values
     if use_cache and cache is None:

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """What a key/value cache stores about LVTC's expansion, and how this travels with the cache.
 
-Callers see the short prompt: their `attention_mask` and `position_ids` have one column per row of stage one. To derive the
-mask and positions of stage two, a later forward needs to know what the expansion did.
+Callers see the short prompt: their `attention_mask` and `position_ids` have one column per row of stage one. To derive
+the mask and positions of stage two, a later forward needs to know what the expansion did.
 """
 
 import sys
@@ -34,8 +34,10 @@ class Memory:
     text and the same in all stages.
 
     Args:
-        growth: (B, 1), tokens that each sample has gained, which is how far its positions are ahead when they are counted anew.
-        shift: (B, 1), how far its rotary positions are ahead; less than `growth`, since some sizes keep their positions.
+        growth: (B, 1), tokens that each sample has gained, which is how far its positions are ahead when they are
+            counted anew.
+        shift: (B, 1), how far its rotary positions are ahead; less than `growth`, since some sizes keep their
+            positions.
         mask: (B, `expanded_length`) bool, which columns of stage two may be attended to; None for all.
         length: columns of stage one that the expansion covers.
         expanded_length: columns of stage two that it covers.
@@ -72,8 +74,8 @@ class Memory:
         """
         if surplus > self.trailing_text:
             raise ValueError(
-                f"The cache can be cropped by at most {self.trailing_text} tokens of the prompt, back to its last image or "
-                f"padding, got {surplus}. To go back further, run the prompt again."
+                f"The cache can be cropped by at most {self.trailing_text} tokens of the prompt, back to its last "
+                f"image or padding, got {surplus}. To go back further, run the prompt again."
             )
         names = ("length", "expanded_length", "trailing_text", "last_position")
         mask = None if self.mask is None else self.mask[:, : self.expanded_length - surplus]
@@ -96,8 +98,8 @@ class MemoryMixin(CacheLayerMixin):
     """Mixed into the class of a cache's first layer, so that the memory follows every change of the cache.
 
     A cache passes every change of its batch and length to its layers one after another, and to nothing else. The first
-    layer holds the memory because cropping into an image must be refused before any layer is changed. The layer's own class
-    stays a base class: it may be of any kind (dynamic, static, quantized).
+    layer holds the memory because cropping into an image must be refused before any layer is changed. The layer's own
+    class stays a base class: it may be of any kind (dynamic, static, quantized).
     """
 
     layer_class: type[CacheLayerMixin]
@@ -184,9 +186,9 @@ def recall_expansion(cache: Cache | None, boundaries: Sequence[int]) -> Memories
         lengths = cache.get_seq_length(0), cache.get_seq_length(boundary)
         if not is_static(cache) and lengths[0] != lengths[1]:
             raise ValueError(
-                f"The cache holds {lengths[0]} tokens before LVTC's expansion and {lengths[1]} after it, but not where its "
-                "images are: it was built from another cache's keys and values. Pass the cache object itself (it can be "
-                "copied, pickled and reordered), or run the prompt again."
+                f"The cache holds {lengths[0]} tokens before LVTC's expansion and {lengths[1]} after it, but not "
+                "where its images are: it was built from another cache's keys and values. Pass the cache object "
+                "itself (it can be copied, pickled and reordered), or run the prompt again."
             )
     return memories
 
@@ -208,8 +210,8 @@ def allow_growth(cache: Cache, config, max_cache_len: int, expanded: ExpandedLen
     Args:
         max_cache_len: columns that this generation needs in stage one; the cache may be longer already.
         expanded: columns that earlier generations needed in later stages; updated with what this one needs.
-        memory: that of a text, which a cache has even for a prompt without tiles, so that the same compiled decoding step
-            serves all prompts.
+        memory: that of a text, which a cache has even for a prompt without tiles, so that the same compiled decoding
+            step serves all prompts.
     """
     boundaries = config.boundaries
     for layer in cache.layers[boundaries[0] :]:
@@ -236,7 +238,7 @@ def ensure_capacity(cache: Cache | None, config, start: int, length: int, expand
         needed = int(layer.get_seq_length()) + expanded_length
         if needed > layer.max_cache_len != window:
             raise ValueError(
-                f"The static cache has room for {layer.max_cache_len} tokens, but the layers after LVTC's expansion need "
-                f"{needed} ({expanded_length} for the {length} of this prompt). Create it with a `max_cache_len` of at "
-                f"least {needed} plus the tokens to generate, or let `generate` create it."
+                f"The static cache has room for {layer.max_cache_len} tokens, but the layers after LVTC's expansion "
+                f"need {needed} ({expanded_length} for the {length} of this prompt). Create it with a `max_cache_len` "
+                f"of at least {needed} plus the tokens to generate, or let `generate` create it."
             )

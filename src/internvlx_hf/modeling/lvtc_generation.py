@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What `generate` does differently for a model with LVTC: masks made ahead of compiled steps, and longer static caches."""
+"""What `generate` does differently for a model with LVTC: masks made ahead of compiled steps, and longer static
+caches.
+"""
 
 from typing import Any
 
@@ -35,8 +37,8 @@ class LVTCGenerationMixin(GenerationMixin):
     ) -> torch.Tensor | Masks | None:
         """Make the masks of a compiled step ahead of it.
 
-        With LVTC, the prompt's forward is not compiled and makes its own masks: those of stage two depend on where the images
-        are.
+        With LVTC, the prompt's forward is not compiled and makes its own masks: those of stage two depend on where the
+        images are.
         """
         cache = one_cache(past_key_values, cache, kwargs)
         if self.model.lvtc is None or cache is None:
@@ -54,8 +56,9 @@ class LVTCGenerationMixin(GenerationMixin):
         cannot_be_chunked |= has_features and self.model.lvtc is not None
         if cannot_be_chunked and generation_config.prefill_chunk_size is not None:
             raise ValueError(
-                f"`prefill_chunk_size`={generation_config.prefill_chunk_size} would split tiles between chunks. LVTC cannot "
-                "expand a split tile, and transformers before 5.18 cannot encode one. Leave it unset for prompts with images."
+                f"`prefill_chunk_size`={generation_config.prefill_chunk_size} would split tiles between chunks. LVTC "
+                "cannot expand a split tile, and transformers before 5.18 cannot encode one. Leave it unset for "
+                "prompts with images."
             )
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Where a prompt's rows are in each of LVTC's stages. It depends on the input only and is decided before the first layer.
+"""Where a prompt's rows are in each of LVTC's stages. It depends on the input only and is decided before the first
+layer.
 
-The caller sees stage one's columns. [`lay_out`] describes the prompt in all stages, a [`Layout`] each, and, if it has tiles,
-how a stage's rows become those of the next: a [`RowMap`]. Symbols as in `lvtc.py`.
+The caller sees stage one's columns. [`lay_out`] describes the prompt in all stages, a [`Layout`] each, and, if it has
+tiles, how a stage's rows become those of the next: a [`RowMap`]. Symbols as in `lvtc.py`.
 """
 
 from collections.abc import Sequence
@@ -89,7 +90,8 @@ def lay_out(
         pads_left: side of the padding in later stages, see [`lvtc_rows.map_rows`].
 
     Raises:
-        ValueError: if a tile's placeholders are not contiguous, a mask cannot be expanded or a static cache is too short.
+        ValueError: if a tile's placeholders are not contiguous, a mask cannot be expanded or a static cache is too
+            short.
     """
     boundaries = config.boundaries
     memories = recall_expansion(cache, boundaries)
@@ -360,6 +362,6 @@ def _warn_about_positions(last_position: int, config: InternVLXConfig) -> None:
     if not is_tracing() and last_position >= (limit := config.position_limit):
         logger.warning_once(
             f"Positions after LVTC's expansion exceed {limit}, the limit of the language model (its "
-            "`max_position_embeddings`), so answers may be poor. Use fewer tiles (`max_patches`, or `max_image_tokens` for all "
-            "images of a prompt) or less text."
+            "`max_position_embeddings`), so answers may be poor. Use fewer tiles (`max_patches`, or "
+            "`max_image_tokens` for all images of a prompt) or less text."
         )

@@ -60,7 +60,9 @@ def stage_masks(
 
 
 def layers_see_positions(text_config: PretrainedConfig, layout: Layout) -> bool:
-    """False if the samples are known, so that flash attention need not search the positions for them in every layer."""
+    """False if the samples are known, so that flash attention need not search the positions for them in every
+    layer.
+    """
     may_be_packed = layout.rows is Rows.PACKED and len(layout.bounds) < len(BOUNDS)
     return may_be_packed or not is_flash_attention_requested(text_config)
 
@@ -93,7 +95,9 @@ def _padding_bounds(layer: int, layout: Layout, cache: Cache | None) -> dict:
 def decoding_masks(
     config: InternVLXConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache
 ) -> Masks:
-    """Masks of all stages for a step on text, made ahead of a compiled forward; later stages' keys begin with their layer."""
+    """Masks of all stages for a step on text, made ahead of a compiled forward; later stages' keys begin with their
+    layer.
+    """
     layout = read_layout(config, inputs_embeds, attention_mask, None, cache, {})
     plan = lay_out(config, layout, None, cache)
     masks, *later = make_masks(config.text_config, plan, inputs_embeds, cache)

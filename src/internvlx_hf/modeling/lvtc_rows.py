@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Where every row goes at a boundary between two of LVTC's stages. It depends on the input only, not on hidden states.
 
-Every tile has its own number of tokens before and after the boundary: 1 and 4, 16 and 4, or 4 and none. Both are squares, of
-which one side divides the other. Symbols as in `lvtc.py`; R₁ and R₂ are the rows of all tiles before and after the boundary.
+Every tile has its own number of tokens before and after the boundary: 1 and 4, 16 and 4, or 4 and none. Both are
+squares, of which one side divides the other. Symbols as in `lvtc.py`; R₁ and R₂ are the rows of all tiles before and
+after the boundary.
 """
 
 from dataclasses import dataclass
@@ -47,8 +48,9 @@ def read_columns(
 class RowMap:
     """Which rows after a boundary each row before it becomes.
 
-    Rows are numbered over the flattened batch; row B·L₂ after the boundary does not exist and takes the padding. Each sample's
-    tokens are contiguous at one side of its row and its padding is dropped, so that L₂ is the longest sample's length.
+    Rows are numbered over the flattened batch; row B·L₂ after the boundary does not exist and takes the padding. Each
+    sample's tokens are contiguous at one side of its row and its padding is dropped, so that L₂ is the longest
+    sample's length.
     """
 
     tiles: torch.Tensor  # (R₁,) rows before that hold tiles
@@ -100,8 +102,8 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
     Args:
         longest: L₂.
         tile_rows: R₁, R₂.
-        pads_left: side of the padding after the boundary. Right padding needs no mask in causal attention; left padding suits
-            a cache, where decoded tokens follow each row's last token.
+        pads_left: side of the padding after the boundary. Right padding needs no mask in causal attention; left
+            padding suits a cache, where decoded tokens follow each row's last token.
     """
     placeholders, before, after = columns.placeholders, columns.before, columns.after
     batch, device = len(placeholders), placeholders.device

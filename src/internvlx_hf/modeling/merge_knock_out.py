@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The control: zeros in the place of the merged tokens, so that later layers know no more than that there was a tile."""
+"""The control: zeros in the place of the merged tokens, so that later layers know no more than that there was a
+tile.
+"""
 
 import torch
 

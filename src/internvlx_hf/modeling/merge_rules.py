@@ -1,10 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The rules by which a tile's tokens are merged where its size shrinks, by the name that a request gives as `merge_rule`.
+"""The rules by which a tile's tokens are merged where its size shrinks, by the name that a request gives as
+`merge_rule`.
 
-A rule is a function of (tiles, N₁², D) tokens in raster order and the side s of a block: it returns (tiles, (N₁ / s)², D). One that
-does not merge blocks also returns their places, (tiles, (N₁ / s)²) in ascending order: the numbers of the tokens whose positions
-they keep. A rule of `SCORED_RULES` also gets (tiles, N₁²) scores, see `merge_scores.py`. To add a rule, write a file with a
-function, and add it here and to the test's cases.
+A rule is a function of (tiles, N₁², D) tokens in raster order and the side s of a block: it returns (tiles, (N₁ / s)²,
+D). One that does not merge blocks also returns their places, (tiles, (N₁ / s)²) in ascending order: the numbers of the
+tokens whose positions they keep. A rule of `SCORED_RULES` also gets (tiles, N₁²) scores, see `merge_scores.py`. To add
+a rule, write a file with a function, and add it here and to the test's cases.
 """
 
 from collections.abc import Callable

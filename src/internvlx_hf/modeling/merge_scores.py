@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The attention that the tokens of a prompt get from its last token in one layer, whatever kernel the model's attention has."""
+"""The attention that the tokens of a prompt get from its last token in one layer, whatever kernel the model's
+attention has.
+"""
 
 from copy import copy
 from typing import Any
@@ -32,7 +34,8 @@ class _OneRow:
 def last_token_scores(
     layer: Any, hidden_states: torch.Tensor, inputs: dict, layout: Layout, row_map: RowMap
 ) -> torch.Tensor:
-    """(B, L), the attention that each row of (B, L, D) gets from the last token of its sample, the mean over the layer's heads.
+    """(B, L), the attention that each row of (B, L, D) gets from the last token of its sample, the mean over the
+    layer's heads.
 
     Args:
         inputs: `position_embeddings`, as the layer gets them.
@@ -65,13 +68,16 @@ def last_token_scores(
     )
     if weights is None:
         raise ValueError(
-            f"`merge_rule`='fastv' needs attention weights, which {type(layer.self_attn).__name__} does not give. Use 'mean'."
+            f"`merge_rule`='fastv' needs attention weights, which {type(layer.self_attn).__name__} does not give. Use "
+            "'mean'."
         )
     return weights[:, :, 0].float().mean(1)
 
 
 def _with_weights(attention: nn.Module) -> nn.Module:
-    """A module with the same parameters that computes eager attention, without hooks. The given one is left as it is."""
+    """A module with the same parameters that computes eager attention, without hooks. The given one is left as it
+    is.
+    """
     eager = copy(attention)
     config = copy(attention.config)
     config._attn_implementation = "eager"  # type: ignore[union-attr]

@@ -1,9 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """ToMe's rule (arXiv 2210.09461): merge the tokens that are most alike, wherever they are, by bipartite soft matching.
 
-In each round, every second token of a tile is matched with the most similar of the others, by the cosine of their hidden states,
-and the best pairs become the mean of all tokens that they stand for. (ToMe compares keys; hidden states need no second pass.) A
-merged token has the place of the first of its tokens. It needs no attention weights, and runs where the mean does.
+In each round, every second token of a tile is matched with the most similar of the others, by the cosine of their
+hidden states, and the best pairs become the mean of all tokens that they stand for. (ToMe compares keys; hidden states
+need no second pass.) A merged token has the place of the first of its tokens. It needs no attention weights, and runs
+where the mean does.
 """
 
 import torch
@@ -29,7 +30,8 @@ def _merge_pairs(
     """Merge the `pairs` most similar pairs of each tile.
 
     Args:
-        sums, weights, places: of (tiles, n) tokens the sum (..., D) and the number of those that they stand for, and the first place.
+        sums, weights, places: of (tiles, n) tokens the sum (..., D) and the number of those that they stand for, and
+            the first place.
     """
     alike = F.normalize(sums, dim=-1)
     best, match = (alike[:, ::2] @ alike[:, 1::2].transpose(1, 2)).max(-1)  # [t, ⌈n/2⌉], tokens of the second half

@@ -77,7 +77,8 @@ class InternVLXPreTrainedModel(InternVLPreTrainedModel):
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         if not isinstance(attn_implementation, str):
             return super().set_attn_implementation(attn_implementation, *args, **kwargs)
-        # The projectors have no choice of attention; transformers would warn that no model belongs to their configurations.
+        # The projectors have no choice of attention; transformers would warn that no model belongs to their
+        # configurations.
         parts = ("projector_config", "lvtc_config")
         self.config.sub_configs = {key: kind for key, kind in self.config.sub_configs.items() if key not in parts}
         try:
@@ -157,8 +158,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
     ) -> tuple[Tokens, list[Tokens]]:
         """The first projector's tokens, and those of LVTC's.
 
-        In a step of a training, each projector also runs for the sizes that no tile has, on one tile, of whose tokens zero times
-        the mean is added: other processes may use their parameters in the same step, see [`_add_dummy_tile`].
+        In a step of a training, each projector also runs for the sizes that no tile has, on one tile, of whose tokens
+        zero times the mean is added: other processes may use their parameters in the same step, see
+        [`_add_dummy_tile`].
 
         Args:
             features, layers: (tiles, 1 + S², C) and (tiles, S², C) each.
@@ -243,7 +245,9 @@ class InternVLXModel(InternVLXPreTrainedModel):
     def _embed_without_tiles(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, cache: Cache | None, trains: bool
     ) -> torch.Tensor:
-        """Embeddings (B, L, D) of a batch of text, tied to the vision parameters where other ranks or the loss need that."""
+        """Embeddings (B, L, D) of a batch of text, tied to the vision parameters where other ranks or the loss need
+        that.
+        """
         warn_about_placeholders(input_ids, self.config.image_token_id, cache, self.training)
         in_step = _world_size() > 1 and (cache is None or trains) and not runs_in_engine(self.config)
         if in_step or (trains and not inputs_embeds.requires_grad):
@@ -253,9 +257,10 @@ class InternVLXModel(InternVLXPreTrainedModel):
     def _add_dummy_tile(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Encode an empty tile and add zero times its tokens, which leaves the embeddings as they are.
 
-        All ranks must use the same parameters in every step, even a rank whose batch holds only text: DDP waits for their
-        gradients in training, FSDP and ZeRO-3 for gathering them in evaluation too. And where only the projectors are
-        trained, the loss of a text batch would have no gradient, which ends a training run with an error.
+        All ranks must use the same parameters in every step, even a rank whose batch holds only text: DDP waits for
+        their gradients in training, FSDP and ZeRO-3 for gathering them in evaluation too. And where only the
+        projectors are trained, the loss of a text batch would have no gradient, which ends a training run with an
+        error.
         """
         size, channels = self.config.tile_size, getattr(self.config.vision_config, "num_channels", 3)
         tile = inputs_embeds.new_zeros(1, channels, size, size)
@@ -283,23 +288,24 @@ class InternVLXModel(InternVLXPreTrainedModel):
     ) -> tuple | InternVLXModelOutputWithPast:
         """
         Args:
-            input_ids: (B, L); a tile has `config.image_seq_length` placeholders `config.image_token_id`, or as many as its
-                size has tokens before the boundary.
-            pixel_values: (tiles, 3, H, W), the tiles of all placeholders in reading order. Without it, placeholders are
-                read as text.
+            input_ids: (B, L); a tile has `config.image_seq_length` placeholders `config.image_token_id`, or as many as
+                its size has tokens before the boundary.
+            pixel_values: (tiles, 3, H, W), the tiles of all placeholders in reading order. Without it, placeholders
+                are read as text.
             attention_mask: (B, L), 1 for what may be attended to.
-            position_ids: (B, L). Where they restart, the next packed sample begins, if there is neither an `attention_mask`
-                nor a cache. With `position_ids`, `use_cache` is False by default in training and if `config.use_cache` is.
+            position_ids: (B, L). Where they restart, the next packed sample begins, if there is neither an
+                `attention_mask` nor a cache. With `position_ids`, `use_cache` is False by default in training and if
+                `config.use_cache` is.
             inputs_embeds: (B, L, D), instead of `input_ids`.
             past_key_values, cache: two names of the key/value cache.
             mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
-            tile_sizes: (tiles,), for each of `pixel_values` the index of its size in `config.tokens_per_tile` (default: the
-                first). The processor gives it where a request asks for another size.
+            tile_sizes: (tiles,), for each of `pixel_values` the index of its size in `config.tokens_per_tile`
+                (default: the first). The processor gives it where a request asks for another size.
             merge_rule: how tiles are merged whose size shrinks, a name in `merge_rules.py`.
 
         Returns:
-            `last_hidden_state` (B, L, D), `cache` (or `past_key_values`), `hidden_states`, `attentions`, and as `image_outputs`
-            what `get_image_features` returned. With `output_router_logits` (default: the language
+            `last_hidden_state` (B, L, D), `cache` (or `past_key_values`), `hidden_states`, `attentions`, and as
+            `image_outputs` what `get_image_features` returned. With `output_router_logits` (default: the language
             model's setting), a mixture of experts' `router_logits` and `aux_loss`.
 
         Raises:
@@ -309,7 +315,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
         past_key_values = one_cache(past_key_values, cache, kwargs)  # type: ignore[arg-type]
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        # With any cache, even an empty one, transformers does not detect packed samples. The `Trainer` sets `use_cache`.
+        # With any cache, even an empty one, transformers does not detect packed samples. The `Trainer` sets
+        # `use_cache`.
         is_uncached = self.training or getattr(self.config, "use_cache", None) is False
         if is_uncached and position_ids is not None and past_key_values is None and kwargs.get("use_cache") is None:
             kwargs["use_cache"] = False
@@ -438,7 +445,8 @@ class InternVLXForConditionalGeneration(
         Args:
             labels: (B, L), -100 for rows without loss; rows of image placeholders never have loss.
             logits_to_keep: number of last positions, or tensor of positions, to return logits for (default 0: all). In
-                training with labels, logits are computed for labelled positions only and `logits` is None unless this is
+                training with labels, logits are computed for labelled positions only and `logits` is None unless this
+                is
                 set: for a vocabulary of 92,553 and thousands of image rows they would take gigabytes.
 
         The other arguments are those of [`InternVLXModel.forward`].
@@ -487,7 +495,9 @@ class InternVLXForConditionalGeneration(
     def _labelled_loss(
         self, hidden_states: torch.Tensor, logits: torch.Tensor | None, shift_labels: torch.Tensor, **kwargs
     ) -> torch.Tensor:
-        """Loss of (B, L, D) states under (B, L) labels; without the logits of all rows, those of labelled rows are formed."""
+        """Loss of (B, L, D) states under (B, L) labels; without the logits of all rows, those of labelled rows are
+        formed.
+        """
         if logits is None:
             rows = (shift_labels != -100).flatten().nonzero().squeeze(1)  # read from the device once
             logits = self.lm_head(hidden_states.flatten(0, 1)[rows])
@@ -502,7 +512,9 @@ class InternVLXForConditionalGeneration(
 
 
 def _keep_positions(hidden_states: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
-    """The last `keep` positions of (B, L, D), all for 0, or those of a tensor: (n,) or (B, n) indices or a (B, L) mask."""
+    """The last `keep` positions of (B, L, D), all for 0, or those of a tensor: (n,) or (B, n) indices or a (B, L)
+    mask.
+    """
     if isinstance(keep, torch.Tensor):
         if keep.dtype == torch.bool:
             return hidden_states[keep]

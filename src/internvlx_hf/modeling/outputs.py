@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The model's outputs, and the name that transformers gives a key/value cache: `past_key_values` before 5.24, then `cache`.
+"""The model's outputs, and the name that transformers gives a key/value cache: `past_key_values` before 5.24, then
+`cache`.
 
-Callers may use both names with every release. What transformers itself calls or is called with needs its own: [`CACHE`].
-Symbols: B samples, L their padded length, N₁² tokens per tile, D width.
+Callers may use both names with every release. What transformers itself calls or is called with needs its own:
+[`CACHE`]. Symbols: B samples, L their padded length, N₁² tokens per tile, D width.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ CACHE = next(field.name for field in fields(BaseModelOutputWithPast) if field.na
 def one_cache(past_key_values: Cache | None, cache: Any, kwargs: dict) -> Cache | None:
     """The cache that a forward was given under either name.
 
-    Continuous batching passes its paged cache as `cache`. It is no [`Cache`]: only attention uses it, so it goes to `kwargs`.
+    Continuous batching passes its paged cache as `cache`. It is no [`Cache`]: only attention uses it, so it goes to
+    `kwargs`.
 
     Raises:
         ValueError: if both names are given with different caches.
@@ -49,17 +51,20 @@ class InternVLXImageFeatures(BaseModelOutputWithPooling):
     """The vision tower's output and the projectors' tokens.
 
     Args:
-        pooler_output: (tiles, N₁², D), the tokens that replace the placeholders; a list of (N₁², D) if tiles have several sizes.
-        deepstack_features: with LVTC, the tokens that later layers add: T − 1 tensors (tiles, N₁², D), then, with an HR
-            projector, one (tiles, N₂², D), or lists. With `tile_sizes`, these come last. `generate` repeats both fields for
-            its beams.
+        pooler_output: (tiles, N₁², D), the tokens that replace the placeholders; a list of (N₁², D) if tiles have
+            several sizes.
+        deepstack_features: with LVTC, the tokens that later layers add: T − 1 tensors (tiles, N₁², D), then, with an
+            HR projector, one (tiles, N₂², D), or lists. With `tile_sizes`, these come last. `generate` repeats both
+            fields for its beams.
     """
 
     deepstack_features: list[torch.Tensor | list[torch.Tensor]] | None = None
 
 
 class InternVLXOutput(ModelOutput):
-    """What both outputs share. The cache can be read under both names; as a field it has transformers' own, [`CACHE`]."""
+    """What both outputs share. The cache can be read under both names; as a field it has transformers' own,
+    [`CACHE`].
+    """
 
     image_outputs: InternVLXImageFeatures | None
 
@@ -96,8 +101,8 @@ class InternVLXModelOutputWithPast(InternVLXOutput):
     Args:
         last_hidden_state: (B, L, D).
         cache: the key/value cache, also as `past_key_values`.
-        hidden_states, attentions: with `output_hidden_states` and `output_attentions`, a tensor for each layer. With LVTC,
-            the layers of each stage have its length.
+        hidden_states, attentions: with `output_hidden_states` and `output_attentions`, a tensor for each layer. With
+            LVTC, the layers of each stage have its length.
         image_outputs: the result of `get_image_features`, or the given one; None without tiles.
         router_logits: with `output_router_logits`, a tensor (rows, experts) for each layer with experts.
         aux_loss: with `output_router_logits`, the load-balancing loss, a scalar.

@@ -19,8 +19,8 @@ from .setting_checks import require
 class Projector(nn.Module):
     """Turns a tile's features into tokens: (B, 1 + S², C), CLS first -> (B, N², D) in raster order, N = S / M.
 
-    To add a type, write a file with its class and add the class to the list in `projectors`. Modules are initialised by
-    their `reset_parameters`: torch's layers have one, and a module with its own parameters needs one.
+    To add a type, write a file with its class and add the class to the list in `projectors`. Modules are initialised
+    by their `reset_parameters`: torch's layers have one, and a module with its own parameters needs one.
 
     Attributes:
         projector_type: name in configurations.
@@ -31,8 +31,8 @@ class Projector(nn.Module):
         is_recomputed: whether gradient checkpointing recomputes it as a whole; False if its layers are
             `GradientCheckpointingLayer`s.
         gradient_checkpointing: set by the model's `gradient_checkpointing_enable`.
-        sizes: what belongs to other window sides, by side: a projector each, unless sizes share parameters. In a study, sharing
-            made no difference (digits read: 39.4 and 40.9 %), so only PVTC, the largest, does.
+        sizes: what belongs to other window sides, by side: a projector each, unless sizes share parameters. In a
+            study, sharing made no difference (digits read: 39.4 and 40.9 %), so only PVTC, the largest, does.
     """
 
     projector_type: ClassVar[str]

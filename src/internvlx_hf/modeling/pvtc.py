@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """PVTC, the projector visual token compressor (InternVL-X, arXiv 2503.21307, section 3.1).
 
-Every M×M window of patches becomes one token. Two queries attend to the window: a local one formed from its patches, and a
-global one formed from the CLS token. Symbols: S patches per side, N = S / M tokens per side, C vision width, D language
-width.
+Every M×M window of patches becomes one token. Two queries attend to the window: a local one formed from its patches,
+and a global one formed from the CLS token. Symbols: S patches per side, N = S / M tokens per side, C vision width, D
+language width.
 """
 
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ class PVTCAttention(nn.Module):
 
         q · (Wk x) = (q Wk) · x        and        Σ a (Wv x) = Wv (Σ a x),
 
-    so Wk and Wv are applied to the N² queries instead of the S² patches, 1/M² of the work. They are plain parameters and
-    not linear layers because they are never called on a tensor: anything that hooks into a layer's call (LoRA,
+    so Wk and Wv are applied to the N² queries instead of the S² patches, 1/M² of the work. They are plain parameters
+    and not linear layers because they are never called on a tensor: anything that hooks into a layer's call (LoRA,
     quantization, offloading) must not find one here.
     """
 
@@ -98,7 +98,9 @@ class PVTCAttention(nn.Module):
     def _attend_heads(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, patches: torch.Tensor
     ) -> torch.Tensor:
-        """Attention of a group of heads, [h, n, d]. Queries and attended patches have the full width D in every head."""
+        """Attention of a group of heads, [h, n, d]. Queries and attended patches have the full width D in every
+        head.
+        """
         query_on_patches = torch.bmm(query, key).transpose(0, 1)  # [n, h, D]
         weights = torch.bmm(query_on_patches, patches.transpose(1, 2)).softmax(-1, dtype=torch.float32)  # [n, h, M²]
         return torch.bmm(torch.bmm(weights.to(patches.dtype), patches).transpose(0, 1), value)
@@ -179,7 +181,9 @@ class PVTCSize(nn.Module):
 
 
 class PVTCProjector(PVTCSize, Projector):
-    """The PVTC projector: (B, 1 + S², C) features of the vision tower, CLS first -> (B, N², D) tokens in raster order."""
+    """The PVTC projector: (B, 1 + S², C) features of the vision tower, CLS first -> (B, N², D) tokens in raster
+    order.
+    """
 
     projector_type = "pvtc"
     zero_parameters = (

@@ -1,7 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The load-balancing loss of a mixture of experts: transformers' own, over the rows that stand for tokens.
 
-With LVTC, every layer counts the rows that it routes: N₁² of a tile in stage one, N₂² in stage two, no padding in either.
+With LVTC, every layer counts the rows that it routes: N₁² of a tile in stage one, N₂² in stage two, no padding in
+either.
 """
 
 from bisect import bisect
@@ -36,8 +37,8 @@ def balancing_loss(
     hidden_states, router_logits = outputs["last_hidden_state"], outputs["router_logits"]
     if hidden_states.requires_grad and not router_logits[-1].requires_grad:
         raise ValueError(
-            "The load-balancing loss (`output_router_logits`) has no gradient with reentrant gradient checkpointing. Set "
-            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+            "The load-balancing loss (`output_router_logits`) has no gradient with reentrant gradient checkpointing. "
+            "Set `gradient_checkpointing_kwargs={'use_reentrant': False}`."
         )
     visible = None
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:

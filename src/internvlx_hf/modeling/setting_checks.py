@@ -43,8 +43,8 @@ def window_size(downsample_ratio: float, grid: int, name: str) -> int:
     if not isclose(downsample_ratio, 1 / side, rel_tol=RATIO_TOLERANCE):
         near = min((m for m in range(1, grid + 1) if grid % m == 0), key=lambda m: abs(m - inverse))
         raise ValueError(
-            f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}. Did you mean "
-            f"1/{near} = {1 / near}?"
+            f"`{name}` must be 1 / M with a whole window side M (1, 0.5, 0.25, ...), got {downsample_ratio}. Did you "
+            f"mean 1/{near} = {1 / near}?"
         )
     require(
         grid % side == 0,
@@ -55,7 +55,9 @@ def window_size(downsample_ratio: float, grid: int, name: str) -> int:
 
 
 def compressing_window(grid: int) -> int:
-    """The smallest side M of a window of several patches that divides a grid of S patches a side; 1 if none up to 4 does."""
+    """The smallest side M of a window of several patches that divides a grid of S patches a side; 1 if none up to 4
+    does.
+    """
     return next((side for side in (2, 3, 4) if grid % side == 0), 1)
 
 

@@ -11,8 +11,8 @@ from transformers import GenerationConfig, PretrainedConfig
 
 Config = TypeVar("Config", bound=PretrainedConfig)
 
-# difflib ratio above which a name counts as misspelt: `downsampling_ratio` has 0.882 with `downsample_ratio`, but the names
-# of other models have less: `image_token` has 0.880 with `image_token_id`, `image_end_token_id` 0.875.
+# difflib ratio above which a name counts as misspelt: `downsampling_ratio` has 0.882 with `downsample_ratio`, but the
+# names of other models have less: `image_token` has 0.880 with `image_token_id`, `image_end_token_id` 0.875.
 MISSPELT = 0.881
 # names that this or the last major version of transformers adds to any configuration besides its fields and properties
 TRANSFORMERS_NAMES = {
@@ -93,7 +93,9 @@ def _refuse_property(config_class: type[PretrainedConfig], name: str) -> None:
 
 
 def with_value_errors(config_class: type[Config]) -> type[Config]:
-    """Turn the errors of a strict dataclass into a `ValueError` that names the field, the value and what would be right."""
+    """Turn the errors of a strict dataclass into a `ValueError` that names the field, the value and what would be
+    right.
+    """
     strict_setattr, strict_validate = config_class.__setattr__, config_class.validate  # type: ignore[attr-defined]
     types = {field.name: field.type for field in fields(config_class)}
 

@@ -39,6 +39,6 @@ class TextBatchMixin(GenerationMixin):
         token = self.config.image_token_id
         if token in input_ids:
             raise ValueError(
-                f"{name} has image placeholders (token {token}), but continuous batching supports text only. Use `generate` "
-                "for prompts with images."
+                f"{name} has image placeholders (token {token}), but continuous batching supports text only. Use "
+                "`generate` for prompts with images."
             )

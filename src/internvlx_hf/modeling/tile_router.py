@@ -1,10 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """InternVL3.5-Flash: a router lets `generate` use fewer tokens for a tile whose content allows it.
 
-The router gives each tile the probability that windows of M² patches suffice instead of m², with M = m² (64 tokens instead of
-256). A tile is compressed if the probability is at least `router_absolute_threshold` and above the quantile
-`router_relative_threshold` of the sample's tiles; the sample's least compressible tile never is. As in the release, only
-`generate` compresses: `forward` takes N₁² tokens of every tile, and the router is not trained.
+The router gives each tile the probability that windows of M² patches suffice instead of m², with M = m² (64 tokens
+instead of 256). A tile is compressed if the probability is at least `router_absolute_threshold` and above the quantile
+`router_relative_threshold` of the sample's tiles; the sample's least compressible tile never is. As in the release,
+only `generate` compresses: `forward` takes N₁² tokens of every tile, and the router is not trained.
 """
 
 from copy import deepcopy
@@ -107,7 +107,8 @@ class TileRoutingMixin(GenerationMixin):
     ):
         """As in transformers; a cache may be given as `cache` or `past_key_values`.
 
-        With a router, the prompt that the language model reads is shorter than `input_ids`. `max_length` and `min_length` count all of `input_ids`.
+        With a router, the prompt that the language model reads is shorter than `input_ids`. `max_length` and
+        `min_length` count all of `input_ids`.
 
         Raises:
             ValueError: if there are tiles, a router, and a cache or embeddings instead of the whole prompt.
@@ -120,8 +121,8 @@ class TileRoutingMixin(GenerationMixin):
         for name in (CACHE, "inputs_embeds", "mm_encoder_outputs", "position_ids"):
             if kwargs.get(name) is not None:
                 raise ValueError(
-                    f"`generate` takes no `{name}` with images and a tile router (InternVL3.5-Flash), which shortens the prompt. "
-                    "Pass the whole prompt as `input_ids`, or convert the model with `router='drop'`."
+                    f"`generate` takes no `{name}` with images and a tile router (InternVL3.5-Flash), which shortens "
+                    "the prompt. Pass the whole prompt as `input_ids`, or convert the model with `router='drop'`."
                 )
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         pixel_values, attention_mask = kwargs.pop("pixel_values"), kwargs.pop("attention_mask", None)

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Sizes: how many tokens a tile has before and after a boundary layer.
 
-"64" has 64 tokens in all layers. "64:256" grows before layer `lvtc_config.expand_layer` (LVTC). "256:64" is merged and "256:0"
-dropped before layer `merge_layer`. A checkpoint offers a list of them, and each tile of a request has one.
+"64" has 64 tokens in all layers. "64:256" grows before layer `lvtc_config.expand_layer` (LVTC). "256:64" is merged and
+"256:0" dropped before layer `merge_layer`. A checkpoint offers a list of them, and each tile of a request has one.
 """
 
 import re
@@ -21,7 +21,8 @@ class TileSize:
         before, after: tokens of a tile on both sides of the boundary.
         boundary: the first layer that sees `after`; None if there is none.
         has_lvtc: whether LVTC's LR and HR projectors add tokens to the tile.
-        keeps_positions: whether the tokens after the boundary have positions from before it, instead of being counted anew.
+        keeps_positions: whether the tokens after the boundary have positions from before it, instead of being counted
+            anew.
     """
 
     before: int
@@ -58,8 +59,8 @@ def parse_size(size: object) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9][0-9]*)(?::(0|[1-9][0-9]*))?", str(size)) if is_size else None
     if match is None:
         raise ValueError(
-            f"`tokens_per_tile` has {size!r}, which is no size. Expected tokens per tile ('64'), or a pair before and after "
-            "a layer ('64:256', '256:64', '256:0')."
+            f"`tokens_per_tile` has {size!r}, which is no size. Expected tokens per tile ('64'), or a pair before and "
+            "after a layer ('64:256', '256:64', '256:0')."
         )
     return int(match[1]), int(match[2] or match[1])
 
@@ -74,29 +75,32 @@ def check_grid(size: str, tokens: int, patch_grid: int) -> int:
     fitting = [str(n * n) for n in range(1, patch_grid + 1) if patch_grid % n == 0]
     require(
         side * side == tokens and patch_grid % side == 0,
-        f"`tokens_per_tile` has {size!r}, but a {patch_grid}x{patch_grid} grid of patches does not divide into {tokens} "
-        f"tokens. Expected one of {', '.join(fitting)}.",
+        f"`tokens_per_tile` has {size!r}, but a {patch_grid}x{patch_grid} grid of patches does not divide into "
+        f"{tokens} tokens. Expected one of {', '.join(fitting)}.",
     )
     return patch_grid // side
 
 
 def check_change(size: TileSize, expanded: int | None) -> None:
-    """Check that a pair's grids fit. `expanded` is N₂², tokens of a tile that LVTC's HR projector gives; None without one.
+    """Check that a pair's grids fit. `expanded` is N₂², tokens of a tile that LVTC's HR projector gives; None without
+    one.
 
     Raises:
-        ValueError: if it grows without an HR projector or to another number, or shrinks by blocks that do not divide the grid.
+        ValueError: if it grows without an HR projector or to another number, or shrinks by blocks that do not divide
+            the grid.
     """
     if size.after > size.before:
         require(
             size.after == expanded,
-            f"`tokens_per_tile` has '{size}', which grows: it needs an HR projector of {size.after} tokens per tile. Expected "
-            "`lvtc_config` with an `hr_projector_type` and a `downsample_ratio` that give them, got "
+            f"`tokens_per_tile` has '{size}', which grows: it needs an HR projector of {size.after} tokens per tile. "
+            "Expected `lvtc_config` with an `hr_projector_type` and a `downsample_ratio` that give them, got "
             + ("none." if expanded is None else f"one of {expanded} tokens."),
         )
     before, after = isqrt(size.before), isqrt(size.after)
     small, large = sorted((before, after))
     require(
         not small or (after**2 == size.after and large % small == 0),
-        f"`tokens_per_tile` has '{size}', but blocks of s x s tokens do not turn a {before}x{before} grid into {size.after} "
-        f"tokens. Expected one of {', '.join(str((before // s) ** 2) for s in range(2, before + 1) if before % s == 0)}, or 0.",
+        f"`tokens_per_tile` has '{size}', but blocks of s x s tokens do not turn a {before}x{before} grid into "
+        f"{size.after} tokens. Expected one of "
+        f"{', '.join(str((before // s) ** 2) for s in range(2, before + 1) if before % s == 0)}, or 0.",
     )

@@ -29,7 +29,8 @@ def read_sizes(config: InternVLXConfig, tile_sizes: torch.Tensor | Sequence[int]
     names, is_flat = [str(size) for size in config.sizes], all(isinstance(size, int) for size in numbers)
     if len(numbers) != tiles or not is_flat or not all(0 <= size < len(names) for size in numbers):
         raise ValueError(
-            f"`tile_sizes` must be ({tiles},), for each tile the index of its size among {', '.join(names)}, got {numbers}."
+            f"`tile_sizes` must be ({tiles},), for each tile the index of its size among {', '.join(names)}, got "
+            f"{numbers}."
         )
     return numbers
 

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a vision tower returns for a tile, and the features that projectors get: the global feature, then the patches."""
+"""What a vision tower returns for a tile, and the features that projectors get: the global feature, then the
+patches.
+"""
 
 import copy
 import json
@@ -76,8 +78,9 @@ def check_tower(config: InternVLXConfig) -> Tower:
     layer, others = config.vision_feature_layer, config.projector_config.token_packer_layers
     require(
         (layer == -1 and not others) or output.has_layers,
-        f"`vision_feature_layer`={layer} and `projector_config.token_packer_layers`={others} need the hidden states of every "
-        f"layer, but the vision tower {output.class_name} does not return them as {output.last[1:]} each. Set -1 and None.",
+        f"`vision_feature_layer`={layer} and `projector_config.token_packer_layers`={others} need the hidden states "
+        f"of every layer, but the vision tower {output.class_name} does not return them as {output.last[1:]} each. "
+        "Set -1 and None.",
     )
     is_pooled = output.pooled == (PROBED_TILES, vision.hidden_size)
     available = {"cls": extra > 0, "pooled": is_pooled, "mean": True}
@@ -92,8 +95,8 @@ def check_tower(config: InternVLXConfig) -> Tower:
         projector.global_query = tower.global_queries[0]
     require(
         projector.global_query in tower.global_queries,
-        f"`projector_config.global_query`={projector.global_query!r} does not fit the vision tower {tower.class_name}: a "
-        f"tile has {rows} features for {grid}x{grid}={grid**2} patches, "
+        f"`projector_config.global_query`={projector.global_query!r} does not fit the vision tower "
+        f"{tower.class_name}: a tile has {rows} features for {grid}x{grid}={grid**2} patches, "
         + ("no pooled output" if output.pooled is None else f"a pooled output of shape {output.pooled[1:]}")
         + f" and the width {vision.hidden_size}. Set {' or '.join(map(repr, tower.global_queries))}.",
     )
@@ -101,7 +104,9 @@ def check_tower(config: InternVLXConfig) -> Tower:
 
 
 def _check_grid(vision: PretrainedConfig, rows: int, extra: int) -> None:
-    """Check that the extra features are registers: their number must not change when the grid gains a row and a column."""
+    """Check that the extra features are registers: their number must not change when the grid gains a row and a
+    column.
+    """
     (size, _), (patch, _) = pair(vision.image_size), pair(vision.patch_size)
     larger = copy.deepcopy(vision)
     larger.image_size = size + patch if isinstance(vision.image_size, int) else [size + patch] * 2
@@ -109,8 +114,8 @@ def _check_grid(vision: PretrainedConfig, rows: int, extra: int) -> None:
     require(
         more_rows == extra + (grid + 1) ** 2,
         f"The vision tower {probe(vision).class_name} returns {rows} features for a tile of {size}x{size} pixels and "
-        f"{more_rows} for one of {size + patch}x{size + patch}, expected {grid}x{grid} and {grid + 1}x{grid + 1} patches "
-        "after the same number of other tokens.",
+        f"{more_rows} for one of {size + patch}x{size + patch}, expected {grid}x{grid} and {grid + 1}x{grid + 1} "
+        "patches after the same number of other tokens.",
     )
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Attention over packed rows without a mask: `attn_implementation="varlen_sdpa"`.
 
-Several samples packed into a row must not see each other. With "sdpa" and "eager", transformers separates them with a dense
-mask of L² entries. This attention passes the samples' bounds to torch's variable-length kernel, or calls SDPA once per
-sample. Rows that are not packed use "sdpa".
+Several samples packed into a row must not see each other. With "sdpa" and "eager", transformers separates them with a
+dense mask of L² entries. This attention passes the samples' bounds to torch's variable-length kernel, or calls SDPA
+once per sample. Rows that are not packed use "sdpa".
 """
 
 import inspect
@@ -55,8 +55,8 @@ def varlen_sdpa_mask(
 ) -> torch.Tensor | None:
     """For packed rows, the bounds of their samples in the flattened batch, (samples + 1,) int32; else SDPA's mask.
 
-    transformers has already found the samples and put them into `mask_function`: a token that does not see the one before
-    it is the first of a sample.
+    transformers has already found the samples and put them into `mask_function`: a token that does not see the one
+    before it is the first of a sample.
     """
     if attention_mask is not None or allow_is_causal_skip or not q_length == kv_length > 1:
         return sdpa_mask(

@@ -1,6 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The package's version and the releases of transformers that it is tested with. They are in this folder because the code
-that a checkpoint carries needs them too."""
+"""The package's version and the releases of transformers that it is tested with. They are in this folder because the
+code that a checkpoint carries needs them too."""
 
 import re
 import warnings

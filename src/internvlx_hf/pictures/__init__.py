@@ -1,5 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Figures of the tiles that a model gets, their cost, and where the model looks. Drawing needs `pip install matplotlib`.
+"""Figures of the tiles that a model gets, their cost, and where the model looks. Drawing needs `pip install
+matplotlib`.
 
 figure = draw_tiles("photo.jpg", load_setup("internvl-x-2b"))
 figure.savefig("tiles.png")

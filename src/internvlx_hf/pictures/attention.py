@@ -35,11 +35,11 @@ class Attention:
         answer: the answer's text.
         tokens: the text of each token of the answer.
         finish_reason: "length" if the answer is cut off at `max_new_tokens`, else "stop".
-        queries: PVTC's `"local"` and `"global"` attention: (n, S, S), the weight of each patch in its window, where 1 is an
-            even share; the mean over heads in the last layer of each branch. Empty without PVTC.
-        stages: the attention in each stage of the language model: (tokens, n, N₁, N₁) and, with LVTC, (tokens, n, N₂, N₂),
-            the share that goes to each visual token when each of `tokens` is predicted; the mean over heads and the
-            stage's layers.
+        queries: PVTC's `"local"` and `"global"` attention: (n, S, S), the weight of each patch in its window, where 1
+            is an even share; the mean over heads in the last layer of each branch. Empty without PVTC.
+        stages: the attention in each stage of the language model: (tokens, n, N₁, N₁) and, with LVTC, (tokens, n, N₂,
+            N₂), the share that goes to each visual token when each of `tokens` is predicted; the mean over heads and
+            the stage's layers.
         layers: the layers of each stage.
     """
 
@@ -65,12 +65,12 @@ def attend(
 ) -> Attention:
     """Ask a question about an image, answer it greedily, and record the attention.
 
-    The prompt without its last token runs with the model's own attention implementation. From the last token on, each token
-    runs with eager attention, whose weights for a single token are small even for long prompts.
+    The prompt without its last token runs with the model's own attention implementation. From the last token on, each
+    token runs with eager attention, whose weights for a single token are small even for long prompts.
 
     Raises:
-        ValueError: if the image cannot be read, the question contains an image token, `max_new_tokens` is not positive, or the
-            prompt and its answer exceed the budget (default: none).
+        ValueError: if the image cannot be read, the question contains an image token, `max_new_tokens` is not
+            positive, or the prompt and its answer exceed the budget (default: none).
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1.")
@@ -155,7 +155,9 @@ def _record(weights: dict[str, torch.Tensor], branch: str, attention: PVTCAttent
 
 
 def window_weights(attention: PVTCAttention, query: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """(n, D) queries and (n, M², D) patches -> (n, M²), the mean over heads of the weights that `PVTCAttention` uses."""
+    """(n, D) queries and (n, M², D) patches -> (n, M²), the mean over heads of the weights that `PVTCAttention`
+    uses.
+    """
     queries = (attention.query(query) * attention.scaling).unflatten(-1, (attention.num_heads, -1))  # [n, H, d]
     keys = attention.key.unflatten(0, (attention.num_heads, -1))  # [H, d, D]
     total = patches.new_zeros(patches.shape[:2], dtype=torch.float32)
@@ -182,7 +184,9 @@ def _end_ids(model: InternVLXForConditionalGeneration, processor: InternVLXProce
 def _answer(
     model, token: torch.Tensor, cache, max_new_tokens: int, end_ids: set[int]
 ) -> tuple[list[int], bool, list[dict]]:
-    """The ids of the answer, whether it ended, and the attention with which each was predicted: (columns,) by stage."""
+    """The ids of the answer, whether it ended, and the attention with which each was predicted: (columns,) by
+    stage.
+    """
     language_model = model.model.language_model
     own = language_model.config._attn_implementation
     written: list[int] = []
@@ -204,7 +208,9 @@ def _answer(
 
 
 def _mean(attentions: tuple[torch.Tensor, ...], layers: range) -> torch.Tensor | None:
-    """(columns,), the mean over heads and layers. A layer with a sliding window has only the last columns; others are 0."""
+    """(columns,), the mean over heads and layers. A layer with a sliding window has only the last columns; others are
+    0.
+    """
     if not layers:
         return None
     found = [attentions[layer][0, :, -1].float().mean(0).cpu() for layer in layers]

@@ -32,7 +32,8 @@ class Panel:
 
 
 def draw_attention(attention: Attention, model_name: str):
-    """Draw what [`attend`] recorded: maps over the image and its thumbnail, in the mean and for single tokens of the answer.
+    """Draw what [`attend`] recorded: maps over the image and its thumbnail, in the mean and for single tokens of the
+    answer.
 
     A stage that attends to text only is named in a line and has no map.
 
@@ -77,7 +78,9 @@ def _layers(attention: Attention, stage: str) -> str:
 
 
 def image_share(attention: Attention, stage: str) -> float:
-    """The share of a stage's attention that goes to the image, in the mean over the answer's tokens. Text has the rest."""
+    """The share of a stage's attention that goes to the image, in the mean over the answer's tokens. Text has the
+    rest.
+    """
     return attention.stages[stage].sum(dim=(1, 2, 3)).mean().item()
 
 

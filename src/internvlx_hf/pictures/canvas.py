@@ -89,7 +89,9 @@ class Canvas:
         self.axes.plot(*zip(start, end, strict=True), color=colour, linewidth=linewidth, zorder=2)
 
     def grid(self, box: Box, columns: int, rows: int, colour: str, linewidth: float = 2.0, seam: float = 2.0) -> None:
-        """Draw lines around and between the cells of a grid, on a white seam, so that they are visible on any image."""
+        """Draw lines around and between the cells of a grid, on a white seam, so that they are visible on any
+        image.
+        """
         for line_colour, line_width in (("white", linewidth + seam), (colour, linewidth)):
             style: dict[str, Any] = {
                 "color": line_colour,
@@ -110,8 +112,8 @@ def printable(text: str, weight: str = "normal") -> str:
     text = "".join(letter if letter.isprintable() else "·" for letter in text)
     if missing := {letter for letter in text if ord(letter) not in _drawable(FONTS, weight)}:
         logger.warning_once(
-            "No font that is used here has all letters of the text; they are drawn as boxes. Chinese, Japanese and Korean "
-            "need Noto Sans CJK, for example (on Debian: apt install fonts-noto-cjk)."
+            "No font that is used here has all letters of the text; they are drawn as boxes. Chinese, Japanese and "
+            "Korean need Noto Sans CJK, for example (on Debian: apt install fonts-noto-cjk)."
         )
     return "".join(MISSING if letter in missing else letter for letter in text)
 

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A slide that shows an image at each size of a tile that a checkpoint offers: its tokens, their cost, and the answer."""
+"""A slide that shows an image at each size of a tile that a checkpoint offers: its tokens, their cost, and the
+answer.
+"""
 
 import math
 import textwrap
@@ -31,7 +33,9 @@ class SizeCost:
 
 
 def cost_of_sizes(setup: ModelSetup, size: tuple[int, int]) -> dict[str, SizeCost]:
-    """The cost of an upright image of (width, height) pixels at each size that the model offers, by the size's name."""
+    """The cost of an upright image of (width, height) pixels at each size that the model offers, by the size's
+    name.
+    """
     found = {}
     for name in setup.sizes.tiles:
         # a model that offers one size takes no choice
@@ -50,7 +54,8 @@ def draw_sizes(
 ):
     """Draw an image at each size that a model offers, the default first.
 
-    The lines are those between its visual tokens: on the left half before the boundary layer, on the right half after it.
+    The lines are those between its visual tokens: on the left half before the boundary layer, on the right half after
+    it.
 
     Args:
         image: the upright image.

@@ -67,8 +67,8 @@ def draw_tiles(
         "First the image under its grid, then the square tiles that the model gets, in order. Dashed: the thumbnail."
     )
     prompt = (
-        f"The prompt has the image and {text_tokens} tokens of text, the answer {answer_tokens} tokens. FLOPs are counted "
-        "as torch does; peak memory is an estimate."
+        f"The prompt has the image and {text_tokens} tokens of text, the answer {answer_tokens} tokens. FLOPs are "
+        "counted as torch does; peak memory is an estimate."
     )
     for y, line in ((HEIGHT - 0.33, legend), (HEIGHT - 0.15, prompt)):
         canvas.text(MARGIN, y, line, 8, WIDTH - 2 * MARGIN, color=GREY)

@@ -1,4 +1,6 @@
-"""Turning images, videos and messages into a model's inputs. Every checkpoint contains this folder as its remote code."""
+"""Turning images, videos and messages into a model's inputs. Every checkpoint contains this folder as its remote
+code.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Masks of the tokens that the assistant wrote, for transformers before 5.18, whose masks ignore that images lengthen a prompt."""
+"""Masks of the tokens that the assistant wrote, for transformers before 5.18, whose masks ignore that images lengthen
+a prompt.
+"""
 
 
 def assistant_mask(spans: list[tuple[int, int]], offsets, replacements: list[dict]) -> list[int]:

@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Boxes in answers, as InternVL writes them: `<ref>a cat</ref><box>[[103, 250, 640, 998]]</box>`.
 
-A coordinate counts thousandths of the upright image's width or height, from its top left corner. Tiles and the thumbnail show the
-image stretched to their grid, so neither the grid nor the thumbnail changes what a coordinate means.
+A coordinate counts thousandths of the upright image's width or height, from its top left corner. Tiles and the
+thumbnail show the image stretched to their grid, so neither the grid nor the thumbnail changes what a coordinate
+means.
 """
 
 import re
@@ -36,8 +37,9 @@ class LabelledBox(NamedTuple):
 def parse_boxes(text: str, size: tuple[int, int]) -> list[LabelledBox]:
     """The boxes of an answer, in order. A list of several boxes gives each the same label.
 
-    Corners are ordered and clipped to the image. What is not four numbers in brackets is text, such as a box that the end of the
-    answer cuts off. A tokenizer that removes the tags as special tokens leaves `[[103, 250, 640, 998]]`, whose label is "".
+    Corners are ordered and clipped to the image. What is not four numbers in brackets is text, such as a box that the
+    end of the answer cuts off. A tokenizer that removes the tags as special tokens leaves `[[103, 250, 640, 998]]`,
+    whose label is "".
 
     Args:
         size: (width, height) of the upright image.
@@ -52,10 +54,12 @@ def parse_boxes(text: str, size: tuple[int, int]) -> list[LabelledBox]:
 
 
 def format_boxes(boxes: Iterable[Sequence], size: tuple[int, int]) -> str:
-    """The text that `parse_boxes` reads as these boxes, each corner to the nearest thousandth of the image. For training data.
+    """The text that `parse_boxes` reads as these boxes, each corner to the nearest thousandth of the image. For
+    training data.
 
     Args:
-        boxes: (label, left, top, right, bottom), in pixels of the upright image. Neighbours with the same label share a list.
+        boxes: (label, left, top, right, bottom), in pixels of the upright image. Neighbours with the same label share
+            a list.
         size: (width, height) of the upright image.
 
     Raises:
@@ -68,8 +72,8 @@ def format_boxes(boxes: Iterable[Sequence], size: tuple[int, int]) -> str:
             )
         if not (0 <= left <= right <= size[0] and 0 <= top <= bottom <= size[1]):
             raise ValueError(
-                f"Box {number} ({label!r:.100}) has the corners {(left, top)} and {(right, bottom)}, expected the upper left and "
-                f"the lower right one, within the image of {size[0]}x{size[1]} pixels."
+                f"Box {number} ({label!r:.100}) has the corners {(left, top)} and {(right, bottom)}, expected the "
+                f"upper left and the lower right one, within the image of {size[0]}x{size[1]} pixels."
             )
     texts = []
     for label, same in groupby(boxes, key=lambda box: box[0]):
@@ -81,7 +85,9 @@ def format_boxes(boxes: Iterable[Sequence], size: tuple[int, int]) -> str:
 
 
 def decode_answer(tokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids without special tokens, but for the tags of boxes, which most of InternVL's tokenizers call special."""
+    """The text of generated ids without special tokens, but for the tags of boxes, which most of InternVL's tokenizers
+    call special.
+    """
     special, ids = set(tokenizer.all_special_ids), [int(token) for token in ids]
     tags = special & set(tokenizer.convert_tokens_to_ids(list(BOX_TOKENS))) - {tokenizer.unk_token_id}
     if tags.isdisjoint(ids):

@@ -42,7 +42,8 @@ class ChatMedia:
         template: the chat template.
         images, videos: those of each conversation, in order.
         counts: how often each conversation's prompt must hold each image token and each mark.
-        tokens: the last two arguments of [`assistant_mask`] for each prompt; None where transformers computes the masks.
+        tokens: the last two arguments of [`assistant_mask`] for each prompt; None where transformers computes the
+            masks.
     """
 
     template: str
@@ -65,8 +66,8 @@ class ChatMedia:
                 if found != expected and (expected or token not in self.template):
                     raise ValueError(
                         f"The rendered conversation holds {token!r} {found} times, expected {expected}, once for each "
-                        f"{'video' if token == VIDEO_MARK else 'image'}: texts of the conversation form it together, or the chat "
-                        "template leaves some out."
+                        f"{'video' if token == VIDEO_MARK else 'image'}: texts of the conversation form it together, "
+                        "or the chat template leaves some out."
                     )
             if not prompt:
                 raise ValueError(
@@ -79,7 +80,9 @@ CHAT_MEDIA: ContextVar[ChatMedia | None] = ContextVar("chat_media", default=None
 
 
 class ChatProcessor(ProcessorMixin):
-    """A processor that renders conversations and checks that a prompt holds exactly the tokens of its images and videos."""
+    """A processor that renders conversations and checks that a prompt holds exactly the tokens of its images and
+    videos.
+    """
 
     image_token: str
     start_image_token: str
@@ -129,22 +132,22 @@ class ChatProcessor(ProcessorMixin):
         Args:
             conversation: a list of messages, or a list of such lists. Image parts of a message look like
                 `{"type": "image", "image" | "path" | "url" | "base64": ...}` or like OpenAI's `image_url` parts. In
-                conversations without image parts, marks `<image>` in the users' turns stand for `images`. Video parts look
-                like `{"type": "video", "video" | "path" | "url": ...}`; a list in them is a list of frames.
-            images: images for the marks, or for image parts without an image of their own, in order; flat or one list per
-                conversation. Without marks and image parts, they go in front of the first user's turn.
+                conversations without image parts, marks `<image>` in the users' turns stand for `images`. Video parts
+                look like `{"type": "video", "video" | "path" | "url": ...}`; a list in them is a list of frames.
+            images: images for the marks, or for image parts without an image of their own, in order; flat or one list
+                per conversation. Without marks and image parts, they go in front of the first user's turn.
             videos: likewise for videos, whose mark is `<video>`.
-            return_labels: also return `labels` for training, in the shape of `input_ids`: -100 except for tokens that overlap
-                the text that the template marks as written by the assistant (default: False). An answer that begins with a
-                blank may share its first token with the end of the turn's header, so strip it. Implies `tokenize` and
-                `return_dict`.
+            return_labels: also return `labels` for training, in the shape of `input_ids`: -100 except for tokens that
+                overlap the text that the template marks as written by the assistant (default: False). An answer that
+                begins with a blank may share its first token with the end of the turn's header, so strip it. Implies
+                `tokenize` and `return_dict`.
             kwargs: as for `ProcessorMixin.apply_chat_template`.
 
         Raises:
-            ValueError: if the template does not write something that is given (a role, a part, tools, ...); if a message's
-                text holds an image token; if the number of marks or parts differs from that of `images` or `videos`; if a
-                conversation has both marks and parts; or if `return_labels` is set and the template has no
-                `{% generation %}` marks.
+            ValueError: if the template does not write something that is given (a role, a part, tools, ...); if a
+                message's text holds an image token; if the number of marks or parts differs from that of `images` or
+                `videos`; if a conversation has both marks and parts; or if `return_labels` is set and the template has
+                no `{% generation %}` marks.
         """
         template = self.resolve_chat_template(chat_template)
         processor_kwargs = dict(kwargs.pop("processor_kwargs", None) or {})
@@ -169,11 +172,13 @@ class ChatProcessor(ProcessorMixin):
         return inputs
 
     def parse_boxes(self, text: str, image) -> list[LabelledBox]:
-        """The boxes that an answer writes as `<ref>…</ref><box>[[…]]</box>`, in pixels of the image, see [`parse_boxes`].
+        """The boxes that an answer writes as `<ref>…</ref><box>[[…]]</box>`, in pixels of the image, see
+        [`parse_boxes`].
 
         Args:
-            image: the image that was asked about, in any form that the processor takes, or its upright (width, height). Pixels
-                count as the processor sees the image: upright, unless it has `do_exif_transpose=False`.
+            image: the image that was asked about, in any form that the processor takes, or its upright (width,
+                height). Pixels count as the processor sees the image: upright, unless it has
+                `do_exif_transpose=False`.
         """
         return parse_boxes(text, self._box_size(image))
 
@@ -223,7 +228,8 @@ class ChatProcessor(ProcessorMixin):
         template = templates.get(chat_template or "default", chat_template)
         if template is None:
             raise ValueError(
-                f"There is no chat template 'default', expected `chat_template` to be one of {', '.join(templates)}, or Jinja."
+                f"There is no chat template 'default', expected `chat_template` to be one of {', '.join(templates)}, "
+                "or Jinja."
             )
         return bounded(template)
 
@@ -251,7 +257,9 @@ class ChatProcessor(ProcessorMixin):
         return read, ChatMedia(template, own_images, own_videos, counts)
 
     def _place(self, conversations: list[list[dict]], given, medium: Medium, tokenize: bool, counts: list[dict]):
-        """The conversations with their images (or videos) in place, and the images of each. Adds their tokens to `counts`."""
+        """The conversations with their images (or videos) in place, and the images of each. Adds their tokens to
+        `counts`.
+        """
         num_places = []
         for index, messages in enumerate(conversations):
             with _errors_named(index, len(conversations)):
@@ -287,8 +295,8 @@ class ChatProcessor(ProcessorMixin):
             return [flat]
         if len(flat) != sum(num_places):
             raise ValueError(
-                f"Got {len(flat)} {medium.kind}s for {sum(num_places)} places in {len(num_places)} conversations, expected one "
-                f"for each, or a list of {medium.kind}s for each conversation."
+                f"Got {len(flat)} {medium.kind}s for {sum(num_places)} places in {len(num_places)} conversations, "
+                f"expected one for each, or a list of {medium.kind}s for each conversation."
             )
         ends = np.cumsum(num_places).tolist()
         return [flat[end - places : end] for end, places in zip(ends, num_places, strict=True)]

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from transformers.utils.chat_template_utils import _compile_jinja_template, jinja2
 
-# The start of every template of this package: it writes a message's content and rejects what it cannot write. An image is
-# written as its token and a newline.
+# The start of every template of this package: it writes a message's content and rejects what it cannot write. An image
+# is written as its token and a newline.
 CONTENT_MACRO = """\
 {%- macro render(content) -%}
     {%- if content is string -%}
@@ -33,8 +33,8 @@ CONTENT_MACRO = """\
 {%- endif -%}
 """
 
-# ChatML as InternVL2.5 writes it, without a default system message. The generation marks enclose what a model is trained to
-# write, including the end marker.
+# ChatML as InternVL2.5 writes it, without a default system message. The generation marks enclose what a model is
+# trained to write, including the end marker.
 DEFAULT_CHAT_TEMPLATE = (
     CONTENT_MACRO
     + """\
@@ -86,6 +86,6 @@ def require_generation_marks(chat_template: str, what: str) -> None:
     """Raises `ValueError` if a chat template does not mark the assistant's text, which `what` needs."""
     if not has_generation_marks(chat_template):
         raise ValueError(
-            f"{what} needs a chat template that puts {{% generation %}} and {{% endgeneration %}} around what the assistant "
-            f"writes, but this one does not: {chat_template!r:.200}"
+            f"{what} needs a chat template that puts {{% generation %}} and {{% endgeneration %}} around what the "
+            f"assistant writes, but this one does not: {chat_template!r:.200}"
         )

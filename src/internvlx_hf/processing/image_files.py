@@ -16,7 +16,8 @@ from urllib.request import url2pathname
 
 import PIL.Image
 
-# all formats that are opened, if Pillow or a plug-in can read them; Pillow starts Ghostscript for EPS, and the rest are rare
+# all formats that are opened, if Pillow or a plug-in can read them; Pillow starts Ghostscript for EPS, and the rest
+# are rare
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 MAX_REDIRECTS = 5
 _HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or pass a smaller image."
@@ -26,15 +27,15 @@ _HOW_TO_RAISE_THE_LIMIT = "Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it, or 
 class ImageAccess:
     """Which files and hosts a string that names an image may reach, and how large the image may be.
 
-    The defaults suit a program that serves only its own user; `for_server` suits one that accepts messages from strangers.
-    Base64 and `data:` URIs are always allowed, since they contain their image.
+    The defaults suit a program that serves only its own user; `for_server` suits one that accepts messages from
+    strangers. Base64 and `data:` URIs are always allowed, since they contain their image.
 
     Args:
         folders: files must lie below one of these folders, after links are resolved. None: any file; empty: no file.
-        hosts: host names that images may be downloaded from, including hosts that redirect. None: any; empty: none. Names are
-            compared, not addresses: list only hosts whose names you trust.
-        public_hosts: with `hosts`, also allow any host whose addresses are all public. Downloads then connect directly,
-            without the environment's proxies.
+        hosts: host names that images may be downloaded from, including hosts that redirect. None: any; empty: none.
+            Names are compared, not addresses: list only hosts whose names you trust.
+        public_hosts: with `hosts`, also allow any host whose addresses are all public. Downloads then connect
+            directly, without the environment's proxies.
         max_bytes: largest download, in bytes.
         max_seconds: longest download, in seconds, including all redirects.
         max_pixels: largest image, in pixels, in addition to `PIL.Image.MAX_IMAGE_PIXELS`. None: no further limit.
@@ -142,8 +143,8 @@ def open_file(file, name: str) -> PIL.Image.Image:
             raise ValueError(f"{name} is a file of the format {found}, expected one of {_listed(formats)}.") from error
         reason = "" if isinstance(error, PIL.UnidentifiedImageError) else f" ({type(error).__name__}: {error})"
         raise ValueError(
-            f"{name} is not an image that Pillow can read{reason}. Expected an http(s) URL, the path of an image file, "
-            f"or a base64 string, of the format {_listed(formats)}."
+            f"{name} is not an image that Pillow can read{reason}. Expected an http(s) URL, the path of an image "
+            f"file, or a base64 string, of the format {_listed(formats)}."
         ) from error
     image.source_name = name  # type: ignore[attr-defined]  # an image from memory has no file name
     refuse_bomb(image, name)
@@ -208,8 +209,8 @@ def file_of(source: str | os.PathLike, name: str, access: ImageAccess, what: str
 def _local_file(path: str, name: str, access: ImageAccess, what: str) -> str:
     if not access.allows_file(path):  # the message does not reveal whether the file exists
         raise ValueError(
-            f"{name} is not in a folder that {what.split()[1]}s may be read from ({_listed(access.folders or ())}), nor is it an http(s) URL "
-            "or a base64 string."
+            f"{name} is not in a folder that {what.split()[1]}s may be read from ({_listed(access.folders or ())}), "
+            "nor is it an http(s) URL or a base64 string."
         )
     if not os.path.exists(path):
         raise ValueError(
@@ -259,8 +260,8 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _download(url: str, name: str, access: ImageAccess) -> bytes:
-    # Only an event loop can stop a server that sends a byte now and then in time. It gets its own thread, since the caller's
-    # thread may already run a loop.
+    # Only an event loop can stop a server that sends a byte now and then in time. It gets its own thread, since the
+    # caller's thread may already run a loop.
     import asyncio  # as the client below, slow to import, and a file needs neither
 
     try:

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Size and orientation of a Pillow image, by its header where that suffices. Imports no torch, so that asking for them is quick."""
+"""Size and orientation of a Pillow image, by its header where that suffices. Imports no torch, so that asking for them
+is quick.
+"""
 
 import os
 import struct
@@ -12,8 +14,8 @@ from .pdf_files import PdfPage
 EXIF_ORIENTATION_TAG = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-# For each EXIF orientation: the transposition that makes the image upright, whether it swaps the axes of the stored image,
-# and whether it mirrors the stored x and y.
+# For each EXIF orientation: the transposition that makes the image upright, whether it swaps the axes of the stored
+# image, and whether it mirrors the stored x and y.
 _UPRIGHT = {
     1: (None, False, False, False),
     2: (PIL.Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
@@ -53,7 +55,8 @@ def decoded_image(image: PIL.Image.Image, name: str, least_size: tuple[int, int]
     """The image with its pixels. Its file is read again, so that only one image of a batch is in memory at a time.
 
     Args:
-        least_size: smallest sufficient (width, height) of the stored image, for formats that can be decoded at a fraction.
+        least_size: smallest sufficient (width, height) of the stored image, for formats that can be decoded at a
+            fraction.
     """
     if isinstance(image, PdfPage):
         return image.rendered()

@@ -46,24 +46,26 @@ class InternVLXImageProcessorKwargs(ImagesKwargs, _TileSettings, total=False):
     crop_to_patches (`bool`, *optional*, defaults to `True`):
         Split the image into tiles. Otherwise it becomes one tile. (Transformers calls a tile a patch here.) An image
         processor that was made with `do_resize=True`, a `size` and no setting of tiles only resizes, as those of
-        transformers do; within an `InternVLXProcessor` it splits. A call that asks for several tiles by `max_patches` or
-        `min_patches`, and does not say `crop_to_patches=False` itself, gets them, whatever the processor's own setting.
+        transformers do; within an `InternVLXProcessor` it splits. A call that asks for several tiles by `max_patches`
+        or `min_patches`, and does not say `crop_to_patches=False` itself, gets them, whatever the processor's own
+        setting.
     max_patches (`int` or, in a call, `list[int]`, *optional*, defaults to 6), min_patches, slicing, use_thumbnail:
         See `image_settings.ImageSettings`, whose rules and defaults they have; a list has one number for each image.
     resize_backend (`str`, *optional*, defaults to `"torch"`):
-        `"torch"`: torch's 8-bit antialiased resize, bicubic or bilinear. It is three to four times as fast as Pillow's and
-        differs from it by one level of 255 in a few pixels per thousand (in images of noise, by two levels in one pixel per
-        ten thousand). `"pillow"`: exactly the pixels of InternVL2, with any of Pillow's filters.
+        `"torch"`: torch's 8-bit antialiased resize, bicubic or bilinear. It is three to four times as fast as Pillow's
+        and differs from it by one level of 255 in a few pixels per thousand (in images of noise, by two levels in one
+        pixel per ten thousand). `"pillow"`: exactly the pixels of InternVL2, with any of Pillow's filters.
     do_exif_transpose (`bool`, *optional*, defaults to `True`):
-        Turn images upright according to their EXIF orientation. `False` is InternVL2's behaviour. An image that is already
-        upright (as `transformers.image_utils.load_image` returns it) is not changed.
+        Turn images upright according to their EXIF orientation. `False` is InternVL2's behaviour. An image that is
+        already upright (as `transformers.image_utils.load_image` returns it) is not changed.
     alpha (`str`, *optional*, defaults to `"white"`):
-        How images with transparency are converted to RGB. `"white"` puts them on white. `"drop"` ignores the transparency
-        and takes the colours stored below it, as InternVL2 does; a saved processor without this key uses `"drop"`.
+        How images with transparency are converted to RGB. `"white"` puts them on white. `"drop"` ignores the
+        transparency and takes the colours stored below it, as InternVL2 does; a saved processor without this key uses
+        `"drop"`.
     jpeg_draft (`bool`, *optional*, defaults to `False`):
-        Decode a JPEG file at a half, a quarter or an eighth of its size if that is no smaller than its grid of tiles. A
-        photograph of 12 megapixels then takes less than half the time, and its pixels differ by 0.5 to 4 levels of 255 on
-        average. The number of tiles does not change. Images that are already decoded are not affected.
+        Decode a JPEG file at a half, a quarter or an eighth of its size if that is no smaller than its grid of tiles.
+        A photograph of 12 megapixels then takes less than half the time, and its pixels differ by 0.5 to 4 levels of
+        255 on average. The number of tiles does not change. Images that are already decoded are not affected.
     """
 
     crop_to_patches: bool | None
@@ -83,18 +85,19 @@ class InternVLXImageProcessor(PilBackend):
     - `num_patches`, (images,): the number of tiles of each image.
 
     An image is a Pillow image of any mode, a numpy array or torch tensor ((H, W, C), (C, H, W) or (H, W); see
-    `image_sources.ArraySource` for their values), a path, an http(s) URL, or a base64 string. Images that are not decoded yet
-    are decoded one at a time; Pillow images are not modified.
+    `image_sources.ArraySource` for their values), a path, an http(s) URL, or a base64 string. Images that are not
+    decoded yet are decoded one at a time; Pillow images are not modified.
     `do_rescale` multiplies levels of 0 to 255 by `rescale_factor`; without it, images of 0 to 1 keep that range.
-    With `do_resize=False`, images must already have the size of a whole grid of tiles. `device="cuda"` resizes on the GPU.
+    With `do_resize=False`, images must already have the size of a whole grid of tiles. `device="cuda"` resizes on the
+    GPU.
 
     Attributes:
-        access: an `ImageAccess`, which limits what strings may name. It belongs to the running program: it is never saved to
-            a checkpoint or read from one.
+        access: an `ImageAccess`, which limits what strings may name. It belongs to the running program: it is never
+            saved to a checkpoint or read from one.
 
     Raises:
-        ValueError: if an image is corrupt, empty, too large, or has an unknown shape or range, or if an argument is unknown
-            or contradicts another. The message names the value.
+        ValueError: if an image is corrupt, empty, too large, or has an unknown shape or range, or if an argument is
+            unknown or contradicts another. The message names the value.
     """
 
     valid_kwargs = InternVLXImageProcessorKwargs
@@ -136,8 +139,8 @@ class InternVLXImageProcessor(PilBackend):
         """Raises `ValueError` for a misspelt setting. Other unknown names are kept, as transformers does."""
         for name in settings.keys() & ImageSettings.names(PROCESSOR):
             raise ValueError(
-                f"{name}={settings[name]!r} is a setting of InternVLXProcessor, which knows how many tokens a tile has. Give "
-                "it to the processor, beside the image processor's settings."
+                f"{name}={settings[name]!r} is a setting of InternVLXProcessor, which knows how many tokens a tile "
+                "has. Give it to the processor, beside the image processor's settings."
             )
         known = [*cls.valid_kwargs.__annotations__, "access"]
         refuse_near(known, [name for name in settings if not hasattr(cls, name)], "the image processor")
@@ -217,7 +220,8 @@ class InternVLXImageProcessor(PilBackend):
         return image_size(image, upright, images_kwargs.get("input_data_format"))
 
     def fetch_images(self, image_url_or_urls):
-        """Opens paths, URLs and base64 strings, as `access` allows, and returns other images unchanged. Keeps the nesting.
+        """Opens paths, URLs and base64 strings, as `access` allows, and returns other images unchanged. Keeps the
+        nesting.
 
         Unlike the inherited method, it decodes nothing and leaves the EXIF orientation to `preprocess`.
         """
@@ -244,7 +248,9 @@ class InternVLXImageProcessor(PilBackend):
         alpha: str | None = None,
         **kwargs,
     ) -> ImageSource:
-        """Wraps one image so that its parts can be read, upright and as 8-bit levels. It is decoded on the first read."""
+        """Wraps one image so that its parts can be read, upright and as 8-bit levels. It is decoded on the first
+        read.
+        """
         alpha = alpha or self.alpha
         if isinstance(image, PIL.Image.Image):
             return PillowSource(image, upright=do_exif_transpose, convert_rgb=do_convert_rgb, alpha=alpha)
@@ -346,8 +352,8 @@ class InternVLXImageProcessor(PilBackend):
             is_finite = np.isfinite(255 * scale + shift).all()
         if not is_finite:
             raise ValueError(
-                f"rescale_factor={factor:g}, image_mean={mean.tolist()} and image_std={std.tolist()} give pixels that are not "
-                "finite."
+                f"rescale_factor={factor:g}, image_mean={mean.tolist()} and image_std={std.tolist()} give pixels that "
+                "are not finite."
             )
         return scale, shift
 
@@ -381,7 +387,9 @@ _NUMBER_CHECKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _require_numbers(name: str, value, kind: str, counts: tuple[int, ...]):
-    """One number, or as many as `counts` allows, that pass the check `kind` in float32, in which the pixels are computed."""
+    """One number, or as many as `counts` allows, that pass the check `kind` in float32, in which the pixels are
+    computed.
+    """
     try:
         numbers = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
@@ -410,8 +418,8 @@ def _common_value(values: list, name: str):
 def _write_normalised(tiles: torch.Tensor, levels: torch.Tensor, scale: np.ndarray, shift: np.ndarray):
     """Writes levels * scale + shift into `tiles` (..., C, H, W) without a temporary array."""
     if tiles.device.type == "cpu":
-        # Numpy stays in one thread: torch's pool stalls for milliseconds if processes share the cores. A single tile stays
-        # in the cache.
+        # Numpy stays in one thread: torch's pool stalls for milliseconds if processes share the cores. A single tile
+        # stays in the cache.
         array, values = tiles.numpy(), levels.numpy()
         for index in np.ndindex(array.shape[:-3]):
             tile = array[index]

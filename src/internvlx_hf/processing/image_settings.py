@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""How an image is read. A setting is one field here: processors, commands, servers, the page and the documentation have it from here."""
+"""How an image is read. A setting is one field here: processors, commands, servers, the page and the documentation
+have it from here.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,8 +23,8 @@ def _setting(
     Args:
         label: its name on a page.
         words: how a sentence says its value.
-        more: `own`, the value of a processor that nobody told otherwise (default: None); `tiling`, the argument of `TilingRule`
-            that it is; `limit`, the limit of a visitor of the page that bounds it.
+        more: `own`, the value of a processor that nobody told otherwise (default: None); `tiling`, the argument of
+            `TilingRule` that it is; `limit`, the limit of a visitor of the page that bounds it.
     """
     return setting(None, rule, help, label=label, words=words, owner=owner, **{"own": None} | more)
 
@@ -66,16 +68,16 @@ class ImageSettings:
     )
     max_image_tokens: int | None = _setting(
         whole(1),
-        "visual tokens that all images and frames of a prompt share, before LVTC's expansion; the images that lose least "
-        "give up tiles",
+        "visual tokens that all images and frames of a prompt share, before LVTC's expansion; the images that lose "
+        "least give up tiles",
         "Visual tokens",
         "at most {:,} visual tokens".format,
         PROCESSOR,
     )
     tokens_per_tile: str | int | Sequence[str | int] | None = _setting(
         either(CHOICE_RULE, list_of(CHOICE_RULE)),
-        "visual tokens of a tile: a size that the checkpoint offers (64, 64:256 or 256:64, before and after a layer), or two, "
-        "of tiles and of the thumbnail (256+64)",
+        "visual tokens of a tile: a size that the checkpoint offers (64, 64:256 or 256:64, before and after a layer), "
+        "or two, of tiles and of the thumbnail (256+64)",
         "Tokens per tile",
         "{} tokens per tile".format,
         PROCESSOR,

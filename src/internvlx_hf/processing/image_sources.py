@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Reading any kind of image as 8-bit levels.
 
-A source hides where an image comes from (Pillow, numpy, torch), its layout, bit depth, transparency and EXIF orientation.
-It can be read in parts, so that a very large image is never in memory twice.
+A source hides where an image comes from (Pillow, numpy, torch), its layout, bit depth, transparency and EXIF
+orientation. It can be read in parts, so that a very large image is never in memory twice.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ class PillowSource(PillowHeader):
     Args:
         upright: apply the EXIF orientation.
         convert_rgb: return 3 channels; otherwise L, RGB and RGBA keep theirs.
-        alpha: `"white"` puts transparent pixels on white, `"drop"` takes the colours as if all were opaque. Images that keep
-            their four channels are not changed.
+        alpha: `"white"` puts transparent pixels on white, `"drop"` takes the colours as if all were opaque. Images
+            that keep their four channels are not changed.
 
     Raises:
-        ValueError: if the image is empty or a decompression bomb; on reading, also if it is corrupt or truncated, or if its
-            values are out of range.
+        ValueError: if the image is empty or a decompression bomb; on reading, also if it is corrupt or truncated, or
+            if its values are out of range.
     """
 
     device = torch.device("cpu")
@@ -47,8 +47,8 @@ class PillowSource(PillowHeader):
         """This source with its pixels in memory, for as long as the returned source lives.
 
         Args:
-            least_size: (height, width). A JPEG file is decoded at a half, a quarter or an eighth of its size if that is at
-                least this size. By default it is decoded at full size.
+            least_size: (height, width). A JPEG file is decoded at a half, a quarter or an eighth of its size if that
+                is at least this size. By default it is decoded at full size.
         """
         if not is_undecoded(self.image):
             return self
@@ -60,7 +60,9 @@ class PillowSource(PillowHeader):
         return source
 
     def view(self, padded: bool) -> torch.Tensor | None:
-        """The pixels of the whole image in Pillow's own memory, as `read` returns them; None if they have to be computed."""
+        """The pixels of the whole image in Pillow's own memory, as `read` returns them; None if they have to be
+        computed.
+        """
         image = self.decoded().image
         is_as_stored = padded and self.transposition is None and image.mode == "RGB" and not self._blends(image)
         return _padded_view(image) if is_as_stored else None
@@ -69,8 +71,8 @@ class PillowSource(PillowHeader):
         """The pixels of a box of the upright image, (channels, bottom - top, right - left) uint8.
 
         Args:
-            padded: an RGB image may have a meaningless fourth channel. Pillow stores one; without it, the pixels have to be
-                copied.
+            padded: an RGB image may have a meaningless fourth channel. Pillow stores one; without it, the pixels have
+                to be copied.
         """
         image = part = self.decoded().image
         if (left, top, right, bottom) != (0, 0, self.width, self.height):
@@ -205,9 +207,9 @@ def _on_white(rgba: torch.Tensor) -> torch.Tensor:
 class ArraySource:
     """A numpy array or torch tensor, (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
 
-    uint8 holds levels of 0 to 255, uint16 levels of 0 to 65535. Floats range from 0 to 1 if their largest value is at most
-    1; other floats and integers are levels of 0 to 255. All are rounded to 8 bits, so that an image gives the same tiles in
-    every format. `alpha` is as for `PillowSource`.
+    uint8 holds levels of 0 to 255, uint16 levels of 0 to 65535. Floats range from 0 to 1 if their largest value is at
+    most 1; other floats and integers are levels of 0 to 255. All are rounded to 8 bits, so that an image gives the
+    same tiles in every format. `alpha` is as for `PillowSource`.
 
     Raises:
         ValueError: if the array is empty, has another shape, or has values outside these ranges.
@@ -341,7 +343,9 @@ def as_real_tensor(array) -> torch.Tensor:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor that shares the array's memory. Arrays that torch does not support (byte order, negative strides) are copied."""
+    """A tensor that shares the array's memory. Arrays that torch does not support (byte order, negative strides) are
+    copied.
+    """
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_WritableView(array)))

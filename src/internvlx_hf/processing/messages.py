@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Checking messages and placing their images and videos.
 
-One rule holds everywhere: image *parts* state where images go. Without parts, each mark `<image>` in a user's text stands for the
-next image. The same holds for videos. Whatever the assistant or a tool wrote is text, even if it looks like a mark.
+One rule holds everywhere: image *parts* state where images go. Without parts, each mark `<image>` in a user's text
+stands for the next image. The same holds for videos. Whatever the assistant or a tool wrote is text, even if it looks
+like a mark.
 """
 
 import re
@@ -54,19 +55,19 @@ _PART_TYPES = "expected one of type text, image or video"
 def read_messages(messages, tokens: Sequence[str], words: frozenset[str] = frozenset()) -> list[dict]:
     """Checked copies of messages, without their None values.
 
-    Each of `tokens` and each mark is escaped where the assistant or a tool wrote it. Text parts that together form a token or a
-    mark become one part.
+    Each of `tokens` and each mark is escaped where the assistant or a tool wrote it. Text parts that together form a
+    token or a mark become one part.
 
     Args:
-        messages: of `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}`, `{"type": "image"}`
-            and `{"type": "video"}`. The latter two may name their image or video under one of `IMAGE_KEYS` or `VIDEO_KEYS`.
-            Messages and parts may be dataclasses or pydantic models, too.
+        messages: of `role` and `content`, a string or a list of parts `{"type": "text", "text": ...}`, `{"type":
+            "image"}` and `{"type": "video"}`. The latter two may name their image or video under one of `IMAGE_KEYS`
+            or `VIDEO_KEYS`. Messages and parts may be dataclasses or pydantic models, too.
         tokens: the image tokens, which no text may hold.
         words: `template_words` of the chat template.
 
     Raises:
-        ValueError: if a role, a key, a part or a value is unknown, or another text holds one of `tokens`. The error message
-            begins with the turn, in lower case.
+        ValueError: if a role, a key, a part or a value is unknown, or another text holds one of `tokens`. The error
+            message begins with the turn, in lower case.
     """
     if not isinstance(messages, list | tuple):
         raise ValueError(f"it is {messages!r:.100}, expected a list of messages")
@@ -118,8 +119,8 @@ def _refuse_unwritten(message: dict, turn: int, words: frozenset[str]) -> None:
         names = _REASONING if key in _REASONING else {key}
         if key not in ("role", "content") and not _is_empty(value) and not words & names:
             raise ValueError(
-                f"turn {turn} ({role}) has {key}={value!r:.100}, which the chat template does not write; expected role "
-                "and content"
+                f"turn {turn} ({role}) has {key}={value!r:.100}, which the chat template does not write; expected "
+                "role and content"
             )
 
 
@@ -227,7 +228,9 @@ def _with_texts(content: str | list[dict], change) -> str | list[dict]:
 
 
 def refuse_tokens(value, place: str, tokens: Iterable[str]) -> None:
-    """Raises `ValueError` if any string in `value` holds one of the tokens, except strings that name an image or a video."""
+    """Raises `ValueError` if any string in `value` holds one of the tokens, except strings that name an image or a
+    video.
+    """
     for text in _strings(value):
         for token in tokens:
             if token in text:
@@ -278,8 +281,8 @@ def count_marks(messages: list[dict], medium: Medium = IMAGE) -> int:
         if found and (has_parts or message["role"] != "user"):
             reason = f"beside {kind} parts, which say where {kind}s go" if has_parts else "outside of users' turns"
             raise ValueError(
-                f"the text of turn {turn} ({message['role']}) holds {medium.mark!r} {reason}; expected either {kind} parts "
-                f"{{'type': '{kind}', ...}} or marks in users' turns. To write the mark as text, use "
+                f"the text of turn {turn} ({message['role']}) holds {medium.mark!r} {reason}; expected either {kind} "
+                f"parts {{'type': '{kind}', ...}} or marks in users' turns. To write the mark as text, use "
                 f"{medium.mark_as_text!r}"
             )
         marks += found
@@ -297,8 +300,9 @@ def question_about(text: str, images: int = 0, videos: int = 0) -> str:
     for medium, given in ((IMAGE, images), (VIDEO, videos)):
         if medium.mark in question or marks.count(medium.mark) not in (0, given):
             raise ValueError(
-                f"The question {text!r} holds {medium.mark!r} {text.count(medium.mark)} times, for {given} {medium.kind}s in front "
-                f"of it; expected a question without marks. To write the mark as text, use {medium.mark_as_text!r}."
+                f"The question {text!r} holds {medium.mark!r} {text.count(medium.mark)} times, for {given} "
+                f"{medium.kind}s in front of it; expected a question without marks. To write the mark as text, use "
+                f"{medium.mark_as_text!r}."
             )
     if marks and not question.strip():
         raise ValueError(f"The question {text!r} is empty but for its marks.")
@@ -310,10 +314,10 @@ def place_media(messages: list[dict], given: list | None, medium: Medium, token:
 
     Args:
         messages: as `read_messages` returns them.
-        given: images for the bare image parts; without any image part, for the marks; without marks, they go in front of the
-            first user's turn. None: the parts contain all images. The same holds for videos.
-        token: replaces the marks. The chat template writes image parts; video parts, which few templates support, become texts
-            of the token and a newline.
+        given: images for the bare image parts; without any image part, for the marks; without marks, they go in front
+            of the first user's turn. None: the parts contain all images. The same holds for videos.
+        token: replaces the marks. The chat template writes image parts; video parts, which few templates support,
+            become texts of the token and a newline.
 
     Returns:
         The messages, and the images or videos of all parts and marks, in order.
@@ -326,8 +330,8 @@ def place_media(messages: list[dict], given: list | None, medium: Medium, token:
     bare = [part for part in parts if is_bare(part)]
     if given is None and marks:
         raise ValueError(
-            f"its users' turns hold {medium.mark!r} {marks} times, but no {kind}s were given; expected `{kind}s=`, or {kind} "
-            f"parts {{'type': '{kind}', ...}} in place of the marks. To write the mark as text, use "
+            f"its users' turns hold {medium.mark!r} {marks} times, but no {kind}s were given; expected `{kind}s=`, or "
+            f"{kind} parts {{'type': '{kind}', ...}} in place of the marks. To write the mark as text, use "
             f"{medium.mark_as_text!r}"
         )
     if given is not None and (parts or marks):

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pages of PDF files as images. A page is rendered when its pixels are read, so that one page at a time is in memory."""
+"""Pages of PDF files as images. A page is rendered when its pixels are read, so that one page at a time is in
+memory.
+"""
 
 import math
 import os
@@ -62,12 +64,13 @@ def open_images(source: str | os.PathLike, access: ImageAccess | None = None) ->
     """Opens an image, or the pages of a PDF in order, without decoding pixels.
 
     Args:
-        source: as for `open_image`, or the path or URL of a PDF, of which `#page=3` or `#page=3-7` at the end selects pages.
+        source: as for `open_image`, or the path or URL of a PDF, of which `#page=3` or `#page=3-7` at the end selects
+            pages.
         access: what the source may name (default: everything).
 
     Raises:
-        ValueError: as for `open_image`; if a PDF is truncated, needs a password or has more than `MAX_PAGES` of the selected pages;
-            or if pypdfium2 is not installed.
+        ValueError: as for `open_image`; if a PDF is truncated, needs a password or has more than `MAX_PAGES` of the
+            selected pages; or if pypdfium2 is not installed.
     """
     access = access or ImageAccess()
     path, selected = _split(source)
@@ -82,7 +85,9 @@ def open_pages(
     selected: tuple[int, int] | None = None,
     path: str | None = None,
 ) -> list[PIL.Image.Image]:
-    """As `open_images`, from a file's path or bytes, which messages call `name`; `selected` are the first and the last page."""
+    """As `open_images`, from a file's path or bytes, which messages call `name`; `selected` are the first and the last
+    page.
+    """
     access, path = access or ImageAccess(), path or name
     if not _is_pdf(file):
         if selected:

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Processor of InternVL-X: puts one placeholder into the text for each token of the tiles of images and frames of videos."""
+"""Processor of InternVL-X: puts one placeholder into the text for each token of the tiles of images and frames of
+videos.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -62,25 +64,26 @@ class InternVLXProcessor(SizedProcessor):
     """Joins `InternVLXImageProcessor`, `InternVLXVideoProcessor` and a tokenizer.
 
     Each `<IMG_CONTEXT>` or `<image>` in a text stands for one image. It becomes `<img>`, then `image_seq_length`
-    `<IMG_CONTEXT>` per tile of the image, then `</img>`; `<img>` and `</img>` only with `wrap_images`. Each `<video>` becomes
-    one line per frame: `Frame1: ` and the tokens of an image of one tile. Texts are padded on the left unless the tokenizer or the call sets a `padding_side`.
+    `<IMG_CONTEXT>` per tile of the image, then `</img>`; `<img>` and `</img>` only with `wrap_images`. Each `<video>`
+    becomes one line per frame: `Frame1: ` and the tokens of an image of one tile. Texts are padded on the left unless
+    the tokenizer or the call sets a `padding_side`.
 
     Args:
         image_processor: an `InternVLXImageProcessor`.
-        tokenizer: its attributes `context_image_token`, `start_image_token` and `end_image_token` name the three tokens;
-            without them, its vocabulary must hold InternVL's tokens.
+        tokenizer: its attributes `context_image_token`, `start_image_token` and `end_image_token` name the three
+            tokens; without them, its vocabulary must hold InternVL's tokens.
         image_seq_length: placeholders per tile, `config.image_seq_length` of the model (default: 256).
         chat_template: a Jinja template (default: the tokenizer's, or else ChatML as InternVL2.5 writes it).
-        video_processor: an `InternVLXVideoProcessor` or its settings (default: tiles with the image processor's size and
-            levels). The image processor's `access` also limits what the strings of videos may name.
-        max_image_tokens: a budget of visual tokens for each text: its images and frames take at most this many placeholders
-            together, see [`fit_request`] (default: none). A call may give another.
+        video_processor: an `InternVLXVideoProcessor` or its settings (default: tiles with the image processor's size
+            and levels). The image processor's `access` also limits what the strings of videos may name.
+        max_image_tokens: a budget of visual tokens for each text: its images and frames take at most this many
+            placeholders together, see [`fit_request`] (default: none). A call may give another.
         offered_sizes: the sizes that the model offers, the default first, `config.tokens_per_tile` (default: one,
             `image_seq_length`).
-        tokens_per_tile: which of them a request takes that does not ask for one, see `size_choices.py` (default: the first).
-            It is one for all images.
-        wrap_images: whether `<img>` and `</img>` surround an image's placeholders (default: True). Models converted from LLaVA
-            do without, and so may their tokenizers.
+        tokens_per_tile: which of them a request takes that does not ask for one, see `size_choices.py` (default: the
+            first). It is one for all images.
+        wrap_images: whether `<img>` and `</img>` surround an image's placeholders (default: True). Models converted
+            from LLaVA do without, and so may their tokenizers.
 
     Raises:
         ValueError: if the tokenizer has no image tokens, a number of tokens is not positive, or a size is not offered.
@@ -172,7 +175,8 @@ class InternVLXProcessor(SizedProcessor):
         """Change the fields of [`ImageSettings`] for all calls. None leaves one as it is.
 
         Raises:
-            ValueError: if one is unknown or out of range, or if the budget has no room for an image. Nothing is changed then.
+            ValueError: if one is unknown or out of range, or if the budget has no room for an image. Nothing is
+                changed then.
         """
         images, own = split_by_owner(ImageSettings(**settings).given)
         self.tiling_rules([(1, 1)], images | own)
@@ -181,7 +185,9 @@ class InternVLXProcessor(SizedProcessor):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """The parts that transformers loads by its Auto classes: without the video processor, for which it would require torchvision."""
+        """The parts that transformers loads by its Auto classes: without the video processor, for which it would
+        require torchvision.
+        """
         return [name for name in super().get_attributes() if name != "video_processor"]
 
     @property
@@ -199,29 +205,30 @@ class InternVLXProcessor(SizedProcessor):
 
         Args:
             images: all images in the order of their placeholders, flat or one list per text.
-            text: one text or several, with one image token or mark `<image>` for each image and one mark `<video>` for each
-                video. U+2060 after the `<` turns a mark into text.
-            videos: all videos in the order of their marks, flat or one list per text: each a path, a URL, a list of images or an
-                array of frames, see `video_files.open_video`. A list of strings is a list of videos.
-            max_image_tokens: a budget of visual tokens for each text, see [`fit_request`] (default: the processor's). Without
-                texts, it is that of all images and videos together.
-            tokens_per_tile: a size that the model offers ("64"), or one for tiles and one for thumbnails ("256+64"), or a list
-                with one of these for each image (default: the processor's). Frames of videos take the first size that is offered
-                if it is a list.
+            text: one text or several, with one image token or mark `<image>` for each image and one mark `<video>` for
+                each video. U+2060 after the `<` turns a mark into text.
+            videos: all videos in the order of their marks, flat or one list per text: each a path, a URL, a list of
+                images or an array of frames, see `video_files.open_video`. A list of strings is a list of videos.
+            max_image_tokens: a budget of visual tokens for each text, see [`fit_request`] (default: the processor's).
+                Without texts, it is that of all images and videos together.
+            tokens_per_tile: a size that the model offers ("64"), or one for tiles and one for thumbnails ("256+64"),
+                or a list with one of these for each image (default: the processor's). Frames of videos take the first
+                size that is offered if it is a list.
 
         Returns:
-            `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images or
-            videos, in the order of the text, with `tile_sizes` (tiles,), the indices of their sizes, if one has another than
-            the first; with `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose
+            `input_ids` and `attention_mask` (texts, length), and `pixel_values` (tiles, 3, H, W) if there are images
+            or videos, in the order of the text, with `tile_sizes` (tiles,), the indices of their sizes, if one has
+            another than the first; with `return_text_replacement_offsets`, also `image_grid_thw` (images, 3), whose
             rows multiply to the images' numbers of tiles.
 
         Raises:
             ImportError: if a video is a file and neither PyAV nor torchcodec is installed.
-            ValueError: if `text` has another type, if the number of images differs from that of image tokens or the number of
-                videos from that of marks, if a text's images and frames do not fit the budget, or if `audio` is given.
+            ValueError: if `text` has another type, if the number of images differs from that of image tokens or the
+                number of videos from that of marks, if a text's images and frames do not fit the budget, or if `audio`
+                is given.
         """
-        # not in the signature, where transformers' tools expect neither attributes nor videos without a video processor among
-        # `get_attributes`
+        # not in the signature, where transformers' tools expect neither attributes nor videos without a video
+        # processor among `get_attributes`
         videos = kwargs.pop("videos", None)  # type: ignore[typeddict-item]
         own = ImageSettings(**{name: kwargs.pop(name, None) for name in ImageSettings.names(PROCESSOR)})  # type: ignore[misc]
         budget = self.max_image_tokens if own.max_image_tokens is None else own.max_image_tokens
@@ -249,15 +256,15 @@ class InternVLXProcessor(SizedProcessor):
             and any(map(any, self.read_choices(own.tokens_per_tile, len(flat_images(images)))))
         ):
             raise ValueError(
-                f"tokens_per_tile={own.tokens_per_tile or self.tokens_per_tile!r} with return_text_replacement_offsets, which vLLM's "
-                f"transformers backend requests: it serves the default size {self.sizes[0]!r} only. Expected no other, or the "
-                "package internvlx-hf beside vLLM."
+                f"tokens_per_tile={own.tokens_per_tile or self.tokens_per_tile!r} with "
+                "return_text_replacement_offsets, which vLLM's transformers backend requests: it serves the default "
+                f"size {self.sizes[0]!r} only. Expected no other, or the package internvlx-hf beside vLLM."
             )
         if budget is not None and is_engine:
             raise ValueError(
-                f"max_image_tokens={budget} with return_text_replacement_offsets, which vLLM's transformers backend requests: "
-                "it caches each image by itself, so an image's tiles must not depend on other images. Expected no budget, "
-                "or the package internvlx-hf beside vLLM."
+                f"max_image_tokens={budget} with return_text_replacement_offsets, which vLLM's transformers backend "
+                "requests: it caches each image by itself, so an image's tiles must not depend on other images. "
+                "Expected no budget, or the package internvlx-hf beside vLLM."
             )
         sized: Any = self
         if budget is not None or own.tokens_per_tile is not None or self.tokens_per_tile is not None:
@@ -343,9 +350,9 @@ class InternVLXProcessor(SizedProcessor):
         if images is None:
             if any(num_tokens):
                 raise ValueError(
-                    f"Found {sum(num_tokens)} {self.image_token} tokens in the text but no images were passed. Expected an "
-                    f"image in `images`, or in a chat's image part, for each {self.image_token} and each mark {IMAGE_MARK}; "
-                    f"to write the mark as text, use {MARK_AS_TEXT!r}."
+                    f"Found {sum(num_tokens)} {self.image_token} tokens in the text but no images were passed. "
+                    f"Expected an image in `images`, or in a chat's image part, for each {self.image_token} and each "
+                    f"mark {IMAGE_MARK}; to write the mark as text, use {MARK_AS_TEXT!r}."
                 )
             return
         self._require_as_many_images(sum(num_tokens), len(flat_images(images)), "total ")
@@ -357,9 +364,9 @@ class InternVLXProcessor(SizedProcessor):
     def _require_as_many_images(self, num_tokens: int, num_images: int, total: str = "", place: str = ""):
         if num_tokens != num_images:
             raise ValueError(
-                f"The {total}number of {self.image_token} tokens in the prompts should be the same as the number of images "
-                f"passed. Found {total}{num_tokens} {self.image_token} tokens and {num_images} images{place}. A mark "
-                f"{IMAGE_MARK} in the text counts as such a token."
+                f"The {total}number of {self.image_token} tokens in the prompts should be the same as the number of "
+                f"images passed. Found {total}{num_tokens} {self.image_token} tokens and {num_images} images{place}. "
+                f"A mark {IMAGE_MARK} in the text counts as such a token."
             )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -423,6 +430,6 @@ def _require_videos_per_text(videos, texts: list[str]) -> None:
 def _require_a_video_for_each_mark(videos: list, marks: int, place: str = "") -> None:
     if len(videos) != marks:
         raise ValueError(
-            f"Found {marks} marks {VIDEO_MARK} and {len(videos)} videos{place}, expected a video in `videos`, or in a chat's video "
-            f"part, for each mark. To write the mark as text, use {VIDEO_MARK_AS_TEXT!r}."
+            f"Found {marks} marks {VIDEO_MARK} and {len(videos)} videos{place}, expected a video in `videos`, or in a "
+            f"chat's video part, for each mark. To write the mark as text, use {VIDEO_MARK_AS_TEXT!r}."
         )

@@ -9,7 +9,8 @@ _TRANSLATED = ip_network("64:ff9b::/96")  # NAT64: the last 32 bits are an IPv4 
 
 
 async def public_address(host: str, port: int) -> str:
-    """An address of the host, to connect to instead of its name: a second lookup of the name could return another address.
+    """An address of the host, to connect to instead of its name: a second lookup of the name could return another
+    address.
 
     Raises:
         ValueError: if the host has no address, or one that is not public. The message does not reveal which.

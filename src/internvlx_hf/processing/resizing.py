@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Resizing images to 8-bit levels, with torch or exactly as Pillow does, without a second copy of a very large image."""
+"""Resizing images to 8-bit levels, with torch or exactly as Pillow does, without a second copy of a very large
+image.
+"""
 
 import numpy as np
 import PIL.Image
@@ -19,8 +21,8 @@ Size = tuple[int, int]
 class Resizer:
     """Resizes one image to any number of sizes, reading its pixels once.
 
-    Both backends resample one axis, round to 8 bits, and then resample the other. So the first step can be done in bands
-    without changing a value.
+    Both backends resample one axis, round to 8 bits, and then resample the other. So the first step can be done in
+    bands without changing a value.
 
     Args:
         backend: `"torch"` or `"pillow"`.
@@ -112,7 +114,9 @@ class Resizer:
         return [self.resize_part(intermediate[size], size, self.resample)[: source.channels] for size in sizes]
 
     def _resamples_columns_first(self, size: Size) -> bool:
-        """Whether columns are resampled first. The order affects the pixels; it is Pillow 13's with every installed version."""
+        """Whether columns are resampled first. The order affects the pixels; it is Pillow 13's with every installed
+        version.
+        """
         if self.rows_first:
             return False
         lost_height, lost_width = self.source.height - size[0], self.source.width - size[1]

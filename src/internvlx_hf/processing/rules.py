@@ -76,8 +76,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-# difflib's ratios above which a name resembles a known one, and above which it is taken for a misspelt one where unknown names are
-# kept: `slicng` and `slicing` are at 0.92
+# difflib's ratios above which a name resembles a known one, and above which it is taken for a misspelt one where
+# unknown names are kept: `slicng` and `slicing` are at 0.92
 ALIKE, MISSPELT = 0.4, 0.881
 
 
@@ -92,12 +92,16 @@ OBJECT = FieldRule("an object", lambda value: isinstance(value, dict))
 
 
 def setting(default: Any, rule: FieldRule | None, help: str, **more: Any) -> Any:
-    """A field of a dataclass whose values `check_settings` checks and commands make an option of, with `help` as its text."""
+    """A field of a dataclass whose values `check_settings` checks and commands make an option of, with `help` as its
+    text.
+    """
     return field(default=default, metadata={"rule": rule, "help": help, **more})
 
 
 def check_settings(settings: Any) -> None:
-    """Raise `ValueError` if a field of a dataclass, made by [`setting`], breaks its rule. The default is always right."""
+    """Raise `ValueError` if a field of a dataclass, made by [`setting`], breaks its rule. The default is always
+    right.
+    """
     for each in fields(settings):
         value, rule = getattr(settings, each.name), each.metadata.get("rule")
         if rule is not None and value is not each.default:

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """RVTC, resolution-aware visual token compression (paper, section 3.3): the number of tiles of an image.
 
-InternVL2 stretches every image to the grid whose aspect ratio fits best, regardless of the image's resolution. RVTC first bounds
-the number of tiles R by the image's resolution: by its edges or by its area, measured in tiles.
+InternVL2 stretches every image to the grid whose aspect ratio fits best, regardless of the image's resolution. RVTC
+first bounds the number of tiles R by the image's resolution: by its edges or by its area, measured in tiles.
 """
 
 import math
@@ -20,7 +20,8 @@ SLICING_WORDS = {
 }
 SLICING_STRATEGIES = tuple(SLICING_WORDS)
 SLICING_HELP = "how an image's size limits its tiles: " + ", ".join(f"{k} ({v})" for k, v in SLICING_WORDS.items())
-# At 448 x 448 pixels per tile, this is 45 times the largest image that Pillow opens, and exceeds every model's context.
+# At 448 x 448 pixels per tile, this is 45 times the largest image that Pillow opens, and exceeds every model's
+# context.
 MAX_TILES = 10_000
 SLICING_RULE, TILES_RULE = choice(SLICING_STRATEGIES), whole(1, MAX_TILES)
 
@@ -90,8 +91,8 @@ class TilingRule:
     def plan(self, width: int, height: int) -> TilePlan:
         """The tiles of an upright image of `width` x `height` pixels.
 
-        Of the grids with `min_tiles` to R tiles, the one whose aspect ratio is nearest to the image's is chosen. Of equally
-        near grids, the larger is chosen if the image has more than half of its pixels (InternVL2's rule).
+        Of the grids with `min_tiles` to R tiles, the one whose aspect ratio is nearest to the image's is chosen. Of
+        equally near grids, the larger is chosen if the image has more than half of its pixels (InternVL2's rule).
 
         Raises:
             ValueError: if the image has no pixels.
@@ -115,9 +116,10 @@ class TilingRule:
 def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """All (columns, rows) of `min_tiles` to `max_tiles` tiles, sorted by number of tiles.
 
-    For each n from `min_tiles` to `max_tiles`, InternVL adds the grids of at most n columns and n rows to a set, and sorts the
-    set by number of tiles only. So the order of the set determines which of two grids of equally many tiles comes first, and
-    with `min_tiles` above 1 this decides between equally near grids. The set is filled in the same order here.
+    For each n from `min_tiles` to `max_tiles`, InternVL adds the grids of at most n columns and n rows to a set, and
+    sorts the set by number of tiles only. So the order of the set determines which of two grids of equally many tiles
+    comes first, and with `min_tiles` above 1 this decides between equally near grids. The set is filled in the same
+    order here.
     """
     grids = [
         (columns, rows)

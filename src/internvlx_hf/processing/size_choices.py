@@ -78,8 +78,8 @@ def read_choice(choice: Any, offered: Sequence[str]) -> Choice:
     parts = [re.sub(r"^(\d+):\1$", r"\1", part.strip()) for part in str(choice).split("+")]
     if len(parts) > 2 or not all(part in offered for part in parts):
         raise ValueError(
-            f"tokens_per_tile={choice!r} is not offered by this checkpoint, expected one of {', '.join(offered)}, or two of "
-            "them joined by a plus, for an image's tiles and its thumbnail."
+            f"tokens_per_tile={choice!r} is not offered by this checkpoint, expected one of {', '.join(offered)}, or "
+            "two of them joined by a plus, for an image's tiles and its thumbnail."
         )
     return Choice(offered.index(parts[0]), offered.index(parts[-1]))
 

@@ -81,7 +81,9 @@ class SizedProcessor(ChatProcessor):
         return read_choices(self.sizes[0] if asked is None else asked, self.sizes, num_images)
 
     def tile_sizes(self, sizes: Sequence[Size]) -> list[int]:
-        """The size of each tile of one text's images, given as (width, height), in a call without settings of its own."""
+        """The size of each tile of one text's images, given as (width, height), in a call without settings of its
+        own.
+        """
         planned = zip(*self.plan_images(sizes), sizes, strict=True)
         return [index for rule, choice, size in planned for index in choice.of_plan(rule.plan(*size))]
 
@@ -104,7 +106,9 @@ class SizedProcessor(ChatProcessor):
     def _plan_request(
         self, budget: int | None, asked: Any, images, texts: list[str] | None, videos: list[Video], kwargs: Mapping
     ) -> tuple[Any, Any, "SizedProcessor"]:
-        """Opens the images; returns them, the arguments of a call with each image's maximum of tiles, and a processor with their sizes."""
+        """Opens the images; returns them, the arguments of a call with each image's maximum of tiles, and a processor
+        with their sizes.
+        """
         merged: Any = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)  # type: ignore[arg-type]
         images_kwargs, videos_kwargs = merged["images_kwargs"], merged["videos_kwargs"]
         if images is not None:
@@ -149,8 +153,8 @@ class SizedProcessor(ChatProcessor):
         """Tiles and tokens of one text's images of these sizes (height, width), without reading a pixel.
 
         Returns:
-            `num_image_patches`: tiles of each image; `num_image_tokens`: its tokens in `input_ids`, including the start and
-            end tokens.
+            `num_image_patches`: tiles of each image; `num_image_tokens`: its tokens in `input_ids`, including the
+            start and end tokens.
         """
         if image_sizes is None:
             return MultiModalData()

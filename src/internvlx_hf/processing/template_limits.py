@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """A limit on the work of a chat template, which a stranger may have written.
 
-Work is counted in steps, not in time: a pass of a loop, a call of a macro or function, a filter, an operator is one, and one
-more for every hundred characters or elements that it reads or makes. What a template writes is unchanged.
+Work is counted in steps, not in time: a pass of a loop, a call of a macro or function, a filter, an operator is one,
+and one more for every hundred characters or elements that it reads or makes. What a template writes is unchanged.
 """
 
 import functools
@@ -97,7 +97,8 @@ def bounded(chat_template: str) -> str:
     if len(chat_template) > MAX_TEMPLATE:
         raise TemplateLimitError(f"It has {len(chat_template)} characters, expected at most {MAX_TEMPLATE}.")
     with _LOCK:
-        # transformers keeps compiled templates, each with an environment of its own; it takes no environment from outside
+        # transformers keeps compiled templates, each with an environment of its own; it takes no environment from
+        # outside
         chat_template_utils.ImmutableSandboxedEnvironment = _BoundedEnvironment  # type: ignore[misc]
         try:
             compiled = chat_template_utils._compile_jinja_template(chat_template)
@@ -116,7 +117,8 @@ def _spend(steps: int) -> None:
     taken[0] += steps
     if taken[0] > MAX_STEPS:
         raise TemplateLimitError(
-            f"It takes more than {MAX_STEPS} steps (passes of loops, calls, hundreds of characters) for one conversation."
+            f"It takes more than {MAX_STEPS} steps (passes of loops, calls, hundreds of characters) for one "
+            "conversation."
         )
 
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """A budget of visual tokens for a request: which of its images take fewer tokens per tile, or fewer tiles.
 
-RVTC bounds the tiles of one image. A budget bounds those of all images and frames of a request together; the rule is ours.
+RVTC bounds the tiles of one image. A budget bounds those of all images and frames of a request together; the rule is
+ours.
 """
 
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ def plan_request(
 ) -> tuple[list[TilingRule], list[Choice]]:
     """The tiling rule and the sizes of each image of a request, see [`fit_request`]. Reads no pixel.
 
-    A budget chooses smaller sizes only if the request asks for none: those of the model's that have fewer placeholders than
-    its default.
+    A budget chooses smaller sizes only if the request asks for none: those of the model's that have fewer placeholders
+    than its default.
 
     Args:
         rule: bounds the tiles of each image.
@@ -53,7 +54,8 @@ def plan_request(
         num_frames: frames of the request's videos.
 
     Raises:
-        ValueError: if a size is not offered, a list of them has another length than the images, or the budget is too small.
+        ValueError: if a size is not offered, a list of them has another length than the images, or the budget is too
+            small.
     """
     before = [tokens_before(size) for size in offered]
     choices = read_choices(offered[0] if tokens_per_tile is None else tokens_per_tile, offered, len(sizes))
@@ -102,29 +104,33 @@ def fit_request(
     max_image_tokens: int | None = None,
     frames: tuple[int, int] = (0, 0),
 ) -> tuple[list[TilingRule], list[Tokens]]:
-    """Fit a request into a budget: each image's tiling rule and tokens per tile, such that all take at most `max_image_tokens`.
+    """Fit a request into a budget: each image's tiling rule and tokens per tile, such that all take at most
+    `max_image_tokens`.
 
-    Image i takes `rules[i].plan(*sizes[i]).num_tiles` tiles. All of this package counts the tiles of a request in this way.
+    Image i takes `rules[i].plan(*sizes[i]).num_tiles` tiles. All of this package counts the tiles of a request in this
+    way.
 
-    Without a budget, `rule` chooses each image's grid. If these grids take too many tokens, images change, step by step.
+    Without a budget, `rule` chooses each image's grid. If these grids take too many tokens, images change, step by
+    step.
 
-    First, tiles keep their pixels and take fewer tokens, if `smaller` has such numbers: from the last image to the first, each
-    takes at most the largest of these numbers, then each takes at most the next one, and so on.
+    First, tiles keep their pixels and take fewer tokens, if `smaller` has such numbers: from the last image to the
+    first, each takes at most the largest of these numbers, then each takes at most the next one, and so on.
 
-    If the smallest number is not enough, images take smaller grids. A step gives one image its next smaller grid: the one that
-    `rule` chooses with a smaller `max_tiles`. The next step is the one that leaves its image the largest share of the pixels
-    that the image has without a budget; of equal shares, the last image's. An image's pixels are those of its grid, on each
-    side at most the image's own. So images that are enlarged to fill their grids give up tiles first, and lose nothing by it;
-    after them, all images keep about the same share.
+    If the smallest number is not enough, images take smaller grids. A step gives one image its next smaller grid: the
+    one that `rule` chooses with a smaller `max_tiles`. The next step is the one that leaves its image the largest
+    share of the pixels that the image has without a budget; of equal shares, the last image's. An image's pixels are
+    those of its grid, on each side at most the image's own. So images that are enlarged to fill their grids give up
+    tiles first, and lose nothing by it; after them, all images keep about the same share.
 
-    The order of the steps depends on the images, `tokens` and `rule` only, and a smaller budget takes more of them. Hence no
-    image has more tiles, or more tokens per tile, with a smaller budget.
+    The order of the steps depends on the images, `tokens` and `rule` only, and a smaller budget takes more of them.
+    Hence no image has more tiles, or more tokens per tile, with a smaller budget.
 
     Args:
         rule: bounds the tiles of each image.
         sizes: (width, height) of each upright image.
         tokens: of each image, visual tokens of a tile in `input_ids`.
-        smaller: numbers of tokens that a tile may have instead, in descending order; none if the request fixes its sizes.
+        smaller: numbers of tokens that a tile may have instead, in descending order; none if the request fixes its
+            sizes.
         max_image_tokens: the budget (default: none).
         frames: number of frames of the request's videos, and tokens of each; neither is changed.
 
@@ -185,8 +191,8 @@ def _require_possible(rule: TilingRule, tokens: list[Tokens], max_image_tokens: 
     hints += [f"min_patches below {rule.min_tiles}"] if num_images and rule.min_tiles > 1 else []
     each_tile = " or ".join(str(n) for n in sorted({n for own in tokens for n in own} | ({frame_tokens} - {0})))
     raise ValueError(
-        f"max_image_tokens={max_image_tokens} is too small: {given} take{'s' * (num_images + num_frames == 1)} at least {least} "
-        f"visual tokens, {tiles} tile{'s' * (tiles > 1)} of {each_tile}. Expected {', or '.join(hints)}."
+        f"max_image_tokens={max_image_tokens} is too small: {given} take{'s' * (num_images + num_frames == 1)} at "
+        f"least {least} visual tokens, {tiles} tile{'s' * (tiles > 1)} of {each_tile}. Expected {', or '.join(hints)}."
     )
 
 

@@ -19,8 +19,8 @@ from transformers.image_utils import is_valid_image
 
 from .image_files import ImageAccess, abbreviated, file_of, names_image, open_image
 
-# Containers that contain their frames. FFmpeg also reads lists of other files and addresses, which a video from a stranger
-# must not make it open.
+# Containers that contain their frames. FFmpeg also reads lists of other files and addresses, which a video from a
+# stranger must not make it open.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,ogg,asf,ivf,nut,mxf,h264,hevc,obu,"
     "wav,mp3,aac,flac"
@@ -28,7 +28,8 @@ _CONTAINERS = (
 _FIRST_BYTES = 512
 # first bytes of image files: (offset, bytes)
 _IMAGE_SIGNATURES = ((0, b"\xff\xd8\xff"), (0, b"\x89PNG"), (0, b"BM"), (8, b"WEBP"), (0, b"II*\x00"), (0, b"MM\x00*"))
-# if the next wanted frame is further away than this, seeking a keyframe may be faster than decoding all frames in between
+# if the next wanted frame is further away than this, seeking a keyframe may be faster than decoding all frames in
+# between
 _SECONDS_TO_SEEK = 2.0
 # files are not truncated if their headers announce at most this much more than they hold: headers are rounded
 _SECONDS_OF_TOLERANCE = 1.0
@@ -111,7 +112,8 @@ def _opened_frame(frame, index: int, name: str, access: ImageAccess | None) -> F
 
 
 class FileVideo(Video):
-    """A video file. Creating it reads the header; each read opens the file again, so that processes can share this object.
+    """A video file. Creating it reads the header; each read opens the file again, so that processes can share this
+    object.
 
     Args:
         file: its path or its bytes.
@@ -173,7 +175,8 @@ class FileVideo(Video):
             raise ValueError(f"{self.name} has no frame that can be decoded, expected a video.")
         if index - last > max(2, _SECONDS_OF_TOLERANCE * (self.fps or 0)):
             raise ValueError(
-                f"{self.name} is truncated: it ends after {last + 1} of {self.num_frames} frames, expected a whole video file."
+                f"{self.name} is truncated: it ends after {last + 1} of {self.num_frames} frames, expected a whole "
+                "video file."
             )
 
 
@@ -366,8 +369,9 @@ def open_video(source, access: ImageAccess | None = None) -> Video:
     """A video of any kind, of which only the header is read.
 
     Args:
-        source: a path, an http(s) URL, a `file://` URL, base64 or a `data:video/...;base64,` URI, bytes, a folder of frames
-            (sorted by the numbers in their names), a list of frames, or an array of frames (T, H, W, C) or (T, C, H, W).
+        source: a path, an http(s) URL, a `file://` URL, base64 or a `data:video/...;base64,` URI, bytes, a folder of
+            frames (sorted by the numbers in their names), a list of frames, or an array of frames (T, H, W, C) or (T,
+            C, H, W).
         access: what strings may name (default: anything).
 
     Raises:
@@ -458,8 +462,8 @@ def sampled_indices(
     if fps is not None:
         if not video.fps:
             raise ValueError(
-                f"fps={fps:g} cannot be sampled from {video.name[:1].lower()}{video.name[1:]}, whose frames per second are unknown; expected "
-                "num_frames, or `video_metadata` with its fps."
+                f"fps={fps:g} cannot be sampled from {video.name[:1].lower()}{video.name[1:]}, whose frames per "
+                "second are unknown; expected num_frames, or `video_metadata` with its fps."
             )
         num_frames = max(min_frames, int(total / video.fps * fps))
         num_frames = num_frames if max_frames is None else min(num_frames, max_frames)

@@ -34,8 +34,9 @@ class InternVLXVideoProcessorKwargs(VideosKwargs, total=False):
     max_frames (`int`, *optional*, defaults to 128):
         Largest number of frames sampled by `fps`. A video with more frames for another reason is refused.
     do_sample_frames (`bool`, *optional*):
-        `True`: sample every video. `False`: take all frames. By default, files are sampled, and all frames of a list or an
-        array are taken. A call that sets `num_frames` or `fps` samples unless it sets `do_sample_frames=False` too.
+        `True`: sample every video. `False`: take all frames. By default, files are sampled, and all frames of a list
+        or an array are taken. A call that sets `num_frames` or `fps` samples unless it sets `do_sample_frames=False`
+        too.
     frame_label (`str`, *optional*, defaults to `"Frame{}: "`):
         Text in front of each frame in the prompt. `{}` becomes the frame's number.
     resize_backend (`str`, *optional*, defaults to `"torch"`), do_exif_transpose, alpha:
@@ -62,8 +63,8 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
 
     Raises:
         ImportError: if a video is a file and neither PyAV nor torchcodec is installed.
-        ValueError: if a video is corrupt, empty, or has no video stream, or if an argument is unknown or contradicts another.
-            The message names it.
+        ValueError: if a video is corrupt, empty, or has no video stream, or if an argument is unknown or contradicts
+            another. The message names it.
     """
 
     valid_kwargs = InternVLXVideoProcessorKwargs  # type: ignore[assignment]
@@ -162,8 +163,8 @@ class InternVLXVideoProcessor(InternVLXImageProcessor):
                 indices = list(range(video.num_frames))
             if len(indices) > max_frames:
                 raise ValueError(
-                    f"{video.name} would take {len(indices)} frames, expected at most max_frames={max_frames}. Sample fewer with "
-                    "num_frames or fps, or raise max_frames."
+                    f"{video.name} would take {len(indices)} frames, expected at most max_frames={max_frames}. Sample "
+                    "fewer with num_frames or fps, or raise max_frames."
                 )
             chosen.append(indices)
         return chosen

@@ -92,7 +92,9 @@ def _object_of(call: Mapping) -> Any:
 
 
 def require_known_items(items: str | Sequence[Mapping]) -> None:
-    """Raises `ValueError` if a message of the Responses API has no content, or keys that transformers would silently drop."""
+    """Raises `ValueError` if a message of the Responses API has no content, or keys that transformers would silently
+    drop.
+    """
     for item in () if isinstance(items, str) else items:
         if "role" in item and not {"content"} <= item.keys() <= _ITEM_KEYS:
             raise ValueError(f"The message {item!r:.100} is not understood, expected role and content.")

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The fields of requests. A field that is not listed here is refused, and so is a value that asks for what is not done."""
+"""The fields of requests. A field that is not listed here is refused, and so is a value that asks for what is not
+done.
+"""
 
 from typing import Annotated, Any, Literal
 

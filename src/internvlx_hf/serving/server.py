@@ -63,7 +63,8 @@ def build_app(
         access: image sources that messages may use (default: public URLs and base64).
         budget: limits on a request (default: those of [`RequestBudget`]).
         device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
-        image_settings: fields of [`ImageSettings`]: how the images of all requests are read (default: as the checkpoint says).
+        image_settings: fields of [`ImageSettings`]: how the images of all requests are read (default: as the
+            checkpoint says).
 
     Raises:
         ValueError, OSError: if the checkpoint cannot be loaded, or a setting of images is invalid.

@@ -9,8 +9,9 @@ from ..cli import main
 
 
 def train() -> int:
-    """The command's exit status. After a training that ended well, the group of processes that it made ends too, while Python
-    still runs: at the end of Python, torch's threads may abort a process whose work is done (pytorch/pytorch#190489)."""
+    """The command's exit status. After a training that ended well, the group of processes that it made ends too, while
+    Python still runs: at the end of Python, torch's threads may abort a process whose work is done
+    (pytorch/pytorch#190489)."""
     inherited = distributed.is_initialized()
     status = main(["train", *sys.argv[1:]])
     if not status and not inherited and distributed.is_initialized():

@@ -31,23 +31,24 @@ class ModelArguments(ImageSettings):
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "dtype of the weights in memory (default: float32). With `bf16` or `fp16`, trained parameters are always "
-            "in float32; 'bfloat16' then halves the memory of frozen parameters.",
+            "help": "dtype of the weights in memory (default: float32). With `bf16` or `fp16`, trained parameters are "
+            "always in float32; 'bfloat16' then halves the memory of frozen parameters.",
             "choices": (*DTYPES, "auto"),
         },
     )
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "Attention: 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention', 'varlen_sdpa' or "
-            "a kernel from the Hub (default: sdpa; with `packing_tokens`, the fastest on this device that needs no mask)."
+            "help": "Attention: 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention', "
+            "'varlen_sdpa' or a kernel from the Hub (default: sdpa; with `packing_tokens`, the fastest on this device "
+            "that needs no mask)."
         },
     )
     router_aux_loss_coef: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the routers' load-balancing loss in a mixture of experts, 0 for none (default: the checkpoint's "
-            "`router_aux_loss_coef` if it has `output_router_logits`, else 0)."
+            "help": "Weight of the routers' load-balancing loss in a mixture of experts, 0 for none (default: the "
+            "checkpoint's `router_aux_loss_coef` if it has `output_router_logits`, else 0)."
         },
     )
 
@@ -60,8 +61,8 @@ class DataArguments:
 
     train_data: str = field(
         metadata={
-            "help": "Training data: InternVL's meta file, a JSON or JSONL file of annotations (InternVL's, LLaVA's, or "
-            "`messages`), a folder that `datasets` reads, or a Hub id."
+            "help": "Training data: InternVL's meta file, a JSON or JSONL file of annotations (InternVL's, LLaVA's, "
+            "or `messages`), a folder that `datasets` reads, or a Hub id."
         }
     )
     eval_data: str | None = field(
@@ -93,34 +94,38 @@ class DataArguments:
     on_too_long: str = field(
         default="truncate",
         metadata={
-            "help": "What to do with a longer sample: truncate it (never within an image), skip it, or raise an error (default: truncate).",
+            "help": "What to do with a longer sample: truncate it (never within an image), skip it, or raise an error "
+            "(default: truncate).",
             "choices": ("truncate", "skip", "error"),
         },
     )
     on_broken: str = field(
         default="error",
         metadata={
-            "help": "Whether a broken sample stops the training or is skipped with a warning; both name file and line (default: error).",
+            "help": "Whether a broken sample stops the training or is skipped with a warning; both name file and line "
+            "(default: error).",
             "choices": ("error", "skip"),
         },
     )
     share_tiles: bool = field(
         default=False,
         metadata={
-            "help": "Give each of a sample's n images at most `max_patches` // n tiles, at least one, as InternVL's training "
-            "does (default: False)."
+            "help": "Give each of a sample's n images at most `max_patches` // n tiles, at least one, as InternVL's "
+            "training does (default: False)."
         },
     )
     packing_tokens: int = field(
         default=0,
         metadata={
-            "help": "Pack samples into rows of at most this many tokens, without padding (default: 0, one row per sample)."
+            "help": "Pack samples into rows of at most this many tokens, without padding (default: 0, one row per "
+            "sample)."
         },
     )
     max_mask_bytes: int = field(
         default=2**30,
         metadata={
-            "help": "Largest masks, in bytes, that 'sdpa' and 'eager' may make for a packed batch, over both stages (default: 2**30)."
+            "help": "Largest masks, in bytes, that 'sdpa' and 'eager' may make for a packed batch, over both stages "
+            "(default: 2**30)."
         },
     )
     pad_to_multiple_of: int | None = field(
@@ -146,8 +151,8 @@ class LoraArguments:
     lora_target_modules: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression for the full names of the modules to adapt (default: every linear layer in the "
-            "language model's layers, and with `lora_vision` in the vision tower)."
+            "help": "Regular expression for the full names of the modules to adapt (default: every linear layer in "
+            "the language model's layers, and with `lora_vision` in the vision tower)."
         },
     )
     lora_modules_to_save: list[str] | None = field(
@@ -160,7 +165,8 @@ class LoraArguments:
             raise ValueError(f"`lora_rank` is {self.lora_rank}, expected a positive number, or 0 for no LoRA.")
         if not self.lora_rank and (changed := _changed(self)):
             raise ValueError(
-                f"`{changed[0]}` is {getattr(self, changed[0])!r}, but `lora_rank` is 0, which trains without LoRA. Set a rank."
+                f"`{changed[0]}` is {getattr(self, changed[0])!r}, but `lora_rank` is 0, which trains without LoRA. "
+                "Set a rank."
             )
         if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
             raise ValueError(f"`lora_alpha` is {self.lora_alpha}, expected a positive number.")
@@ -177,8 +183,8 @@ class TeacherArguments:
     teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint whose logits the model is trained on, for example the one that it was converted from, converted "
-            "with `--projector keep`: a folder or a Hub id (default: no teacher)."
+            "help": "Checkpoint whose logits the model is trained on, for example the one that it was converted from, "
+            "converted with `--projector keep`: a folder or a Hub id (default: no teacher)."
         },
     )
     teacher_revision: str | None = field(
@@ -187,8 +193,8 @@ class TeacherArguments:
     teacher_weight: float = field(
         default=0.5,
         metadata={
-            "help": "w, the weight of the divergence from the teacher; the data's own answers have 1 - w (default: 0.5). With 1, "
-            "only the teacher counts."
+            "help": "w, the weight of the divergence from the teacher; the data's own answers have 1 - w (default: "
+            "0.5). With 1, only the teacher counts."
         },
     )
     teacher_temperature: float = field(
@@ -244,52 +250,54 @@ class InternVLXTrainingArguments(TrainingArguments):
     train: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of modules or parameters to train in addition to the stage's; overrides `freeze` (default: none)."
+            "help": "Names of modules or parameters to train in addition to the stage's; overrides `freeze` (default: "
+            "none)."
         },
     )
     learning_rates: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Learning rates by module name that differ from `learning_rate`, '{\"model.lvtc\": 2e-4}'; the last match "
-            "counts (default: none)."
+            "help": "Learning rates by module name that differ from `learning_rate`, '{\"model.lvtc\": 2e-4}'; the "
+            "last match counts (default: none)."
         },
     )
     vision_drop_path_rate: float = field(
         default=0.0,
         metadata={
-            "help": "Stochastic depth of InternViT's layers in training: the rate rises linearly from 0 to this value (default: "
-            "0). It also applies to a frozen tower, as in the scripts of InternVL-X's authors."
+            "help": "Stochastic depth of InternViT's layers in training: the rate rises linearly from 0 to this value "
+            "(default: 0). It also applies to a frozen tower, as in the scripts of InternVL-X's authors."
         },
     )
     tokens_per_tile_sampling: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Sizes of a tile that the steps train, of those that the checkpoint offers, and how often each is drawn: "
-            "'{\"64\": 3, \"256\": 1}', or 'all' for all of them, the largest drawn a third as often as each other (default: "
-            "none; all steps train one size, `tokens_per_tile` or the checkpoint's first)."
+            "help": "Sizes of a tile that the steps train, of those that the checkpoint offers, and how often each is "
+            "drawn: '{\"64\": 3, \"256\": 1}', or 'all' for all of them, the largest drawn a third as often as each "
+            "other (default: none; all steps train one size, `tokens_per_tile` or the checkpoint's first)."
         },
     )
     loss_average: str = field(
         default="step",
         metadata={
-            "help": "What the loss is averaged over. 'step': the supervised tokens of a step, in all its batches and processes. "
-            "'batch': those of each batch on a device, and then over these batches, as in the code of InternVL-X's authors, so "
-            "that a token counts for more in a batch of short answers (default: step).",
+            "help": "What the loss is averaged over. 'step': the supervised tokens of a step, in all its batches and "
+            "processes. 'batch': those of each batch on a device, and then over these batches, as in the code of "
+            "InternVL-X's authors, so that a token counts for more in a batch of short answers (default: step).",
             "choices": ("step", "batch"),
         },
     )
     save_on_signal: bool = field(
         default=True,
         metadata={
-            "help": "On SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second signal, stop at once. "
-            "After an error, save a checkpoint of the last step (default: True)."
+            "help": "On SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second signal, "
+            "stop at once. After an error, save a checkpoint of the last step (default: True)."
         },
     )
 
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to resume from: 'last' for the newest in `output_dir`, or a folder (default: start anew)."
+            "help": "Checkpoint to resume from: 'last' for the newest in `output_dir`, or a folder (default: start "
+            "anew)."
         },
     )
     output_dir: str = field(default="", metadata={"help": "Folder for checkpoints and the trained model."})
@@ -322,9 +330,9 @@ class InternVLXTrainingArguments(TrainingArguments):
     train_sampling_strategy: str = field(
         default="group_by_cost",
         metadata={
-            "help": "Order of samples: 'group_by_cost' puts samples of similar cost into a batch (without `streaming` and "
-            "`packing_tokens`, which shuffle), 'sequential' keeps the order of the data (without `packing_tokens`), 'random' "
-            "shuffles (default: group_by_cost).",
+            "help": "Order of samples: 'group_by_cost' puts samples of similar cost into a batch (without `streaming` "
+            "and `packing_tokens`, which shuffle), 'sequential' keeps the order of the data (without "
+            "`packing_tokens`), 'random' shuffles (default: group_by_cost).",
             "choices": ["group_by_cost", "random", "sequential"],
         },
     )
@@ -350,8 +358,8 @@ class InternVLXTrainingArguments(TrainingArguments):
             raise ValueError("`remove_unused_columns` is True, expected False: the collator reads all of a sample.")
         if self.label_smoothing_factor:
             raise ValueError(
-                f"`label_smoothing_factor` is {self.label_smoothing_factor}, expected 0: in training, the model computes "
-                "the logits of supervised tokens only, for its own loss."
+                f"`label_smoothing_factor` is {self.label_smoothing_factor}, expected 0: in training, the model "
+                "computes the logits of supervised tokens only, for its own loss."
             )
         if self.accelerator_config.dispatch_batches is None:
             # accelerate would slice every tensor of a stream's batch to the number of rows, including the tiles

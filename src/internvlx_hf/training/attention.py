@@ -23,8 +23,8 @@ logger = logging.get_logger(__name__)
 def packed_attention(device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> str:
     """The fastest attention on this device that needs no mask for packed rows.
 
-    In order: installed flash attention; torch's variable-length kernel; flash attention through `kernels`; SDPA once per
-    sample, which "varlen_sdpa" uses where the kernel does not run.
+    In order: installed flash attention; torch's variable-length kernel; flash attention through `kernels`; SDPA once
+    per sample, which "varlen_sdpa" uses where the kernel does not run.
 
     Args:
         dtype: dtype in which attention computes.
@@ -69,9 +69,9 @@ def check_masks(config: InternVLXConfig, attention: str, lengths: tuple[int, int
     masks = describe_dense_masks(config, attention, *lengths, size)
     if size > limit:
         raise ValueError(
-            f"{masks}, more than `max_mask_bytes`={limit}. Leave `attn_implementation` unset or name one that needs no mask "
-            f"({VARLEN_SDPA!r}, or 'flash_attention_2' where flash-attn is installed), lower `packing_tokens` or the batch "
-            "size (a batch's rows become one), or raise `max_mask_bytes`."
+            f"{masks}, more than `max_mask_bytes`={limit}. Leave `attn_implementation` unset or name one that needs "
+            f"no mask ({VARLEN_SDPA!r}, or 'flash_attention_2' where flash-attn is installed), lower `packing_tokens` "
+            "or the batch size (a batch's rows become one), or raise `max_mask_bytes`."
         )
     logger.warning(f"{masks}. {VARLEN_SDPA!r} and flash attention need none.")
 

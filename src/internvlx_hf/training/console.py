@@ -20,10 +20,12 @@ _OMITTED_IF_NARROW = ("grad", "each", "text")
 class ConsoleCallback(ProgressCallback):
     """Prints a line for each log of the `Trainer`, from the first process only.
 
-        step 120/5,000  loss 1.2345  lr 3.98e-05  grad 0.81  text 1.2k/s  image 3.4k → 13.6k/s  1.31 s/step  1:46:35 left
+        step 120/5,000  loss 1.2345  lr 3.98e-05  grad 0.81  text 1.2k/s  image 3.4k → 13.6k/s  1.31 s/step  1:46:35
+        left
 
-    `text` and `image` are tokens per second, from [`ThroughputCallback`]. With LVTC, `image` shows the image tokens of both
-    stages. The progress bar is on stderr, if that is a terminal and `disable_tqdm` is not set; lines go to stdout.
+    `text` and `image` are tokens per second, from [`ThroughputCallback`]. With LVTC, `image` shows the image tokens of
+    both stages. The progress bar is on stderr, if that is a terminal and `disable_tqdm` is not set; lines go to
+    stdout.
 
     Args:
         show_bar: show a progress bar (default: False).

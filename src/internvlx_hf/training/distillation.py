@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Training on a teacher's logits.
 
-TRL's trainers for distillation give both models the same `input_ids`. Here a sample has a different number of image tokens for
-each, so that only the supervised rows correspond.
+TRL's trainers for distillation give both models the same `input_ids`. Here a sample has a different number of image
+tokens for each, so that only the supervised rows correspond.
 """
 
 import torch
@@ -42,9 +42,11 @@ def token_losses(
 def batch_losses(
     model: nn.Module, teacher: nn.Module, inputs: dict, temperature: float
 ) -> tuple[torch.Tensor, ModelOutput]:
-    """The two sums of `token_losses` over a batch's supervised rows, and the model's outputs, with the logits of these rows.
+    """The two sums of `token_losses` over a batch's supervised rows, and the model's outputs, with the logits of these
+    rows.
 
-    Both models form the logits of these rows only. The nth supervised row of the student corresponds to the teacher's nth.
+    Both models form the logits of these rows only. The nth supervised row of the student corresponds to the teacher's
+    nth.
 
     Args:
         inputs: a batch with `labels`, and as `teacher` the teacher's batch.
@@ -60,12 +62,14 @@ def batch_losses(
 
 
 class DistillationTrainer(InternVLXTrainer):
-    """An [`InternVLXTrainer`] whose loss is (1 - w)·CE + w·T²·KL(teacher ‖ student), the mean over the supervised tokens of a
-    step's batches in all processes, or as `loss_average` says. The routers' loss of a mixture of experts is added as without a teacher.
+    """An [`InternVLXTrainer`] whose loss is (1 - w)·CE + w·T²·KL(teacher ‖ student), the mean over the supervised
+    tokens of a step's batches in all processes, or as `loss_average` says. The routers' loss of a mixture of experts
+    is added as without a teacher.
 
-    Batches hold the teacher's inputs as `teacher`, see [`~internvlx_hf.training.InternVLXDataCollator`]. The logs have `ce_loss`
-    and `teacher_kl`, the two means without their factors, and `teacher_samples_past_limit`, the samples since the last log that are
-    longer than the teacher's positions. A batch without `teacher`, and every evaluation, has the plain loss.
+    Batches hold the teacher's inputs as `teacher`, see [`~internvlx_hf.training.InternVLXDataCollator`]. The logs have
+    `ce_loss` and `teacher_kl`, the two means without their factors, and `teacher_samples_past_limit`, the samples
+    since the last log that are longer than the teacher's positions. A batch without `teacher`, and every evaluation,
+    has the plain loss.
 
     Args:
         teacher: a model with the same vocabulary, in evaluation mode. It is neither trained nor saved.
@@ -120,8 +124,9 @@ class DistillationTrainer(InternVLXTrainer):
             logs["teacher_samples_past_limit"] = past
             if past:
                 logger.warning_once(
-                    f"Samples take more than the {config.position_limit} positions of the teacher's language model, so it may "
-                    "teach poor answers: `teacher_samples_past_limit` counts them. Lower `max_length` or the tiles per image."
+                    f"Samples take more than the {config.position_limit} positions of the teacher's language model, "
+                    "so it may teach poor answers: `teacher_samples_past_limit` counts them. Lower `max_length` or "
+                    "the tiles per image."
                 )
             self._parts, self._past_limit = [], []
         super().log(logs, start_time)

@@ -33,9 +33,9 @@ class DivergenceCheck:
         if self.steps == MOST_STEPS:
             last, rate = trainer.state.global_step + 1, max(group["lr"] for group in trainer.optimizer.param_groups)  # type: ignore[union-attr]
             raise DivergedError(
-                f"The training has diverged: the loss was NaN or infinite in steps {last - MOST_STEPS + 1} to {last}, at a "
-                f"learning rate of {rate:.3g}. The model was not saved. Lower the learning rate, or resume from an earlier "
-                "checkpoint with other data or settings."
+                f"The training has diverged: the loss was NaN or infinite in steps {last - MOST_STEPS + 1} to {last}, "
+                f"at a learning rate of {rate:.3g}. The model was not saved. Lower the learning rate, or resume from "
+                "an earlier checkpoint with other data or settings."
             )
 
 

@@ -11,7 +11,8 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 
 class DropPath:
-    """A forward hook that drops a residual branch (tiles, 1 + S², C) for a random share of the tiles, in training only.
+    """A forward hook that drops a residual branch (tiles, 1 + S², C) for a random share of the tiles, in training
+    only.
 
     The layer scale after the branch does not change a zero.
     """

@@ -49,7 +49,8 @@ def save_after_failure(trainer: Trainer, error: Exception) -> None:
             text = f"{time.strftime('%F %T')}, after step {step}: {type(error).__name__}: {error}\n"
             (folder / FAILURE).write_text(text, encoding="utf-8")
             logger.warning(
-                f"The training has failed after step {step}. {folder} was saved; resume with --resume_from_checkpoint last."
+                f"The training has failed after step {step}. {folder} was saved; resume with --resume_from_checkpoint "
+                "last."
             )
     except Exception as another:
         logger.warning(f"The training has failed, and {folder} could not be saved: {another}")

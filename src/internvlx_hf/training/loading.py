@@ -19,8 +19,8 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None, conv
         convert: options of the conversion that an error suggests.
 
     Raises:
-        ValueError: if the model has another type, weights are missing, a link leads out of the checkpoint's folder, or a revision
-            of a folder is given.
+        ValueError: if the model has another type, weights are missing, a link leads out of the checkpoint's folder, or
+            a revision of a folder is given.
         OSError: if there is no such checkpoint.
     """
     refuse_revision_of_folder(name_or_path, revision)
@@ -33,8 +33,9 @@ def check_model_type(name_or_path: str | Path, revision: str | None = None, conv
         ) from error
     if config.get("model_type") != InternVLXConfig.model_type:
         raise ValueError(
-            f"{name_or_path} is a model of type {config.get('model_type')!r}, expected {InternVLXConfig.model_type!r}. "
-            f"Convert it first: internvlx convert {name_or_path} OUT {convert}".rstrip()
+            f"{name_or_path} is a model of type {config.get('model_type')!r}, expected "
+            f"{InternVLXConfig.model_type!r}. Convert it first: "
+            f"internvlx convert {name_or_path} OUT {convert}".rstrip()
         )
     if (folder := Path(name_or_path)).is_dir():
         check_files(folder)
@@ -55,8 +56,8 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
     """The checkpoint's model.
 
     Raises:
-        ValueError: if the checkpoint lacks weights, the attention needs a package that is not installed, or a weight of the
-            routers' loss is negative or given for a model without experts.
+        ValueError: if the checkpoint lacks weights, the attention needs a package that is not installed, or a weight
+            of the routers' loss is negative or given for a model without experts.
     """
     try:
         model, loading = InternVLXForConditionalGeneration.from_pretrained(
@@ -68,8 +69,8 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
         )
     except ImportError as error:  # the attention needs a package
         raise ValueError(
-            f"`attn_implementation` is {arguments.attn_implementation!r}: {error} 'sdpa' needs no package, and neither "
-            "does 'varlen_sdpa', for packed rows."
+            f"`attn_implementation` is {arguments.attn_implementation!r}: {error} 'sdpa' needs no package, and "
+            "neither does 'varlen_sdpa', for packed rows."
         ) from error
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
@@ -83,7 +84,8 @@ def load_model(arguments: ModelArguments) -> InternVLXForConditionalGeneration:
 def _set_router_loss(text_config: PretrainedConfig, weight: float) -> None:
     if not hasattr(text_config, "router_aux_loss_coef"):
         raise ValueError(
-            f"`router_aux_loss_coef` is {weight}, but the language model {text_config.model_type!r} has no experts. Leave it unset."
+            f"`router_aux_loss_coef` is {weight}, but the language model {text_config.model_type!r} has no experts. "
+            "Leave it unset."
         )
     if not weight >= 0:
         raise ValueError(f"`router_aux_loss_coef` is {weight}, expected 0 or more.")

@@ -15,8 +15,8 @@ LAYERS = {"text": "model.language_model.layers", "vision": "model.vision_tower"}
 def linear_targets(model: PreTrainedModel, vision: bool = False) -> str:
     """A regular expression for the full names of the linear layers to adapt.
 
-    The names come from the model: a llama has `q_proj`, a phi3 `qkv_proj`, and a bare `q_proj` would also match the vision
-    tower. Embeddings, the head and the projectors are not targets.
+    The names come from the model: a llama has `q_proj`, a phi3 `qkv_proj`, and a bare `q_proj` would also match the
+    vision tower. Embeddings, the head and the projectors are not targets.
 
     Args:
         model: a model without adapters.
@@ -27,8 +27,8 @@ def linear_targets(model: PreTrainedModel, vision: bool = False) -> str:
 
 
 def _linear_pattern(module: nn.Module) -> str:
-    """A regular expression for a module's linear layers, except those in torch's own attention (as in SigLIP's pooling), which
-    reads its layers' weights without calling the layers."""
+    """A regular expression for a module's linear layers, except those in torch's own attention (as in SigLIP's
+    pooling), which reads its layers' weights without calling the layers."""
     children = dict(module.named_modules())
     fused = [re.escape(name) for name, child in children.items() if isinstance(child, nn.MultiheadAttention)]
     others = f"(?!({'|'.join(fused)})\\.)" if fused else ""
@@ -37,7 +37,9 @@ def _linear_pattern(module: nn.Module) -> str:
 
 
 def projector_names(model: PreTrainedModel) -> list[str]:
-    """The projectors that the model has. They are trained in full and saved with the adapter, since they may be new."""
+    """The projectors that the model has. They are trained in full and saved with the adapter, since they may be
+    new.
+    """
     children = dict(model.model.named_children())
     names = [name.rpartition(".")[2] for name in PROJECTOR_MODULES]
     return [name for name in names if children.get(name) is not None]

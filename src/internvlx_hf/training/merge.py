@@ -38,20 +38,21 @@ def merge_adapter(
 ) -> None:
     """Merge an adapter into its base model and write a full checkpoint, which does not need peft.
 
-    The weights are added in float32, which takes the memory of the whole model in float32. `out` appears only when it is
-    complete.
+    The weights are added in float32, which takes the memory of the whole model in float32. `out` appears only when it
+    is complete.
 
     Args:
         adapter: the output of LoRA training: a folder or a Hub id.
         out: the folder to make.
         base: the model that the adapter was trained on (default: the one that the adapter names).
         dtype: dtype to save in, "float32", "bfloat16" or "float16" (default: the base's).
-        overwrite: replace `out` if it holds only files that this package wrote; hand-written parts of its model card are kept
-            (default: False).
+        overwrite: replace `out` if it holds only files that this package wrote; hand-written parts of its model card
+            are kept (default: False).
 
     Raises:
         ValueError: if `adapter` is not an adapter, does not fit its base, or holds values that are not finite.
-        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not write.
+        FileExistsError: if `out` exists and `overwrite` is not set, or if it holds files that this package did not
+            write.
         OSError: if a file cannot be read, the disk is full, or another process is writing `out`.
     """
     choice(DTYPES).or_null().check("dtype", dtype)
@@ -111,8 +112,8 @@ def _merge(model: nn.Module, config: PeftConfig, weights: dict[str, torch.Tensor
     if expected != got:
         wrong = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
         raise ValueError(
-            f"The adapter does not fit ({what}): {len(wrong)} of its tensors are missing, unexpected or of another shape, "
-            f"{listed(wrong, 3)}. Name the model that it was trained on with --base."
+            f"The adapter does not fit ({what}): {len(wrong)} of its tensors are missing, unexpected or of another "
+            f"shape, {listed(wrong, 3)}. Name the model that it was trained on with --base."
         )
     if damaged := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise ValueError(f"The adapter ({what}) has values that are NaN or infinite: {listed(damaged, 3)}.")

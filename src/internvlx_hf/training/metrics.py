@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Throughput, memory and token counts of training, added to every log of the `Trainer` and so to TensorBoard and others."""
+"""Throughput, memory and token counts of training, added to every log of the `Trainer` and so to TensorBoard and
+others.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,19 +26,22 @@ class ThroughputCallback(TrainerCallback, ExportableState):
     - `stage_two_tokens_per_second`: image tokens in the layers after it, N₂² per tile; without LVTC, the same N₁².
       So a layer of stage one processes text + stage one tokens, a layer of stage two text + stage two tokens.
     - `tiles_per_second`.
-    - `padding_share`: share of padding in `input_ids`. (The padding of a packed row to `pad_to_multiple_of` has no mask and
-      counts as text.)
-    - `memory_gb`: peak memory that torch has allocated on a GPU so far, or without GPUs the current memory of a process; the
-      maximum over all processes.
-    - `text_tokens_seen`, `stage_one_tokens_seen`, `stage_two_tokens_seen`, `tiles_seen`: since the start of the training,
-      including the steps before a resume.
+    - `padding_share`: share of padding in `input_ids`. (The padding of a packed row to `pad_to_multiple_of` has no
+      mask and counts as text.)
+    - `memory_gb`: peak memory that torch has allocated on a GPU so far, or without GPUs the current memory of a
+      process; the maximum over all processes.
+    - `text_tokens_seen`, `stage_one_tokens_seen`, `stage_two_tokens_seen`, `tiles_seen`: since the start of the
+      training, including the steps before a resume.
     - `samples_past_limit_seen`: samples with more tokens, in either stage, than the language model has positions for.
     - `learning_rate/NAME` of each named group of parameters.
 
-    Rates refer to the wall-clock time since the last log, without evaluating and saving. Counting copies nothing to or from the
-    device: numbers that follow from shapes are counted on the host, sums over the batch stay on the device until the next log.
+    Rates refer to the wall-clock time since the last log, without evaluating and saving. Counting copies nothing to or
+    from the
+    device: numbers that follow from shapes are counted on the host, sums over the batch stay on the device until the
+        next log.
 
-    A `Trainer` reports its logs before it calls the callbacks that it was created with. Use [`ThroughputCallback.attach`].
+    A `Trainer` reports its logs before it calls the callbacks that it was created with. Use
+    [`ThroughputCallback.attach`].
 
     Args:
         clock: returns a time in seconds (default: `time.perf_counter`).
@@ -210,7 +215,9 @@ def _distributed() -> bool:
 
 
 def _memory(device: torch.device) -> float:
-    """Gigabytes, the maximum over all processes: the peak allocated on a GPU, or without GPUs the process's current memory."""
+    """Gigabytes, the maximum over all processes: the peak allocated on a GPU, or without GPUs the process's current
+    memory.
+    """
     on_gpu = device.type == "cuda"
     used = torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
     most = torch.tensor(used, device=device)

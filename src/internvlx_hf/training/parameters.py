@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Choosing the parameters to train, and their learning rates, by the names of modules.
 
-A *pattern* is a dotted name as in `model.named_modules()`. It stands for that module or parameter and everything in it. A part
-of a pattern may contain `*` (any text within the part) or be a range of layers that includes both ends:
+A *pattern* is a dotted name as in `model.named_modules()`. It stands for that module or parameter and everything in
+it. A part of a pattern may contain `*` (any text within the part) or be a range of layers that includes both ends:
 `model.language_model.layers.0-11`, `model.language_model.layers.*.self_attn.*_proj`.
 """
 

@@ -86,8 +86,8 @@ class _Parser(HfArgumentParser):
         formatter.end_section()
         groups = ", ".join(str(group.title) for group in self._action_groups[2:])
         formatter.add_text(
-            "CONFIG.yaml has settings by name, as those in configs/; options override it. `--help-all` lists all settings, by "
-            f"group: {groups}."
+            "CONFIG.yaml has settings by name, as those in configs/; options override it. `--help-all` lists all "
+            f"settings, by group: {groups}."
         )
         return formatter.format_help()
 
@@ -162,7 +162,9 @@ def _read_settings(path: Path) -> dict:
 
 
 def _set_defaults(parser: argparse.ArgumentParser, settings: dict, source: str) -> None:
-    """Make a file's settings the parser's defaults. Numbers are passed as text, so that flags and file are read alike."""
+    """Make a file's settings the parser's defaults. Numbers are passed as text, so that flags and file are read
+    alike.
+    """
     actions = {action.dest: action for action in parser._actions if action.option_strings}
     for name, value in settings.items():
         if name not in actions:
@@ -186,7 +188,8 @@ def _default(action: argparse.Action, value):
     return value
 
 
-# names of settings in other trainers and InternVL's scripts -> their names here, if these are too different to be matched
+# names of settings in other trainers and InternVL's scripts -> their names here, if these are too different to be
+# matched
 _OTHER_NAMES = {
     "lr": "learning_rate",
     "wd": "weight_decay",

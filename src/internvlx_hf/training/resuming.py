@@ -27,12 +27,12 @@ _MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin", "adapter_model*", "c
 
 
 def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
-    """The checkpoint to resume from: `resume_from_checkpoint` is a folder, or "last" for the newest whole one in the output
-    folder.
+    """The checkpoint to resume from: `resume_from_checkpoint` is a folder, or "last" for the newest whole one in the
+    output folder.
 
     Raises:
-        ValueError: if there is no such checkpoint, if one of its files is damaged, or if the output folder holds checkpoints
-            and none is requested.
+        ValueError: if there is no such checkpoint, if one of its files is damaged, or if the output folder holds
+            checkpoints and none is requested.
     """
     requested, out = arguments.resume_from_checkpoint, arguments.output_dir
     found = _checkpoints(Path(out))
@@ -55,7 +55,9 @@ def find_checkpoint(arguments: InternVLXTrainingArguments) -> str | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints, oldest first. The trainer's state is saved last, so an incomplete checkpoint does not have it."""
+    """The checkpoints, oldest first. The trainer's state is saved last, so an incomplete checkpoint does not have
+    it.
+    """
     found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
@@ -90,8 +92,8 @@ def check_whole(checkpoint: Path) -> None:
                 raise ValueError("its end is missing")
         except (ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path.name} of {checkpoint} is damaged or was cut short ({error}). Delete this checkpoint, or resume from "
-                "another."
+                f"{path.name} of {checkpoint} is damaged or was cut short ({error}). Delete this checkpoint, or "
+                "resume from another."
             ) from error
 
 
@@ -120,7 +122,8 @@ def check_output_folder(output_dir: str, checkpoint: str | None, sources: dict[s
         sources: models that the run reads, by setting.
 
     Raises:
-        ValueError: if a source is `output_dir` or lies in it, or if `output_dir` holds a model and `checkpoint` is elsewhere.
+        ValueError: if a source is `output_dir` or lies in it, or if `output_dir` holds a model and `checkpoint` is
+            elsewhere.
     """
     out = Path(output_dir).resolve()
     for setting, source in sources.items():
@@ -133,8 +136,8 @@ def check_output_folder(output_dir: str, checkpoint: str | None, sources: dict[s
         return
     if found := sorted(path.name for pattern in _MODEL_FILES for path in out.glob(pattern)):
         raise ValueError(
-            f"`output_dir` {output_dir} already holds a model ({found[-1]}), which this run would replace. Choose another "
-            "`output_dir`, or continue the run that wrote it with `resume_from_checkpoint`."
+            f"`output_dir` {output_dir} already holds a model ({found[-1]}), which this run would replace. Choose "
+            "another `output_dir`, or continue the run that wrote it with `resume_from_checkpoint`."
         )
 
 

@@ -67,11 +67,11 @@ def load_run_data(
 ) -> RunData:
     """Load the data of a run.
 
-    Packing and batches of similar cost measure the samples: they read every text and every image's header once and cache the
-    sizes next to the caches of `datasets`.
+    Packing and batches of similar cost measure the samples: they read every text and every image's header once and
+    cache the sizes next to the caches of `datasets`.
 
-    If the run samples sizes (`tokens_per_tile_sampling`), training data are truncated, measured and packed as with the largest of
-    them, so that the size of a step changes neither its samples nor their text.
+    If the run samples sizes (`tokens_per_tile_sampling`), training data are truncated, measured and packed as with the
+    largest of them, so that the size of a step changes neither its samples nor their text.
 
     Args:
         teacher_processor: the teacher's processor; only batches for training have its inputs (default: no teacher).
@@ -161,8 +161,8 @@ def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments)
         raise ValueError("`streaming` data have an unknown number of samples: set `max_steps`.")
     if data_arguments.packing_tokens and arguments.train_sampling_strategy == "sequential":
         raise ValueError(
-            f"`train_sampling_strategy` is 'sequential' with `packing_tokens`={data_arguments.packing_tokens}, but packing "
-            "chooses which samples share a row. Leave one of them unset."
+            f"`train_sampling_strategy` is 'sequential' with `packing_tokens`={data_arguments.packing_tokens}, but "
+            "packing chooses which samples share a row. Leave one of them unset."
         )
     for which in ("train", "eval"):
         source, split = getattr(data_arguments, f"{which}_data"), getattr(data_arguments, f"{which}_split")
@@ -174,8 +174,8 @@ def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments)
     source, splits = data_arguments.eval_data, {data_arguments.train_split, data_arguments.eval_split}
     if source == data_arguments.train_data and len(splits) == 1 and not Path(source).is_file():
         raise ValueError(
-            f"`eval_data` is {source} with `eval_split` {data_arguments.eval_split!r}, which is also the training data. "
-            "Choose another `eval_split`."
+            f"`eval_data` is {source} with `eval_split` {data_arguments.eval_split!r}, which is also the training "
+            "data. Choose another `eval_split`."
         )
 
 
@@ -195,8 +195,8 @@ def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLX
     past = int((positions > config.position_limit).sum())
     if past and arguments.process_index == 0:
         logger.warning(
-            f"{past} of {len(sizes)} samples take more than the {config.position_limit} positions of the language model, "
-            "before or after LVTC's expansion. Lower `max_length` or the tiles per image."
+            f"{past} of {len(sizes)} samples take more than the {config.position_limit} positions of the language "
+            "model, before or after LVTC's expansion. Lower `max_length` or the tiles per image."
         )
     return sizes
 

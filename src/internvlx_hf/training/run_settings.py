@@ -121,7 +121,8 @@ def check_fixed(checkpoint: str, settings: dict) -> None:
     """Check the result of `fixed_settings` against the checkpoint's.
 
     Raises:
-        ValueError: if settings differ that could not take effect, or that do not fit the checkpoint's weights and optimizer.
+        ValueError: if settings differ that could not take effect, or that do not fit the checkpoint's weights and
+            optimizer.
     """
     old = saved_settings(checkpoint)
     differing = _differing(old, settings)

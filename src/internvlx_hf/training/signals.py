@@ -20,8 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "
 class SaveOnSignal(TrainerCallback):
     """On SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second one, stop at once.
 
-    The `Trainer`'s own `enable_jit_checkpoint` may save in the middle of a step, after its random numbers were drawn, so that a
-    resumed run differs from an uninterrupted one. Here the two match.
+    The `Trainer`'s own `enable_jit_checkpoint` may save in the middle of a step, after its random numbers were drawn,
+    so that a resumed run differs from an uninterrupted one. Here the two match.
 
     Signals that the process ignores, such as Ctrl-C in a script's background job, are still ignored.
 

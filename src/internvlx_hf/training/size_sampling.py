@@ -1,8 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The size of a tile in each step of a training: drawn from those that the checkpoint offers, by `tokens_per_tile_sampling`.
+"""The size of a tile in each step of a training: drawn from those that the checkpoint offers, by
+`tokens_per_tile_sampling`.
 
-A step's size depends on the run's seed and the step's number only. So it is the same in all processes and all batches of a step,
-and a resumed run continues with the sizes that it would have had.
+A step's size depends on the run's seed and the step's number only. So it is the same in all processes and all batches
+of a step, and a resumed run continues with the sizes that it would have had.
 """
 
 from typing import Any
@@ -13,8 +14,9 @@ from transformers import TrainingArguments
 from ..modeling import InternVLXConfig
 from .arguments import ALL
 
-# How often a smaller size is drawn for each time that the largest is. In a study of one checkpoint for 4 and 16 tokens, digits
-# read at 4 were 65 % drawn 1 : 1 and 94 % drawn 3 : 1, with 98 to 99 % at 16 in both (docs/training.md).
+# How often a smaller size is drawn for each time that the largest is. In a study of one checkpoint for 4 and 16
+# tokens, digits read at 4 were 65 % drawn 1 : 1 and 94 % drawn 3 : 1, with 98 to 99 % at 16 in both
+# (docs/training.md).
 SMALLER_TO_LARGEST = 3.0
 _STREAM = 0x517E  # a stream of random numbers of its own
 
@@ -41,8 +43,8 @@ def size_weights(arguments: TrainingArguments, config: InternVLXConfig) -> dict[
     names = [str(size) for size in sizes]
     if unknown := [name for name in asked if name not in names]:
         raise ValueError(
-            f"`tokens_per_tile_sampling` has the size {unknown[0]!r}, which the checkpoint does not offer. Expected sizes of "
-            f"{', '.join(names)}."
+            f"`tokens_per_tile_sampling` has the size {unknown[0]!r}, which the checkpoint does not offer. Expected "
+            f"sizes of {', '.join(names)}."
         )
     return {names.index(name): weight for name, weight in asked.items() if weight}
 
@@ -72,7 +74,8 @@ def take_size(batch: dict[str, Any], size: int) -> dict[str, Any]:
     """
     if size not in batch.get("of_sizes", {}):
         raise ValueError(
-            "`tokens_per_tile_sampling` is set, but the batch has no `of_sizes`. Give the collator the sizes as `sampled_sizes`."
+            "`tokens_per_tile_sampling` is set, but the batch has no `of_sizes`. Give the collator the sizes as "
+            "`sampled_sizes`."
         )
     rest = {name: value for name, value in batch.items() if name not in ("of_sizes", "tile_sizes")}
     return rest | batch["of_sizes"][size]

@@ -29,8 +29,8 @@ def load_teacher_processor(
     Images are decoded by the settings of the student's processor.
 
     Raises:
-        ValueError: if the teacher is no InternVL-X checkpoint, or has another vocabulary, other image tokens or other labels for a
-            conversation than the student.
+        ValueError: if the teacher is no InternVL-X checkpoint, or has another vocabulary, other image tokens or other
+            labels for a conversation than the student.
         OSError: if there is no such checkpoint or it has no processor.
     """
     source = model_arguments(teacher_arguments)
@@ -85,8 +85,8 @@ def load_teacher(
     """The teacher, frozen and in evaluation mode.
 
     Args:
-        attn_implementation: its attention, unless samples are packed: then it is the fastest that needs no mask, since the
-            teacher's rows are longer than the student's.
+        attn_implementation: its attention, unless samples are packed: then it is the fastest that needs no mask, since
+            the teacher's rows are longer than the student's.
 
     Raises:
         ValueError: see `load_model`.

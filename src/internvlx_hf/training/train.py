@@ -168,7 +168,8 @@ def _train(
 
 
 def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, arguments: InternVLXTrainingArguments):
-    """Check the settings that name modules on a model without weights, before any slow step; returns the prepared model.
+    """Check the settings that name modules on a model without weights, before any slow step; returns the prepared
+    model.
 
     Raises:
         ValueError: if one of them names a module that the model does not have, or if they contradict each other.
@@ -210,8 +211,9 @@ def warn_of_half_precision(model: torch.nn.Module, dtype: str) -> None:
     """Warn of trained parameters in half precision, to which most steps of common learning rates are lost."""
     if share := half_precision_share(model):
         logger.warning(
-            f"{share:.1%} of the trained parameters are stored in half precision (`dtype` {dtype}), where rounding loses most of "
-            "the small steps of training. Set `bf16` or `fp16`, which keep trained parameters in float32, or `dtype` float32."
+            f"{share:.1%} of the trained parameters are stored in half precision (`dtype` {dtype}), where rounding "
+            "loses most of the small steps of training. Set `bf16` or `fp16`, which keep trained parameters in "
+            "float32, or `dtype` float32."
         )
 
 

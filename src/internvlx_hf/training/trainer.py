@@ -1,6 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A `Trainer` with the features of the two stages: learning rates by module, batches of similar cost, and a frozen vision
-tower in evaluation mode. It saves no model that has diverged, and the steps of a run that fails."""
+"""A `Trainer` with the features of the two stages: learning rates by module, batches of similar cost, and a frozen
+vision tower in evaluation mode. It saves no model that has diverged, and the steps of a run that fails."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -75,7 +75,9 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
             tr_loss.zero_()  # the `Trainer` subtracts it from itself, and NaN would stay in all later logs
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The step's batches. If one process cannot read its own, all of them stop here, where they can save together."""
+        """The step's batches. If one process cannot read its own, all of them stop here, where they can save
+        together.
+        """
         batches, error = [], None
         try:
             batches += islice(epoch_iterator, num_batches)
@@ -99,8 +101,8 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         """
         if damaged := damaged_parameters(self):
             raise DivergedError(
-                f"The training has diverged: after step {self.state.global_step}, {damaged} are NaN or infinite. Nothing was "
-                "saved. Resume from an earlier checkpoint, or lower the learning rate."
+                f"The training has diverged: after step {self.state.global_step}, {damaged} are NaN or infinite. "
+                "Nothing was saved. Resume from an earlier checkpoint, or lower the learning rate."
             )
         super().save_model(output_dir, _internal_call)
 
@@ -110,7 +112,9 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         return CostGroupedSampler(self.costs, self._train_batch_size * self.args.world_size, self._data_seed)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The `Trainer`'s loader, but with a stream split by process, so that each process reads only its own shard."""
+        """The `Trainer`'s loader, but with a stream split by process, so that each process reads only its own
+        shard.
+        """
         if self.args.world_size == 1 or not isinstance(self.train_dataset, StreamingTrainingData | PackedStream):
             return super().get_train_dataloader()
         return DataLoader(
@@ -139,8 +143,8 @@ class InternVLXTrainer(PushesCheckpoint, Trainer):  # type: ignore[misc]
         return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The `Trainer`'s loss, with a frozen vision tower in evaluation mode (unless drop path is set), and without logits
-        beyond the loss in an evaluation."""
+        """The `Trainer`'s loss, with a frozen vision tower in evaluation mode (unless drop path is set), and without
+        logits beyond the loss in an evaluation."""
         inputs = {name: value for name, value in inputs.items() if name != "of_sizes"}
         if model.training:
             self.set_tower_mode()
@@ -165,8 +169,8 @@ def frozen_tower(model: nn.Module) -> nn.Module | None:
 class SetSamplerEpoch(TrainerCallback):
     """Sets the epoch of the training data's sampler inside accelerate's wrappers.
 
-    If several processes resume in the middle of an epoch, the `Trainer` reaches only the wrappers, and the rest of the epoch
-    would have the order of the first epoch.
+    If several processes resume in the middle of an epoch, the `Trainer` reaches only the wrappers, and the rest of the
+    epoch would have the order of the first epoch.
     """
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:

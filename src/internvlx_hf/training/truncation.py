@@ -11,7 +11,8 @@ logger = logging.get_logger(__name__)
 
 
 class TruncationCallback(TrainerCallback):
-    """Warns when the first samples have been truncated. (Of measured data, the summary before training has their number.)
+    """Warns when the first samples have been truncated. (Of measured data, the summary before training has their
+    number.)
 
     Args:
         data: the data of the run.
@@ -33,8 +34,8 @@ class TruncationCallback(TrainerCallback):
         if state.is_world_process_zero and _truncated(self._unwarned.get(use)):
             del self._unwarned[use]
             logger.warning(
-                f"Samples for {use} are truncated to max_length={self.data.settings['max_length']}; their number is reported "
-                "after training. Raise `max_length`, or set `on_too_long` to skip or error."
+                f"Samples for {use} are truncated to max_length={self.data.settings['max_length']}; their number is "
+                "reported after training. Raise `max_length`, or set `on_too_long` to skip or error."
             )
 
 
@@ -42,8 +43,8 @@ def evaluate(trainer: Trainer, data: RunData) -> tuple[dict[str, float], dict[st
     """Evaluate at the end of training, and count the truncated samples of all processes.
 
     Returns:
-        The metrics, empty without evaluation data; and the numbers above 0, for "training" (of the samples if they were
-        measured, otherwise of those that were read) and for "evaluation".
+        The metrics, empty without evaluation data; and the numbers above 0, for "training" (of the samples if they
+        were measured, otherwise of those that were read) and for "evaluation".
     """
     in_training, before = _truncated(data.train), _truncated(data.evaluation)
     metrics = {} if data.evaluation is None else trainer.evaluate()

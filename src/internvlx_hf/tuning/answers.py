@@ -33,8 +33,8 @@ class Agreement:
     Args:
         same: whether the texts are equal.
         common: tokens up to the first difference; of equal answers, all.
-        divergence: KL divergence from the model's own distribution per token, up to and including the first token that differs.
-            The model's own is known for its likeliest tokens, so that this is a lower bound.
+        divergence: KL divergence from the model's own distribution per token, up to and including the first token that
+            differs. The model's own is known for its likeliest tokens, so that this is a lower bound.
     """
 
     same: bool
@@ -45,8 +45,8 @@ class Agreement:
 class Asker:
     """Asks a model, and keeps its answers in a JSON Lines file.
 
-    An answer's key is a hash of the images' pixels, the conversation, the tiles that a setting gives these images, and the model.
-    So settings that cut an image alike share its answer.
+    An answer's key is a hash of the images' pixels, the conversation, the tiles that a setting gives these images, and
+    the model. So settings that cut an image alike share its answer.
 
     Args:
         answerer: the model with its own settings.

@@ -8,9 +8,11 @@ CONFIDENCE = 0.95
 
 
 def lower_bound(found: int, count: int, confidence: float = CONFIDENCE) -> float:
-    """The share that `found` of `count` certify: the smallest one under which as many are not less likely than 1 - confidence.
+    """The share that `found` of `count` certify: the smallest one under which as many are not less likely than 1 -
+    confidence.
 
-    One-sided: the true share is above it in at least `confidence` of all draws. All of n certify (1 - confidence) ** (1 / n).
+    One-sided: the true share is above it in at least `confidence` of all draws. All of n certify (1 - confidence) **
+    (1 / n).
 
     Raises:
         ValueError: if `found` is not from 0 to `count`, or the confidence is not between 0 and 1.

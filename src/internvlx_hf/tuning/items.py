@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a model is asked: images with a question, or records of training data. All of it is read before a model is loaded."""
+"""What a model is asked: images with a question, or records of training data. All of it is read before a model is
+loaded.
+"""
 
 import hashlib
 import json
@@ -62,7 +64,8 @@ class Item:
 
 @dataclass
 class Items:
-    """The questions, by their images: the questions about the same images are one unit, which agrees if all its answers do.
+    """The questions, by their images: the questions about the same images are one unit, which agrees if all its
+    answers do.
 
     Args:
         listed: number of images or records that were given.

@@ -16,7 +16,8 @@ from .report import TuneReport
 THUMBNAIL = 160  # pixels
 SHOWN = 12  # changed answers of a setting
 STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1d2430; background: #fff }
+body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1d2430; background: #fff }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; border-bottom: 1px solid #e3e7ea }
 td { text-align: right } td:first-child, .answers td { text-align: left; vertical-align: top }
 tr.chosen { font-weight: bold; background: #eef6f2 } img.figure { max-width: 100% } .verdict { font-size: 1.2rem }
@@ -25,7 +26,9 @@ pre { white-space: pre-wrap; margin: 0 }
 
 
 def draw(report: TuneReport) -> Figure:
-    """Cost relative to the model's own settings against the share of images that keep their answers, with 95 % intervals."""
+    """Cost relative to the model's own settings against the share of images that keep their answers, with 95 %
+    intervals.
+    """
     figure = Figure(figsize=(9, 5.4), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     own = report.rows[0].flops
@@ -59,7 +62,8 @@ def write_page(report: TuneReport, images: Mapping[str, PIL.Image.Image]) -> str
         "<!doctype html><html lang=en><meta charset=utf-8><title>internvlx tune</title>",
         f"<style>{STYLE}</style><h1>{_text(report.verdict.capitalize())}</h1>",
         *(f"<p class=verdict>{_text(sentence)}</p>" for sentence in report.sentences),
-        f"<p>{report.images} images, {_text(report.model)}; {_text(report.asked)}. {_text(report.noise_line().capitalize())}.</p>",
+        f"<p>{report.images} images, {_text(report.model)}; {_text(report.asked)}. "
+        f"{_text(report.noise_line().capitalize())}.</p>",
         '<p><img class=figure src="tune.png" alt="Cost against agreement of each setting"></p>',
         _table(report),
         *(f"<p>{_text(note)}</p>" for note in report.notes),

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a tuning found: a table, the answers that changed, and one sentence that promises no more than the images allow."""
+"""What a tuning found: a table, the answers that changed, and one sentence that promises no more than the images
+allow.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +29,8 @@ class Row:
     Args:
         settings: what it changes about the model's image settings.
         name: the same in words.
-        tiles, tokens, flops: means over all questions: tiles and visual tokens of a prompt, FLOPs before the first token.
+        tiles, tokens, flops: means over all questions: tiles and visual tokens of a prompt, FLOPs before the first
+            token.
         seconds: mean over the answers that were given.
         asked, same: images that it was tried on, and those of which all answers stayed the same.
         common: mean number of tokens until the first difference, of the answers that changed; None if none did.
@@ -69,7 +72,8 @@ class TuneReport:
         rows: the settings that were tried, the model's own first.
         verdict: "certified", "cannot tell", "nothing to save" or "noisy".
         sentences: what that means.
-        recommended: settings that are certified or, if it cannot be told, those with the best estimate; None otherwise.
+        recommended: settings that are certified or, if it cannot be told, those with the best estimate; None
+            otherwise.
         certificate: of the recommended settings on the held-out images: `same`, `images`, `share`.
         metric: of the rows' `score`.
         notes: what was left out.
@@ -168,21 +172,21 @@ def verdict_on(row: Row, own: Row, found: dict[str, Any], keep: float, images: i
     cost = f"{scaled(row.flops, FLOP_UNITS)} instead of {scaled(own.flops, FLOP_UNITS)}"
     if share >= keep:
         return CERTIFIED, [
-            f"certified: {row.name}: {same} of {count} held-out images keep their answers, so that at least {share:.3f} of images "
-            f"like these do, with {CONFIDENCE:.0%} confidence; {cost}"
+            f"certified: {row.name}: {same} of {count} held-out images keep their answers, so that at least "
+            f"{share:.3f} of images like these do, with {CONFIDENCE:.0%} confidence; {cost}"
         ]
     estimate = f"by the estimate: {row.name}: {row.same} of {row.asked} images keep their answers; {cost}"
     most = lower_bound(count, count)
     if most < keep:
         least = needed(keep)
         return CANNOT_TELL, [
-            f"cannot tell: the {count} held-out of your {images} images certify at most {most:.2f}; {keep:g} needs {least}, "
-            f"{2 * least} in all",
+            f"cannot tell: the {count} held-out of your {images} images certify at most {most:.2f}; {keep:g} needs "
+            f"{least}, {2 * least} in all",
             estimate,
         ]
     return CANNOT_TELL, [
-        f"cannot tell: {same} of the {count} held-out of your {images} images keep their answers with {row.name}, which certifies "
-        f"{share:.2f}, not {keep:g}",
+        f"cannot tell: {same} of the {count} held-out of your {images} images keep their answers with {row.name}, "
+        f"which certifies {share:.2f}, not {keep:g}",
         estimate,
     ]
 

@@ -51,17 +51,18 @@ def tune(
 ) -> TuneReport:
     """Measure how much cheaper image settings change a model's greedy answers; the model itself is the reference.
 
-    Without `keep`, a first look: a handful of settings on at most 20 images. With it, a search on half of all images, whose
-    result is certified on the other half, with exact bounds at 95 % confidence. Answers are stored in `out` as they are given; a
-    later call with the same arguments goes on.
+    Without `keep`, a first look: a handful of settings on at most 20 images. With it, a search on half of all images,
+    whose result is certified on the other half, with exact bounds at 95 % confidence. Answers are stored in `out` as
+    they are given; a later call with the same arguments goes on.
 
     Args:
         model: a checkpoint's folder or Hub id, as for `internvlx chat`.
         images: files, folders, patterns, PDFs (each page is an image) or Pillow images.
         say: called with each line of information for the user.
         revision: branch, tag or commit on the Hub; `device`, `dtype`, `attn_implementation`: see `chat.Choice`.
-        options: fields of [`TuneOptions`]: `question`, `data`, `keep`, `out`, `save`, `accept_estimate`, `overwrite`, `skip_broken`,
-            `most`, `metric`, `batch_size`, `max_new_tokens`; further arguments of `generate`, without sampling and beams.
+        options: fields of [`TuneOptions`]: `question`, `data`, `keep`, `out`, `save`, `accept_estimate`, `overwrite`,
+            `skip_broken`, `most`, `metric`, `batch_size`, `max_new_tokens`; further arguments of `generate`, without
+            sampling and beams.
 
     Raises:
         ValueError: if an argument is invalid or images cannot be read. This is checked before the model is loaded.
@@ -263,8 +264,8 @@ def training_hint(costs: Costs) -> str:
         return "Training a smaller projector could save more: see `internvlx convert --help`."
     options = f"--projector {projector} --downsample-ratio 1/{round(1 / ratio)}"
     return (
-        f"Training could save: `internvlx convert` with {options}, then `internvlx train`, takes {scaled(flops, FLOP_UNITS)} "
-        f"instead of {scaled(costs.flops(OWN), FLOP_UNITS)}."
+        f"Training could save: `internvlx convert` with {options}, then `internvlx train`, takes "
+        f"{scaled(flops, FLOP_UNITS)} instead of {scaled(costs.flops(OWN), FLOP_UNITS)}."
     )
 
 
@@ -311,14 +312,17 @@ def _changed_images(report: TuneReport, items: Sequence[Item]) -> dict[str, PIL.
 
 
 def _save(report: TuneReport, model: str, options: TuneOptions, revision: str | None) -> None:
-    """Write a checkpoint whose image settings are the certified ones, the estimated ones if asked for, or the source's."""
+    """Write a checkpoint whose image settings are the certified ones, the estimated ones if asked for, or the
+    source's.
+    """
     settings, rests_on = report.recommended or {}, report.verdict
     if report.verdict != CERTIFIED:
         settings = settings if options.accept_estimate else {}
         rests_on = "estimate" if settings else "source"
     words = {
         CERTIFIED: "The image settings are those that `internvlx tune` certified.",
-        "estimate": "The image settings are those that `internvlx tune` recommended by an estimate; they are not certified.",
+        "estimate": "The image settings are those that `internvlx tune` recommended by an estimate; they are not "
+        "certified.",
         "source": "The image settings are the source's: `internvlx tune` certified no cheaper ones.",
     }[rests_on]
     note = f"{words} It reported: {'; '.join(report.sentences)}."

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""How well an answer matches a reference, by two of the measures of `evaluation.BENCHMARKS`, under their names in lmms-eval."""
+"""How well an answer matches a reference, by two of the measures of `evaluation.BENCHMARKS`, under their names in
+lmms-eval.
+"""
 
 ANLS_THRESHOLD = 0.5
 

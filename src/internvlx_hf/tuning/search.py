@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The search for the cheapest setting under which enough images keep their answers: coordinate descent, successive halving."""
+"""The search for the cheapest setting under which enough images keep their answers: coordinate descent, successive
+halving.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,8 +36,9 @@ def rungs(count: int) -> list[int]:
 def halve(candidates: Sequence[ImageSettings], count: int, allowed: int, measure: Measure) -> ImageSettings | None:
     """The cheapest candidate, of a list from the cheapest up, under which at most `allowed` of `count` images change.
 
-    Each rung tries the candidates that are left on more images. It drops those that have changed too many, for good, and of the
-    others the dearer half. Those come back only if all cheaper ones fail, so that halving costs no candidate.
+    Each rung tries the candidates that are left on more images. It drops those that have changed too many, for good,
+    and of the others the dearer half. Those come back only if all cheaper ones fail, so that halving costs no
+    candidate.
     """
     failed: set[ImageSettings] = set()
     while pool := [each for each in candidates if each not in failed]:
@@ -53,7 +56,8 @@ def halve(candidates: Sequence[ImageSettings], count: int, allowed: int, measure
 
 
 def search(costs: Costs, count: int, allowed: int, measure: Measure) -> ImageSettings:
-    """Coordinate descent from the model's own settings: along each image setting to the cheapest value that passes, in turn.
+    """Coordinate descent from the model's own settings: along each image setting to the cheapest value that passes, in
+    turn.
 
     Returns:
         The chosen setting, which is the model's own where nothing cheaper passes.
@@ -71,7 +75,9 @@ def search(costs: Costs, count: int, allowed: int, measure: Measure) -> ImageSet
 
 
 def handful(costs: Costs) -> list[ImageSettings]:
-    """Cheaper settings for a first look, one change each, the cheapest first: at most `HANDFUL`, evenly over their costs."""
+    """Cheaper settings for a first look, one change each, the cheapest first: at most `HANDFUL`, evenly over their
+    costs.
+    """
     found: list[ImageSettings] = []
     for axis in costs.axes:
         found += costs.cheaper(OWN, axis, {costs.all_tiles(each) for each in (OWN, *found)})

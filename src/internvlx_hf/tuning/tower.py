@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Encoding each tile once: the thumbnail is in every grid of an image, and several questions may be about one image."""
+"""Encoding each tile once: the thumbnail is in every grid of an image, and several questions may be about one
+image.
+"""
 
 import hashlib
 import time

@@ -1,9 +1,10 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL-X in vLLM, with tiles whose tokens change between layers: the plug-in of vLLM's entry point `vllm.general_plugins`.
+"""InternVL-X in vLLM, with tiles whose tokens change between layers: the plug-in of vLLM's entry point
+`vllm.general_plugins`.
 
-vLLM's scheduler and sampler work on one sequence, the long one, in which a tile has as many rows as it has tokens in the stage where
-it has most. A stage, the layers between two boundaries, runs on a part of its rows: all text, and of each tile the first rows, as
-many as it has tokens there.
+vLLM's scheduler and sampler work on one sequence, the long one, in which a tile has as many rows as it has tokens in
+the stage where it has most. A stage, the layers between two boundaries, runs on a part of its rows: all text, and of
+each tile the first rows, as many as it has tokens there.
 
 - `plugin.py` registers the model.
 - `options.py` sets the options that stages need and refuses those that they do not support.

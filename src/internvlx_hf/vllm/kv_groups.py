@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Separate KV cache groups for the stages, so that each has blocks for its own rows only.
 
-Cached prefixes end before a request's first image whose tokens change. Up to there, all stages have the same rows; after it, a block
-of one stage has other tokens than the block of another with the same number.
+Cached prefixes end before a request's first image whose tokens change. Up to there, all stages have the same rows;
+after it, a block of one stage has other tokens than the block of another with the same number.
 """
 
 from dataclasses import dataclass, fields
@@ -20,7 +20,9 @@ Prompts = dict[str, PromptRows]
 
 
 class StageManager(FullAttentionManager):
-    """Allocates blocks by `prompts`, which the scheduler sets. Without a request's prompt, blocks are for the long sequence."""
+    """Allocates blocks by `prompts`, which the scheduler sets. Without a request's prompt, blocks are for the long
+    sequence.
+    """
 
     prompts: Prompts = {}
 
@@ -40,7 +42,9 @@ class StageManager(FullAttentionManager):
 
 
 def reusable_length(prompt: PromptRows | None, tokens: int) -> int:
-    """Of the first `tokens` rows of a prompt, those whose blocks other requests can share: before an image that changes."""
+    """Of the first `tokens` rows of a prompt, those whose blocks other requests can share: before an image that
+    changes.
+    """
     return min(tokens, prompt.images[0].start) if prompt and prompt.images else tokens
 
 

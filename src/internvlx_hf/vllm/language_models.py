@@ -19,6 +19,6 @@ def require_language_model(model_type: str) -> None:
     """
     if model_type not in LANGUAGE_MODELS:
         raise ValueError(
-            f"internvlx-hf's plug-in for vLLM serves {', '.join(LANGUAGE_MODELS)}, but the language model is {model_type!r}. "
-            "Serve this model with `internvlx serve`."
+            f"internvlx-hf's plug-in for vLLM serves {', '.join(LANGUAGE_MODELS)}, but the language model is "
+            f"{model_type!r}. Serve this model with `internvlx serve`."
         )

@@ -1,7 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """InternVL-X for vLLM: this package's vision tower and projectors, and vLLM's language model in stages.
 
-Symbols are those of `modeling/lvtc.py`. A step has n rows of the long sequence, m of which belong to a stage; D is the width.
+Symbols are those of `modeling/lvtc.py`. A step has n rows of the long sequence, m of which belong to a stage; D is the
+width.
 """
 
 from collections.abc import Iterable
@@ -91,7 +92,9 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         return list(pairwise([0, *self.config.boundaries, len(self.language_model.model.layers)]))
 
     def _split_stages(self) -> list[list[str]]:
-        """Give the attention layers of each stage separate blocks; return for each stage the names of those whose rows are its own."""
+        """Give the attention layers of each stage separate blocks; return for each stage the names of those whose rows
+        are its own.
+        """
         names: list[list[str]] = []
         for stage, (start, end) in zip(self.stages, self._stage_layers(), strict=True):
             names.append([])
@@ -112,12 +115,16 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         return StagesState if self.config.boundaries else DefaultModelState
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list) -> tuple[torch.Tensor, int]:
-        """What vLLM carries for each row of a prompt, see `tile_rows.py`. It calls this only where tokens change between layers."""
+        """What vLLM carries for each row of a prompt, see `tile_rows.py`. It calls this only where tokens change
+        between layers.
+        """
         carried, delta = read_prompt(len(input_tokens), mm_features, self.config).carried(self.stages[0].radix)
         return carried.expand(3, -1), delta
 
     def embed_multimodal(self, **kwargs) -> list[torch.Tensor]:
-        """The embeddings of each image's placeholders, with LVTC's other tokens and the tiles' sizes, see `packing.py`."""
+        """The embeddings of each image's placeholders, with LVTC's other tokens and the tiles' sizes, see
+        `packing.py`.
+        """
         if kwargs.get("pixel_values") is None:
             return []
         pixel_values, tiles = kwargs["pixel_values"], kwargs["num_patches"].flatten().tolist()
@@ -133,7 +140,9 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
         is_multimodal: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """(n,) -> (n, D): embeddings of text, with HR tokens, or tokens of tiles that do not grow, at the placeholders."""
+        """(n,) -> (n, D): embeddings of text, with HR tokens, or tokens of tiles that do not grow, at the
+        placeholders.
+        """
         embeds, self.step_tiles = self.language_model.model.embed_tokens(input_ids), None
         if multimodal_embeddings is None or not len(multimodal_embeddings):
             return embeds

@@ -1,9 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """State of a model with stages in vLLM's Model Runner V2: their lengths and slots, in buffers that CUDA graphs read.
 
-In a step without images, all rows are in all stages. The metadata are built once per step, before the forward or the replay of a
-graph: the lengths are in a buffer of this class, the slots in vLLM's own. Steps with images run eagerly and build their metadata
-in the forward. With the V1 runner every step does so, and a graph repeats the computation.
+In a step without images, all rows are in all stages. The metadata are built once per step, before the forward or the
+replay of a graph: the lengths are in a buffer of this class, the slots in vLLM's own. Steps with images run eagerly
+and build their metadata in the forward. With the V1 runner every step does so, and a graph repeats the computation.
 """
 
 from typing import Any
@@ -53,8 +53,9 @@ class StagesState(DefaultModelState):
     def _position_drafts(self, channels: Any, batch: InputBatch, states: RequestState) -> None:
         """Give drafts that come with a prompt's last token the positions after it, as while decoding.
 
-        vLLM reads them past the end of the prompt's positions, where those of an earlier request may be. For its own models this
-        costs a draft; a stage's slots depend on positions, and its keys and values there would be overwritten.
+        vLLM reads them past the end of the prompt's positions, where those of an earlier request may be. For its own
+        models this costs a draft; a stage's slots depend on positions, and its keys and values there would be
+        overwritten.
         """
         row = torch.arange(channels.shape[1], device=channels.device, dtype=batch.query_start_loc.dtype)
         request = torch.searchsorted(batch.query_start_loc[1:], row, right=True).clamp(max=batch.num_reqs - 1)

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""vLLM's options for a checkpoint whose tiles change between layers: set those that it needs, and refuse unsupported ones before reading weights."""
+"""vLLM's options for a checkpoint whose tiles change between layers: set those that it needs, and refuse unsupported
+ones before reading weights.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -29,8 +31,8 @@ class InternVLXOptions(VerifyAndUpdateConfig):
         if any(size.has_lvtc and size.after < size.before for size in config.sizes):
             before, after = config.image_seq_length, config.expanded_image_seq_length
             raise ValueError(
-                f"LVTC in vLLM needs at least as many tokens per tile after the expansion as before, got {after} after "
-                f"{before} (`lvtc_config.downsample_ratio`={config.lvtc_config.downsample_ratio:g}, "
+                f"LVTC in vLLM needs at least as many tokens per tile after the expansion as before, got {after} "
+                f"after {before} (`lvtc_config.downsample_ratio`={config.lvtc_config.downsample_ratio:g}, "
                 f"`downsample_ratio`={config.downsample_ratio:g}). Serve this model with `internvlx serve`."
             )
         # makes vLLM keep positions per request; the layers read the text configuration, which does not have it
@@ -61,7 +63,7 @@ def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
     graphs = vllm_config.compilation_config.cudagraph_mode
     kinds = ("pipeline", "data", "decode_context", "prefill_context")
     parallel_sizes = {f"{name}_parallel_size": getattr(parallel, f"{name}_parallel_size", 1) for name in kinds}
-    budget = scheduler.max_num_scheduled_tokens
+    budget, threshold = scheduler.max_num_scheduled_tokens, scheduler.long_prefill_token_threshold
     drafts, sizes = speculative.num_speculative_tokens if speculative else 0, model.hf_config.sizes
     tile = min(long_rows(size) for size in sizes if size.boundary is not None)
     has_both = len({size.after > size.before for size in sizes if size.boundary is not None}) > 1
@@ -83,8 +85,7 @@ def unsupported_options(vllm_config: "VllmConfig") -> dict[str, bool]:
         "mm_encoder_only": bool(multimodal and multimodal.mm_encoder_only),
         f"scheduler_cls={scheduler.scheduler_cls!r}": scheduler.scheduler_cls is not None,
         "disable_hybrid_kv_cache_manager": bool(scheduler.disable_hybrid_kv_cache_manager),
-        f"long_prefill_token_threshold={scheduler.long_prefill_token_threshold}": scheduler.long_prefill_token_threshold
-        > 0,
+        f"long_prefill_token_threshold={threshold}": threshold > 0,
         f"max_num_scheduled_tokens={budget} below max_num_batched_tokens": bool(
             budget and budget < scheduler.max_num_batched_tokens
         ),

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """An image as one tensor with a row for each of its placeholders, since vLLM keeps no other. Nothing here needs vLLM.
 
-A row has a token of the width D of the language model, the HR token of a tile that grows, then c columns of this width for LR tokens,
-which fill the rows from the first one, and the index of the tile's size if a checkpoint offers several.
+A row has a token of the width D of the language model, the HR token of a tile that grows, then c columns of this width
+for LR tokens, which fill the rows from the first one, and the index of the tile's size if a checkpoint offers several.
 """
 
 import torch

@@ -11,8 +11,8 @@ OLDEST, TESTED, NEWEST = (0, 31), (0, 32), (0, 33)
 def register() -> None:
     """Register the model with vLLM. It can be called several times.
 
-    Nothing is registered with an unsupported version of vLLM. vLLM's transformers backend then serves checkpoints without LVTC,
-    and checkpoints with LVTC are refused. A version that did not run in the tests gets a warning.
+    Nothing is registered with an unsupported version of vLLM. vLLM's transformers backend then serves checkpoints
+    without LVTC, and checkpoints with LVTC are refused. A version that did not run in the tests gets a warning.
     """
     from vllm import __version__
 
@@ -44,9 +44,9 @@ def version_warning(version: str) -> str | None:
     if _minor(version) <= TESTED:
         return None
     return (
-        f"internvlx-hf was tested with vLLM {_name(OLDEST)}.0 to {_name(TESTED)}.x, and this is vLLM {version}. All that it uses of "
-        "vLLM has the same signatures there, but some of the code behind them changed: compare a few answers with "
-        "those of `internvlx serve`."
+        f"internvlx-hf was tested with vLLM {_name(OLDEST)}.0 to {_name(TESTED)}.x, and this is vLLM {version}. All "
+        "that it uses of vLLM has the same signatures there, but some of the code behind them changed: compare a few "
+        "answers with those of `internvlx serve`."
     )
 
 

@@ -1,11 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Turns images into tiles and placeholders with the checkpoint's image processor.
 
-A tile has as many placeholders as rows in the long sequence, see `tile_rows.py`. The start and end tokens around an image are text, so that an
-image's features are exactly its placeholders.
+A tile has as many placeholders as rows in the long sequence, see `tile_rows.py`. The start and end tokens around an
+image are text, so that an image's features are exactly its placeholders.
 
-With a budget of visual tokens, the tiles of an image depend on the request's other images. vLLM caches each image by itself, so
-the maximum of its tiles and their sizes become part of its name in the cache.
+With a budget of visual tokens, the tiles of an image depend on the request's other images. vLLM caches each image by
+itself, so the maximum of its tiles and their sizes become part of its name in the cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,8 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
     def image_settings(self, settings: Mapping[str, object]) -> dict[str, Any]:
         """The image settings of a request, those of [`ImageSettings`] among them.
 
-        They are the engine's `mm_processor_kwargs`, overridden by the request's. Both can be flat or under `images_kwargs`.
+        They are the engine's `mm_processor_kwargs`, overridden by the request's. Both can be flat or under
+        `images_kwargs`.
 
         Raises:
             ValueError: if a setting is unknown or out of range.
@@ -84,8 +85,8 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
         merged = _flat(self.ctx.get_merged_mm_kwargs({})) | _flat(settings)
         if (rule := merged.pop("merge_rule", "mean")) != "mean":
             raise ValueError(
-                f"merge_rule={rule!r} in mm_processor_kwargs, but vLLM merges by 'mean' only. Expected 'mean', or transformers' "
-                "`generate(merge_rule=...)` in place of vLLM."
+                f"merge_rule={rule!r} in mm_processor_kwargs, but vLLM merges by 'mean' only. Expected 'mean', or "
+                "transformers' `generate(merge_rule=...)` in place of vLLM."
             )
         known = {*InternVLXImageProcessor.valid_kwargs.__annotations__, *ImageSettings.names()}
         for name in merged.keys() - known:
@@ -101,8 +102,8 @@ class InternVLXProcessingInfo(BaseProcessingInfo):
         """The plan of each image of a request; None without images, or if nothing depends on plans.
 
         Raises:
-            ValueError: if the checkpoint does not offer a size, if the images do not fit the budget, or if an image has a budget
-                and is given by its UUID only.
+            ValueError: if the checkpoint does not offer a size, if the images do not fit the budget, or if an image
+                has a budget and is given by its UUID only.
         """
         settings, processor = self.image_settings(inputs.hf_processor_mm_kwargs), self.get_hf_processor()
         items = inputs.mm_data_items.get("image")

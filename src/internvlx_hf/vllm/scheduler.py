@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""vLLM schedulers for stages: images whose tokens change are not split between steps, and blocks follow each stage's own rows."""
+"""vLLM schedulers for stages: images whose tokens change are not split between steps, and blocks follow each stage's
+own rows.
+"""
 
 from vllm.config import VllmConfig
 from vllm.logger import init_logger

@@ -14,7 +14,8 @@ from vllm.v1.attention.backends.utils import subclass_attention_backend
 
 from .tile_rows import Rows, Stage
 
-# Backends that take lengths from the device: those on the host are the long sequence's, an upper bound, in steps without images.
+# Backends that take lengths from the device: those on the host are the long sequence's, an upper bound, in steps
+# without images.
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 
 
@@ -27,8 +28,8 @@ class StageInputs:
         common: of the long sequence, with the block table of the group.
         build: makes the backend's metadata of others.
         block_size: tokens in a block of that table.
-        prepared: the backend's metadata for a step without images, in buffers that outlive the step; None where the model's
-            forward builds them.
+        prepared: the backend's metadata for a step without images, in buffers that outlive the step; None where the
+            model's forward builds them.
     """
 
     stage: Stage
@@ -45,7 +46,9 @@ class StageInputs:
         return stage_metadata(self.common, Rows(None, numbers.clamp(max=capacity - 1), positions), self.block_size)
 
     def prepare(self, lengths: torch.Tensor, own: CommonAttentionMetadata) -> None:
-        """Write the lengths of `own` to the buffer `lengths`, its slots over vLLM's own, and build metadata of these."""
+        """Write the lengths of `own` to the buffer `lengths`, its slots over vLLM's own, and build metadata of
+        these.
+        """
         lengths = lengths[: len(own.seq_lens)].copy_(own.seq_lens)
         self.common.slot_mapping[: len(own.slot_mapping)].copy_(own.slot_mapping)
         self.prepared = self.build(_replaced(self.common, seq_lens=lengths), fast_build=False)
@@ -60,8 +63,8 @@ def stage_backend(backend: type[AttentionBackend], stage: Stage) -> type[Attenti
     """
     if backend.get_name() not in BACKENDS:
         raise ValueError(
-            f"LVTC in vLLM supports the attention backends {', '.join(BACKENDS)}, got {backend.get_name()}. Choose one with "
-            "`--attention-backend`."
+            f"LVTC in vLLM supports the attention backends {', '.join(BACKENDS)}, got {backend.get_name()}. Choose "
+            "one with `--attention-backend`."
         )
     builder: Any = backend.get_builder_cls()
 
@@ -75,7 +78,8 @@ def stage_backend(backend: type[AttentionBackend], stage: Stage) -> type[Attenti
             return self.build(0, common_attn_metadata)
 
         def build_now(self, common: CommonAttentionMetadata, fast_build: bool = True) -> Any:
-            # In the forward, `fast_build` leaves out what FlashAttention 3 schedules ahead: a CUDA graph could not repeat it.
+            # In the forward, `fast_build` leaves out what FlashAttention 3 schedules ahead: a CUDA graph could not
+            # repeat it.
             return super().build(0, common, fast_build=fast_build)
 
         @classmethod

@@ -1,10 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Which rows of a prompt each stage has, and their positions there. Nothing here needs vLLM.
 
-The long sequence, the one that vLLM knows, has for each tile as many rows as the tile has tokens in the stage where it has most. A
-tile that grows has late rows, which are there only after its boundary; one that shrinks has early rows, only before it. vLLM carries
-one number for each row, as all of M-RoPE's positions: the row's own number less the late rows before it, and less `radix` times the
-early ones. It continues to count them while it decodes, so that each step has both numbers of all its rows.
+The long sequence, the one that vLLM knows, has for each tile as many rows as the tile has tokens in the stage where it
+has most. A tile that grows has late rows, which are there only after its boundary; one that shrinks has early rows,
+only before it. vLLM carries one number for each row, as all of M-RoPE's positions: the row's own number less the late
+rows before it, and less `radix` times the early ones. It continues to count them while it decodes, so that each step
+has both numbers of all its rows.
 
 The sizes of an image's tiles end its name in vLLM's caches: the scheduler does not see more of an image.
 """
@@ -214,6 +215,8 @@ def read_rows(
 
 
 def _parents(place: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """The place in its tile of the first token that a token after the boundary is made of; anything where there is none."""
+    """The place in its tile of the first token that a token after the boundary is made of; anything where there is
+    none.
+    """
     m, n = (tokens.float().sqrt().round().long().clamp(min=1) for tokens in (before, after))
     return place // n * m // n * m + place % n * m // n

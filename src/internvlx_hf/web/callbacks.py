@@ -40,7 +40,9 @@ class Callbacks:
         self.shared, self.limits, self.uploads = shared, limits, uploads
 
     def draw_page(self, upload: str, number: float | None, client: str) -> str:
-        """Render a page of a PDF, numbered from 1. Returns: the path of its image, which counts as an upload of the client."""
+        """Render a page of a PDF, numbered from 1. Returns: the path of its image, which counts as an upload of the
+        client.
+        """
         png = self.limits.render_page(self.uploads.file(upload), number)
         return self.uploads.add(client, f"page-{number:.0f}.png", png)
 

@@ -26,8 +26,8 @@ STYLE = """
   padding: 10px 12px; background: var(--block-background-fill); color: var(--body-text-color); }
 .ix-card h3 { margin: 0; color: var(--ix-colour); font-size: 1.1em; display: flex; align-items: baseline; gap: 8px; }
 .ix-card h3 small { color: var(--body-text-color); opacity: 0.7; font-weight: normal; }
-.ix-card h3 .ix-used { margin-left: auto; opacity: 1; color: #fff; background: var(--ix-colour); border-radius: 8px; padding: 0 8px;
-  white-space: nowrap; }
+.ix-card h3 .ix-used { margin-left: auto; opacity: 1; color: #fff; background: var(--ix-colour); border-radius: 8px;
+  padding: 0 8px; white-space: nowrap; }
 .ix-card img { width: 100%; background: #fff; border-radius: 6px; margin: 8px 0; }
 .ix-card dl { display: grid; grid-template-columns: auto auto; gap: 2px 12px; margin: 0; }
 .ix-card dt { opacity: 0.7; }
@@ -48,8 +48,8 @@ def cards(image: PIL.Image.Image, costs: Sequence[SlicingCost], used: str, text_
     all_cards = "".join(_card(image, each, each.slicing == used) for each in costs)
     seconds = " The time to the first token assumes the speed of the latest answer." if costs[0].seconds else ""
     note = (
-        f"The image has {image.width} × {image.height} pixels. The prompt has the image and {text_tokens} tokens of text."
-        f"{seconds} Dashed: the thumbnail."
+        f"The image has {image.width} × {image.height} pixels. The prompt has the image and {text_tokens} tokens of "
+        f"text.{seconds} Dashed: the thumbnail."
     )
     return f'<div class="ix-cards">{all_cards}</div><p class="ix-note">{escape(note)}</p>'
 

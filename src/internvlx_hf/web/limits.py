@@ -44,7 +44,8 @@ class Limits(RequestBudget):
         """Open and decode an uploaded image, a file of [`Uploads`].
 
         Raises:
-            ValueError: if the image cannot be read or is too large. The message has the file's name, without its folder.
+            ValueError: if the image cannot be read or is too large. The message has the file's name, without its
+                folder.
         """
         self._check_bytes(file.name, file.stat().st_size)
         content = BytesIO(file.read_bytes())

@@ -1,8 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """A program that renders a page of a stranger's PDF. PDFium can need hours and all memory for a kilobyte, or crash.
 
-Arguments: the PDF's name, the page's number, the maximum number of pixels. Standard input: the PDF. Standard output: the page, a PNG.
-The exit status is `EXPECTED` if standard error has a message for the visitor.
+Arguments: the PDF's name, the page's number, the maximum number of pixels. Standard input: the PDF. Standard output:
+the page, a PNG. The exit status is `EXPECTED` if standard error has a message for the visitor.
 """
 
 import io

@@ -150,7 +150,8 @@ def _environment(folder: str) -> Iterator[None]:
 
 
 class _OnlyThePage:
-    """ASGI middleware that allows only the routes that the page needs, only uploads as files, and bodies of limited size.
+    """ASGI middleware that allows only the routes that the page needs, only uploads as files, and bodies of limited
+    size.
 
     Gradio itself would fetch URLs for any client (`file=https://...`, `proxy=`) and accept any number of uploads.
     """

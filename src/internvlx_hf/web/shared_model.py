@@ -76,7 +76,9 @@ class SharedModel:
     def costs(
         self, size: tuple[int, int], settings: ImageSettings, text_tokens: int = TEXT_TOKENS
     ) -> list[SlicingCost]:
-        """The cost of an upright image of (width, height) pixels under each slicing strategy, with the same other settings."""
+        """The cost of an upright image of (width, height) pixels under each slicing strategy, with the same other
+        settings.
+        """
         found = []
         for slicing in reversed(SLICING_STRATEGIES):
             model = CostModel(self._setup(self.answerer(replace(settings, slicing=slicing))), text_tokens)
@@ -96,7 +98,8 @@ class SharedModel:
         settings: ImageSettings,
         max_new_tokens: int,
     ) -> Iterator[tuple[str, Turn | None]]:
-        """Ask a question in a conversation. The model gives one answer at a time, and an answer stops with its iterator.
+        """Ask a question in a conversation. The model gives one answer at a time, and an answer stops with its
+        iterator.
 
         Yields:
             The answer so far and None; at the end, the answer and its turn.
@@ -158,7 +161,9 @@ class SharedModel:
         max_new_tokens: int,
         budget: RequestBudget,
     ) -> tuple[ModelSetup, dict[str, str]]:
-        """The model with the settings of a request, and its answers at each size of a tile, see [`answer_at_sizes`]."""
+        """The model with the settings of a request, and its answers at each size of a tile, see
+        [`answer_at_sizes`].
+        """
         answerer = self.answerer(replace(settings, tokens_per_tile=None))
         with self._lock:
             return self._setup(answerer), answer_at_sizes(answerer, image, question, max_new_tokens, budget)

@@ -1,5 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The folder of uploads: which of its files a request may name, how much a client may send, and when files are deleted."""
+"""The folder of uploads: which of its files a request may name, how much a client may send, and when files are
+deleted.
+"""
 
 import math
 import os
@@ -64,7 +66,9 @@ class Uploads:
         )
 
     def add(self, client: str, name: str, content: bytes) -> str:
-        """Store a file as an upload of this client. Returns: its path. Raises: ValueError: if it has uploaded too much."""
+        """Store a file as an upload of this client. Returns: its path. Raises: ValueError: if it has uploaded too
+        much.
+        """
         if refused := self.refusal(client, len(content)):
             raise ValueError(refused)
         path = Path(tempfile.mkdtemp(dir=self.folder), name)
