@@ -64,7 +64,7 @@ def test_everything_that_is_missing_is_named_at_once(folder):
 
 
 INDEX = "model.safetensors.index.json"
-FIRST, SECOND = (f"model-0000{i}-of-00008.safetensors" for i in (1, 2))
+FIRST, SECOND = (f"model-0000{i}-of-00007.safetensors" for i in (1, 2))
 NORM = "model.language_model.norm.weight"
 
 
@@ -160,7 +160,7 @@ def test_dry_run_lists_files_and_sizes_and_sends_nothing(folder, capsys, monkeyp
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: pytest.fail("something was sent"))
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     *files, total = internvlx(capsys, "push", folder, "you/model", "--dry-run").out.splitlines()
-    assert "  250.6 kB  model-00005-of-00008.safetensors" in files
+    assert "  250.6 kB  model-00005-of-00007.safetensors" in files
     assert total.endswith(f"in {len(files)} files, nothing was sent")
     assert any(line.endswith("README.md") for line in files)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
