@@ -137,12 +137,12 @@ def dial_logits(model, input_ids, pixel_values=None, tile_sizes=None, merge=_mea
                     lr = f"lvtc.lr_projectors.{lvtc.insertion_layers.index(index)}"
                     segments[number] = (rows + project(lr, tile, size.before), tile)
                 continue
-            where = positions[number]
+            where, places = positions[number], None
             if size.has_lvtc:
                 grown = one_file.upsample2d(rows, isqrt(size.before), isqrt(size.after), lvtc.upsample_mode)
                 segments[number] = (grown + project("lvtc.hr_projector", tile, size.after), tile)
             else:
-                merged, places = merge(rows, size.before, size.after), None
+                merged = merge(rows, size.before, size.after)
                 if isinstance(merged, tuple):
                     merged, places = merged
                 segments[number] = (merged, tile)
