@@ -334,7 +334,8 @@ class InternVLXConfig(PretrainedConfig):
     @property
     def boundaries(self) -> list[int]:
         """The layers before which the number of tokens of a tile may change, in ascending order."""
-        return sorted({size.boundary for size in self.sizes if size.boundary is not None})
+        k = None if self.lvtc_config is None else self.lvtc_config.expand_layer
+        return sorted({layer for layer in (k, self.merge_layer) if layer is not None})
 
     @property
     def tile_size(self) -> int:

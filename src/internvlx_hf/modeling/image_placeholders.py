@@ -16,35 +16,42 @@ from .outputs import CACHE
 logger = logging.get_logger(__name__)
 
 
-def check_placeholders(placeholders: torch.Tensor, tokens: Sequence[int], is_chunked: bool) -> None:
+def check_placeholders(placeholders: torch.Tensor, tokens: Sequence[int] | torch.Tensor, is_chunked: bool) -> None:
     """Check that every tile has its placeholders.
 
     Args:
         placeholders: (B, L) bool.
-        tokens: N₁² of each tile.
+        tokens: N₁² of each tile; or (tiles, N₁², D), the tokens of tiles that have as many each.
         is_chunked: whether a single "tile" may hold the tokens of several, as `generate`'s chunked prefill slices
             them.
 
     Raises:
         ValueError: if the number of placeholders is wrong, in the whole prompt or in a row.
     """
-    counts, is_uniform = placeholders.sum(-1), len(set(tokens)) == 1
-    matches = counts.sum() == sum(tokens)
-    if not is_uniform:  # every row must end with a tile
+    counts = placeholders.sum(-1)
+    each: int | None
+    if isinstance(tokens, torch.Tensor):
+        tiles, each = tokens.shape[:2]  # `len` would make the number of tiles a constant of an exported model
+        total = tiles * each
+    else:
+        tiles, each, total = len(tokens), tokens[0] if len(set(tokens)) == 1 else None, sum(tokens)
+    matches = counts.sum() == total
+    if each is None:  # every row must end with a tile
         ends = torch.tensor([0, *accumulate(tokens)], device=counts.device)
         matches &= torch.isin(counts.cumsum(0), ends).all()
-    elif len(tokens) > 1 or not is_chunked:
-        matches &= (counts % tokens[0] == 0).all()
-    each = f"{len(tokens)} tiles of {' or '.join(map(str, dict.fromkeys(tokens)))} tokens"
-    whole = f"a multiple of {tokens[0]}" if is_uniform else "those of whole tiles"
-    torch_compilable_check(
-        matches,
-        lambda: (
-            f"Image features and image tokens do not match: {each} need "
-            f"{sum(tokens)} image placeholders, {whole} in every row, but the rows of the prompt have "
+    elif tiles > 1 or not is_chunked:
+        matches &= (counts % each == 0).all()
+
+    def message() -> str:
+        kinds = dict.fromkeys(tokens) if each is None else [each]
+        whole = "those of whole tiles" if each is None else f"a multiple of {each}"
+        return (
+            f"Image features and image tokens do not match: {tiles} tiles of {' or '.join(map(str, kinds))} "
+            f"tokens need {total} image placeholders, {whole} in every row, but the rows of the prompt have "
             f"{counts.tolist()}."
-        ),
-    )
+        )
+
+    torch_compilable_check(matches, message)
 
 
 def warn_about_placeholders(

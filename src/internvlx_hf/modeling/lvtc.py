@@ -40,7 +40,7 @@ from .merge_mean import merge_mean
 from .merge_rules import SCORED_RULES, MergeRule, find_rule
 from .merge_scores import last_token_scores
 from .outputs import CACHE
-from .projector import project_tiles
+from .projector import project, project_tiles
 from .projectors import build_projector
 from .tile_sizes import TileSize
 from .tile_tokens import ImageTokens, Tokens, flat, take
@@ -79,7 +79,7 @@ class LVTC(nn.Module):
         )
 
     def project(
-        self, features: torch.Tensor, layers: Sequence[torch.Tensor], sizes: Sequence[TileSize]
+        self, features: torch.Tensor, layers: Sequence[torch.Tensor], sizes: Sequence[TileSize] | None
     ) -> list[Tokens]:
         """(tiles, 1 + S², C) features, CLS first -> T − 1 entries of N₁² tokens per tile, then the HR tokens, N₂² per
         tile.
@@ -88,8 +88,11 @@ class LVTC(nn.Module):
 
         Args:
             layers: see [`projector.project`].
-            sizes: those of the tiles.
+            sizes: those of the tiles; None for the only one.
         """
+        if sizes is None:
+            own = [*self.lr_projectors, *([] if self.hr_projector is None else [self.hr_projector])]
+            return [project(projector, features, layers) for projector in own]
         if not any(size.has_lvtc for size in sizes):
             return []
         grid = self.config.patch_grid
@@ -161,25 +164,28 @@ class LVTC(nn.Module):
         """
         boundaries, sizes = self.config.boundaries, tokens.sizes
         rows = row_map.take_tiles(hidden_states)
+        of_rows = None if scores is None else row_map.take_tiles(scores.unsqueeze(-1)).squeeze(-1)  # [R₁]
+        if len(sizes) == 1:  # that all tiles have
+            size, shape = sizes[0], (len(tokens.counts), sizes[0].in_stages(boundaries)[stage - 1])
+            tiles = rows.unflatten(0, shape)
+            if size.boundary == boundaries[stage - 1]:
+                own = None if of_rows is None or size.has_lvtc else of_rows.unflatten(0, shape)
+                hr = tokens.hr if tokens.hr is None else take(tokens.hr, list(range(len(tokens.hr))))
+                tiles, later = self.resize(tiles, size, hr if size.has_lvtc else None, rule, own)
+                if moved is not None and later is not None:
+                    moved |= dict(enumerate(later))
+            return row_map.place(hidden_states.flatten(0, 1), tiles.flatten(0, 1))
         counts = [size.in_stages(boundaries)[stage - 1] for size in sizes]
-        parts: Tokens = (
-            rows.unflatten(0, (len(sizes), counts[0])) if len(set(sizes)) == 1 else list(rows.split(counts))
-        )
+        parts = list(rows.split(counts))
         for size in dict.fromkeys(size for size in sizes if size.boundary == boundaries[stage - 1]):
             index = [tile for tile, own in enumerate(sizes) if own == size]
             hr = take(tokens.hr, index) if size.has_lvtc and tokens.hr is not None else None
-            of_size = None
-            if scores is not None and not size.has_lvtc:
-                of_rows = row_map.take_tiles(scores.unsqueeze(-1)).squeeze(-1)  # [R₁]
-                of_size = take(list(of_rows.split(counts)), index)
+            of_size = None if of_rows is None or size.has_lvtc else take(list(of_rows.split(counts)), index)
             resized, later = self.resize(take(parts, index), size, hr, rule, of_size)
             if moved is not None and later is not None:
                 moved |= dict(zip(index, later, strict=True))
-            if isinstance(parts, list):
-                for tile, new in zip(index, resized, strict=True):
-                    parts[tile] = new
-            else:
-                parts = resized
+            for tile, new in zip(index, resized, strict=True):
+                parts[tile] = new
         return row_map.place(hidden_states.flatten(0, 1), flat(parts))
 
 
@@ -211,7 +217,7 @@ def run_layers(
     types = attention_types(language_model.config)
     adds = image_tokens is not None and len(image_tokens.lr) > 0
     insertion_layers = lvtc.config.lvtc_config.insertion_layers if adds else []
-    scores, moved = None, dict[int, torch.Tensor]()
+    scores, moved = None, {}  # type: ignore[var-annotated]
     scored = scored_layers(rule, image_tokens)
     for stage, layers in enumerate(plan.split(range(len(types)))):
         layout = plan.layouts[stage]
@@ -258,7 +264,7 @@ def _with_moved(
         moved: by tile, how much later each of its tokens stands than its block's first.
     """
     device = next(iter(moved.values())).device
-    counts = [size.in_stages(boundaries)[stage] for size in tokens.sizes]
+    counts = [size.in_stages(boundaries)[stage] for size in tokens.of_tiles]
     none = torch.zeros(max(counts), dtype=torch.long, device=device)
     later = torch.cat([moved.get(tile, none[:count]) for tile, count in enumerate(counts)])
     return replace(

@@ -333,7 +333,8 @@ def _continue(config: InternVLXConfig, layout: Layout, memories: Memories, cache
         flags = read_on_host(any=hidden.any(), later=hidden[:, length:].any(), left=is_prefix(hidden))
         hides, later, is_left = flags.any, flags.later, flags.left
     layouts = [_with_mask(layout, mask, hides, is_left)]
-    keeps = any(size.keeps_positions for size in config.sizes)
+    lvtc = config.lvtc_config
+    keeps = config.merge_layer is not None or (lvtc is not None and lvtc.expanded_positions == "kept")
     for memory in memories:
         stage_mask = mask if isinstance(mask, dict) else memory.extend_mask(_require_2d(mask), columns)
         stage = replace(

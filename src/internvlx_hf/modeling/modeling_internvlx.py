@@ -37,7 +37,7 @@ from .outputs import (
     deprecates_other_name,
     one_cache,
 )
-from .projector import Projector, project_tiles
+from .projector import Projector, project, project_tiles
 from .projectors import build_projector
 from .router_loss import balancing_loss
 from .text_batches import TextBatchMixin
@@ -133,7 +133,10 @@ class InternVLXModel(InternVLXPreTrainedModel):
             ValueError: if the tiles do not have the model's size, or there is no such size.
         """
         self._check_tiles(pixel_values)
-        sizes = [self.config.sizes[number] for number in read_sizes(self.config, tile_sizes, len(pixel_values))]
+        sizes = None
+        if tile_sizes is not None or self.config.tokens_per_tile is not None:
+            numbers, offered = read_sizes(self.config, tile_sizes, len(pixel_values)), self.config.sizes
+            sizes = None if self.config.tokens_per_tile is None else [offered[number] for number in numbers]
         kwargs.pop("image_grid_thw", None)  # type: ignore[typeddict-item]  # vLLM passes everything that the processor returned
         layer, others = self.config.vision_feature_layer, self.config.projector_config.token_packer_layers or []
         wanted = sorted({*others, *([] if layer == -1 else [layer])})
@@ -143,7 +146,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         features = projected_features(self.config, vision_outputs)  # [tiles, 1 + S², C]
         layers = [vision_outputs.hidden_states[i][:, -(self.config.patch_grid**2) :] for i in others]
         tokens, later = self._project(features, layers, sizes)
-        if tile_sizes is not None:
+        if tile_sizes is not None and sizes is not None:
             later.append(torch.as_tensor(tile_sizes, device=features.device))
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
@@ -154,7 +157,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         )
 
     def _project(
-        self, features: torch.Tensor, layers: list[torch.Tensor], sizes: list[TileSize]
+        self, features: torch.Tensor, layers: list[torch.Tensor], sizes: list[TileSize] | None
     ) -> tuple[Tokens, list[Tokens]]:
         """The first projector's tokens, and those of LVTC's.
 
@@ -164,8 +167,11 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
         Args:
             features, layers: (tiles, 1 + S², C) and (tiles, S², C) each.
-            sizes: the tiles'.
+            sizes: the tiles'; None for the only one.
         """
+        if sizes is None:
+            later = [] if self.lvtc is None else self.lvtc.project(features, layers, None)
+            return project(self.multi_modal_projector, features, layers), later
         config, tiles = self.config, len(sizes)
         others: list[TileSize] = []
         if (self.training and torch.is_grad_enabled()) or (_world_size() > 1 and not runs_in_engine(config)):
@@ -208,6 +214,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         layout: Layout,
         placeholders: torch.Tensor,
         sizes: list[TileSize],
+        num_tiles: int,
         cache: Cache | None,
         trains: bool,
         use_cache: bool | None = None,
@@ -217,8 +224,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
         The host reads the placeholders only here, so that a compiled forward has a single graph break.
         """
+        sizes = sizes if len(sizes) > 1 else sizes * num_tiles
         check_placeholders(placeholders, [size.before for size in sizes], is_chunked=False)
-
         tiles = Tiles.of(placeholders, sizes, self.config.boundaries)
         use_cache = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
         pads_left = cache is not None or (bool(use_cache) and not trains)
@@ -327,13 +334,14 @@ class InternVLXModel(InternVLXPreTrainedModel):
             images = self._encode_images(pixel_values, mm_encoder_outputs, tile_sizes)
         if images is not None:
             image_tokens = read_image_tokens(self.config, images, inputs_embeds)
-
+            if self.lvtc is None and image_tokens.changes:
+                refuse_sizes(self.config)
         # without it, tiles are rows like any others
-        will_expand = image_tokens is not None and any(size.boundary is not None for size in image_tokens.sizes)
-        if will_expand and self.lvtc is None:
-            refuse_sizes(self.config)
+        will_expand = (self.lvtc is not None and image_tokens is not None) and (
+            self.config.tokens_per_tile is None or image_tokens.changes
+        )
         if kwargs.get("cu_seq_lens_q") is not None:
-            warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens.sizes))
+            warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens.counts))
         layout = read_layout(
             self.config, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs, will_expand
         )
@@ -344,7 +352,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
         else:
             placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)  # [B, L]
             if will_expand:
-                plan = self._plan_tiles(layout, placeholders, image_tokens.sizes, past_key_values, trains, **kwargs)
+                tiles = image_tokens.sizes, len(image_tokens.counts)
+                plan = self._plan_tiles(layout, placeholders, *tiles, past_key_values, trains, **kwargs)
             else:
                 check_placeholders(placeholders, image_tokens.counts, is_chunked=pixel_values is None)
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), image_tokens.rows)  # [B, L, D]

@@ -40,25 +40,35 @@ class ImageTokens:
     """The tokens of a prompt's tiles.
 
     Args:
-        sizes: each tile's.
-        counts: each tile's number of placeholders.
+        sizes: each tile's, or one that all have.
+        counts: each tile's number of placeholders; or (tiles, N₁², D), tokens, if all have as many.
         rows: (R₁, D), V_LR[0], the tokens that replace the placeholders.
         lr: V_LR[1:], T − 1 entries of N₁² tokens for each tile; the j-th is added before layer s + i·j.
         hr: V_HR, N₂² tokens for each tile that LVTC expands; None without an HR projector.
     """
 
     sizes: list[TileSize]
-    counts: list[int]
+    counts: list[int] | torch.Tensor
     rows: torch.Tensor
     lr: Sequence[Tokens] = ()
     hr: Tokens | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the number of a tile's tokens changes between layers."""
+        return any(size.boundary is not None for size in self.sizes)
+
+    @property
+    def of_tiles(self) -> list[TileSize]:
+        """The size of each tile."""
+        return self.sizes if len(self.sizes) > 1 else self.sizes * len(self.counts)
 
     def in_stage(self, number: int, stage: int, boundaries: Sequence[int]) -> torch.Tensor:
         """(R, D), an entry of `lr` for all tiles' rows in a stage, zeros where a tile has none."""
         tokens = self.lr[number]
         if isinstance(tokens, torch.Tensor):
             return tokens.flatten(0, 1)
-        rows = [size.in_stages(boundaries)[stage] for size in self.sizes]
+        rows = [size.in_stages(boundaries)[stage] for size in self.of_tiles]
         return torch.cat(
             [own if len(own) else own.new_zeros(n, own.shape[1]) for own, n in zip(tokens, rows, strict=True)]
         )
@@ -94,12 +104,14 @@ def read_image_tokens(
         ValueError: if a tensor is missing or does not have an entry with the right number of tokens for each tile.
     """
     first, later = images.pooler_output, list(images.deepstack_features or [])
+    rows = flat(first).to(embeddings.device, embeddings.dtype)  # type: ignore[arg-type]
+    if config.tokens_per_tile is None:  # nothing that depends on the number of tiles is read on the host
+        return _of_the_only_size(config, first, later, rows)  # type: ignore[arg-type]
     numbers = None
     if later and not later[-1][0].is_floating_point():
         numbers = torch.stack(list(later.pop())).flatten()
     offered, tiles = config.sizes, len(first)  # type: ignore[arg-type]
     sizes = [offered[number] for number in read_sizes(config, numbers, tiles)]
-    rows = flat(first).to(embeddings.device, embeddings.dtype)  # type: ignore[arg-type]
     counts = [len(tokens) for tokens in first]  # type: ignore[union-attr]
     if not config.boundaries:
         return ImageTokens(sizes, counts, rows)
@@ -109,9 +121,29 @@ def read_image_tokens(
     expected = before + [[size.after * size.has_lvtc for size in sizes]] * has_hr
     got = [[len(tokens) for tokens in entry] for entry in (first, *later)]  # type: ignore[union-attr]
     if got != expected:
-        shapes = [[(len(entry), *dict.fromkeys(entry)) for entry in entries] for entries in (expected, got)]
-        raise ValueError(
-            f"LVTC needs `pooler_output` and `deepstack_features` of (tiles, tokens) {shapes[0]}, got {shapes[1]}. "
-            "Pass them as `get_image_features` returns them."
-        )
+        _refuse(*([[(len(entry), *dict.fromkeys(entry)) for entry in entries] for entries in (expected, got)]))
     return ImageTokens(sizes, counts, rows, later[:num_lr], later[-1] if has_hr else None)
+
+
+def _of_the_only_size(
+    config: InternVLXConfig, first: torch.Tensor, later: list[torch.Tensor], rows: torch.Tensor
+) -> ImageTokens:
+    """The tokens of a model without a list of sizes: (tiles, N², D) each."""
+    lvtc = config.lvtc_config
+    if lvtc is None:
+        return ImageTokens([TileSize(first.shape[1], first.shape[1])], first, rows)
+    size = config.sizes[0]
+    num_lr, has_hr = lvtc.num_lr_projectors - 1, lvtc.hr_projector_type is not None
+    tiles = first.shape[0]
+    expected = [(tiles, size.before)] * (1 + num_lr) + [(tiles, size.after)] * has_hr
+    got = [tuple(tokens.shape[:2]) for tokens in (first, *later)]
+    if got != expected:
+        _refuse(expected, got)
+    return ImageTokens([size], first, rows, later[:num_lr], later[-1] if has_hr else None)
+
+
+def _refuse(expected: list, got: list) -> None:
+    raise ValueError(
+        f"LVTC needs `pooler_output` and `deepstack_features` of (tiles, tokens) {expected}, got {got}. Pass them as "
+        "`get_image_features` returns them."
+    )

@@ -20,7 +20,7 @@ def pack_tiles(config: InternVLXConfig, tokens: ImageTokens) -> list[torch.Tenso
 
 
 def _pack(config: InternVLXConfig, tokens: ImageTokens, tile: int, first: torch.Tensor) -> torch.Tensor:
-    size, columns = tokens.sizes[tile], _columns(config)
+    size, columns = tokens.of_tiles[tile], _columns(config)
     width = first.shape[1]
     parts = [first, first.new_zeros(len(first), columns * width)]
     if size.has_lvtc:

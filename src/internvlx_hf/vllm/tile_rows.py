@@ -190,7 +190,7 @@ def read_rows(
     places = [stage.places(rows, carried) for stage in stages]
     if tiles is None:
         return [Rows(None, *own) for own in places], []
-    sizes, device = tiles.tokens.sizes, rows.device
+    sizes, device = tiles.tokens.of_tiles, rows.device
     as_tensor = partial(torch.tensor, device=device)
     longest = as_tensor([long_rows(size) for size in sizes])
     first = longest.cumsum(0) - longest
