@@ -146,9 +146,9 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "OpenGVLab").mkdir()
     write_checkpoint(tmp_path / "OpenGVLab/InternVL2-8B", raw)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for name in ("photo.jpg", "page.png", "1.png", "2.png", "photos/a.jpg", "scans/a.png"):
+    for name in ("photo.jpg", "page.png", "1.png", "2.png", "photos/a.jpg", "photos/b.jpg", "scans/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (60, 40), "white").save(tmp_path / name)
+        Image.new("RGB", (60, 40), "gray" if name == "photos/b.jpg" else "white").save(tmp_path / name)
     (tmp_path / "clip.mp4").write_bytes(numbered_video())
     (tmp_path / "data").mkdir()
     question = {"from": "human", "value": "<image>\nWhat is this?"}

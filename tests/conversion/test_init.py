@@ -359,7 +359,7 @@ def _gguf(parts):
         (_without_a_tensor, {}, "missing: language_model:model.norm.weight"),
         (lambda parts: None, {"template": "chatml"}, "template='chatml' … one of internlm2-chat"),
         (lambda parts: None, {"projector": {"projector_type": "pvtc", "num_heads": 7}}, "num_heads`=7 does not divide"),
-        (lambda parts: None, {"projector": "mlp"}, "projector='mlp' … one of 'pvtc'"),
+        (lambda parts: None, {"projector": "mlp"}, "projector='mlp' … 'pvtc'"),
         (lambda parts: None, {"downsample_ratio": 0.3}, "downsample_ratio"),
         (lambda parts: None, {"lvtc": {"expand_layer": 9}}, "expand_layer"),
         (lambda parts: parts.update(vision="no/such-folder"), {}, "no/such-folder"),

@@ -1,5 +1,7 @@
 """Where a canvas draws, in inches from the left and the top of the slide."""
 
+import sys
+
 from internvlx_hf.cli import main
 from internvlx_hf.pictures.canvas import Box, Canvas
 
@@ -20,6 +22,6 @@ def test_a_box_in_a_box_is_centred_and_keeps_its_shape():
 
 def test_a_slide_is_titled_by_the_image_s_file(photo, tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr("internvlx_hf.pictures.canvas.save", lambda figure, out: found.append(figure))
+    monkeypatch.setattr(sys.modules[Canvas.__module__], "save", lambda figure, out: found.append(figure))
     assert main(["show", str(photo), "--out", str(tmp_path / "out.png")]) == 0
     assert "photo.png, 128 × 96 pixels" in [text.get_text() for text in found[0].axes[0].texts]

@@ -491,7 +491,7 @@ def test_boxes_of_the_model_s_own_answer_are_drawn(tmp_path, monkeypatch, capsys
         (["--boxes", BOXES, "--attention"], "--attention and --boxes are two figures"),
         (
             ["--boxes", BOXES, "--question", "Where?"],
-            "--question and --max-new-tokens need --attention, or --boxes without",
+            "--question and --max-new-tokens need --attention, --sizes, or --boxes without",
         ),
         (["--boxes", "--question", "Where?"], "--boxes needs weights, but 'internvl-x-2b' is a preset"),
         (["--boxes", BOXES, "--text-tokens", "3"], "do not apply to --boxes, which draws no cost"),
