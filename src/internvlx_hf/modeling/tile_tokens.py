@@ -106,7 +106,7 @@ def read_image_tokens(
     first, later = images.pooler_output, list(images.deepstack_features or [])
     rows = flat(first).to(embeddings.device, embeddings.dtype)  # type: ignore[arg-type]
     if config.tokens_per_tile is None:  # nothing that depends on the number of tiles is read on the host
-        return _of_the_only_size(config, first, later, rows)  # type: ignore[arg-type]
+        return _of_the_only_size(config, *map(of_one_size, (first, *later)), rows=rows)  # type: ignore[arg-type]
     numbers = None
     if later and not later[-1][0].is_floating_point():
         numbers = torch.stack(list(later.pop())).flatten()
@@ -125,9 +125,7 @@ def read_image_tokens(
     return ImageTokens(sizes, counts, rows, later[:num_lr], later[-1] if has_hr else None)
 
 
-def _of_the_only_size(
-    config: InternVLXConfig, first: torch.Tensor, later: list[torch.Tensor], rows: torch.Tensor
-) -> ImageTokens:
+def _of_the_only_size(config: InternVLXConfig, first: torch.Tensor, *later: Tokens, rows: torch.Tensor) -> ImageTokens:
     """The tokens of a model without a list of sizes: (tiles, N², D) each."""
     lvtc = config.lvtc_config
     if lvtc is None:
@@ -136,7 +134,7 @@ def _of_the_only_size(
     num_lr, has_hr = lvtc.num_lr_projectors - 1, lvtc.hr_projector_type is not None
     tiles = first.shape[0]
     expected = [(tiles, size.before)] * (1 + num_lr) + [(tiles, size.after)] * has_hr
-    got = [tuple(tokens.shape[:2]) for tokens in (first, *later)]
+    got = [tuple(each.shape[:2]) if isinstance(each, torch.Tensor) else (len(each),) for each in (first, *later)]
     if got != expected:
         _refuse(expected, got)
     return ImageTokens([size], first, rows, later[:num_lr], later[-1] if has_hr else None)
