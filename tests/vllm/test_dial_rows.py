@@ -87,17 +87,18 @@ def step(model):
 
 def test_packed_tiles_are_unpacked_as_they_were(model, step):
     packed, tokens, found = step.packed, step.tokens, step.tiles.tokens
-    changing = [i for i, size in enumerate(tokens.sizes) if size.boundary is not None]
-    assert found.sizes == [tokens.sizes[i] for i in changing]
-    rows = tokens.rows.split(tokens.counts)
+    sizes = tokens.of_tiles
+    changing = [i for i, size in enumerate(sizes) if size.boundary is not None]
+    assert found.sizes == [sizes[i] for i in changing]
+    rows = tokens.rows.split([size.before for size in sizes])
     assert torch.equal(found.rows, torch.cat([rows[i] for i in changing]))
     for entry, wanted in zip(found.lr, tokens.lr, strict=True):
         assert all(torch.equal(own, wanted[i]) for own, i in zip(entry, changing, strict=True))
     assert (found.hr is None) == (tokens.hr is None)
     for own, i in zip(found.hr or (), changing, strict=bool(found.hr)):
         assert torch.equal(own, tokens.hr[i])
-    long = [long_rows(size) for size in tokens.sizes]
-    for (own, size), first in zip(zip(packed.split(long), tokens.sizes, strict=True), rows, strict=True):
+    long = [long_rows(size) for size in sizes]
+    for (own, size), first in zip(zip(packed.split(long), sizes, strict=True), rows, strict=True):
         if not size.has_lvtc:
             assert torch.equal(own[:, : first.shape[1]], first)
     with pytest.raises(RuntimeError, match="expected whole tiles"):
@@ -112,7 +113,7 @@ def test_rows_and_positions_are_those_of_the_plan(model, step):
     rows, maps = read_rows(stages, config.boundaries, torch.arange(length), carried, step.tiles)
     ids = step.batch["input_ids"]
     layout = Layout(Rows.WHOLE, torch.arange(ids.shape[1])[None], None, {})
-    plan = model.model._plan_tiles(layout, ids == config.image_token_id, sizes, None, trains=False)
+    plan = model.model._plan_tiles(layout, ids == config.image_token_id, sizes, len(sizes), None, trains=False)
     for stage, found, wanted in zip(stages, rows, plan.layouts, strict=True):
         positions = wanted.positions if wanted.rotary_positions is None else wanted.rotary_positions
         assert found.positions.tolist() == positions[0].tolist()

@@ -16,7 +16,8 @@ from .tile_rows import StepTiles, long_rows
 
 def pack_tiles(config: InternVLXConfig, tokens: ImageTokens) -> list[torch.Tensor]:
     """The rows of each tile."""
-    return [_pack(config, tokens, tile, first) for tile, first in enumerate(tokens.rows.split(tokens.counts))]
+    rows = tokens.rows.split([size.before for size in tokens.of_tiles])
+    return [_pack(config, tokens, tile, first) for tile, first in enumerate(rows)]
 
 
 def _pack(config: InternVLXConfig, tokens: ImageTokens, tile: int, first: torch.Tensor) -> torch.Tensor:
