@@ -19,10 +19,17 @@ HOSTILE = "<IMG SRC=http://127.0.0.1:9/a.png><details><b>x</b></details> $$\\fra
 TIMEOUT = 60_000  # ms, for busy machines
 
 
+def is_refusal(response) -> bool:
+    """Whether a route was refused. An event that is cancelled before Gradio's page knows its number does not count:
+    its own server then answers 422 to the empty number, which our server never does."""
+    unnumbered = response.status == 422 and response.url.endswith(("/cancel", "/reset"))
+    return response.status >= 400 and not unnumbered
+
+
 def visit(page, url: str, path: str) -> dict:
     requests, refused = [], []
     page.on("request", lambda request: requests.append(request.url))
-    page.on("response", lambda response: refused.append(response.url) if response.status >= 400 else None)
+    page.on("response", lambda response: refused.append(response.url) if is_refusal(response) else None)
     page.goto(url)
     page.click("#sample-1")
     page.wait_for_selector("#tiles .ix-card img")
