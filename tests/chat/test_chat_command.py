@@ -312,8 +312,8 @@ def test_an_answer_that_is_cut_off_is_marked(answerer, photos, tmp_path, monkeyp
         **answerer.inputs([session.messages[:-1]], add_generation_prompt=True), max_new_tokens=3
     )
     monkeypatch.setattr(answerer.model.generation_config, "eos_token_id", int(last[0, -1]))  # the third token ends it
-    answer_images(answerer, photos[:1], out=out, **ask | {"settings": {"ends": True}})
-    lines = lines_of(out)
+    answer_images(answerer, photos[:1], out=tmp_path / "ends.jsonl", **ask)
+    lines = lines_of(out) + lines_of(tmp_path / "ends.jsonl")
     assert [(line["tokens"], line["finish_reason"]) for line in lines] == [(3, "length"), (3, "stop")]
 
 
@@ -354,7 +354,9 @@ def test_each_image_gets_a_line_and_a_second_run_resumes(answerer, photos, tmp_p
         assert answered[path] == alone.answer
 
 
-def test_another_version_of_the_model_answers_again(folder, photos, tmp_path, monkeypatch, capsys):
+def test_a_file_of_another_version_or_other_settings_is_refused_before_the_model_is_loaded(
+    folder, photos, tmp_path, monkeypatch, capsys
+):
     for commit in ("1" * 40, "2" * 40):
         shutil.copytree(folder, tmp_path / "snapshots" / commit)
     monkeypatch.setattr(
@@ -362,18 +364,27 @@ def test_another_version_of_the_model_answers_again(folder, photos, tmp_path, mo
     )
     out = tmp_path / "out.jsonl"
 
-    def ask(*more: str) -> str:
+    def ask(*more: str, question: str = "What?", status: int = 0) -> str:
         arguments = ["--jsonl", str(out), "--max-new-tokens", "2", "--device", "cpu", *more]
-        return internvlx(capsys, "chat", "own/model", photos[0], "What?", *arguments).err
+        return internvlx(capsys, "chat", "own/model", photos[0], question, *arguments, status=status).err
 
     ask()
     (line,) = lines_of(out)
     assert line["settings"].pop("revision") == "1" * 40
     assert "0 answers, 1 are from earlier runs" in ask("--revision", "1" * 40)
-    assert "1 answers" in ask("--revision", "2" * 40)
+    assert "1 answers" in ask(question="Why?")  # another question, the same settings
+    whole = out.read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(chat_loading, "load_model", None)
+        for option, value, said in (
+            ("--revision", "2" * 40, f"line 1 was written with revision={'1' * 40!r}, this run has {'2' * 40!r}"),
+            ("--max-patches", "2", "line 1 was written with max_patches=6, this run has 2"),
+            ("--system", "Be brief.", "line 1 was written with system=None, this run has 'Be brief.'"),
+        ):
+            assert said in ask(option, value, status=1)
+            assert out.read_text() == whole
     out.write_text(json.dumps(line) + "\n")  # as it was written without the version
     assert "0 answers, 1 are from earlier runs" in ask()
-    assert "1 answers" in ask("--revision", "2" * 40)
 
 
 def test_a_folder_s_version_changes_with_the_files_that_a_model_is_read_from(folder, tmp_path):

@@ -12,6 +12,7 @@ from internvlx_hf.chat.record_answers import answer_records
 from internvlx_hf.data import load_training_data
 from internvlx_hf.evaluation.answering import Answerer
 from json_files import lines_of, write_json
+from refusals import refused
 from tiny import LVTC, save_tiny, tiny_model, tiny_processor
 from training_helpers import run
 
@@ -119,7 +120,8 @@ def test_a_later_run_answers_only_what_is_missing(answerer, tmp_path):
     assert answer("tiny", 2).earlier == 2
     assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
     assert answer("tiny")[:4] == (0, 0, 5, 0)
-    assert answer("other").answered == 4
+    with refused("model='tiny', this run has 'other'"):
+        answer("other")
 
 
 def test_lines_that_do_not_name_the_model_s_version_count_where_it_is_the_default(answerer, tmp_path):
@@ -127,7 +129,8 @@ def test_lines_that_do_not_name_the_model_s_version_count_where_it_is_the_defaul
     earlier, settings = {"model": "tiny"}, {"model": "tiny", "revision": "1" * 40}
     answer_records(answerer, data, out, earlier)
     assert answer_records(answerer, data, out, settings, same_settings=earlier).earlier == 5
-    assert answer_records(answerer, data, out, settings).answered == 4
+    with refused("was written with revision=None", "Choose another file"):
+        answer_records(answerer, data, out, settings)
 
 
 def test_records_without_an_answer_are_named_and_tried_again(answerer, tmp_path):
@@ -143,6 +146,16 @@ def test_records_without_an_answer_are_named_and_tried_again(answerer, tmp_path)
     exact = load_training_data(questions, answerer.processor)
     assert answer_records(answerer, exact, tmp_path / "exact.jsonl", {}, max_new_tokens=longest)[:4] == (4, 1, 0, 0)
     assert answer_records(answerer, load_training_data(questions, answerer.processor), out, {})[:4] == (4, 0, 1, 0)
+
+
+def test_a_question_without_an_image_is_named(answerer, tmp_path):
+    """The 100,001st too, which is not read before the model is loaded."""
+    data = load_training_data(write_questions(tmp_path), answerer.processor)
+    counts = answer_records(answerer, data, tmp_path / "answers.jsonl", {}, allow_text=False)
+    assert counts[:4] == (3, 1, 0, 1)
+    ((name, reason),) = counts.failures
+    assert name.endswith("line 2")
+    assert "no image" in reason
 
 
 @pytest.mark.parametrize(
@@ -180,8 +193,10 @@ def test_the_command_writes_data_that_train_reads(answerer, tmp_path, monkeypatc
     out.parent.mkdir()
     assert "is the data itself" in internvlx(capsys, *command[:3], questions, status=1).err
     write_lines(out, [{"another": "file"}])
-    assert "Choose another file" in internvlx(capsys, *command, status=1).err
+    assert "Choose another file" in internvlx(capsys, *command, "--allow-text", status=1).err
     out.unlink()
+    said = internvlx(capsys, *command, status=1).err
+    assert "questions.jsonl, line 2: it has no image, expected `images` or `videos` (--allow-text" in said
     missing = ["--image-root", tmp_path / "elsewhere"]
     (tmp_path / "a.jsonl").write_text(questions.read_text().splitlines()[0])
     said = internvlx(capsys, "answer", model, tmp_path / "a.jsonl", out, *missing, status=1).err
@@ -189,6 +204,10 @@ def test_the_command_writes_data_that_train_reads(answerer, tmp_path, monkeypatc
     assert "elsewhere/a.png" in said
     assert not loaded
     assert not out.exists()
-    assert "all.jsonl: 4 answers, 1 had an answer" in internvlx(capsys, *command).err
+    assert "all.jsonl: 4 answers, 1 had an answer" in internvlx(capsys, *command, "--allow-text").err
+    loaded.clear()
+    said = internvlx(capsys, *command, "--allow-text", "--max-patches", "2", status=1).err
+    assert "was written with max_patches=6, this run has 2. Choose another file" in said
+    assert not loaded
     monkeypatch.chdir(out.parent)
     assert run(tmp_path, train_data=str(out), max_steps=2).state.global_step == 2

@@ -38,7 +38,7 @@ def test_vllm_writes_the_answers_of_transformers(lvtc, tmp_path, capsys):
     ]
     records[2]["images_kwargs"] = {"max_patches": 2}
     data = write_lines(tmp_path / "questions.jsonl", records)
-    command = ["answer", tmp_path / "model", data, tmp_path / "own.jsonl", "--dtype", "float32"]
+    command = ["answer", tmp_path / "model", data, tmp_path / "own.jsonl", "--dtype", "float32", "--allow-text"]
     internvlx(capsys, *command, "--device", "cpu", "--max-new-tokens", "60")
     command[3] = tmp_path / "vllm.jsonl"
     process = environment(tmp_path, installed_package(tmp_path)) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

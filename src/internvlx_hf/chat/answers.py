@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -117,23 +118,24 @@ def answer_images(
 
     Args:
         images: paths or URLs of images, PDFs or videos. Videos are recognized by their file name extension.
-        settings: everything else that the answers depend on. Lines of `out` with other settings do not count as
-            answers.
+        settings: everything else that the answers depend on.
         same_settings: settings of earlier lines that count as `settings` (default: none).
         batch_size, num_workers, generation_kwargs: see [`answer_all`].
 
     Raises:
-        ValueError: if `out` has lines that this function did not write.
+        ValueError: if `out` has lines that this function did not write, or wrote with other settings.
     """
-    done = image_keys(out)
     known = [settings] if same_settings is None else [settings, same_settings]
+    done = image_keys(out, known)
     job = ImageJob(answerer, list(dict.fromkeys(map(_absolute, images))), question, system, known)
     return answer_all(answerer, job, out, done, batch_size, num_workers, **generation_kwargs)
 
 
-def image_keys(path: Path) -> set[bytes]:
+def image_keys(path: Path, known: Sequence[Mapping] = ()) -> set[bytes]:
     """What identifies the answers of a file. Raises: ValueError: see [`earlier_keys`]."""
-    return earlier_keys(path, lambda line: None if "error" in line else _key(line), b'{"image": ')
+    return earlier_keys(
+        path, lambda line: None if "error" in line else _key(line), b'{"image": ', known, itemgetter("settings")
+    )
 
 
 def _key(line: Mapping) -> bytes:

@@ -356,6 +356,12 @@ def _finished(job: Job, item: Item, answer: Answer | None) -> dict | None:
     return item.line if item.error is None else job.broken(item)
 
 
+def first_difference(wanted: Mapping, found: Mapping) -> str:
+    """The first setting of a run that differs from those of an earlier one, for messages."""
+    name = next(name for name in (*wanted, *found) if wanted.get(name) != found.get(name))
+    return f"{name}={found.get(name)!r}, this run has {wanted.get(name)!r}"
+
+
 def free_bytes(device: torch.device) -> float:
     """Bytes that a batch may take on a device."""
     if device.type == "cpu":
@@ -379,17 +385,26 @@ def useful_workers(job: Job, batch_size: int) -> int:
     return int(max(0, min(cores - 1, _MOST_WORKERS, len(job) // batch_size - 1, fitting)))
 
 
-def earlier_keys(path: Path, key: Callable[[Mapping], bytes | None], start: bytes) -> set[bytes]:
+def earlier_keys(
+    path: Path,
+    key: Callable[[Mapping], bytes | None],
+    start: bytes,
+    known: Sequence[Mapping] = (),
+    settings: Callable[[Mapping], Mapping | None] = lambda line: None,
+) -> set[bytes]:
     """The digests of the lines of an earlier run. An incomplete last line is removed from the file.
 
     Args:
         key: returns what identifies a line; None if a line is no answer.
         start: how every line begins.
+        known: the settings that a line may be of (default: any).
+        settings: returns those of a line; None if it does not depend on settings.
 
     Raises:
-        ValueError: if a line was not written by the same command.
+        ValueError: if a line was not written by the same command, or was written with other settings.
     """
     found: set[bytes] = set()
+    allowed = [None, *json.loads(json.dumps(known))]
     if not path.exists():
         return found
     length = 0
@@ -403,11 +418,16 @@ def earlier_keys(path: Path, key: Callable[[Mapping], bytes | None], start: byte
                 break
             length += len(line)
             try:
-                found.add(key(json.loads(line)))  # type: ignore[arg-type]
+                content = json.loads(line)
+                found.add(key(content))  # type: ignore[arg-type]
+                written = settings(content) if known else None
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ValueError(
                     f"{path}, line {number} was not written by this command: {line[:80]!r}. Choose another file."
                 ) from None
+            if written not in allowed:
+                different = first_difference(allowed[1], written)  # type: ignore[arg-type]
+                raise ValueError(f"{path}, line {number} was written with {different}. Choose another file.")
     if length < path.stat().st_size:
         os.truncate(path, length)
     return found - {None}  # type: ignore[operator]

@@ -26,7 +26,7 @@ from ..checkpoints.json_files import read_json
 from ..checkpoints.locks import locked
 from ..checkpoints.weights import weight_files
 from ..data import load_training_data
-from .bulk import NAMED, Outcome
+from .bulk import NAMED, Outcome, first_difference
 from .loading import answerer_with, open_answerer
 from .record_answers import RecordJob, absolute_roots, answer_records, record_keys
 
@@ -52,6 +52,7 @@ class RayTask:
         wanted: arguments of `Choice.sensible`.
         shard_size: records of a shard.
         engine: "transformers" or "vllm".
+        allow_text: see [`answer_records`].
     """
 
     model: str
@@ -66,6 +67,7 @@ class RayTask:
     wanted: dict = field(default_factory=dict)
     shard_size: int = SHARD_SIZE
     engine: str = "transformers"
+    allow_text: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -127,7 +129,8 @@ class ShardWorker:
             partial.touch()
         if self.answerer.model is None:
             self.answerer = answerer_with(self.answerer, self.folder, task.engine, task.wanted)
-        arguments = {"settings": task.settings, "batch_size": task.batch_size, "max_new_tokens": task.max_new_tokens}
+        names = ("settings", "batch_size", "max_new_tokens", "allow_text")
+        arguments = {name: getattr(task, name) for name in names}
         if self.answerer.model.device.type != "cuda":  # the actor has one core, or the engine decodes itself
             arguments["num_workers"] = 0
         outcome = answer_records(self.answerer, self.data, partial, indices=indices, quiet=True, **arguments)  # type: ignore[arg-type]
@@ -285,12 +288,8 @@ def _require_own(task: RayTask) -> None:
             raise ValueError(f"{task.out} holds {min(names)!r}, which no earlier run wrote. Choose another folder.")
         return
     wanted, found = task.identity, read_json(path)
-    for name in (*wanted, *found):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(
-                f"{task.out} has answers with {name}={found.get(name)!r}, this run has {wanted.get(name)!r}. Choose "
-                "another folder."
-            )
+    if wanted != found:
+        raise ValueError(f"{task.out} has answers with {first_difference(wanted, found)}. Choose another folder.")
 
 
 def _remove_partial(folder: Path) -> None:

@@ -26,13 +26,19 @@ from .vllm_answers import VLLMAnswerer
 # stands for the answer while its prompt is encoded
 _ANSWER = {"role": "assistant", "content": "."}
 _TRIED = 100  # records of which one must be readable before a model is loaded
+_READ = 100_000  # records of which each question must have an image before a model is loaded
 _START = b'{"key": "'
+
+
+class TextOnlyError(ValueError):
+    """A question has no image."""
 
 
 class RecordJob:
     """The records of training data that have no answer yet.
 
     Args:
+        allow_text: ask questions without an image or a video, too.
         indices: those of the records (default: all).
         known: the settings that a key may be of; the first are written.
     """
@@ -46,13 +52,14 @@ class RecordJob:
         known: Sequence[dict],
         max_new_tokens: int,
         indices: Sequence[int] | None = None,
+        allow_text: bool = True,
     ):
         self.processor: InternVLXProcessor = answerer.changed_processor
         self.config: Any = getattr(answerer.model, "config", None)  # not needed to read records
         self.images_kwargs, self.own_kwargs = split_by_owner(answerer.images_kwargs)
         self.encoder = SampleEncoder(self.processor, share_tiles=data.encoder.share_tiles)
         self.data, self.known, self.max_new_tokens = data, known, max_new_tokens
-        self.requests = isinstance(answerer, VLLMAnswerer)
+        self.requests, self.allow_text = isinstance(answerer, VLLMAnswerer), allow_text
         self.indices = range(len(data)) if indices is None else indices
 
     def __len__(self) -> int:
@@ -64,6 +71,8 @@ class RecordJob:
     def read(self, index: int) -> Item:
         sample = self.data.raw(self.indices[index])
         line, question = _read(sample, self.images_kwargs)
+        if question is not None and not self.allow_text and not (line.get("images") or line.get("videos")):
+            raise TextOnlyError("it has no image, expected `images` or `videos` (--allow-text asks without)")
         keys = [_key(sample, settings) for settings in self.known]
         return Item(self.name(index), line | {"key": keys[0]}, question, [bytes.fromhex(key) for key in keys])
 
@@ -113,6 +122,7 @@ def answer_records(
     max_new_tokens: int = 1024,
     same_settings: dict[str, Any] | None = None,
     indices: Sequence[int] | None = None,
+    allow_text: bool = True,
     **more,
 ) -> Outcome:
     """Append a record `{"key", "messages", "images", "images_kwargs", "answered_by"}` to `out` for each record of
@@ -133,38 +143,55 @@ def answer_records(
         settings: everything else that the answers depend on.
         same_settings: settings of earlier lines that count as `settings` (default: none).
         indices: of the records (default: all).
+        allow_text: ask questions without an image or a video, too; else they have no answer.
         batch_size, more: see [`answer_all`].
 
     Raises:
-        ValueError: if `out` has lines that this function did not write.
+        ValueError: if `out` has lines that this function did not write, or wrote with other settings.
     """
     known = [settings] if same_settings is None else [settings, same_settings]
-    job = RecordJob(answerer, data, known, max_new_tokens, indices)
-    done = record_keys(out)
+    job = RecordJob(answerer, data, known, max_new_tokens, indices, allow_text)
+    done = record_keys(out, known)
     return answer_all(answerer, job, out, done, batch_size, max_new_tokens=max_new_tokens, **more)
 
 
-def require_questions(answerer: Answerer, data: TrainingData) -> None:
+def require_questions(answerer: Answerer, data: TrainingData, allow_text: bool) -> None:
     """Read the first records, before a model is loaded.
 
+    Args:
+        allow_text: see [`answer_records`].
+
     Raises:
-        ValueError: if none of them can be asked. The message has the first reason.
+        ValueError: if none of the first hundred can be asked, or one of the first 100,000 has no image and must have
+            one. The message names it, with the reason.
     """
-    job, reasons = RecordJob(answerer, data, [{}], 1), []
-    for index in range(min(len(job), _TRIED)):
+    job, tried = RecordJob(answerer, data, [{}], 1, allow_text=allow_text), min(len(data), _TRIED)
+    reasons: list[str] = []
+    for index in range(min(len(job), tried if allow_text else _READ)):
         try:
             item = job.read(index)
-            if item.question is not None:
+            if index < tried and len(reasons) == index and item.question is not None:
                 job.measure(item)
-            return
+        except TextOnlyError as error:
+            raise ValueError(f"{job.name(index)}: {error}") from error
         except (ValueError, OSError) as error:
-            reasons.append(f"{job.name(index)}: {error}")
-    raise ValueError(f"None of the first {len(reasons)} records can be asked: {reasons[0]}")
+            reasons += [f"{job.name(index)}: {error}"] if index < tried else []
+        if len(reasons) == tried:
+            raise ValueError(f"None of the first {tried} records can be asked: {reasons[0]}")
 
 
-def record_keys(path: Path) -> set[bytes]:
+def record_keys(path: Path, known: Sequence[Mapping] = ()) -> set[bytes]:
     """The keys of a file's records. Raises: ValueError: see [`earlier_keys`]."""
-    return earlier_keys(path, lambda line: (line["messages"], bytes.fromhex(line["key"]))[1], _START)
+
+    def settings(line: Mapping) -> Mapping | None:
+        own, written = line.get("images_kwargs", {}), line.get("answered_by")
+        if written is None:
+            return None
+        return {name: value for name, value in written.items() if name not in own} | {
+            name: known[0][name] for name in own if name in known[0]
+        }
+
+    return earlier_keys(path, lambda line: (line["messages"], bytes.fromhex(line["key"]))[1], _START, known, settings)
 
 
 def _read(sample: Mapping, images_kwargs: dict) -> tuple[dict, dict | None]:

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.options import add_options
-from .model_options import BATCH_SIZE, CommonOptions, add_device_options, add_image_options, image_options
+from .model_options import (
+    BATCH_SIZE,
+    CommonOptions,
+    add_device_options,
+    add_image_options,
+    device_options,
+    image_options,
+)
 from .parser import CommandParser
 from .train import require_packages
 
@@ -43,8 +50,8 @@ def main(arguments: list[str]) -> None:
         "max_new_tokens": options.max_new_tokens,
         **({"engine": "vllm"} if options.engine == "vllm" else {}),
     }
-    require_questions(answerer, data)
-    wanted = {name: getattr(options, name) for name in ("device", "dtype", "attn_implementation")}
+    require_questions(answerer, data, options.allow_text)
+    wanted = device_options(options)
     batch_size = options.batch_size or (BATCH_SIZE if options.engine == "transformers" else VLLM_BATCH_SIZE)
     if options.ray:
         model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
@@ -58,16 +65,19 @@ def main(arguments: list[str]) -> None:
                 len(data),
                 settings,
             ),
-            *(batch_size, options.max_new_tokens, wanted, options.shard_size, options.engine),
+            *(batch_size, options.max_new_tokens, wanted, options.shard_size, options.engine, options.allow_text),
         )
         outcome = answer_on_ray(options.ray, task, folder)
     else:
         same = earlier_settings(settings, answerer) if options.revision is None else None
-        record_keys(options.out)  # refuses another file before a model is loaded
+        record_keys(options.out, [each for each in (settings, same) if each])  # refuses it before a model is loaded
         answerer = answerer_with(
             answerer, folder, options.engine, wanted, lambda line: _say(f"{options.model} on {line}")
         )
-        outcome = answer_records(answerer, data, options.out, settings, batch_size, options.max_new_tokens, same)
+        outcome = answer_records(
+            *(answerer, data, options.out, settings, batch_size, options.max_new_tokens, same),
+            allow_text=options.allow_text,
+        )
     _say(f"{options.out}: {outcome}")
     outcome.require_all("record", "")
 
@@ -122,6 +132,9 @@ def _parser() -> CommandParser:
         metavar="ADDRESS",
         help="answer on a Ray cluster, host:port, ray://host:port or auto (default: a Ray of this machine's cores or "
         "GPUs); OUT is a folder of shards part-*.jsonl, on a file system that all machines share",
+    )
+    parser.add_argument(
+        "--allow-text", action="store_true", help="also ask questions that have no image or video (default: refuse)"
     )
     parser.add_argument("--share-tiles", action="store_true", help="as `share_tiles` of `internvlx train`")
     add_image_options(parser.add_argument_group("images"))

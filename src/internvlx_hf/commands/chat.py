@@ -17,6 +17,8 @@ from .model_options import (
     CommonOptions,
     add_device_options,
     add_image_options,
+    device_options,
+    image_options,
     load_model,
 )
 from .parser import CommandParser
@@ -66,18 +68,15 @@ def main(arguments: list[str]) -> None:
         )
         for asked in ([each] for each in are_videos) if options.jsonl else [are_videos]:
             question_about(question, images=asked.count(False), videos=asked.count(True))
-    answerer = load_model(options, say=_say)
-    if options.num_frames or options.fps:  # sample, whatever the checkpoint says, and of a folder of frames too
-        video_processor = answerer.processor.video_processor
-        video_processor.do_sample_frames = True
-        video_processor.num_frames, video_processor.fps = options.num_frames, options.fps
     generation = {"max_new_tokens": options.max_new_tokens}
     if options.temperature:
         generation |= {"do_sample": True, "temperature": options.temperature}
         _seed(options.seed)
     if options.jsonl:
-        _answer_each(options, answerer, images, question, generation)
+        _answer_each(options, images, question, generation)
         return
+    answerer = load_model(options, say=_say)
+    _set_frames(answerer, options)
     session = Session(answerer, options.system, generation)
     if question is None:
         ChatLoop(session, opened).run()
@@ -163,11 +162,21 @@ def _seed(seed: int) -> None:
     set_seed(seed)
 
 
-def _answer_each(options: argparse.Namespace, answerer, images: list[str], question: str | None, generation) -> None:
-    from ..chat import answer_images
-    from ..chat.answers import earlier_settings, model_settings
-    from ..chat.bulk import BATCH_SIZE
+def _set_frames(answerer, options: argparse.Namespace) -> None:
+    if options.num_frames or options.fps:  # sample, whatever the checkpoint says, and of a folder of frames too
+        video_processor = answerer.processor.video_processor
+        video_processor.do_sample_frames = True
+        video_processor.num_frames, video_processor.fps = options.num_frames, options.fps
 
+
+def _answer_each(options: argparse.Namespace, images: list[str], question: str | None, generation) -> None:
+    from ..chat import answer_images
+    from ..chat.answers import earlier_settings, image_keys, model_settings
+    from ..chat.bulk import BATCH_SIZE
+    from ..chat.loading import answerer_with, open_answerer
+
+    answerer, folder = open_answerer(options.model, options.revision, image_options(options).given, _say)
+    _set_frames(answerer, options)
     settings = {
         **model_settings(options.model, answerer),
         "system": options.system,
@@ -176,6 +185,10 @@ def _answer_each(options: argparse.Namespace, answerer, images: list[str], quest
         **({"seed": options.seed} if options.temperature else {}),
     }
     same = earlier_settings(settings, answerer) if options.revision is None else None
+    image_keys(options.jsonl, [each for each in (settings, same) if each])  # refuses it before the model is loaded
+    answerer = answerer_with(
+        *(answerer, folder, "transformers", device_options(options)), lambda line: _say(f"{options.model} on {line}")
+    )
     outcome = answer_images(
         answerer,
         images,

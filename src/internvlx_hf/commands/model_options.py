@@ -115,9 +115,14 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("device"), CommonOptions, names)
 
 
+def device_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Choice.sensible` that [`add_device_options`] asks for."""
+    return {name: getattr(options, name) for name in ("device", "dtype", "attn_implementation")}
+
+
 def load_model(options: argparse.Namespace, **more: Any) -> "Answerer":
     """The model of `options`, with its settings of images, on the device that [`add_device_options`] asks for."""
     from ..chat import load_answerer
 
-    place = {name: getattr(options, name) for name in ("device", "dtype", "attn_implementation")}
-    return load_answerer(options.model, options.revision, image_options(options).given, **more, **place)
+    given = image_options(options).given
+    return load_answerer(options.model, options.revision, given, **more, **device_options(options))
