@@ -3,7 +3,7 @@
 python benchmarks/dial/run.py [--seeds 0 1] [--quick | --report-only]
 
 A run trains one seed's specialists and elastic models from the digit study's base of the same number, measures all rows, and writes
-benchmarks/results/dial. It goes on with the first seed that is missing. `--quick` takes a few steps, to test the code.
+benchmarks/results/dial. It goes on with the first seed that is missing; two processes may share the seeds. `--quick` takes a few steps, to test the code.
 """
 
 import argparse
@@ -159,12 +159,16 @@ def main() -> None:
         schedule, results, seeds = replace(QUICK, test_pages=4), args.cache / "dial", [0]
     results.mkdir(parents=True, exist_ok=True)
     file = results / "runs.json"
-    runs = json.loads(file.read_text()) if file.exists() else {}
+
+    def finished() -> dict[str, dict]:
+        return json.loads(file.read_text()) if file.exists() else {}
+
     for seed in seeds:
-        if str(seed) not in runs and not args.report_only:
-            runs[str(seed)] = measure(schedule, seed, args.cache)
-            file.write_text(json.dumps(runs, indent=1) + "\n")
-    write_page(results / "README.md", runs)
+        if str(seed) not in finished() and not args.report_only:
+            rows = measure(schedule, seed, args.cache)
+            runs = finished() | {str(seed): rows}  # another process may have added its own
+            file.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
+    write_page(results / "README.md", finished())
     print(results / "README.md")
 
 
