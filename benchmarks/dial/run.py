@@ -25,8 +25,10 @@ from task import Collator, build_processor, cached_samples
 from training import RUN_PAGES, base_folder, evaluate, in_order_of, make_base, pages_of, stages_of, start_from, train
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
+from internvlx_hf.cost import CostModel, ModelSetup
 from internvlx_hf.modeling.merge_mean import merge_mean
 from internvlx_hf.modeling.merge_rules import MERGE_RULES
+from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.training.size_sampling import size_of_step
 
 RESULTS = Path("benchmarks/results/dial")
@@ -39,6 +41,7 @@ TRAININGS = {
     "elastic 3:1": ({0: 1.0, 1: 3.0}, 2),
 }
 LAYERS = (2, 4, 6)  # k, of 8
+PROMPT_TOKENS = 7  # of a page's prompt, besides the image's, on average
 
 
 class SizedCollator(Collator):
@@ -142,6 +145,27 @@ def measure(schedule: Schedule, seed: int, cache: Path) -> dict[str, float]:
     return {name: round(value, 3) for name, value in rows.items()}
 
 
+def costs(schedule: Schedule) -> dict[str, tuple[float, int]]:
+    """Of each row, MFLOPs of a prompt with a page before its answer, and the steps that its weights were trained."""
+    processor, found = build_processor(), {}
+
+    def add(row: str, size: str, times: int = 1, k: int | None = None) -> None:
+        config = build(processor, tokens_per_tile=list(dict.fromkeys([SIZES[0], size])), merge_layer=k).config
+        setup = ModelSetup.reading(row, config, ImageSettings(tokens_per_tile=size))
+        steps = sum(steps for _, steps, _, _ in stages_of(Configuration(stage2_times=times), schedule))
+        found[row] = CostModel(setup, PROMPT_TOKENS, dtype="float32").of_tiles(1).prefill_flops / 1e6, steps
+
+    for name, (weights, times) in TRAININGS.items():
+        for size in weights:
+            add(f"{name.split(' 16')[0].split(' 4')[0]} at {SIZES[size]}", SIZES[size], times)
+    add("specialist pooled to 4", "4")
+    for k in LAYERS:
+        for rule in MERGE_RULES:
+            add(f"{rule} at {k}", *(("16",) if rule == "knock_out" else ("16:4", 1, k)))
+        add(f"dropped at {k}", "16:0", 1, k)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(8)), help="bases (default: 0 to 7)")
@@ -168,7 +192,7 @@ def main() -> None:
             rows = measure(schedule, seed, args.cache)
             runs = finished() | {str(seed): rows}  # another process may have added its own
             file.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
-    write_page(results / "README.md", finished())
+    write_page(results / "README.md", finished(), costs(schedule))
     print(results / "README.md")
 
 
