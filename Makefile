@@ -137,7 +137,7 @@ build/vllm_oldest/.installed: tests/overlays/vllm_oldest.txt build/vllm/.install
 	@touch $@
 
 # One worker: each engine uses both cores and gigabytes of memory.
-test-vllm: .venv/.for-test build/vllm/.installed build/vllm_oldest/.installed
+test-vllm: .venv/.for-test build/vllm/.installed build/vllm_oldest/.installed build/ray/.installed
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest tests/engines
 
 # Not a check of a change, but of the tests: tests/mutation/README.md.

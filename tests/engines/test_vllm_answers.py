@@ -1,6 +1,11 @@
-"""`internvlx answer --engine vllm`: the records that transformers writes, with the same keys but for the engine."""
+"""`internvlx answer --engine vllm`: the records that transformers writes, with the same keys but for the engine, in one
+process and in Ray's actors."""
 
+import os
 import subprocess
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +13,20 @@ from commands import internvlx
 from data_cases import write_lines
 from internvlx_hf.chat.bulk import digest
 from json_files import lines_of
+from paths import ROOT
 from tiny import LVTC, tiny_model, tiny_processor
 from vllm_engines import ENVIRONMENT, HEADS, environment, image, installed_package
+
+RAY = ROOT / "build/ray"
+TABLES = ("pyarrow", "pandas", "dateutil")  # of this environment: Ray Data needs them, and vLLM does not bring them
+
+
+def with_ray(folder: Path) -> list[Path]:
+    """Folders for PYTHONPATH with which vLLM's environment finds Ray Data."""
+    (folder / "tables").mkdir()
+    for name in TABLES:
+        (folder / "tables" / name).symlink_to(Path(find_spec(name).origin).parent)
+    return [folder / "tables", RAY]
 
 
 @pytest.mark.parametrize("lvtc", [{}, LVTC], ids=["without", "with"])
@@ -43,15 +60,31 @@ def test_vllm_writes_the_answers_of_transformers(lvtc, tmp_path, capsys):
     command[3] = tmp_path / "vllm.jsonl"
     process = environment(tmp_path, installed_package(tmp_path)) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     python = [ENVIRONMENT / "bin/python", "-m", "internvlx_hf", *command, "--engine", "vllm", "--max-new-tokens", "60"]
-    done = subprocess.run(list(map(str, python)), env=process, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    own, other = (
-        {digest([line["messages"][:-1], line.get("images")]): line for line in lines_of(file)}
-        for file in (tmp_path / "own.jsonl", tmp_path / "vllm.jsonl")
-    )
+
+    def run(*command, **environment: str) -> None:
+        done = subprocess.run(list(map(str, command)), env=process | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run(*python)
+    own, other = map(by_question, ([tmp_path / "own.jsonl"], [tmp_path / "vllm.jsonl"]))
     assert own.keys() == other.keys()
     assert len(own) == len(records)
     for key, line in own.items():
         assert line["messages"] == other[key]["messages"]
         assert other[key]["answered_by"]["engine"] == "vllm"
         assert line["key"] != other[key]["key"]
+    if lvtc:
+        python[6] = tmp_path / "shards"
+        path = os.pathsep.join(map(str, [process["PYTHONPATH"], *with_ray(tmp_path)]))
+        more = {"TMPDIR": tempfile.gettempdir(), "RAY_worker_niceness": "0"}  # names of sockets have to be short
+        run(*python, "--ray", "--shard-size", 3, PYTHONPATH=path, **more)
+        shards = sorted((tmp_path / "shards").glob("*.jsonl"))
+        assert [path.name for path in shards] == ["part-000000.jsonl", "part-000001.jsonl"]
+        assert by_question(shards) == other
+
+
+def by_question(files: list[Path]) -> dict[bytes, dict]:
+    lines = [line for file in files for line in lines_of(file)]
+    found = {digest([line["messages"][:-1], line.get("images")]): line for line in lines}
+    assert len(found) == len(lines)
+    return found
