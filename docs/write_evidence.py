@@ -35,6 +35,21 @@ STUDIES = {
     "digits": ("ablation", "models of a million parameters, handwritten digits", "make ablation"),
     "printed words": ("documents", "a small tower in front of SmolLM2-135M, pages of text", "make documents"),
 }
+DIAL = {
+    "Does one checkpoint read at 16 tokens as much as a specialist with as many steps there?": "at 16, equal steps: not below the specialist",
+    "And at 4 tokens?": "at 4, equal steps: not below the specialist",
+    "With three steps of four at 4 tokens, in the steps of both specialists: does it read more there?": "at 4, equal cost: above the specialist",
+    "And at 16 tokens as much?": "at 16, equal cost: not below the specialist",
+    "Does it read more at 4 than the specialist at 16 whose tokens are averaged?": "a small size is worth training: above pooling at test time",
+    **{
+        f"{what} before layer {k} of 8?": f"merged at {k}: {claim}"
+        for what, claim in (
+            ("16 tokens merged into 4 without training: do means read more than zeros", "the mean above zeros"),
+            ("Do the 4 that FastV's rule keeps read more than means", "fastv above the mean"),
+        )
+        for k in (2, 4, 6)
+    },
+}
 SPEED = {"InternVL": "InternVL", "RVTC edge": "`edge`", "PVTC": "`edge`, PVTC", "PVTC + LVTC": "`edge`, PVTC, LVTC"}
 
 PAGE = """\
@@ -92,6 +107,13 @@ a verdict may be chance.
 | How fast does an upgraded model come back? | {back} | models of a million parameters, digits on pages of one tile | `python benchmarks/ablation/teacher.py` |
 | Does a teacher help? | {teacher} | as above, where every page has its right answer | the same |
 
+## Sizes of a tile
+
+[One checkpoint, several sizes](dial.md): models of a million parameters, pages of one tile, digits read ([results](../benchmarks/results/dial/README.md),
+`python benchmarks/dial/run.py`). {dial_read}
+
+{dial}
+
 [The paper in miniature](ablation.md) and [documents](documents.md) have the studies. More benchmarks are in
 [benchmarks/results](../benchmarks/results/bench.md): conversion, packing, the image processor, training data, memory of logits.
 """
@@ -141,6 +163,26 @@ def accuracy() -> str:
     return "\n".join(lines)
 
 
+def dial() -> str:
+    lines = ["| question | what appears |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {question} | {found('dial', claim)} |" for question, claim in DIAL.items())])
+
+
+def dial_read() -> str:
+    """What is read at 16 tokens, and with 4 from a layer on."""
+    read = {row["row"]: row["digits read, %"] for row in rows_of("dial/README.md") if "digits read, %" in row}
+    if not read:
+        return MISSING
+    by_rule = (
+        f"{rule}: " + ", ".join(read[f"{row} at {k}"] for k in (2, 4, 6))
+        for rule, row in (("means", "mean"), ("FastV's rule", "fastv"), ("dropped", "dropped"))
+    )
+    return (
+        f"At 16 tokens {read['specialist at 16']} %, at 4 {read['specialist at 4']} %. A model for 16 whose tokens are merged into 4, or "
+        f"dropped, before layer 2, 4 and 6 of 8, without training: {'; '.join(by_rule)} %."
+    )
+
+
 def studies() -> str:
     return "\n".join(
         f"- *{name}*: {what} ([results](../benchmarks/results/{study}/README.md), `{command}`)"
@@ -180,6 +222,8 @@ def page() -> str:
         vllm_lvtc=of_other(
             "vllm_lvtc.md", "CPU s per request", ("tokens per tile", "LVTC"), ("tokens per tile", "1024 tokens")
         ),
+        dial=dial(),
+        dial_read=dial_read(),
         studies=studies(),
         accuracy=accuracy(),
         back=back(),
