@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.options import add_options
-from .model_options import BATCH_SIZE, CommonOptions, add_device_options, add_image_options, image_options
-from .parser import CommandParser
+from ..checkpoints.options import CommandParser, add_options, settings_from
+from ..processing.image_settings import ImageSettings
+from .model_options import BATCH_SIZE, CommonOptions, add_device_options
 from .train import require_packages
 
 VLLM_BATCH_SIZE = 256  # vLLM schedules what it is given
@@ -28,7 +28,8 @@ def main(arguments: list[str]) -> None:
 
     if options.ray:
         require_reachable(options.ray)
-    answerer, folder = open_answerer(options.model, options.revision, image_options(options).given, say=_say)
+    images = settings_from(options, ImageSettings).given
+    answerer, folder = open_answerer(options.model, options.revision, images, say=_say)
     source = {
         "source": os.path.abspath(options.data) if os.path.exists(options.data) else options.data,
         "image_root": options.image_root and os.path.abspath(options.image_root),
@@ -49,15 +50,7 @@ def main(arguments: list[str]) -> None:
     if options.ray:
         model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
         task = RayTask(
-            *(
-                model,
-                options.revision,
-                image_options(options).given,
-                source,
-                options.out.absolute(),
-                len(data),
-                settings,
-            ),
+            *(model, options.revision, images, source, options.out.absolute(), len(data), settings),
             *(batch_size, options.max_new_tokens, wanted, options.shard_size, options.engine),
         )
         outcome = answer_on_ray(options.ray, task, folder)
@@ -108,13 +101,7 @@ def _parser() -> CommandParser:
         "--image-root", help="folder that relative paths of images refer to (default: the folder of the annotations)"
     )
     parser.add_argument("--split", default="train", help="split of DATA, a folder or Hub id (default: train)")
-    add_options(parser, CommonOptions, ("batch_size", "max_new_tokens", "shard_size"))
-    parser.add_argument(
-        "--engine",
-        choices=("transformers", "vllm"),
-        default="transformers",
-        help="what answers; vLLM, installed beside this package, chooses its device itself (default: transformers)",
-    )
+    add_options(parser, CommonOptions, ("batch_size", "max_new_tokens", "engine", "shard_size"))
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -124,6 +111,6 @@ def _parser() -> CommandParser:
         "GPUs); OUT is a folder of shards part-*.jsonl, on a file system that all machines share",
     )
     parser.add_argument("--share-tiles", action="store_true", help="as `share_tiles` of `internvlx train`")
-    add_image_options(parser.add_argument_group("images"))
+    add_options(parser.add_argument_group("images"), ImageSettings)
     add_device_options(parser)
     return parser
