@@ -75,12 +75,12 @@ def test_the_command_prints_a_table_json_and_csv(setting, tmp_path, capsys):
         (["--video", "absent.mp4"], "absent.mp4' does not exist"),
         (["--video", "0s"], "has no length"),
         (["--video", "1h", "--fps", "-1"], "--fps=-1.0, expected a positive"),
-        (["--video", "1h", "--num-frames", "0"], "--num-frames=0, expected at least 1"),
+        (["--video", "1h", "--num-frames", "0"], "--num-frames=0, expected a whole number of at least 1"),
         (["--video", "1h", "--size", "4x4"], "--video cannot be combined"),
         (["--video", "1h", "--skip-broken"], "--video cannot be combined"),
         (["--video", "1h", "--slicing", "edge"], "--slicing: for images only"),
         (["--fps", "1", "--size", "4x4"], "need --video"),
-        (["--num-frames", "0", "--size", "4x4"], "need --video"),
+        (["--num-frames", "1", "--size", "4x4"], "need --video"),
     ],
 )
 def test_what_is_no_video_is_refused(arguments, error, capsys):

@@ -283,7 +283,7 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
     assert "max_image_tokens=12 is too small: 4 images take at least 16" in refusal(response)
     assert "2 stop strings, expected at most 1" in refusal(chat(app, user(BLUE), model="x", stop=["a", "b"])[0])
     assert (
-        "max_beams=0, expected a whole number"
+        "--max-beams=0, expected a whole number"
         in internvlx(capsys, "serve", checkpoint, "--max-beams", "0", "--device", "cpu", status=1).err
     )
     assert (
@@ -295,7 +295,7 @@ def test_the_command_serves_what_its_options_say(checkpoint, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("config", "arguments", "said"),
     [
-        ("llama", ["--port", "65536"], "--port=65536, expected 0 to 65535"),
+        ("llama", ["--port", "65536"], "--port=65536, expected a whole number from 0 to 65535"),
         ("llama", [], "is of the type 'llama'. Convert it first"),
         (None, [], " has no config.json, expected a checkpoint's folder"),
     ],

@@ -93,9 +93,9 @@ def test_settings_of_transformers_may_be_structured(tmp_path):
         ),
         ({}, ("--lora_vision",), r"`lora_vision` is True, but `lora_rank` is 0"),
         ({"lora_modules_to_save": []}, (), r"`lora_modules_to_save` is \[\], but `lora_rank` is 0"),
-        ({"lora_rank": 4, "lora_alpha": 0}, (), r"`lora_alpha` is 0.0, expected a positive number"),
-        ({"lora_rank": 4, "lora_dropout": 1}, (), r"`lora_dropout` is 1.0, expected a rate in \[0, 1\)"),
-        ({"lora_rank": -2}, (), r"`lora_rank` is -2, expected a positive number, or 0 for no LoRA"),
+        ({"lora_rank": 4, "lora_alpha": 0}, (), r"lora_alpha=0.0, expected a positive number"),
+        ({"lora_rank": 4, "lora_dropout": 1}, (), r"lora_dropout=1.0, expected a rate in \[0, 1\)"),
+        ({"lora_rank": -2}, (), r"lora_rank=-2, expected a whole number of at least 0"),
         ("- a\n- b\n", (), r"config.yaml holds list, expected settings by name"),
         ("a: [1\n", (), r"config.yaml is not YAML"),
         (

@@ -88,5 +88,5 @@ def test_the_setting_puts_it_on_and_another_tower_is_refused(tmp_path):
 
 @pytest.mark.parametrize("rate", ["-0.1", "1", "nan"])
 def test_a_rate_out_of_range_is_refused(rate, tmp_path):
-    with pytest.raises(ValueError, match=r"`vision_drop_path_rate` is .*, expected a rate in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"vision_drop_path_rate=.*, expected a rate in \[0, 1\)"):
         parse(tmp_path, "--vision_drop_path_rate", rate)

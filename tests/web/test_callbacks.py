@@ -277,7 +277,7 @@ def test_a_question_past_the_budget_is_refused_before_the_model_works(
     ("options", "said"),
     [
         (["--port", "0"], "--port=0"),
-        (["--max-bytes", "0"], "max_bytes=0, expected"),
+        (["--max-bytes", "0"], "--max-bytes=0, expected"),
         ([], "pip install gradio matplotlib"),
     ],
 )

@@ -8,16 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.options import add_options
-from .model_options import (
-    BATCH_SIZE,
-    CommonOptions,
-    add_device_options,
-    add_image_options,
-    device_options,
-    image_options,
-)
-from .parser import CommandParser
+from ..checkpoints.options import CommandParser, add_options, settings_from
+from ..processing.image_settings import ImageSettings
+from .model_options import BATCH_SIZE, CommonOptions, add_device_options, device_options
 from .train import require_packages
 
 VLLM_BATCH_SIZE = 256  # vLLM schedules what it is given
@@ -35,7 +28,8 @@ def main(arguments: list[str]) -> None:
 
     if options.ray:
         require_reachable(options.ray)
-    answerer, folder = open_answerer(options.model, options.revision, image_options(options).given, say=_say)
+    images = settings_from(options, ImageSettings).given
+    answerer, folder = open_answerer(options.model, options.revision, images, say=_say)
     source = {
         "source": os.path.abspath(options.data) if os.path.exists(options.data) else options.data,
         "image_root": options.image_root and os.path.abspath(options.image_root),
@@ -56,15 +50,7 @@ def main(arguments: list[str]) -> None:
     if options.ray:
         model = os.path.abspath(options.model) if os.path.isdir(options.model) else options.model
         task = RayTask(
-            *(
-                model,
-                options.revision,
-                image_options(options).given,
-                source,
-                options.out.absolute(),
-                len(data),
-                settings,
-            ),
+            *(model, options.revision, images, source, options.out.absolute(), len(data), settings),
             *(batch_size, options.max_new_tokens, wanted, options.shard_size, options.engine, options.allow_text),
         )
         outcome = answer_on_ray(options.ray, task, folder)
@@ -118,13 +104,7 @@ def _parser() -> CommandParser:
         "--image-root", help="folder that relative paths of images refer to (default: the folder of the annotations)"
     )
     parser.add_argument("--split", default="train", help="split of DATA, a folder or Hub id (default: train)")
-    add_options(parser, CommonOptions, ("batch_size", "max_new_tokens", "shard_size"))
-    parser.add_argument(
-        "--engine",
-        choices=("transformers", "vllm"),
-        default="transformers",
-        help="what answers; vLLM, installed beside this package, chooses its device itself (default: transformers)",
-    )
+    add_options(parser, CommonOptions, ("batch_size", "max_new_tokens", "engine", "shard_size"))
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -137,6 +117,6 @@ def _parser() -> CommandParser:
         "--allow-text", action="store_true", help="also ask questions that have no image or video (default: refuse)"
     )
     parser.add_argument("--share-tiles", action="store_true", help="as `share_tiles` of `internvlx train`")
-    add_image_options(parser.add_argument_group("images"))
+    add_options(parser.add_argument_group("images"), ImageSettings)
     add_device_options(parser)
     return parser

@@ -1,7 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx card`."""
 
-from .parser import CommandParser
+from ..checkpoints.options import CommandParser
 
 
 def main(arguments: list[str]) -> None:

@@ -6,22 +6,22 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.options import add_options
+from ..checkpoints.options import CommandParser, add_options, settings_from
+from ..processing.image_settings import ImageSettings
+from ..processing.rules import FieldRule, is_number, setting
 from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS
 from .model_options import (
     FRAMES,
     CommonOptions,
     add_device_options,
-    add_image_options,
     device_options,
-    image_options,
     load_model,
 )
-from .parser import CommandParser
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,6 +42,18 @@ HELP = """\
 /reset           forget the conversation
 /help            show these lines
 /exit            end, as does Ctrl-D. Ctrl-C stops an answer"""
+
+
+@dataclass
+class SamplingOptions:
+    """How tokens of an answer are chosen."""
+
+    temperature: float = setting(
+        0.0,
+        FieldRule("0 (greedy) or more", lambda temperature: is_number(temperature) and temperature >= 0),
+        "sampling temperature; 0 decodes greedily",
+    )
+    seed: int = setting(0, None, "seed of sampling")
 
 
 def main(arguments: list[str]) -> None:
@@ -106,8 +118,6 @@ def _names_image(word: str) -> bool:
 
 
 def _check(options: argparse.Namespace, images: list[str], question: str | None) -> None:
-    if options.temperature < 0:
-        raise ValueError(f"--temperature={options.temperature}, expected 0 (greedy) or more.")
     if question is not None and not question.strip():
         raise ValueError("The question is empty.")
     if options.jsonl and not (images and question):
@@ -175,7 +185,9 @@ def _answer_each(options: argparse.Namespace, images: list[str], question: str |
     from ..chat.bulk import BATCH_SIZE
     from ..chat.loading import answerer_with, open_answerer
 
-    answerer, folder = open_answerer(options.model, options.revision, image_options(options).given, _say)
+    answerer, folder = open_answerer(
+        options.model, options.revision, settings_from(options, ImageSettings).given, _say
+    )
     _set_frames(answerer, options)
     settings = {
         **model_settings(options.model, answerer),
@@ -364,13 +376,10 @@ def _parser() -> CommandParser:
     add_options(parser, CommonOptions, ("batch_size",))
     parser.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
     images = parser.add_argument_group("images")
-    add_image_options(images)
+    add_options(images, ImageSettings)
     add_options(parser.add_mutually_exclusive_group(), CommonOptions, FRAMES)
     answer = parser.add_argument_group("answers")
     add_options(answer, CommonOptions, ("max_new_tokens",))
-    answer.add_argument(
-        "--temperature", type=float, default=0.0, help="sampling temperature; 0 decodes greedily (default: 0)"
-    )
-    answer.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
+    add_options(answer, SamplingOptions)
     add_device_options(parser)
     return parser

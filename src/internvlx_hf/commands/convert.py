@@ -4,11 +4,9 @@
 import shlex
 from dataclasses import fields
 
-from ..checkpoints.options import add_options
+from ..checkpoints.options import CommandParser, add_option, add_options
 from ..conversion.options import ConversionOptions, SharedOptions
 from ..processing.image_settings import ImageSettings
-from .model_options import add_image_options
-from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -48,8 +46,13 @@ def _parser() -> CommandParser:
     return parser
 
 
-def add_saving_options(parser: CommandParser, default: str | None, without: tuple[str, ...] = ()) -> None:
-    """Add the options that a conversion shares with a model from parts."""
+def add_saving_options(parser: CommandParser, default: str | None = None, without: tuple[str, ...] = ()) -> None:
+    """Add the options that a conversion shares with a model from parts. `default` is what leaving out a setting of
+    images means (default: a processor's own value).
+    """
     own = [each.name for each in fields(SharedOptions) if each.name not in ImageSettings.names()]
     add_options(parser, ConversionOptions, own)
-    add_image_options(parser.add_argument_group("images, as the processor saves it"), default, without)
+    images = parser.add_argument_group("images, as the processor saves it")
+    for each in fields(ImageSettings):
+        if each.name not in without:
+            add_option(images, each, default or str(each.metadata["own"]).lower())

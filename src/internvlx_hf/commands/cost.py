@@ -5,15 +5,14 @@ import argparse
 import shutil
 import sys
 
-from ..checkpoints.options import add_options
+from ..checkpoints.options import CommandParser, add_options, settings_from
 from ..cost import CostModel, ModelSetup, find_images, load_setup, parse_size, side_by_side
 from ..cost.estimate import ELEMENT_SIZES
 from ..cost.presets import PRESETS
 from ..cost.report import Report
 from ..cost.setups import by_slicing
-from ..processing.image_settings import IMAGE_PROCESSOR
-from .model_options import CommonOptions, add_image_options, add_upgrade_options, image_options, upgrade_options
-from .parser import CommandParser
+from ..processing.image_settings import IMAGE_PROCESSOR, ImageSettings
+from .model_options import FRAMES, CommonOptions, add_upgrade_options, upgrade_options
 
 DEFAULT_MODEL = "internvl-x-2b"
 
@@ -54,7 +53,7 @@ def _video_report(options: argparse.Namespace, width: int | None) -> str:
 
     if options.images or options.size or options.together or options.skip_broken:
         raise ValueError("--video cannot be combined with images, --size, --together or --skip-broken.")
-    if given := image_options(options).of(IMAGE_PROCESSOR):
+    if given := settings_from(options, ImageSettings).of(IMAGE_PROCESSOR):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{names}: for images only, a frame of a --video is one tile.")
     try:
@@ -75,7 +74,7 @@ def choose_setup(options: argparse.Namespace) -> ModelSetup:
 
         config, _ = build_upgrade(setup.config, ConversionOptions(**changes))
         setup = ModelSetup(f"{setup.name}, converted", config, setup.tiling, settings=setup.settings)
-    return setup.changed(image_options(options))
+    return setup.changed(settings_from(options, ImageSettings))
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +85,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_PRESET",
         help=f"a checkpoint's folder, or one of the presets {', '.join(PRESETS)} (default: {DEFAULT_MODEL})",
     )
-    add_image_options(parser)
+    add_options(parser, ImageSettings)
     add_upgrade_options(parser.add_argument_group("the model after internvlx convert"))
     add_options(parser, CommonOptions, ("text_tokens", "answer_tokens"))
 
@@ -109,9 +108,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--video", metavar="LENGTH", help="report the cost of a video: a length, such as 1h or 90s, or a file"
     )
-    frames = parser.add_mutually_exclusive_group()
-    frames.add_argument("--fps", type=float, help="frames to sample per second of the video (default: 1)")
-    frames.add_argument("--num-frames", type=int, help="frames to sample from the whole video, instead of --fps")
+    add_options(parser.add_mutually_exclusive_group(), CommonOptions, FRAMES, "1 frame per second")
     add_model_options(parser)
     parser.add_argument(
         "--dtype",

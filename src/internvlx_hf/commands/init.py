@@ -1,10 +1,9 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx init`."""
 
-from ..checkpoints.options import add_options
+from ..checkpoints.options import CommandParser, add_options
 from ..conversion.options import InitOptions
 from .convert import add_saving_options, next_command
-from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -31,5 +30,5 @@ def _parser() -> CommandParser:
         "--language", metavar="SRC", required=True, help="the language model's folder, Hub id or GGUF file"
     )
     add_options(parser, InitOptions)
-    add_saving_options(parser, default=None)
+    add_saving_options(parser)
     return parser

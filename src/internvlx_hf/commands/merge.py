@@ -1,7 +1,8 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx merge`."""
 
-from .parser import CommandParser
+from ..checkpoints.options import CommandParser, add_options
+from .model_options import CommonOptions
 from .train import require_packages
 
 
@@ -25,6 +26,6 @@ def _parser() -> CommandParser:
     parser.add_argument("adapter", metavar="ADAPTER", help="the adapter's folder or Hub id")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument("--base", help="the model that the adapter was trained on (default: as the adapter says)")
-    parser.add_argument("--dtype", help="dtype to save in: float32, bfloat16, float16 (default: the base model's)")
+    add_options(parser, CommonOptions, ("dtype",), "the base model's")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if internvlx wrote it")
     return parser

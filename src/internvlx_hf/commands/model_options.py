@@ -2,15 +2,13 @@
 """Options that commands which load a model share."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.kinds import DTYPES
-from ..checkpoints.options import add_option, add_options
+from ..checkpoints.options import add_options, settings_from
 from ..conversion.options import ConversionOptions
 from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
-from ..cost.request_budget import RequestBudget
 from ..processing.image_settings import ImageSettings
 from ..processing.rules import FieldRule, choice, is_number, setting, whole
 
@@ -18,36 +16,6 @@ if TYPE_CHECKING:
     from ..evaluation.answering import Answerer
 
 BATCH_SIZE = 8
-
-
-def add_image_options(
-    group: argparse._ActionsContainer, default: str | None = "the model's", without: Sequence[str] = ()
-) -> None:
-    """Add an option for each field of [`ImageSettings`], but for some."""
-    for each in fields(ImageSettings):
-        if each.name not in without:
-            add_option(group, each, default)
-
-
-def image_options(options: argparse.Namespace) -> ImageSettings:
-    """The settings of images that the options of [`add_image_options`] change."""
-    return ImageSettings(**{name: getattr(options, name) for name in ImageSettings.names()})
-
-
-def add_budget_options(group: argparse._ActionsContainer, names: Sequence[str] = ()) -> None:
-    """Add an option for each limit of a [`RequestBudget`], or for those of `names`."""
-    for limit in fields(RequestBudget):
-        if not names or limit.name in names:
-            default = "the model's positions" if limit.default is None else limit.default
-            group.add_argument(
-                f"--{limit.name.replace('_', '-')}", type=int, help=f"{limit.metadata['of']} (default: {default})"
-            )
-
-
-def budget_options(options: argparse.Namespace) -> dict:
-    """The limits that the options of [`add_budget_options`] change."""
-    given = {limit.name: getattr(options, limit.name, None) for limit in fields(RequestBudget)}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 UPGRADES = ("projector", "lvtc", "downsample_ratio")
@@ -100,11 +68,25 @@ class CommonOptions:
         "largest batch of images or records; smaller where memory would not suffice",
         shown=f"{BATCH_SIZE}; 256 for vLLM",
     )
+    engine: str = setting(
+        "transformers",
+        choice(("transformers", "vllm")),
+        "what answers; vLLM, installed beside this package, batches requests and chooses its device itself",
+    )
     shard_size: int = setting(1000, whole(1), "records of a shard with --ray")
     text_tokens: int = setting(
         TEXT_TOKENS, None, "text tokens of a prompt, including the chat template and image tags"
     )
     answer_tokens: int = setting(ANSWER_TOKENS, None, "tokens of an answer")
+
+
+@dataclass
+class ServerOptions:
+    """Where a server listens, and what it calls its model."""
+
+    host: str = setting("localhost", None, "address to listen on")
+    port: int = setting(8000, whole(0, 2**16 - 1), "port to listen on")
+    name: str | None = setting(None, None, "name of the model in requests", shown="CHECKPOINT")
 
 
 FRAMES = ("num_frames", "fps")
@@ -124,5 +106,5 @@ def load_model(options: argparse.Namespace, **more: Any) -> "Answerer":
     """The model of `options`, with its settings of images, on the device that [`add_device_options`] asks for."""
     from ..chat import load_answerer
 
-    given = image_options(options).given
+    given = settings_from(options, ImageSettings).given
     return load_answerer(options.model, options.revision, given, **more, **device_options(options))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .parser import CommandParser
+from ..checkpoints.options import CommandParser
 
 if TYPE_CHECKING:
     from ..hub import LeftFile, PushPlan

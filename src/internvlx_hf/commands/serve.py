@@ -5,18 +5,44 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints.options import add_options
-from .model_options import CommonOptions, add_budget_options, add_image_options, budget_options, image_options
-from .parser import CommandParser
+from ..checkpoints.options import CommandParser, add_options, settings_from
+from ..cost.request_budget import RequestBudget
+from ..processing.image_settings import ImageSettings
+from ..processing.rules import setting
+from .model_options import CommonOptions, ServerOptions
+
+
+@dataclass
+class DeviceOptions:
+    """What computes the answers."""
+
+    device: str = setting("auto", None, "cpu, cuda, cuda:1, ...")
+    dtype: str = setting("auto", None, "bfloat16, float16, ...", shown="the checkpoint's")
+
+
+_SEVERAL = {"type": str, "nargs": "+", "shown": "none"}
+
+
+@dataclass
+class AccessOptions:
+    """Where images may come from."""
+
+    image_hosts: Sequence[str] = setting(
+        (), None, "hosts to download from even if they are not public", metavar="HOST", **_SEVERAL
+    )
+    image_folders: Sequence[str] = setting((), None, "folders to read files from", metavar="DIR", **_SEVERAL)
+    no_public_images: bool = setting(False, None, "download only from the hosts of --image-hosts")
+    max_image_bytes: int = setting(20_000_000, None, "size limit of a download")
+    max_image_seconds: float = setting(10.0, None, "time limit of a download", shown="10")
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the checkpoint or an option is invalid. The message names it."""
     options = _parser().parse_args(arguments)
-    if not 0 <= options.port < 2**16:
-        raise ValueError(f"--port={options.port}, expected 0 to 65535.")
     if options.engine == "vllm":
         command = vllm_command(options)
         os.execv(command[0], command)
@@ -26,7 +52,6 @@ def main(arguments: list[str]) -> None:
         raise ValueError(str(error)) from error
     import uvicorn
 
-    from ..cost.request_budget import RequestBudget
     from ..processing import ImageAccess
 
     _require_ours(options.checkpoint)
@@ -40,11 +65,11 @@ def main(arguments: list[str]) -> None:
             max_bytes=options.max_image_bytes,
             max_seconds=options.max_image_seconds,
         ),
-        budget=RequestBudget(**budget_options(options)),
+        budget=settings_from(options, RequestBudget),
         device=options.device,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
-        **image_options(options).given,
+        **settings_from(options, ImageSettings).given,
     )
     uvicorn.run(app, host=options.host, port=options.port)
 
@@ -72,7 +97,6 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
         ValueError: if vLLM is not installed, or an option is given that it does not have.
     """
     from ..cost.loading import load_setup
-    from ..processing.image_settings import ImageSettings
 
     program = shutil.which("vllm")
     if program is None:
@@ -83,7 +107,7 @@ def vllm_command(options: argparse.Namespace) -> list[str]:
         name = others[0].replace("_", "-")
         raise ValueError(f"--{name} is not for --engine=vllm, expected vLLM's own options: vllm serve --help")
     folder = _require_ours(options.checkpoint)
-    setup, settings = load_setup(folder), image_options(options).given
+    setup, settings = load_setup(folder), settings_from(options, ImageSettings).given
     tiles = (options.max_patches or setup.tiling.max_tiles) + setup.tiling.use_thumbnail
     tokens = tiles * max(setup.config.image_seq_length, setup.config.expanded_image_seq_length)
     command = [program, "serve", options.checkpoint, "--host", options.host, "--port", str(options.port)]
@@ -101,41 +125,17 @@ def _parser() -> CommandParser:
         "another.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder or Hub id")
-    parser.add_argument(
-        "--engine",
-        choices=("transformers", "vllm"),
-        default="transformers",
-        help="vllm: run `vllm serve` with the checkpoint's settings, which batches requests (default: transformers)",
-    )
-    parser.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument("--name", help="name of the model in requests (default: CHECKPOINT)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--dtype", default="auto", help="bfloat16, float16, ... (default: the checkpoint's)")
+    add_options(parser, CommonOptions, ("engine",))
+    add_options(parser, ServerOptions)
+    add_options(parser, DeviceOptions)
     add_options(parser, CommonOptions, ("attn_implementation",))
     images = parser.add_argument_group(
         "images", "Messages give images as URLs or base64. By default, images are downloaded from public hosts only."
     )
-    add_image_options(images)
-    images.add_argument(
-        "--image-hosts",
-        nargs="+",
-        default=(),
-        metavar="HOST",
-        help="hosts to download from even if they are not public (default: none)",
-    )
-    images.add_argument(
-        "--image-folders", nargs="+", default=(), metavar="DIR", help="folders to read files from (default: none)"
-    )
-    images.add_argument(
-        "--no-public-images", action="store_true", help="download only from the hosts of --image-hosts"
-    )
-    images.add_argument(
-        "--max-image-bytes", type=int, default=20_000_000, help="size limit of a download (default: 20000000)"
-    )
-    images.add_argument("--max-image-seconds", type=float, default=10.0, help="time limit of a download (default: 10)")
+    add_options(images, ImageSettings)
+    add_options(images, AccessOptions)
     limits = parser.add_argument_group(
         "limits of a request", "A request that has more is refused with its number and the limit, before any work."
     )
-    add_budget_options(limits)
+    add_options(limits, RequestBudget)
     return parser

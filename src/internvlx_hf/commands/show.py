@@ -2,14 +2,15 @@
 """`internvlx show`."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.options import add_options
+from ..checkpoints.options import CommandParser, add_options, settings_from
 from ..processing.image_settings import IMAGE_PROCESSOR, ImageSettings
+from ..processing.rules import setting, whole
 from .cost import add_model_options, choose_setup
-from .model_options import FRAMES, CommonOptions, image_options
-from .parser import CommandParser
+from .model_options import FRAMES, UPGRADES, CommonOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +23,34 @@ ASKED = "?"  # --boxes without an answer: the model's own
 # options that apply to some figures only
 TILES = ImageSettings.names(IMAGE_PROCESSOR)
 ANSWER = ("question", "max_new_tokens")
-SIZED = ("tokens_per_tile", "max_image_tokens", "text_tokens", "answer_tokens")
-UPGRADE, LENGTHS = ("projector", "lvtc", "downsample_ratio"), ("text_tokens", "answer_tokens")
+LENGTHS = ("text_tokens", "answer_tokens")
+SIZED = ("tokens_per_tile", "max_image_tokens", *LENGTHS)
+
+
+@dataclass
+class FigureOptions:
+    """Other figures than that of the tiles, and what they ask the model."""
+
+    attention: bool = setting(False, None, "draw where the model looks; --model must be a checkpoint's folder")
+    boxes: str | None = setting(
+        None,
+        None,
+        "draw the boxes of an answer, <ref>a cat</ref><box>[[103, 250, 640, 998]]</box>; without ANSWER, of the "
+        "model's own",
+        nargs="?",
+        const=ASKED,
+        metavar="ANSWER",
+    )
+    sizes: bool = setting(
+        False,
+        None,
+        "draw the image at each size of a tile that the checkpoint offers: tokens, FLOPs and, with --question, the "
+        "answer",
+    )
+    question: str | None = setting(None, None, "question about the image, required by --attention and --boxes")
+    max_new_tokens: int | None = setting(
+        None, whole(1), "maximum number of tokens of the answer", shown=MAX_NEW_TOKENS
+    )
 
 
 def main(arguments: list[str]) -> None:
@@ -81,7 +108,9 @@ def _refuse_other_options(options: argparse.Namespace) -> None:
         _refuse(options, SIZED, "do not apply to --sizes, which draws every size that the checkpoint offers")
     elif asks:
         _refuse(
-            options, UPGRADE, f"do not apply to {asks}, which needs trained weights: convert and train the model first"
+            options,
+            UPGRADES,
+            f"do not apply to {asks}, which needs trained weights: convert and train the model first",
         )
         _refuse(options, LENGTHS, f"do not apply to {asks}, which draws no cost")
     if not asks or (options.boxes and options.boxes != ASKED):
@@ -123,7 +152,7 @@ def _attention(options: argparse.Namespace, setup: "ModelSetup", image: "Image")
     from ..pictures import attend
     from ..pictures.attention_figure import draw_attention
 
-    max_new_tokens = _max_new_tokens(options)
+    max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
     model, processor = _load(options, setup, "--attention")
     attention = attend(model, processor, image, options.question, max_new_tokens)
     cut = f", cut off at --max-new-tokens {max_new_tokens}" if attention.finish_reason == "length" else ""
@@ -141,7 +170,7 @@ def _boxes(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> 
         from ..chat import Session
         from ..evaluation.answering import Answerer
 
-        max_new_tokens = _max_new_tokens(options)
+        max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
         answerer = Answerer(*_load(options, setup, "--boxes"))
         upright = bool(answerer.processor.image_processor.do_exif_transpose)
         answer = (
@@ -168,19 +197,12 @@ def _sizes(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> 
 
         answerer = Answerer(*_load(options, setup, "--sizes"))
         upright = bool(answerer.processor.image_processor.do_exif_transpose)
-        answers = answer_at_sizes(answerer, image, options.question, _max_new_tokens(options))
+        answers = answer_at_sizes(answerer, image, options.question, options.max_new_tokens or MAX_NEW_TOKENS)
     figure = draw_sizes(
         open_upright(image, upright=upright), setup, answers, options.question or "", Path(options.image).name
     )
     said = "" if answers is None else "; " + ", ".join(f"{name}: {answer!r:.60}" for name, answer in answers.items())
     return figure, f"{len(names)} size{'s' * (len(names) > 1)} ({', '.join(names)}) under {setup.name}{said}"
-
-
-def _max_new_tokens(options: argparse.Namespace) -> int:
-    max_new_tokens = MAX_NEW_TOKENS if options.max_new_tokens is None else options.max_new_tokens
-    if max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens={max_new_tokens}, expected at least 1.")
-    return max_new_tokens
 
 
 def _load(options: argparse.Namespace, setup: "ModelSetup", name: str) -> tuple:
@@ -206,7 +228,7 @@ def _load(options: argparse.Namespace, setup: "ModelSetup", name: str) -> tuple:
     # an invalid question is refused before the weights are read
     content = [{"type": "image"}, {"type": "text", "text": question_about(options.question, images=1)}]
     processor.apply_chat_template([{"role": "user", "content": content}])
-    processor.change_image_settings(**image_options(options).given)
+    processor.change_image_settings(**settings_from(options, ImageSettings).given)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return InternVLXForConditionalGeneration.from_pretrained(folder, dtype="auto").to(device).eval(), processor
 
@@ -227,26 +249,5 @@ def _parser() -> CommandParser:
     add_model_options(parser)
     frames = parser.add_argument_group("videos").add_mutually_exclusive_group()
     add_options(frames, CommonOptions, FRAMES)
-    attention = parser.add_argument_group("attention, boxes and sizes")
-    attention.add_argument(
-        "--attention", action="store_true", help="draw where the model looks; --model must be a checkpoint's folder"
-    )
-    attention.add_argument(
-        "--boxes",
-        nargs="?",
-        const=ASKED,
-        metavar="ANSWER",
-        help="draw the boxes of an answer, <ref>a cat</ref><box>[[103, 250, 640, 998]]</box>; without ANSWER, of the "
-        "model's own",
-    )
-    attention.add_argument(
-        "--sizes",
-        action="store_true",
-        help="draw the image at each size of a tile that the checkpoint offers: tokens, FLOPs and, with --question, "
-        "the answer",
-    )
-    attention.add_argument("--question", help="question about the image, required by --attention and --boxes")
-    attention.add_argument(
-        "--max-new-tokens", type=int, help=f"maximum number of tokens of the answer (default: {MAX_NEW_TOKENS})"
-    )
+    add_options(parser.add_argument_group("attention, boxes and sizes"), FigureOptions)
     return parser

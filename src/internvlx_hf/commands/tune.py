@@ -6,10 +6,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from ..checkpoints.options import add_option
+from ..checkpoints.options import CommandParser, add_option
 from ..tuning.options import TuneOptions
 from .model_options import add_device_options
-from .parser import CommandParser
 
 
 def main(arguments: list[str]) -> None:

@@ -1,19 +1,28 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx web`."""
 
-from .model_options import add_budget_options, add_device_options, add_image_options, budget_options, load_model
-from .parser import CommandParser
+from dataclasses import dataclass
+
+from ..checkpoints.options import CommandParser, add_options, settings_from
+from ..cost.request_budget import PageBudget
+from ..processing.image_settings import ImageSettings
+from ..processing.rules import setting, whole
+from .model_options import ServerOptions, add_device_options, load_model
+
+
+@dataclass
+class PageOptions(ServerOptions):
+    """Where the page is served."""
+
+    host: str = setting("127.0.0.1", None, "address to listen on", shown="127.0.0.1, this machine only")
+    port: int = setting(7860, whole(1, 2**16 - 1), "port to listen on")
+    name: str | None = setting(None, None, "name of the model on the page", shown="the last part of MODEL")
 
 
 def main(arguments: list[str]) -> None:
     """Raises: ValueError, OSError: if the model or an option is invalid. The message names it."""
     options = _parser().parse_args(arguments)
-    if not 0 < options.port < 2**16:
-        raise ValueError(f"--port={options.port}, expected 1 to 65535.")
     from ..web import Limits, serve
-
-    given = {name: getattr(options, name) for name in ("max_bytes", "max_tiles")}
-    limits = Limits(**{name: value for name, value in given.items() if value is not None}, **budget_options(options))
 
     def load():
         from ..web.shared_model import SharedModel
@@ -21,7 +30,7 @@ def main(arguments: list[str]) -> None:
         return SharedModel(load_model(options), options.name or options.model.rstrip("/").rpartition("/")[2])
 
     try:
-        serve(load, limits, options.host, options.port)
+        serve(load, settings_from(options, Limits), options.host, options.port)
     except ImportError as error:
         raise ValueError(str(error)) from error
 
@@ -38,16 +47,9 @@ def _parser() -> CommandParser:
         metavar="MODEL",
         help="a checkpoint's folder or Hub id; an InternVL or LLaVA checkpoint is converted once, into the cache",
     )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
-    parser.add_argument("--name", help="name of the model on the page (default: the last part of MODEL)")
-    images = parser.add_argument_group("initial image settings of the page")
-    add_image_options(images)
-    limits = parser.add_argument_group("limits for a visitor")
-    limits.add_argument("--max-bytes", type=int, help="size of an upload (default: 20000000)")
-    limits.add_argument("--max-tiles", type=int, help="tiles of an image (default: 40)")
-    add_budget_options(limits, ("max_pixels", "max_visual_tokens", "max_prompt_tokens", "max_new_tokens"))
+    add_options(parser, PageOptions, ("host", "port", "name"))
+    add_options(parser.add_argument_group("initial image settings of the page"), ImageSettings)
+    names = ("max_bytes", "max_tiles", "max_pixels", "max_visual_tokens", "max_prompt_tokens", "max_new_tokens")
+    add_options(parser.add_argument_group("limits for a visitor"), PageBudget, names)
     add_device_options(parser)
     return parser

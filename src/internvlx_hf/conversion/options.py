@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.kinds import DTYPES, LLAVA, NATIVE, OURS
 from ..processing.image_settings import ImageSettings
-from ..processing.rules import FLAG, OBJECT, TEXT, FieldRule, choice, either, is_number, number, setting, whole
+from ..processing.rules import FLAG, OBJECT, POSITIVE, TEXT, FieldRule, choice, either, number, setting, whole
 from ..processing.size_choices import OFFERS_HELP, SIZES_RULE, size_names
 
 if TYPE_CHECKING:
@@ -90,11 +90,7 @@ class SharedOptions(ImageSettings):
         shown="as stored",
         type=str,
     )
-    max_shard_gigabytes: float = setting(
-        5,
-        FieldRule("a positive number", lambda value: is_number(value) and value > 0),
-        "maximum size of an output shard",
-    )
+    max_shard_gigabytes: float = setting(5, POSITIVE, "maximum size of an output shard")
     seed: int = setting(0, whole(-(2**62), 2**62), "seed of new random values")
     verify: bool = setting(
         False,

@@ -2,8 +2,10 @@
 """Limits on the cost of one request, which a server checks before it works."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from ..processing.rules import check_settings, setting, whole
 
 if TYPE_CHECKING:
     from ..modeling import InternVLXConfig
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
 DEFAULT_NEW_TOKENS = 1024  # of a request that does not say how many
 
 
-def _limit(default: int | None, of: str) -> Any:
-    return field(default=default, metadata={"of": of})
+def _limit(default: int | None, of: str, **more: Any) -> Any:
+    return setting(default, whole(1), of, **more)
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,22 @@ class RequestBudget:
     max_pixels: int = _limit(50_000_000, "pixels in an image")
     max_total_pixels: int = _limit(100_000_000, "pixels in all images")
     max_visual_tokens: int = _limit(16_384, "visual tokens")
-    max_prompt_tokens: int | None = _limit(None, "tokens in its prompt")
+    max_prompt_tokens: int | None = _limit(None, "tokens in its prompt", shown="the model's positions")
     max_new_tokens: int = _limit(4096, "new tokens")
     max_beams: int = _limit(16, "beams")
     max_stop_strings: int = _limit(4, "stop strings")
     max_stop_characters: int = _limit(256, "characters in a stop string")
 
     def __post_init__(self):
-        for each in fields(self):
-            value = getattr(self, each.name)
-            is_default = value is None and each.default is None
-            if not is_default and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{each.name}={value!r}, expected a whole number of at least 1.")
+        check_settings(self)
 
     def check(self, **counts: int) -> None:
         """Raises `ValueError` if a request has more of something than its limit, such as `max_images=33`."""
         for each in fields(self):
-            limit, count = getattr(self, each.name), counts.get(each.name, 0)
-            if limit is not None and count > limit:
+            most, count = getattr(self, each.name), counts.get(each.name, 0)
+            if most is not None and count > most:
                 raise ValueError(
-                    f"The request has {count} {each.metadata['of']}, expected at most {limit} ({each.name})."
+                    f"The request has {count} {each.metadata['help']}, expected at most {most} ({each.name})."
                 )
 
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
@@ -107,3 +105,21 @@ class RequestBudget:
                 "model's positions."
             )
         return requested or min(DEFAULT_NEW_TOKENS, self.max_new_tokens, room)
+
+
+@dataclass(frozen=True)
+class PageBudget(RequestBudget):
+    """Limits on the requests of a visitor of the page: the budget of [`RequestBudget`], and those of the page.
+
+    Args:
+        max_bytes: maximum size of an upload.
+        max_tiles: maximum number of tiles of an image, without the thumbnail.
+        max_question: maximum number of characters of a question.
+
+    Raises:
+        ValueError: if a limit is not a positive integer.
+    """
+
+    max_bytes: int = _limit(20_000_000, "size of an upload")
+    max_tiles: int = _limit(40, "tiles of an image")
+    max_question: int = _limit(4000, "characters of a question")

@@ -47,17 +47,13 @@ def measure_clip(source: str, fps: float | None = None, num_frames: int | None =
     """A length of time, as `1h`, or a video file, of which the header is read.
 
     Args:
-        fps: frames of each second that the model gets; `FPS` where `num_frames` is not given either.
-        num_frames: so many in its place.
+        fps: frames of each second that the model gets, above 0; `FPS` where `num_frames` is not given either.
+        num_frames: so many in its place, at least 1.
 
     Raises:
         ImportError: it is a file, and nothing is installed that reads one.
         ValueError: it is neither, or has no frame.
     """
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"--fps={fps}, expected a positive number of frames a second.")
-    if num_frames is not None and num_frames < 1:
-        raise ValueError(f"--num-frames={num_frames}, expected at least 1.")
     seconds, most = parse_seconds(source), math.inf
     if seconds is None:
         from ..processing.video_files import open_video

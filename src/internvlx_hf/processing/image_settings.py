@@ -26,7 +26,9 @@ def _setting(
         more: `own`, the value of a processor that nobody told otherwise (default: None); `tiling`, the argument of
             `TilingRule` that it is; `limit`, the limit of a visitor of the page that bounds it.
     """
-    return setting(None, rule, help, label=label, words=words, owner=owner, **{"own": None} | more)
+    return setting(
+        None, rule, help, label=label, words=words, owner=owner, **{"own": None, "shown": "the model's"} | more
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = ALIKE) -> str | Non
 
 FLAG = FieldRule("true or false", lambda value: isinstance(value, bool))
 TEXT = FieldRule("text", lambda value: isinstance(value, str))
+POSITIVE = FieldRule("a positive number", lambda value: is_number(value) and value > 0)
 OBJECT = FieldRule("an object", lambda value: isinstance(value, dict))
 
 

@@ -3,17 +3,19 @@
 
 import json
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 
 from transformers import TrainingArguments
 
 from ..checkpoints.names import DTYPES
 from ..processing.image_settings import ImageSettings
+from ..processing.rules import POSITIVE, FieldRule, check_settings, choice, is_number, number, setting, whole
 from ..processing.rvtc import SLICING_STRATEGIES
 from .parsing import parse_arguments  # noqa: F401  for callers of this module
 
 # of `tokens_per_tile_sampling`: all sizes that the checkpoint offers
 ALL = "all"
+_RATE = FieldRule("a rate in [0, 1)", lambda rate: is_number(rate) and 0 <= rate < 1)
 
 
 @dataclass(frozen=True)
@@ -22,34 +24,28 @@ class ModelArguments(ImageSettings):
 
     _argument_group_name = "model"
 
-    model_name_or_path: str = field(
-        metadata={"help": "InternVL-X checkpoint to train: a folder (made by `internvlx convert`) or a Hub id."}
+    model_name_or_path: str = setting(
+        MISSING, None, "InternVL-X checkpoint to train: a folder (made by `internvlx convert`) or a Hub id"
     )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit on the Hub (default: main)."}
+    model_revision: str | None = setting(None, None, "branch, tag or commit on the Hub", shown="main")
+    dtype: str = setting(
+        "float32",
+        choice((*DTYPES, "auto")),
+        "the dtype of the weights in memory. With `bf16` or `fp16`, trained parameters are always in float32; "
+        "'bfloat16' then halves the memory of frozen parameters",
     )
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "dtype of the weights in memory (default: float32). With `bf16` or `fp16`, trained parameters are "
-            "always in float32; 'bfloat16' then halves the memory of frozen parameters.",
-            "choices": (*DTYPES, "auto"),
-        },
+    attn_implementation: str | None = setting(
+        None,
+        None,
+        "attention: 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention', 'varlen_sdpa' or a "
+        "kernel from the Hub",
+        shown="sdpa; with `packing_tokens`, the fastest on this device that needs no mask",
     )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "Attention: 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention', "
-            "'varlen_sdpa' or a kernel from the Hub (default: sdpa; with `packing_tokens`, the fastest on this device "
-            "that needs no mask)."
-        },
-    )
-    router_aux_loss_coef: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the routers' load-balancing loss in a mixture of experts, 0 for none (default: the "
-            "checkpoint's `router_aux_loss_coef` if it has `output_router_logits`, else 0)."
-        },
+    router_aux_loss_coef: float | None = setting(
+        None,
+        None,
+        "weight of the routers' load-balancing loss in a mixture of experts, 0 for none",
+        shown="the checkpoint's `router_aux_loss_coef` if it has `output_router_logits`, else 0",
     )
 
 
@@ -59,79 +55,55 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    train_data: str = field(
-        metadata={
-            "help": "Training data: InternVL's meta file, a JSON or JSONL file of annotations (InternVL's, LLaVA's, "
-            "or `messages`), a folder that `datasets` reads, or a Hub id."
-        }
+    train_data: str = setting(
+        MISSING,
+        None,
+        "training data: InternVL's meta file, a JSON or JSONL file of annotations (InternVL's, LLaVA's, or "
+        "`messages`), a folder that `datasets` reads, or a Hub id",
     )
-    eval_data: str | None = field(
-        default=None, metadata={"help": "Evaluation data, in the formats of `train_data` (default: no evaluation)."}
+    eval_data: str | None = setting(
+        None, None, "evaluation data, in the formats of `train_data`", shown="no evaluation"
     )
-    train_split: str = field(
-        default="train", metadata={"help": "Split of `train_data`, a folder or Hub id (default: train)."}
+    train_split: str = setting("train", None, "split of `train_data`, a folder or Hub id")
+    eval_split: str = setting("train", None, "split of `eval_data`, a folder or Hub id")
+    image_root: str | None = setting(
+        None, None, "folder that relative paths of images refer to", shown="the folder of the annotations"
     )
-    eval_split: str = field(
-        default="train", metadata={"help": "Split of `eval_data`, a folder or Hub id (default: train)."}
+    streaming: bool = setting(False, None, "read samples in sequence, without measuring them first; needs `max_steps`")
+    shuffle_buffer: int = setting(1000, None, "number of streamed records that are shuffled among each other")
+    max_length: int | None = setting(
+        None, None, "largest number of tokens per sample, including images", shown="no limit"
     )
-    image_root: str | None = field(
-        default=None,
-        metadata={"help": "Folder that relative paths of images refer to (default: the folder of the annotations)."},
+    on_too_long: str = setting(
+        "truncate",
+        choice(("truncate", "skip", "error")),
+        "what to do with a longer sample: truncate it (never within an image), skip it, or raise an error",
     )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read samples in sequence, without measuring them first; needs `max_steps` (default: False)."
-        },
+    on_broken: str = setting(
+        "error",
+        choice(("error", "skip")),
+        "whether a broken sample stops the training or is skipped with a warning; both name file and line",
     )
-    shuffle_buffer: int = field(
-        default=1000,
-        metadata={"help": "Number of streamed records that are shuffled among each other (default: 1000)."},
+    share_tiles: bool = setting(
+        False,
+        None,
+        "give each of a sample's n images at most `max_patches` // n tiles, at least one, as InternVL's training does",
     )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Largest number of tokens per sample, including images (default: no limit)."}
+    packing_tokens: int = setting(
+        0, None, "pack samples into rows of at most this many tokens, without padding", shown="0, one row per sample"
     )
-    on_too_long: str = field(
-        default="truncate",
-        metadata={
-            "help": "What to do with a longer sample: truncate it (never within an image), skip it, or raise an error "
-            "(default: truncate).",
-            "choices": ("truncate", "skip", "error"),
-        },
+    max_mask_bytes: int = setting(
+        2**30,
+        None,
+        "largest masks, in bytes, that 'sdpa' and 'eager' may make for a packed batch, over both stages",
+        shown="2**30",
     )
-    on_broken: str = field(
-        default="error",
-        metadata={
-            "help": "Whether a broken sample stops the training or is skipped with a warning; both name file and line "
-            "(default: error).",
-            "choices": ("error", "skip"),
-        },
+    pad_to_multiple_of: int | None = setting(
+        None, None, "pad rows to a multiple of this many tokens", shown="no padding beyond the longest row"
     )
-    share_tiles: bool = field(
-        default=False,
-        metadata={
-            "help": "Give each of a sample's n images at most `max_patches` // n tiles, at least one, as InternVL's "
-            "training does (default: False)."
-        },
-    )
-    packing_tokens: int = field(
-        default=0,
-        metadata={
-            "help": "Pack samples into rows of at most this many tokens, without padding (default: 0, one row per "
-            "sample)."
-        },
-    )
-    max_mask_bytes: int = field(
-        default=2**30,
-        metadata={
-            "help": "Largest masks, in bytes, that 'sdpa' and 'eager' may make for a packed batch, over both stages "
-            "(default: 2**30)."
-        },
-    )
-    pad_to_multiple_of: int | None = field(
-        default=None,
-        metadata={"help": "Pad rows to a multiple of this many tokens (default: no padding beyond the longest row)."},
-    )
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 @dataclass
@@ -140,38 +112,27 @@ class LoraArguments:
 
     _argument_group_name = "lora"
 
-    lora_rank: int = field(default=0, metadata={"help": "Rank of the adapters (default: 0, no LoRA)."})
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "Scale of the adapters (default: twice the rank)."}
+    lora_rank: int = setting(0, whole(0), "rank of the adapters", shown="0, no LoRA")
+    lora_alpha: float | None = setting(None, POSITIVE, "scale of the adapters", shown="twice the rank")
+    lora_dropout: float = setting(0.05, _RATE, "dropout of the adapters' input")
+    lora_vision: bool = setting(False, None, "also adapt the vision tower's linear layers")
+    lora_target_modules: str | None = setting(
+        None,
+        None,
+        "regular expression for the full names of the modules to adapt",
+        shown="every linear layer in the language model's layers, and with `lora_vision` in the vision tower",
     )
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapters' input (default: 0.05)."})
-    lora_vision: bool = field(
-        default=False, metadata={"help": "Also adapt the vision tower's linear layers (default: False)."}
-    )
-    lora_target_modules: str | None = field(
-        default=None,
-        metadata={
-            "help": "Regular expression for the full names of the modules to adapt (default: every linear layer in "
-            "the language model's layers, and with `lora_vision` in the vision tower)."
-        },
-    )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Modules to train in full and save with the adapter (default: the projectors)."},
+    lora_modules_to_save: list[str] | None = setting(
+        None, None, "modules to train in full and save with the adapter", shown="the projectors"
     )
 
     def __post_init__(self):
-        if self.lora_rank < 0:
-            raise ValueError(f"`lora_rank` is {self.lora_rank}, expected a positive number, or 0 for no LoRA.")
+        check_settings(self)
         if not self.lora_rank and (changed := _changed(self)):
             raise ValueError(
                 f"`{changed[0]}` is {getattr(self, changed[0])!r}, but `lora_rank` is 0, which trains without LoRA. "
                 "Set a rank."
             )
-        if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
-            raise ValueError(f"`lora_alpha` is {self.lora_alpha}, expected a positive number.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"`lora_dropout` is {self.lora_dropout}, expected a rate in [0, 1).")
 
 
 @dataclass
@@ -180,43 +141,31 @@ class TeacherArguments:
 
     _argument_group_name = "teacher"
 
-    teacher: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint whose logits the model is trained on, for example the one that it was converted from, "
-            "converted with `--projector keep`: a folder or a Hub id (default: no teacher)."
-        },
+    teacher: str | None = setting(
+        None,
+        None,
+        "checkpoint whose logits the model is trained on, for example the one that it was converted from, converted "
+        "with `--projector keep`: a folder or a Hub id",
+        shown="no teacher",
     )
-    teacher_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the teacher on the Hub (default: main)."}
+    teacher_revision: str | None = setting(None, None, "branch, tag or commit of the teacher on the Hub", shown="main")
+    teacher_weight: float = setting(
+        0.5,
+        number(0, 1, above=True),
+        "weight of the divergence from the teacher, w; the data's own answers have 1 - w. With 1, only the teacher "
+        "counts",
     )
-    teacher_weight: float = field(
-        default=0.5,
-        metadata={
-            "help": "w, the weight of the divergence from the teacher; the data's own answers have 1 - w (default: "
-            "0.5). With 1, only the teacher counts."
-        },
+    teacher_temperature: float = setting(1.0, POSITIVE, "temperature T, by which both models' logits are divided")
+    teacher_slicing: str | None = setting(
+        None,
+        choice(SLICING_STRATEGIES),
+        "how an image's size bounds the teacher's number of tiles",
+        shown="the teacher's",
     )
-    teacher_temperature: float = field(
-        default=1.0, metadata={"help": "T, by which both models' logits are divided (default: 1)."}
-    )
-    teacher_slicing: str | None = field(
-        default=None,
-        metadata={
-            "help": "How an image's size bounds the teacher's number of tiles (default: the teacher's).",
-            "choices": SLICING_STRATEGIES,
-        },
-    )
-    teacher_dtype: str = field(
-        default="bfloat16",
-        metadata={"help": "dtype in which the teacher computes (default: bfloat16).", "choices": (*DTYPES, "auto")},
-    )
+    teacher_dtype: str = setting("bfloat16", choice((*DTYPES, "auto")), "the dtype in which the teacher computes")
 
     def __post_init__(self):
-        if not 0 < self.teacher_weight <= 1:
-            raise ValueError(f"`teacher_weight` is {self.teacher_weight}, expected a number in (0, 1].")
-        if not 0 < self.teacher_temperature < float("inf"):
-            raise ValueError(f"`teacher_temperature` is {self.teacher_temperature}, expected a positive number.")
+        check_settings(self)
         if not self.teacher and (changed := [name for name in _changed(self) if name != "teacher"]):
             raise ValueError(f"`{changed[0]}` is {getattr(self, changed[0])!r}, but no `teacher` is given.")
 
@@ -236,118 +185,85 @@ class InternVLXTrainingArguments(TrainingArguments):
     _argument_group_name = "training"
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "learning_rates", "tokens_per_tile_sampling"]
 
-    stage: int = field(
-        default=2,
-        metadata={
-            "help": "Stage of the paper. 1: train only the projectors; 2: train everything, or LoRA (default: 2).",
-            "choices": (1, 2),
-        },
+    stage: int = setting(
+        2,
+        FieldRule("1 or 2", lambda stage: stage in (1, 2), (1, 2)),
+        "stage of the paper. 1: train only the projectors; 2: train everything, or LoRA",
     )
-    freeze: list[str] | None = field(
-        default=None,
-        metadata={"help": "Names of modules or parameters not to train, in addition to the stage's (default: none)."},
+    freeze: list[str] | None = setting(
+        None, None, "names of modules or parameters not to train, in addition to the stage's"
     )
-    train: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Names of modules or parameters to train in addition to the stage's; overrides `freeze` (default: "
-            "none)."
-        },
+    train: list[str] | None = setting(
+        None, None, "names of modules or parameters to train in addition to the stage's; overrides `freeze`"
     )
-    learning_rates: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rates by module name that differ from `learning_rate`, '{\"model.lvtc\": 2e-4}'; the "
-            "last match counts (default: none)."
-        },
+    learning_rates: dict | str | None = setting(
+        None,
+        None,
+        "learning rates by module name that differ from `learning_rate`, '{\"model.lvtc\": 2e-4}'; the last match "
+        "counts",
+        type=str,
     )
-    vision_drop_path_rate: float = field(
-        default=0.0,
-        metadata={
-            "help": "Stochastic depth of InternViT's layers in training: the rate rises linearly from 0 to this value "
-            "(default: 0). It also applies to a frozen tower, as in the scripts of InternVL-X's authors."
-        },
+    vision_drop_path_rate: float = setting(
+        0.0,
+        _RATE,
+        "stochastic depth of InternViT's layers in training: the rate rises linearly from 0 to this value. It also "
+        "applies to a frozen tower, as in the scripts of InternVL-X's authors",
     )
-    tokens_per_tile_sampling: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Sizes of a tile that the steps train, of those that the checkpoint offers, and how often each is "
-            "drawn: '{\"64\": 3, \"256\": 1}', or 'all' for all of them, the largest drawn a third as often as each "
-            "other (default: none; all steps train one size, `tokens_per_tile` or the checkpoint's first)."
-        },
+    tokens_per_tile_sampling: dict | str | None = setting(
+        None,
+        None,
+        "sizes of a tile that the steps train, of those that the checkpoint offers, and how often each is drawn: "
+        "'{\"64\": 3, \"256\": 1}', or 'all' for all of them, the largest drawn a third as often as each other",
+        shown="none; all steps train one size, `tokens_per_tile` or the checkpoint's first",
+        type=str,
     )
-    loss_average: str = field(
-        default="step",
-        metadata={
-            "help": "What the loss is averaged over. 'step': the supervised tokens of a step, in all its batches and "
-            "processes. 'batch': those of each batch on a device, and then over these batches, as in the code of "
-            "InternVL-X's authors, so that a token counts for more in a batch of short answers (default: step).",
-            "choices": ("step", "batch"),
-        },
+    loss_average: str = setting(
+        "step",
+        choice(("step", "batch")),
+        "what the loss is averaged over. 'step': the supervised tokens of a step, in all its batches and processes. "
+        "'batch': those of each batch on a device, and then over these batches, as in the code of InternVL-X's "
+        "authors, so that a token counts for more in a batch of short answers",
     )
-    save_on_signal: bool = field(
-        default=True,
-        metadata={
-            "help": "On SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second signal, "
-            "stop at once. After an error, save a checkpoint of the last step (default: True)."
-        },
+    save_on_signal: bool = setting(
+        True,
+        None,
+        "on SIGTERM, SIGHUP or Ctrl-C, finish the step, save a checkpoint and stop; on a second signal, stop at once. "
+        "After an error, save a checkpoint of the last step",
     )
 
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint to resume from: 'last' for the newest in `output_dir`, or a folder (default: start "
-            "anew)."
-        },
+    resume_from_checkpoint: str | None = setting(
+        None, None, "checkpoint to resume from: 'last' for the newest in `output_dir`, or a folder", shown="start anew"
     )
-    output_dir: str = field(default="", metadata={"help": "Folder for checkpoints and the trained model."})
-    learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate of AdamW (default: 4e-5)."})
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "Schedule of the learning rate (default: cosine)."}
+    output_dir: str = setting("", None, "folder for checkpoints and the trained model", shown="")
+    learning_rate: float = setting(4e-5, None, "peak learning rate of AdamW")
+    lr_scheduler_type: str = setting("cosine", None, "schedule of the learning rate")
+    warmup_steps: float = setting(0.03, None, "warm-up steps: a share of all steps if below 1, else a number")
+    num_train_epochs: float = setting(1.0, None, "number of passes over the data")
+    logging_steps: float = setting(10, None, "steps between two logs, or a share of all steps if below 1")
+    logging_nan_inf_filter: bool = setting(
+        False, None, "leave losses that are NaN or infinite out of the logged means"
     )
-    warmup_steps: float = field(
-        default=0.03,
-        metadata={"help": "Warm-up steps: a share of all steps if below 1, else a number (default: 0.03)."},
-    )
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the data (default: 1)."})
-    logging_steps: float = field(
-        default=10, metadata={"help": "Steps between two logs, or a share of all steps if below 1 (default: 10)."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False,
-        metadata={"help": "Leave losses that are NaN or infinite out of the logged means (default: False)."},
-    )
-    report_to: str = field(
-        default="tensorboard",
-        metadata={"help": "Where to report logs: 'tensorboard', 'wandb', 'none', ... (default: tensorboard)."},
-    )
-    prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Return only the loss from an evaluation, without logits (default: True)."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator needs all columns."}
-    )
-    train_sampling_strategy: str = field(
-        default="group_by_cost",
-        metadata={
-            "help": "Order of samples: 'group_by_cost' puts samples of similar cost into a batch (without `streaming` "
-            "and `packing_tokens`, which shuffle), 'sequential' keeps the order of the data (without "
-            "`packing_tokens`), 'random' shuffles (default: group_by_cost).",
-            "choices": ["group_by_cost", "random", "sequential"],
-        },
+    report_to: str = setting("tensorboard", None, "where to report logs: 'tensorboard', 'wandb', 'none', ...")
+    prediction_loss_only: bool = setting(True, None, "return only the loss from an evaluation, without logits")
+    remove_unused_columns: bool = setting(False, None, "must stay False: the collator needs all columns")
+    train_sampling_strategy: str = setting(
+        "group_by_cost",
+        choice(["group_by_cost", "random", "sequential"]),
+        "order of samples: 'group_by_cost' puts samples of similar cost into a batch (without `streaming` and "
+        "`packing_tokens`, which shuffle), 'sequential' keeps the order of the data (without `packing_tokens`), "
+        "'random' shuffles",
     )
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("`output_dir` is missing: expected a folder for checkpoints and the model.")
+        check_settings(self)
         self.learning_rates = _parse_numbers("learning_rates", self.learning_rates, "module name")
         if self.tokens_per_tile_sampling != ALL:
             weights = _parse_numbers("tokens_per_tile_sampling", self.tokens_per_tile_sampling, "size")
             if weights and not sum(weights.values()):
                 raise ValueError(f"`tokens_per_tile_sampling` is {weights}, expected a weight above 0.")
             self.tokens_per_tile_sampling = weights or None
-        if not 0 <= self.vision_drop_path_rate < 1:
-            raise ValueError(f"`vision_drop_path_rate` is {self.vision_drop_path_rate}, expected a rate in [0, 1).")
         with warnings.catch_warnings():
             # the oldest supported transformers does not have its new name
             warnings.filterwarnings(

@@ -6,7 +6,6 @@ it. A part of a pattern may contain `*` (any text within the part) or be a range
 `model.language_model.layers.0-11`, `model.language_model.layers.*.self_attn.*_proj`.
 """
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+
+from ..processing.rules import nearest
 
 PROJECTOR_MODULES = ("model.multi_modal_projector", "model.lvtc")
 ROUTER = "model.tile_router"
@@ -45,14 +46,14 @@ def require_matches(model: nn.Module, patterns: Iterable[str], setting: str) -> 
     """Check that every pattern matches a parameter.
 
     Raises:
-        ValueError: if one does not. The message names the pattern, its setting, and modules with similar names.
+        ValueError: if one does not. The message names the pattern, its setting, and the module with the nearest name.
     """
     names = [plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
         if not any(matches(pattern, name) for name in names):
             known = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
-            near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.5)
-            hint = f" Did you mean {', '.join(near)}?" if near else f" The model has {', '.join(_parts(names))}."
+            near = nearest(pattern, sorted(known))
+            hint = f" Did you mean {near}?" if near else f" The model has {', '.join(_parts(names))}."
             raise ValueError(f"`{setting}` names {pattern!r}, which matches no parameter of the model.{hint}")
 
 

@@ -3,6 +3,7 @@
 
 import argparse
 from copy import copy
+from dataclasses import Field
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..checkpoints.options import option_help, option_type
+from ..checkpoints.options import CommandParser, option_help, option_type
 from ..processing.rules import nearest
 
 # the settings of `--help`
@@ -38,156 +39,6 @@ _LISTED_FIRST = (
     "resume_from_checkpoint",
     "save_on_signal",
 )
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Lists this package's settings before those of transformers, and one spelling of each."""
-
-    def add_arguments(self, actions) -> None:
-        super().add_arguments(sorted(actions, key=lambda action: (*_LISTED_FIRST, action.dest).index(action.dest)))
-
-    def _get_help_string(self, action) -> str | None:
-        is_opposite = isinstance(action, argparse._StoreFalseAction)
-        return f"Set `{action.dest}` to False." if is_opposite else super()._get_help_string(action)
-
-    def _format_action_invocation(self, action) -> str:
-        if len(action.option_strings) < 2 or action.dest == "help":
-            return super()._format_action_invocation(action)
-        values = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
-        return f"{action.option_strings[0]} {values}".rstrip()
-
-
-class _HelpAll(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        print(HfArgumentParser.format_help(parser), end="")
-        parser.exit()
-
-
-class _Parser(HfArgumentParser):
-    @staticmethod
-    def _parse_dataclass_field(parser, field) -> None:
-        """Add a setting as transformers does; one with a rule as its rule says."""
-        if "rule" in field.metadata:
-            help = option_help(field, "the checkpoint's")
-            texts = {"help": f"{help[0].upper()}{help[1:]}."}
-            if choices := field.metadata["rule"].choices:
-                texts["choices"] = choices
-            field, kind = copy(field), option_type(field)
-            field.type, field.metadata = kind | None, texts
-        HfArgumentParser._parse_dataclass_field(parser, field)
-
-    def format_help(self) -> str:
-        """The help on the settings that people need first."""
-        formatter = self._get_formatter()
-        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
-        formatter.start_section("settings to begin with")
-        for name in _NEEDED_FIRST:
-            formatter.add_argument(self._option_string_actions[f"--{name}"])
-        formatter.end_section()
-        groups = ", ".join(str(group.title) for group in self._action_groups[2:])
-        formatter.add_text(
-            "CONFIG.yaml has settings by name, as those in configs/; options override it. `--help-all` lists all "
-            f"settings, by group: {groups}."
-        )
-        return formatter.format_help()
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "internvlx train") -> tuple:
-    """Read a configuration file and flags.
-
-    Args:
-        arguments: an optional first YAML or JSON file, then flags `--name value`, which override the file.
-        types: dataclasses whose fields are the settings.
-        prog: name of the command in its help.
-
-    Returns:
-        An object of each type.
-
-    Raises:
-        ValueError: if a setting does not exist (the message suggests the nearest one), or a value has the wrong type.
-        OSError: if the file cannot be read.
-    """
-    parser = _Parser(
-        types,  # type: ignore[arg-type]
-        prog=prog,
-        usage=f"{prog} [CONFIG.yaml] [--setting value ...]",
-        allow_abbrev=False,
-        formatter_class=_HelpFormatter,
-    )
-    hidden = argparse.SUPPRESS
-    parser.add_argument("--help-all", action=_HelpAll, nargs=0, dest=hidden, default=hidden, help="list all settings")
-    if arguments and not arguments[0].startswith("-"):
-        _set_defaults(parser, _read_settings(Path(arguments[0])), arguments[0])
-        arguments = arguments[1:]
-    known = parser._option_string_actions
-    unknown = [each for each in arguments if each.startswith("--") and each.split("=")[0] not in known]
-    if not unknown:  # a misspelt one is named before one that is missing
-        *objects, unknown = parser.parse_args_into_dataclasses(
-            arguments, return_remaining_strings=True, look_for_args_file=False
-        )
-    if unknown:
-        raise ValueError(
-            _unknown_setting(unknown[0].split("=")[0].lstrip("-").replace("-", "_"), parser, "the command line")
-        )
-    return tuple(objects)
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses a name that occurs twice in a mapping, of which PyYAML keeps the last value."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                mark = key.start_mark
-                raise ValueError(
-                    f"{mark.name}, line {mark.line + 1}: `{key.value}` is set twice, expected each name once."
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep)
-
-
-def _read_settings(path: Path) -> dict:
-    try:
-        with path.open(encoding="utf-8") as file:
-            settings = yaml.load(file, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds {type(settings).__name__}, expected settings by name.")
-    return settings
-
-
-def _set_defaults(parser: argparse.ArgumentParser, settings: dict, source: str) -> None:
-    """Make a file's settings the parser's defaults. Numbers are passed as text, so that flags and file are read
-    alike.
-    """
-    actions = {action.dest: action for action in parser._actions if action.option_strings}
-    for name, value in settings.items():
-        if name not in actions:
-            raise ValueError(_unknown_setting(name, parser, source))
-        action = actions[name]
-        action.required = False
-        if action.choices is not None and str(value) not in map(str, action.choices):
-            choices = ", ".join(map(str, action.choices))
-            raise ValueError(f"{source} sets `{name}` to {value!r}, expected one of {choices}.")
-        parser.set_defaults(**{name: _default(action, value)})
-
-
-def _default(action: argparse.Action, value):
-    """A value as the parser expects it: text if it converts text, a list if it takes several values."""
-    if value is None:
-        return None
-    if action.nargs == "+":
-        return value if isinstance(value, list) else [value]
-    if action.type in (int, float) or (action.type is string_to_bool and not isinstance(value, bool)):
-        return str(value)
-    return value
-
-
 # names of settings in other trainers and InternVL's scripts -> their names here, if these are too different to be
 # matched
 _OTHER_NAMES = {
@@ -217,15 +68,144 @@ _OTHER_NAMES = {
 }
 
 
-def _unknown_setting(name: str, parser: argparse.ArgumentParser, source: str) -> str:
-    meant = _nearest(name.replace("-", "_"), {action.dest for action in parser._actions})
-    hint = f" Did you mean `{meant}`?" if meant else ""
-    return f"There is no setting `{name}`, which {source} gives.{hint}"
+class _HelpFormatter(argparse.HelpFormatter):
+    """Lists this package's settings before those of transformers, and one spelling of each."""
+
+    def add_arguments(self, actions) -> None:
+        super().add_arguments(sorted(actions, key=lambda action: (*_LISTED_FIRST, action.dest).index(action.dest)))
+
+    def _get_help_string(self, action) -> str | None:
+        is_opposite = isinstance(action, argparse._StoreFalseAction)
+        return f"Set `{action.dest}` to False." if is_opposite else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action) -> str:
+        if len(action.option_strings) < 2 or action.dest == "help":
+            return super()._format_action_invocation(action)
+        values = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
+        return f"{action.option_strings[0]} {values}".rstrip()
 
 
-def _nearest(name: str, known: set[str]) -> str | None:
-    names = {dest: dest for dest in sorted(known)} | {
-        other: dest for other, dest in _OTHER_NAMES.items() if dest in known
-    }
-    meant = nearest(name, names)
-    return names[meant] if meant else None
+class _HelpAll(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(HfArgumentParser.format_help(parser), end="")
+        parser.exit()
+
+
+class _Parser(CommandParser, HfArgumentParser):
+    """The parser of all commands, with the settings of transformers' dataclasses and other words for errors."""
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse._ActionsContainer, field: Field) -> None:
+        """Add a setting as transformers does; one that [`setting`] made with its help and choices."""
+        if "rule" in field.metadata:
+            help = option_help(field, "the checkpoint's" if field.metadata.get("owner") else None)
+            texts = {"help": f"{help[0].upper()}{help[1:]}."}
+            if (rule := field.metadata["rule"]) and rule.choices:
+                texts["choices"] = rule.choices
+            field, kind = copy(field), option_type(field)
+            field.type, field.metadata = kind | None, texts  # type: ignore[assignment]
+        HfArgumentParser._parse_dataclass_field(parser, field)  # type: ignore[arg-type]
+
+    def format_help(self) -> str:
+        """The help on the settings that people need first."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.start_section("settings to begin with")
+        for name in _NEEDED_FIRST:
+            formatter.add_argument(self._option_string_actions[f"--{name}"])
+        formatter.end_section()
+        groups = ", ".join(str(group.title) for group in self._action_groups[2:])
+        formatter.add_text(
+            "CONFIG.yaml has settings by name, as those in configs/; options override it. `--help-all` lists all "
+            f"settings, by group: {groups}."
+        )
+        return formatter.format_help()
+
+    def unknown(self, name: str, source: str = "the command line") -> str:
+        name = name.lstrip("-").replace("-", "_")
+        known = {action.dest: action.dest for action in self._actions}
+        names = known | {other: dest for other, dest in _OTHER_NAMES.items() if dest in known}
+        meant = nearest(name, names)
+        hint = f" Did you mean `{names[meant]}`?" if meant else ""
+        return f"There is no setting `{name}`, which {source} gives.{hint}"
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_arguments(arguments: list[str], types: tuple[type, ...], prog: str = "internvlx train") -> tuple:
+    """Read a configuration file and flags.
+
+    Args:
+        arguments: an optional first YAML or JSON file, then flags `--name value`, which override the file.
+        types: dataclasses whose fields are the settings.
+        prog: name of the command in its help.
+
+    Returns:
+        An object of each type.
+
+    Raises:
+        ValueError: if a setting does not exist (the message suggests the nearest one), or a value has the wrong type.
+        OSError: if the file cannot be read.
+    """
+    usage = f"{prog} [CONFIG.yaml] [--setting value ...]"
+    parser = _Parser(prog, dataclass_types=types, usage=usage, formatter_class=_HelpFormatter)
+    hidden = argparse.SUPPRESS
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, dest=hidden, default=hidden, help="list all settings")
+    if arguments and not arguments[0].startswith("-"):
+        _set_defaults(parser, _read_settings(Path(arguments[0])), arguments[0])
+        arguments = arguments[1:]
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """A YAML loader that refuses a name that occurs twice in a mapping, of which PyYAML keeps the last value."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                mark = key.start_mark
+                raise ValueError(
+                    f"{mark.name}, line {mark.line + 1}: `{key.value}` is set twice, expected each name once."
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        with path.open(encoding="utf-8") as file:
+            settings = yaml.load(file, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {type(settings).__name__}, expected settings by name.")
+    return settings
+
+
+def _set_defaults(parser: _Parser, settings: dict, source: str) -> None:
+    """Make a file's settings the parser's defaults. Numbers are passed as text, so that flags and file are read
+    alike.
+    """
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    for name, value in settings.items():
+        if name not in actions:
+            parser.error(parser.unknown(name, source))
+        action = actions[name]
+        action.required = False
+        if action.choices is not None and str(value) not in map(str, action.choices):
+            choices = ", ".join(map(str, action.choices))
+            raise ValueError(f"{source} sets `{name}` to {value!r}, expected one of {choices}.")
+        parser.set_defaults(**{name: _default(action, value)})
+
+
+def _default(action: argparse.Action, value):
+    """A value as the parser expects it: text if it converts text, a list if it takes several values."""
+    if value is None:
+        return None
+    if action.nargs == "+":
+        return value if isinstance(value, list) else [value]
+    if action.type in (int, float) or (action.type is string_to_bool and not isinstance(value, bool)):
+        return str(value)
+    return value

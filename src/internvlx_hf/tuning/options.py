@@ -34,7 +34,7 @@ class TuneOptions:
         None,
         _SHARE,
         "share of images that are to keep their answers, such as 0.98",
-        own="a first look, against 0.98",
+        shown="a first look, against 0.98",
     )
     out: str = setting("tune", _PATH, "folder of the answers, tune.json, a page and a picture")
     save: str | None = setting(
@@ -43,9 +43,9 @@ class TuneOptions:
     accept_estimate: bool = setting(False, FLAG, "save the recommended settings even if they are not certified")
     overwrite: bool = setting(False, FLAG, "replace the folder of `save` if internvlx wrote it")
     skip_broken: bool = setting(False, FLAG, "leave out images that cannot be read")
-    most: int | None = setting(None, whole(2), "use at most so many images", own="20 for a first look, else all")
+    most: int | None = setting(None, whole(2), "use at most so many images", shown="20 for a first look, else all")
     metric: str = setting("exact_match", choice(SCORES), "score of answers, where the data have them")
-    batch_size: int | None = setting(None, whole(1), "questions per batch", own="1 on a CPU, 8 otherwise")
+    batch_size: int | None = setting(None, whole(1), "questions per batch", shown="1 on a CPU, 8 otherwise")
     max_new_tokens: int = setting(64, whole(1), "answers are compared up to so many tokens")
 
     def __post_init__(self):

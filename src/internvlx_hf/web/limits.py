@@ -12,7 +12,7 @@ from typing import Any
 import PIL.Image
 
 from ..checkpoints.options import option_type
-from ..cost.request_budget import RequestBudget
+from ..cost.request_budget import PageBudget
 from ..processing.image_files import open_file, other_format, readable_formats
 from ..processing.image_settings import ImageSettings
 from ..processing.image_sources import PillowSource
@@ -24,21 +24,8 @@ PAGE_SECONDS = 30  # to render a page
 
 
 @dataclass(frozen=True)
-class Limits(RequestBudget):
-    """Limits on the requests of a visitor: the budget of [`RequestBudget`], and those of the page.
-
-    Args:
-        max_bytes: maximum size of an upload.
-        max_tiles: maximum number of tiles of an image, without the thumbnail.
-        max_question: maximum number of characters of a question.
-
-    Raises:
-        ValueError: if a limit is not a positive integer.
-    """
-
-    max_bytes: int = 20_000_000
-    max_tiles: int = 40
-    max_question: int = 4000
+class Limits(PageBudget):
+    """Limits on the requests of a visitor, those of [`PageBudget`], which check what the page sends."""
 
     def open_upload(self, file: Path) -> PIL.Image.Image:
         """Open and decode an uploaded image, a file of [`Uploads`].
