@@ -107,7 +107,10 @@ class InternVLXModel(InternVLXPreTrainedModel):
         # an engine serves the default size, which does not change
         changes = config.boundaries and not runs_in_engine(config)
         self.lvtc = LVTC(config, self.language_model) if changes else None
-        self.tile_router = TileRouter(config).requires_grad_(False) if config.has_router else None
+        self.tile_router = None
+        if config.has_router:
+            self.tile_router = TileRouter(config).requires_grad_(False)
+            self.tile_router.add_size(self.multi_modal_projector)
         # only classes that this model has, since accelerate's FSDP refuses any other name
         unsplit = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
         self._no_split_modules = sorted({type(projector).__name__ for projector in unsplit})
@@ -118,13 +121,18 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, tile_sizes: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        tile_sizes: torch.Tensor | None = None,
+        tiles_per_sample: list[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLXImageFeatures:
         """Encode tiles.
 
         Args:
             pixel_values: (tiles, 3, H, W), normalised; H = W = `config.tile_size`.
             tile_sizes: (tiles,), for each tile the index of its size in `config.tokens_per_tile` (default: the first).
+            tiles_per_sample: lets the tile router choose the sizes instead, among the tiles of each sample.
 
         Returns:
             The vision tower's output, with the projectors' tokens as `pooler_output` and `deepstack_features`.
@@ -133,10 +141,6 @@ class InternVLXModel(InternVLXPreTrainedModel):
             ValueError: if the tiles do not have the model's size, or there is no such size.
         """
         self._check_tiles(pixel_values)
-        sizes = None
-        if tile_sizes is not None or self.config.tokens_per_tile is not None:
-            numbers, offered = read_sizes(self.config, tile_sizes, len(pixel_values)), self.config.sizes
-            sizes = None if self.config.tokens_per_tile is None else [offered[number] for number in numbers]
         kwargs.pop("image_grid_thw", None)  # type: ignore[typeddict-item]  # vLLM passes everything that the processor returned
         layer, others = self.config.vision_feature_layer, self.config.projector_config.token_packer_layers or []
         wanted = sorted({*others, *([] if layer == -1 else [layer])})
@@ -145,8 +149,14 @@ class InternVLXModel(InternVLXPreTrainedModel):
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = projected_features(self.config, vision_outputs)  # [tiles, 1 + S², C]
         layers = [vision_outputs.hidden_states[i][:, -(self.config.patch_grid**2) :] for i in others]
+        if tiles_per_sample is not None:
+            router: Any = self.tile_router
+            tile_sizes = router.choose(router(features[:, 1:]), tiles_per_sample)
+        has_sizes, sizes = self.config.tokens_per_tile is not None, None
+        if has_sizes or tile_sizes is not None:
+            sizes = read_sizes(self.config, tile_sizes, len(pixel_values))
         tokens, later = self._project(features, layers, sizes)
-        if tile_sizes is not None and sizes is not None:
+        if has_sizes and tile_sizes is not None:
             later.append(torch.as_tensor(tile_sizes, device=features.device))
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
