@@ -108,9 +108,12 @@ def _count_tile_flops(model: InternVLXForConditionalGeneration, tile: TileSize) 
     sides = {name: None if name == "lvtc.hr_projector" else side for name in config.projectors}
     sides = {name: own for name, own in sides.items() if tile.has_lvtc or not name.startswith("lvtc.")}
     layers = [features[:, 1:]] * len(config.projector_config.token_packer_layers or ())
-    if model.model.tile_router is not None and tile == config.sizes[0]:  # else the request chooses
-        flops["tile_router"] = _count_flops(model.model.tile_router, features[:, 1:])
     modules = {name: model.model.get_submodule(name) for name in sides}
+    if (router := model.model.tile_router) is not None:
+        if tile == config.sizes[0]:  # else the request chooses
+            flops["tile_router"] = _count_flops(router, features[:, 1:])
+        else:
+            modules["multi_modal_projector"] = router.projector
     return flops | {name: _count_flops(project, modules[name], features, layers, own) for name, own in sides.items()}
 
 

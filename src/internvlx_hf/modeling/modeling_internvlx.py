@@ -107,10 +107,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         # an engine serves the default size, which does not change
         changes = config.boundaries and not runs_in_engine(config)
         self.lvtc = LVTC(config, self.language_model) if changes else None
-        self.tile_router = None
-        if config.has_router:
-            self.tile_router = TileRouter(config).requires_grad_(False)
-            self.tile_router.add_size(self.multi_modal_projector)
+        self.tile_router = TileRouter(config).requires_grad_(False) if config.has_router else None
         # only classes that this model has, since accelerate's FSDP refuses any other name
         unsplit = (module for module in self.modules() if isinstance(module, Projector) and module.is_whole)
         self._no_split_modules = sorted({type(projector).__name__ for projector in unsplit})
@@ -193,7 +190,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
             index = [*range(tiles), *[0] * len(others)]
             features, layers = features[index], [layer[index] for layer in layers]
         sides = [config.patch_grid // isqrt(size.before) for size in [*sizes, *others]]
-        first = project_tiles(self.multi_modal_projector, features, layers, sides)
+        small = {} if self.tile_router is None else {config.router_side: self.tile_router.projector}
+        first = project_tiles(self.multi_modal_projector, features, layers, sides, small)
         later = [] if self.lvtc is None else self.lvtc.project(features, layers, [*sizes, *others])
         if not others:
             return first, later

@@ -22,7 +22,6 @@ from .configuration_internvlx import ROUTER_HEADS, InternVLXConfig
 from .image_placeholders import check_placeholders
 from .outputs import CACHE, one_cache
 from .pixel_shuffle import patch_windows
-from .projector import Projector
 from .tile_tokens import read_image_tokens
 
 # The pooling has two attentions, of which the second runs three times.
@@ -78,12 +77,6 @@ class TileRouter(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.query)
-
-    def add_size(self, projector: Projector) -> None:
-        """Have the model's projector use the router's own for tiles of the smaller size."""
-        projector.shares_sizes = False  # type: ignore[misc]
-        # no module, since the parameters are the router's
-        projector.sizes = {str(self.projector.side): self.projector}  # type: ignore[assignment]
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         pooled = self.query.expand(len(patches), 1, -1)
