@@ -47,7 +47,8 @@ def computed(preset: str, tiles: int) -> list:
     sizes = measure_sizes(flash_config(preset, NONE))
     router = tiles * sizes.tile_flops["tile_router"]
     vision = tiles * sum(sizes.tile_flops.values()) - router
-    few = sizes.image_seq_length + (tiles - 1) * sizes.compressed_seq_length
+    large, small = (tile.in_stages[0] for tile in sizes.tiles.values())
+    few = large + (tiles - 1) * small
     one, two = (sum(prefill_flops(sizes, (TEXT + n, 0)).values()) for n in (tiles * sizes.image_seq_length, few))
     return [vision, router, one, two, (vision + one) / (vision + router + two)]
 

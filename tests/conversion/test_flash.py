@@ -3,12 +3,14 @@
 The formulas are those of the released `modeling_internvl_chat.py`, computed here tensor by tensor. 1e-4 on logits of size 1.
 """
 
+import PIL.Image
 import pytest
 import torch
 from torch.nn import functional as F
 
 from conversion_geometry import raw_config, write_checkpoint
 from conversion_helpers import edit_config, load, not_converted
+from internvlx_hf import InternVLXProcessor
 from internvlx_hf.checkpoints.weights import Weights
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion.slow_reference import SlowReference
@@ -115,6 +117,22 @@ def test_generate_routes_tiles_as_the_formulas_say(flash, converted, tiles):
         assert (expected - unrouted).abs().max() > 1e-2
 
 
+def test_the_processor_offers_both_sizes(converted):
+    processor = InternVLXProcessor.from_pretrained(converted)
+    image = PIL.Image.new("RGB", (224, 112))
+    large, small = processor.sizes
+    assert int(large) == 4 * int(small) == load(converted).config.image_seq_length
+    for given, tokens in (
+        ({}, large),
+        ({"tokens_per_tile": small}, small),
+        ({"max_image_tokens": 3 * int(small)}, small),
+    ):
+        inputs = processor(image, "<IMG_CONTEXT> What is it?", max_patches=2, return_tensors="pt", **given)
+        tiles = len(inputs["pixel_values"])
+        assert (inputs["input_ids"] == processor.image_token_id).sum() == tiles * int(tokens)
+        assert ("tile_sizes" in inputs) == (tokens == small)
+
+
 def test_without_its_router_a_model_takes_all_tokens_of_every_tile(flash, out):
     report = convert_checkpoint(flash, out, router="drop")
     assert set(report.dropped_tensors.values()) == {"router='drop'", "InternVL3.5-Flash's code never uses it"}
@@ -138,7 +156,7 @@ def test_a_checkpoint_that_does_not_route_loses_the_router(flash, tmp_path, out)
     [
         ({"lvtc": True}, "fits only the projector … --router drop"),
         ({"projector": "pvtc"}, "fits only the projector … --router drop"),
-        ({"to": "internvl"}, "Native InternVL has no tile router"),
+        ({"to": "internvl"}, "the model offers … Drop its router (router='drop')"),
     ],
 )
 def test_what_a_router_cannot_do_is_named(flash, options, said):

@@ -1,20 +1,32 @@
 """Layouts as samples of a `Trainer`."""
 
+from itertools import cycle
+
 import torch
 
+from dial_cases import dial_batch
 from tiny import tiny_batch
+
+OF_TILES = ("pixel_values", "tile_sizes")
 
 
 class Samples(torch.utils.data.Dataset):
-    """Layouts as samples: `input_ids` (L,), `labels` (L,) with a loss on every token of text, `pixel_values`."""
+    """Layouts as samples: `input_ids` (L,), `labels` (L,) with a loss on every token of text, `pixel_values`.
+
+    If a model offers several sizes, the tiles have them in turn, and samples also have `tile_sizes`.
+    """
 
     def __init__(self, config, layouts):
-        batches = [tiny_batch(config, [layout], seed=i) for i, layout in enumerate(layouts)]
+        make = tiny_batch
+        if config.tokens_per_tile is not None:
+            make, names = dial_batch, cycle(config.tokens_per_tile)
+            layouts = [[next(names) if part == "tile" else part for part in layout] for layout in layouts]
+        batches = [make(config, [layout], seed=i) for i, layout in enumerate(layouts)]
         self.samples = [
             {
                 "input_ids": batch["input_ids"][0],
                 "labels": batch["input_ids"][0].where(batch["input_ids"][0] != config.image_token_id, -100),
-                "pixel_values": batch.get("pixel_values"),
+                **{name: batch.get(name) for name in OF_TILES},
             }
             for batch in batches
         ]
@@ -34,5 +46,5 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
     batch["attention_mask"] = (
         torch.arange(batch["input_ids"].shape[1]) < torch.tensor([[len(s["input_ids"])] for s in samples])
     ).long()
-    pixels = [s["pixel_values"] for s in samples if s["pixel_values"] is not None]
-    return batch | ({"pixel_values": torch.cat(pixels)} if pixels else {})
+    tiles = {name: [s[name] for s in samples if s[name] is not None] for name in OF_TILES}
+    return batch | {name: torch.cat(values) for name, values in tiles.items() if values}

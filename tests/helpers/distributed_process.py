@@ -18,6 +18,7 @@ import torch
 from torch import distributed, nn
 
 from data_parallel import Samples, collate
+from dial_cases import dial
 from internvlx_hf import InternVLXModel
 from internvlx_hf.training.distillation import batch_losses, place_teacher
 from tiny import LVTC, tiny_model
@@ -31,6 +32,7 @@ SMOOTH = {
 CASES = {
     "lvtc_off": SMOOTH,
     "lvtc_on": {**SMOOTH, **LVTC, "text_config": {"initializer_range": 0.05, "tie_word_embeddings": True}},
+    "sizes": {**SMOOTH, **dial()},
 }
 # Four samples a step. With two processes the second has text alone in the first step, the first in the second. In no step
 # both have: one process would have no gradients for the vision side then, where two have zeros, which AdamW takes otherwise.
@@ -169,7 +171,7 @@ def _fsdp2_case(folder: Path, case: str) -> dict:
 
     rank, half = distributed.get_rank(), STEPS // 2
     model = shard(model_of(case), mixed_precision="no")
-    if case == "lvtc_on":
+    if case != "lvtc_off":
         model.gradient_checkpointing_enable()
     optimizer = adamw(model)
     losses = run_steps(model, torch_update(model, optimizer), range(half), rank, 2)

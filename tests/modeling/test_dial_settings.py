@@ -104,9 +104,9 @@ BAD = {
     "nothing grows": ({"tokens_per_tile": ["16", "4"], "lvtc_config": {}}, "`lvtc_config`", "no size grows"),
     "another default": ({"tokens_per_tile": ["4", "16"]}, "the default '4'", "gives 16 tokens"),
     "a router": (
-        {"tokens_per_tile": ["16", "4"], "router_relative_threshold": 0.5, "router_absolute_threshold": 0.5},
-        "tile router",
-        "several sizes",
+        {"tokens_per_tile": ["16", "1"], "router_relative_threshold": 0.5, "router_absolute_threshold": 0.5},
+        "A tile router chooses between ['16', '4']",
+        "got `tokens_per_tile`=['16', '1']",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""InternVL3.5-Flash's router: `generate` reads fewer tokens of some tiles, and from outside nothing else changes.
+"""InternVL3.5-Flash's router: it chooses the sizes of tiles in `generate`, and from outside nothing else changes.
 
 That it computes what the release does is tested in tests/conversion/test_flash.py.
 """
@@ -112,6 +112,51 @@ def test_forward_takes_all_tokens(model):
     plain.load_state_dict({name: t for name, t in model.state_dict().items() if "tile_router" not in name})
     batch = tiny_batch(model.config, MIXED)
     assert torch.equal(model(**batch).logits, plain(**batch).logits)
+
+
+@pytest.mark.parametrize("given", [None, ["16", "4"], [16, 4]])
+def test_its_two_sizes_are_those_of_the_model(given):
+    config = tiny_config(**PIXEL_SHUFFLE, **ROUTER, tokens_per_tile=given)
+    assert list(map(str, config.sizes)) == config.tokens_per_tile == ["16", "4"]
+    assert config.boundaries == []
+
+
+def sized_batch(config, sizes):
+    """A prompt with as many placeholders as the sizes, indices, of its tiles have tokens, and text between them."""
+    batch = tiny_batch(config, [["tile"] * len(sizes)])
+    ids = []
+    for tile, size in enumerate(sizes):
+        ids += [10 + tile, *[config.image_token_id] * config.sizes[size].before]
+    pixels = batch["pixel_values"]
+    return {"input_ids": torch.tensor([[*ids, 9]]), "pixel_values": pixels, "tile_sizes": torch.tensor(sizes)}
+
+
+@pytest.mark.parametrize("sizes", [[1], [0, 0], [1, 1], [1, 0, 0, 1]])
+def test_a_request_that_chooses_sizes_gets_them(model, sizes):
+    batch = sized_batch(model.config, sizes)
+    images = model.get_image_features(batch["pixel_values"], return_dict=True)
+    small = model.model.tile_router.projector(images.last_hidden_state)
+    tokens = [(images.pooler_output, small)[size][tile] for tile, size in enumerate(sizes)]
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    embeddings[batch["input_ids"] == model.config.image_token_id] = torch.cat(tokens)
+    torch.testing.assert_close(model(**batch).logits, model(inputs_embeds=embeddings).logits, atol=1e-4, rtol=1e-4)
+    expected = model.generate(inputs_embeds=embeddings, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+    answers = model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+    assert torch.equal(answers[:, batch["input_ids"].shape[1] :], expected)
+
+
+def test_the_router_s_choice_is_that_of_a_request_with_its_sizes(model):
+    batch = tiny_batch(model.config, [[1, "tile", 1, "tile", 1, "tile", 1]])
+    images = model.get_image_features(batch["pixel_values"], tiles_per_sample=[3], return_dict=True)
+    sizes = images.deepstack_features[-1].tolist()
+    assert sorted(sizes) == [0, 1, 1]
+    chosen = sized_batch(model.config, sizes)
+    chosen["pixel_values"] = batch["pixel_values"]
+    is_text = chosen["input_ids"] != model.config.image_token_id
+    chosen["input_ids"][is_text] = batch["input_ids"][batch["input_ids"] != model.config.image_token_id]
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
+    answers = [model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :] for inputs in (batch, chosen)]
+    assert torch.equal(*answers)
 
 
 def test_the_router_is_not_trained():

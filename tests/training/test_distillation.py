@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFile
 
+from dial_cases import dial
 from internvlx_hf.data import BrokenSampleError
 from internvlx_hf.data.encoding import SampleEncoder
 from internvlx_hf.training import InternVLXDataCollator, distillation
@@ -18,6 +19,7 @@ from internvlx_hf.training.arguments import InternVLXTrainingArguments
 from internvlx_hf.training.distillation import DistillationTrainer, place_teacher
 from lvtc_cases import assert_same_step
 from tiny import LVTC, tiny_model, tiny_processor
+from training_helpers import TRAINED, sized
 
 STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initializer_range": 0.05}}
 STUDENTS = {"pvtc": {**STEADY, "downsample_ratio": 0.25}, "lvtc": {**STEADY, **LVTC}}
@@ -122,6 +124,23 @@ def test_the_loss_is_that_of_a_plain_loop(kind, packing, teacher, tmp_path):
 
     (ce, kl) = torch.stack(trainer._parts).sum(0)
     torch.testing.assert_close((1 - WEIGHT) * ce + WEIGHT * TEMPERATURE**2 * kl, found[0])
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("size", ["16:4+4:16", "4", "16:0+16"])
+def test_tiles_of_several_sizes_are_taught_as_by_a_plain_loop(size, packing, tmp_path):
+    """By a teacher whose tiles have several sizes, too."""
+    models = [tiny_model(seed=seed, **STEADY, **dial(2, 3, TRAINED)) for seed in (0, 1)]
+    student, teacher = models[0].train(), models[1].requires_grad_(False)
+    if packing:
+        for model in models:
+            model.set_attn_implementation("varlen_sdpa")
+    own, others = pair = [sized(student.config, tokens_per_tile=each) for each in (size, "16+16:4")]
+    collate = InternVLXDataCollator(own, packing=packing, teacher_processor=others)
+    batches = [collate(SAMPLES[:2]), collate(SAMPLES[2:])]
+    assert {"tile_sizes"} <= batches[0].keys() & batches[0]["teacher"].keys()
+    found = distilled_step(trainer_for(student, teacher, tmp_path), student, batches)
+    assert_same_step(found, plain_step(student, teacher, pair, SAMPLES))
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])

@@ -245,17 +245,28 @@ def test_processes_of_which_one_cannot_read_its_samples_save_together(tmp_path):
 
 
 def test_two_processes_train_the_sizes_of_one(tmp_path):
-    """DDP, with batches of like cost, of which some are text alone; 1e-4: the same sums in another order."""
+    """DDP, with batches of which some are text alone; 1e-4: the same sums in another order.
+
+    Sizes are drawn for each step, from data in memory or a stream; or thumbnails have another size than other tiles, so
+    that a process may lack a size that the other has.
+    """
     base, data = save_dial(tmp_path / "base"), write_data(tmp_path / "data")
     common = {"model_name_or_path": base, "train_data": str(data), "max_steps": 6, "save_strategy": "no"}
-    common |= {"tokens_per_tile_sampling": {"16": 1, "4": 2, "4:16": 2}, "train_sampling_strategy": "group_by_cost"}
+    drawn = {"tokens_per_tile_sampling": {"16": 1, "4": 2, "4:16": 2}}
+    runs = {
+        "drawn": {**drawn, "train_sampling_strategy": "group_by_cost"},
+        "streamed": {**drawn, "streaming": True, "train_sampling_strategy": "sequential"},
+        "mixed": {"tokens_per_tile": "16:4+4:16", "train_sampling_strategy": "group_by_cost"},
+    }
     (tmp_path / "runs").mkdir()
-    config = write_config(tmp_path, **common, output_dir=str(tmp_path / "two"))
-    shutil.move(config, tmp_path / "runs" / "sizes.yaml")
+    for name, settings in runs.items():
+        config = write_config(tmp_path, **common, **settings, output_dir=str(tmp_path / f"{name} by two"))
+        shutil.move(config, tmp_path / "runs" / f"{name}.yaml")
     launch("ddp", "ddp", tmp_path / "runs")
-    alone = run(tmp_path, **common, output_dir=str(tmp_path / "one"), per_device_train_batch_size=4)
-    assert logged_losses(tmp_path / "two") == pytest.approx(losses(alone), abs=1e-4)
+    for name, settings in runs.items():
+        alone = run(tmp_path, **common, **settings, output_dir=str(tmp_path / name), per_device_train_batch_size=4)
+        assert logged_losses(tmp_path / f"{name} by two") == pytest.approx(losses(alone), abs=1e-4)
+        weights = saved_weights(tmp_path / name)
+        for parameter, weight in saved_weights(tmp_path / f"{name} by two").items():
+            torch.testing.assert_close(weight, weights[parameter], atol=1e-4, rtol=1e-3)
     assert len({size_of_step({0: 1.0, 1: 2.0, 2: 2.0}, 42, step) for step in range(6)}) > 1
-    weights = saved_weights(tmp_path / "one")
-    for name, weight in saved_weights(tmp_path / "two").items():
-        torch.testing.assert_close(weight, weights[name], atol=1e-4, rtol=1e-3)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from dial_cases import dial_batch, split_dial
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
 from internvlx_hf.training.arguments import LoraArguments
@@ -18,7 +19,7 @@ from internvlx_hf.training.lora import add_lora, linear_targets
 from internvlx_hf.training.merge import merge_adapter
 from internvlx_hf.training.parameters import part_sizes, plain_name
 from tiny import LVTC, TEXT_MODELS, tiny_batch, tiny_model
-from training_helpers import RANDOM, changed, losses, run, save_checkpoint, saved_weights
+from training_helpers import RANDOM, changed, losses, run, save_checkpoint, save_dial, saved_weights
 from versions import needs_transformers
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -123,6 +124,25 @@ def test_the_merged_checkpoint_answers_as_the_adapter_does_and_needs_no_peft(tra
     recipe = json.loads((tmp_path / "merged" / "training_recipe.json").read_text())
     assert (recipe["base_model"], recipe["settings"]["lora_rank"]) == ("base", 4)
     assert "lora_rank" in (tmp_path / "merged" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_an_adapter_of_several_sizes_answers_as_the_merged_checkpoint(tmp_path):
+    """Tiles of all sizes in a batch answer as sample by sample, and each size's parameters are trained and saved."""
+    base = save_dial(tmp_path / "base", RANDOM)
+    adapted = run(tmp_path, model_name_or_path=base, lora_rank=4, tokens_per_tile="16+4:16").model.eval()
+    merge_adapter(tmp_path / "out", tmp_path / "merged")
+    merged = InternVLXForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+    before = InternVLXForConditionalGeneration.from_pretrained(base)
+    projectors = {name for name, _ in before.named_parameters() if "projector" in name}
+    assert any(".sizes." in name for name in projectors)
+    assert projectors <= changed(dict(before.named_parameters()), dict(merged.named_parameters()))
+    batch = dial_batch(before.config, [[3, "16", "4", 5], [7], [2, "4:16", "16:4", 1, "16:0", 4], ["4", 2]])
+    with torch.no_grad():
+        found, expected = (model(**batch).logits for model in (adapted, merged))
+        torch.testing.assert_close(found, expected, **CLOSE)
+        for row, mask, sample in zip(found, batch["attention_mask"], split_dial(batch, before.config), strict=True):
+            torch.testing.assert_close(row[mask.bool()], adapted(**sample).logits[0], **CLOSE)
 
 
 @needs_transformers("5.18", "AutoModel leaves out the modules that an adapter saves whole, and says so")

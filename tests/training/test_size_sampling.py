@@ -102,11 +102,18 @@ WAYS = {
     "packed": {"packing_tokens": 160, "attn_implementation": "varlen_sdpa"},
     "cost-grouped": {"train_sampling_strategy": "group_by_cost"},
     "checkpointed": {"gradient_checkpointing": True},
+    "streamed": {"streaming": True},
+    "packed stream": {"streaming": True, "packing_tokens": 160, "attn_implementation": "varlen_sdpa"},
+    "LoRA": {"lora_rank": 2, "lora_dropout": 0.3},
 }
 
 
 @pytest.mark.parametrize(
-    ("size", "how"), [("4:16", "padded"), ("16:4", "packed"), ("16:0", "cost-grouped"), ("4", "checkpointed")]
+    ("size", "how"),
+    [
+        *(("4:16", "padded"), ("16:4", "packed"), ("16:0", "cost-grouped"), ("4", "checkpointed")),
+        *(("16:4", "streamed"), ("4:16", "packed stream"), ("4:16", "LoRA")),
+    ],
 )
 @pytest.mark.slow
 def test_steps_of_one_sampled_size_are_those_of_a_run_with_that_size(size, how, tmp_path):
@@ -140,12 +147,12 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["padded", "packed"])
+@pytest.mark.parametrize("how", ["padded", "packed", "streamed", "packed stream", "LoRA"])
 def test_a_resumed_run_continues_with_its_sizes_and_its_data(how, tmp_path, drawn):
     """With dropout, two batches a step, and an evaluation at the checkpoint's first size."""
     base, data = save_dial(tmp_path / "base", RANDOM), str(write_data(tmp_path / "data", 24))
     common = {"model_name_or_path": base, "train_data": data, "tokens_per_tile_sampling": "all", **WAYS[how]}
-    batches = 1 if how == "packed" else 2
+    batches = 1 if "packed" in how else 2
     common |= {"gradient_accumulation_steps": batches, "eval_data": data, "max_steps": 6}
     whole = run(tmp_path, **common, output_dir=str(tmp_path / "whole"))
     sizes, expected = list(drawn), [size_of_step(weights("all"), 42, step) for step in range(6)]

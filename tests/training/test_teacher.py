@@ -12,7 +12,17 @@ from internvlx_hf import InternVLXProcessor
 from internvlx_hf.cli import main
 from internvlx_hf.training.distillation import DistillationTrainer
 from tiny import tiny_model, tiny_processor
-from training_helpers import changed, losses, run, save_checkpoint, saved_weights, write_config, write_data
+from training_helpers import (
+    RANDOM,
+    changed,
+    losses,
+    run,
+    save_checkpoint,
+    save_dial,
+    saved_weights,
+    write_config,
+    write_data,
+)
 
 ALIKE = {
     "projector_config": {"drop_path_rate": 0.0},
@@ -95,11 +105,14 @@ def test_a_run_logs_both_losses_and_saves_the_student_alone(teacher, tmp_path, m
     [
         {"gradient_checkpointing": True, "vision_drop_path_rate": 0.2, "packing_tokens": 60},
         {"lora_rank": 2, "lora_modules_to_save": ["multi_modal_projector"], "streaming": True},
+        {"tokens_per_tile_sampling": "all", "streaming": True},
     ],
-    ids=["packed, checkpointing, drop path", "LoRA, stream"],
+    ids=["packed, checkpointing, drop path", "LoRA, stream", "sizes, stream"],
 )
 def test_a_resumed_run_matches_bit_for_bit(extra, teacher, tmp_path):
     settings = settings_for(teacher, **extra)
+    if "tokens_per_tile_sampling" in extra:
+        save_dial(tmp_path / "base", RANDOM)
     whole = run(tmp_path, **settings)
     resumed = run(
         tmp_path,

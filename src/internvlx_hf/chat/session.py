@@ -189,7 +189,7 @@ class Session:
         model, ids = self.answerer.model, inputs["input_ids"]
         tiles = inputs.get("pixel_values")
         count = 0 if tiles is None else len(tiles)
-        if model.config.has_router and count:  # it shortens the prompt, and each turn may choose other tiles
+        if model.routes_tiles(inputs):  # in each turn, other tiles may be compressed
             self._cache, self._read, self._tiles_read = None, None, 0
             output = model.generate(**inputs, **generation_arguments(self.generation), streamer=streamer)
             return output[0, ids.shape[1] :], ids.shape[1], count, None

@@ -34,8 +34,6 @@ def require_native(config: InternVLXConfig) -> None:
             f"Native InternVL supports only InternViT, but the model has the vision tower {tower!r}. Expected "
             f"{NATIVE_TOWER!r}."
         )
-    if config.has_router:
-        raise ValueError("Native InternVL has no tile router (InternVL3.5-Flash's). Convert with router='drop' first.")
     if projector != "pixel_shuffle" or config.lvtc_config is not None:
         raise ValueError(
             f"Native InternVL supports only InternVL2's projector, but the model has the projector {projector!r}"

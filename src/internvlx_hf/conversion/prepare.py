@@ -107,7 +107,8 @@ def prepare(folder: Path, options: ConversionOptions) -> Conversion:
     if options.to != OURS and config.tokens_per_tile is not None:
         raise ValueError(
             f"to={options.to!r} has one number of tokens per tile, but the model offers tokens_per_tile="
-            f"{config.tokens_per_tile}. Convert the checkpoint that it was made from."
+            f"{config.tokens_per_tile}. "
+            + ("Drop its router (router='drop')." if config.has_router else "Convert the checkpoint it was made from.")
         )
     if options.to == NATIVE:
         require_native(config)

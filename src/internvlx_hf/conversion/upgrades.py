@@ -94,7 +94,7 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
     if options.router == "drop":
         if not config.has_router:
             raise ValueError("router='drop', but the checkpoint has no router (InternVL3.5-Flash's).")
-        after.router_relative_threshold = after.router_absolute_threshold = None
+        after.router_relative_threshold = after.router_absolute_threshold = after.tokens_per_tile = None
         upgrade.rules.append(Rule(ROUTER + ".{rest}", reason="router='drop'"))
     elif config.has_router and (lvtc or options.projector != "keep" or options.downsample_ratio is not None):
         raise ValueError(
@@ -123,8 +123,8 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         )
     if options.tokens_per_tile is not None or options.merge_at is not None:
         with blaming(f"tokens_per_tile={options.tokens_per_tile}, merge_at={options.merge_at}"):
-            if before.tokens_per_tile is not None:
-                raise ValueError(f"The checkpoint already offers {before.tokens_per_tile}. Convert it without sizes.")
+            if after.tokens_per_tile is not None:
+                raise ValueError(f"The checkpoint already offers {after.tokens_per_tile}. Convert it without sizes.")
             sizes = options.tokens_per_tile
             after.tokens_per_tile = None if sizes is None else list(sizes)
             after.merge_layer = options.merge_at

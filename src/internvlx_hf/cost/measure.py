@@ -51,7 +51,6 @@ def _measure(json_config: str) -> Sizes:
         parameters=model.num_parameters(),
         tile_flops=_count_tile_flops(model, config.sizes[0]),
         tile_bytes={size: _tile_bytes(config, size) for size in ELEMENT_SIZES},
-        compressed_seq_length=config.compressed_token_grid**2 if config.has_router else None,
         change_layers=None if config.tokens_per_tile is None else tuple(config.boundaries),
         offered=None if config.tokens_per_tile is None else _tile_costs(model),
     )
@@ -109,9 +108,12 @@ def _count_tile_flops(model: InternVLXForConditionalGeneration, tile: TileSize) 
     sides = {name: None if name == "lvtc.hr_projector" else side for name in config.projectors}
     sides = {name: own for name, own in sides.items() if tile.has_lvtc or not name.startswith("lvtc.")}
     layers = [features[:, 1:]] * len(config.projector_config.token_packer_layers or ())
-    if model.model.tile_router is not None:
-        flops["tile_router"] = _count_flops(model.model.tile_router, features[:, 1:])
     modules = {name: model.model.get_submodule(name) for name in sides}
+    if (router := model.model.tile_router) is not None:
+        if tile == config.sizes[0]:  # else the request chooses
+            flops["tile_router"] = _count_flops(router, features[:, 1:])
+        else:
+            modules["multi_modal_projector"] = router.projector
     return flops | {name: _count_flops(project, modules[name], features, layers, own) for name, own in sides.items()}
 
 

@@ -260,10 +260,11 @@ class Report:
         limit.
         """
         images, lines, sizes = self.images, self._past_limits(), self.models[0].sizes
-        if sizes.compressed_seq_length is not None:
+        if "tile_router" in sizes.tile_flops:
+            large, small = sizes.tiles
             lines.append(
-                f"Upper bounds: the tile router gives a tile {sizes.compressed_seq_length} tokens instead of "
-                f"{sizes.image_seq_length} where its content allows it."
+                f"Upper bounds: the tile router gives a tile {small} tokens instead of {large} where its content "
+                "allows it."
             )
         lines += [f"Left out: {note}" for note in self.notes]
         lines += [f"Skipped: {why}" for why in images.broken.values()]

@@ -69,7 +69,6 @@ class Sizes:
         image_seq_length, expanded_image_seq_length, tile_positions, position_limit: as `InternVLXConfig`'s properties.
         parameters: number of parameters, shared ones counted once.
         tile_flops: FLOPs per tile by module, the vision tower and every projector.
-        compressed_seq_length: tokens of a tile that the tile router compresses; None without a router.
         change_layers, offered: of a model that offers several sizes of a tile, the layers before which its tokens
             change, and what a tile of each size costs, the default first; None of others.
         tile_bytes: by element size, bytes per tile that are kept while the language model runs, and the peak.
@@ -87,7 +86,6 @@ class Sizes:
     parameters: int
     tile_flops: dict[str, int]
     tile_bytes: dict[int, tuple[int, int]]
-    compressed_seq_length: int | None = None
     change_layers: tuple[int, ...] | None = None
     offered: dict[str, TileCost] | None = None
 
@@ -152,7 +150,7 @@ def presets_as_json(measured: dict[str, dict[str, Sizes]]) -> str:
 
 def _as_dict(sizes: Sizes) -> dict:
     values = asdict(sizes)
-    for name in ("compressed_seq_length", "change_layers", "offered"):
+    for name in ("change_layers", "offered"):
         if values[name] is None:
             del values[name]
     if sizes.text_config.experts is None:

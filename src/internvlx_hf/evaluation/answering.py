@@ -144,9 +144,8 @@ class Answerer:
             arguments["pad_token_id"] = tokenizer.pad_token_id
         prompt = inputs["input_ids"].shape[1]
         if until:
-            # with a tile router, the prompt is embeddings, and the criterion gets generated tokens only
-            is_routed = self.model.config.has_router and "pixel_values" in inputs
-            arguments["stopping_criteria"] = [StopAtText(tokenizer, until, 0 if is_routed else prompt)]
+            start = 0 if self.model.routes_tiles(inputs) else prompt
+            arguments["stopping_criteria"] = [StopAtText(tokenizer, until, start)]
         output = self.model.generate(**inputs, **arguments)[:, prompt:]
         texts = [decode_answer(tokenizer, row) for row in output]
         answers = []

@@ -78,7 +78,7 @@ class InternVLXConfig(PretrainedConfig):
         tokens_per_tile (`list[str]`, *optional*):
             The sizes that the model offers, the default first: `["256", "64:256", "256:64"]`, see `tile_sizes.py`.
             `None` is the one size that `downsample_ratio` and `lvtc_config` give. In a list, LVTC applies to the sizes
-            that grow.
+            that grow. With a router, `None` is both of its sizes.
         merge_layer (`int`, *optional*): the first layer that sees fewer tokens of a tile whose size shrinks.
         router_relative_threshold, router_absolute_threshold (`float`, *optional*): thresholds of InternVL3.5-Flash's
             router, see `tile_router.py`; `None` for a model without one.
@@ -216,6 +216,7 @@ class InternVLXConfig(PretrainedConfig):
             )
         if self.lvtc_config is not None:
             self.lvtc_config.resolve(text.num_hidden_layers)
+        self._check_router()
         self._check_sizes()
         if self.lvtc_config is not None and self.tokens_per_tile is None:
             small, large = sorted((self.token_grid, self.expanded_token_grid))
@@ -226,7 +227,6 @@ class InternVLXConfig(PretrainedConfig):
         for name, (projector_type, side) in self.projectors.items():
             for each in (side, *self.other_sides(name)):
                 PROJECTORS[projector_type].check_config(self, each)
-        self._check_router()
 
     def _check_sizes(self) -> None:
         if self.tokens_per_tile is None:
@@ -240,7 +240,6 @@ class InternVLXConfig(PretrainedConfig):
         )
         self.tokens_per_tile = names = [size_name(*parse_size(size)) for size in self.tokens_per_tile]
         require(len(set(names)) == len(names), f"`tokens_per_tile` names a size twice: {names}.")
-        require(not self.has_router, f"A tile router does not go with several sizes, got `tokens_per_tile`={names}.")
         sizes, layers, lvtc = self.sizes, self.text_config.num_hidden_layers, self.lvtc_config
         shrinking = [str(size) for size in sizes if size.after < size.before]
         require(
@@ -281,20 +280,21 @@ class InternVLXConfig(PretrainedConfig):
         )
         width = self.vision_config.hidden_size
         require(width % ROUTER_HEADS == 0, f"A tile router needs a tower of {ROUTER_HEADS} n channels, got {width}.")
-        _ = self.compressed_token_grid
+        sizes = [str(self.image_seq_length), str((self.patch_grid // self.router_side) ** 2)]
+        given = sizes if self.tokens_per_tile is None else [str(size) for size in self.tokens_per_tile]
+        require(given == sizes, f"A tile router chooses between {sizes}, got `tokens_per_tile`={given}.")
+        self.tokens_per_tile = sizes
 
     @property
     def has_router(self) -> bool:
-        """Whether `generate` compresses tiles that InternVL3.5-Flash's router chooses."""
+        """Whether InternVL3.5-Flash's router chooses the sizes of tiles in `generate`."""
         return self.router_relative_threshold is not None
 
     @property
-    def compressed_token_grid(self) -> int:
-        """The side of the token grid of a tile that the router compresses: its windows have M = m² patches a side."""
-        ratio = self.downsample_ratio**2
-        return self.patch_grid // window_size(
-            ratio, self.patch_grid, "downsample_ratio (squared, of a compressed tile)"
-        )
+    def router_side(self) -> int:
+        """M = m², the side of the windows of a tile that the router compresses."""
+        name = "downsample_ratio (squared, of a compressed tile)"
+        return window_size(self.downsample_ratio**2, self.patch_grid, name)
 
     @property
     def projectors(self) -> dict[str, tuple[str, int]]:
@@ -310,7 +310,9 @@ class InternVLXConfig(PretrainedConfig):
 
     def other_sides(self, projector: str) -> list[int]:
         """Window sides M of a projector (a name in `projectors`) for the sizes besides its first."""
-        return [] if projector == "lvtc.hr_projector" else self._sides(projector != "multi_modal_projector")[1:]
+        # a router has its own projector of the smaller windows
+        is_single = projector == "lvtc.hr_projector" or self.has_router
+        return [] if is_single else self._sides(projector != "multi_modal_projector")[1:]
 
     def _sides(self, lvtc_only: bool) -> list[int]:
         sizes = [size for size in self.sizes if size.has_lvtc or not lvtc_only]

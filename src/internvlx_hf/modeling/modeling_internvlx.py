@@ -118,13 +118,18 @@ class InternVLXModel(InternVLXPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, tile_sizes: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        tile_sizes: torch.Tensor | None = None,
+        tiles_per_sample: list[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | InternVLXImageFeatures:
         """Encode tiles.
 
         Args:
             pixel_values: (tiles, 3, H, W), normalised; H = W = `config.tile_size`.
             tile_sizes: (tiles,), for each tile the index of its size in `config.tokens_per_tile` (default: the first).
+            tiles_per_sample: lets the tile router choose the sizes instead, among the tiles of each sample.
 
         Returns:
             The vision tower's output, with the projectors' tokens as `pooler_output` and `deepstack_features`.
@@ -133,10 +138,6 @@ class InternVLXModel(InternVLXPreTrainedModel):
             ValueError: if the tiles do not have the model's size, or there is no such size.
         """
         self._check_tiles(pixel_values)
-        sizes = None
-        if tile_sizes is not None or self.config.tokens_per_tile is not None:
-            numbers, offered = read_sizes(self.config, tile_sizes, len(pixel_values)), self.config.sizes
-            sizes = None if self.config.tokens_per_tile is None else [offered[number] for number in numbers]
         kwargs.pop("image_grid_thw", None)  # type: ignore[typeddict-item]  # vLLM passes everything that the processor returned
         layer, others = self.config.vision_feature_layer, self.config.projector_config.token_packer_layers or []
         wanted = sorted({*others, *([] if layer == -1 else [layer])})
@@ -145,8 +146,14 @@ class InternVLXModel(InternVLXPreTrainedModel):
         vision_outputs = self.vision_tower(pixel_values=pixel_values.to(self.dtype), return_dict=True, **kwargs)
         features = projected_features(self.config, vision_outputs)  # [tiles, 1 + S², C]
         layers = [vision_outputs.hidden_states[i][:, -(self.config.patch_grid**2) :] for i in others]
+        if tiles_per_sample is not None:
+            router: Any = self.tile_router
+            tile_sizes = router.choose(router(features[:, 1:]), tiles_per_sample)
+        has_sizes, sizes = self.config.tokens_per_tile is not None, None
+        if has_sizes or tile_sizes is not None:
+            sizes = read_sizes(self.config, tile_sizes, len(pixel_values))
         tokens, later = self._project(features, layers, sizes)
-        if tile_sizes is not None and sizes is not None:
+        if has_sizes and tile_sizes is not None:
             later.append(torch.as_tensor(tile_sizes, device=features.device))
         return InternVLXImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
@@ -183,7 +190,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
             index = [*range(tiles), *[0] * len(others)]
             features, layers = features[index], [layer[index] for layer in layers]
         sides = [config.patch_grid // isqrt(size.before) for size in [*sizes, *others]]
-        first = project_tiles(self.multi_modal_projector, features, layers, sides)
+        small = {} if self.tile_router is None else {config.router_side: self.tile_router.projector}
+        first = project_tiles(self.multi_modal_projector, features, layers, sides, small)
         later = [] if self.lvtc is None else self.lvtc.project(features, layers, [*sizes, *others])
         if not others:
             return first, later

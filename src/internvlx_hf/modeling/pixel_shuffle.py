@@ -22,21 +22,11 @@ def partition_windows(patches: torch.Tensor, side: int) -> torch.Tensor:
     return rearrange(patches, "b (h mh) (w mw) c -> b h w (mh mw) c", mh=side, mw=side)
 
 
-def pixel_shuffle(patches: torch.Tensor, side: int) -> torch.Tensor:
-    """Move the M² patches of every window into the channels (InternVL's pixel shuffle, `ps_version` v2).
-
-    Args:
-        patches: (B, H, W, C).
-        side: M; must divide H and W.
-
-    Returns:
-        (B, H/M, W/M, M²·C), channels ordered by row in the window, column in the window, channel.
-    """
-    return partition_windows(patches, side).flatten(-2)
-
-
 def patch_windows(features: torch.Tensor, side: int) -> torch.Tensor:
-    """(B, 1 + S², C) tower features, CLS first -> (B, N², M², C) windows of patches."""
+    """(B, 1 + S², C) tower features, CLS first -> (B, N², M², C) windows of patches.
+
+    With the last two dimensions flattened, it is InternVL's pixel shuffle (`ps_version` v2).
+    """
     grid = int((features.shape[1] - 1) ** 0.5)
     patches = features[:, 1:].unflatten(1, (grid, grid))
     return partition_windows(patches, side).flatten(1, 2)

@@ -5,8 +5,9 @@
 transformers' models stand inside functions.
 """
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -90,19 +91,27 @@ def project(
 
 
 def project_tiles(
-    projector: nn.Module, features: torch.Tensor, layers: Sequence[torch.Tensor], sides: Sequence[int | None]
+    projector: nn.Module,
+    features: torch.Tensor,
+    layers: Sequence[torch.Tensor],
+    sides: Sequence[int | None],
+    others: Mapping[Any, nn.Module] = MappingProxyType({}),
 ) -> torch.Tensor | list[torch.Tensor]:
     """The tokens of every tile with windows of its own side, None for no tokens.
+
+    Args:
+        layers: see [`project`].
+        others: projectors that take the place of `projector` for windows of some sides.
 
     Returns:
         (tiles, N², D) if all have one side, else a list of (N², D), with N = 0 where there are none.
     """
     if len(set(sides)) == 1:
-        return project(projector, features, layers, sides[0])
+        return project(others.get(sides[0], projector), features, layers, sides[0])
     found: dict[int, torch.Tensor] = {}
     for side in dict.fromkeys(side for side in sides if side is not None):
         index = [tile for tile, own in enumerate(sides) if own == side]
-        tokens = project(projector, features[index], [layer[index] for layer in layers], side)
+        tokens = project(others.get(side, projector), features[index], [layer[index] for layer in layers], side)
         found |= dict(zip(index, tokens, strict=True))
     none = next(iter(found.values()))[:0]
     return [found.get(tile, none) for tile in range(len(sides))]

@@ -1,12 +1,14 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""InternVL3.5-Flash: a router lets `generate` use fewer tokens for a tile whose content allows it.
+"""InternVL3.5-Flash: a router chooses the size of each tile in `generate`, unless the request does.
 
-The router gives each tile the probability that windows of M² patches suffice instead of m², with M = m² (64 tokens
-instead of 256). A tile is compressed if the probability is at least `router_absolute_threshold` and above the quantile
-`router_relative_threshold` of the sample's tiles; the sample's least compressible tile never is. As in the release,
-only `generate` compresses: `forward` takes N₁² tokens of every tile, and the router is not trained.
+The model offers two sizes, with windows of m² and of M² patches, M = m² (256 and 64 tokens). The router gives each
+tile the probability that the smaller one suffices. A tile is compressed if the probability is at least
+`router_absolute_threshold` and above the quantile `router_relative_threshold` of the sample's tiles; the sample's
+least compressible tile never is. As in the release, only `generate` compresses: `forward` takes N₁² tokens of every
+tile, and the router is not trained.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -19,7 +21,8 @@ from transformers import GenerationConfig, GenerationMixin
 from .configuration_internvlx import ROUTER_HEADS, InternVLXConfig
 from .image_placeholders import check_placeholders
 from .outputs import CACHE, one_cache
-from .pixel_shuffle import pixel_shuffle
+from .pixel_shuffle import patch_windows
+from .tile_tokens import read_image_tokens
 
 # The pooling has two attentions, of which the second runs three times.
 POOLING = (0, 1, 1, 1)
@@ -39,20 +42,19 @@ class RouterBlock(nn.Module):
 
 
 class CompressedProjector(nn.Module):
-    """(tiles, S², C) patches -> (tiles, (S / M)², D): pixel shuffle and a three-layer MLP."""
+    """(tiles, 1 + S², C) features, CLS first -> (tiles, (S / M)², D): pixel shuffle and a three-layer MLP."""
 
     def __init__(self, config: InternVLXConfig):
         super().__init__()
-        self.side = config.patch_grid // config.compressed_token_grid
+        self.side = config.router_side
         in_features, width = config.vision_config.hidden_size * self.side**2, config.text_config.hidden_size
         self.layer_norm = nn.LayerNorm(in_features)
         self.linear_1 = nn.Linear(in_features, 2 * width)
         self.linear_2 = nn.Linear(2 * width, 2 * width)
         self.linear_3 = nn.Linear(2 * width, width)
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        grid = int(patches.shape[1] ** 0.5)
-        windows = pixel_shuffle(patches.unflatten(1, (grid, grid)), self.side).flatten(1, 2)
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        windows = patch_windows(features, self.side).flatten(-2)
         hidden = F.gelu(self.linear_1(self.layer_norm(windows)))
         return self.linear_3(F.gelu(self.linear_2(hidden)))
 
@@ -86,13 +88,13 @@ class TileRouter(nn.Module):
         return self.score(self.norm(pooled[:, 0])).softmax(-1)[:, 0]
 
     def choose(self, probabilities: torch.Tensor, tiles_per_sample: list[int]) -> torch.Tensor:
-        """(tiles,) bool, which tiles to compress."""
+        """(tiles,) the index of each tile's size, 1 for those to compress."""
         chosen = []
         for sample in probabilities.float().split(tiles_per_sample):
             if len(sample):
                 least = sample.quantile(self.relative_threshold)
                 chosen.append((sample > least) & (sample >= self.absolute_threshold))
-        return torch.cat(chosen)
+        return torch.cat(chosen).long()
 
 
 class TileRoutingMixin(GenerationMixin):
@@ -101,22 +103,30 @@ class TileRoutingMixin(GenerationMixin):
     config: Any
     model: Any
 
+    def routes_tiles(self, inputs: Mapping) -> bool:
+        """Whether `generate(**inputs)` lets a router choose the sizes of tiles.
+
+        It then passes the language model embeddings of a shorter prompt, so that criteria get generated tokens only.
+        """
+        is_asked = inputs.get("pixel_values") is not None and inputs.get("tile_sizes") is None
+        return is_asked and self.model.tile_router is not None
+
     @torch.no_grad()
     def generate(
         self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, *args, **kwargs
     ):
         """As in transformers; a cache may be given as `cache` or `past_key_values`.
 
-        With a router, the prompt that the language model reads is shorter than `input_ids`. `max_length` and
-        `min_length` count all of `input_ids`.
+        If a router chooses sizes, the prompt that the language model reads is shorter than `input_ids`. `max_length`
+        and `min_length` count all of `input_ids`.
 
         Raises:
-            ValueError: if there are tiles, a router, and a cache or embeddings instead of the whole prompt.
+            ValueError: if a router chooses sizes, with a cache or embeddings instead of the whole prompt.
         """
         cache = one_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None), kwargs)
         if cache is not None:
             kwargs[CACHE] = cache
-        if self.model.tile_router is None or kwargs.get("pixel_values") is None:
+        if not self.routes_tiles(kwargs):
             return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         for name in (CACHE, "inputs_embeds", "mm_encoder_outputs", "position_ids"):
             if kwargs.get(name) is not None:
@@ -128,8 +138,13 @@ class TileRoutingMixin(GenerationMixin):
         pixel_values, attention_mask = kwargs.pop("pixel_values"), kwargs.pop("attention_mask", None)
         prompt = route_prompt(self.model, input_ids, attention_mask, pixel_values)
         removed = input_ids.shape[1] - prompt["attention_mask"].shape[1]
-        generation_config, kwargs = self._without_removed_rows(removed, generation_config, kwargs)
-        output: Any = super().generate(None, generation_config, *args, **(prompt | kwargs))  # type: ignore[misc]
+        config = GenerationConfig() if generation_config is None else deepcopy(generation_config)
+        config.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
+        kwargs = config.update(**kwargs)
+        for name in ("max_length", "min_length"):
+            if (length := getattr(config, name)) is not None:
+                setattr(config, name, max(length - removed, 0))
+        output: Any = super().generate(None, config, *args, **(prompt | kwargs))  # type: ignore[misc]
         answers = output if isinstance(output, torch.Tensor) else output.sequences
         before = input_ids.repeat_interleave(len(answers) // len(input_ids), dim=0)
         sequences = torch.cat([before.to(answers.device), answers], dim=1)
@@ -139,23 +154,6 @@ class TileRoutingMixin(GenerationMixin):
         output.sequences = sequences
         setattr(output, CACHE, None)
         return output
-
-    def _without_removed_rows(
-        self, removed: int, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
-    ) -> tuple[GenerationConfig | None, dict[str, Any]]:
-        """A copy of the settings with the lengths that count the prompt reduced by its removed rows."""
-        changed, kwargs = deepcopy(generation_config), dict(kwargs)
-        for name in ("max_length", "min_length"):
-            # transformers' order of precedence
-            sources = kwargs.get(name), getattr(changed, name, None), getattr(self.generation_config, name)
-            length = next((each for each in sources if each is not None), None)
-            if length is None:
-                continue
-            if changed is None or kwargs.get(name) is not None:
-                kwargs[name] = max(length - removed, 0)
-            else:
-                setattr(changed, name, max(length - removed, 0))
-        return changed, kwargs
 
 
 def route_prompt(
@@ -172,22 +170,16 @@ def route_prompt(
         ValueError: if placeholders and tiles do not match.
     """
     config: InternVLXConfig = model.config
-    images = model.get_image_features(pixel_values, return_dict=True)
     embeddings = model.get_input_embeddings()(input_ids)
     placeholders = model.get_placeholder_mask(input_ids, embeddings)
     check_placeholders(placeholders, [config.image_seq_length] * len(pixel_values), is_chunked=False)
-    patches = images.last_hidden_state[:, -(config.patch_grid**2) :]
-    before, after = config.image_seq_length, config.compressed_token_grid**2
-    tiles_per_sample = (placeholders.sum(1) // before).tolist()
-    is_compressed = model.tile_router.choose(model.tile_router(patches), tiles_per_sample)
-
-    is_kept = torch.ones(len(patches), before, dtype=torch.bool, device=patches.device)
-    is_kept[is_compressed, after:] = False
-    tokens = images.pooler_output.clone()
-    tokens[is_compressed, :after] = model.tile_router.projector(patches[is_compressed]).to(tokens.dtype)
-    tokens, is_kept = tokens.to(embeddings.device, embeddings.dtype), is_kept.to(embeddings.device)
-    embeddings = embeddings.masked_scatter(placeholders.unsqueeze(-1), tokens)
+    tiles_per_sample = (placeholders.sum(1) // config.image_seq_length).tolist()
+    images = model.get_image_features(pixel_values, tiles_per_sample=tiles_per_sample, return_dict=True)
+    tokens = read_image_tokens(config, images, embeddings)
+    counts = torch.tensor(tokens.counts, device=placeholders.device)
+    is_kept = torch.arange(config.image_seq_length, device=counts.device) < counts[:, None]
     rows = torch.ones_like(placeholders).masked_scatter(placeholders, is_kept)
+    embeddings = embeddings.masked_scatter((placeholders & rows).unsqueeze(-1), tokens.rows)
     if attention_mask is not None:
         rows &= attention_mask.to(rows.device).bool()
     samples = [sample[kept] for sample, kept in zip(embeddings, rows, strict=True)]

@@ -14,25 +14,26 @@ from .tile_sizes import TileSize
 Tokens = torch.Tensor | list[torch.Tensor]
 
 
-def read_sizes(config: InternVLXConfig, tile_sizes: torch.Tensor | Sequence[int] | None, tiles: int) -> list[int]:
-    """The index of each tile's size in `config.tokens_per_tile`.
+def read_sizes(config: InternVLXConfig, tile_sizes: torch.Tensor | Sequence[int] | None, tiles: int) -> list[TileSize]:
+    """The size of each tile.
 
     Args:
-        tile_sizes: (tiles,); None for the default.
+        tile_sizes: (tiles,), indices in `config.tokens_per_tile`; None for the default.
 
     Raises:
         ValueError: if it has another shape, or an index that there is not.
     """
+    offered = config.sizes
     if tile_sizes is None:
-        return [0] * tiles
+        return [offered[0]] * tiles
     numbers = tile_sizes.tolist() if isinstance(tile_sizes, torch.Tensor) else [int(size) for size in tile_sizes]
-    names, is_flat = [str(size) for size in config.sizes], all(isinstance(size, int) for size in numbers)
+    names, is_flat = list(map(str, offered)), all(isinstance(size, int) for size in numbers)
     if len(numbers) != tiles or not is_flat or not all(0 <= size < len(names) for size in numbers):
         raise ValueError(
             f"`tile_sizes` must be ({tiles},), for each tile the index of its size among {', '.join(names)}, got "
             f"{numbers}."
         )
-    return numbers
+    return [offered[number] for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ def read_image_tokens(
     numbers = None
     if later and not later[-1][0].is_floating_point():
         numbers = torch.stack(list(later.pop())).flatten()
-    offered, tiles = config.sizes, len(first)  # type: ignore[arg-type]
-    sizes = [offered[number] for number in read_sizes(config, numbers, tiles)]
+    sizes = read_sizes(config, numbers, len(first))  # type: ignore[arg-type]
     counts = [len(tokens) for tokens in first]  # type: ignore[union-attr]
     if not config.boundaries:
         return ImageTokens(sizes, counts, rows)

@@ -208,9 +208,8 @@ class _Handler(BaseHandler):
         config.update(**settings)
         inputs = dict(inputs)
         if stop:
-            # with a tile router, the prompt is embeddings, and the criterion gets generated tokens only
-            is_routed = model.config.has_router and tiles is not None
-            inputs["stopping_criteria"] = [StopAtText(processor.tokenizer, stop, 0 if is_routed else length)]
+            start = 0 if model.routes_tiles(inputs) else length
+            inputs["stopping_criteria"] = [StopAtText(processor.tokenizer, stop, start)]
         return {
             "model_id": model_id,
             "model": model,
