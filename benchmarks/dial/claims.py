@@ -1,7 +1,7 @@
 """The claims of the dial's study, fixed before its runs; ../evidence/RULES.md has the rules of the verdicts.
 
 Rows are named MODEL at SIZE. "elastic" draws 4 and 16 tokens 1 : 1 in twice the steps of a specialist (equal steps at each size),
-"elastic 3:1" as the default does in as many (about the cost of both specialists together).
+"elastic 3:1" three small ones for each large one, in as many (about the cost of both specialists together).
 """
 
 import sys

@@ -213,7 +213,7 @@ class InternVLXTrainingArguments(TrainingArguments):
         None,
         None,
         "sizes of a tile that the steps train, of those that the checkpoint offers, and how often each is drawn: "
-        "'{\"64\": 3, \"256\": 1}', or 'all' for all of them, the largest drawn a third as often as each other",
+        "'{\"64\": 3, \"256\": 1}', or 'all' for all of them, equally often",
         shown="none; all steps train one size, `tokens_per_tile` or the checkpoint's first",
         type=str,
     )
