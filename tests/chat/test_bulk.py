@@ -13,14 +13,16 @@ import torch
 
 import forked
 from commands import internvlx
+from dial_cases import dial
 from image_cases import random_image
 from internvlx_hf.chat import answer_images
-from internvlx_hf.chat.answers import ImageJob
+from internvlx_hf.chat.answers import QUESTION_TOKENS, ImageJob
 from internvlx_hf.chat.bulk import NAMED, Outcome, Plan, earlier_keys
 from internvlx_hf.evaluation.answering import Answer, Answerer
 from json_files import lines_of
 from refusals import refused
 from tiny import LVTC, save_tiny, tiny_model, tiny_processor
+from training_helpers import TRAINED, sized
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,17 @@ def test_a_batch_is_smaller_where_the_memory_would_not_suffice(answerer, tmp_pat
         for group in groups:
             row = plan._row_bytes(64 + 4 * max(group.tiles), max(group.tiles))
             assert len(group.items) == 1 or len(group.items) * row <= room
+
+
+@pytest.mark.parametrize("size", [None, "4", "16:4+4"])
+def test_prompts_are_measured_in_the_sizes_that_are_asked_for(size, tmp_path):
+    model = tiny_model(**dial(2, 3, TRAINED))
+    answerer = Answerer(model, sized(model.config), {} if size is None else {"tokens_per_tile": size})
+    job = ImageJob(answerer, photos(tmp_path, 4), "What?", None, [{}])
+    for item in map(job.read, range(4)):
+        prompt = job.prompt(item)
+        placeholders = prompt.input_ids.count(model.config.image_token_id)
+        assert job.measure(item) == (QUESTION_TOKENS + placeholders, len(prompt.tiles))
 
 
 def test_broken_images_stop_nothing_and_are_named(answerer, asked, tmp_path):

@@ -9,10 +9,12 @@ from PIL import Image, PngImagePlugin
 from torch.utils.data import BatchSampler
 
 from data_cases import CONFIG, record, save_picture, write_lines
+from dial_cases import dial
 from internvlx_hf.data.sizes import SampleSizes, fingerprint, tile_cost
 from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, load_training_data, measure_sizes
 from refusals import refusals
 from tiny import TILE, tiny_config, tiny_processor
+from training_helpers import TRAINED, sized, write_data
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -28,6 +30,19 @@ def test_sizes_from_headers_are_what_encoding_gives(tmp_path, orientation, suffi
     sizes, tiles = measure_sizes(data), InternVLXDataCollator(processor)([data[0]])["pixel_values"]
     assert sizes.tokens.tolist() == [len(data[0]), len(data[1])]
     assert sizes.tiles.tolist() == [sum(data[0].num_tiles), 0] == [len(tiles), 0]
+
+
+def test_tiles_count_with_the_size_that_they_are_encoded_with(tmp_path):
+    """Thumbnails have another size than the other tiles."""
+    config = tiny_config(**dial(2, 3, TRAINED))
+    data = load_training_data(str(write_data(tmp_path)), sized(config, tokens_per_tile="16:4+4:16"))
+    sizes = measure_sizes(data, cache=tmp_path / "cache")
+    np.testing.assert_array_equal(measure_sizes(data, cache=tmp_path / "cache").of_sizes, sizes.of_sizes)
+    for sample, counts, later in zip(data, sizes.of_sizes.T, sizes.stage_two_tokens(config), strict=True):
+        tiles = [config.sizes[own] for of_image in sample.tile_sizes for own in of_image]
+        assert counts.tolist() == [tiles.count(size) for size in config.sizes]
+        assert later == len(sample) + sum(size.after - size.before for size in tiles)
+    assert sizes.of_sizes.any(1).tolist() == [False, False, True, True, False]
 
 
 def test_an_orientation_after_the_pixels_of_a_png_applies(processor, tmp_path):
@@ -105,6 +120,10 @@ def test_costs_count_both_stages_and_the_tiles():
     sizes = SampleSizes(np.array([10, 14, 22]), np.array([0, 1, 3]))
     assert sizes.stage_two_tokens(CONFIG).tolist() == [10, 26, 58]
     np.testing.assert_allclose(sizes.costs(CONFIG) - sizes.tiles * tile_cost(CONFIG), [10, 20, 40])
+    sized, of_sizes = tiny_config(**dial(2, 3, ["16", "4:16", "16:4"])), np.array([[0, 1, 0], [0, 0, 1], [0, 0, 2]])
+    mixed = SampleSizes(np.array([10, 26, 46]), sizes.tiles, of_sizes=of_sizes)
+    assert mixed.stage_two_tokens(sized).tolist() == [10, 26, 46 + 12 - 24]
+    np.testing.assert_allclose(mixed.costs(sized) - sizes.tiles * tile_cost(sized), [10, 26, 46 + 12 / 2 - 24 / 4])
     plain = tiny_config()
     np.testing.assert_allclose(sizes.costs(plain) - sizes.tiles * tile_cost(plain), sizes.tokens)
 

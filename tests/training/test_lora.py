@@ -126,6 +126,18 @@ def test_the_merged_checkpoint_answers_as_the_adapter_does_and_needs_no_peft(tra
     assert "lora_rank" in (tmp_path / "merged" / "README.md").read_text()
 
 
+def test_the_projector_of_a_tile_router_goes_where_its_model_goes():
+    """Though an adapter holds a copy of the other projector."""
+    router = {"router_relative_threshold": 0.0, "router_absolute_threshold": 0.0}
+    model = tiny_model(projector_config={"projector_type": "pixel_shuffle"}, **router)
+    adapted = add_lora(model, LoraArguments(lora_rank=2)).double().train()
+    batch = dial_batch(model.config, [[3, "16", 2, "4", 1], [4]])
+    adapted(**batch, labels=batch["input_ids"]).loss.backward()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert any("multi_modal_projector" in name for name in trained)
+    assert not any("tile_router" in name for name in trained)
+
+
 @pytest.mark.slow
 def test_an_adapter_of_several_sizes_answers_as_the_merged_checkpoint(tmp_path):
     """Tiles of all sizes in a batch answer as sample by sample, and each size's parameters are trained and saved."""

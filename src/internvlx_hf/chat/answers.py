@@ -72,9 +72,10 @@ class ImageJob:
         if len(sizes) == 1 and not videos:
             (item.size,) = sizes
         frames = sum(map(len, processor.video_processor.choose_frames(videos)))
-        rules = processor.tiling_rules(sizes, num_frames=frames)
-        tiles = frames + sum(rule.plan(*size).num_tiles for rule, size in zip(rules, sizes, strict=True))
-        return QUESTION_TOKENS + tiles * self.config.image_seq_length, tiles
+        tiles = [processor.frame_size(None)] * frames
+        for rule, choice, size in zip(*processor.plan_images(sizes, num_frames=frames), sizes, strict=True):
+            tiles += choice.of_plan(rule.plan(*size))
+        return QUESTION_TOKENS + processor.num_placeholders(tiles), len(tiles)
 
     def prompt(self, item: Item) -> Prompt:
         instruction = [] if self.system is None else [{"role": "system", "content": _text_parts(self.system)}]

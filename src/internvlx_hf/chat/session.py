@@ -190,7 +190,7 @@ class Session:
         tiles = inputs.get("pixel_values")
         count = 0 if tiles is None else len(tiles)
         if model.routes_tiles(inputs):  # in each turn, other tiles may be compressed
-            self._cache, self._read, self._tiles_read = None, None, 0
+            self.drop_cache()
             output = model.generate(**inputs, **generation_arguments(self.generation), streamer=streamer)
             return output[0, ids.shape[1] :], ids.shape[1], count, None
         read = self._keep_common(ids)

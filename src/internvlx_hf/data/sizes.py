@@ -4,7 +4,9 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ class SampleSizes:
         images: number of images. None if unknown, as are the next two.
         supervised: tokens that carry loss.
         cut: 1 if the sample was truncated to `max_length`.
+        of_sizes: (sizes, samples), tiles of each size that the processor offers. None if all have the first.
     """
 
     tokens: np.ndarray
@@ -38,30 +41,29 @@ class SampleSizes:
     images: np.ndarray | None = None
     supervised: np.ndarray | None = None
     cut: np.ndarray | None = None
+    of_sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def stage_two_tokens(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
-        """Tokens in the layers after the boundary; if the tiles' size, the one with this index, has none, the same as
-        `tokens`.
-        """
-        of_tile = config.sizes[size]
-        return self.tokens + self.tiles * (of_tile.after - of_tile.before)
+    def with_gains(self, gains: Sequence[float]) -> np.ndarray:
+        """`tokens`, and for each tile the gain of its size."""
+        of_sizes = self.tiles[None] if self.of_sizes is None else self.of_sizes
+        return self.tokens + np.dot(gains[: len(of_sizes)], of_sizes)
 
-    def costs(self, config: InternVLXConfig, size: int = 0) -> np.ndarray:
+    def stage_two_tokens(self, config: InternVLXConfig) -> np.ndarray:
+        """Tokens in the layers after the boundary of each tile's size, if it has one."""
+        return self.with_gains([size.after - size.before for size in config.sizes])
+
+    def costs(self, config: InternVLXConfig) -> np.ndarray:
         """Cost of each sample, in tokens that pass through the whole language model.
 
         A token counts by the share of the layers that process it. A tile adds as many tokens as correspond to the
         operations of the vision tower and the projectors.
-
-        Args:
-            size: index of the tiles' size (default: the first).
         """
-        layers, boundary = config.text_config.num_hidden_layers, config.sizes[size].boundary
-        one = layers if boundary is None else boundary
-        in_stages = one * self.tokens + (layers - one) * self.stage_two_tokens(config, size)
-        return in_stages / layers + self.tiles * tile_cost(config)
+        layers = config.text_config.num_hidden_layers
+        gains = [(size.after - size.before) * (1 - (size.boundary or layers) / layers) for size in config.sizes]
+        return self.with_gains(gains) + self.tiles * tile_cost(config)
 
 
 def tile_cost(config: InternVLXConfig) -> float:
@@ -74,11 +76,12 @@ def tile_cost(config: InternVLXConfig) -> float:
 
 
 class _Sizes(Dataset):
-    """Tokens, tiles, images and supervised tokens of samples, and whether they were truncated."""
+    """Tokens, tiles, images and supervised tokens of samples, whether they were truncated, and tiles of each size."""
 
     def __init__(self, data: TrainingData, indices: np.ndarray):
         self.data = data
         self.indices = indices
+        self.sizes = range(len(data.encoder.processor.sizes))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -86,9 +89,11 @@ class _Sizes(Dataset):
     def __getitem__(self, index: int) -> tuple[int, ...]:
         sample = self.data.encode(int(self.indices[index]), decode=False)
         if sample is None:
-            return (0,) * len(_COLUMNS)
+            return (0,) * (len(_COLUMNS) + len(self.sizes))
         supervised = int((sample.labels != IGNORE_INDEX).sum())
-        return len(sample), sum(sample.num_tiles), len(sample.num_tiles), supervised, int(sample.was_cut)
+        tiles = list(chain(*sample.tile_sizes))
+        own = len(sample), len(tiles), len(sample.num_tiles), supervised, int(sample.was_cut)
+        return *own, *map(tiles.count, self.sizes)
 
 
 def measure_sizes(
@@ -110,22 +115,23 @@ def measure_sizes(
     file = None
     if cache is not None and (key := fingerprint(data)) is not None:
         file = Path(cache) / f"sizes-{key}.npy"
-    sizes = np.zeros((len(_COLUMNS), len(data)), dtype=np.int64)
+    sizes = np.zeros((len(_COLUMNS) + len(data.encoder.processor.sizes), len(data)), dtype=np.int64)
     if file is not None and file.exists():
         sizes = np.load(file)
-        if not again or sizes[0].all():
-            return SampleSizes(*sizes)
+    else:
+        again = True
     (unknown,) = np.nonzero(sizes[0] == 0)
-    loader = DataLoader(_Sizes(data, unknown), batch_size=_BATCH, num_workers=num_workers, collate_fn=np.array)
-    measured = logging.tqdm(loader, desc=f"Measuring {len(unknown)} samples", delay=2)
-    sizes[:, unknown] = np.concatenate(list(measured)).T
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
-        with open(partial, "wb") as opened:
-            np.save(opened, sizes)
-        os.replace(partial, file)  # another process never sees a partial file
-    return SampleSizes(*sizes)
+    if again and len(unknown):
+        loader = DataLoader(_Sizes(data, unknown), batch_size=_BATCH, num_workers=num_workers, collate_fn=np.array)
+        measured = logging.tqdm(loader, desc=f"Measuring {len(unknown)} samples", delay=2)
+        sizes[:, unknown] = np.concatenate(list(measured)).T
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(f".{os.getpid()}.tmp")
+            with open(partial, "wb") as opened:
+                np.save(opened, sizes)
+            os.replace(partial, file)  # another process never sees a partial file
+    return SampleSizes(*[*sizes[: len(_COLUMNS)], sizes[len(_COLUMNS) :]])
 
 
 def fingerprint(data: TrainingData) -> str | None:
@@ -139,7 +145,7 @@ def fingerprint(data: TrainingData) -> str | None:
     encoder, processor = data.encoder, data.encoder.processor
     origins = [[part.records.fingerprint(), part.image_root, part.repeat, part.images_kwargs] for part in data.parts]
     settings = {
-        "columns": _COLUMNS,
+        "columns": [*_COLUMNS, "of_sizes"],
         "origins": origins,
         "records": hashlib.sha256(data.records.tobytes()).hexdigest(),
         "image_processor": processor.image_processor.to_dict(),

@@ -37,9 +37,8 @@ def _sizes(data: RunData, config: InternVLXConfig) -> str:
     assert sizes is not None
     kept = sizes.tokens > 0
     columns = {"images": sizes.images, "tiles": sizes.tiles, "tokens": sizes.tokens}
-    if config.sizes[data.size].boundary is not None:
+    if ((later := sizes.stage_two_tokens(config)) != sizes.tokens).any():
         del columns["tokens"]
-        later = sizes.stage_two_tokens(config, data.size)
         columns |= {"tokens in stage one": sizes.tokens, "tokens in stage two": later}
     columns["supervised tokens"] = sizes.supervised
     rows = [

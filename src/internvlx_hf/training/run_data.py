@@ -43,7 +43,8 @@ class RunData:
         sources, evaluation_sources: the datasets in the record of the run, each `{"name", "samples", ...}`.
         settings: settings of the data in the record of the run.
         skipped: number of samples skipped while measuring, by reason.
-        size: index of the size in which samples are measured: the largest of those that the run samples.
+        size: index of the size in which samples are encoded, of tiles other than thumbnails: the largest of those
+            that the run samples.
     """
 
     train: Dataset | IterableDataset
@@ -128,11 +129,11 @@ def load_run_data(
             data = StreamingTrainingData(data.source, shuffle=False, endless=True)
         run.train = PackedStream(data, budget) if budget else data
     elif budget:
-        run.sizes = _measure(data, arguments, config, run.size)
+        run.sizes = _measure(data, arguments, config)
         run.train = PackedData(data, run.sizes.tokens, budget, seed)
     elif arguments.train_sampling_strategy == "group_by_cost":
-        run.sizes = _measure(data, arguments, config, run.size)
-        run.costs = run.sizes.costs(config, run.size)
+        run.sizes = _measure(data, arguments, config)
+        run.costs = run.sizes.costs(config)
     if run.sizes is not None:
         run.skipped = {kind: count for kind, count in data.counts.items() if kind != "cut"}
     return run
@@ -144,7 +145,7 @@ def longest_batch(data: RunData, rows: int, config: InternVLXConfig) -> tuple[in
     A stream is not measured; for it, this is the number of tokens of full rows that consist only of images.
     """
     if isinstance(data.train, PackedData) and data.sizes is not None:
-        stages = (data.sizes.tokens, data.sizes.stage_two_tokens(config, data.size))
+        stages = (data.sizes.tokens, data.sizes.stage_two_tokens(config))
         sums = [sorted((int(tokens[row].sum()) for row in data.train.rows), reverse=True) for tokens in stages]
         length, expanded = (sum(lengths[:rows]) for lengths in sums)
     else:
@@ -179,7 +180,7 @@ def _check_settings(data_arguments: DataArguments, arguments: TrainingArguments)
         )
 
 
-def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLXConfig, size: int) -> SampleSizes:
+def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLXConfig) -> SampleSizes:
     """The sizes of all samples. The first process warns of those that are skipped or exceed the model's positions."""
     cache = Path(os.environ.get("HF_DATASETS_CACHE", Path(HF_HOME) / "datasets")).expanduser() / "internvlx_sizes"
     with arguments.main_process_first(desc="measuring samples"):
@@ -190,8 +191,7 @@ def _measure(data: TrainingData, arguments: TrainingArguments, config: InternVLX
     skipped = int((sizes.tokens == 0).sum())
     if skipped and arguments.process_index == 0:
         logger.warning(f"{skipped} of {len(sizes)} samples are skipped: they are broken or too long.")
-    of_tile = config.sizes[size]
-    positions = sizes.tokens + sizes.tiles * (of_tile.positions - of_tile.before)
+    positions = sizes.with_gains([size.positions - size.before for size in config.sizes])
     past = int((positions > config.position_limit).sum())
     if past and arguments.process_index == 0:
         logger.warning(
