@@ -80,11 +80,9 @@ class SizedProcessor(ChatProcessor):
         asked = self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile
         return read_choices(self.sizes[0] if asked is None else asked, self.sizes, num_images)
 
-    def tile_sizes(self, sizes: Sequence[Size]) -> list[int]:
-        """The size of each tile of one text's images, given as (width, height), in a call without settings of its
-        own.
-        """
-        planned = zip(*self.plan_images(sizes), sizes, strict=True)
+    def tile_sizes(self, sizes: Sequence[Size], images_kwargs: Mapping | None = None) -> list[int]:
+        """The size of each tile of one text's images, given as (width, height), in a call with these arguments."""
+        planned = zip(*self.plan_images(sizes, images_kwargs), sizes, strict=True)
         return [index for rule, choice, size in planned for index in choice.of_plan(rule.plan(*size))]
 
     def num_placeholders(self, sizes: Sequence[int]) -> int:
