@@ -36,16 +36,9 @@ class SizedProcessor(ChatProcessor):
         """The sizes that the model offers, the default first."""
         return self.offered_sizes or [str(self.image_seq_length)]
 
-    def tiling_rules(
-        self,
-        sizes: Sequence[Size],
-        images_kwargs: Mapping | None = None,
-        num_frames: int = 0,
-        max_image_tokens: int | None = None,
-        tokens_per_tile: Any = None,
-    ) -> list[TilingRule]:
-        """The tiling rule of each image of one text, see [`SizedProcessor.plan_images`]."""
-        return self.plan_images(sizes, images_kwargs, num_frames, max_image_tokens, tokens_per_tile)[0]
+    def tiling_rules(self, sizes: Sequence[Size], *args: Any, **kwargs: Any) -> list[TilingRule]:
+        """The tiling rule of each image of one text; arguments as for [`SizedProcessor.plan_images`]."""
+        return self.plan_images(sizes, *args, **kwargs)[0]
 
     def plan_images(
         self,
