@@ -193,46 +193,29 @@ HEADER = [
 ]
 
 
+def table(title: str, fleets: dict[str, Fleet]) -> tuple[str, str]:
+    return f"## {title}", format_table(HEADER, [row(name, fleet) for name, fleet in fleets.items()])
+
+
 def tables() -> Iterator[tuple[str, str]]:
     base = Fleet()
-    yield (
-        f"## Shards of {IMAGES:,} images",
-        format_table(
-            HEADER, [row(f"{shard:,} images", replace(base, shard=shard)) for shard in (100, 1000, 10_000, 100_000)]
-        ),
-    )
+    shards = (100, 1000, 10_000, 100_000)
+    yield table(f"Shards of {IMAGES:,} images", {f"{shard:,} images": replace(base, shard=shard) for shard in shards})
     rates = (0.0, 0.02, 0.1, 0.5, 2.0)
-    yield (
-        "## Failures of a worker, in shards of 1,000",
-        format_table(HEADER, [row(f"{rate:g} an hour", replace(base, failures=rate)) for rate in rates]),
-    )
+    fleets = {f"{rate:g} an hour": replace(base, failures=rate) for rate in rates}
+    yield table("Failures of a worker, in shards of 1,000", fleets)
     slow = ((0.0, 1.0), (0.05, 1.5), (0.05, 5.0), (0.5, 2.0))
-    yield (
-        "## Stragglers",
-        format_table(
-            HEADER,
-            [
-                row(f"{share:.0%} of workers {by:g} times as slow", replace(base, slow=share, slowness=by))
-                for share, by in slow
-            ],
-        ),
-    )
+    fleets = {
+        f"{share:.0%} of workers {by:g} times as slow": replace(base, slow=share, slowness=by) for share, by in slow
+    }
+    yield table("Stragglers", fleets)
     restarts = ((0.0, 0), (1 / 24, 600), (1 / 4, 600), (1.0, 600))
-    yield (
-        "## Failures of the driver, ten minutes each",
-        format_table(
-            HEADER,
-            [
-                row(f"{rate:.2g} an hour", replace(base, driver_failures=rate, driver_restart=away))
-                for rate, away in restarts
-            ],
-        ),
-    )
+    fleets = {
+        f"{rate:.2g} an hour": replace(base, driver_failures=rate, driver_restart=away) for rate, away in restarts
+    }
+    yield table("Failures of the driver, ten minutes each", fleets)
     sizes = (16, 64, 256, 1024)
-    yield (
-        "## Workers",
-        format_table(HEADER, [row(f"{workers} workers", replace(base, workers=workers)) for workers in sizes]),
-    )
+    yield table("Workers", {f"{workers} workers": replace(base, workers=workers) for workers in sizes})
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ from transformers import DynamicCache
 from commands import complaint, internvlx
 from image_cases import random_image
 from internvlx_hf import InternVLXImageProcessor, cost
+from internvlx_hf.checkpoints.numbers import BYTE_UNITS, unit
 from internvlx_hf.cost import CostModel
 from internvlx_hf.cost.flops import decode_flops
 from internvlx_hf.cost.images import ImageSizes
-from internvlx_hf.cost.report import BYTE_UNITS, Report, bar, table, unit
+from internvlx_hf.cost.report import Report, bar, table
 from internvlx_hf.cost.setups import ModelSetup
 from internvlx_hf.processing.image_files import open_image
 from internvlx_hf.processing.image_sources import PillowSource

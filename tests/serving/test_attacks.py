@@ -78,6 +78,11 @@ def steps(monkeypatch) -> list:
             asked(*[image((256, 256))] * 32),
             "tokens after the expansion, and the answer up to 4, expected together at most 1024, the model's positions",
         ),
+        (
+            asked(image(), mm_processor_kwargs={"max_patches": 41}),
+            "41 tiles in an image by its own settings, expected at most 40 (max_tiles)",
+        ),
+        (asked(image(), mm_processor_kwargs={"min_patches": 41}), "41 tiles in an image by its own settings"),
         (asked(max_tokens=1023), "expected together at most 1024, the model's positions"),
         (asked(max_tokens=5000), "5000 new tokens, expected at most 4096"),
         (asked(stop=["a"] * 5), "5 stop strings, expected at most 4"),
@@ -98,6 +103,7 @@ def test_visual_tokens_and_each_other_limit_can_be_set(checkpoint):
         assert post(port, CHAT, asked(image()))[0] == 200
         for body, reason in (
             (asked(image(), image()), "8 visual tokens, expected at most 4"),
+            (asked(image(), mm_processor_kwargs={"min_patches": 2}), "12 visual tokens, expected at most 4"),
             (asked({"type": "text", "text": "!" * 40}), "tokens in its prompt, expected at most 30"),
             (asked(generation_config='{"num_beams": 2}'), "2 beams, expected at most 1"),
         ):

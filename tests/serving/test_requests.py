@@ -3,6 +3,7 @@
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as ChatParams
@@ -10,6 +11,8 @@ from openai.types.completion_create_params import CompletionCreateParamsStreamin
 from openai.types.responses.response_create_params import ResponseCreateParamsStreaming as ResponseParams
 from typing_extensions import get_type_hints
 
+from internvlx_hf.cost.request_budget import RequestBudget
+from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.serving.gate import MAX_JSON_VALUES, Refused, check
 from internvlx_hf.serving.requests import REQUESTS, ChatCompletionRequest, GenerationSettings
 from paths import ROOT
@@ -58,6 +61,19 @@ def test_the_docs_list_the_fields(path):
         assert f"`{name}`" in DOCS
 
 
+def test_the_docs_list_the_settings_of_images():
+    rows = [
+        f"| `{each.name}` | {each.metadata['help']} | {'`--max-tiles`' if 'limit' in each.metadata else ''} |"
+        for each in fields(ImageSettings)
+    ]
+    assert re.sub(" +", " ", "\n".join(rows)) in DOCS
+
+
+def test_the_docs_list_the_limits():
+    for each in fields(RequestBudget):
+        assert f"`--{each.name.replace('_', '-')}`" in DOCS
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -69,6 +85,9 @@ def test_the_docs_list_the_fields(path):
         *(("logit_bias", {"x": 1}), ("logit_bias", {"5": 101}), ("logit_bias", []), ("stream", "yes"), ("model", [])),
         *(("tools", "x"), ("tools", [5]), ("tool_choice", "none"), ("stream_options", {"include_usage": False})),
         *(("messages", []), ("messages", "x"), ("messages", [None]), ("messages", None), ("generation_config", {})),
+        *(("mm_processor_kwargs", {"max_patch": 2}), ("mm_processor_kwargs", {"max_patches": 0})),
+        *(("mm_processor_kwargs", {"slicing": "x"}), ("mm_processor_kwargs", {"tokens_per_tile": "x"})),
+        *(("mm_processor_kwargs", "x"), ("mm_processor_kwargs", {"do_resize": False})),
         *(("modalities", ["audio"]), ("store", True), ("parallel_tool_calls", False), ("chat_template_kwargs", "x")),
     ],
 )

@@ -212,6 +212,61 @@ def test_settings_that_are_not_understood_are_refused(app, settings, reason):
     assert any(part in refusal(response) for part in reason.split("|"))
 
 
+def answered(model, processor, turns, kwargs) -> tuple[int, str]:
+    """The prompt's length and the answer of `generate`."""
+    inputs = encode(turns, processor, add_generation_prompt=True, processor_kwargs=kwargs)
+    output = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    length = inputs["input_ids"].shape[1]
+    return length, processor.decode(output[0, length:], skip_special_tokens=True)
+
+
+def test_each_request_s_images_are_read_as_it_says(tmp_path):
+    folder = save_tiny(tmp_path / "model", "llama", tokens_per_tile=["16", "4", "16:4"], merge_layer=3)
+    model = InternVLXForConditionalGeneration.from_pretrained(folder).eval()
+    processor, turns = InternVLXProcessor.from_pretrained(folder), user(BLUE, "Read", RED, "both.")
+    app = build_app(str(folder), name="tiny", device="cpu")
+    settings = [
+        *({}, {"max_patches": 1}, {"slicing": "ratio", "min_patches": 3}, {"use_thumbnail": False}),
+        *({"max_image_tokens": 64}, {"tokens_per_tile": "16:4"}, {"tokens_per_tile": ["4", "16+4"]}),
+    ]
+    expected = [answered(model, processor, turns, kwargs) for kwargs in settings]
+    assert len({length for length, _ in expected}) >= len(settings) - 1  # `16:4` has the prompt of `16`
+    body = {"model": "tiny", "messages": turns, "max_tokens": NEW, "temperature": 0}
+    asked = [body | {"mm_processor_kwargs": {**kwargs, "slicing": kwargs.get("slicing")}} for kwargs in settings]
+    responses = posts(app, "/v1/chat/completions", *asked, body)
+    found = [(each.json()["usage"]["prompt_tokens"], text_of(each)) for each in responses]
+    assert found == [*expected, expected[0]]
+    (response,) = posts(
+        app,
+        "/v1/responses",
+        {
+            "model": "tiny",
+            "input": [{"role": "user", "content": [{"type": "input_image", "image_url": BLUE}]}],
+            "max_output_tokens": NEW,
+            "temperature": 0,
+            "mm_processor_kwargs": {"max_patches": 1},
+        },
+    )
+    assert response.json()["usage"]["input_tokens"] == answered(model, processor, user(BLUE), {"max_patches": 1})[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"max_patch": 1}, "mm_processor_kwargs has 'max_patch', expected slicing, max_patches"),
+        ({"max_patches": 0}, "mm_processor_kwargs: max_patches=0, expected a whole number from 1"),
+        ({"min_patches": 9}, "min_patches=9 is larger than max_patches=6"),
+        ({"tokens_per_tile": "64"}, "tokens_per_tile='64' is not offered by this checkpoint, expected one of 4"),
+        ({"tokens_per_tile": ["4", "4"]}, "tokens_per_tile has 2 sizes for 1 images"),
+        ({"max_image_tokens": 3}, "max_image_tokens=3 is too small: 1 image takes at least 4"),
+    ],
+)
+def test_settings_of_images_that_cannot_be_had_are_refused_by_name(app, settings, reason):
+    (response,) = chat(app, CONVERSATIONS[0], mm_processor_kwargs=settings)
+    assert reason in refusal(response)
+    assert response.json()["error"]["param"] == "mm_processor_kwargs"
+
+
 def test_tool_calls_reach_the_template_as_objects(checkpoint):
     tools = [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
     call = {"id": "1", "type": "function", "function": {"name": "zoom", "arguments": '{"by": 2}'}}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from transformers import PrinterCallback, ProgressCallback
 
+from internvlx_hf.checkpoints.numbers import duration, thousands
 from internvlx_hf.data.sizes import SampleSizes
 from internvlx_hf.training import console
-from internvlx_hf.training.console import ConsoleCallback, duration, fitted, thousands
+from internvlx_hf.training.console import ConsoleCallback, fitted
 from internvlx_hf.training.data_summary import data_summary
 from internvlx_hf.training.run_data import RunData
 from tiny import LVTC, tiny_config

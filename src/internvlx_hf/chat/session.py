@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase, TextStreamer
 from transformers.cache_utils import Cache
 
+from ..checkpoints.numbers import counted, duration
 from ..cost import CostModel, ModelSetup, side_by_side
 from ..cost.request_budget import RequestBudget
 from ..evaluation.answering import Answerer, generation_arguments
@@ -56,14 +57,14 @@ class Turn:
         images = ""
         if self.tiles:
             after = f", {self.expanded_tokens:,} after the expansion" if self.expanded_tokens != self.tokens else ""
-            images = f"{self.tiles} tile{'s' * (self.tiles > 1)}, {self.tokens:,} visual tokens{after}; "
+            images = f"{counted(self.tiles, 'tile')}, {self.tokens:,} visual tokens{after}; "
         rate = ""
         if self.answer_tokens > 1 and self.seconds > self.first_seconds:
             rate = f", {(self.answer_tokens - 1) / (self.seconds - self.first_seconds):.1f} tokens/s"
         cut = "; cut off at the maximum length of answers" if self.finish_reason == "length" else ""
         return (
-            f"{images}first token after {_legible(self.first_seconds)} s, {self.answer_tokens} token"
-            f"{'s' * (self.answer_tokens != 1)} in {_legible(self.seconds)} s{rate}{cut}"
+            f"{images}first token after {duration(self.first_seconds)}, {counted(self.answer_tokens, 'token')} in "
+            f"{duration(self.seconds)}{rate}{cut}"
         )
 
 
@@ -229,10 +230,6 @@ class Session:
         self.drop_cache()
         self._cache = DynamicCache(config=config.text_config)
         return 0
-
-
-def _legible(seconds: float) -> str:
-    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 def question_parts(question: str, media: Sequence[PIL.Image.Image | Video]) -> list[dict]:

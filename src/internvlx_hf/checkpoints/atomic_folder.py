@@ -24,6 +24,7 @@ from transformers.utils import logging
 from .errors import listed
 from .locks import locked
 from .manifest import foreign_files, is_ours, write_manifest, written_by
+from .numbers import file_size
 
 logger = logging.get_logger(__name__)
 
@@ -81,7 +82,7 @@ def require_room(folder: Path, num_bytes: int) -> None:
     """Raise `OSError` if the disk of a folder has less than `num_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise OSError(f"{folder.parent} has {free / 1e9:.1f} GB free, but {num_bytes / 1e9:.1f} GB will be written.")
+        raise OSError(f"{folder.parent} has {file_size(free)} free, but {file_size(num_bytes)} will be written.")
 
 
 def refuse_existing(out: Path, overwrite: bool, shown: Path | None = None) -> None:

@@ -334,7 +334,8 @@ class ChatLoop:
     def print_cost(self, _: str) -> None:
         if not (self.session.images or self.session.videos or self.images):
             raise ValueError("there are no images or videos in the conversation yet")
-        from ..cost.report import FLOP_UNITS, scaled, table
+        from ..checkpoints.numbers import FLOP_UNITS, scaled
+        from ..cost.report import table
 
         rows = [
             [name, tiles, f"{tokens:,}", f"{expanded:,}", scaled(flops, FLOP_UNITS)]

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..checkpoints.numbers import counted, file_size
 from ..checkpoints.options import CommandParser
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def main(arguments: list[str]) -> None:
         print(f"removed weights of another checkpoint from the repository: {_legible(name)}")
     if pushed.left:
         count = sum(file.num_files for file in pushed.left)
-        print(f"not pushed: {_files(count)} (--dry-run lists them, with the reasons)")
+        print(f"not pushed: {counted(count, 'file')} (--dry-run lists them, with the reasons)")
     print(pushed.url if pushed.is_new else f"{pushed.url}: already up to date")
 
 
 def _show(plan: "PushPlan") -> None:
     for file in plan.files:
-        print(f"{_size(file.size):>10}  {_legible(file.name)}")
-    print(f"{_size(sum(file.size for file in plan.files)):>10}  in {len(plan.files)} files, nothing was sent")
+        print(f"{file_size(file.size):>10}  {_legible(file.name)}")
+    print(f"{file_size(sum(file.size for file in plan.files)):>10}  in {len(plan.files)} files, nothing was sent")
     if plan.left:
         print("\nNot pushed unless `--include PATTERN` names them:")
     for reason in dict.fromkeys(file.reason for file in plan.left):
@@ -55,7 +56,7 @@ def _show(plan: "PushPlan") -> None:
 def _left_lines(left: "list[LeftFile]") -> Iterator[str]:
     """A line for each of the first files that are not pushed for one reason."""
     for file in left[:MAX_FILES]:
-        count = f" ({_files(file.num_files)})" if file.name.endswith("/") else ""
+        count = f" ({counted(file.num_files, 'file')})" if file.name.endswith("/") else ""
         more = ": only the whole path of a file includes it" if file.is_guarded else ""
         yield f"{_legible(file.name)}{count} {file.reason}{more}"
     if len(left) > MAX_FILES:
@@ -65,10 +66,6 @@ def _left_lines(left: "list[LeftFile]") -> Iterator[str]:
 def _legible(name: str) -> str:
     """A file's name on one line of a terminal, as a Python literal if it has control characters or is not UTF-8."""
     return name if name.isprintable() else ascii(name)
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}"
 
 
 def _parser() -> CommandParser:
@@ -108,9 +105,3 @@ def _parser() -> CommandParser:
         "--dry-run", action="store_true", help="check the folder and list what would be pushed, without pushing"
     )
     return parser
-
-
-def _size(num_bytes: int) -> str:
-    from ..cost.report import scaled
-
-    return scaled(num_bytes, {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1}, "{:.1f} {}").replace(".0 B", " B")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.numbers import counted
 from ..checkpoints.options import CommandParser, add_options, settings_from
 from ..processing.image_settings import IMAGE_PROCESSOR, ImageSettings
 from ..processing.rules import setting, whole
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> None:
         tokens = {"text_tokens": options.text_tokens, "answer_tokens": options.answer_tokens}
         figure = draw_tiles(image, setup, title=Path(options.image).name, **tokens)
         cost = CostModel(setup, **tokens).of_size(width, height)
-        summary = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}, {cost.stage_one_tokens:,} tokens under {setup.name}"
+        summary = f"{counted(cost.tiles, 'tile')}, {cost.stage_one_tokens:,} tokens under {setup.name}"
     save(figure, options.out)
     print(f"{options.out}: {options.image}, {width}x{height} pixels; {summary}")
 
@@ -202,7 +203,7 @@ def _sizes(options: argparse.Namespace, setup: "ModelSetup", image: "Image") -> 
         open_upright(image, upright=upright), setup, answers, options.question or "", Path(options.image).name
     )
     said = "" if answers is None else "; " + ", ".join(f"{name}: {answer!r:.60}" for name, answer in answers.items())
-    return figure, f"{len(names)} size{'s' * (len(names) > 1)} ({', '.join(names)}) under {setup.name}{said}"
+    return figure, f"{counted(len(names), 'size')} ({', '.join(names)}) under {setup.name}{said}"
 
 
 def _load(options: argparse.Namespace, setup: "ModelSetup", name: str) -> tuple:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.names import LLAVA, NATIVE, OURS
+from ..checkpoints.numbers import file_size
 from ..checkpoints.weights import HEAD, Weights
 from ..modeling import InternVLXForConditionalGeneration
 from .plan import target_tensors
@@ -50,7 +51,7 @@ def verify(conversion: Conversion, folder: Path) -> dict[str, str]:
     checks = {"tensors": _check_tensors(conversion, folder)}
     needed = 4 * conversion.num_parameters
     if (free := _free_memory()) is not None and free < 1.2 * needed:
-        checks["forward"] = f"skipped: needs {needed / 1e9:.0f} GB of memory in float32, {free / 1e9:.0f} GB are free"
+        checks["forward"] = f"skipped: needs {file_size(needed)} of memory in float32, {file_size(free)} are free"
         return checks
     inputs = _drawn_inputs(conversion)
     features, logits = _answers(folder, conversion.options.to, inputs)

@@ -6,17 +6,16 @@ import io
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..checkpoints.numbers import BYTE_UNITS, FLOP_UNITS, PARAMETER_UNITS, counted, scaled, unit
 from ..processing.rvtc import SLICING_STRATEGIES, SLICING_WORDS, TilePlan
 from .estimate import Cost, CostModel
 from .flops import STAGE_ONE, STAGES
 from .images import ImageSizes
 
-FLOP_UNITS = {"TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "kFLOP": 1e3}
-BYTE_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 MOST_LISTED = 20  # more images than this are not listed one by one in a terminal
 BAR, BLOCKS = 14, " ▏▎▍▌▋▊▉█"
 SUMMARY_WIDTH = 80  # characters
@@ -120,9 +119,9 @@ class Report:
 
     def _head(self) -> str:
         model = self.models[0]
-        parameters = f"{_counted(model.parameters)} parameters"
+        parameters = f"{scaled(model.parameters, PARAMETER_UNITS)} parameters"
         if model.sizes.active_parameters < model.parameters:
-            parameters += f" ({_counted(model.sizes.active_parameters)} active per token)"
+            parameters += f" ({scaled(model.sizes.active_parameters, PARAMETER_UNITS)} active per token)"
         tokens = model.setup.tokens_of_tiles(f" of {model.sizes.text_config.num_hidden_layers}")
         dtype = model.dtype
         weights = scaled(self.costs[0][0].weight_bytes, BYTE_UNITS)
@@ -271,8 +270,7 @@ class Report:
         if images.ignored:
             endings = sorted({name.rpartition(".")[2] for name in images.ignored})
             kinds = ", ".join(endings[:5]) + (", ..." if len(endings) > 5 else "")
-            count = len(images.ignored)
-            lines.append(f"Ignored: {count} file{'s' * (count > 1)} of other kinds in the folders ({kinds}).")
+            lines.append(f"Ignored: {counted(len(images.ignored), 'file')} of other kinds in the folders ({kinds}).")
         return lines
 
     def _past_limits(self) -> list[str]:
@@ -374,22 +372,6 @@ def _average(costs: list[Cost]) -> Cost:
 
     numbers = {name: mean(getattr(c, name) for c in costs) for name in vars(costs[0]) if name != "flops"}
     return Cost(**numbers, flops={name: mean(c.flops[name] for c in costs) for name in costs[0].flops})
-
-
-def unit(values: Sequence[float], units: Mapping[str, float]) -> tuple[str, float]:
-    """The largest unit in which the largest value is at least 1, else the smallest unit."""
-    largest = max(values)
-    return next(((name, size) for name, size in units.items() if largest >= size), list(units.items())[-1])
-
-
-def scaled(value: float, units: Mapping[str, float], form: str = "{:.2f} {}") -> str:
-    """`value` in a suitable unit, such as `"2.38 billion"`."""
-    name, size = unit([value], units)
-    return form.format(value / size, name)
-
-
-def _counted(parameters: int) -> str:
-    return scaled(parameters, {"billion": 1e9, "million": 1e6})
 
 
 def bar(share: float, most: int = BAR) -> str:

@@ -1,10 +1,11 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Limits on the cost of one request, which a server checks before it works."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from ..processing.image_settings import ImageSettings
 from ..processing.rules import check_settings, setting, whole
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class RequestBudget:
         max_images: images of a request.
         max_pixels: pixels of an image.
         max_total_pixels: pixels of all images of a request.
+        max_tiles: tiles of an image, without the thumbnail, that a request's own settings ask for.
         max_visual_tokens: visual tokens of all images of a request, before LVTC's expansion.
         max_prompt_tokens: tokens of the prompt, before LVTC's expansion (default: the model's positions).
         max_new_tokens: tokens of an answer.
@@ -41,6 +43,7 @@ class RequestBudget:
     max_images: int = _limit(32, "images")
     max_pixels: int = _limit(50_000_000, "pixels in an image")
     max_total_pixels: int = _limit(100_000_000, "pixels in all images")
+    max_tiles: int = _limit(40, "tiles in an image by its own settings")
     max_visual_tokens: int = _limit(16_384, "visual tokens")
     max_prompt_tokens: int | None = _limit(None, "tokens in its prompt", shown="the model's positions")
     max_new_tokens: int = _limit(4096, "new tokens")
@@ -64,6 +67,12 @@ class RequestBudget:
         """Check the number of images and their pixels, from their (width, height). Raises: ValueError: see `check`."""
         pixels = [width * height for width, height in sizes]
         self.check(max_images=len(pixels), max_pixels=max(pixels, default=0), max_total_pixels=sum(pixels))
+
+    def check_image_settings(self, settings: Mapping[str, Any]) -> None:
+        """Check a request's own settings of images, by name. Raises: ValueError: see `check`."""
+        for each in fields(ImageSettings):
+            if limit := each.metadata.get("limit"):
+                self.check(**{limit: settings.get(each.name, 0)})
 
     def check_stop_strings(self, stop: Sequence[str]) -> None:
         """Raises: ValueError: see `check`."""
@@ -113,7 +122,6 @@ class PageBudget(RequestBudget):
 
     Args:
         max_bytes: maximum size of an upload.
-        max_tiles: maximum number of tiles of an image, without the thumbnail.
         max_question: maximum number of characters of a question.
 
     Raises:
@@ -121,5 +129,4 @@ class PageBudget(RequestBudget):
     """
 
     max_bytes: int = _limit(20_000_000, "size of an upload")
-    max_tiles: int = _limit(40, "tiles of an image")
     max_question: int = _limit(4000, "characters of a question")

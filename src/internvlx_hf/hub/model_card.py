@@ -16,6 +16,7 @@ from jinja2 import ChainableUndefined, Environment
 from ..checkpoints.folders import is_hub_id, resolve_inside
 from ..checkpoints.json_files import check_fields, read_json
 from ..checkpoints.names import CARD, LLAVA, NATIVE, OURS, RECIPE, REPORT
+from ..checkpoints.numbers import number
 from ..modeling import InternVLXConfig
 from ..processing import InternVLXImageProcessor
 from .card_text import Card, CardError, renew_card
@@ -266,7 +267,7 @@ class CardFacts:
         licence = metadata.get("license_name") or metadata.get("license")
         per_tile = config.image_seq_length if config else self.report.get("tokens", {}).get("per_tile")
         environment = Environment(undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"code": code, "line": one_line, "number": number}
+        environment.filters |= {"code": code, "line": one_line, "number": lambda value: one_line(number(value))}
         environment.tests["hub_id"] = is_hub_id
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         context = template.new_context(
@@ -310,13 +311,6 @@ class CardFacts:
 def file_digest(path: Path) -> str:
     """The SHA-256 of a small file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def number(value) -> str:
-    """A number, formatted for the card."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else one_line(value)
 
 
 def one_line(value) -> str:

@@ -5,9 +5,9 @@ import os
 
 import PIL.Image
 
+from ..checkpoints.numbers import BYTE_UNITS, FLOP_UNITS, scaled
 from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
-from ..cost.report import BYTE_UNITS, FLOP_UNITS, scaled
 from ..cost.videos import LABEL_TOKENS
 from ..processing import InternVLXVideoProcessor
 from ..processing.video_files import Video, open_video

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import PIL.Image
 
+from ..checkpoints.numbers import FLOP_UNITS, scaled
 from ..cost import Cost, CostModel, ModelSetup
-from ..cost.report import FLOP_UNITS, scaled
 from ..processing.image_settings import ImageSettings
 from ..processing.rvtc import TilePlan
 from .canvas import GREY, HEIGHT, INK, PALE, WIDTH, Box, Canvas, text_width

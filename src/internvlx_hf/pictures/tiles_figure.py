@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import PIL.Image
 
+from ..checkpoints.numbers import BYTE_UNITS, FLOP_UNITS, counted, scaled
 from ..cost import Cost, CostModel, ModelSetup
 from ..cost.estimate import ANSWER_TOKENS, TEXT_TOKENS
-from ..cost.report import BYTE_UNITS, FLOP_UNITS, scaled
 from ..processing.rvtc import SLICING_WORDS, TilePlan
 from .attention import open_upright
 from .canvas import COLOURS, GREY, HEIGHT, PALE, WIDTH, Box, Canvas, text_width
@@ -224,7 +224,7 @@ def _draw_cost(canvas: Canvas, costs: dict[str, Cost], slicing: str, has_lvtc: b
     cost, colour, left, width = costs[slicing], COLOURS[slicing], box.left, box.width
     most = max(each.prefill_flops for each in costs.values())
     tokens = f"{cost.stage_one_tokens:,}" + (f" → {cost.stage_two_tokens:,}" if has_lvtc else "")
-    tiles, tokens = f"{cost.tiles} tile{'s' * (cost.tiles > 1)}", f"{tokens} tokens"
+    tiles, tokens = counted(cost.tiles, "tile"), f"{tokens} tokens"
     canvas.text(left, box.top + 0.3, tiles, 17, weight="bold", color=colour)
     space = width - text_width(tiles, 17, "bold") - 0.15
     size = 15 * min(1, space / text_width(tokens, 15, "bold"))

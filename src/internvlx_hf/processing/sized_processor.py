@@ -36,16 +36,9 @@ class SizedProcessor(ChatProcessor):
         """The sizes that the model offers, the default first."""
         return self.offered_sizes or [str(self.image_seq_length)]
 
-    def tiling_rules(
-        self,
-        sizes: Sequence[Size],
-        images_kwargs: Mapping | None = None,
-        num_frames: int = 0,
-        max_image_tokens: int | None = None,
-        tokens_per_tile: Any = None,
-    ) -> list[TilingRule]:
-        """The tiling rule of each image of one text, see [`SizedProcessor.plan_images`]."""
-        return self.plan_images(sizes, images_kwargs, num_frames, max_image_tokens, tokens_per_tile)[0]
+    def tiling_rules(self, sizes: Sequence[Size], *args: Any, **kwargs: Any) -> list[TilingRule]:
+        """The tiling rule of each image of one text; arguments as for [`SizedProcessor.plan_images`]."""
+        return self.plan_images(sizes, *args, **kwargs)[0]
 
     def plan_images(
         self,
@@ -80,11 +73,9 @@ class SizedProcessor(ChatProcessor):
         asked = self.tokens_per_tile if tokens_per_tile is None else tokens_per_tile
         return read_choices(self.sizes[0] if asked is None else asked, self.sizes, num_images)
 
-    def tile_sizes(self, sizes: Sequence[Size]) -> list[int]:
-        """The size of each tile of one text's images, given as (width, height), in a call without settings of its
-        own.
-        """
-        planned = zip(*self.plan_images(sizes), sizes, strict=True)
+    def tile_sizes(self, sizes: Sequence[Size], images_kwargs: Mapping | None = None) -> list[int]:
+        """The size of each tile of one text's images, given as (width, height), in a call with these arguments."""
+        planned = zip(*self.plan_images(sizes, images_kwargs), sizes, strict=True)
         return [index for rule, choice, size in planned for index in choice.of_plan(rule.plan(*size))]
 
     def num_placeholders(self, sizes: Sequence[int]) -> int:

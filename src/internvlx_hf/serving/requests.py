@@ -5,7 +5,9 @@ done.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..processing.image_settings import ImageSettings
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -16,6 +18,22 @@ GREEDY = 1e-3  # temperatures below it would overflow
 # greater than -1, because transformers multiplies logits by 1 + the penalty
 FrequencyPenalty = Annotated[float, Field(gt=-1, le=2)]
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+def _image_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of images that are not null. Raises: ValueError: if one is unknown or breaks its rule."""
+    names = ImageSettings.names()
+    for name in given:
+        if name not in names:
+            raise ValueError(f"mm_processor_kwargs has {name!a}, expected {', '.join(names)}")
+    try:
+        return ImageSettings(**given).given
+    except ValueError as error:
+        raise ValueError(f"mm_processor_kwargs: {error}".removesuffix(".")) from None
+
+
+# as vLLM calls what a request changes of how its images are read
+ImageKwargs = Annotated[dict[str, Any], AfterValidator(_image_settings)]
 
 
 class _Strict(BaseModel):
@@ -121,6 +139,7 @@ class ChatCompletionRequest(_Completion):
     tool_choice: Literal["auto"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: ImageKwargs | None = None
     logprobs: Literal[False] | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     response_format: _TextFormat | None = None
@@ -154,6 +173,7 @@ class ResponseRequest(_Request):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto"] | None = None
     parallel_tool_calls: Literal[True] | None = None
+    mm_processor_kwargs: ImageKwargs | None = None
     background: Literal[False] | None = None
     include: Annotated[list[str], Field(max_length=0)] | None = None
     store: Literal[False] | None = None

@@ -63,8 +63,8 @@ def build_app(
         access: image sources that messages may use (default: public URLs and base64).
         budget: limits on a request (default: those of [`RequestBudget`]).
         device, dtype, attn_implementation: as in `from_pretrained`, where `device` is `device_map`.
-        image_settings: fields of [`ImageSettings`]: how the images of all requests are read (default: as the
-            checkpoint says).
+        image_settings: fields of [`ImageSettings`]: how images are read unless a request says otherwise (default: as
+            the checkpoint says).
 
     Raises:
         ValueError, OSError: if the checkpoint cannot be loaded, or a setting of images is invalid.
@@ -238,6 +238,11 @@ class _Handler(BaseHandler):
 class _Messages(_Handler):
     """Common base of the two endpoints for messages."""
 
+    def _settings(self, request) -> dict[str, Any]:
+        check = self.model_manager.budget.check_image_settings
+        self._blamed("mm_processor_kwargs", check, request.mm_processor_kwargs or {})
+        return super()._settings(request)
+
     def _read(self, request) -> Any:
         return read_messages(super()._read(request), self.model_manager.access, self.model_manager.budget)
 
@@ -250,7 +255,9 @@ class _Messages(_Handler):
         variables = getattr(request, "chat_template_kwargs", None) or {}
         self._blamed("chat_template_kwargs", require_template_variables, variables, processor)
         sizes = [processor.image_processor.upright_size(image, {}) for image in images]
-        of_tiles = processor.tile_sizes(sizes)
+        settings = request.mm_processor_kwargs or {}
+        blamed = "mm_processor_kwargs" if settings else self.prompt_field
+        of_tiles = self._blamed(blamed, processor.tile_sizes, sizes, settings)
         visual = processor.num_placeholders(of_tiles) + len(sizes) * len(processor.wrapper_ids)
         new_tokens(visual, len(of_tiles), of_tiles)
         arguments = {"add_generation_prompt": True, "tools": self._tools(request), **variables}
@@ -259,7 +266,7 @@ class _Messages(_Handler):
         new_tokens(visual + len(text) // self.model_manager.longest_token, len(of_tiles), of_tiles)
         new_tokens(visual + len(processor.tokenizer.tokenize(text)) - len(images), len(of_tiles), of_tiles)
         return processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", **arguments
+            messages, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=settings, **arguments
         )
 
 

@@ -5,11 +5,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
-from ..cost.report import scaled
+from ..checkpoints.numbers import duration, number, thousands
 
 # endings of logged values that a line omits
 _OMITTED = ("_runtime", "_steps_per_second", "_samples_per_second", "_seen", "epoch", "total_flos")
@@ -90,23 +89,23 @@ class ConsoleCallback(ProgressCallback):
             return fitted({"step": step, **self._parts(state, logs)}, line_width())
         if "train_runtime" in logs:
             steps, seconds = state.global_step - self._start[0], logs["train_runtime"]
-            mean = f", mean loss {_short(logs.get('train_loss', 0.0))}" if steps else ""
+            mean = f", mean loss {number(logs.get('train_loss', 0.0))}" if steps else ""
             return f"trained {steps:,} steps in {duration(seconds)}{mean}"
         values = {name: value for name, value in logs.items() if not name.endswith(_OMITTED)}
         seconds = next((value for name, value in logs.items() if name.endswith("_runtime")), None)
         took = [] if seconds is None else [f"in {duration(seconds)}"]
-        return "  ".join([step, *(f"{name} {_short(value)}" for name, value in values.items()), *took])
+        return "  ".join([step, *(f"{name} {number(value)}" for name, value in values.items()), *took])
 
     def _parts(self, state, logs: dict) -> dict[str, str]:
         """The parts of a line by name, in order."""
-        parts = {"loss": f"loss {_short(logs['loss'])}"}
+        parts = {"loss": f"loss {number(logs['loss'])}"}
         for name, key in (("ce", "ce_loss"), ("kl", "teacher_kl")):
             if key in logs:
-                parts[name] = f"{name} {_short(logs[key])}"
+                parts[name] = f"{name} {number(logs[key])}"
         if "learning_rate" in logs:
             parts["rate"] = f"lr {logs['learning_rate']:.2e}"
         if "grad_norm" in logs:
-            parts["grad"] = f"grad {_short(logs['grad_norm'])}"
+            parts["grad"] = f"grad {number(logs['grad_norm'])}"
         text, one, two = (logs.get(f"{name}_tokens_per_second") for name in ("text", "stage_one", "stage_two"))
         if text is not None and one is not None and two is not None:
             parts["text"] = f"text {thousands(text)}/s"
@@ -133,18 +132,3 @@ def fitted(parts: dict[str, str], width: int | None) -> str:
         if width is not None and len("  ".join(parts.values())) > width:
             parts.pop(name, None)
     return "  ".join(parts.values())
-
-
-def _short(value) -> str:
-    """A number with four significant digits; other values unchanged."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def thousands(value: float) -> str:
-    """`1234` as `"1.23k"`."""
-    return scaled(value, {"G": 1e9, "M": 1e6, "k": 1e3, "": 1}, "{:.3g}{}")
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, `"1:02:03"`; less than a minute as `"5.2 s"`."""
-    return f"{seconds:.2g} s" if seconds < 59.5 else str(timedelta(seconds=round(seconds)))

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from transformers import TrainingArguments
 
+from ..checkpoints.numbers import counted
 from ..cost.report import table
 from ..data import PackedData
 from ..modeling import InternVLXConfig
@@ -56,9 +57,9 @@ def _remarks(data: RunData) -> list[str]:
     reasons = {"broken": "cannot be read", "too_long": f"longer than max_length={limit}"}
     for kind, count in data.skipped.items():
         if count:
-            lines.append(f"Skipped: {_number(count, 'sample')}, {reasons[kind]} (see the warnings above).")
+            lines.append(f"Skipped: {counted(count, 'sample')}, {reasons[kind]} (see the warnings above).")
     if sizes.cut is not None and (cut := int(sizes.cut.sum())):
-        lines.append(f"Truncated: {_number(cut, 'sample')}, to max_length={limit}.")
+        lines.append(f"Truncated: {counted(cut, 'sample')}, to max_length={limit}.")
     if sizes.supervised is not None:
         lines.append(f"Supervised: {sizes.supervised.sum() / max(sizes.tokens.sum(), 1):.1%} of all tokens.")
     if isinstance(data.train, PackedData):
@@ -68,20 +69,16 @@ def _remarks(data: RunData) -> list[str]:
     return lines
 
 
-def _number(count: int, unit: str) -> str:
-    return f"{count:,} {unit}{'s' * (count != 1)}"
-
-
 def _steps(data: RunData, arguments: TrainingArguments) -> str:
     """The number of steps, as the `Trainer` counts them: the rest of an epoch is a step as well."""
     accumulation = arguments.gradient_accumulation_steps
     batch = arguments.train_batch_size * arguments.world_size
     unit = "row" if data.settings.get("packing_tokens") else "sample"
-    each = f"{_number(batch * accumulation, unit)} per step"
+    each = f"{counted(batch * accumulation, unit)} per step"
     if not hasattr(data.train, "__len__"):
-        return f"{_number(arguments.max_steps, 'step')}, {each}"
+        return f"{counted(arguments.max_steps, 'step')}, {each}"
     count = len(data.train)
     batches = count // batch if arguments.dataloader_drop_last else math.ceil(count / batch)
     steps = max(math.ceil(batches / accumulation), 1)
     total = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * steps)
-    return f"{_number(total, 'step')}, {each}; {_number(steps, 'step')} per epoch"
+    return f"{counted(total, 'step')}, {each}; {counted(steps, 'step')} per epoch"

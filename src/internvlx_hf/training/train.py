@@ -15,6 +15,7 @@ from ..checkpoints.names import RECIPE
 from ..hub import write_card
 from ..modeling import InternVLXConfig, InternVLXForConditionalGeneration
 from ..modeling.towers import check_tower
+from ..processing import InternVLXProcessor
 from .arguments import (
     DataArguments,
     InternVLXTrainingArguments,
@@ -34,7 +35,7 @@ from .metrics import ThroughputCallback
 from .parameters import choose_trainable, half_precision_share, require_matches, trainable_table
 from .recipe import COMPANIONS, modules_trained_before, training_recipe
 from .resuming import check_output_folder, find_checkpoint, finished_recipe, locked_output
-from .run_data import load_run_data
+from .run_data import RunData, load_run_data
 from .run_settings import RunSettings, check_fixed, fixed_settings, other_settings, warn_of_others
 from .signals import SaveOnSignal
 from .teacher import load_teacher, load_teacher_processor
@@ -99,7 +100,6 @@ def _train(
     if checkpoint is not None and arguments.process_index == 0:
         warn_of_others(checkpoint, settings)
     attention = choose_attention(model_arguments, data_arguments, arguments, data, config)
-    model = load_model(replace(model_arguments, attn_implementation=attention))
     teacher: dict[str, Any] = {}
     if teacher_arguments.teacher:
         teacher = {
@@ -107,14 +107,7 @@ def _train(
             "weight": teacher_arguments.teacher_weight,
             "temperature": teacher_arguments.teacher_temperature,
         }
-    set_seed(arguments.seed)
-    model = prepare_model(model, model_arguments, lora_arguments, arguments)
-    if arguments.process_index == 0:
-        warn_of_half_precision(model, model_arguments.dtype)
-    if arguments.ddp_find_unused_parameters is None:
-        # every forward uses every parameter, except vision layers and pooling heads whose features are unused
-        pools = check_tower(config).pooled_width is not None
-        arguments.ddp_find_unused_parameters = pools or model.config.vision_feature_layer != -1
+    model = _model_to_train(replace(model_arguments, attn_implementation=attention), lora_arguments, arguments)
     signals = SaveOnSignal()
     trainer = (DistillationTrainer if teacher else InternVLXTrainer)(
         model,
@@ -132,13 +125,54 @@ def _train(
     throughput = ThroughputCallback.attach(trainer)
     ConsoleCallback.attach(trainer)
     if trainer.is_world_process_zero():
-        print(data_summary(data, arguments, config), end="\n\n", flush=True)
-        print(trainable_table(model), flush=True)
-        print(f"Attention: {model.config.text_config._attn_implementation}", flush=True)
-        if teacher_processor is not None and teacher_arguments.teacher:
-            slicing = teacher_processor.image_processor.slicing
-            kind = f"{slicing!r} tiles, weight {teacher['weight']:g}, temperature {teacher['temperature']:g}"
-            print(f"Teacher: {source_name(teacher_arguments.teacher)}, {kind}", flush=True)
+        _announce(trainer, data, config, teacher_arguments, teacher_processor)
+    metrics = _run(trainer, checkpoint, signals)
+    metrics, truncated = _evaluate(trainer, data, checkpoint, metrics)
+    if truncated and trainer.is_world_process_zero():
+        numbers = ", ".join(f"{count:,} for {use}" for use, count in truncated.items())
+        print(f"Truncated samples, to max_length={data_arguments.max_length}: {numbers}.", flush=True)
+    recipe = training_recipe(trainer, model_arguments, lora_arguments, teacher_arguments, data, throughput, metrics)
+    recipe |= {"truncated": truncated} if truncated else {}
+    recipe |= {"trained_before": trained_before} if trained_before else {}
+    save(trainer, model_arguments, recipe, metrics)
+    return trainer
+
+
+def _model_to_train(
+    model_arguments: ModelArguments, lora_arguments: LoraArguments, arguments: InternVLXTrainingArguments
+):
+    """The model, loaded and prepared; sets what DDP has to know about it."""
+    model = load_model(model_arguments)
+    set_seed(arguments.seed)
+    model = prepare_model(model, model_arguments, lora_arguments, arguments)
+    if arguments.process_index == 0:
+        warn_of_half_precision(model, model_arguments.dtype)
+    if arguments.ddp_find_unused_parameters is None:
+        # every forward uses every parameter, except vision layers and pooling heads whose features are unused
+        pools = check_tower(model.config).pooled_width is not None
+        arguments.ddp_find_unused_parameters = pools or model.config.vision_feature_layer != -1
+    return model
+
+
+def _announce(
+    trainer: InternVLXTrainer,
+    data: RunData,
+    config: InternVLXConfig,
+    teacher_arguments: TeacherArguments,
+    teacher_processor: InternVLXProcessor | None,
+) -> None:
+    """Print what will be trained, on what."""
+    print(data_summary(data, trainer.args, config), end="\n\n", flush=True)
+    print(trainable_table(trainer.model), flush=True)
+    print(f"Attention: {trainer.model.config.text_config._attn_implementation}", flush=True)
+    if teacher_processor is not None and teacher_arguments.teacher:
+        slicing, weight = teacher_processor.image_processor.slicing, teacher_arguments.teacher_weight
+        kind = f"{slicing!r} tiles, weight {weight:g}, temperature {teacher_arguments.teacher_temperature:g}"
+        print(f"Teacher: {source_name(teacher_arguments.teacher)}, {kind}", flush=True)
+
+
+def _run(trainer: InternVLXTrainer, checkpoint: str | None, signals: SaveOnSignal) -> dict[str, float]:
+    """Train to the end; returns the metrics. Raises: KeyboardInterrupt: if a signal stopped it before."""
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
@@ -148,23 +182,23 @@ def _train(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; resume with "
             "--resume_from_checkpoint last"
         )
-    metrics = dict(result.metrics)
+    return dict(result.metrics)
+
+
+def _evaluate(
+    trainer: InternVLXTrainer, data: RunData, checkpoint: str | None, metrics: dict[str, float]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """The metrics of training and evaluation, and the truncated samples by use. Those of training are of the finished
+    run that a checkpoint is the last of, if it is: then no step was trained, so that the loss is 0.
+    """
     evaluated, truncated = evaluate(trainer, data)
-    earlier = finished_recipe(arguments.output_dir, checkpoint, trainer.state.global_step)
-    if earlier is not None:  # no step was trained, so that the loss is 0
+    earlier = finished_recipe(trainer.args.output_dir, checkpoint, trainer.state.global_step)
+    if earlier is not None:
         metrics = {name: value for name, value in metrics.items() if name.endswith("_seen")} | earlier.get(
             "metrics", {}
         )
         truncated = earlier.get("truncated", {}) | truncated
-    if truncated and trainer.is_world_process_zero():
-        numbers = ", ".join(f"{count:,} for {use}" for use, count in truncated.items())
-        print(f"Truncated samples, to max_length={data_arguments.max_length}: {numbers}.", flush=True)
-    metrics |= evaluated
-    recipe = training_recipe(trainer, model_arguments, lora_arguments, teacher_arguments, data, throughput, metrics)
-    recipe |= {"truncated": truncated} if truncated else {}
-    recipe |= {"trained_before": trained_before} if trained_before else {}
-    save(trainer, model_arguments, recipe, metrics)
-    return trainer
+    return metrics | evaluated, truncated
 
 
 def check_names(config: InternVLXConfig, lora_arguments: LoraArguments, arguments: InternVLXTrainingArguments):

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..chat.bulk import earlier_keys
+from ..checkpoints.numbers import counted
 from ..evaluation.answering import Answerer, count_generated, generation_arguments
 from ..processing.boxes import decode_answer
 from ..processing.image_settings import ImageSettings
@@ -116,7 +117,7 @@ class Asker:
         threads = None
         if self.answerer.model.device.type == "cpu":
             threads = 1 if torch.get_num_threads() > 1 else 2
-        reading = f"in batches of {size}" + (f", on {threads} thread{'s' * (threads > 1)}" if threads else "")
+        reading = f"in batches of {size}" + (f", on {counted(threads, 'thread')}" if threads else "")
         pending = [item for item in items if self.key(OWN, item, reading) not in self._stored]
         with (
             _threads(threads),

@@ -9,7 +9,7 @@ from io import BytesIO
 import PIL.Image
 from matplotlib.figure import Figure
 
-from ..cost.report import FLOP_UNITS, scaled
+from ..checkpoints.numbers import FLOP_UNITS, scaled
 from ..pictures.canvas import COLOURS, DPI, GREY, INK, printable
 from .report import TuneReport
 

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from .. import __version__
-from ..cost.report import FLOP_UNITS, scaled, table, unit
+from ..checkpoints.numbers import FLOP_UNITS, scaled, unit
+from ..cost.report import table
 from ..processing.image_settings import ImageSettings
 from .answers import Agreement, Asker
 from .bounds import CONFIDENCE, interval, lower_bound, needed

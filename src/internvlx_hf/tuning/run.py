@@ -16,10 +16,10 @@ from ..chat.answers import model_settings
 from ..chat.loading import load_answerer
 from ..checkpoints.atomic_folder import refuse_existing, resolve_out
 from ..checkpoints.folders import require_apart, source_name
+from ..checkpoints.numbers import FLOP_UNITS, counted, duration, scaled
 from ..conversion import ConversionOptions, convert_checkpoint
 from ..conversion.upgrades import build_upgrade
 from ..cost import CostModel, ModelSetup
-from ..cost.report import FLOP_UNITS, scaled
 from ..evaluation.answering import Answerer
 from ..processing.image_settings import ImageSettings
 from .answers import Asker
@@ -168,7 +168,7 @@ class Tuning:
     def measure(self, settings: Sequence[ImageSettings], count: int) -> list[int]:
         """How many of the first `count` units of the choosing half change their answers under each setting."""
         units = self.choosing[:count]
-        self.asker.ask(settings, _flat(units), f"{len(settings)} setting{'s' * (len(settings) > 1)} on {count} images")
+        self.asker.ask(settings, _flat(units), f"{counted(len(settings), 'setting')} on {count} images")
         self.tried |= {setting: max(count, self.tried.get(setting, 0)) for setting in settings}
         return [self._changed(setting, units) for setting in settings]
 
@@ -191,7 +191,7 @@ class Tuning:
         more = sum(map(costs.flops, settings)) * count
         more += 0 if self.is_look else 2 * costs.flops(OWN) * len(self.held_out)
         rate = seconds / (costs.flops(OWN) * self.asker.asked)
-        self.say(f"{len(settings)} cheaper settings: about {_duration(rate * more)}, less where answers can be shared")
+        self.say(f"{len(settings)} cheaper settings: about {duration(rate * more)}, less where answers can be shared")
 
     def _look(self) -> ImageSettings:
         """The cheapest setting of a handful that passes on the choosing half; all are asked about all images."""
@@ -298,10 +298,6 @@ def _unused(given: Items, options: TuneOptions) -> list[str]:
         return []
     hint = f"; --keep {KEEP} asks about all" if options.keep is None and options.most is None else ""
     return [f"{used} of {given.listed} images were used{hint}."]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _changed_images(report: TuneReport, items: Sequence[Item]) -> dict[str, PIL.Image.Image]:

@@ -10,8 +10,8 @@ from io import BytesIO
 import PIL.Image
 
 from ..chat import Turn
+from ..checkpoints.numbers import FLOP_UNITS, scaled
 from ..cost import ModelSetup
-from ..cost.report import FLOP_UNITS, scaled
 from ..pictures import Attention, draw_attention, draw_boxes, draw_sizes, draw_slicing
 from ..pictures.canvas import COLOURS
 from ..processing.boxes import LabelledBox

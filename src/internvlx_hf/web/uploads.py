@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 
+from ..checkpoints.numbers import counted
 from ..processing.image_files import ImageAccess
 
 DELETE_AFTER = 3600  # seconds
@@ -62,7 +63,7 @@ class Uploads:
         minutes = math.ceil((at + DELETE_AFTER - now) / 60)
         return (
             f"Your address has uploaded {sum(sent for _, sent in own):,} bytes within {DELETE_AFTER // 60} minutes, "
-            f"expected at most {limit:,}. Try again in {minutes} minute{'s' * (minutes > 1)}."
+            f"expected at most {limit:,}. Try again in {counted(minutes, 'minute')}."
         )
 
     def add(self, client: str, name: str, content: bytes) -> str:
