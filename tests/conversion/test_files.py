@@ -166,7 +166,7 @@ def test_interrupt_or_full_disk_in_the_middle_leaves_what_was_there(source, tmp_
 def test_too_small_a_disk_is_noticed_before_anything_is_written(source, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    not_converted(source, "0 B free", by=OSError)
+    not_converted(source, "1.0 kB free", by=OSError)
 
 
 class Payload:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from internvlx_hf.cli import main
+from internvlx_hf.training.arguments import DataArguments, LoraArguments, ModelArguments
 from internvlx_hf.training.train import SETTINGS, parse_arguments
 from paths import ROOT
 
@@ -111,6 +112,19 @@ def test_settings_of_transformers_may_be_structured(tmp_path):
 def test_wrong_settings_are_named(settings, flags, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         parse(tmp_path, settings, *flags)
+
+
+def test_rules_hold_in_python_too():
+    for settings, message in (
+        (lambda: DataArguments("data.json", on_broken="skp"), "on_broken='skp', expected one of 'error', 'skip'"),
+        (
+            lambda: ModelArguments("base", dtype="half"),
+            "dtype='half', expected one of 'float32', 'float16', 'bfloat16'",
+        ),
+        (lambda: LoraArguments(lora_rank=4, lora_dropout=1.5), "lora_dropout=1.5, expected a rate in [0, 1)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            settings()
 
 
 def test_the_command_prints_an_error_in_one_line(tmp_path, capsys):
