@@ -115,8 +115,7 @@ def test_rows_and_positions_are_those_of_the_plan(model, step):
     layout = Layout(Rows.WHOLE, torch.arange(ids.shape[1])[None], None, {})
     plan = model.model._plan_tiles(layout, ids == config.image_token_id, sizes, len(sizes), None, trains=False)
     for stage, found, wanted in zip(stages, rows, plan.layouts, strict=True):
-        positions = wanted.positions if wanted.rotary_positions is None else wanted.rotary_positions
-        assert found.positions.tolist() == positions[0].tolist()
+        assert found.positions.tolist() == wanted.positions[0].tolist()
         assert found.numbers.tolist() == list(range(len(found.index)))
         counts = [prompt.count(tokens, stage.is_expanded, stage.is_merged) for tokens in range(length + 3)]
         assert counts[length + 2] == len(found.index) + 2

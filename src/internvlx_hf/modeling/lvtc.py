@@ -27,14 +27,14 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_internvlx import InternVLXConfig
-from .layout import Layout, Masks
+from .layout import BOUNDS, Layout, Masks
 from .lvtc_cache import remember_expansion
 from .lvtc_layout import Plan
-from .lvtc_masks import attention_types, layers_see_positions, make_masks
+from .lvtc_masks import attention_types, make_masks
 from .lvtc_rows import RowMap
 from .merge_mean import merge_mean
 from .merge_rules import SCORED_RULES, MergeRule, find_rule
@@ -267,23 +267,21 @@ def _with_moved(
     counts = [size.in_stages(boundaries)[stage] for size in tokens.of_tiles]
     none = torch.zeros(max(counts), dtype=torch.long, device=device)
     later = torch.cat([moved.get(tile, none[:count]) for tile, count in enumerate(counts)])
-    return replace(
-        layout,
-        rotary_positions=layout.rotary_positions.to(device)  # type: ignore[union-attr]
-        + row_map.place(torch.zeros(length, dtype=torch.long, device=device), later),
-    )
+    moved_rows = row_map.place(torch.zeros(length, dtype=torch.long, device=device), later)
+    return replace(layout, positions=layout.positions.to(device) + moved_rows)
 
 
 def _stage_inputs(
     language_model: LanguageModel, lvtc: LVTC, layout: Layout, stage: int, hidden_states: torch.Tensor
 ) -> dict:
     """What the layers of a stage are told of positions and samples."""
-    positions = layout.positions.to(hidden_states.device)
-    rotary = positions if layout.rotary_positions is None else layout.rotary_positions.to(positions.device)
+    positions = seen = layout.positions.to(hidden_states.device)
+    if is_flash_attention_requested(language_model.config):  # it would search them for samples in every layer
+        seen = layout.numbers if len(layout.bounds) < len(BOUNDS) else None
     rotary_emb = lvtc.rotary_embs[stage - 1] if stage else language_model.rotary_emb
     return {
-        "position_embeddings": rotary_emb(hidden_states, position_ids=rotary),
-        "position_ids": positions if layers_see_positions(language_model.config, layout) else None,
+        "position_embeddings": rotary_emb(hidden_states, position_ids=positions),
+        "position_ids": seen,
         **layout.bounds,
     }
 
@@ -325,8 +323,8 @@ def layerwise_forward(
     arguments = (language_model, lvtc, inputs_embeds, image_tokens, plan, masks, layer_kwargs, find_rule(merge_rule))
     outputs = run_layers(*arguments, return_dict=True, **output_flags)
     setattr(outputs, CACHE, cache)
-    if plan.reads is not None:
-        outputs.last_hidden_state = plan.reads.undo(outputs.last_hidden_state)  # [B, L, D]
-        if cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
-            remember_expansion(cache, plan.memories)
+    for row_map in reversed(plan.row_maps):
+        outputs.last_hidden_state = row_map.undo(outputs.last_hidden_state)  # [B, L, D] at the end
+    if plan.row_maps and cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
+        remember_expansion(cache, plan.memory)
     return outputs

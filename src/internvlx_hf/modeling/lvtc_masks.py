@@ -9,7 +9,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_internvlx import InternVLXConfig
-from .layout import BOUNDS, Layout, Masks, Rows, is_static, read_layout
+from .layout import Layout, Masks, Rows, is_static, read_layout
 from .lvtc_layout import Plan, lay_out
 from .outputs import CACHE
 
@@ -51,20 +51,12 @@ def stage_masks(
         "config": text_config,
         "inputs_embeds": inputs_embeds.new_empty(*layout.positions.shape, 0),
         "attention_mask": mask,
-        "position_ids": layout.positions if layout.rows is Rows.PACKED else None,
+        "position_ids": layout.numbers,
         CACHE: cache,
     }
     if is_padded:  # known, so that transformers need not wait for the device to find out
         arguments["allow_is_causal_skip"] = False
     return {kind: MASK_FUNCTIONS[kind](layer_idx=layer, **arguments) for kind, layer in first.items()}
-
-
-def layers_see_positions(text_config: PretrainedConfig, layout: Layout) -> bool:
-    """False if the samples are known, so that flash attention need not search the positions for them in every
-    layer.
-    """
-    may_be_packed = layout.rows is Rows.PACKED and len(layout.bounds) < len(BOUNDS)
-    return may_be_packed or not is_flash_attention_requested(text_config)
 
 
 def _padding_mask(layer: int, layout: Layout, cache: Cache | None) -> torch.Tensor:

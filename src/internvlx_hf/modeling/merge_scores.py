@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layout import Layout, Rows
+from .layout import Layout
 from .lvtc_rows import RowMap
 from .outputs import CACHE
 
@@ -44,7 +44,7 @@ def last_token_scores(
     Raises:
         ValueError: if rows are packed, or the layer's attention does not show its weights.
     """
-    if layout.rows is Rows.PACKED or layout.bounds:
+    if layout.numbers is not None or layout.bounds:
         raise ValueError(
             "`merge_rule`='fastv' needs one prompt per row, got packed samples. Pass a batch, or use 'mean'."
         )
