@@ -187,7 +187,7 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             hidden_states[maps[0].tiles] = tiles.tokens.rows
         for stage, (start, end) in enumerate(self._stage_layers()):
             if stage and tiles is not None:
-                expanded = self.vision.lvtc.expand(  # type: ignore[union-attr]
+                expanded, _ = self.vision.lvtc.expand(  # type: ignore[union-attr]
                     hidden_states[None], maps[stage - 1], tiles.tokens, stage, merge_mean
                 )
                 hidden_states = expanded[0]
