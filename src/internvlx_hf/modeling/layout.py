@@ -7,7 +7,7 @@ no mask: no token sees what comes after it. Symbols: B samples, L their padded l
 earlier forwards on the same cache.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from types import SimpleNamespace
 from typing import Any
@@ -59,10 +59,6 @@ class Layout:
     mask: Any
     bounds: dict
     numbers: torch.Tensor | None = None
-
-    def masked(self, rows: Rows, mask: Any) -> "Layout":
-        """The layout with other rows, and with the mask if they need one."""
-        return replace(self, rows=rows, mask=None if rows is Rows.WHOLE else mask)
 
 
 def runs_without_mask(text_config: PretrainedConfig) -> bool:

@@ -64,14 +64,14 @@ class Memory:
         masks = [mask[:, : mask.shape[1] - surplus] for mask in self.masks]
         return replace(self, masks=masks, **{name: getattr(self, name) - surplus for name in names})
 
-    def extend_masks(self, attention_mask: torch.Tensor | None, length: int) -> list[torch.Tensor]:
-        """For each later stage, (B, columns that the expansion covers + later ones) bool, from the caller's (B,
-        `length`) mask of stage one; None hides nothing.
+    def extend_mask(self, index: int, attention_mask: torch.Tensor | None, columns: int) -> torch.Tensor:
+        """(B, columns that the expansion covers + later ones) bool of a later stage, from the caller's (B, `columns`)
+        mask of stage one; None hides nothing.
         """
+        mask = self.masks[index]
         if attention_mask is None:
-            attention_mask = self.shift.new_ones(self.shift.shape[1], length)
-        later = attention_mask[:, self.length :].to(self.shift.device, torch.bool)
-        return [torch.cat([mask, later], dim=1) for mask in self.masks]
+            attention_mask = mask.new_ones(len(mask), columns)
+        return torch.cat([mask, attention_mask[:, self.length :].to(mask)], dim=1)
 
 
 class MemoryMixin(CacheLayerMixin):

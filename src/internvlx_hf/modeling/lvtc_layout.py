@@ -93,7 +93,9 @@ def lay_out(
     boundaries = config.boundaries
     memory = recall_expansion(cache, boundaries)
     if tiles is not None:
-        return _expand(config, layout, tiles, cache, memory, pads_left)
+        batch, device = len(tiles.placeholders), tiles.placeholders.device
+        earlier = memory or Memory.of_text(len(boundaries), batch, device)
+        return _expand(config, layout, tiles, cache, earlier, pads_left)
     layouts = [layout] * (1 + len(boundaries))
     if cache is not None and memory is not None:
         layouts = _continue(config, layout, memory, cache)
@@ -106,7 +108,7 @@ class _Stages:
 
     Args:
         columns: for each stage, what they become.
-        shift: (S, B, 1), as [`Memory`]'s, of this prompt alone.
+        shift: (S, B, 1), as [`Memory`]'s.
         positions, numbers: (S, B, L), of text and of the first token of each tile; see [`Layout`].
         rows: (S, B, L + 1), rows that the columns before each become.
         facts: for the host.
@@ -132,33 +134,27 @@ def _count_on(
     columns = [read_columns(tiles.placeholders, visible, tiles.tokens[0], after) for after in tiles.tokens[1:]]
     width = torch.stack([own.width for own in columns])
     keeps = tiles.placeholders & tiles.keeps[columns[0].tile]
-    column = torch.arange(visible.shape[1], device=visible.device)
-    start = torch.where(is_start, column, 0).cummax(1).values.expand_as(width)
+    start = torch.where(is_start, torch.arange(visible.shape[1], device=visible.device), 0).cummax(1).values
     rows, gained = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, (width - visible.long()) * ~keeps))
+    start = start.expand_as(width)
     # Tiles of other samples packed into the row do not count.
     positions = layout.positions + earlier + gained[..., :-1] - gained.gather(-1, start)
-    sample_bounds = layout.bounds.get("cu_seq_lens_q", column[:1]).to(column)
+    numbers = rows[..., :-1] - rows.gather(-1, start)
     facts = {
         "shortest": rows[..., -1].amin(1),
         "longest": rows[..., -1].amax(1),
-        "longest_sample": rows[:, 0, sample_bounds].diff(dim=-1, append=rows[:, 0, -1:]).amax(1),
+        "longest_sample": (numbers + width).amax((1, 2)),
         "last_position": (positions + torch.where(keeps, 0, width - 1)).max(),
     }
-    return _Stages(columns, gained[..., -1:], positions, rows[..., :-1] - rows.gather(-1, start), rows, facts)
+    return _Stages(columns, earlier + gained[..., -1:], positions, numbers, rows, facts)
 
 
 def _expand(
-    config: InternVLXConfig,
-    layout: Layout,
-    tiles: Tiles,
-    cache: Cache | None,
-    memory: Memory | None,
-    pads_left: bool,
+    config: InternVLXConfig, layout: Layout, tiles: Tiles, cache: Cache | None, earlier: Memory, pads_left: bool
 ) -> Plan:
-    """The plan of a prompt with tiles. `memory` is that of earlier expansions on the cache."""
+    """The plan of a prompt with tiles. `earlier` is the memory of expansions on the cache."""
     placeholders, mask = tiles.placeholders, _require_2d(layout.mask)
     (batch, length), device = placeholders.shape, placeholders.device
-    earlier = memory or Memory.of_text(len(config.boundaries), batch, device)
     seen = 0 if cache is None else int(cache.get_seq_length())
     seen_mask = placeholders.new_ones(batch, seen + length) if mask is None else mask.to(device, torch.bool)
     visible = seen_mask[:, -length:]
@@ -169,9 +165,8 @@ def _expand(
         tile_rows=torch.stack([tokens.sum() for tokens in tiles.tokens]),
         is_packed=is_start.any(),
         is_interrupted=(placeholders & (stages.columns[0].place > 0) & ~F.pad(placeholders[:, :-1], (1, 0))).any(),
-        is_padded=(~seen_mask).any(),
-        is_padded_left=is_prefix(~seen_mask),
         is_padded_right=is_prefix(visible),
+        **_padding_facts(seen_mask),
         **stages.facts,
     )
     if facts.is_interrupted:
@@ -185,30 +180,66 @@ def _expand(
         map_rows(columns, longest, (facts.tile_rows[0], rows), pads_left)
         for columns, longest, rows in zip(stages.columns, facts.longest, facts.tile_rows[1:], strict=True)
     ]
-    memory = _remember(earlier, stages, seen_mask, seen, maps, facts, pads_left)
-    later = _later_layouts(layout, tiles, stages, maps, facts.longest_sample, facts.is_packed)
-    first = replace(layout, numbers=layout.numbers if facts.is_packed else None)
-    layouts = _with_masks(config, [first, *later], memory, cache, facts, pads_left)
+    ragged = [a < b and not facts.is_packed for a, b in zip(facts.shortest, facts.longest, strict=True)]
+    padded = Rows.PADDED_LEFT if pads_left and not seen else Rows.PADDED
+    memory = Memory(
+        stages.shift,
+        [
+            torch.cat([earlier.extend_mask(i, seen_mask[:, :seen], seen).to(device), row_map.is_token()], dim=1)
+            for i, row_map in enumerate(maps)
+        ],
+        [
+            padded if own or (facts.is_padded and seen) else before
+            for own, before in zip(ragged, earlier.rows, strict=True)
+        ],
+        seen + length,
+        facts.trailing_text if pads_left or not any(ragged) else 0,
+        facts.last_position,
+    )
+    first, later = _padding(facts), memory.rows
+    # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
+    if runs_without_mask(config.text_config) and is_empty(cache):
+        first = Rows.WHOLE if facts.is_padded_right else first
+        later = later if pads_left else [Rows.WHOLE] * len(later)
+    rows = [first, *later]
+    if is_flash_attention_requested(config.text_config) and is_static(cache):  # needs to know which columns are in use
+        rows = [Rows.MASKED if own is Rows.WHOLE else own for own in rows]
+    layouts = [replace(layout, rows=rows[0], numbers=layout.numbers if facts.is_packed else None)]
+    for i, row_map in enumerate(maps):
+        own = _later_layout(layout, tiles, stages, i, row_map, facts)
+        layouts.append(replace(own, rows=rows[1 + i], mask=memory.masks[i]))
     return Plan(config.boundaries, layouts, _chain(maps, tiles, pads_left), memory)
 
 
-def _later_layouts(
-    layout: Layout, tiles: Tiles, stages: _Stages, maps: list[RowMap], longest_samples: list[int], is_packed: bool
-) -> list[Layout]:
-    """The later stages' rows, before their masks are known."""
-    layouts, own = [], layout.positions.flatten()
-    for i, row_map in enumerate(maps):
-        firsts, places, tile = row_map.firsts, row_map.places, stages.columns[i].tile.flatten()
-        positions, numbers = stages.positions[i].flatten(), stages.numbers[i].flatten()
-        later = torch.where(tiles.keeps[tile[firsts]], own[row_map.parents] - own[firsts], places)
-        bounds = {
-            name: stages.rows[i, 0].to(bound)[bound.long()] if name.startswith("cu_seq") else longest_samples[i]
-            for name, bound in layout.bounds.items()
-        }
-        placed = row_map.place(positions, positions[firsts] + later)
-        placed_numbers = row_map.place(numbers, numbers[firsts] + places) if is_packed else None
-        layouts.append(Layout(Rows.WHOLE, placed, None, bounds, placed_numbers))
-    return layouts
+def _padding_facts(mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What [`_padding`] reads of a mask (B, seen + L) bool."""
+    return {"is_padded": (~mask).any(), "is_padded_left": is_prefix(~mask)}
+
+
+def _padding(facts: SimpleNamespace) -> Rows:
+    """What rows with this mask hold."""
+    if not facts.is_padded:
+        return Rows.WHOLE
+    return Rows.PADDED_LEFT if facts.is_padded_left else Rows.PADDED
+
+
+def _later_layout(
+    layout: Layout, tiles: Tiles, stages: _Stages, index: int, row_map: RowMap, facts: SimpleNamespace
+) -> Layout:
+    """The rows of a later stage, without padding."""
+    own, positions, numbers = (
+        rows.flatten() for rows in (layout.positions, stages.positions[index], stages.numbers[index])
+    )
+    firsts, places, tile = row_map.firsts, row_map.places, stages.columns[index].tile.flatten()
+    later = torch.where(tiles.keeps[tile[firsts]], own[row_map.parents] - own[firsts], places)
+    bounds = {
+        name: stages.rows[index, 0].to(bound)[bound.long()] if "cu_seq" in name else facts.longest_sample[index]
+        for name, bound in layout.bounds.items()
+    }
+    placed = row_map.place(positions, positions[firsts] + later)
+    return Layout(
+        Rows.WHOLE, placed, None, bounds, row_map.place(numbers, numbers[firsts] + places) if facts.is_packed else None
+    )
 
 
 def _chain(maps: list[RowMap], tiles: Tiles, pads_left: bool) -> list[RowMap]:
@@ -222,61 +253,6 @@ def _chain(maps: list[RowMap], tiles: Tiles, pads_left: bool) -> list[RowMap]:
     return chained
 
 
-def _remember(
-    earlier: Memory,
-    stages: _Stages,
-    seen_mask: torch.Tensor,
-    seen: int,
-    maps: list[RowMap],
-    facts: SimpleNamespace,
-    pads_left: bool,
-) -> Memory:
-    """The memory after this expansion.
-
-    Args:
-        seen_mask: (B, seen + L) bool, the caller's.
-        maps: from stage one to each later stage.
-        facts: of the prompt.
-    """
-    device = seen_mask.device
-    past = earlier.extend_masks(seen_mask[:, :seen], seen)
-    masks = [torch.cat([mask.to(device), own.is_token()], dim=1) for mask, own in zip(past, maps, strict=True)]
-    rows, trailing_text = [], facts.trailing_text
-    for before, shortest, longest in zip(earlier.rows, facts.shortest, facts.longest, strict=True):
-        is_ragged = shortest < longest and not facts.is_packed
-        if is_ragged and not pads_left:
-            trailing_text = 0
-        if is_ragged or (facts.is_padded and seen):
-            before = Rows.PADDED_LEFT if pads_left and not seen else Rows.PADDED
-        rows.append(before)
-    shift = earlier.shift.to(device) + stages.shift
-    return Memory(shift, masks, rows, seen_mask.shape[1], trailing_text, facts.last_position)
-
-
-def _with_masks(
-    config: InternVLXConfig,
-    layouts: list[Layout],
-    memory: Memory,
-    cache: Cache | None,
-    facts: SimpleNamespace,
-    pads_left: bool,
-) -> list[Layout]:
-    """All stages, with the masks that attention needs."""
-    first, *later = layouts
-    # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
-    causal_is_enough = runs_without_mask(config.text_config) and is_empty(cache)
-    # flash attention needs a mask to know which columns of a static cache are in use
-    needs_mask = first.mask is not None and is_flash_attention_requested(config.text_config) and is_static(cache)
-    unhidden = Rows.MASKED if needs_mask else Rows.WHOLE
-    rows = [own if pads_left or not causal_is_enough else Rows.WHOLE for own in memory.rows]
-    padded = Rows.PADDED_LEFT if facts.is_padded_left else Rows.PADDED
-    is_hidden = facts.is_padded and not (causal_is_enough and facts.is_padded_right)
-    return [first.masked(padded if is_hidden else unhidden, first.mask)] + [
-        stage.masked(unhidden if own is Rows.WHOLE else own, mask)
-        for stage, own, mask in zip(later, rows, memory.masks, strict=True)
-    ]
-
-
 def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Cache) -> list[Layout]:
     """A text prompt in all stages, after tiles that the cache has seen."""
     mask, columns = layout.mask, cache.get_seq_length()
@@ -285,25 +261,20 @@ def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Ca
     else:
         columns += layout.positions.shape[1]
         _warn_about_positions(memory.last_position + columns - memory.length, config)
-    rows, later = Rows.MASKED, [Rows.MASKED] * len(memory.rows)
-    if mask is None:
-        rows, later = Rows.WHOLE, memory.rows
-    elif runs_without_mask(config.text_config) and not (
-        isinstance(mask, dict) or is_static(cache) or is_tracing(mask)
-    ):
-        hidden = ~mask.bool()
-        flags = read_on_host(any=hidden.any(), later=hidden[:, memory.length :].any(), left=is_prefix(hidden))
-        if flags.any:
-            rows = Rows.PADDED_LEFT if flags.left else Rows.PADDED
-        else:
-            rows = Rows.WHOLE
-        later = [Rows.PADDED] * len(memory.rows) if flags.later else memory.rows
-    masks = [mask] * len(later) if isinstance(mask, dict) else memory.extend_masks(_require_2d(mask), columns)
-    positions = layout.positions + memory.shift.to(layout.positions.device)
-    return [layout.masked(rows, mask)] + [
-        replace(layout, positions=own).masked(stage_rows, stage_mask)
-        for own, stage_rows, stage_mask in zip(positions, later, masks, strict=True)
-    ]
+    first, later = layout.rows, memory.rows
+    if mask is not None:
+        later = [Rows.MASKED] * len(later)
+        is_read = isinstance(mask, torch.Tensor) and not (is_static(cache) or is_tracing(mask))
+        if is_read and runs_without_mask(config.text_config):
+            visible = mask.bool()
+            facts = read_on_host(later=(~visible[:, memory.length :]).any(), **_padding_facts(visible))
+            first, later = _padding(facts), [Rows.PADDED] * len(later) if facts.later else memory.rows
+    layouts, positions = [replace(layout, rows=first)], layout.positions + memory.shift.to(layout.positions.device)
+    for i, rows in enumerate(later):
+        if rows is not Rows.WHOLE and not isinstance(mask, dict):
+            layout = replace(layout, mask=memory.extend_mask(i, _require_2d(mask), columns))
+        layouts.append(replace(layout, rows=rows, positions=positions[i]))
+    return layouts
 
 
 def _require_2d(attention_mask: Any) -> Any:

@@ -50,7 +50,7 @@ def stage_masks(
     arguments = {
         "config": text_config,
         "inputs_embeds": inputs_embeds.new_empty(*layout.positions.shape, 0),
-        "attention_mask": mask,
+        "attention_mask": None if layout.rows is Rows.WHOLE else mask,
         "position_ids": layout.numbers,
         CACHE: cache,
     }
