@@ -25,6 +25,7 @@ from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.modeling.layout import read_layout
 from internvlx_hf.modeling.lvtc_layout import Tiles, lay_out
 from internvlx_hf.modeling.lvtc_masks import make_masks
+from internvlx_hf.modeling.lvtc_rows import take_rows
 from internvlx_hf.modeling.merge_mean import merge_mean
 from internvlx_hf.modeling.tile_tokens import ImageTokens
 
@@ -197,8 +198,9 @@ def bench_expansion(models, tiles, args) -> list[Comparison]:
         layout = read_layout(config, hidden, inputs["attention_mask"], None, None, {}, will_expand=True)
         plan = lay_out(config, layout, Tiles.of(placeholders, sizes * tiles, config.boundaries), None)
         make_masks(text, plan, hidden, None)
-        expanded, _ = lvtc.expand(hidden, plan.row_maps[0], tokens, 1, merge_mean)
-        plan.row_maps[0].undo(expanded)
+        (row_map,) = plan.row_maps
+        rows, _ = lvtc.expand(take_rows(hidden, row_map.tiles), torch.zeros_like(row_map.tiles), tokens, 1, merge_mean)
+        row_map.undo(row_map.place(hidden.flatten(0, 1), rows))
 
     @torch.no_grad()
     def prefill():

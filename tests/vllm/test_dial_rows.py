@@ -125,10 +125,11 @@ def test_rows_and_positions_are_those_of_the_plan(model, step):
         assert numbers.tolist() == [len(found.index) + i for i in range(3)]
         assert positions.tolist() == [int(found.positions[-1]) + 1 + i for i in range(3)]
     changing = torch.isin(torch.arange(len(sizes)), torch.tensor([i for i, s in enumerate(sizes) if s.boundary]))
-    for found, wanted, (before, after) in zip(maps, plan.row_maps, _tile_counts(config, sizes), strict=True):
+    of_stages = pairwise([plan.row_maps[0].tiles, *(row_map.tiles_to for row_map in plan.row_maps)])
+    for found, (tiles, tiles_to), (before, after) in zip(maps, of_stages, _tile_counts(config, sizes), strict=True):
         of_change, of_new = changing.repeat_interleave(before), changing.repeat_interleave(after)
-        assert torch.equal(found.tiles, wanted.tiles[of_change])
-        assert torch.equal(found.tiles_to, wanted.tiles_to[of_new])
+        assert torch.equal(found.tiles, tiles[of_change])
+        assert torch.equal(found.tiles_to, tiles_to[of_new])
 
 
 def _tile_counts(config, sizes):

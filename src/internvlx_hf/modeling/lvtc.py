@@ -35,7 +35,7 @@ from .layout import BOUNDS, Layout, Masks
 from .lvtc_cache import remember_expansion
 from .lvtc_layout import Plan
 from .lvtc_masks import attention_types, make_masks
-from .lvtc_rows import RowMap
+from .lvtc_rows import add_to_rows, take_rows
 from .merge_mean import merge_mean
 from .merge_rules import SCORED_RULES, MergeRule, find_rule
 from .merge_scores import last_token_scores
@@ -141,32 +141,32 @@ class LVTC(nn.Module):
 
     def expand(
         self,
-        hidden_states: torch.Tensor,
-        row_map: RowMap,
+        rows: torch.Tensor,
+        moved: torch.Tensor,
         tokens: ImageTokens,
         stage: int,
         rule: MergeRule,
         scores: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, L, D) -> (B, L₂, D), the rows of a stage from those of the stage before it.
+        """(R₁, D) -> (R₂, D), the rows of all tiles in a stage from those in the stage before it.
 
         Args:
-            scores: (B, L), for rules that need them.
+            moved: (R₁,), how much later than the first of their blocks the rows stand.
+            scores: (R₁,), for rules that need them.
 
         Returns:
-            The rows, and (R₂,) how much later than the first of their blocks the tiles' rows stand.
+            The rows, and `moved` of them, (R₂,).
         """
         boundaries, index = self.config.boundaries, None
-        tiles = tokens.split(row_map.take_tiles(hidden_states), stage - 1, boundaries)
-        later = tokens.split(hidden_states.new_zeros(row_map.tiles_to.shape, dtype=torch.long), stage, boundaries)
-        of_tiles = None if scores is None else tokens.split(row_map.take_tiles(scores), stage - 1, boundaries)
+        tiles, later = (tokens.split(own, stage - 1, boundaries) for own in (rows, moved))
+        of_tiles = None if scores is None else tokens.split(scores, stage - 1, boundaries)
         for size in dict.fromkeys(size for size in tokens.sizes if size.boundary == boundaries[stage - 1]):
             if len(tokens.sizes) > 1:
                 index = [tile for tile, own in enumerate(tokens.sizes) if own == size]
             hr, own_scores = take(tokens.hr, index), take(of_tiles, index)
             resized, places = self.resize(take(tiles, index), size, hr, rule, own_scores)
             tiles, later = put(tiles, index, resized), put(later, index, places)
-        return row_map.place(hidden_states.flatten(0, 1), flat(tiles)), flat(later)
+        return flat(tiles), flat(later)
 
 
 @capture_outputs
@@ -192,26 +192,32 @@ def run_layers(
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    types, sizes = attention_types(language_model.config), [] if image_tokens is None else image_tokens.sizes
-    insertions = lvtc.config.lvtc_config.insertion_layers if image_tokens is not None and image_tokens.lr else []
-    scored = {size.boundary for size in sizes if rule in SCORED_RULES and 0 < size.after < size.before}
-    moved, scores = torch.zeros(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device), None
+    types, maps, scores = attention_types(language_model.config), plan.row_maps, None
+    insertions, scored = [], set()  # type: ignore[var-annotated]
+    if image_tokens is not None:
+        tiles = maps[0].tiles
+        moved = hidden_states.new_zeros(tiles.shape, dtype=torch.long)
+        insertions = lvtc.config.lvtc_config.insertion_layers if image_tokens.lr else []
+        if rule in SCORED_RULES:
+            scored = {size.boundary for size in image_tokens.sizes if 0 < size.after < size.before}
     for stage, layers in enumerate(plan.split(range(len(types)))):
         layout = plan.layouts[stage]
         if stage and image_tokens is not None:
-            row_map = plan.row_maps[stage - 1]
-            hidden_states, later = lvtc.expand(hidden_states, row_map, image_tokens, stage, rule, scores)
-            rows = moved.to(later.device).flatten()
-            moved = row_map.place(rows, rows[row_map.parents.to(rows.device)] + later)
-            layout = replace(layout, positions=layout.positions.to(rows.device) + moved)
+            rows, moved = lvtc.expand(take_rows(hidden_states, tiles), moved, image_tokens, stage, rule, scores)
+            text = (hidden_states if stage == 1 else maps[stage - 2].undo(hidden_states)).flatten(0, 1)
+            hidden_states, tiles = maps[stage - 1].place(text, rows), maps[stage - 1].tiles_to
+            later = maps[stage - 1].place(moved.new_zeros(text.shape[:1]), moved)
+            scores = None
+            layout = replace(layout, positions=layout.positions.to(later.device) + later)
         inputs = kwargs | _stage_inputs(language_model, lvtc, layout, stage, hidden_states)
         for index in layers:
             if image_tokens is not None and index in insertions:
                 tokens = image_tokens.in_stage(insertions.index(index), stage, plan.boundaries)  # [R, D]
-                hidden_states = plan.row_maps[stage].add_to_tiles(hidden_states, tokens)
+                hidden_states = add_to_rows(hidden_states, tiles, tokens)
             layer = language_model.layers[index]
             if index + 1 in scored:
-                scores = last_token_scores(layer, hidden_states, inputs, layout, plan.row_maps[stage])
+                visible = maps[stage - 1].is_token() if stage else maps[0].was_token()
+                scores = take_rows(last_token_scores(layer, hidden_states, inputs, layout, visible), tiles)
             mask = masks[stage][types[index]]
             padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
             hidden_states = layer(hidden_states, **{**inputs, **padding})
@@ -268,8 +274,8 @@ def layerwise_forward(
     rule = find_rule(merge_rule)
     outputs = run_layers(language_model, lvtc, inputs_embeds, image_tokens, plan, masks, rule, **kwargs)
     setattr(outputs, CACHE, cache)
-    for row_map in reversed(plan.row_maps):
-        outputs.last_hidden_state = row_map.undo(outputs.last_hidden_state)  # [B, L, D] at the end
-    if plan.row_maps and cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
-        remember_expansion(cache, plan.memory)
+    if plan.row_maps:
+        outputs.last_hidden_state = plan.row_maps[-1].undo(outputs.last_hidden_state)  # [B, L, D]
+        if cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
+            remember_expansion(cache, plan.memory)
     return outputs

@@ -3,7 +3,7 @@
 layer.
 
 The caller sees stage one's columns. [`lay_out`] describes the prompt in all stages, a [`Layout`] each, and, if it has
-tiles, how a stage's rows become those of the next: a [`RowMap`]. Symbols as in `lvtc.py`; S later stages.
+tiles, how stage one's rows become those of each later stage: a [`RowMap`]. Symbols as in `lvtc.py`; S later stages.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Plan:
     Args:
         boundaries: the layers before which a tile's number of tokens changes.
         layouts: the prompt in each stage, one more than boundaries.
-        row_maps: from each stage to the next; none without tiles.
+        row_maps: from stage one to each later stage; none without tiles.
         memory: what the cache stores about all expansions so far.
     """
 
@@ -208,7 +208,7 @@ def _expand(
     for i, row_map in enumerate(maps):
         own = _later_layout(layout, tiles, stages, i, row_map, facts)
         layouts.append(replace(own, rows=rows[1 + i], mask=memory.masks[i]))
-    return Plan(config.boundaries, layouts, _chain(maps, tiles, pads_left), memory)
+    return Plan(config.boundaries, layouts, maps, memory)
 
 
 def _padding_facts(mask: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -240,17 +240,6 @@ def _later_layout(
     return Layout(
         Rows.WHOLE, placed, None, bounds, row_map.place(numbers, numbers[firsts] + places) if facts.is_packed else None
     )
-
-
-def _chain(maps: list[RowMap], tiles: Tiles, pads_left: bool) -> list[RowMap]:
-    """Turn the maps from stage one to each later stage into those from each stage to the next."""
-    chained = maps[:1]
-    for i, (here, there) in enumerate(pairwise(maps), start=1):
-        is_text = torch.zeros_like(tiles.placeholders).flatten()
-        placeholders = here.place(is_text, torch.ones_like(here.firsts, dtype=torch.bool))
-        columns = read_columns(placeholders, here.is_token(), *tiles.tokens[i : i + 2])
-        chained.append(map_rows(columns, there.shape[1], (len(here.firsts), len(there.firsts)), pads_left))
-    return chained
 
 
 def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Cache) -> list[Layout]:

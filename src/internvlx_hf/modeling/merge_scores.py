@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from .layout import Layout
-from .lvtc_rows import RowMap
 from .outputs import CACHE
 
 
@@ -32,14 +31,15 @@ class _OneRow:
 
 @torch.no_grad()
 def last_token_scores(
-    layer: Any, hidden_states: torch.Tensor, inputs: dict, layout: Layout, row_map: RowMap
+    layer: Any, hidden_states: torch.Tensor, inputs: dict, layout: Layout, visible: torch.Tensor
 ) -> torch.Tensor:
     """(B, L), the attention that each row of (B, L, D) gets from the last token of its sample, the mean over the
     layer's heads.
 
     Args:
         inputs: `position_embeddings`, as the layer gets them.
-        layout, row_map: the rows, and their map to the next stage.
+        layout: the rows.
+        visible: (B, L) bool, which of them are no padding.
 
     Raises:
         ValueError: if rows are packed, or the layer's attention does not show its weights.
@@ -50,7 +50,7 @@ def last_token_scores(
         )
     attention = _with_weights(layer.self_attn)
     rows, (cos, sin) = layer.input_layernorm(hidden_states), inputs["position_embeddings"]
-    visible = row_map.was_token().to(rows.device)
+    visible = visible.to(rows.device)
     last = (visible * torch.arange(1, visible.shape[1] + 1, device=visible.device)).argmax(1)[:, None, None]
     try:
         attention(rows, position_embeddings=(cos, sin), attention_mask=None, **{CACHE: _OneRow()})
