@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -154,15 +154,9 @@ def _find_bounds(inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None)
     (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
     if batch > 1 or is_tracing(inputs_embeds) or inputs_embeds.is_meta:
         return {}
-    if position_ids is None:
-        bounds, longest = torch.arange(2, device=device, dtype=torch.int32) * length, length
-    else:
-        column, positions = torch.arange(length, device=device), position_ids.to(device).flatten()
-        starts = (positions == positions.min()) | (column == 0)
-        bounds = F.pad(torch.where(starts, column, length).sort().values, (0, 1), value=length).int()
-        facts = read_on_host(samples=starts.sum(), longest=bounds.diff().max())
-        bounds, longest = bounds[: facts.samples + 1], facts.longest
-    return dict(zip(BOUNDS, (bounds, bounds, longest, longest), strict=True))
+    positions = torch.arange(length) if position_ids is None else position_ids
+    bounds, (longest, _) = prepare_fa_kwargs_from_position_ids(positions.to(device))
+    return dict(zip(BOUNDS, (*bounds, *[int(longest)] * 2), strict=True))
 
 
 def _count_positions(

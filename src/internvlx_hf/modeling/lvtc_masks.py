@@ -73,13 +73,12 @@ def _padding_bounds(layer: int, layout: Layout, cache: Cache | None) -> dict:
     With a mask, every layer would wait twice for the device and copy keys and values without the padding.
     """
     mask = _padding_mask(layer, layout, cache)
-    (batch, columns), queries = mask.shape, layout.positions.shape[1]
+    columns, queries = mask.shape[1], layout.positions.shape[1]
     hidden = columns - mask.sum(1)
-    row = torch.arange(batch, device=mask.device)
     bounds: dict[str, torch.Tensor | int] = {}
     for side, length, padding in (("q", queries, (hidden - columns + queries).clamp(min=0)), ("k", columns, hidden)):
-        starts = torch.stack([row * length, row * length + padding], dim=1).flatten()
-        bounds[f"cu_seq_lens_{side}"] = F.pad(starts, (0, 1), value=batch * length).int()
+        lengths = torch.stack([padding, length - padding], dim=1).flatten()
+        bounds[f"cu_seq_lens_{side}"] = F.pad(lengths.cumsum(0), (1, 0)).int()
         bounds[f"max_length_{side}"] = length
     return bounds
 
