@@ -37,7 +37,7 @@ from .lvtc_layout import Plan
 from .lvtc_masks import attention_types, make_masks
 from .lvtc_rows import add_to_rows, take_rows
 from .merge_mean import merge_mean
-from .merge_rules import SCORED_RULES, MergeRule, find_rule
+from .merge_rules import MOVING_RULES, SCORED_RULES, MergeRule, find_rule
 from .merge_scores import last_token_scores
 from .outputs import CACHE
 from .projector import project_tiles
@@ -206,9 +206,10 @@ def run_layers(
             rows, moved = lvtc.expand(take_rows(hidden_states, tiles), moved, image_tokens, stage, rule, scores)
             text = (hidden_states if stage == 1 else maps[stage - 2].undo(hidden_states)).flatten(0, 1)
             hidden_states, tiles = maps[stage - 1].place(text, rows), maps[stage - 1].tiles_to
-            later = maps[stage - 1].place(moved.new_zeros(text.shape[:1]), moved)
             scores = None
-            layout = replace(layout, positions=layout.positions.to(later.device) + later)
+            if rule in MOVING_RULES:
+                later = maps[stage - 1].place(moved.new_zeros(text.shape[:1]), moved)
+                layout = replace(layout, positions=layout.positions.to(later.device) + later)
         inputs = kwargs | _stage_inputs(language_model, lvtc, layout, stage, hidden_states)
         for index in layers:
             if image_tokens is not None and index in insertions:

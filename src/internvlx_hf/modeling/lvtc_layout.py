@@ -109,17 +109,23 @@ class _Stages:
     Args:
         columns: for each stage, what they become.
         shift: (S, B, 1), as [`Memory`]'s.
-        positions, numbers: (S, B, L), of text and of the first token of each tile; see [`Layout`].
+        positions: (S, B, L), of text and of the first token of each tile.
         rows: (S, B, L + 1), rows that the columns before each become.
+        start: (S, B, L), the column of the first token of each one's sample.
         facts: for the host.
     """
 
     columns: list[Columns]
     shift: torch.Tensor
     positions: torch.Tensor
-    numbers: torch.Tensor
     rows: torch.Tensor
+    start: torch.Tensor
     facts: dict[str, torch.Tensor]
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """(S, B, L), the place in its sample of what each column becomes first."""
+        return self.rows[..., :-1] - self.rows.gather(-1, self.start)
 
 
 def _count_on(
@@ -139,14 +145,15 @@ def _count_on(
     start = start.expand_as(width)
     # Tiles of other samples packed into the row do not count.
     positions = layout.positions + earlier + gained[..., :-1] - gained.gather(-1, start)
-    numbers = rows[..., :-1] - rows.gather(-1, start)
     facts = {
         "shortest": rows[..., -1].amin(1),
         "longest": rows[..., -1].amax(1),
-        "longest_sample": (numbers + width).amax((1, 2)),
         "last_position": (positions + torch.where(keeps, 0, width - 1)).max(),
     }
-    return _Stages(columns, earlier + gained[..., -1:], positions, numbers, rows, facts)
+    stages = _Stages(columns, earlier + gained[..., -1:], positions, rows, start, facts)
+    if layout.bounds:
+        facts["longest_sample"] = (stages.numbers + width).amax((1, 2))
+    return stages
 
 
 def _expand(
@@ -227,19 +234,18 @@ def _later_layout(
     layout: Layout, tiles: Tiles, stages: _Stages, index: int, row_map: RowMap, facts: SimpleNamespace
 ) -> Layout:
     """The rows of a later stage, without padding."""
-    own, positions, numbers = (
-        rows.flatten() for rows in (layout.positions, stages.positions[index], stages.numbers[index])
-    )
+    own, positions = layout.positions.flatten(), stages.positions[index].flatten()
     firsts, places, tile = row_map.firsts, row_map.places, stages.columns[index].tile.flatten()
     later = torch.where(tiles.keeps[tile[firsts]], own[row_map.parents] - own[firsts], places)
     bounds = {
         name: stages.rows[index, 0].to(bound)[bound.long()] if "cu_seq" in name else facts.longest_sample[index]
         for name, bound in layout.bounds.items()
     }
-    placed = row_map.place(positions, positions[firsts] + later)
-    return Layout(
-        Rows.WHOLE, placed, None, bounds, row_map.place(numbers, numbers[firsts] + places) if facts.is_packed else None
-    )
+    numbers = None
+    if facts.is_packed:
+        first_numbers = stages.numbers[index].flatten()
+        numbers = row_map.place(first_numbers, first_numbers[firsts] + places)
+    return Layout(Rows.WHOLE, row_map.place(positions, positions[firsts] + later), None, bounds, numbers)
 
 
 def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Cache) -> list[Layout]:

@@ -125,10 +125,11 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
     first = (before.cumsum(0) - before)[tile]
     places = torch.arange(tile_rows[1], device=device) - (after.cumsum(0) - after)[tile]
     tiles_to = starts_or_nowhere.flatten()[tiles[first]] + places
-    side, side_after = (sizes.float().sqrt().round().long() for sizes in (before, after))
-    m, n = side[tile], side_after[tile]
+    sides = torch.stack([before, after]).float().sqrt().round().long()
+    m, n = sides[:, tile]
     parents = tiles[first + places // n * m // n * m + places % n * m // n]
-    m, n = side[columns.tile].clamp(min=1), side_after[columns.tile]
+    m, n = sides[:, columns.tile]
+    m = m.clamp(min=1)
     last_row, last_column = (((line + 1) * n - 1) // m for line in (columns.place // m, columns.place % m))
     # rows after a tile's first placeholder start where the tile ends
     last = last_row * n + last_column - after[columns.tile] * (columns.place > 0)
