@@ -23,8 +23,11 @@ from transformers.masking_utils import sdpa_mask
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.modeling.layout import read_layout
-from internvlx_hf.modeling.lvtc_layout import lay_out
+from internvlx_hf.modeling.lvtc_layout import Tiles, lay_out
 from internvlx_hf.modeling.lvtc_masks import make_masks
+from internvlx_hf.modeling.lvtc_rows import take_rows
+from internvlx_hf.modeling.merge_mean import merge_mean
+from internvlx_hf.modeling.tile_tokens import ImageTokens
 
 LAYERS, EXPAND, TEXT = 24, 17, 64
 EXPLICIT = "sdpa_with_masks"  # SDPA that is always given a mask
@@ -185,17 +188,19 @@ def bench_expansion(models, tiles, args) -> list[Comparison]:
     config, text, lvtc = model.config, model.config.text_config, model.model.lvtc
     inputs = inputs_of(config, tiles, args.device, args.dtype)
     placeholders = inputs["input_ids"] == 5
-    sizes = [torch.full((tiles,), n) for n in (config.image_seq_length, config.expanded_image_seq_length)]
-    sizes = [size.to(args.device) for size in sizes]
     hidden = torch.randn(*placeholders.shape, text.hidden_size, device=args.device, dtype=args.dtype)
     hr = torch.randn(tiles, config.expanded_image_seq_length, text.hidden_size, device=args.device, dtype=args.dtype)
+    sizes, first = list(config.sizes), hr[:, : config.image_seq_length]
+    tokens = ImageTokens(sizes, first, first.flatten(0, 1), hr=hr)
 
     @torch.no_grad()
     def expand():
         layout = read_layout(config, hidden, inputs["attention_mask"], None, None, {}, will_expand=True)
-        plan = lay_out(config, layout, (placeholders, *sizes), None)
+        plan = lay_out(config, layout, Tiles.of(placeholders, sizes * tiles, config.boundaries), None)
         make_masks(text, plan, hidden, None)
-        plan.row_maps[0].undo(lvtc.expand(hidden, plan.row_maps[0], hr))
+        (row_map,) = plan.row_maps
+        rows, _ = lvtc.expand(take_rows(hidden, row_map.tiles), torch.zeros_like(row_map.tiles), tokens, 1, merge_mean)
+        row_map.undo(row_map.place(hidden.flatten(0, 1), rows))
 
     @torch.no_grad()
     def prefill():

@@ -151,7 +151,7 @@ def quarter_positions(plan: Plan) -> Plan:
     positions = first.positions.flatten().float()
     share = len(row_map.tiles) / len(row_map.tiles_to)
     positions = row_map.place(positions, positions[row_map.firsts] + share * row_map.places)
-    return replace(plan, layouts=[first, replace(second, rotary_positions=positions)])
+    return replace(plan, layouts=[first, replace(second, positions=positions)])
 
 
 def stage_two_positions(plan: Plan) -> Plan:

@@ -60,6 +60,18 @@ def test_mixed_sizes_equal_the_loop(name, side):
                 torch.testing.assert_close(logits[i][is_text[i]], want, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["merged before the expansion", "an insertion between the boundaries"])
+@torch.no_grad()
+def test_a_masked_out_tile_is_as_if_it_were_not_there(name):
+    model = dial_model(**MODELS[name])
+    batch = dial_batch(model.config, [[3, "16:4", 2, "4:16", 4, "16:0", 1]])
+    batch["attention_mask"][0, 3:19] = 0
+    visible = batch["attention_mask"].bool()
+    rest = {key: batch[key][1:] for key in ("pixel_values", "tile_sizes")}
+    want = model(input_ids=batch["input_ids"][visible][None], **rest).logits[0]
+    torch.testing.assert_close(model(**batch).logits[visible], want, **CLOSE)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_one_size_for_all_tiles_equals_the_loop(size):
     model = dial_model(**MODELS["merged before the expansion"])

@@ -68,17 +68,17 @@ def plan_of(config, placeholders, sizes, mask=None, pads_left=False, cache=None,
     layout = read_layout(config, embeds, mask, positions, cache, kwargs, will_expand=True)
     tokens = list(torch.tensor(sizes).T.contiguous())
     keeps = torch.full_like(tokens[0], config.sizes[0].keeps_positions, dtype=torch.bool)
-    return lay_out(config, layout, Tiles(placeholders, tokens, keeps if keeps.any() else None), cache, pads_left)
+    return lay_out(config, layout, Tiles(placeholders, tokens, keeps), cache, pads_left)
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["padded left before", "padded right before"])
 @pytest.mark.parametrize("pads_left", [True, False], ids=["padded left after", "padded right after"])
 def test_mixed_sizes_equal_a_loop_on_random_batches(left, pads_left):
-    config = tiny_config("llama", **lvtc(**KEPT))
+    counted, kept = tiny_config("llama", **lvtc()), tiny_config("llama", **lvtc(**KEPT))
     for seed in range(75):
         rows, sizes = random_rows(seed)
         placeholders, mask = as_batch(rows, left)
-        plan = plan_of(config, placeholders, sizes, mask, pads_left)
+        plan, of_kept = (plan_of(config, placeholders, sizes, mask, pads_left) for config in (counted, kept))
         (row_map,), (_, second) = plan.row_maps, plan.layouts
         ids = torch.arange(1, mask.numel() + 1)
         tile_ids = [("tile", tile, child) for tile, (_, after) in enumerate(sizes) for child in range(after)]
@@ -94,13 +94,14 @@ def test_mixed_sizes_equal_a_loop_on_random_batches(left, pads_left):
             where = slice(fill, None) if pads_left else slice(0, len(want))
             assert [names.get(n, n) for n in placed[i, where].tolist()] == want
             assert placed[i].count_nonzero() == len(want)
-            # counted anew, and those of stage one
             assert second.positions[i, where].tolist() == list(range(len(want)))
-            assert second.rotary_positions[i, where].tolist() == parents
-            assert plan.memories[0].growth[i].item() == len(want) - len(rows[i])
+            assert of_kept.layouts[1].positions[i, where].tolist() == parents
+            assert plan.memory.shift[0, i].item() == len(want) - len(rows[i])
             if want:
                 assert read[i][mask[i]].tolist() == [placed[i, where].tolist()[place] for place in reads]
-        assert plan.memories[0].expanded_length == placed.shape[1]
+        assert plan.memory.masks[0].tolist() == placed.bool().tolist()
+        assert plan.memory.last_position == second.positions.max()
+        assert not of_kept.memory.shift.any()
 
 
 def test_samples_of_mixed_sizes_packed_into_a_row_are_counted_one_by_one():
@@ -121,18 +122,17 @@ def test_a_second_prompt_of_mixed_sizes_counts_on_from_the_first():
     placeholders, mask = as_batch(rows, left=True)
     first = plan_of(config, placeholders, sizes, mask, pads_left=True)
     cache = DynamicCache(config=config.text_config)
-    for layer, length in enumerate([mask.shape[1]] * 2 + [first.memories[0].expanded_length] * 2):
+    for layer, length in enumerate([mask.shape[1]] * 2 + [first.memory.masks[0].shape[1]] * 2):
         cache.update(*torch.zeros(2, len(rows), 1, length, 1), layer)
-    cache.layers[0].expansion = first.memories
+    cache.layers[0].expansion = first.memory
     second = plan_of(config, placeholders, sizes, mask.repeat(1, 2), pads_left=True, cache=cache)
     for i, row in enumerate(rows):
         expanded, *_ = expand_by_hand(row, sizes)
         assert second.layouts[1].positions[i, -len(expanded) :].tolist() == list(
             range(len(expanded), 2 * len(expanded))
         )
-    (before,), (after,) = first.memories, second.memories
-    assert torch.equal(after.mask, before.mask.repeat(1, 2))
-    assert torch.equal(after.growth, 2 * before.growth)
+    assert torch.equal(second.memory.masks[0], first.memory.masks[0].repeat(1, 2))
+    assert torch.equal(second.memory.shift, 2 * first.memory.shift)
 
 
 def test_text_between_the_placeholders_of_a_tile_is_refused():

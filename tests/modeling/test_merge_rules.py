@@ -5,7 +5,7 @@ import torch
 
 from dial_cases import dial, dial_batch, dial_logits, dial_model, split_dial
 from internvlx_hf.modeling.merge_fastv import keep_attended
-from internvlx_hf.modeling.merge_rules import MERGE_RULES
+from internvlx_hf.modeling.merge_rules import MERGE_RULES, MOVING_RULES, SCORED_RULES
 from internvlx_hf.modeling.merge_tome import _merge_pairs, merge_similar
 from lvtc_cases import CLOSE, GREEDY, pack
 from refusals import refused
@@ -22,6 +22,12 @@ BLOCKS = [{0, 1, 4, 5}, {2, 3, 6, 7}, {8, 9, 12, 13}, {10, 11, 14, 15}]
 
 def test_every_rule_has_a_case():
     assert {*BY_HAND, "random", "fastv", "tome"} == MERGE_RULES.keys()
+
+
+@pytest.mark.parametrize("rule", MERGE_RULES.values(), ids=MERGE_RULES)
+def test_a_rule_that_says_where_its_tokens_stand_is_listed(rule):
+    merged = rule(TILE, 2, *([torch.rand(1, 16)] if rule in SCORED_RULES else []))
+    assert isinstance(merged, tuple) == (rule in MOVING_RULES)
 
 
 @pytest.mark.parametrize("name", BY_HAND)

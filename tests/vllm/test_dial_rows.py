@@ -115,8 +115,7 @@ def test_rows_and_positions_are_those_of_the_plan(model, step):
     layout = Layout(Rows.WHOLE, torch.arange(ids.shape[1])[None], None, {})
     plan = model.model._plan_tiles(layout, ids == config.image_token_id, sizes, len(sizes), None, trains=False)
     for stage, found, wanted in zip(stages, rows, plan.layouts, strict=True):
-        positions = wanted.positions if wanted.rotary_positions is None else wanted.rotary_positions
-        assert found.positions.tolist() == positions[0].tolist()
+        assert found.positions.tolist() == wanted.positions[0].tolist()
         assert found.numbers.tolist() == list(range(len(found.index)))
         counts = [prompt.count(tokens, stage.is_expanded, stage.is_merged) for tokens in range(length + 3)]
         assert counts[length + 2] == len(found.index) + 2
@@ -126,10 +125,11 @@ def test_rows_and_positions_are_those_of_the_plan(model, step):
         assert numbers.tolist() == [len(found.index) + i for i in range(3)]
         assert positions.tolist() == [int(found.positions[-1]) + 1 + i for i in range(3)]
     changing = torch.isin(torch.arange(len(sizes)), torch.tensor([i for i, s in enumerate(sizes) if s.boundary]))
-    for found, wanted, (before, after) in zip(maps, plan.row_maps, _tile_counts(config, sizes), strict=True):
+    of_stages = pairwise([plan.row_maps[0].tiles, *(row_map.tiles_to for row_map in plan.row_maps)])
+    for found, (tiles, tiles_to), (before, after) in zip(maps, of_stages, _tile_counts(config, sizes), strict=True):
         of_change, of_new = changing.repeat_interleave(before), changing.repeat_interleave(after)
-        assert torch.equal(found.tiles, wanted.tiles[of_change])
-        assert torch.equal(found.tiles_to, wanted.tiles_to[of_new])
+        assert torch.equal(found.tiles, tiles[of_change])
+        assert torch.equal(found.tiles_to, tiles_to[of_new])
 
 
 def _tile_counts(config, sizes):

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.utils import is_tracing
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -35,11 +35,10 @@ Masks = dict[str, torch.Tensor | BlockMask | dict | None]
 class Rows(Enum):
     """What the rows of a batch hold, and so what attention needs to keep their samples apart."""
 
-    WHOLE = auto()  # one sample each, and no padding that a token could see: nothing
+    WHOLE = auto()  # no padding that a token could see: nothing, but for packed samples
     PADDED_LEFT = auto()  # one sample each after its padding: a mask, or bounds
     PADDED = auto()  # one sample each, with padding anywhere: a mask
     MASKED = auto()  # one sample each, with a mask that nobody has looked at
-    PACKED = auto()  # perhaps several samples: bounds, or positions that restart
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,14 @@ class Layout:
         mask: (B, seen + L) bool, what may be attended to; None if the rows need none; or finished masks, 4D or by
             attention type.
         bounds: `cu_seq_lens_q` and the like of packed samples, as flash attention takes them.
-        rotary_positions: (B, L), if the rotary embedding does not use `positions`.
+        numbers: (B, L), each row's place in its sample, where several may be packed into a row of the batch.
     """
 
     rows: Rows
     positions: Any
     mask: Any
     bounds: dict
-    rotary_positions: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
 
 
 def runs_without_mask(text_config: PretrainedConfig) -> bool:
@@ -79,9 +78,10 @@ def is_empty(cache: Cache | None) -> bool:
 
 
 def read_on_host(**numbers: torch.Tensor) -> SimpleNamespace:
-    """Read scalars from one device with a single synchronisation."""
-    values = torch.stack([number.long() for number in numbers.values()]).tolist()
-    return SimpleNamespace(**dict(zip(numbers, values, strict=True)))
+    """Read scalars, and as lists (n,) tensors, from one device with a single synchronisation."""
+    values = iter(torch.cat([number.long().flatten() for number in numbers.values()]).tolist())
+    read = {name: [next(values) for _ in range(number.numel())] for name, number in numbers.items()}
+    return SimpleNamespace(**{name: own if numbers[name].ndim else own[0] for name, own in read.items()})
 
 
 def is_prefix(flags: torch.Tensor) -> torch.Tensor:
@@ -116,16 +116,15 @@ def read_layout(
     if may_drop and _is_right_padded(inputs_embeds, attention_mask, position_ids):
         attention_mask = position_ids = None
     bounds = {name: layer_kwargs[name] for name in BOUNDS if layer_kwargs.get(name) is not None}
-    rows = Rows.MASKED
-    if attention_mask is None:  # a filled cache continues one sample in each row
-        rows = Rows.PACKED if is_new else Rows.WHOLE
-        if is_new and "cu_seq_lens_q" not in bounds and is_flash_attention_requested(text_config):
-            bounds |= _find_bounds(inputs_embeds, position_ids)
+    may_be_packed = is_new and attention_mask is None  # a filled cache continues one sample in each row
+    if may_be_packed and "cu_seq_lens_q" not in bounds and is_flash_attention_requested(text_config):
+        bounds |= _find_bounds(inputs_embeds, position_ids)
     if config.boundaries and not runs_in_engine(config):
         position_ids = _count_positions(
             inputs_embeds, attention_mask, position_ids, cache, bounds.get("cu_seq_lens_q")
         )
-    return Layout(rows, position_ids, attention_mask, bounds)
+    rows = Rows.WHOLE if attention_mask is None else Rows.MASKED
+    return Layout(rows, position_ids, attention_mask, bounds, position_ids if may_be_packed else None)
 
 
 def _is_right_padded(inputs_embeds: torch.Tensor, mask: Any, position_ids: torch.Tensor | None) -> bool:
@@ -155,15 +154,9 @@ def _find_bounds(inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None)
     (batch, length), device = inputs_embeds.shape[:2], inputs_embeds.device
     if batch > 1 or is_tracing(inputs_embeds) or inputs_embeds.is_meta:
         return {}
-    if position_ids is None:
-        bounds, longest = torch.arange(2, device=device, dtype=torch.int32) * length, length
-    else:
-        column, positions = torch.arange(length, device=device), position_ids.to(device).flatten()
-        starts = (positions == positions.min()) | (column == 0)
-        bounds = F.pad(torch.where(starts, column, length).sort().values, (0, 1), value=length).int()
-        facts = read_on_host(samples=starts.sum(), longest=bounds.diff().max())
-        bounds, longest = bounds[: facts.samples + 1], facts.longest
-    return dict(zip(BOUNDS, (bounds, bounds, longest, longest), strict=True))
+    positions = torch.arange(length) if position_ids is None else position_ids
+    bounds, (longest, _) = prepare_fa_kwargs_from_position_ids(positions.to(device))
+    return dict(zip(BOUNDS, (*bounds, *[int(longest)] * 2), strict=True))
 
 
 def _count_positions(

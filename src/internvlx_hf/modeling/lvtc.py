@@ -22,28 +22,28 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_internvlx import InternVLXConfig
-from .layout import Layout, Masks
+from .layout import BOUNDS, Layout, Masks
 from .lvtc_cache import remember_expansion
 from .lvtc_layout import Plan
-from .lvtc_masks import attention_types, layers_see_positions, make_masks
-from .lvtc_rows import RowMap
+from .lvtc_masks import attention_types, make_masks
+from .lvtc_rows import add_to_rows, take_rows
 from .merge_mean import merge_mean
-from .merge_rules import SCORED_RULES, MergeRule, find_rule
+from .merge_rules import MOVING_RULES, SCORED_RULES, MergeRule, find_rule
 from .merge_scores import last_token_scores
 from .outputs import CACHE
-from .projector import project, project_tiles
+from .projector import project_tiles
 from .projectors import build_projector
 from .tile_sizes import TileSize
-from .tile_tokens import ImageTokens, Tokens, flat, take
+from .tile_tokens import ImageTokens, Tokens, flat, put, take
 
 
 class LanguageModel(Protocol):
@@ -66,11 +66,10 @@ class LVTC(nn.Module):
     def __init__(self, config: InternVLXConfig, language_model: LanguageModel):
         super().__init__()
         self.config = config
-        projectors = {name: kind for name, (kind, _) in config.projectors.items() if name.startswith("lvtc.")}
-        sides = config.projectors
         built = {
-            name: build_projector(config, kind, 1 / sides[name][1], config.other_sides(name))
-            for name, kind in projectors.items()
+            name: build_projector(config, kind, 1 / side, config.other_sides(name))
+            for name, (kind, side) in config.projectors.items()
+            if name.startswith("lvtc.")
         }
         self.hr_projector = built.pop("lvtc.hr_projector", None)
         self.lr_projectors = nn.ModuleList(built.values())
@@ -79,7 +78,7 @@ class LVTC(nn.Module):
         )
 
     def project(
-        self, features: torch.Tensor, layers: Sequence[torch.Tensor], sizes: Sequence[TileSize] | None
+        self, features: torch.Tensor, layers: Sequence[torch.Tensor], sizes: Sequence[TileSize]
     ) -> list[Tokens]:
         """(tiles, 1 + S², C) features, CLS first -> T − 1 entries of N₁² tokens per tile, then the HR tokens, N₂² per
         tile.
@@ -88,18 +87,15 @@ class LVTC(nn.Module):
 
         Args:
             layers: see [`projector.project`].
-            sizes: those of the tiles; None for the only one.
+            sizes: each tile's, or one that all have.
         """
-        if sizes is None:
-            own = [*self.lr_projectors, *([] if self.hr_projector is None else [self.hr_projector])]
-            return [project(projector, features, layers) for projector in own]
         if not any(size.has_lvtc for size in sizes):
             return []
         grid = self.config.patch_grid
         sides = [grid // isqrt(size.before) if size.has_lvtc else None for size in sizes]
         tokens = [project_tiles(projector, features, layers, sides) for projector in self.lr_projectors]
         if self.hr_projector is not None:
-            hr_sides = [None if side is None else grid // self.config.hr_grid for side in sides]
+            hr_sides = [side and grid // self.config.hr_grid for side in sides]
             tokens.append(project_tiles(self.hr_projector, features, layers, hr_sides))
         return tokens
 
@@ -110,12 +106,8 @@ class LVTC(nn.Module):
         before, after = isqrt(tiles.shape[1]), self.config.hr_grid
         if after < before:
             return merge_mean(tiles, before // after)
-        grid = rearrange(tiles, "t (h w) d -> t h w d", h=before)
-        if self.config.lvtc_config.upsample_mode == "nearest":
-            side = after // before
-            return repeat(grid, "t h w d -> t (h sh w sw) d", sh=side, sw=side)
-        channels_first = rearrange(grid, "t h w d -> t d h w")
-        resized = F.interpolate(channels_first, size=(after, after), mode="bilinear", align_corners=False)
+        grid = rearrange(tiles, "t (h w) d -> t d h w", h=before)
+        resized = F.interpolate(grid, size=(after, after), mode=self.config.lvtc_config.upsample_mode)
         return rearrange(resized, "t d h w -> t (h w) d")
 
     def resize(
@@ -124,69 +116,57 @@ class LVTC(nn.Module):
         size: TileSize,
         hr: torch.Tensor | None,
         rule: MergeRule,
-        scores: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        scores: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(tiles, N₁², D) -> (tiles, N₂², D), tiles of one size at its boundary.
 
         LVTC's are upsampled and the HR tokens (tiles, N₂², D) are added to them; others are merged by `rule`, with the
         scores (tiles, N₁²) that it may need, or dropped.
 
         Returns:
-            The tokens, and (tiles, N₂²) how much later than the first of their blocks they stand; None if they do not.
+            The tokens, and (tiles, N₂²) how much later than the first of their blocks they stand.
         """
+        later = torch.zeros(tiles.shape[0], size.after, dtype=torch.long, device=tiles.device)
         if size.has_lvtc:
             tiles = self.upsample(tiles)
-            return tiles if hr is None else tiles + hr.to(tiles.device, tiles.dtype), None
+            return tiles if hr is None else tiles + hr.to(tiles.device, tiles.dtype), later
         if not size.after:
-            return tiles[:, :0], None
+            return tiles[:, :0], later
         before, after = isqrt(size.before), isqrt(size.after)
         merged = rule(tiles, before // after, *([] if scores is None else [scores]))
         if isinstance(merged, torch.Tensor):
-            return merged, None
+            return merged, later
         line = torch.arange(after, device=tiles.device) * (before // after)
         return merged[0], merged[1] - (line[:, None] * before + line).flatten()
 
     def expand(
         self,
-        hidden_states: torch.Tensor,
-        row_map: RowMap,
+        rows: torch.Tensor,
+        moved: torch.Tensor,
         tokens: ImageTokens,
         stage: int,
         rule: MergeRule,
         scores: torch.Tensor | None = None,
-        moved: dict[int, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """(B, L, D) -> (B, L₂, D), the rows of a stage from those of the stage before it.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R₁, D) -> (R₂, D), the rows of all tiles in a stage from those in the stage before it.
 
         Args:
-            scores: (B, L), for rules that need them.
-            moved: gets what `resize` says of the places, by tile.
+            moved: (R₁,), how much later than the first of their blocks the rows stand.
+            scores: (R₁,), for rules that need them.
+
+        Returns:
+            The rows, and `moved` of them, (R₂,).
         """
-        boundaries, sizes = self.config.boundaries, tokens.sizes
-        rows = row_map.take_tiles(hidden_states)
-        of_rows = None if scores is None else row_map.take_tiles(scores.unsqueeze(-1)).squeeze(-1)  # [R₁]
-        if len(sizes) == 1:  # that all tiles have
-            size, shape = sizes[0], (len(tokens.counts), sizes[0].in_stages(boundaries)[stage - 1])
-            tiles = rows.unflatten(0, shape)
-            if size.boundary == boundaries[stage - 1]:
-                own = None if of_rows is None or size.has_lvtc else of_rows.unflatten(0, shape)
-                hr = tokens.hr if tokens.hr is None else take(tokens.hr, list(range(len(tokens.hr))))
-                tiles, later = self.resize(tiles, size, hr if size.has_lvtc else None, rule, own)
-                if moved is not None and later is not None:
-                    moved |= dict(enumerate(later))
-            return row_map.place(hidden_states.flatten(0, 1), tiles.flatten(0, 1))
-        counts = [size.in_stages(boundaries)[stage - 1] for size in sizes]
-        parts = list(rows.split(counts))
-        for size in dict.fromkeys(size for size in sizes if size.boundary == boundaries[stage - 1]):
-            index = [tile for tile, own in enumerate(sizes) if own == size]
-            hr = take(tokens.hr, index) if size.has_lvtc and tokens.hr is not None else None
-            of_size = None if of_rows is None or size.has_lvtc else take(list(of_rows.split(counts)), index)
-            resized, later = self.resize(take(parts, index), size, hr, rule, of_size)
-            if moved is not None and later is not None:
-                moved |= dict(zip(index, later, strict=True))
-            for tile, new in zip(index, resized, strict=True):
-                parts[tile] = new
-        return row_map.place(hidden_states.flatten(0, 1), flat(parts))
+        boundaries, index = self.config.boundaries, None
+        tiles, later = (tokens.split(own, stage - 1, boundaries) for own in (rows, moved))
+        of_tiles = None if scores is None else tokens.split(scores, stage - 1, boundaries)
+        for size in dict.fromkeys(size for size in tokens.sizes if size.boundary == boundaries[stage - 1]):
+            if len(tokens.sizes) > 1:
+                index = [tile for tile, own in enumerate(tokens.sizes) if own == size]
+            hr, own_scores = take(tokens.hr, index), take(of_tiles, index)
+            resized, places = self.resize(take(tiles, index), size, hr, rule, own_scores)
+            tiles, later = put(tiles, index, resized), put(later, index, places)
+        return flat(tiles), flat(later)
 
 
 @capture_outputs
@@ -197,9 +177,8 @@ def run_layers(
     image_tokens: ImageTokens | None,
     plan: Plan,
     masks: list[Masks],
-    layer_kwargs: dict,
     rule: MergeRule,
-    **output_flags,
+    **kwargs,
 ) -> BaseModelOutputWithPast:
     """Run the layers of Algorithm 1.
 
@@ -207,83 +186,56 @@ def run_layers(
         hidden_states: X (B, L, D), the text's embeddings and V_LR[0].
         image_tokens: what to add to the tiles; None if there are none, or none whose tokens change.
         masks: those of each stage, by attention type.
-        layer_kwargs: other arguments of all layers.
         rule: merges the tokens of tiles whose size shrinks.
-        output_flags: `output_hidden_states`, `output_attentions` and `output_router_logits`, for the decorator.
+        kwargs: other arguments of all layers, among them those that the decorator reads.
 
     Returns:
         `last_hidden_state` (B, L₂, D).
     """
-    types = attention_types(language_model.config)
-    adds = image_tokens is not None and len(image_tokens.lr) > 0
-    insertion_layers = lvtc.config.lvtc_config.insertion_layers if adds else []
-    scores, moved = None, {}  # type: ignore[var-annotated]
-    scored = scored_layers(rule, image_tokens)
+    types, maps, scores = attention_types(language_model.config), plan.row_maps, None
+    insertions, scored = [], set()  # type: ignore[var-annotated]
+    if image_tokens is not None:
+        tiles = maps[0].tiles
+        moved = hidden_states.new_zeros(tiles.shape, dtype=torch.long)
+        insertions = lvtc.config.lvtc_config.insertion_layers if image_tokens.lr else []
+        if rule in SCORED_RULES:
+            scored = {size.boundary for size in image_tokens.sizes if 0 < size.after < size.before}
     for stage, layers in enumerate(plan.split(range(len(types)))):
         layout = plan.layouts[stage]
         if stage and image_tokens is not None:
-            row_map, length = plan.row_maps[stage - 1], hidden_states.shape[:2].numel()
-            hidden_states = lvtc.expand(hidden_states, row_map, image_tokens, stage, rule, scores, moved)
-            if moved:
-                layout = _with_moved(layout, row_map, length, image_tokens, moved, plan.boundaries, stage)
-        inputs = layer_kwargs | _stage_inputs(language_model, lvtc, layout, stage, hidden_states)
+            rows, moved = lvtc.expand(take_rows(hidden_states, tiles), moved, image_tokens, stage, rule, scores)
+            text = (hidden_states if stage == 1 else maps[stage - 2].undo(hidden_states)).flatten(0, 1)
+            hidden_states, tiles = maps[stage - 1].place(text, rows), maps[stage - 1].tiles_to
+            scores = None
+            if rule in MOVING_RULES:
+                later = maps[stage - 1].place(moved.new_zeros(text.shape[:1]), moved)
+                layout = replace(layout, positions=layout.positions.to(later.device) + later)
+        inputs = kwargs | _stage_inputs(language_model, lvtc, layout, stage, hidden_states)
         for index in layers:
-            if image_tokens is not None and index in insertion_layers:
-                tokens = image_tokens.in_stage(insertion_layers.index(index), stage, plan.boundaries)  # [R, D]
-                hidden_states = plan.row_maps[stage].add_to_tiles(hidden_states, tokens)
+            if image_tokens is not None and index in insertions:
+                tokens = image_tokens.in_stage(insertions.index(index), stage, plan.boundaries)  # [R, D]
+                hidden_states = add_to_rows(hidden_states, tiles, tokens)
+            layer = language_model.layers[index]
             if index + 1 in scored:
-                scores = last_token_scores(
-                    language_model.layers[index], hidden_states, inputs, layout, plan.row_maps[stage]
-                )
+                visible = maps[stage - 1].is_token() if stage else maps[0].was_token()
+                scores = take_rows(last_token_scores(layer, hidden_states, inputs, layout, visible), tiles)
             mask = masks[stage][types[index]]
             padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
-            hidden_states = language_model.layers[index](hidden_states, **{**inputs, **padding})
+            hidden_states = layer(hidden_states, **{**inputs, **padding})
     return BaseModelOutputWithPast(last_hidden_state=language_model.norm(hidden_states))
-
-
-def scored_layers(rule: MergeRule, image_tokens: ImageTokens | None) -> set[int | None]:
-    """The boundaries at which a rule needs scores of the layer before."""
-    if rule not in SCORED_RULES or image_tokens is None:
-        return set()
-    return {size.boundary for size in image_tokens.sizes if 0 < size.after < size.before}
-
-
-def _with_moved(
-    layout: Layout,
-    row_map: RowMap,
-    length: int,
-    tokens: ImageTokens,
-    moved: dict[int, torch.Tensor],
-    boundaries: Sequence[int],
-    stage: int,
-) -> Layout:
-    """The layout with the positions of tiles' tokens that do not stand for blocks.
-
-    Args:
-        length: rows before the boundary, B·L.
-        moved: by tile, how much later each of its tokens stands than its block's first.
-    """
-    device = next(iter(moved.values())).device
-    counts = [size.in_stages(boundaries)[stage] for size in tokens.of_tiles]
-    none = torch.zeros(max(counts), dtype=torch.long, device=device)
-    later = torch.cat([moved.get(tile, none[:count]) for tile, count in enumerate(counts)])
-    return replace(
-        layout,
-        rotary_positions=layout.rotary_positions.to(device)  # type: ignore[union-attr]
-        + row_map.place(torch.zeros(length, dtype=torch.long, device=device), later),
-    )
 
 
 def _stage_inputs(
     language_model: LanguageModel, lvtc: LVTC, layout: Layout, stage: int, hidden_states: torch.Tensor
 ) -> dict:
     """What the layers of a stage are told of positions and samples."""
-    positions = layout.positions.to(hidden_states.device)
-    rotary = positions if layout.rotary_positions is None else layout.rotary_positions.to(positions.device)
+    positions = seen = layout.positions.to(hidden_states.device)
+    if is_flash_attention_requested(language_model.config):  # it would search them for samples in every layer
+        seen = layout.numbers if len(layout.bounds) < len(BOUNDS) else None
     rotary_emb = lvtc.rotary_embs[stage - 1] if stage else language_model.rotary_emb
     return {
-        "position_embeddings": rotary_emb(hidden_states, position_ids=rotary),
-        "position_ids": positions if layers_see_positions(language_model.config, layout) else None,
+        "position_embeddings": rotary_emb(hidden_states, position_ids=positions),
+        "position_ids": seen,
         **layout.bounds,
     }
 
@@ -319,14 +271,12 @@ def layerwise_forward(
         cache = DynamicCache(config=text)
     # The caller's cache, not a new one: given any cache, even an empty one, transformers ignores packed samples.
     masks = make_masks(text, plan, inputs_embeds, past_key_values)
-    layer_kwargs = {CACHE: cache, "use_cache": use_cache, **kwargs}
-    flags = ("output_attentions", "output_hidden_states", "output_router_logits")
-    output_flags = {name: kwargs[name] for name in flags if name in kwargs}
-    arguments = (language_model, lvtc, inputs_embeds, image_tokens, plan, masks, layer_kwargs, find_rule(merge_rule))
-    outputs = run_layers(*arguments, return_dict=True, **output_flags)
+    kwargs |= {CACHE: cache, "use_cache": use_cache, "return_dict": True}
+    rule = find_rule(merge_rule)
+    outputs = run_layers(language_model, lvtc, inputs_embeds, image_tokens, plan, masks, rule, **kwargs)
     setattr(outputs, CACHE, cache)
-    if plan.reads is not None:
-        outputs.last_hidden_state = plan.reads.undo(outputs.last_hidden_state)  # [B, L, D]
+    if plan.row_maps:
+        outputs.last_hidden_state = plan.row_maps[-1].undo(outputs.last_hidden_state)  # [B, L, D]
         if cache is not None and cache.layers:  # gradient checkpointing leaves a cache empty
-            remember_expansion(cache, plan.memories)
+            remember_expansion(cache, plan.memory)
     return outputs

@@ -6,6 +6,7 @@ the mask and positions of stage two, a later forward needs to know what the expa
 """
 
 import sys
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,58 +14,40 @@ from functools import lru_cache
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 
-from .layout import is_static
-
-
-def join_masks(like: torch.Tensor, *parts: tuple[torch.Tensor | None, int]) -> torch.Tensor | None:
-    """Join masks (B, columns), each given with its number of columns, to one of bool. None hides nothing.
-
-    Args:
-        like: (B, ...), for its length and device.
-    """
-    if all(mask is None for mask, _ in parts):
-        return None
-    masks = [like.new_ones(len(like), columns) if mask is None else mask for mask, columns in parts]
-    return torch.cat([mask.to(like.device, torch.bool) for mask in masks], dim=-1)
+from .layout import Rows, is_static
 
 
 @dataclass(frozen=True)
 class Memory:
-    """State of the cache layers of one of the later stages right after an expansion. Later columns are
-    text and the same in all stages.
+    """State of the cache layers of the later stages right after an expansion. Later columns are text and the same in
+    all stages.
 
     Args:
-        growth: (B, 1), tokens that each sample has gained, which is how far its positions are ahead when they are
-            counted anew.
-        shift: (B, 1), how far its rotary positions are ahead; less than `growth`, since some sizes keep their
-            positions.
-        mask: (B, `expanded_length`) bool, which columns of stage two may be attended to; None for all.
+        shift: (later stages, B, 1), how far each sample's positions are ahead of stage one's.
+        masks: for each of these stages, (B, columns that the expansion covers) bool, which may be attended to.
+        rows: what the masks hide: `WHOLE`, `PADDED_LEFT` or `PADDED`.
         length: columns of stage one that the expansion covers.
-        expanded_length: columns of stage two that it covers.
         trailing_text: columns at the end that are text in every sample, padding excluded, and can be cropped.
-        last_position: the highest position in stage two.
-        is_left_padded: whether `mask` hides columns at the left only.
+        last_position: the highest position in a later stage.
     """
 
-    growth: torch.Tensor
     shift: torch.Tensor
-    mask: torch.Tensor | None = None
+    masks: list[torch.Tensor]
+    rows: list[Rows]
     length: int = 0
-    expanded_length: int = 0
     trailing_text: int = 0
     last_position: int = -1
-    is_left_padded: bool = False
 
     @classmethod
-    def of_text(cls, batch: int, device: torch.device) -> "Memory":
-        """The memory of no expansion."""
-        return cls(*torch.zeros(2, batch, 1, dtype=torch.long, device=device))
+    def of_text(cls, stages: int, batch: int, device: torch.device) -> "Memory":
+        """The memory of no expansion, of that many later stages."""
+        shift = torch.zeros(stages, batch, 1, dtype=torch.long, device=device)
+        return cls(shift, [shift.new_ones(batch, 0, dtype=torch.bool)] * stages, [Rows.WHOLE] * stages)
 
     def select(self, indices: torch.Tensor) -> "Memory":
         """The memory of these samples, in their order."""
-        indices = indices.to(self.growth.device)
-        mask = None if self.mask is None else self.mask[indices]
-        return replace(self, growth=self.growth[indices], shift=self.shift[indices], mask=mask)
+        indices = indices.to(self.shift.device)
+        return replace(self, shift=self.shift[:, indices], masks=[mask[indices] for mask in self.masks])
 
     def crop(self, surplus: int) -> "Memory":
         """Forget the last `surplus` columns.
@@ -77,21 +60,18 @@ class Memory:
                 f"The cache can be cropped by at most {self.trailing_text} tokens of the prompt, back to its last "
                 f"image or padding, got {surplus}. To go back further, run the prompt again."
             )
-        names = ("length", "expanded_length", "trailing_text", "last_position")
-        mask = None if self.mask is None else self.mask[:, : self.expanded_length - surplus]
-        return replace(self, mask=mask, **{name: getattr(self, name) - surplus for name in names})
+        names = ("length", "trailing_text", "last_position")
+        masks = [mask[:, : mask.shape[1] - surplus] for mask in self.masks]
+        return replace(self, masks=masks, **{name: getattr(self, name) - surplus for name in names})
 
-    def extend_mask(self, attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
-        """Mask of stage two, from the caller's (B, `length`) mask of stage one.
-
-        Returns:
-            (B, `expanded_length` + later columns) bool, or None if everything may be attended to.
+    def extend_mask(self, index: int, attention_mask: torch.Tensor | None, columns: int) -> torch.Tensor:
+        """(B, columns that the expansion covers + later ones) bool of a later stage, from the caller's (B, `columns`)
+        mask of stage one; None hides nothing.
         """
-        later = None if attention_mask is None else attention_mask[:, self.length :]
-        return join_masks(self.growth, (self.mask, self.expanded_length), (later, length - self.length))
-
-
-Memories = tuple[Memory, ...]  # one for each boundary
+        mask = self.masks[index]
+        if attention_mask is None:
+            attention_mask = mask.new_ones(len(mask), columns)
+        return torch.cat([mask, attention_mask[:, self.length :].to(mask)], dim=1)
 
 
 class MemoryMixin(CacheLayerMixin):
@@ -103,7 +83,7 @@ class MemoryMixin(CacheLayerMixin):
     """
 
     layer_class: type[CacheLayerMixin]
-    expansion: Memories | None
+    expansion: Memory | None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """As in transformers, with the memory."""
@@ -119,12 +99,12 @@ class MemoryMixin(CacheLayerMixin):
         """As in transformers, with the memory."""
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.expansion is not None:
-            self.select_samples(torch.arange(len(self.expansion[0].growth)).repeat_interleave(repeats))
+            self.select_samples(torch.arange(self.expansion.shift.shape[1]).repeat_interleave(repeats))
 
     def select_samples(self, indices: torch.Tensor) -> None:
         """Keep the memory of these samples, in their order."""
         if self.expansion is not None:
-            self.expansion = tuple(memory.select(indices) for memory in self.expansion)
+            self.expansion = self.expansion.select(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """As in transformers, for a negative number of tokens.
@@ -139,8 +119,8 @@ class MemoryMixin(CacheLayerMixin):
                 "A length to keep is ambiguous: the stages have different lengths."
             )
         left = length + tokens_to_remove
-        if expansion is not None and left < expansion[0].length:
-            expansion = tuple(memory.crop(memory.length - left) for memory in expansion)
+        if expansion is not None and left < expansion.length:
+            expansion = expansion.crop(expansion.length - left)
         super().crop(tokens_to_remove)  # type: ignore[misc]
         self.expansion = expansion
 
@@ -164,33 +144,34 @@ def _restore_layer(layer_class: type, state: dict) -> MemoryMixin:
     return layer
 
 
-def remember_expansion(cache: Cache, memories: Memories | None) -> None:
-    """Store the memories in the cache's first layer, so that it travels with the cache."""
+def remember_expansion(cache: Cache, memory: Memory | None) -> None:
+    """Store the memory in the cache's first layer, so that it travels with the cache."""
     layer = cache.layers[0]
     if not isinstance(layer, MemoryMixin):
         layer_class: type = type(layer)
         layer = cache.layers[0] = _restore_layer(layer_class, vars(layer))
-    layer.expansion = memories
+    layer.expansion = memory
 
 
-def recall_expansion(cache: Cache | None, boundaries: Sequence[int]) -> Memories | None:
-    """The memories of a cache, one for each boundary; None if it has seen no images.
+def recall_expansion(cache: Cache | None, boundaries: Sequence[int]) -> Memory | None:
+    """The memory of a cache; None if it has seen no images.
 
     Raises:
         ValueError: if the lengths of two stages show that it has seen images, but the memory is lost.
     """
     if cache is None or not cache.layers:
         return None
-    memories = getattr(cache.layers[0], "expansion", None)
-    for boundary in boundaries if memories is None and len(cache.layers) > boundaries[-1] else ():
-        lengths = cache.get_seq_length(0), cache.get_seq_length(boundary)
-        if not is_static(cache) and lengths[0] != lengths[1]:
-            raise ValueError(
-                f"The cache holds {lengths[0]} tokens before LVTC's expansion and {lengths[1]} after it, but not "
-                "where its images are: it was built from another cache's keys and values. Pass the cache object "
-                "itself (it can be copied, pickled and reordered), or run the prompt again."
-            )
-    return memories
+    memory = getattr(cache.layers[0], "expansion", None)
+    if memory is None and not is_static(cache) and len(cache.layers) > boundaries[-1]:
+        length, *later = (cache.get_seq_length(layer) for layer in (0, *boundaries))
+        for other in later:
+            if other != length:
+                raise ValueError(
+                    f"The cache holds {length} tokens before LVTC's expansion and {other} after it, but not where its "
+                    "images are: it was built from another cache's keys and values. Pass the cache object itself (it "
+                    "can be copied, pickled and reordered), or run the prompt again."
+                )
+    return memory
 
 
 @dataclass
@@ -213,26 +194,27 @@ def allow_growth(cache: Cache, config, max_cache_len: int, expanded: ExpandedLen
         memory: that of a text, which a cache has even for a prompt without tiles, so that the same compiled decoding
             step serves all prompts.
     """
-    boundaries = config.boundaries
-    for layer in cache.layers[boundaries[0] :]:
-        layer.growth = max_cache_len, expanded  # type: ignore[union-attr]
-    ensure_capacity(cache, config, boundaries[0], 0, 0)
-    remember_expansion(cache, (memory,) * len(boundaries))
+    cache.growth = max_cache_len, expanded  # type: ignore[attr-defined]
+    ensure_capacity(cache, config, 0, [0] * len(memory.masks))
+    remember_expansion(cache, memory)
 
 
-def ensure_capacity(cache: Cache | None, config, start: int, length: int, expanded_length: int) -> None:
-    """Ensure that `expanded_length` columns fit into the layers from `start` on when stage one gets `length`.
+def ensure_capacity(cache: Cache | None, config, length: int, expanded_lengths: Sequence[int]) -> None:
+    """Ensure that the layers of each later stage have room for its `expanded_lengths` when stage one gets `length`.
 
     Raises:
         ValueError: if a static cache that the caller made is too short.
     """
-    for layer in [] if cache is None else cache.layers[start:]:
-        if not isinstance(layer, StaticLayer):
+    boundaries = config.boundaries
+    growth = getattr(cache, "growth", None)
+    for index, layer in enumerate([] if cache is None else cache.layers):
+        if index < boundaries[0] or not isinstance(layer, StaticLayer):
             continue
+        expanded_length = expanded_lengths[bisect(boundaries, index) - 1]
         # a sliding window fits any length
         window = config.text_config.sliding_window if layer.is_sliding else sys.maxsize
-        if hasattr(layer, "growth") and not layer.is_initialized:
-            max_cache_len, expanded = layer.growth
+        if growth is not None and not layer.is_initialized:
+            max_cache_len, expanded = growth
             expanded.longest = max(expanded.longest, max_cache_len + expanded_length - length)
             layer.max_cache_len = max(layer.max_cache_len, min(expanded.longest, window))
         needed = int(layer.get_seq_length()) + expanded_length

@@ -67,6 +67,6 @@ class LVTCGenerationMixin(GenerationMixin):
             *args, batch_size=batch_size, max_cache_len=max_cache_len, **kwargs
         )
         if self.model.lvtc is not None:
-            memory = Memory.of_text(batch_size, self.device)
+            memory = Memory.of_text(len(self.config.boundaries), batch_size, self.device)
             allow_growth(cache, self.config, max_cache_len, self._expanded_cache_length, memory)
         return cache

@@ -3,7 +3,7 @@
 layer.
 
 The caller sees stage one's columns. [`lay_out`] describes the prompt in all stages, a [`Layout`] each, and, if it has
-tiles, how a stage's rows become those of the next: a [`RowMap`]. Symbols as in `lvtc.py`.
+tiles, how stage one's rows become those of each later stage: a [`RowMap`]. Symbols as in `lvtc.py`; S later stages.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_internvlx import InternVLXConfig
 from .layout import Layout, Rows, is_empty, is_prefix, is_static, read_on_host, runs_without_mask
-from .lvtc_cache import Memories, Memory, ensure_capacity, join_masks, recall_expansion
+from .lvtc_cache import Memory, ensure_capacity, recall_expansion
 from .lvtc_rows import Columns, RowMap, map_rows, read_columns
 from .tile_sizes import TileSize
 
@@ -34,12 +34,12 @@ class Tiles:
     Args:
         placeholders: (B, L) bool, where their placeholders are.
         tokens: for each stage, (tiles,) tokens of every tile in it.
-        keeps: (tiles,) bool, which tiles' rows keep their positions instead of being counted anew; None for no tile.
+        keeps: (tiles,) bool, which tiles' rows keep their positions instead of being counted anew.
     """
 
     placeholders: torch.Tensor
     tokens: Sequence[torch.Tensor]
-    keeps: torch.Tensor | None = None
+    keeps: torch.Tensor
 
     @classmethod
     def of(cls, placeholders: torch.Tensor, sizes: Sequence[TileSize], boundaries: Sequence[int]) -> "Tiles":
@@ -51,8 +51,7 @@ class Tiles:
             return torch.tensor(values, device=placeholders.device)
 
         tokens = [each(own) for own in zip(*(size.in_stages(boundaries) for size in sizes), strict=True)]
-        keeps = [size.keeps_positions for size in sizes]
-        return cls(placeholders, tokens, each(keeps).bool() if any(keeps) else None)
+        return cls(placeholders, tokens, each([size.keeps_positions for size in sizes]).bool())
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,18 @@ class Plan:
     Args:
         boundaries: the layers before which a tile's number of tokens changes.
         layouts: the prompt in each stage, one more than boundaries.
-        row_maps: from each stage to the next; none without tiles.
-        reads: from stage one to the last; None without tiles.
-        memories: what the cache stores about all expansions so far, for each boundary.
+        row_maps: from stage one to each later stage; none without tiles.
+        memory: what the cache stores about all expansions so far.
     """
 
     boundaries: list[int]
     layouts: list[Layout]
     row_maps: list[RowMap]
-    reads: RowMap | None
-    memories: Memories | None
+    memory: Memory | None
 
     def split(self, layers: range) -> list[range]:
         """The layers of each stage."""
-        return [layers[a:b] for a, b in zip([0, *self.boundaries], [*self.boundaries, None], strict=True)]
+        return [layers[start:end] for start, end in pairwise([0, *self.boundaries, len(layers)])]
 
 
 def lay_out(
@@ -94,259 +91,184 @@ def lay_out(
             short.
     """
     boundaries = config.boundaries
-    memories = recall_expansion(cache, boundaries)
+    memory = recall_expansion(cache, boundaries)
     if tiles is not None:
-        return _expand(config, layout, tiles, cache, memories, pads_left)
+        batch, device = len(tiles.placeholders), tiles.placeholders.device
+        earlier = memory or Memory.of_text(len(boundaries), batch, device)
+        return _expand(config, layout, tiles, cache, earlier, pads_left)
     layouts = [layout] * (1 + len(boundaries))
-    if cache is not None and memories is not None:
-        layouts = _continue(config, layout, memories, cache)
-    return Plan(boundaries, layouts, [], None, memories)
+    if cache is not None and memory is not None:
+        layouts = _continue(config, layout, memory, cache)
+    return Plan(boundaries, layouts, [], memory)
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """A later stage in stage one's columns.
+class _Stages:
+    """The later stages in stage one's columns.
 
     Args:
-        columns: what they become.
-        growth, shift: (B, 1), as [`Memory`]'s, of this prompt alone.
-        positions, rotary: (B, L), those of text and of the first token of each tile.
-        bounds: of packed samples.
-        facts: scalars for the host.
+        columns: for each stage, what they become.
+        shift: (S, B, 1), as [`Memory`]'s.
+        positions: (S, B, L), of text and of the first token of each tile.
+        rows: (S, B, L + 1), rows that the columns before each become.
+        start: (S, B, L), the column of the first token of each one's sample.
+        facts: for the host.
     """
 
-    columns: Columns
-    growth: torch.Tensor
+    columns: list[Columns]
     shift: torch.Tensor
     positions: torch.Tensor
-    rotary: torch.Tensor
-    bounds: dict
+    rows: torch.Tensor
+    start: torch.Tensor
     facts: dict[str, torch.Tensor]
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """(S, B, L), the place in its sample of what each column becomes first."""
+        return self.rows[..., :-1] - self.rows.gather(-1, self.start)
 
 
 def _count_on(
-    layout: Layout, tiles: Tiles, columns: Columns, visible: torch.Tensor, starts: torch.Tensor, earlier: Memory
-) -> _Stage:
-    """Count the rows that stage one's columns become, beyond those of the memory `earlier`.
+    layout: Layout, tiles: Tiles, visible: torch.Tensor, is_start: torch.Tensor, earlier: torch.Tensor
+) -> _Stages:
+    """Count the rows that stage one's columns become.
 
     Args:
-        starts: (B, L), the column of the first token of each column's sample.
+        is_start: (B, L) bool, where samples begin, beside a row's first.
+        earlier: (S, B, 1), the shift of earlier expansions.
     """
-    gained = columns.width - visible.long()
-    keeps = None if tiles.keeps is None else tiles.placeholders & tiles.keeps[columns.tile]
-
-    def count(gained: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sums = F.pad(gained.cumsum(1), (1, 0))  # before each column
-        # Tiles of other samples packed into the row do not count.
-        return sums, layout.positions + before.to(sums.device) + sums[:, :-1] - sums.gather(1, starts)
-
-    sums, positions = count(gained, earlier.growth)
-    shifts, rotary = (sums, positions) if keeps is None else count(gained * ~keeps, earlier.shift)
-    last = torch.where(columns.width > 0, rotary + columns.width - 1, 0)
-    last = last if keeps is None else torch.where(keeps, rotary, last)
-    bounds = {
-        name: value + sums[0].to(value)[value.long()] for name, value in layout.bounds.items() if "cu_seq" in name
-    }
-    lengths = columns.width.sum(1)
+    columns = [read_columns(tiles.placeholders, visible, tiles.tokens[0], after) for after in tiles.tokens[1:]]
+    width = torch.stack([own.width for own in columns])
+    keeps = tiles.placeholders & tiles.keeps[columns[0].tile]
+    start = torch.where(is_start, torch.arange(visible.shape[1], device=visible.device), 0).cummax(1).values
+    rows, gained = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, (width - visible.long()) * ~keeps))
+    start = start.expand_as(width)
+    # Tiles of other samples packed into the row do not count.
+    positions = layout.positions + earlier + gained[..., :-1] - gained.gather(-1, start)
     facts = {
-        "shortest": lengths.min(),
-        "longest": lengths.max(),
-        "longest_sample": bounds.get("cu_seq_lens_q", sums[0]).to(sums.device).diff().max(),
-        "last_position": last.max(),
-        "tile_rows": columns.after.sum(),
+        "shortest": rows[..., -1].amin(1),
+        "longest": rows[..., -1].amax(1),
+        "last_position": (positions + torch.where(keeps, 0, width - 1)).max(),
     }
-    return _Stage(columns, sums[:, -1:], shifts[:, -1:], positions, rotary, bounds, facts)
+    stages = _Stages(columns, earlier + gained[..., -1:], positions, rows, start, facts)
+    if layout.bounds:
+        facts["longest_sample"] = (stages.numbers + width).amax((1, 2))
+    return stages
 
 
 def _expand(
-    config: InternVLXConfig,
-    layout: Layout,
-    tiles: Tiles,
-    cache: Cache | None,
-    memories: Memories | None,
-    pads_left: bool,
+    config: InternVLXConfig, layout: Layout, tiles: Tiles, cache: Cache | None, earlier: Memory, pads_left: bool
 ) -> Plan:
-    """The plan of a prompt with tiles. `memories` are those of earlier expansions on the cache."""
-    boundaries, placeholders = config.boundaries, tiles.placeholders
-    length, device, mask = placeholders.shape[1], placeholders.device, _require_2d(layout.mask)
-    earlier = memories or (Memory.of_text(len(placeholders), device),) * len(boundaries)
-    seen_mask = torch.ones_like(placeholders) if mask is None else mask.to(device, torch.bool)
+    """The plan of a prompt with tiles. `earlier` is the memory of expansions on the cache."""
+    placeholders, mask = tiles.placeholders, _require_2d(layout.mask)
+    (batch, length), device = placeholders.shape, placeholders.device
+    seen = 0 if cache is None else int(cache.get_seq_length())
+    seen_mask = placeholders.new_ones(batch, seen + length) if mask is None else mask.to(device, torch.bool)
     visible = seen_mask[:, -length:]
     is_start = F.pad(layout.positions.diff(dim=1) != 1, (1, 0)) & (mask is None)
-    starts = torch.where(is_start, torch.arange(length, device=device), 0).cummax(1).values
-    stages, before = [], tiles.tokens[0]
-    for memory, after in zip(earlier, tiles.tokens[1:], strict=True):
-        columns = read_columns(placeholders, visible, before, after)
-        stages.append(_count_on(layout, tiles, columns, visible, starts, memory))
-    place = stages[0].columns.place
+    stages = _count_on(layout, tiles, visible, is_start, earlier.shift.to(device))
     facts = read_on_host(
         trailing_text=(~placeholders & visible).flip(1).long().cumprod(1).sum(1).min(),
-        tile_rows=placeholders.sum(),
+        tile_rows=torch.stack([tokens.sum() for tokens in tiles.tokens]),
         is_packed=is_start.any(),
-        is_interrupted=(placeholders & (place > 0) & ~F.pad(placeholders[:, :-1], (1, 0))).any(),
-        is_padded=(~seen_mask).any(),
-        is_padded_left=is_prefix(~seen_mask),
+        is_interrupted=(placeholders & (stages.columns[0].place > 0) & ~F.pad(placeholders[:, :-1], (1, 0))).any(),
         is_padded_right=is_prefix(visible),
-        **{f"{name}_{i}": value for i, stage in enumerate(stages) for name, value in stage.facts.items()},
+        **_padding_facts(seen_mask),
+        **stages.facts,
     )
     if facts.is_interrupted:
         tokens = " or ".join(dict.fromkeys(str(size.before) for size in config.sizes))
         raise ValueError(
             f"The {tokens} image placeholders of a tile must be contiguous, but there is text between them."
         )
-    layouts, maps, after_it = [replace(layout, mask=mask)], [], []
-    for i, (stage, memory) in enumerate(zip(stages, earlier, strict=True)):
-        own = SimpleNamespace(**{name: getattr(facts, f"{name}_{i}") for name in stage.facts})
-        maps.append(map_rows(stage.columns, own.longest, (facts.tile_rows, own.tile_rows), pads_left))
-        _warn_about_positions(own.last_position, config)
-        ensure_capacity(cache, config, boundaries[i], length, own.longest)
-        added = maps[-1].is_token() if own.shortest < own.longest and not facts.is_packed else None
-        counted = (memory.growth.to(device) + stage.growth, memory.shift.to(device) + stage.shift)
-        after_it.append(
-            _remember(memory, cache, boundaries[i], seen_mask, length, added, counted, facts, own, pads_left)
-        )
-        layouts.append(_later_layout(layout, stage, maps[-1], tiles.keeps, after_it[-1].mask, own.longest_sample))
-    layouts = _with_masks(config, layouts, after_it, cache, facts, pads_left)
-    return Plan(boundaries, layouts, _chain(maps, tiles, pads_left), maps[-1], tuple(after_it))
+    _warn_about_positions(facts.last_position, config)
+    ensure_capacity(cache, config, length, facts.longest)
+    maps = [
+        map_rows(columns, longest, (facts.tile_rows[0], rows), pads_left)
+        for columns, longest, rows in zip(stages.columns, facts.longest, facts.tile_rows[1:], strict=True)
+    ]
+    ragged = [a < b and not facts.is_packed for a, b in zip(facts.shortest, facts.longest, strict=True)]
+    padded = Rows.PADDED_LEFT if pads_left and not seen else Rows.PADDED
+    memory = Memory(
+        stages.shift,
+        [
+            torch.cat([earlier.extend_mask(i, seen_mask[:, :seen], seen).to(device), row_map.is_token()], dim=1)
+            for i, row_map in enumerate(maps)
+        ],
+        [
+            padded if own or (facts.is_padded and seen) else before
+            for own, before in zip(ragged, earlier.rows, strict=True)
+        ],
+        seen + length,
+        facts.trailing_text if pads_left or not any(ragged) else 0,
+        facts.last_position,
+    )
+    first, later = _padding(facts), memory.rows
+    # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
+    if runs_without_mask(config.text_config) and is_empty(cache):
+        first = Rows.WHOLE if facts.is_padded_right else first
+        later = later if pads_left else [Rows.WHOLE] * len(later)
+    rows = [first, *later]
+    if is_flash_attention_requested(config.text_config) and is_static(cache):  # needs to know which columns are in use
+        rows = [Rows.MASKED if own is Rows.WHOLE else own for own in rows]
+    layouts = [replace(layout, rows=rows[0], numbers=layout.numbers if facts.is_packed else None)]
+    for i, row_map in enumerate(maps):
+        own = _later_layout(layout, tiles, stages, i, row_map, facts)
+        layouts.append(replace(own, rows=rows[1 + i], mask=memory.masks[i]))
+    return Plan(config.boundaries, layouts, maps, memory)
+
+
+def _padding_facts(mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What [`_padding`] reads of a mask (B, seen + L) bool."""
+    return {"is_padded": (~mask).any(), "is_padded_left": is_prefix(~mask)}
+
+
+def _padding(facts: SimpleNamespace) -> Rows:
+    """What rows with this mask hold."""
+    if not facts.is_padded:
+        return Rows.WHOLE
+    return Rows.PADDED_LEFT if facts.is_padded_left else Rows.PADDED
 
 
 def _later_layout(
-    layout: Layout, stage: _Stage, row_map: RowMap, keeps: torch.Tensor | None, mask: Any, longest_sample: int
+    layout: Layout, tiles: Tiles, stages: _Stages, index: int, row_map: RowMap, facts: SimpleNamespace
 ) -> Layout:
-    """A later stage's rows."""
-    positions, rotary, own = stage.positions.flatten(), stage.rotary.flatten(), layout.positions.flatten()
-    firsts, places, rotary_positions = row_map.firsts, row_map.places, None
-    if keeps is not None:
-        kept = own[row_map.parents] + (rotary - own)[firsts]
-        is_kept = keeps[stage.columns.tile.flatten()[firsts]]
-        rotary_positions = row_map.place(rotary, torch.where(is_kept, kept, rotary[firsts] + places))
-    return Layout(
-        Rows.WHOLE,
-        row_map.place(positions, positions[firsts] + places),
-        mask,
-        stage.bounds | {name: longest_sample for name in layout.bounds if name.startswith("max_length")},
-        rotary_positions,
-    )
+    """The rows of a later stage, without padding."""
+    own, positions = layout.positions.flatten(), stages.positions[index].flatten()
+    firsts, places, tile = row_map.firsts, row_map.places, stages.columns[index].tile.flatten()
+    later = torch.where(tiles.keeps[tile[firsts]], own[row_map.parents] - own[firsts], places)
+    bounds = {
+        name: stages.rows[index, 0].to(bound)[bound.long()] if "cu_seq" in name else facts.longest_sample[index]
+        for name, bound in layout.bounds.items()
+    }
+    numbers = None
+    if facts.is_packed:
+        first_numbers = stages.numbers[index].flatten()
+        numbers = row_map.place(first_numbers, first_numbers[firsts] + places)
+    return Layout(Rows.WHOLE, row_map.place(positions, positions[firsts] + later), None, bounds, numbers)
 
 
-def _chain(maps: list[RowMap], tiles: Tiles, pads_left: bool) -> list[RowMap]:
-    """Turn the maps from stage one to each later stage into those from each stage to the next."""
-    chained = maps[:1]
-    for i, (here, there) in enumerate(pairwise(maps), start=1):
-        is_text = torch.zeros_like(tiles.placeholders).flatten()
-        placeholders = here.place(is_text, torch.ones_like(here.firsts, dtype=torch.bool))
-        columns = read_columns(placeholders, here.is_token(), *tiles.tokens[i : i + 2])
-        chained.append(map_rows(columns, there.shape[1], (len(here.firsts), len(there.firsts)), pads_left))
-    return chained
-
-
-def _remember(
-    earlier: Memory,
-    cache: Cache | None,
-    boundary: int,
-    seen_mask: torch.Tensor,
-    length: int,
-    added: torch.Tensor | None,
-    counted: tuple[torch.Tensor, torch.Tensor],
-    facts: SimpleNamespace,
-    own: SimpleNamespace,
-    pads_left: bool,
-) -> Memory:
-    """The memory of a boundary after this expansion.
-
-    Args:
-        seen_mask: (B, seen + L) bool, the caller's.
-        length: L.
-        added: (B, L₂) bool, what may be attended to of the columns that this forward adds to the stage; None for all.
-        counted: `growth` and `shift` so far.
-        facts, own: of the prompt, and of it in the stage.
-    """
-    seen, expanded_seen = 0, 0
-    if cache is not None:
-        seen, expanded_seen = (int(cache.get_seq_length(layer)) for layer in (0, boundary))
-    past = earlier.extend_mask(seen_mask[:, :seen] if facts.is_padded and seen else None, seen)
-    is_left_padded = earlier.is_left_padded and not facts.is_padded and added is None
-    return Memory(
-        *counted,
-        join_masks(counted[0], (past, expanded_seen), (added, own.longest)),
-        length=seen + length,
-        expanded_length=expanded_seen + own.longest,
-        trailing_text=facts.trailing_text if pads_left or added is None else 0,
-        last_position=own.last_position,
-        is_left_padded=is_left_padded or (pads_left and not expanded_seen),
-    )
-
-
-def _with_masks(
-    config: InternVLXConfig,
-    layouts: list[Layout],
-    memories: list[Memory],
-    cache: Cache | None,
-    facts: SimpleNamespace,
-    pads_left: bool,
-) -> list[Layout]:
-    """All stages, with the masks that attention needs."""
-    unhidden: bool | None = False
-    first, *later = layouts
-    if first.mask is not None and is_flash_attention_requested(config.text_config) and is_static(cache):
-        # flash attention needs a mask to know which columns of the cache are in use
-        unhidden = None
-    # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
-    causal_is_enough = runs_without_mask(config.text_config) and is_empty(cache)
-    hides = facts.is_padded and not (causal_is_enough and facts.is_padded_right)
-    masked = [_with_mask(first, first.mask, hides or unhidden, facts.is_padded_left, facts.is_packed)]
-    for layout, memory in zip(later, memories, strict=True):
-        mask = memory.mask
-        if unhidden is None and mask is None:
-            mask = torch.ones_like(layout.positions, dtype=torch.bool)
-        hides_later = memory.mask is not None and (pads_left or not causal_is_enough)
-        masked.append(_with_mask(layout, mask, hides_later or unhidden, memory.is_left_padded, facts.is_packed))
-    return masked
-
-
-def _with_mask(layout: Layout, mask: Any, hides: bool | None, is_left: Any, is_packed: Any = False) -> Layout:
-    """The layout with its mask, unless it is known to hide nothing. `hides` is None if that is not known."""
-    if hides is None:
-        rows = Rows.MASKED
-    elif hides:
-        rows = Rows.PADDED_LEFT if is_left else Rows.PADDED
-    else:
-        rows, mask = Rows.PACKED if is_packed else Rows.WHOLE, None
-    return replace(layout, rows=rows, mask=mask)
-
-
-def _continue(config: InternVLXConfig, layout: Layout, memories: Memories, cache: Cache) -> list[Layout]:
+def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Cache) -> list[Layout]:
     """A text prompt in all stages, after tiles that the cache has seen."""
-    mask, columns, length = layout.mask, cache.get_seq_length(), memories[0].length
+    mask, columns = layout.mask, cache.get_seq_length()
     if isinstance(columns, torch.Tensor):  # of a static cache, which returns all its columns
         columns = cache.get_max_length(0)
     else:
         columns += layout.positions.shape[1]
-        _warn_about_positions(max(memory.last_position for memory in memories) + columns - length, config)
-    hides = is_left = later = None
-    if mask is None:
-        hides = later = False
-    elif runs_without_mask(config.text_config) and not (
-        isinstance(mask, dict) or is_static(cache) or is_tracing(mask)
-    ):
-        hidden = ~mask.bool()
-        flags = read_on_host(any=hidden.any(), later=hidden[:, length:].any(), left=is_prefix(hidden))
-        hides, later, is_left = flags.any, flags.later, flags.left
-    layouts = [_with_mask(layout, mask, hides, is_left)]
-    lvtc = config.lvtc_config
-    keeps = config.merge_layer is not None or (lvtc is not None and lvtc.expanded_positions == "kept")
-    for memory in memories:
-        stage_mask = mask if isinstance(mask, dict) else memory.extend_mask(_require_2d(mask), columns)
-        stage = replace(
-            layout,
-            positions=layout.positions + memory.growth.to(layout.positions.device),
-            rotary_positions=layout.positions + memory.shift.to(layout.positions.device) if keeps else None,
-        )
-        hides_later = is_left_later = None
-        if later is not None:  # else nothing of the memory is read that would recompile a decoding step
-            hides_later = later or memory.mask is not None
-            is_left_later = memory.is_left_padded and not later
-        layouts.append(_with_mask(stage, stage_mask, hides_later, is_left_later))
+        _warn_about_positions(memory.last_position + columns - memory.length, config)
+    first, later = layout.rows, memory.rows
+    if mask is not None:
+        later = [Rows.MASKED] * len(later)
+        is_read = isinstance(mask, torch.Tensor) and not (is_static(cache) or is_tracing(mask))
+        if is_read and runs_without_mask(config.text_config):
+            visible = mask.bool()
+            facts = read_on_host(later=(~visible[:, memory.length :]).any(), **_padding_facts(visible))
+            first, later = _padding(facts), [Rows.PADDED] * len(later) if facts.later else memory.rows
+    layouts, positions = [replace(layout, rows=first)], layout.positions + memory.shift.to(layout.positions.device)
+    for i, rows in enumerate(later):
+        if rows is not Rows.WHOLE and not isinstance(mask, dict):
+            layout = replace(layout, mask=memory.extend_mask(i, _require_2d(mask), columns))
+        layouts.append(replace(layout, rows=rows, positions=positions[i]))
     return layouts
 
 

@@ -9,7 +9,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_internvlx import InternVLXConfig
-from .layout import BOUNDS, Layout, Masks, Rows, is_static, read_layout
+from .layout import Layout, Masks, Rows, is_static, read_layout
 from .lvtc_layout import Plan, lay_out
 from .outputs import CACHE
 
@@ -50,21 +50,13 @@ def stage_masks(
     arguments = {
         "config": text_config,
         "inputs_embeds": inputs_embeds.new_empty(*layout.positions.shape, 0),
-        "attention_mask": mask,
-        "position_ids": layout.positions if layout.rows is Rows.PACKED else None,
+        "attention_mask": None if layout.rows is Rows.WHOLE else mask,
+        "position_ids": layout.numbers,
         CACHE: cache,
     }
     if is_padded:  # known, so that transformers need not wait for the device to find out
         arguments["allow_is_causal_skip"] = False
     return {kind: MASK_FUNCTIONS[kind](layer_idx=layer, **arguments) for kind, layer in first.items()}
-
-
-def layers_see_positions(text_config: PretrainedConfig, layout: Layout) -> bool:
-    """False if the samples are known, so that flash attention need not search the positions for them in every
-    layer.
-    """
-    may_be_packed = layout.rows is Rows.PACKED and len(layout.bounds) < len(BOUNDS)
-    return may_be_packed or not is_flash_attention_requested(text_config)
 
 
 def _padding_mask(layer: int, layout: Layout, cache: Cache | None) -> torch.Tensor:
@@ -81,13 +73,12 @@ def _padding_bounds(layer: int, layout: Layout, cache: Cache | None) -> dict:
     With a mask, every layer would wait twice for the device and copy keys and values without the padding.
     """
     mask = _padding_mask(layer, layout, cache)
-    (batch, columns), queries = mask.shape, layout.positions.shape[1]
+    columns, queries = mask.shape[1], layout.positions.shape[1]
     hidden = columns - mask.sum(1)
-    row = torch.arange(batch, device=mask.device)
     bounds: dict[str, torch.Tensor | int] = {}
     for side, length, padding in (("q", queries, (hidden - columns + queries).clamp(min=0)), ("k", columns, hidden)):
-        starts = torch.stack([row * length, row * length + padding], dim=1).flatten()
-        bounds[f"cu_seq_lens_{side}"] = F.pad(starts, (0, 1), value=batch * length).int()
+        lengths = torch.stack([padding, length - padding], dim=1).flatten()
+        bounds[f"cu_seq_lens_{side}"] = F.pad(lengths.cumsum(0), (1, 0)).int()
         bounds[f"max_length_{side}"] = length
     return bounds
 

@@ -9,6 +9,7 @@ after the boundary.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,6 @@ class RowMap:
     read_from: torch.Tensor  # (B·L,) row after that each row before reads at the end
     shape: tuple[int, int]  # B, L₂
 
-    def add_to_tiles(self, hidden_states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) before the boundary plus (R₁, D) -> (B, L, D)."""
-        rows = hidden_states.flatten(0, 1)
-        return rows.index_add(0, self.tiles.to(rows.device), tokens.to(rows.device, rows.dtype)).view_as(hidden_states)
-
-    def take_tiles(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) before the boundary -> (R₁, D)."""
-        return hidden_states.flatten(0, 1)[self.tiles.to(hidden_states.device)]
-
     def place(self, rows: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
         """(B·L, ...) rows before the boundary and (R₂, ...) of tiles after it -> (B, L₂, ...), zero for padding."""
         placed = rows.new_zeros(self.shape[0] * self.shape[1] + 1, *rows.shape[1:])
@@ -94,6 +86,19 @@ class RowMap:
         """
         read_from = self.read_from.to(hidden_states.device)
         return hidden_states.flatten(0, 1)[read_from].unflatten(0, (len(hidden_states), -1))
+
+
+def take_rows(hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(B, L, ...) -> (R, ...), those rows; any other row for one that does not exist."""
+    flat = hidden_states.flatten(0, 1)
+    return flat[rows.to(flat.device).clamp(max=flat.shape[0] - 1)]
+
+
+def add_to_rows(hidden_states: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, L, D) plus (R, D) at those rows that exist."""
+    flat = F.pad(hidden_states.flatten(0, 1), (0, 0, 0, 1))
+    added = flat.index_add(0, rows.to(flat.device), tokens.to(flat.device, flat.dtype))
+    return added[:-1].view_as(hidden_states)
 
 
 def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_left: bool = False) -> RowMap:
@@ -120,10 +125,11 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
     first = (before.cumsum(0) - before)[tile]
     places = torch.arange(tile_rows[1], device=device) - (after.cumsum(0) - after)[tile]
     tiles_to = starts_or_nowhere.flatten()[tiles[first]] + places
-    side, side_after = (sizes.float().sqrt().round().long() for sizes in (before, after))
-    m, n = side[tile], side_after[tile]
+    sides = torch.stack([before, after]).float().sqrt().round().long()
+    m, n = sides[:, tile]
     parents = tiles[first + places // n * m // n * m + places % n * m // n]
-    m, n = side[columns.tile].clamp(min=1), side_after[columns.tile]
+    m, n = sides[:, columns.tile]
+    m = m.clamp(min=1)
     last_row, last_column = (((line + 1) * n - 1) // m for line in (columns.place // m, columns.place % m))
     # rows after a tile's first placeholder start where the tile ends
     last = last_row * n + last_column - after[columns.tile] * (columns.place > 0)

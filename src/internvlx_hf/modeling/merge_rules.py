@@ -4,7 +4,8 @@
 
 A rule is a function of (tiles, N₁², D) tokens in raster order and the side s of a block: it returns (tiles, (N₁ / s)²,
 D). One that does not merge blocks also returns their places, (tiles, (N₁ / s)²) in ascending order: the numbers of the
-tokens whose positions they keep. A rule of `SCORED_RULES` also gets (tiles, N₁²) scores, see `merge_scores.py`. To add
+tokens whose positions they keep; it stands in `MOVING_RULES`, too. A rule of `SCORED_RULES` also gets (tiles, N₁²)
+scores, see `merge_scores.py`. To add
 a rule, write a file with a function, and add it here and to the test's cases.
 """
 
@@ -30,6 +31,7 @@ MERGE_RULES: dict[str, MergeRule] = {
     "tome": merge_similar,
 }
 SCORED_RULES = (keep_attended,)
+MOVING_RULES = (keep_attended, merge_similar)
 
 
 def find_rule(name: str) -> MergeRule:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layout import Layout, Rows
-from .lvtc_rows import RowMap
+from .layout import Layout
 from .outputs import CACHE
 
 
@@ -32,25 +31,26 @@ class _OneRow:
 
 @torch.no_grad()
 def last_token_scores(
-    layer: Any, hidden_states: torch.Tensor, inputs: dict, layout: Layout, row_map: RowMap
+    layer: Any, hidden_states: torch.Tensor, inputs: dict, layout: Layout, visible: torch.Tensor
 ) -> torch.Tensor:
     """(B, L), the attention that each row of (B, L, D) gets from the last token of its sample, the mean over the
     layer's heads.
 
     Args:
         inputs: `position_embeddings`, as the layer gets them.
-        layout, row_map: the rows, and their map to the next stage.
+        layout: the rows.
+        visible: (B, L) bool, which of them are no padding.
 
     Raises:
         ValueError: if rows are packed, or the layer's attention does not show its weights.
     """
-    if layout.rows is Rows.PACKED or layout.bounds:
+    if layout.numbers is not None or layout.bounds:
         raise ValueError(
             "`merge_rule`='fastv' needs one prompt per row, got packed samples. Pass a batch, or use 'mean'."
         )
     attention = _with_weights(layer.self_attn)
     rows, (cos, sin) = layer.input_layernorm(hidden_states), inputs["position_embeddings"]
-    visible = row_map.was_token().to(rows.device)
+    visible = visible.to(rows.device)
     last = (visible * torch.arange(1, visible.shape[1] + 1, device=visible.device)).argmax(1)[:, None, None]
     try:
         attention(rows, position_embeddings=(cos, sin), attention_mask=None, **{CACHE: _OneRow()})

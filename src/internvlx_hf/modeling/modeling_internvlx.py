@@ -177,7 +177,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
             sizes: the tiles'; None for the only one.
         """
         if sizes is None:
-            later = [] if self.lvtc is None else self.lvtc.project(features, layers, None)
+            later = [] if self.lvtc is None else self.lvtc.project(features, layers, self.config.sizes)
             return project(self.multi_modal_projector, features, layers), later
         config, tiles = self.config, len(sizes)
         others: list[TileSize] = []

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -74,12 +75,24 @@ class ImageTokens:
             [own if len(own) else own.new_zeros(n, own.shape[1]) for own, n in zip(tokens, rows, strict=True)]
         )
 
+    def split(self, rows: torch.Tensor, stage: int, boundaries: Sequence[int]) -> Tokens:
+        """(R, ...) rows of all tiles in a stage -> those of each."""
+        counts = [size.in_stages(boundaries)[stage] for size in self.sizes]
+        return rows.unflatten(0, (len(self.counts), counts[0])) if len(counts) == 1 else list(rows.split(counts))
 
-def take(tokens: Tokens, tiles: list[int]) -> torch.Tensor:
-    """(tiles, N², D), the tokens of some tiles, which must have as many each."""
-    if len(tiles) == len(tokens) and isinstance(tokens, torch.Tensor):
+
+def take(tokens: Tokens | None, tiles: list[int] | None) -> Any:
+    """(tiles, N², D), the tokens of some tiles, which must have as many each; None for all tiles."""
+    if tokens is None or (tiles is None and isinstance(tokens, torch.Tensor)):
         return tokens
-    return torch.stack([tokens[tile] for tile in tiles])
+    return torch.stack(list(tokens) if tiles is None else [tokens[tile] for tile in tiles])
+
+
+def put(tokens: Tokens, tiles: list[int] | None, new: torch.Tensor) -> Tokens:
+    """The tokens with `new` ones, (tiles, N², D), for some tiles; None for all tiles."""
+    if tiles is None:
+        return new
+    return [dict(zip(tiles, new, strict=True)).get(tile, own) for tile, own in enumerate(tokens)]
 
 
 def of_one_size(tokens: Tokens) -> Tokens:

@@ -187,10 +187,12 @@ class InternVLXForVLLM(nn.Module, SupportsMultiModal, SupportsMRoPE, SupportsLoR
             hidden_states[maps[0].tiles] = tiles.tokens.rows
         for stage, (start, end) in enumerate(self._stage_layers()):
             if stage and tiles is not None:
-                expanded = self.vision.lvtc.expand(  # type: ignore[union-attr]
-                    hidden_states[None], maps[stage - 1], tiles.tokens, stage, merge_mean
+                row_map = maps[stage - 1]
+                places = torch.zeros_like(row_map.tiles)
+                expanded, _ = self.vision.lvtc.expand(  # type: ignore[union-attr]
+                    hidden_states[row_map.tiles], places, tiles.tokens, stage, merge_mean
                 )
-                hidden_states = expanded[0]
+                hidden_states = row_map.place(hidden_states, expanded)[0]
             if len(hidden_states):  # a step may have nothing but dropped tokens
                 with stage_attention(self.layer_names[stage], rows[stage]):
                     added = self._added(tiles, maps, stage)
