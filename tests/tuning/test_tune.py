@@ -12,6 +12,7 @@ from image_cases import random_image
 from internvlx_hf import InternVLXProcessor
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.tuning import tune
+from internvlx_hf.tuning.page import draw
 from json_files import json_of, lines_of
 from refusals import refused
 from tiny import save_tiny, tiny_model, tiny_processor
@@ -60,6 +61,8 @@ def test_nothing_to_save_is_an_answer(oracle, photos, tmp_path):
     assert "every cheaper setting changed the answers about more than 1 of the 10 images" in report.sentences[0]
     assert report.sentences[1].startswith("training")
     assert all(row.same == 0 for row in report.rows[1:])
+    labels = [text.get_text() for text in draw(report).axes[0].texts]
+    assert {"keep 0.9", "the model's own", "max_patches=1"} <= {*labels}
 
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["read in every layer", "not read in the last"])
