@@ -3,10 +3,10 @@
 `python benchmarks/tune/replay.py OUT` tunes them.
 
     fixed    learns to read the three kinds of pages in the demo's own tiles, "edge" and at most 6
-    varied   goes on from there with "edge" or "area" and at most 1, 3 or 6 tiles
+    varied   goes on from there with a thumbnail of the page behind its tiles, "edge" or "area" and at most 1, 3 or 6 tiles
     dial-K   is "fixed" that offers the sizes 16, 16:4 and 16:0, whose tiles have 16 tokens before layer K and 4 or none from it on
 
-All read 16 tokens of a tile in all layers, without LVTC and without a thumbnail, so that no tile shows what others show.
+All read 16 tokens of a tile in all layers, without LVTC. Only "varied" has thumbnails: the others have to read their tiles.
 """
 
 import argparse
@@ -23,24 +23,23 @@ from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration, Int
 from internvlx_hf.conversion import ConversionOptions, convert_checkpoint
 
 QUESTION = "Transcribe this page."
-VARIED_SLICING, VARIED_TILES = ("edge", "area"), (1, 3, 6)
-BATCH = 16
+VARIED_SLICING, VARIED_TILES = ("edge", "area"), (1, 1, 1, 3, 6)
+BATCH, LEARNING_RATE = 16, 1e-3
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A model's training: steps, the first of them on full pages, learning rate, whether slicing and tile limit vary, and the
-    model that it starts from.
+    """A model's training: steps, the first of them on full pages, whether slicing and tile limit vary and a thumbnail follows the
+    tiles, and the model that it starts from.
     """
 
     steps: int
-    full: int = 0
-    rate: float = 7e-4
+    full: int
     varies: bool = False
     start: str | None = None
 
 
-LESSONS = {"fixed": Lesson(700, full=400, rate=1e-3), "varied": Lesson(300, varies=True, start="fixed")}
+LESSONS = {"fixed": Lesson(700, full=400), "varied": Lesson(450, full=200, varies=True, start="fixed")}
 
 BOUNDARIES = {f"dial-{layer}": layer for layer in (1, 2, 3)}
 SIZES = ["16", "16:4", "16:0"]
@@ -53,7 +52,8 @@ def batch(lesson: Lesson, step: int) -> tuple[list, dict]:
     kind = KINDS[rng.integers(len(KINDS))]
     numbers = range(10_000_000 * lesson.varies + step * BATCH, 10_000_000 * lesson.varies + (step + 1) * BATCH)
     if step < lesson.full:
-        pages = [draw_full(number, repeated=0.8 - 1.3 * step / lesson.full) for number in numbers]
+        repeated = 0 if lesson.start else 0.8 - 1.3 * step / lesson.full
+        pages = [draw_full(number, repeated) for number in numbers]
     else:
         pages = [draw(kind, "train", number) for number in numbers]
     settings = {}
@@ -74,7 +74,7 @@ def conversation(image, answer: str) -> list[dict]:
 
 
 def without_lvtc(demo: Path) -> tuple[InternVLXForConditionalGeneration, InternVLXProcessor]:
-    """The demo's model with the projector of its later layers in all layers, without thumbnails."""
+    """The demo's model with the projector of its later layers in all layers."""
     config = InternVLXConfig.from_pretrained(demo)
     config.downsample_ratio, config.lvtc_config = config.lvtc_config.downsample_ratio, None
     model = InternVLXForConditionalGeneration(config)
@@ -86,7 +86,6 @@ def without_lvtc(demo: Path) -> tuple[InternVLXForConditionalGeneration, InternV
     }
     model.load_state_dict({name: weights.get(name) for name in model.state_dict()} | of_projector)
     processor = InternVLXProcessor.from_pretrained(demo, image_seq_length=config.image_seq_length)
-    processor.image_processor.use_thumbnail = False
     return model, processor
 
 
@@ -98,8 +97,9 @@ def train(name: str, out: Path, demo: Path) -> None:
     else:
         model = InternVLXForConditionalGeneration.from_pretrained(out / lesson.start)
         processor = InternVLXProcessor.from_pretrained(out / lesson.start)
+    processor.image_processor.use_thumbnail = lesson.varies
     set_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     warm, decay = lesson.steps // 20, int(0.4 * lesson.steps)
     schedule = get_wsd_schedule(optimizer, warm, decay, num_training_steps=lesson.steps)
     model.train()

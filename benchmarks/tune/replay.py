@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from kinds_of_pages import KINDS, draw
-from models import MODELS, QUESTION
+from models import LESSONS, MODELS, QUESTION
 
 from internvlx_hf.chat.answers import model_settings
 from internvlx_hf.chat.loading import load_answerer
@@ -30,6 +30,7 @@ from internvlx_hf.tuning.settings import OWN, Costs, named
 
 RESULTS = Path(__file__).parents[1] / "results/tune"
 PLANS = ((24, 0.98), (120, 0.9), (298, 0.75), (298, 0.9), (298, 0.98), (598, 0.98))
+DIAL_PLANS = ((298, 0.9), (298, 0.98))
 BATCH, NEW_TOKENS, SEED, TWICE = 16, 16, 0, 8
 cached_bound = cache(lower_bound)
 
@@ -134,11 +135,11 @@ class Pool:
         }
 
 
-def results(folder: Path, pages: int, draws: int) -> Iterator[dict]:
-    for name, kind in itertools.product(MODELS, KINDS):
+def results(folder: Path, models: list[str], pages: int, draws: int) -> Iterator[dict]:
+    for name, kind in itertools.product(models, KINDS):
         pool = Pool(folder / name, kind, pages)
         about = {"model": name, "kind": kind, "pages": len(pool.items), "accuracy": pool.accuracy, "noise": pool.noise}
-        replayed = [pool.replay(count, keep, draws) for count, keep in PLANS]
+        replayed = [pool.replay(count, keep, draws) for count, keep in (PLANS if name in LESSONS else DIAL_PLANS)]
         for each in replayed:
             row = about | {"could_save": pool.most_saved(each["keep"])} | each
             print(json.dumps(row), flush=True)
@@ -203,10 +204,17 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=120, help="pages of each kind (default: 120)")
     parser.add_argument("--draws", type=int, default=2000, help="draws of images (default: 2000)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of replay.json and README.md")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=MODELS, help="keep the others' rows (default: all)"
+    )
     options = parser.parse_args()
-    rows = list(results(options.out, options.pages, options.draws))
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "replay.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    file = options.results / "replay.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    rows = [row for row in kept if row["model"] in MODELS and row["model"] not in options.models]
+    rows += results(options.out, options.models, options.pages, options.draws)
+    rows.sort(key=lambda row: MODELS.index(row["model"]))
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     page = PAGE.format(pages=options.pages, draws=options.draws, twice=TWICE, table=as_table(rows))
     (options.results / "README.md").write_text(page, encoding="utf-8")
 
