@@ -130,6 +130,7 @@ def test_a_killed_run_goes_on_where_it_was(oracle, photos, tmp_path):
     assert 0 < oracle.asked < needed
     with (tmp_path / "out/answers.jsonl").open("a") as file:
         file.write('{"key": "half a li')  # killed while a line was written
+    (tmp_path / "out/.tune.part.png").touch()  # or while the picture was
     oracle.stop_after = None
     resumed = quietly([folder], keep=0.9, out=tmp_path / "out")
     assert oracle.asked == needed

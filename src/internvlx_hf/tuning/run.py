@@ -271,11 +271,14 @@ def training_hint(costs: Costs) -> str:
 
 
 def _output_folder(folder: Path) -> Path:
-    """Raises: FileExistsError: if the folder holds anything but an earlier tuning."""
+    """Raises: FileExistsError: if the folder holds anything but an earlier tuning and hidden files, such as a part of a
+    report whose writing was stopped.
+    """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder for the report.")
     known = {ANSWERS, REPORT, PAGE, PICTURE}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = sorted(name for name in names if name not in known and not name.startswith("."))
     if others:
         raise FileExistsError(
             f"{folder} holds something else: {', '.join(others[:5])}. Choose an empty or new folder with --out."
