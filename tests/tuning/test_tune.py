@@ -61,8 +61,11 @@ def test_nothing_to_save_is_an_answer(oracle, photos, tmp_path):
     assert "every cheaper setting changed the answers about more than 1 of the 10 images" in report.sentences[0]
     assert report.sentences[1].startswith("training")
     assert all(row.same == 0 for row in report.rows[1:])
-    labels = [text.get_text() for text in draw(report).axes[0].texts]
-    assert {"keep 0.9", "the model's own", "max_patches=1"} <= {*labels}
+    figure = draw(report)
+    figure.draw_without_rendering()
+    labels = figure.axes[0].texts
+    assert {"keep 0.9", "the model's own", "slicing=edge"} <= {label.get_text() for label in labels}
+    assert min(label.get_window_extent().y0 for label in labels) > figure.axes[0].get_window_extent().y0
 
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["read in every layer", "not read in the last"])

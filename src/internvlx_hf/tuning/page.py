@@ -50,7 +50,7 @@ def draw(report: TuneReport) -> Figure:
     axes.set(
         xlabel=f"work before the first token, % of {scaled(own, FLOP_UNITS)}", ylabel="answers that stayed the same, %"
     )
-    axes.set(xlim=(0, 118), ylim=(-3, 104), title=printable(report.verdict))
+    axes.set(xlim=(0, 118), ylim=(-8, 104), title=printable(report.verdict))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
