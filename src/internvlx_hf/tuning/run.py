@@ -271,8 +271,10 @@ def training_hint(costs: Costs) -> str:
 
 
 def _output_folder(folder: Path) -> Path:
-    """Raises: FileExistsError: if the folder holds anything but an earlier tuning and hidden files, such as the part of
-    a report whose writing was stopped.
+    """Hidden files, such as the part of a report whose writing was stopped, are left alone.
+
+    Raises:
+        FileExistsError: if the folder holds anything else but an earlier tuning.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder for the report.")
