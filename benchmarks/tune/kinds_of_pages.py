@@ -1,4 +1,8 @@
-"""Three kinds of pages of digits in the demo's cells: with margins, printed documents, and pages of which half is empty."""
+"""Three kinds of pages of large digits: with margins, printed documents, and pages of which half is empty.
+
+A page is one of the demo's, with cells of its own layouts, enlarged to twice its size: so its digits can be read in four or six
+tiles, and in one.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -9,10 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.append(str(Path(__file__).parents[2] / "demo"))
-from pages import CELL_HEIGHT, CELL_WIDTH, DIGIT, INKS, JITTER, LAYOUTS, PAPERS, Digits
+from pages import CELL_HEIGHT, CELL_WIDTH, DIGIT, INKS, JITTER, PAPERS, Digits, compose_page
 
 FACES = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")  # matplotlib brings them
-MOST = (4, 3)  # columns and rows of digits
+LAYOUTS = [(2, 4), (4, 2), (4, 4), (5, 4)]  # columns and rows of cells: 2, 2, 4 and 6 tiles in the demo's slicing
+MOST = (3, 2)  # columns and rows of digits
+ENLARGED = 2
 SPLITS = ("train", "test")
 
 
@@ -52,7 +58,7 @@ def block(layout: tuple[int, int], kind: str, rng: np.random.Generator) -> tuple
         stops[axis] = starts[axis] + half
     for axis, most in enumerate(MOST):
         room = stops[axis] - starts[axis]
-        count = int(rng.integers(2, min(most, room) + 1))
+        count = int(rng.integers(1, min(most, room) + 1))
         starts[axis] += int(rng.integers(room - count + 1))
         stops[axis] = starts[axis] + count
     return slice(starts[0], stops[0]), slice(starts[1], stops[1])
@@ -73,7 +79,19 @@ def draw(kind: str, split: str, index: int) -> Page:
         coverage[top : top + DIGIT, left : left + DIGIT, 0] = shape
     ink, paper = rng.choice(INKS), rng.choice(PAPERS) + rng.integers(-8, 4)
     pixels = paper + (ink - paper) * coverage * rng.uniform(0.8, 1.0)
-    return Page(Image.fromarray(np.uint8(pixels.clip(0, 255))), "\n".join("".join(map(str, row)) for row in labels))
+    text = "\n".join("".join(map(str, row)) for row in labels)
+    return Page(enlarged(Image.fromarray(np.uint8(pixels.clip(0, 255)))), text)
+
+
+def draw_full(index: int, repeated: float) -> Page:
+    """The training page of that number with a digit in every cell; that share of them repeats digits (see `compose_page`)."""
+    rng = np.random.default_rng((len(KINDS), index))
+    page = compose_page(digits()["train"], LAYOUTS[rng.integers(len(LAYOUTS))], rng, repeated=rng.random() < repeated)
+    return Page(enlarged(page.image), page.text)
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    return image.resize([ENLARGED * side for side in image.size], Image.Resampling.BICUBIC)
 
 
 KINDS = ["margins", "documents", "half empty"]

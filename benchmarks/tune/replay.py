@@ -1,7 +1,7 @@
 """Does the promise of `internvlx tune` hold? Replays it on many draws of images, from answers that are stored once.
 
     python benchmarks/tune/models.py OUT     # trains the models from the demo's, once
-    OMP_WAIT_POLICY=passive python benchmarks/tune/replay.py OUT   # asks them about each page under each setting, once, and replays
+    OMP_WAIT_POLICY=passive python benchmarks/tune/replay.py OUT   # asks them about each page, once under each setting that is tried
 
 A draw takes N of the pages with replacement, so that the pages are the population and the true share of answers that stay the same
 is known. The search is `internvlx_hf.tuning.search`, the bound that of `internvlx_hf.tuning.bounds`.
@@ -10,25 +10,27 @@ is known. The search is `internvlx_hf.tuning.search`, the bound that of `internv
 import argparse
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from kinds_of_pages import KINDS, draw
-from models import LESSONS, QUESTION
+from models import LESSONS, MODELS, QUESTION
 
-from internvlx_hf.evaluation import Answerer
+from internvlx_hf.chat.answers import model_settings
+from internvlx_hf.chat.loading import load_answerer
 from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.tuning.answers import Asker
 from internvlx_hf.tuning.bounds import lower_bound
 from internvlx_hf.tuning.items import load_items
 from internvlx_hf.tuning.search import most_changed, search
-from internvlx_hf.tuning.settings import OWN, Costs
+from internvlx_hf.tuning.settings import OWN, Costs, named
 
 RESULTS = Path(__file__).parents[1] / "results/tune"
-PLANS = ((24, 0.98), (60, 0.9), (298, 0.6), (298, 0.75), (298, 0.98))
+PLANS = ((24, 0.98), (120, 0.9), (298, 0.4), (298, 0.9), (298, 0.98), (598, 0.98))
+DIAL_PLANS = ((298, 0.9), (298, 0.98))
 BATCH, NEW_TOKENS, SEED, TWICE = 16, 16, 0, 8
 cached_bound = cache(lower_bound)
 
@@ -56,47 +58,40 @@ class PoolCosts(Costs):
             self._cheaper_from[key] = super().cheaper(start, axis, seen)
         return list(self._cheaper_from[key])
 
-    def every_setting(self) -> list[ImageSettings]:
-        """All combinations of the axes' values that cost less, each with tiles of its own: all that a search can meet."""
-        found = {self.all_tiles(OWN): OWN}
-        for values in itertools.product(*([None, *values] for values in self.axes.values())):
-            setting = OWN
-            for axis, value in zip(self.axes, values, strict=True):
-                setting = setting if value is None else replace(setting, **{axis: value})
-            try:
-                if self.flops(setting) < self.flops(OWN):
-                    found.setdefault(self.all_tiles(setting), setting)
-            except ValueError:
-                continue
-        return list(found.values())
-
 
 class Pool:
     """The pages of a kind, and under which settings each keeps the model's answer."""
 
     def __init__(self, model: Path, kind: str, pages: int):
-        answerer = Answerer.from_pretrained(str(model))
+        answerer = load_answerer(str(model))
         drawn = [draw(kind, "test", number) for number in range(pages)]
         loaded = load_items([page.image for page in drawn], QUESTION)
         self.items = [item for unit in loaded.units.values() for item in unit]
         texts = {item.key: drawn[int(item.name.split()[1]) - 1].text for item in self.items}
         self.costs = PoolCosts(answerer, self.items)
+        self.what = f"{model.name}, {kind}"
         file = model.parent / "answers" / f"{model.name}-{kind.replace(' ', '-')}.jsonl"
         file.parent.mkdir(exist_ok=True)
-        asker = Asker(answerer, self.costs, file, {"model": model.name}, BATCH, max_new_tokens=NEW_TOKENS)
-        settings = self.costs.every_setting()
-        asker.ask(settings, self.items, f"{model.name}, {kind}")
-        again = asker.ask_again(self.items[:TWICE])
-        self.noise = sum(not asker.compare(OWN, item, again).same for item in self.items[:TWICE])
-        own = [asker.answer(OWN, item)["answer"] == texts[item.key] for item in self.items]
+        version = model_settings(str(model), answerer)
+        self.asker = Asker(answerer, self.costs, file, version, BATCH, max_new_tokens=NEW_TOKENS)
+        self.asker.ask([], self.items, self.what)
+        again = self.asker.ask_again(self.items[:TWICE])
+        self.noise = sum(not self.asker.compare(OWN, item, again).same for item in self.items[:TWICE])
+        own = [self.asker.answer(OWN, item)["answer"] == texts[item.key] for item in self.items]
         self.accuracy = float(np.mean(own))
-        self.same = {
-            self.costs.all_tiles(setting): np.array([asker.compare(setting, item).same for item in self.items])
-            for setting in settings
-        }
+        self.tried: dict[ImageSettings, np.ndarray] = {}
 
     def kept(self, setting: ImageSettings) -> np.ndarray:
-        return self.same[self.costs.all_tiles(setting)]
+        """Which pages keep their answers. The model is asked about those that it was not asked about yet."""
+        if setting not in self.tried:
+            self.asker.ask([setting], self.items, self.what)
+            self.tried[setting] = np.array([self.asker.compare(setting, item).same for item in self.items])
+        return self.tried[setting]
+
+    def most_saved(self, keep: float) -> float:
+        """What the cheapest setting that was tried saves under which at least `keep` of all pages keep their answers."""
+        passing = [OWN, *(setting for setting, kept in self.tried.items() if kept.mean() >= keep)]
+        return 1 - min(map(self.costs.flops, passing)) / self.costs.flops(OWN)
 
     def replay(self, count: int, keep: float, draws: int) -> dict:
         """Coverage and savings over many draws of `count` pages."""
@@ -104,7 +99,7 @@ class Pool:
         half, own = count // 2, self.costs.flops(OWN)
         allowed = most_changed(half, count - half, keep)
         verdicts = {"certified": 0, "cannot tell": 0, "nothing to save": 0}
-        bounds, wrong, saved, recommended = 0, 0, [], []
+        bounds, wrong, saved, recommended, names = 0, 0, [], [], Counter()
         for _ in range(draws):
             places = rng.integers(len(self.items), size=count)
             choosing, held_out = places[:half], places[half:]
@@ -125,6 +120,7 @@ class Pool:
             if is_certified:
                 wrong += true < keep
                 saved.append(recommended[-1])
+                names[named(chosen)] += 1
         tried = len(recommended)
         return {
             "images": count,
@@ -135,46 +131,42 @@ class Pool:
             "wrongly_certified": wrong / draws,
             "saved_when_certified": float(np.mean(saved)) if saved else None,
             "saved_when_recommended": float(np.mean(recommended)) if tried else None,
+            "most_certified": max(names, key=names.__getitem__, default=None),
         }
 
 
-def results(folder: Path, pages: int, draws: int) -> Iterator[dict]:
-    for name, kind in itertools.product(LESSONS, KINDS):
+def results(folder: Path, models: list[str], pages: int, draws: int) -> Iterator[dict]:
+    for name, kind in itertools.product(models, KINDS):
         pool = Pool(folder / name, kind, pages)
-        best = {keep: oracle(pool, keep) for keep in sorted({keep for _, keep in PLANS})}
         about = {"model": name, "kind": kind, "pages": len(pool.items), "accuracy": pool.accuracy, "noise": pool.noise}
-        for count, keep in PLANS:
-            row = about | {"could_save": best[keep]} | pool.replay(count, keep, draws)
+        replayed = [pool.replay(count, keep, draws) for count, keep in (PLANS if name in LESSONS else DIAL_PLANS)]
+        for each in replayed:
+            row = about | {"could_save": pool.most_saved(each["keep"])} | each
             print(json.dumps(row), flush=True)
             yield row
-
-
-def oracle(pool: Pool, keep: float) -> float:
-    """What the cheapest setting saves under which at least `keep` of all pages keep their answers."""
-    passing = [each for each in pool.costs.every_setting() if pool.kept(each).mean() >= keep]
-    return 1 - min(pool.costs.flops(each) for each in passing) / pool.costs.flops(OWN)
 
 
 PAGE = """\
 # Does the promise of `internvlx tune` hold?
 
-Generated by `python benchmarks/tune/replay.py OUT`, after `python benchmarks/tune/models.py OUT`, which trains two models from the
+Generated by `python benchmarks/tune/replay.py OUT`, after `python benchmarks/tune/models.py OUT`, which trains the models from the
 demo's. Nothing here is typed by hand.
 
-*fixed* reads pages in the demo's own tiles, "edge" and at most 6; *varied* went on with every slicing and 1 to 6 tiles at most. Three kinds
-of pages have 4 to 12 digits in the demo's cells: handwritten with *margins* around, printed ones (*documents*), and handwritten ones on
-one half of a *half empty* page. {pages} pages of each kind, of handwriting that no training saw, were asked about once per setting; two
-settings that cut a page alike share its answer. They are the population: {draws:,} times, N of them were drawn with
-replacement, and a tuning was replayed on them: the search on the first half, the exact bound on the other.
+*fixed* reads 16 tokens of each tile, cut by "edge", at most 6 of them; *varied* went on with thumbnails, "edge" or "area", and at most 1, 3 or 6
+tiles. *dial-K* is *fixed* with the sizes 16:4 and 16:0: from layer K of 4 on, a tile has 4 tokens or none. Three kinds of pages have 1 to 6 large
+digits: handwritten with *margins* around, printed ones (*documents*), and handwritten ones on one half of a *half empty* page. {pages} pages of each kind, of handwriting
+that no training saw, are the population: the model was asked about each of them under every setting that a search tried. {draws:,} times, N of
+them were drawn with replacement, and a tuning was replayed on them: the search on the first half, the exact bound on the other.
 
 In %. *Certified*, *cannot tell*, *nothing to save*: the verdicts. *Bound holds*: the share of bounds that are not above the true share of
 pages that keep their answers under the chosen setting; promised are 95. *Wrongly certified*: draws in which a setting was certified that keeps
-fewer than promised; at most 5 are allowed. *Saved*: FLOPs before the first token, mean over the certified draws. *Could save*: the cheapest
-setting that keeps the promise on all pages. *Accuracy*: pages that the model transcribes without a fault under its own settings. *Noise*: of
-{twice} pages, those whose answer changes under the same settings in other batches, on another number of threads.
+fewer than promised; at most 5 are allowed. *Saved*: FLOPs before the first token, mean over the certified draws; *most often* is the setting
+that was certified most often. *Could save*: the cheapest tried setting that keeps the promise on all pages. *Accuracy*: pages that the model
+transcribes without a fault under its own settings. *Noise*: of {twice} pages, those whose answer changes under the same settings in other
+batches, on another number of threads.
 
 {table}
-Not in here: large models, photos, sizes of the dial. These readers are small, and read pages that differ little from one another.
+Not in here: large models, photos. These readers are small, and read pages that differ little from one another.
 """
 
 
@@ -195,13 +187,13 @@ def as_table(rows: list[dict]) -> str:
         "nothing to save",
         "bound holds",
     ]
-    header += ["wrongly certified", "saved", "could save"]
-    lines = [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * (len(header) - 2)]
+    header += ["wrongly certified", "saved", "could save", "most often"]
+    lines = [f"| {' | '.join(header)} |", "|---|---|" + "---:|" * (len(header) - 3) + "---|"]
     for row in rows:
         shares = ("certified", "cannot_tell", "nothing_to_save", "bound_holds", "wrongly_certified")
         cells = [row["model"], row["kind"], percent(row["accuracy"]), str(row["noise"]), str(row["images"])]
         cells += [f"{row['keep']:g}", *(percent(row[share]) for share in shares)]
-        cells += [percent(row["saved_when_certified"]), percent(row["could_save"])]
+        cells += [percent(row["saved_when_certified"]), percent(row["could_save"]), row["most_certified"] or "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -209,13 +201,20 @@ def as_table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the models, and of their answers")
-    parser.add_argument("--pages", type=int, default=300, help="pages of each kind (default: 300)")
+    parser.add_argument("--pages", type=int, default=120, help="pages of each kind (default: 120)")
     parser.add_argument("--draws", type=int, default=2000, help="draws of images (default: 2000)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of replay.json and README.md")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=MODELS, help="keep the others' rows (default: all)"
+    )
     options = parser.parse_args()
-    rows = list(results(options.out, options.pages, options.draws))
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "replay.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    file = options.results / "replay.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    rows = [row for row in kept if row["model"] in MODELS and row["model"] not in options.models]
+    rows += results(options.out, options.models, options.pages, options.draws)
+    rows.sort(key=lambda row: MODELS.index(row["model"]))
+    file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     page = PAGE.format(pages=options.pages, draws=options.draws, twice=TWICE, table=as_table(rows))
     (options.results / "README.md").write_text(page, encoding="utf-8")
 

@@ -4,15 +4,18 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from commands import complaint, internvlx
 from data_cases import write_lines
 from image_cases import random_image
 from internvlx_hf import InternVLXProcessor
+from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.tuning import tune
+from internvlx_hf.tuning.page import draw
 from json_files import json_of, lines_of
 from refusals import refused
-from tiny import save_tiny
+from tiny import save_tiny, tiny_model, tiny_processor
 
 
 def quietly(*args, **kwargs):
@@ -56,8 +59,26 @@ def test_nothing_to_save_is_an_answer(oracle, photos, tmp_path):
     assert report.verdict == "nothing to save"
     assert report.recommended is None
     assert "every cheaper setting changed the answers about more than 1 of the 10 images" in report.sentences[0]
-    assert "Training" in report.sentences[1]
+    assert report.sentences[1].startswith("training")
     assert all(row.same == 0 for row in report.rows[1:])
+    figure = draw(report)
+    figure.draw_without_rendering()
+    labels = figure.axes[0].texts
+    assert {"keep 0.9", "the model's own", "slicing=edge"} <= {label.get_text() for label in labels}
+    assert min(label.get_window_extent().y0 for label in labels) > figure.axes[0].get_window_extent().y0
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read in every layer", "not read in the last"])
+def test_a_dial_saves_only_where_the_image_is_no_longer_read(is_read, photos, tmp_path, monkeypatch):
+    model = tiny_model("llama", tokens_per_tile=["16", "16:4", "16:0"], merge_layer=3)
+    if not is_read:
+        torch.nn.init.zeros_(model.model.language_model.layers[3].self_attn.o_proj.weight)
+    answerer = Answerer(model, tiny_processor(model.config, slicing="edge"))
+    monkeypatch.setattr("internvlx_hf.tuning.run.load_answerer", lambda *_, **__: answerer)
+    report = quietly([photos(10)], keep=0.5, out=tmp_path / "out", max_new_tokens=3)
+    assert [row.settings for row in report.rows[1:]] == [{"tokens_per_tile": size} for size in ("16:4", "16:0")]
+    expected = ("nothing to save", None) if is_read else ("certified", {"tokens_per_tile": "16:0"})
+    assert (report.verdict, report.recommended) == expected
 
 
 def test_images_of_one_tile_leave_nothing_to_try(oracle, photos, tmp_path, monkeypatch):
@@ -112,6 +133,7 @@ def test_a_killed_run_goes_on_where_it_was(oracle, photos, tmp_path):
     assert 0 < oracle.asked < needed
     with (tmp_path / "out/answers.jsonl").open("a") as file:
         file.write('{"key": "half a li')  # killed while a line was written
+    (tmp_path / "out/.tune.part.png").touch()  # or while the picture was
     oracle.stop_after = None
     resumed = quietly([folder], keep=0.9, out=tmp_path / "out")
     assert oracle.asked == needed
@@ -151,16 +173,18 @@ def saved_settings(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("keep", "options", "slicing", "words"),
+    ("keep", "options", "reads", "slicing", "words"),
     [
-        (0.75, [], "edge", "The image settings are those that `internvlx tune` certified."),
-        (0.98, ["--accept-estimate"], "edge", "recommended by an estimate; they are not certified."),
-        (0.98, [], "ratio", "The image settings are the source's"),
+        (0.75, [], False, "edge", "The image settings are those that `internvlx tune` certified."),
+        (0.98, ["--accept-estimate"], False, "edge", "recommended by an estimate; they are not certified."),
+        (0.98, [], False, "ratio", "The image settings are the source's"),
+        (0.75, ["--accept-estimate"], True, "ratio", "The image settings are the source's"),
     ],
 )
 def test_a_saved_checkpoint_has_the_settings_and_its_card_says_which(
-    keep, options, slicing, words, oracle, photos, tmp_path, capsys
+    keep, options, reads, slicing, words, oracle, photos, tmp_path, capsys
 ):
+    oracle.reply = lambda tiles, rows: f"{tiles} tiles" if reads else "yes"
     source = save_tiny(tmp_path / "source", image_settings={"slicing": "ratio", "max_patches": 6})
     command = ["tune", source, photos(24), "--keep", keep, "--out", tmp_path / "out", "--save", tmp_path / "saved"]
     internvlx(capsys, *command, *options)
@@ -168,7 +192,8 @@ def test_a_saved_checkpoint_has_the_settings_and_its_card_says_which(
     card = (tmp_path / "saved/README.md").read_text()
     assert words in card
     report = json_of(tmp_path / "out/tune.json")
-    assert report["sentences"][0] in card
+    assert "; ".join(report["sentences"]) in card
+    assert not any(sentence.endswith(".") for sentence in report["sentences"])  # the card ends them
     assert report["saved"]["folder"] == "saved"
     asked = oracle.asked
     assert "exists already" in complaint(capsys, *command)
@@ -210,6 +235,7 @@ def test_a_page_shows_texts_as_texts(oracle, photos, tmp_path):
         ({"most": 1}, "most=1", "at least 2"),
         ({"max_new_tokens": 0}, "max_new_tokens=0", "at least 1"),
         ({"question": " "}, "question=' '", "expected a question"),
+        ({"kep": 0.9}, "kep=0.9", "Did you mean keep?"),
         ({"question": "Which?", "data": "a.jsonl"}, "question='Which?'", "has its own questions"),
         ({"data": "a.jsonl"}, "data='a.jsonl'", "leave out 1 images"),
         ({"question": "<image> <image> Which?"}, "<image> <image> Which?", "expected a question without marks"),
@@ -285,4 +311,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(oracle, photos, tmp_pa
     (tmp_path / "out").write_text("a file")
     with refused("is a file", "expected a folder", by=FileExistsError):
         quietly([folder], out=tmp_path / "out")
+    for save in ("new", "new/saved", "."):
+        with refused(f"--save='{tmp_path / save}'", "Choose separate folders", by=FileExistsError):
+            quietly([folder], out=tmp_path / "new", save=tmp_path / save, overwrite=True)
     assert oracle.asked == 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..processing.rules import FLAG, FieldRule, check_settings, choice, is_number, setting, whole
+from ..processing.rules import FLAG, FieldRule, check_settings, choice, is_number, nearest, setting, whole
 from .scores import SCORES
 
 QUESTION = "What is in this image?"
@@ -58,10 +58,17 @@ def split_options(given: Mapping[str, Any]) -> tuple[TuneOptions, dict[str, Any]
     """The options, and the other arguments, which are those of `generate`.
 
     Raises:
-        ValueError: if an option breaks its rule, or answers would not be greedy.
+        ValueError: if an option breaks its rule or is none, or answers would not be greedy.
     """
+    from transformers import GenerationConfig
+
     names = {each.name for each in fields(TuneOptions)}
     generation = {name: value for name, value in given.items() if name not in names}
+    arguments = vars(GenerationConfig())
+    for name in generation.keys() - arguments.keys():
+        meant = nearest(name, [*names, *arguments])
+        hint = f" Did you mean {meant}?" if meant else ""
+        raise ValueError(f"{name}={generation[name]!r} is no option of a tuning and no argument of `generate`.{hint}")
     for name, allowed in GREEDY.items():
         if (value := generation.get(name)) is not None and value != allowed:
             raise ValueError(f"{name}={value}: only greedy answers can be compared, expected {name}={allowed}.")

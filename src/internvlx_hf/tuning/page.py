@@ -40,14 +40,17 @@ def draw(report: TuneReport) -> Figure:
         if row.settings:
             axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(place, 100 * share, "o", color=colour, markersize=9 if is_chosen else 6)
-        offset = (8, 6 if number % 2 else -12)
+        offset = (8, -12 if number % 2 else 6)
         name = printable(row.name)
         axes.annotate(name, (place, 100 * share), offset, textcoords="offset points", fontsize=8, color=colour)
     axes.axhline(100 * report.keep, color=GREY, linewidth=0.8, linestyle="--")
+    axes.annotate(
+        f"keep {report.keep:g}", (0, 100 * report.keep), (4, -11), textcoords="offset points", fontsize=8, color=GREY
+    )
     axes.set(
         xlabel=f"work before the first token, % of {scaled(own, FLOP_UNITS)}", ylabel="answers that stayed the same, %"
     )
-    axes.set(xlim=(0, 118), ylim=(-3, 104), title=printable(report.verdict))
+    axes.set(xlim=(0, 118), ylim=(-8, 104), title=printable(report.verdict))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -73,6 +73,7 @@ def tune(
         raise ValueError(f"data={str(chosen.data)!r} has its own images: leave out {len(images)} images.")
     folder = _output_folder(Path(chosen.out))
     if chosen.save is not None:
+        _require_apart(folder, chosen.save)
         refuse_existing(resolve_out(chosen.save), chosen.overwrite)
         require_apart(resolve_out(chosen.save), model)
     try:
@@ -191,12 +192,13 @@ class Tuning:
         more = sum(map(costs.flops, settings)) * count
         more += 0 if self.is_look else 2 * costs.flops(OWN) * len(self.held_out)
         rate = seconds / (costs.flops(OWN) * self.asker.asked)
-        self.say(f"{len(settings)} cheaper settings: about {duration(rate * more)}, less where answers can be shared")
+        named = counted(len(settings), "cheaper setting")
+        self.say(f"{named}: about {duration(rate * more)}, less where answers can be shared")
 
     def _look(self) -> ImageSettings:
         """The cheapest setting of a handful that passes on the choosing half; all are asked about all images."""
         settings = handful(self.asker.costs)
-        self.asker.ask(settings, _flat(self.units), f"{len(settings)} cheaper settings")
+        self.asker.ask(settings, _flat(self.units), counted(len(settings), "cheaper setting"))
         self.tried |= dict.fromkeys(settings, len(self.units))
         passing = [each for each in settings if self._changed(each, self.choosing) <= self.allowed]
         return passing[0] if passing else OWN
@@ -261,25 +263,39 @@ def training_hint(costs: Costs) -> str:
         model = CostModel(setup)
         flops = sum(model.together(sizes).prefill_flops for sizes in costs.sizes.values()) / len(costs.sizes)
     except ValueError:
-        return "Training a smaller projector could save more: see `internvlx convert --help`."
+        return "training a smaller projector could save more: see `internvlx convert --help`"
     options = f"--projector {projector} --downsample-ratio 1/{round(1 / ratio)}"
     return (
-        f"Training could save: `internvlx convert` with {options}, then `internvlx train`, takes "
-        f"{scaled(flops, FLOP_UNITS)} instead of {scaled(costs.flops(OWN), FLOP_UNITS)}."
+        f"training could save: `internvlx convert` with {options}, then `internvlx train`, takes "
+        f"{scaled(flops, FLOP_UNITS)} instead of {scaled(costs.flops(OWN), FLOP_UNITS)}"
     )
 
 
 def _output_folder(folder: Path) -> Path:
-    """Raises: FileExistsError: if the folder holds anything but an earlier tuning."""
+    """Hidden files, such as the part of a report whose writing was stopped, are left alone.
+
+    Raises:
+        FileExistsError: if the folder holds anything else but an earlier tuning.
+    """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder for the report.")
     known = {ANSWERS, REPORT, PAGE, PICTURE}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = sorted(name for name in names if name not in known and not name.startswith("."))
     if others:
         raise FileExistsError(
             f"{folder} holds something else: {', '.join(others[:5])}. Choose an empty or new folder with --out."
         )
     return folder
+
+
+def _require_apart(folder: Path, save: str) -> None:
+    """Raises: FileExistsError: if the folders of the report and of the checkpoint are in one another."""
+    out, saved = resolve_out(folder), resolve_out(save)
+    if out == saved or out in saved.parents or saved in out.parents:
+        raise FileExistsError(
+            f"--save={str(save)!r} and --out={str(folder)!r} are in one another. Choose separate folders."
+        )
 
 
 def _shuffled(items: Items) -> list[list[Item]]:
