@@ -95,8 +95,8 @@ class LVTC(nn.Module):
         sides = [grid // isqrt(size.before) if size.has_lvtc else None for size in sizes]
         tokens = [project_tiles(projector, features, layers, sides) for projector in self.lr_projectors]
         if self.hr_projector is not None:
-            hr_sides = [side and grid // self.config.hr_grid for side in sides]
-            tokens.append(project_tiles(self.hr_projector, features, layers, hr_sides))
+            own = [side and 0 for side in sides]  # it has one side, for all tiles that grow
+            tokens.append(project_tiles(self.hr_projector, features, layers, own))
         return tokens
 
     def upsample(self, tiles: torch.Tensor) -> torch.Tensor:
