@@ -271,7 +271,7 @@ def layerwise_forward(
         cache = DynamicCache(config=text)
     # The caller's cache, not a new one: given any cache, even an empty one, transformers ignores packed samples.
     masks = make_masks(text, plan, inputs_embeds, past_key_values)
-    kwargs |= {CACHE: cache, "use_cache": use_cache, "return_dict": True}
+    kwargs = {CACHE: cache, "use_cache": use_cache, **kwargs, "return_dict": True}  # a paged cache is in kwargs
     rule = find_rule(merge_rule)
     outputs = run_layers(language_model, lvtc, inputs_embeds, image_tokens, plan, masks, rule, **kwargs)
     setattr(outputs, CACHE, cache)
