@@ -40,7 +40,6 @@ class Lesson:
 
 
 LESSONS = {"fixed": Lesson(700, full=400), "varied": Lesson(450, full=200, varies=True, start="fixed")}
-
 BOUNDARIES = {f"dial-{layer}": layer for layer in (1, 2, 3)}
 SIZES = ["16", "16:4", "16:0"]
 MODELS = [*LESSONS, *BOUNDARIES]

@@ -29,7 +29,7 @@ from internvlx_hf.tuning.search import most_changed, search
 from internvlx_hf.tuning.settings import OWN, Costs, named
 
 RESULTS = Path(__file__).parents[1] / "results/tune"
-PLANS = ((24, 0.98), (120, 0.9), (298, 0.4), (298, 0.9), (298, 0.98), (598, 0.98))
+PLANS = ((24, 0.98), (120, 0.9), (298, 0.4), (298, 0.75), (298, 0.9), (298, 0.98), (598, 0.98))
 DIAL_PLANS = ((298, 0.9), (298, 0.98))
 BATCH, NEW_TOKENS, SEED, TWICE = 16, 16, 0, 8
 cached_bound = cache(lower_bound)
