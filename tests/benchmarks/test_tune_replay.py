@@ -31,17 +31,14 @@ class StoredCosts:
         found = [replace(start, **{axis: value}) for value in sorted(self.axes[axis])]
         return [each for each in found if self.flops(each) < self.flops(start) and self.flops(each) not in seen]
 
-    def every_setting(self):
-        return [OWN, *(replace(OWN, max_patches=value) for value in self.axes["max_patches"])]
-
 
 def pool(module, shares, pages=200):
     """Pages of which a share keeps its answer under at most 3, 2 and 1 tiles."""
     found = object.__new__(module.Pool)
     found.costs, found.items = StoredCosts(), list(range(pages))
-    found.same = {4: np.ones(pages, bool)}
+    found.tried = {OWN: np.ones(pages, bool)}
     for tiles, share in zip((3, 2, 1), shares, strict=True):
-        found.same[tiles] = np.arange(pages) < share * pages
+        found.tried[replace(OWN, max_patches=tiles)] = np.arange(pages) < share * pages
     return found
 
 
@@ -64,8 +61,8 @@ def test_where_every_answer_changes_there_is_nothing_to_save(replay):
     row = changing.replay(60, 0.9, 50)
     assert row["nothing_to_save"] == 1
     assert row["bound_holds"] is row["saved_when_certified"] is None
-    assert replay.oracle(changing, 0.9) == 0
-    assert replay.oracle(pool(replay, (1, 0.95, 0.4)), 0.9) == pytest.approx(0.5)
+    assert changing.most_saved(0.9) == 0
+    assert pool(replay, (1, 0.95, 0.4)).most_saved(0.9) == pytest.approx(0.5)
 
 
 def test_pages_are_the_same_whenever_they_are_drawn(replay):

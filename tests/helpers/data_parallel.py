@@ -46,5 +46,5 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
     batch["attention_mask"] = (
         torch.arange(batch["input_ids"].shape[1]) < torch.tensor([[len(s["input_ids"])] for s in samples])
     ).long()
-    tiles = {name: [s[name] for s in samples if s[name] is not None] for name in OF_TILES}
+    tiles = {name: [s[name] for s in samples if s.get(name) is not None] for name in OF_TILES}
     return batch | {name: torch.cat(values) for name, values in tiles.items() if values}
