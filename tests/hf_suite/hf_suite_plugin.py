@@ -57,8 +57,8 @@ def pytest_collection_modifyitems(config, items):
         item.user_properties.append(("hf_case", cls.__name__))
         # what the shared tests skip by a decorator (slow, missing package) keeps its own reason
         if use_skips and not getattr(item.obj, "__unittest_skip__", False):
-            lvtc = getattr(cls, "hfsuite_variant", None) == "lvtc_on"
-            why = skips.reason(getattr(cls, "hfsuite_kind", "model"), name, project, lvtc)
+            has_stages = getattr(cls, "hfsuite_variant", None) in ("lvtc_on", "dial")
+            why = skips.reason(getattr(cls, "hfsuite_kind", "model"), name, project, has_stages)
             if why:
                 item.add_marker(pytest.mark.skip(reason=why))
 

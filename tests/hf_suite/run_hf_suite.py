@@ -32,7 +32,7 @@ CASES = {
     "image": "test_image_processing_tiny.py",
     "remote": "test_remote_code.py",
 }
-CASE_OF_VARIANT = {"off": "TestModelLvtcOff", "on": "TestModelLvtcOn", "plain": "TestModelNative"}
+CASE_OF_VARIANT = {"off": "TestModelLvtcOff", "on": "TestModelLvtcOn", "dial": "TestModelDial"}
 
 
 def parse():
@@ -40,7 +40,7 @@ def parse():
     p.add_argument("--native", action="store_true", help="run against native InternVL instead of the project")
     p.add_argument("--path", action="append", default=[], help="folder to put on sys.path (the project's src)")
     p.add_argument("--parts", default="model,processor,image", help="comma-separated: model, processor, image, remote")
-    p.add_argument("--lvtc", choices=["off", "on", "both"], default="both", help="which model variants to run")
+    p.add_argument("--variant", choices=[*CASE_OF_VARIANT, "all"], default="all", help="LVTC off or on, or the dial")
     p.add_argument("-k", default=None, help="pytest -k expression")
     p.add_argument("-n", type=int, default=0, help="pytest-xdist workers, if pytest-xdist is installed")
     p.add_argument("--no-skips", action="store_true", help="do not take the harness's own skips")
@@ -82,8 +82,8 @@ def run_part(part, args, suite, site, env):
     if args.n:
         cmd += ["-n", str(args.n)]
     terms = [args.k] if args.k else []
-    if part == "model" and not args.native and args.lvtc != "both":
-        terms.append(CASE_OF_VARIANT[args.lvtc])
+    if part == "model" and not args.native and args.variant != "all":
+        terms.append(CASE_OF_VARIANT[args.variant])
     if terms:
         cmd += ["-k", " and ".join(f"({t})" for t in terms)]
     cmd.append(str(HERE / "cases" / CASES[part]))

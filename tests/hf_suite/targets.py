@@ -4,7 +4,8 @@ The rest of the harness only uses the fields and methods of `Target`; `Project` 
 
 Both targets share one tiny geometry, so that their counts can be laid side by side:
   picture 32x32, patches 4x4 -> 8x8 patches, pixel shuffle by 0.5 -> 4x4 = 16 visual tokens a tile;
-  with LVTC the first decoder layer sees 2x2 = 4 visual tokens a tile and the second sees 16.
+  with LVTC the first decoder layer sees 2x2 = 4 visual tokens a tile and the second sees 16;
+  with the dial's size 16:4 the first one sees 16, which are merged to 4 for the second.
 Both decoders have 2 layers: `test_num_layers_is_small` of the suite allows no more.
 
 The suite mutates what it is given, so every call of a `build_*` function returns fresh objects.
@@ -21,7 +22,7 @@ PATCH_SIZE = 4
 DOWNSAMPLE = 0.5
 FULL_TOKENS = int((IMAGE_SIZE // PATCH_SIZE * DOWNSAMPLE) ** 2)  # 16
 SHORT_TOKENS = 4  # what the layers before the LVTC boundary see
-LVTC_LAYER = 1  # layers 0..LVTC_LAYER-1 see SHORT_TOKENS, the others FULL_TOKENS
+LVTC_LAYER = 1  # layers 0..LVTC_LAYER-1 see SHORT_TOKENS, the others FULL_TOKENS; with the dial the other way round
 
 VOCAB = 99
 IMAGE_TOKEN_ID, BOS, EOS, PAD = 1, 3, 4, 5
@@ -188,12 +189,17 @@ LVTC_ON = {
         "insert_interval": 1,
     },
 }
+DIAL = LVTC_OFF | {
+    "tokens_per_tile": [f"{FULL_TOKENS}:{SHORT_TOKENS}", str(FULL_TOKENS)],
+    "merge_layer": LVTC_LAYER,
+}
+ARGUMENTS = {"lvtc_off": LVTC_OFF, "lvtc_on": LVTC_ON, "dial": DIAL}
 
 
 class Project(Target):
     name = "project"
     registers_names = True
-    variants = ("lvtc_off", "lvtc_on")
+    variants = tuple(ARGUMENTS)
     supports_video = False
 
     def __init__(self):
@@ -213,7 +219,7 @@ class Project(Target):
             text_config=self.text_dict(),
             vision_config=self.vision_dict(),
             image_token_id=IMAGE_TOKEN_ID,
-            **copy.deepcopy(LVTC_ON if variant == "lvtc_on" else LVTC_OFF),
+            **copy.deepcopy(ARGUMENTS[variant]),
             projector_config=dict(PROJECTOR),
         )
 
@@ -221,7 +227,8 @@ class Project(Target):
         return SHORT_TOKENS if variant == "lvtc_on" else FULL_TOKENS
 
     def layer_tokens(self, variant, layer):
-        return SHORT_TOKENS if variant == "lvtc_on" and layer < LVTC_LAYER else FULL_TOKENS
+        sees_few = {"lvtc_off": False, "lvtc_on": layer < LVTC_LAYER, "dial": layer >= LVTC_LAYER}
+        return SHORT_TOKENS if sees_few[variant] else FULL_TOKENS
 
     def build_image_processor(self, **more):
         return super().build_image_processor(**{"crop_to_patches": False, **more})

@@ -234,8 +234,13 @@ class _Case(ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin):
 
 for _variant in TARGET.variants:
     _bases = (_Case, unittest.TestCase)
-    if _variant == "lvtc_on":
+    if _variant in ("lvtc_on", "dial"):
         _bases = (LayerwiseLengths, *_bases)
-    _name = {"plain": "TestModelNative", "lvtc_off": "TestModelLvtcOff", "lvtc_on": "TestModelLvtcOn"}[_variant]
+    _name = {
+        "plain": "TestModelNative",
+        "lvtc_off": "TestModelLvtcOff",
+        "lvtc_on": "TestModelLvtcOn",
+        "dial": "TestModelDial",
+    }[_variant]
     globals()[_name] = type(_name, _bases, {"hfsuite_variant": _variant, "__module__": __name__})
 del _variant, _bases, _name
