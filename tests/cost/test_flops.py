@@ -49,7 +49,7 @@ def _counts(counter) -> dict[str, int]:
 
 def _total(counter) -> int:
     flops = _counts(counter)
-    return flops["Global"] - sum(count for name, count in flops.items() if name.endswith("rotary_emb"))
+    return flops["Global"] - sum(count for name, count in flops.items() if "rotary_emb" in name)
 
 
 def _by_module(counter, config) -> dict[str, int]:
