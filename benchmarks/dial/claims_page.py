@@ -41,6 +41,9 @@ def write_page(path: Path, runs: dict[str, dict[str, float]], costs: dict[str, t
     findings = adjust(found)
     parts = [
         "# The dial: one checkpoint for several sizes, and merging without training",
+        f"**What it costs at the large size**: a checkpoint for 16 tokens alone reads {_read(runs, 'specialist at 16')}; one for 16 and 4 "
+        f"{_read(runs, 'elastic at 16')}, and {_read(runs, 'elastic 3:1 at 16')} if the small size is drawn three times as often. Merged into "
+        f"4 tokens before layer 6 of 8, without training: {_read(runs, 'mean at 6')}.",
         "`python benchmarks/dial/run.py` on the digit study's dense pages of one tile: models of a million parameters, 8 layers. Each "
         "seed starts from the digit study's base of its number; the base is the unit. The claims in `benchmarks/dial/claims.py` were "
         "written before the runs, and are judged by [the studies' rules](../../evidence/RULES.md).",
@@ -58,6 +61,11 @@ def write_page(path: Path, runs: dict[str, dict[str, float]], costs: dict[str, t
 
 def _scores(runs: dict, row: str) -> list[Score]:
     return [Score(int(base), int(base), run[row]) for base, run in runs.items() if row in run]
+
+
+def _read(runs: dict, row: str) -> str:
+    values = [score.value for score in _scores(runs, row)]
+    return f"{plus_minus(values)} %" if values else "not measured yet"
 
 
 def _row(runs: dict, costs: dict, name: str) -> list[str]:
