@@ -92,7 +92,8 @@ def put(tokens: Tokens, tiles: list[int] | None, new: torch.Tensor) -> Tokens:
     """The tokens with `new` ones, (tiles, N², D), for some tiles; None for all tiles."""
     if tiles is None:
         return new
-    return [dict(zip(tiles, new, strict=True)).get(tile, own) for tile, own in enumerate(tokens)]
+    by_tile = dict(zip(tiles, new, strict=True))
+    return [by_tile.get(tile, own) for tile, own in enumerate(tokens)]
 
 
 def of_one_size(tokens: Tokens) -> Tokens:
