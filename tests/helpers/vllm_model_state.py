@@ -235,7 +235,7 @@ def check_decode_steps_read_nothing_on_the_host():
             assert context.slot_mapping[LAYERS[1]] is metadata[LAYERS[1]].common.slot_mapping
     assert reads == own_of_vllm, reads
     with host_reads() as reads:
-        tiles = StepTiles(torch.arange(AFTER) >= 0, SimpleNamespace(sizes=[SIZE]))
+        tiles = StepTiles(torch.arange(AFTER) >= 0, SimpleNamespace(of_tiles=[SIZE]))
         read_rows(STAGES, CONFIG.boundaries, torch.arange(AFTER), torch.arange(AFTER), tiles)
     assert reads, "rows of images are found on the host"
 
