@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -12,6 +13,13 @@ import forked
 # The process that only distributes tests has no use for torch: it is imported here by the others alone, and below by none.
 if "PYTEST_XDIST_WORKER" in os.environ or not any(word.startswith(("-n", "--numprocesses")) for word in sys.argv):
     forked.start_server()
+
+with suppress(ImportError):  # a machine lent for its GPU may lack it
+    from hypothesis import HealthCheck, settings
+
+    # no test fails because a machine is slow
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 # suites of their own: `make test-hf`, `make test-vllm`, `make docs`
 collect_ignore = ["hf_suite", "engines", "site"]

@@ -76,7 +76,7 @@ def test_the_forms_that_models_write_are_read(text, expected):
     assert parse_boxes(text, (200, 100)) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.tuples(st.integers(40, 200), st.integers(40, 200)),
     orientation=st.integers(1, 8),

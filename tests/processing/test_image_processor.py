@@ -82,7 +82,7 @@ def test_backends_differ_by_at_most_one_level_on_a_photo(size):
 
 
 @pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="older versions of Pillow resample rows first")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.tuples(*[st.integers(5, 150)] * 4))
 def test_pillow_backend_is_pillows_own_resize(sizes):
     width, height, new_width, new_height = sizes
@@ -283,7 +283,7 @@ def test_an_image_of_a_whole_grid_needs_no_resizing():
         tiles_of(random_image(57, 28), do_resize=False)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 200),
     st.integers(1, 200),

@@ -86,7 +86,7 @@ def test_an_image_becomes_its_tiles_placeholders_between_markers():
 images_of_a_prompt = st.lists(st.tuples(st.integers(1, 150), st.integers(1, 150)), max_size=3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(images_of_a_prompt, st.text(st.characters(exclude_categories=["Cs"]), max_size=12)), min_size=1

@@ -2,7 +2,7 @@
 """RVTC against the golden cases of the reference, and its rules for any size (paper, section 3.3)."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from internvlx_hf.processing.rvtc import SLICING_STRATEGIES, TilingRule
@@ -43,7 +43,6 @@ def test_a_small_image_takes_thirteen_tiles_by_ratio_and_one_by_edges(slicing, t
     assert TilingRule(448, 448, 1, 12, slicing).plan(640, 480).num_tiles == tiles
 
 
-@settings(deadline=None)
 @given(rules, sides, sides)
 def test_tiles_are_within_their_bounds(rule, width, height):
     plan = rule.plan(width, height)
@@ -52,7 +51,6 @@ def test_tiles_are_within_their_bounds(rule, width, height):
     assert plan.num_tiles == plan.columns * plan.rows + plan.has_thumbnail
 
 
-@settings(deadline=None)
 @given(rules, sides, sides)
 def test_no_grid_is_nearer_to_the_aspect_ratio_than_the_chosen_one(rule, width, height):
     def difference(columns, rows):
@@ -64,7 +62,6 @@ def test_no_grid_is_nearer_to_the_aspect_ratio_than_the_chosen_one(rule, width, 
     assert difference(plan.columns, plan.rows) == min(difference(*grid) for grid in grids)
 
 
-@settings(deadline=None)
 @given(rules, sides, sides)
 def test_resolution_never_costs_more_than_the_ratio_alone(rule, width, height):
     ratio = TilingRule(rule.tile_height, rule.tile_width, rule.min_tiles, rule.max_tiles, "ratio")

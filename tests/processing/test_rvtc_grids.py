@@ -68,7 +68,7 @@ def test_grids_are_in_the_reference_s_order():
             assert list(_grids(min_tiles, max_tiles)) == reference_grids(min_tiles, max_tiles)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.tuples(st.integers(1, 24), st.integers(1, 24)), st.integers(1, 4000), st.integers(1, 4000))
 def test_any_bounds_and_any_size_give_the_reference_s_grid(bounds, width, height):
     rule = TilingRule(448, 448, min(bounds), max(bounds), "ratio")

@@ -37,7 +37,6 @@ def fewest_tiles(rule) -> int:
     return rule.min_tiles + (rule.use_thumbnail and rule.min_tiles > 1)
 
 
-@settings(deadline=None)
 @given(rules, sizes_of_a_request, st.integers(0, 9))
 def test_a_smaller_budget_is_kept_and_gives_no_image_more_tiles(rule, sizes, frames):
     whole = tiles_of(rule, sizes)
@@ -60,7 +59,7 @@ def kept(rule, plan, size) -> int:
     return min(width, plan.columns * rule.tile_width) * min(height, plan.rows * rule.tile_height)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rules, sizes_of_a_request, st.integers(1, 120))
 def test_the_slow_rule_chooses_the_same_grids(rule, sizes, tiles):
     """Step by step, the image that keeps most of its pixels gives up tiles; written out without a queue."""
