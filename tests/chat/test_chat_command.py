@@ -383,7 +383,10 @@ def test_a_file_of_another_version_or_other_settings_is_refused_before_the_model
         ):
             assert said in ask(option, value, status=1)
             assert out.read_text() == whole
+    del line["settings"]["system"]  # None
     out.write_text(json.dumps(line) + "\n")  # as it was written without the version
+    assert "written with" not in ask()
+    out.write_text(json.dumps(line | {"settings": line["settings"] | {"system": None}}) + "\n")
     assert "0 answers, 1 are from earlier runs" in ask()
 
 
@@ -426,15 +429,15 @@ def test_folders_are_asked_about_file_by_file(folder, photos, clip, tmp_path, ca
     )
 
 
-def test_a_file_with_other_content_is_not_changed(answerer, photos, tmp_path, monkeypatch, capsys):
+def test_a_file_with_other_content_is_not_changed(answerer, folder, photos, tmp_path, monkeypatch, capsys):
     out = tmp_path / "notes.jsonl"
     for content in ('{"name": 1}\n', "My notes"):
         out.write_text(content)
         with refused("Choose another file"):
             answer_images(answerer, photos, "What?", out, {})
         assert out.read_text() == content
-    monkeypatch.setattr("internvlx_hf.chat.load_answerer", None)  # refused before the model is loaded
-    said = internvlx(capsys, "chat", "no/model", photos[0], "What?", "--jsonl", out, status=1).err
+    monkeypatch.setattr(chat_loading, "load_model", None)  # refused before the model is loaded
+    said = internvlx(capsys, "chat", folder, photos[0], "What?", "--jsonl", out, status=1).err
     assert "Choose another file" in said
 
 

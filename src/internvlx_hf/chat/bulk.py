@@ -356,10 +356,14 @@ def _finished(job: Job, item: Item, answer: Answer | None) -> dict | None:
     return item.line if item.error is None else job.broken(item)
 
 
-def first_difference(wanted: Mapping, found: Mapping) -> str:
-    """The first setting of a run that differs from those of an earlier one, for messages."""
-    name = next(name for name in (*wanted, *found) if wanted.get(name) != found.get(name))
-    return f"{name}={found.get(name)!r}, this run has {wanted.get(name)!r}"
+def first_difference(wanted: Mapping, found: Mapping) -> str | None:
+    """The first setting of a run that differs from those of an earlier one, for messages; None if all are equal. A
+    setting that is not there equals None.
+    """
+    for name in (*wanted, *found):
+        if wanted.get(name) != found.get(name):
+            return f"{name}={found.get(name)!r}, this run has {wanted.get(name)!r}"
+    return None
 
 
 def free_bytes(device: torch.device) -> float:
@@ -404,7 +408,7 @@ def earlier_keys(
         ValueError: if a line was not written by the same command, or was written with other settings.
     """
     found: set[bytes] = set()
-    allowed = [None, *json.loads(json.dumps(known))]
+    allowed = json.loads(json.dumps(known))  # as a line has them
     if not path.exists():
         return found
     length = 0
@@ -425,9 +429,9 @@ def earlier_keys(
                 raise ValueError(
                     f"{path}, line {number} was not written by this command: {line[:80]!r}. Choose another file."
                 ) from None
-            if written not in allowed:
-                different = first_difference(allowed[1], written)  # type: ignore[arg-type]
-                raise ValueError(f"{path}, line {number} was written with {different}. Choose another file.")
+            different = [] if written is None else [first_difference(own, written) for own in allowed]
+            if different and all(different):
+                raise ValueError(f"{path}, line {number} was written with {different[0]}. Choose another file.")
     if length < path.stat().st_size:
         os.truncate(path, length)
     return found - {None}  # type: ignore[operator]

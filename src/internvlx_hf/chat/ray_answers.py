@@ -287,9 +287,8 @@ def _require_own(task: RayTask) -> None:
         if names:
             raise ValueError(f"{task.out} holds {min(names)!r}, which no earlier run wrote. Choose another folder.")
         return
-    wanted, found = task.identity, read_json(path)
-    if wanted != found:
-        raise ValueError(f"{task.out} has answers with {first_difference(wanted, found)}. Choose another folder.")
+    if different := first_difference(task.identity, read_json(path)):
+        raise ValueError(f"{task.out} has answers with {different}. Choose another folder.")
 
 
 def _remove_partial(folder: Path) -> None:

@@ -62,13 +62,10 @@ def main(arguments: list[str]) -> None:
     images, question = _split_words(options.words, options.question)
     _check(options, images, question)
     from ..chat import Session, list_files
-    from ..chat.answers import image_keys
     from ..processing.messages import question_about
     from ..processing.video_files import Video, names_video
 
     images = list_files(images) if options.jsonl else images
-    if options.jsonl:
-        image_keys(options.jsonl)  # refuses another file before the model is loaded
     opened = () if options.jsonl else tuple(chain(*map(_open, images)))  # before the model is loaded
     for image in images if options.jsonl else ():
         _require_file(image)
