@@ -35,9 +35,9 @@ def trained(monkeypatch) -> list[tuple]:
 
 
 def test_runs_go_base_by_base_and_a_second_call_trains_nothing(tmp_path, trained):
-    import records
     import run
     import settings
+    from evidence import records
 
     store, published = records.Records(tmp_path, settings.QUICK), []
     for _ in range(2):
@@ -171,7 +171,7 @@ def test_pvtc_without_attention_sees_its_patches_in_the_query_only():
 
 
 def test_a_masked_image_is_hidden_from_text_and_not_from_itself():
-    from controls import without_image
+    from evidence.hidden_image import without_image
 
     low = torch.finfo(torch.float32).min
     causal = torch.full((5, 5), low).triu(1)
@@ -189,7 +189,7 @@ def test_a_knocked_out_image_changes_no_answer_and_an_early_one_does(row):
     """From layer 0 on, the logits after the image do not depend on it; from a later layer on they do, and afterwards all is as before."""
     import settings
     import task
-    from controls import knocked_out
+    from evidence.hidden_image import knocked_out
 
     model = built({**settings.PROJECTORS, **settings.LAYERWISE}[row]).eval()
     batch = task.Collator(task.build_processor(), model.config.image_seq_length)(drawn("one", count=3))

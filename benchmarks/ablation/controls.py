@@ -1,10 +1,14 @@
 """Controls that no configuration of the library has: what a module's gain is not due to."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1]))
+from evidence.hidden_image import hide_image
 
 from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.modeling.pixel_shuffle import PixelShuffleProjector
@@ -52,58 +56,3 @@ CONTROLS: dict[str, Callable[[InternVLXForConditionalGeneration], None]] = {
     "wide": widen,
     "hidden": hide_early,
 }
-
-
-def hide_image(model: InternVLXForConditionalGeneration, layers: Sequence[int]) -> list:
-    """Mask the attention of text to visual tokens in some layers of the language model; returns the hooks' handles.
-
-    The columns of a layer that its mask does not hide are, in both stages of LVTC, a few of text, those of the image, and text.
-    A masked column takes no softmax mass.
-    """
-    model.set_attn_implementation({"text_config": "eager"})  # the only one whose masks are never left out
-    places: dict[str, torch.Tensor] = {}
-    config = model.config
-    ratio = config.expanded_image_seq_length / config.image_seq_length
-
-    def look(module, args, kwargs) -> None:
-        ids = kwargs["input_ids"]
-        is_image, is_padding = ids == config.image_token_id, ids == config.text_config.pad_token_id
-        if is_image.any():  # not while an answer is generated
-            places["tokens"] = is_image.sum(1)
-            places["before"] = (~is_padding & (is_image.cumsum(1) == 0)).sum(1)
-
-    def hide(index: int):
-        def hook(layer, args, kwargs):
-            is_expanded = config.lvtc_config is not None and index >= config.lvtc_config.expand_layer
-            tokens = (places["tokens"] * ratio).round() if is_expanded else places["tokens"]
-            return args, kwargs | {"attention_mask": without_image(kwargs["attention_mask"], places["before"], tokens)}
-
-        return hook
-
-    decoder = model.model.language_model.layers
-    handles = [decoder[index].register_forward_pre_hook(hide(index), with_kwargs=True) for index in layers]
-    return [model.register_forward_pre_hook(look, with_kwargs=True), *handles]
-
-
-def without_image(mask: torch.Tensor, before: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """A mask (B, 1, Q, K), finite minimum where hidden, that also hides the image from text.
-
-    Its columns are the `tokens` (B,) that follow the first `before` (B,) visible ones.
-    """
-    hidden = torch.finfo(mask.dtype).min
-    seen = mask[:, 0, -1] > hidden / 2  # [B, K]
-    number = seen.cumsum(-1) - before[:, None]
-    image = seen & (number > 0) & (number <= tokens[:, None])
-    text = ~image[:, -mask.shape[2] :]
-    return mask.masked_fill(image[:, None, None] & text[:, None, :, None], hidden)
-
-
-@contextmanager
-def knocked_out(model: InternVLXForConditionalGeneration, layer: int) -> Iterator[None]:
-    """Within it, text does not see the image from `layer` on."""
-    handles = hide_image(model, range(layer, len(model.model.language_model.layers)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

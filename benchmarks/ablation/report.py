@@ -5,10 +5,10 @@ from pathlib import Path
 from claims import CLAIMS
 from estimates import accuracies, cut, difference, mean, scores, thread_seconds, untrained
 from evidence.claims import Finding, adjust, judge
+from evidence.records import BASES_FILE, RUNS, Results, load_bases, load_results
 from evidence.tables import bracketed, findings_table, markdown, of_planned, plus_minus, summary
 from hyperparameters import hyperparameters
 from plots import PLOTS, draw, draw_claims
-from records import BASES_FILE, RUNS, Results, load_bases, load_results
 from settings import GROUPS, LAYERS, SEEDS, SLICINGS, WAYS
 
 TITLES = {

@@ -9,15 +9,18 @@ import argparse
 import itertools
 import math
 import statistics
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import torch
 import transformers
-from records import BASES_FILE, RUNS, Records, save_bases
+
+sys.path.append(str(Path(__file__).parents[1]))  # for the package `evidence`
+from evidence.records import BASES_FILE, RUNS, Records, save_bases
 from report import write_report
-from settings import GROUPS, KINDS, QUICK, SEEDS, WAYS, Configuration, Schedule
+from settings import GROUPS, KINDS, QUICK, SEEDS, WAYS, Configuration, Schedule, base_folder
 
 RESULTS = Path("benchmarks/results/ablation")
 
@@ -72,8 +75,7 @@ def train_missing(records: Records, groups: dict, seeds: list[int], cache: Path,
     for group, name, configuration, seed in planned(groups, seeds):
         if records.find(configuration, seed) is not None:
             continue
-        make_base(configuration.pages, seed, records.schedule, cache)
-        records.base(configuration.pages, seed, cache)
+        records.base(configuration.pages, seed, make_base(configuration.pages, seed, records.schedule, cache))
         start = time.perf_counter()
         result = run(configuration, records.schedule, seed, cache, split, WAYS.get(name, ()))
         records.add(configuration, seed, result)
@@ -143,7 +145,11 @@ def save_results(folder: Path, records: Records, groups: dict, cache: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     configurations = [configuration for group in groups.values() for configuration in group.values()]
     records.collect(configurations, range(SEEDS)).save(folder / RUNS)
-    bases = {(pages, seed): records.base(pages, seed, cache) for seed in range(SEEDS) for pages in KINDS}
+    bases = {
+        (pages, seed): records.base(pages, seed, base_folder(pages, seed, records.schedule, cache))
+        for seed in range(SEEDS)
+        for pages in KINDS
+    }
     save_bases(folder / BASES_FILE, {key: base for key, base in bases.items() if base is not None})
 
 

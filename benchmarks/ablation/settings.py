@@ -7,6 +7,7 @@ S = 8 patches per side, so a tile has 64 patches. The paper's 256 and 1024 token
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from digit_pages import MAX_TILES, TILE, Kind
 
@@ -133,6 +134,11 @@ class Configuration:
 
 def pages_key(pages: str) -> str:
     return hashlib.sha256(repr(KINDS[pages]).encode()).hexdigest()[:8]
+
+
+def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
+    training = f"{schedule.tower_steps}-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
+    return cache / f"base-{pages}-{pages_key(pages)}-{number}-{training}"
 
 
 def pvtc(**arguments) -> dict:

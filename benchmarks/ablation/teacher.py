@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 import transformers
 from plots import draw_recovery
-from records import Records
-from settings import OPTIMISER, QUICK, SLICINGS, Schedule
+from settings import OPTIMISER, QUICK, SLICINGS, Schedule, base_folder
 from task import BLOCK, Collator, Sample, build_processor, cached_samples
-from training import base_folder, evaluate, in_order_of, make_base, train_row
+from training import evaluate, in_order_of, make_base, train_row
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from internvlx_hf import InternVLXForConditionalGeneration
@@ -38,6 +37,7 @@ from internvlx_hf.training.trainer import InternVLXTrainer
 sys.path.append(str(Path(__file__).parents[1]))
 from evidence.claims import Claim, Finding, adjust, judge
 from evidence.intervals import Score
+from evidence.records import Records
 from evidence.tables import findings_table, markdown, plus_minus, summary
 
 RESULTS = Path("benchmarks/results/teacher.md")

@@ -10,7 +10,8 @@ from statistics import fmean
 import numpy as np
 import torch
 import transformers
-from controls import CONTROLS, knocked_out
+from controls import CONTROLS
+from evidence.hidden_image import knocked_out
 from settings import (
     BASE_4N,
     BLANK_WEIGHT,
@@ -23,7 +24,7 @@ from settings import (
     PATCH_LOSS,
     Configuration,
     Schedule,
-    pages_key,
+    base_folder,
 )
 from task import BLOCK, Collator, Sample, build_processor, cached_samples, make_samples, share_in_place
 from torch import nn
@@ -129,11 +130,6 @@ def tower_loss(model, features: torch.Tensor, counts: torch.Tensor, tiles: torch
     weight = torch.tensor([1.0] * 10 + [BLANK_WEIGHT])
     named = nn.functional.cross_entropy(model.namer(features[:, 1:]).flatten(0, 1), patches.flatten(), weight)
     return CLS_LOSS * share_loss(model.counter(features[:, 0]), counts, tiles.tolist()) + PATCH_LOSS * named
-
-
-def base_folder(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:
-    training = f"{schedule.tower_steps}-{schedule.base_steps}-{schedule.base_rate}-{schedule.batch}"
-    return cache / f"base-{pages}-{pages_key(pages)}-{number}-{training}"
 
 
 def make_base(pages: str, number: int, schedule: Schedule, cache: Path) -> Path:

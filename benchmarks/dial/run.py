@@ -20,9 +20,9 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1] / "ablation"))
 from claims_page import write_page
-from settings import CURRICULUM, QUICK, Configuration, Schedule, pvtc
+from settings import CURRICULUM, QUICK, Configuration, Schedule, base_folder, pvtc
 from task import Collator, build_processor, cached_samples
-from training import RUN_PAGES, base_folder, evaluate, in_order_of, make_base, pages_of, stages_of, start_from, train
+from training import RUN_PAGES, evaluate, in_order_of, make_base, pages_of, stages_of, start_from, train
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.cost import CostModel, ModelSetup

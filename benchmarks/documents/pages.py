@@ -1,4 +1,4 @@
-"""Pages of printed text, of one tile and of several, with their letters' places."""
+"""Pages of printed text at a random place on paper of a random size, with their letters' places."""
 
 import functools
 from dataclasses import dataclass
@@ -7,12 +7,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from settings import SHAPES
+from settings import LEADING, LETTER, SIDES
 
 FACES = ("DejaVuSansMono", "DejaVuSansMono-Bold")  # matplotlib brings them
-SIZES = (13,)  # of letters, in pixels
-LEADING = 3  # pixels between lines
-LARGEST_SHIFT = 1  # pixels of the text from the page's upper left corner, where there is room
 
 
 @dataclass
@@ -29,6 +26,16 @@ class Page:
     @property
     def text(self) -> str:
         return " ".join(self.lines)
+
+    def share_cut(self, parts: int) -> float:
+        """The share of its letters that a border cuts, if it is cut into `parts` equal parts across and down."""
+        places = [
+            (row, column) for row, line in enumerate(self.lines) for column, letter in enumerate(line) if letter != " "
+        ]
+        steps, sides = np.array((self.pitch, self.advance)), np.array(self.image.size[::-1]) / parts
+        low = ((self.top, self.left) + steps * places) / sides
+        high = low + (steps - (LEADING, 0)) / sides
+        return float((np.ceil(high) - np.floor(low) > 1).any(1).mean())
 
     def letters_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """The index in `text` of the letter at each of the points (x, y); -1 where there is none."""
@@ -85,37 +92,32 @@ def random_words(paragraphs: list[str], letters: int, rng: np.random.Generator) 
 
 def draw_page(
     paragraphs: list[str],
-    shape: tuple[int, int],
     rng: np.random.Generator,
     choose=draw_words,
     faces: tuple[str, ...] = FACES,
-    sizes: tuple[int, ...] = SIZES,
     most_lines: int | None = None,
 ) -> Page:
-    """A page of `shape` (width, height) with text in a random face and size, dark on light, with some noise.
+    """A page with text in a random face, dark on light, with some noise.
 
-    The text fills the page, or `most_lines` lines of it.
+    Lines are at most as long and as many as the paper has room for, less a random part of a letter and of a line, or `most_lines`. The
+    text lies anywhere on the paper.
     """
-    face, size = faces[rng.integers(len(faces))], int(sizes[rng.integers(len(sizes))])
-    letters = font(face, size)
-    advance, pitch = letters.getlength("m"), size + LEADING
-    width, height = shape
-    columns, rows = int(width // advance), min(height // pitch, most_lines or height)
+    face = faces[rng.integers(len(faces))]
+    letters = font(face, LETTER)
+    advance, pitch = letters.getlength("m"), LETTER + LEADING
+    width, height = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, 2))
+    columns, rows = (int(side / step - rng.uniform()) for side, step in ((width, advance), (height, pitch)))
     lines = [""]
     while not lines[0]:  # no word was short enough
-        lines = wrap(choose(paragraphs, columns * rows, rng), columns, rows)
-    left = int(rng.integers(min(LARGEST_SHIFT, width - columns * advance) + 1))
-    top = int(rng.integers(min(LARGEST_SHIFT, height - len(lines) * pitch) + 1))
+        lines = wrap(choose(paragraphs, columns * rows, rng), columns, min(rows, most_lines or rows))
+    room = width - max(map(len, lines)) * advance, height - len(lines) * pitch
+    left, top = (int(rng.uniform(0, free)) for free in room)
     paper, ink = rng.integers(205, 256, 3), rng.integers(0, 90, 3)
-    image = Image.new("RGB", shape, tuple(int(level) for level in paper))
+    image = Image.new("RGB", (width, height), tuple(int(level) for level in paper))
     draw = ImageDraw.Draw(image)
     for row, line in enumerate(lines):
-        baseline = top + row * pitch + size - 1
+        baseline = top + row * pitch + LETTER - 1
         draw.text((left, baseline), line, font=letters, fill=tuple(int(level) for level in ink), anchor="ls")
     noise = rng.normal(0, rng.uniform(0, 6), (height, width, 1)).astype(np.float32)
     image = Image.fromarray((np.asarray(image, np.float32) + noise).clip(0, 255).astype(np.uint8))
     return Page(image, lines, left, top, advance, pitch)
-
-
-def draw_shape(rng: np.random.Generator) -> tuple[int, int]:
-    return list(SHAPES)[rng.choice(len(SHAPES), p=list(SHAPES.values()))]

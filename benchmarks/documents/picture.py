@@ -11,8 +11,7 @@ from lessons import evaluation_pages
 from matplotlib import pyplot as plt
 from pages import Page
 from reading import edits, marked
-from records import Runs
-from settings import FINE_WINDOW, GRID, GROUPS, TILE, WINDOW
+from settings import GRID, ROWS, TILE
 
 PICTURE = "pages.png"
 SEED = 0  # the runs whose answers are shown
@@ -22,14 +21,14 @@ RED, GREY, BLACK = "#d1242f", "#6e7781", "#1f2328"
 WIDE = 20  # letters per line of an answer
 
 
-def draw(runs: Runs, cache: Path, path: Path) -> bool:
+def draw(runs: dict[str, list[dict]], cache: Path, path: Path) -> bool:
     """Draw the picture, if the runs that it shows are finished and the text of their pages is in the cache."""
-    found = {name: [run for run in runs.get("one_tile", {}).get(name, []) if run["split"] == "test"] for name in SHOWN}
+    found = {name: [run for run in runs.get(name, []) if run["split"] == "test"] for name in SHOWN}
     answers = {name: run["paragraphs"] for name, known in found.items() for run in known if run["seed"] == SEED}
     if answers.keys() != SHOWN.keys() or not (cache / "corpus.json").exists():
         return False
     count = min(len(answer["read"]) for answer in answers.values())
-    pages = evaluation_pages(load_corpus(cache)["test"], False, count, False)
+    pages = evaluation_pages(load_corpus(cache)["test"], count)
     shares = {name: 100 * fmean(run["paragraphs"]["words"] for run in known) for name, known in found.items()}
     chosen = choose(pages, {name: answer["read"] for name, answer in answers.items()})
     figure, axes = plt.subplots(
@@ -58,9 +57,8 @@ def draw(runs: Runs, cache: Path, path: Path) -> bool:
 
 
 def tokens(name: str) -> str:
-    row = GROUPS["one_tile"][name]
-    coarse, fine = ((GRID // window) ** 2 for window in (WINDOW, FINE_WINDOW))
-    return f"{coarse} → {fine} tokens" if row.lvtc else f"{coarse if row.window == WINDOW else fine} tokens"
+    counts = dict.fromkeys((GRID // window) ** 2 for window in (ROWS[name].window, ROWS[name].expanded_window))
+    return f"{' → '.join(map(str, counts))} tokens"
 
 
 def choose(pages: list[Page], reads: dict[str, list[str]]) -> list[int]:

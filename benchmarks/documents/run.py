@@ -5,7 +5,6 @@ the work between two processes (`--shard 0/2`, `--shard 1/2`). `--plan` prints w
 """
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -14,18 +13,17 @@ sys.path.append(str(Path(__file__).parents[1]))  # for the package `evidence`
 
 import torch
 import transformers
-from records import BASES_FILE, RUNS, Records, planned, save_bases, save_runs
-from settings import GROUPS, QUICK, SEEDS, RunSchedule
+from evidence.records import BASES_FILE, RUNS, Records, save_bases
+from settings import QUICK, ROWS, SEEDS, RunSchedule, base_folder
 
 RESULTS = Path("benchmarks/results/documents")
+PAGES = "paragraphs"  # the kind of pages, in the records of bases
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)), help="default: 0 to 4")
-    parser.add_argument(
-        "--rows", nargs="+", choices=[name for rows in GROUPS.values() for name in rows], help="default: all"
-    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--shard", default="0/1", help="I/N: every N-th run, starting with the I-th (default: 0/1)")
     parser.add_argument(
         "--cache",
@@ -53,37 +51,28 @@ def train_missing(records: Records, args: argparse.Namespace) -> None:
     from training import make_base, run
 
     part, parts = map(int, args.shard.split("/"))
-    for number, (group, name, row, seed) in enumerate(planned(args.seeds)):
-        if number % parts != part or (args.rows and name not in args.rows) or records.find(row, seed):
+    planned = [(seed, name) for seed in args.seeds for name in args.rows]  # base by base: a stopped study is balanced
+    for seed, name in planned[part::parts]:
+        row = ROWS[name]
+        if records.find(row, seed):
             continue
-        make_base(args.cache, seed, records.schedule.base)
-        records.base(args.cache, seed)
+        records.base(PAGES, seed, make_base(args.cache, seed, records.schedule.base))
         result = run(row, records.schedule, seed, args.cache)
         records.add(row, seed, result)
         words = ", ".join(
             f"{100 * result[kind]['words']:.1f}" for kind in ("paragraphs", "random_words", "wrong_image")
         )
         seconds = sum(result["cpu_seconds"].values())
-        print(f"{group:13} {name:20} seed {seed}: words right {words} % ({seconds:.0f} CPU s)", flush=True)
+        print(f"{name:30} seed {seed}: words right {words} % ({seconds:.0f} CPU s)", flush=True)
 
 
 def plan(records: Records) -> str:
-    """A table of the finished and the missing runs of each group, with thread-hours; missing ones are estimated by the others."""
-    spent: dict[str, list[float]] = {}
-    left: dict[str, int] = {}
-    for group, _, row, seed in planned():
-        result = records.find(row, seed)
-        if result is None:
-            left[group] = left.get(group, 0) + 1
-        else:
-            spent.setdefault(group, []).append(sum(result["cpu_seconds"].values()))
-    rows = ["group          finished  thread-hours   left  thread-hours"]
-    for group in GROUPS:
-        seconds, missing = spent.get(group, []), left.get(group, 0)
-        known = seconds or list(itertools.chain(*spent.values()))
-        hours = f"{missing * fmean(known) / 3600:13.2f}" if known else f"{'unknown':>13}"
-        rows.append(f"{group:13} {len(seconds):9} {sum(seconds) / 3600:13.2f} {missing:6} {hours}")
-    return "\n".join(rows)
+    """What is finished and what is left, with thread-hours; missing runs are estimated by the others."""
+    found = [records.find(row, seed) for row in ROWS.values() for seed in range(SEEDS)]
+    hours = [sum(run["cpu_seconds"].values()) / 3600 for run in found if run]
+    left = len(found) - len(hours)
+    estimate = f"{left * fmean(hours):.2f}" if hours else "unknown"
+    return f"finished: {len(hours)} runs, {sum(hours):.2f} thread-hours\nleft: {left} runs, {estimate} thread-hours"
 
 
 def main() -> None:
@@ -93,7 +82,7 @@ def main() -> None:
     schedule, results = RunSchedule(), args.results or RESULTS
     if args.quick:
         schedule, args.seeds = QUICK, [0]
-        args.rows = args.rows or ["N, image downsampled", "PVTC + LVTC + edge"]
+        args.rows = ["N, image downsampled", "PVTC + LVTC"] if args.rows == list(ROWS) else args.rows
         results = args.results or args.cache / "quick-results"
     records = Records(args.cache / "runs", schedule, RESULTS if args.published else None)
     if args.plan:
@@ -108,8 +97,10 @@ def main() -> None:
     if not args.report_only:
         train_missing(records, args)
     results.mkdir(parents=True, exist_ok=True)
-    save_runs(results / RUNS, records.collect())
-    save_bases(results / BASES_FILE, [base for number in range(SEEDS) if (base := records.base(args.cache, number))])
+    records.collect(ROWS.values(), range(SEEDS)).save(results / RUNS)
+    folders = {number: base_folder(args.cache, number, schedule.base) for number in range(SEEDS)}
+    bases = {(PAGES, number): records.base(PAGES, number, folder) for number, folder in folders.items()}
+    save_bases(results / BASES_FILE, {name: base for name, base in bases.items() if base is not None})
     from report import write_report
 
     print(write_report(results, args.cache))

@@ -1,120 +1,117 @@
 """The settings of the study: pages, models, schedules, and the rows that are compared.
 
-A tile of 64x64 pixels has S² = 8² patches and shows about 30 letters. The paper's 256 and 1024 tokens per tile (M = 2 and 1)
-become N = 4 and 4N = 16 (M = 4 and 2): about 8 and 2 letters a token.
+A page becomes one tile of 64x64 pixels, S² = 8² patches, and shows about 20 letters. The paper's 256 and 1024 tokens per tile
+(M = 2 and 1) become N = 4 and 4N = 16 (M = 4 and 2).
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 TILE, PATCH = 64, 8  # pixels
 GRID = TILE // PATCH  # S
 WINDOW, FINE_WINDOW = 4, 2  # M of N and of 4N tokens
-MAX_TILES = 6  # as in the paper's Table 5
+SIDES = (
+    58,
+    74,
+)  # pixels: the smallest and the largest width and height of a page; a letter becomes 0.86 to 1.1 times as large
+LETTER, LEADING = 13, 3  # pixels: the height of a letter, and what lines have between them
+LAYERS = 20  # of the language model
+EXPAND_LAYER = 3 * LAYERS // 4 - 1  # k, the library's default for the paper's 3/4
 QUESTION = "Read."
 SEEDS = 5  # of every row; seed s starts from base s
-ONE_TILE = (TILE, TILE)
-# the pages of one and more tiles, width and height in pixels, and their shares; letters have the same size on all
-SHAPES = {
-    (64, 48): 0.25,
-    (64, 64): 0.15,
-    (96, 64): 0.20,
-    (96, 96): 0.15,
-    (120, 80): 0.15,
-    (64, 128): 0.10,
-}
+
+
+def key_of(*settings: object) -> str:
+    """A hash of settings, for names of files."""
+    pages = [TILE, PATCH, SIDES, LETTER, LEADING]
+    return hashlib.sha256(json.dumps([*settings, pages], sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
-class Settings:
-    def settings(self) -> dict:
-        return asdict(self)
-
-    @property
-    def key(self) -> str:
-        """A hash of all fields and of the pages' sizes, for names of files."""
-        settings = [self.settings(), TILE, PATCH, list(SHAPES.items())]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-@dataclass(frozen=True)
-class TowerSchedule(Settings):
+class TowerSchedule:
     """The vision tower before it meets the language model."""
 
-    steps: int = 1500
+    steps: int = 2000
     batch: int = 16
     rate: float = 1.5e-3
 
 
 @dataclass(frozen=True)
-class BaseSchedule(Settings):
+class BaseSchedule:
     """A base: tower and language model trained together, with a projector for each window in turn."""
 
     tower: TowerSchedule = TowerSchedule()
-    steps: int = 1800
-    windows: tuple[int, ...] = (4, 2, 1)
-    one_tile_share: float = 0.25  # of the steps, the first, have pages of one tile only
-    several_share: float = 0.5  # of the other steps with windows 4 and 2 have pages of several tiles
+    steps: int = 1400
+    windows: tuple[int, ...] = (WINDOW, FINE_WINDOW)
+    easy_share: float = 0.3  # of the steps, the first, have short texts
     step_tokens: int = 640  # the number of pages in a step depends on their tokens
     most_pages: int = 16
     rate: float = 2e-4
     tower_rate: float = 3e-4
     projector_rate: float = 2e-3
-    validation_pages: int = 48
+    validation_pages: int = 96
 
 
 @dataclass(frozen=True)
-class RunSchedule(Settings):
+class RunSchedule:
     """A run: new projectors (and LVTC's modules) on a base; everything but the token embeddings is trained."""
 
     base: BaseSchedule = BaseSchedule()
     steps: int = 300
-    batch: int = 8  # pages of one tile
-    several_batch: int = 6  # pages of several tiles, which have more text
+    batch: int = 8  # pages
     rate: float = 2e-4  # the base's rates
     tower_rate: float = 3e-4
     projector_rate: float = 2e-3
-    test_pages: int = 96  # paragraphs; a third as many with random words, and with another page shown
+    test_pages: int = 128  # paragraphs; a third as many with random words, and with another page shown
     test_batch: int = 32
-
-    def batch_of(self, row: "Row") -> int:
-        return self.several_batch if row.several_tiles else self.batch
 
 
 @dataclass(frozen=True)
-class Row(Settings):
-    """A row of the tables: the pages, how they are cut into tiles, and the modules that make tokens of them."""
+class Row:
+    """A row of the tables: the modules that make tokens of a page.
 
-    several_tiles: bool = False
-    slicing: str = "whole"  # one tile for the whole page, or RVTC's ratio, area or edge
-    window: int = WINDOW  # M
+    Args:
+        window: M: M x M patches become one token.
+        tile: pixels of the tile's side, to which the page is resized.
+        projector, lvtc: arguments of the library's configurations.
+        is_hidden: whether text sees the image only from layer k on, in training and afterwards.
+    """
+
+    window: int = WINDOW
     tile: int = TILE
     projector: dict = field(default_factory=lambda: {"projector_type": "pixel_shuffle"})
     lvtc: dict | None = None
-    one_tile_share: float = 0.0  # of the steps, the first, have pages of one tile, whatever comes later
+    is_hidden: bool = False
+
+    @property
+    def expanded_window(self) -> int:
+        """M of the last layers."""
+        return round(1 / self.lvtc["downsample_ratio"]) if self.lvtc else self.window
+
+    def key(self, schedule: RunSchedule, seed: int) -> str:
+        return key_of(asdict(self), asdict(schedule), seed)
 
 
 PVTC = {"projector_type": "pvtc"}
 LVTC = {"downsample_ratio": 1 / FINE_WINDOW}
-ONE_TILE_ROWS = {
+ROWS = {
     "N": Row(),
     "4N": Row(window=FINE_WINDOW),
     "N, image downsampled": Row(window=FINE_WINDOW, tile=TILE // 2),
     "PVTC": Row(projector=PVTC),
     "LVTC": Row(lvtc=LVTC),
+    "N → N, with LVTC's projectors": Row(lvtc={"downsample_ratio": 1 / WINDOW}),
+    "4N, hidden before layer k": Row(window=FINE_WINDOW, is_hidden=True),
     "PVTC + LVTC": Row(projector=PVTC, lvtc=LVTC),
 }
-LATER = 0.5  # with pages of several tiles from the first step, 300 steps do not suffice to begin to read
-SEVERAL_TILES_ROWS = {
-    "one tile": Row(True, one_tile_share=LATER),
-    "ratio": Row(True, "ratio", one_tile_share=LATER),
-    "edge": Row(True, "edge", one_tile_share=LATER),
-    "PVTC + LVTC + edge": Row(True, "edge", projector=PVTC, lvtc=LVTC, one_tile_share=LATER),
-}
-GROUPS = {"one_tile": ONE_TILE_ROWS, "several_tiles": SEVERAL_TILES_ROWS}
 
 # the same code in seconds, with meaningless results
 QUICK_TOWER = TowerSchedule(steps=3, batch=2)
 QUICK_BASE = BaseSchedule(tower=QUICK_TOWER, steps=6, step_tokens=60, most_pages=2, validation_pages=2)
-QUICK = RunSchedule(base=QUICK_BASE, steps=2, batch=2, several_batch=2, test_pages=2, test_batch=2)
+QUICK = RunSchedule(base=QUICK_BASE, steps=2, batch=2, test_pages=2, test_batch=2)
+
+
+def base_folder(cache: Path, number: int, schedule: BaseSchedule) -> Path:
+    return cache / f"base-{number}-{key_of(asdict(schedule))}"

@@ -3,14 +3,14 @@
 import json
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from corpus import load_corpus
-from pages import draw_page, draw_shape
-from PIL import Image
-from settings import GRID, MAX_TILES, ONE_TILE, PATCH, TILE, TowerSchedule
+from pages import draw_page
+from settings import GRID, PATCH, TILE, TowerSchedule, key_of
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -25,13 +25,11 @@ from transformers import (
 from internvlx_hf import InternVLXImageProcessor
 from internvlx_hf.checkpoints.atomic_folder import atomic_folder
 from internvlx_hf.checkpoints.weights import Weights
-from internvlx_hf.processing.rvtc import TilingRule
 
 LETTERS = " " + "".join(map(chr, range(33, 127)))
 BLANK_WEIGHT = 0.15  # of half-columns without a letter in the loss: most of a page
 TOKENS = 12_000  # the commonest tokens of the training texts, which patches name
 NAMED = 400  # patches of a batch that name a token, to save time
-EASY_SHARE = 0.5  # of the steps, the first, have pages of one tile only, the next ever fewer
 TOKEN_HEAD = "token_head.pt"
 IGNORED = -100
 
@@ -51,10 +49,7 @@ def tower_config(tile: int = TILE) -> InternVLVisionConfig:
 
 
 class PrintedTiles(torch.utils.data.Dataset):
-    """Tiles with the letter in each half of a patch (a row of patches, 2 columns per patch), and the token of each patch.
-
-    At first all tiles are pages of one tile. Later, half of them are tiles and thumbnails of larger pages, which stretch the letters.
-    """
+    """Tiles with the letter in each half of a patch (a row of patches, 2 columns per patch), and the token of each patch."""
 
     def __init__(
         self, paragraphs: list[str], tokenizer: PreTrainedTokenizerFast, token_ids: list[int], count: int, seed: int
@@ -68,20 +63,14 @@ class PrintedTiles(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        shape, scales, corner = ONE_TILE, np.ones(2), (0, 0)
-        easy = rng.random() > (index / self.count - EASY_SHARE) / EASY_SHARE
-        if not easy and rng.random() < 0.5:
-            shape, scales, corner = draw_tile(rng)
-        page = draw_page(self.paragraphs, shape, rng)
-        size = [round(side * scale) for side, scale in zip(shape, scales, strict=True)]
-        box = (*corner, corner[0] + TILE, corner[1] + TILE)
-        image = page.image if shape == ONE_TILE else page.image.resize(size, Image.Resampling.BICUBIC).crop(box)
-        pixels = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        page = draw_page(self.paragraphs, rng)
+        width, height = page.image.size
+        pixels = self.image_processor(page.image, return_tensors="pt")["pixel_values"][0]
 
         def letters_of(per_patch: int) -> np.ndarray:
-            x = (np.arange(per_patch * GRID) + 0.5) * PATCH / per_patch
-            y = (np.arange(GRID)[:, None] + 0.5) * PATCH
-            return page.letters_at((x[None] + corner[0]) / scales[0], (y + corner[1]) / scales[1])
+            x = (np.arange(per_patch * GRID) + 0.5) / (per_patch * GRID) * width
+            y = (np.arange(GRID)[:, None] + 0.5) / GRID * height
+            return page.letters_at(x[None], y)
 
         codes = np.array([*map(LETTERS.index, page.text), 0])
         tokens = self.tokens_of_letters(page.text)
@@ -98,17 +87,6 @@ class PrintedTiles(torch.utils.data.Dataset):
         for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             tokens[start:end] = self.numbers.get(token, IGNORED)
         return tokens
-
-
-def draw_tile(rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray, tuple[int, int]]:
-    """A tile or the thumbnail of a page: the page's shape, the scale of its width and height, and the tile's corner."""
-    shape = draw_shape(rng)
-    plan = TilingRule(TILE, TILE, max_tiles=MAX_TILES, slicing=("edge", "ratio", "edge")[rng.integers(3)]).plan(*shape)
-    number = int(rng.integers(plan.num_tiles))
-    columns, rows, corner = plan.columns, plan.rows, (number % plan.columns * TILE, number // plan.columns * TILE)
-    if number == columns * rows:
-        columns, rows, corner = 1, 1, (0, 0)
-    return shape, np.array([columns, rows]) * TILE / shape, corner
 
 
 class NamingTower(nn.Module):
@@ -156,7 +134,7 @@ class NamingTower(nn.Module):
 
 def make_tower(cache: Path, language_model: Path, seed: int, schedule: TowerSchedule) -> Path:
     """The folder of the trained tower, made once."""
-    folder = cache / f"tower-{seed}-{schedule.key}"
+    folder = cache / f"tower-{seed}-{key_of(asdict(schedule))}"
     if folder.exists():
         return folder
     corpus, tokenizer = load_corpus(cache), AutoTokenizer.from_pretrained(language_model)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 import transformers
 from corpus import load_corpus, versions
+from evidence.hidden_image import hide_image
 from filelock import FileLock
 from language import make_language_model
-from lessons import BaseLessons, RunLessons, StepCollator, evaluation_pages, images_kwargs, question, with_tokens
+from lessons import ONE_TILE, BaseLessons, RunLessons, StepCollator, evaluation_pages, question, with_tokens
 from models import ProjectorPerWindow, assemble, load
 from pages import Page
 from reading import letters_right, words_right
-from records import base_folder
-from settings import FINE_WINDOW, BaseSchedule, Row, RunSchedule
+from settings import EXPAND_LAYER, FINE_WINDOW, PATCH, BaseSchedule, Row, RunSchedule, base_folder
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tower import TOKEN_HEAD, make_tower
@@ -121,7 +121,6 @@ def train_base(folder: Path, seed: int, schedule: BaseSchedule) -> None:
     model, projectors = trainer.model, trainer.model.model.multi_modal_projector
     own = json.loads((tower / "tower.json").read_text())
     record = {
-        "seed": seed,
         "validation": validate(trainer, load_corpus(cache)["validation"], schedule),
         "losses": _losses(trainer),
         "tower": own,
@@ -160,13 +159,12 @@ def base_trainer(start: Path, tower: Path, paragraphs: list[str], seed: int, sch
 def validate(trainer: WindowTrainer, paragraphs: list[str], schedule: BaseSchedule) -> dict[str, dict]:
     """What a base reads with each of its windows."""
     model, found = copy.deepcopy(trainer.model).eval().to(torch.bfloat16), {}
-    for several_tiles, slicing in ((False, "whole"), (True, "edge"), (True, "ratio")):
-        pages = evaluation_pages(paragraphs, several_tiles, schedule.validation_pages, False)
-        for window in schedule.windows[: 2 if several_tiles else None]:
-            model.model.multi_modal_projector.window = window
-            processor = with_tokens(trainer.processing_class, window)
-            found[f"{slicing}, M = {window}"] = result = evaluate(model, processor, pages, slicing)
-            print(f"base {trainer.args.seed}, {slicing}, M = {window}: {result}", flush=True)
+    pages = evaluation_pages(paragraphs, schedule.validation_pages)
+    for window in schedule.windows:
+        model.model.multi_modal_projector.window = window
+        processor = with_tokens(trainer.processing_class, window)
+        found[f"M = {window}"] = result = evaluate(model, processor, pages)
+        print(f"base {trainer.args.seed}, M = {window}: {result}", flush=True)
     return found
 
 
@@ -179,6 +177,8 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
     try:
         assemble(work / "start", base, base, row, seed)
         model, processor = load(work / "start")
+        if row.is_hidden:
+            hide_image(model, range(EXPAND_LAYER))
         set_seed(seed)
         cpu = time.process_time()
         trainer = InternVLXTrainer(
@@ -186,14 +186,14 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
             args=training_arguments(
                 work,
                 schedule.steps,
-                schedule.batch_of(row),
+                schedule.batch,
                 schedule,
                 row.lvtc is not None,
                 logging_steps=max(1, schedule.steps // 20),
                 save_strategy="no",
                 seed=seed,
             ),
-            train_dataset=RunLessons(paragraphs["train"], row, schedule, seed),
+            train_dataset=RunLessons(paragraphs["train"], schedule, seed),
             data_collator=InternVLXDataCollator(processor),
         )
         trainer.remove_callback(PrinterCallback)  # which prints every log entry
@@ -204,14 +204,15 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
         shutil.rmtree(work)
     model.eval().to(torch.bfloat16)
     count, few = schedule.test_pages, max(1, schedule.test_pages // 3)
-    texts = evaluation_pages(paragraphs[split], row.several_tiles, count, False)
-    words = evaluation_pages(paragraphs[split], row.several_tiles, few, True)
-    how = {"slicing": row.slicing, "batch": schedule.test_batch}
+    texts, words = evaluation_pages(paragraphs[split], count), evaluation_pages(paragraphs[split], few, random=True)
     result = {
-        "paragraphs": evaluate(model, processor, texts, **how),
-        "random_words": evaluate(model, processor, words, **how),
-        "wrong_image": evaluate(model, processor, texts[:few], **how, shown=texts[1 : few + 1]),
+        "paragraphs": evaluate(model, processor, texts, schedule.test_batch),
+        "random_words": evaluate(model, processor, words, schedule.test_batch),
+        "wrong_image": evaluate(model, processor, texts[:few], schedule.test_batch, shown=texts[1 : few + 1]),
     }
+    for name, window in (("windows", row.window), ("expanded windows", row.expanded_window)):
+        parts = row.tile // PATCH // window
+        result[f"cut by {name}"] = round(float(np.mean([page.share_cut(parts) for page in texts])), 5)
     return {
         "base": seed,
         **result,
@@ -223,12 +224,10 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
     }
 
 
-def evaluate(
-    model, processor, pages: list[Page], slicing: str, batch: int = 32, shown: list[Page] | None = None
-) -> dict:
+def evaluate(model, processor, pages: list[Page], batch: int = 32, shown: list[Page] | None = None) -> dict:
     """Words and letters right in greedy answers, and the loss of the true ones; `shown` are other pages to show instead."""
     shown = pages if shown is None else shown
-    answerer, reads, losses, tokens = Answerer(model, processor, images_kwargs(slicing)), [], 0.0, 0
+    answerer, reads, losses, tokens = Answerer(model, processor, ONE_TILE), [], 0.0, 0
     longest = max(len(processor.tokenizer(page.text)["input_ids"]) for page in pages)
     with fast_attention():
         for first in range(0, len(pages), batch):
@@ -246,14 +245,8 @@ def evaluate(
         "loss": round(losses / tokens, 5),
         "pages": len(pages),
         "words_in_all": sum(len(text.split()) for text in truths),
-        "tiles": float(np.mean([_tiles(processor, page, slicing) for page in pages])),
         "read": reads[:EXAMPLES],
     }
-
-
-def _tiles(processor, page: Page, slicing: str) -> int:
-    width, height = page.image.size
-    return processor.image_processor.get_number_of_image_patches(height, width, images_kwargs(slicing))
 
 
 def _losses(trainer) -> list[float]:

@@ -42,8 +42,8 @@ def finished(name: str, configuration, seed: int, share: float) -> dict:
 
 def study(seeds: int = 8):
     """Finished runs of all rows; each row of a table is a point above the one before."""
-    import records
     import settings
+    from evidence import records
 
     results = records.Results({})
     for group in settings.GROUPS.values():
@@ -54,8 +54,8 @@ def study(seeds: int = 8):
 
 
 def test_an_unfinished_run_is_none_and_kept_runs_read_back_as_they_were(tmp_path):
-    import records
     import settings
+    from evidence import records
 
     store = records.Records(tmp_path, settings.Schedule())
     for seed, row in ((0, settings.BASE), (1, settings.BASE), (0, settings.LVTC)):
@@ -74,22 +74,21 @@ def test_an_unfinished_run_is_none_and_kept_runs_read_back_as_they_were(tmp_path
 
 
 def test_a_base_that_comes_out_differently_takes_no_further_runs(tmp_path):
-    import records
     import settings
-    import training
+    from evidence import records
 
     schedule, published = settings.Schedule(), tmp_path / "published"
     published.mkdir()
     records.save_bases(published / records.BASES_FILE, {("one", 1): {"losses": [1.5], "cpu_seconds": 3600.0}})
     store = records.Records(tmp_path, schedule, published)
     assert store.base("one", 0, tmp_path) is None
-    folder = training.base_folder("one", 1, schedule, tmp_path)
+    folder = settings.base_folder("one", 1, schedule, tmp_path)
     folder.mkdir()
     (folder / "base.json").write_text('{"losses": [1.5], "cpu_seconds": 7200.0}')
-    assert store.base("one", 1, tmp_path)["cpu_seconds"] == 3600.0
+    assert store.base("one", 1, folder)["cpu_seconds"] == 3600.0
     (folder / "base.json").write_text('{"losses": [1.25]}')
     with pytest.raises(ValueError, match=r"losses \[1.25\], the base of the published runs \[1.5\].*--published"):
-        store.base("one", 1, tmp_path)
+        store.base("one", 1, folder)
 
 
 def test_the_page_of_a_study_that_has_just_begun_has_figures_and_no_verdict():
@@ -153,9 +152,9 @@ def test_the_page_of_a_complete_study_has_all_rows_claims_and_plots(tmp_path):
 
 
 def test_the_published_page_is_what_the_published_runs_of_the_settings_of_now_give():
-    import records
     import report
     import settings
+    from evidence import records
 
     results = records.load_results(RESULTS / records.RUNS)
     known = {results.key(row) for group in settings.GROUPS.values() for row in group.values()}

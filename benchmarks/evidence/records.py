@@ -1,13 +1,19 @@
-"""Storage of finished runs: a JSON file per run in the cache, and all of them in one file of the results."""
+"""Finished runs of a study: a JSON file per run in the cache, and all of them in one file of the results."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-from settings import Configuration, Schedule
+from typing import Any, Protocol
 
 RUNS, BASES_FILE = "runs.json", "bases.json"
+
+
+class Configuration(Protocol):
+    """A dataclass with what a run trains."""
+
+    def key(self, schedule: Any, seed: int) -> str:
+        """A hash of all settings of a run."""
 
 
 class Records:
@@ -17,7 +23,7 @@ class Records:
         published: the folder of a report, whose runs count as finished, too.
     """
 
-    def __init__(self, folder: Path, schedule: Schedule, published: Path | None = None):
+    def __init__(self, folder: Path, schedule: Any, published: Path | None = None):
         self.folder, self.schedule = folder, schedule
         self.published = load_results(published / RUNS) if published else Results({})
         self.published_bases = load_bases(published / BASES_FILE) if published else {}
@@ -47,22 +53,19 @@ class Records:
         unfinished.write_text(json.dumps(record), encoding="utf-8")
         unfinished.rename(path)
 
-    def base(self, pages: str, number: int, cache: Path) -> dict | None:
-        """The record of a base: the published one, else that in `cache`; None if there is neither.
+    def base(self, pages: str, number: int, folder: Path) -> dict | None:
+        """The record of a base for a kind of page: the published one, else that in its `folder`; None if there is neither.
 
         Raises:
             ValueError: if the base was trained again and is another one.
         """
-        from training import base_folder
-
-        published = self.published_bases.get((pages, number))
-        path = base_folder(pages, number, self.schedule, cache) / "base.json"
+        published, path = self.published_bases.get((pages, number)), folder / "base.json"
         if not path.exists():
             return published
         record = json.loads(path.read_text(encoding="utf-8"))
         if published is not None and record["losses"] != published["losses"]:
             raise ValueError(
-                f"{path.parent} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
+                f"{folder} has the losses {record['losses']}, the base of the published runs {published['losses']}: "
                 "on this machine, runs cannot be added to the published ones. Leave out --published."
             )
         return published or record
