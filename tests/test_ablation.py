@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def trained(monkeypatch) -> list[tuple]:
     import training
 
     done: list[tuple] = []
-    monkeypatch.setattr(training, "make_base", lambda pages, number, *_: done.append(("base", pages, number)))
+    bases = Path("no base")
+    monkeypatch.setattr(training, "make_base", lambda pages, number, *_: done.append(("base", pages, number)) or bases)
     monkeypatch.setattr(training, "run", lambda row, _, seed, *__: done.append((row.pages, seed)) or finished(seed))
     return done
 

@@ -35,7 +35,7 @@ def table(runs: Runs) -> str:
                 plus_minus([record["paragraphs"]["loss"] for record in records], 2),
                 *(plus_minus(percent(records, kind, "words")) for kind in ("random_words", "wrong_image")),
                 plus_minus([record["wrong_image"]["loss"] for record in records], 2),
-                " → ".join(windows),
+                "0 / " + " → ".join(windows),  # a page is one tile
                 *(str(tokens(ROWS[name], window)) for window in (ROWS[name].window, ROWS[name].expanded_window)),
                 f"{fmean(thread_seconds(record) for record in records) / 60:.1f}",
                 of_planned(len(records), SEEDS),
@@ -189,8 +189,8 @@ counts less than 0; letters alike. Pages are paragraphs that no training saw, an
 guess. "Another page shown" asks for a page's text with another page in its place: what a model scores there, it has guessed. The
 loss is that of the true text in nats per token. A figure with ± is a mean over bases and half of its 95 % t-interval.
 
-"Cut" is the share of the letters that borders of windows cut (before and after LVTC's expansion). A page is one tile: no border of
-tiles cuts a letter. An earlier study, whose texts began within a pixel of the corner, is in the history of this file."""
+"Cut" is the share of the letters that borders of tiles cut (none: a page is one tile) / that borders of windows cut (before and after
+LVTC's expansion). An earlier study, whose texts began within a pixel of the corner, is in the history of this file."""
 
 BASES_READ = """\
 On validation pages, with the base's own projectors, before any run."""

@@ -45,9 +45,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def planned_runs() -> int:
-    from settings import GROUPS, SEEDS
+    from settings import ROWS, SEEDS
 
-    return SEEDS * sum(map(len, GROUPS.values()))
+    return SEEDS * len(ROWS)
 
 
 def rng(number: int = 0) -> np.random.Generator:
@@ -76,11 +76,12 @@ def test_text_is_prose_without_marks_and_in_one_part_only():
     assert {corpus.part_of(text) for text in parts["test"]} == {"test"}
 
 
-def test_letters_are_found_where_they_are_printed():
-    from pages import FACES, SIZES, draw_page
+def test_letters_are_found_where_they_are_printed_anywhere_on_the_page():
+    from pages import FACES, draw_page
 
-    for number, (face, size) in enumerate(itertools.product(FACES, SIZES)):
-        page = draw_page(SENTENCES, (144, 96), rng(number), faces=(face,), sizes=(size,))
+    corners = []
+    for number, (_, face) in enumerate(itertools.product(range(8), FACES)):
+        page = draw_page(SENTENCES, rng(number), faces=(face,))
         places = [(row, column) for row, line in enumerate(page.lines) for column in range(len(line))]
         rows, columns = np.array(places).T
         x, y = page.left + (columns + 0.5) * page.advance, page.top + (rows + 0.5) * page.pitch
@@ -98,31 +99,21 @@ def test_letters_are_found_where_they_are_printed():
         darkest = np.array([box.min() for box in boxes])
         is_space = np.array([page.text[index] == " " for index in found])
         is_letter = np.array([page.text[index].isalpha() for index in found])
-        assert darkest[is_letter].max() < darkest[is_space].min()
+        assert darkest[is_letter].max() < darkest[is_space].min(initial=255)
+        corners.append((page.left % 8, page.top % 8))  # against the patches
+    assert len(set(corners)) > 8
 
 
-def test_tiles_of_the_towers_training_are_those_of_the_image_processor():
-    from settings import MAX_TILES, SHAPES, TILE
-    from tower import draw_tile
+def test_letters_that_borders_cut_are_counted():
+    from pages import Page
+    from PIL import Image
 
-    from internvlx_hf.processing.rvtc import TilingRule
-
-    drawn = {
-        (shape, *scales.round(3).tolist(), corner) for shape, scales, corner in (draw_tile(rng(n)) for n in range(150))
-    }
-    expected = set()
-    for shape in SHAPES:
-        for slicing in ("edge", "ratio"):
-            plan = TilingRule(TILE, TILE, max_tiles=MAX_TILES, slicing=slicing).plan(*shape)
-            scales = [
-                round(count * TILE / side, 3) for count, side in zip((plan.columns, plan.rows), shape, strict=True)
-            ]
-            corners = [(column * TILE, row * TILE) for column in range(plan.columns) for row in range(plan.rows)]
-            expected |= {(shape, *scales, corner) for corner in corners}
-            if plan.has_thumbnail:
-                expected.add((shape, *(round(TILE / side, 3) for side in shape), (0, 0)))
-    assert drawn <= expected
-    assert len(drawn) > 30
+    page = Page(Image.new("RGB", (64, 64)), ["ab d", "e"], left=2, top=4, advance=8, pitch=16)
+    assert page.share_cut(1) == 0
+    # borders at 16, 32 and 48: "b" is on 10…18, "d" on 26…34, "a" on 2…10; the first line on 4…17, the second on 20…33
+    assert page.share_cut(4) == 1
+    assert page.share_cut(2) == pytest.approx(2 / 4)  # "d" across, and the second line down
+    assert Page(page.image, ["ab d"], 0, 0, 8, 16).share_cut(4) == 0
 
 
 @pytest.mark.parametrize(
@@ -154,20 +145,15 @@ def test_marked_words_are_those_of_the_fewest_edits():
         assert sum(not right for _, right in words) == edits(truth.split(), read.split())
 
 
-def test_all_rows_of_a_seed_see_the_same_pages():
+def test_pages_of_a_training_depend_on_its_seed_only_and_those_of_a_test_on_nothing():
     from lessons import RunLessons, evaluation_pages
-    from settings import GROUPS, RunSchedule
+    from settings import RunSchedule
 
-    for rows in GROUPS.values():
-        lessons = [RunLessons(SENTENCES, row, RunSchedule(), 3) for row in rows.values()]
-        for index in (0, 11):
-            first, *others = [lesson[index] for lesson in lessons]
-            assert all(np.array_equal(first["images"][0], other["images"][0]) for other in others)
-            assert all(first["messages"] == other["messages"] for other in others)
-    other_seed = replace(lessons[0], seed=4)
-    assert not np.array_equal(lessons[0][0]["images"][0], other_seed[0]["images"][0])
-    texts, words = (evaluation_pages(SENTENCES, True, 5, random) for random in (False, True))
-    assert [page.text for page in texts] == [page.text for page in evaluation_pages(SENTENCES, True, 5, False)]
+    lessons, other_seed = (RunLessons(SENTENCES, RunSchedule(), seed) for seed in (3, 4))
+    assert lessons[11]["messages"] == lessons[11]["messages"]
+    assert not np.array_equal(lessons[0]["images"][0], other_seed[0]["images"][0])
+    texts, words = (evaluation_pages(SENTENCES, 5, random) for random in (False, True))
+    assert [page.text for page in texts] == [page.text for page in evaluation_pages(SENTENCES, 5)]
     assert {page.text for page in texts}.isdisjoint(page.text for page in words)
 
 
@@ -193,7 +179,7 @@ def test_a_base_that_was_stopped_and_resumed_is_that_of_an_uninterrupted_trainin
     with pytest.raises(KeyboardInterrupt):
         training.make_base(cache, 0, schedule)
     found = load_state_dict(training.make_base(cache, 0, schedule) / "model.safetensors")
-    assert seen == [4, 2, 1, 4, 1, 4]
+    assert seen == [4, 2, 4, 2, 4, 2]
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
@@ -201,7 +187,7 @@ def test_a_base_that_was_stopped_and_resumed_is_that_of_an_uninterrupted_trainin
 def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys):
     """The command with its quick settings: two rows, then the report of a study that is far from complete."""
     import run
-    from settings import GROUPS, QUICK
+    from settings import QUICK, ROWS
 
     def command(*options: str) -> str:
         monkeypatch.setattr(sys, "argv", ["run.py", "--quick", "--cache", str(cache), *options])
@@ -210,107 +196,78 @@ def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys
 
     text = command()
     records = [json.loads(path.read_text()) for path in sorted((cache / "runs").iterdir())]
-    rows = GROUPS["one_tile"]["N, image downsampled"], GROUPS["several_tiles"]["PVTC + LVTC + edge"]
-    assert sorted(record["row"]["tile"] for record in records) == sorted(row.tile for row in rows)
+    rows = ROWS["N, image downsampled"], ROWS["PVTC + LVTC"]
+    assert sorted(record["configuration"]["tile"] for record in records) == sorted(row.tile for row in rows)
     for record in records:
         kinds = [record[kind] for kind in ("paragraphs", "random_words", "wrong_image")]
         assert all(0 <= found["words"] <= 1 and found["loss"] > 0 for found in kinds)
         assert record["schedule"] == json.loads(json.dumps(asdict(QUICK)))
         assert {"seed", "base", "losses", "cpu_seconds", "peak_gigabytes", "versions"} <= record.keys()
     assert f"**The study is not complete**: 2 of {planned_runs()} runs" in text
-    assert re.search(r"\| N, image downsampled \|.*\| 1.0 \| 4 \| 4 \|.*\| 1 of 5 \|", text)
+    assert re.search(r"\| N, image downsampled \|.*\| 4 \| 4 \|.*\| 1 of 5 \|", text)
     assert command("--report-only") in text
-    assert "finished" in command("--plan")
+    assert "finished: 2 runs" in command("--plan")
     assert not list(cache.glob("run-*"))
 
 
-def test_published_runs_count_as_finished_and_stay_in_the_report(tmp_path):
-    import run
-    from records import BASES_FILE, RUNS, Records, base_folder, save_bases, save_runs
-    from settings import SEEDS, RunSchedule
-
-    store = Records(tmp_path / "runs", RunSchedule(), RESULTS)
-    published = json.loads((RESULTS / RUNS).read_text())
-    finished = {group: sum(map(len, rows.values())) for group, rows in published.items()}
-    lines = run.plan(store).splitlines()[1:]
-    assert {line.split()[0]: int(line.split()[1]) for line in lines} == finished
-    save_runs(tmp_path / RUNS, store.collect())
-    save_bases(tmp_path / BASES_FILE, [base for number in range(SEEDS) if (base := store.base(tmp_path, number))])
-    for name in (RUNS, BASES_FILE):
-        assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
-
-    folder = base_folder(tmp_path, 1, store.schedule.base)
-    folder.mkdir()
-    (folder / "base.json").write_text('{"losses": [1.5]}')
-    with pytest.raises(ValueError, match=r"losses \[1.5\], the base of the published runs .*--published"):
-        store.base(tmp_path, 1)
-
-
-def test_a_complete_study_is_judged_and_drawn(tmp_path, monkeypatch):
+def test_a_complete_study_is_judged_and_drawn(tmp_path):
     import report
+    from evidence.records import BASES_FILE, RUNS, Results
     from lessons import evaluation_pages
-    from records import BASES_FILE, RUNS, save_runs
-    from settings import GROUPS, SEEDS, RunSchedule
+    from settings import ROWS, SEEDS, RunSchedule
 
     texts = SENTENCES * 20
     (tmp_path / "corpus.json").write_text(json.dumps({"test": texts}))
-    reads = [page.text.replace("the", "teh") for page in evaluation_pages(texts, False, 8, False)]
+    reads = [page.text.replace("the", "teh") for page in evaluation_pages(texts, 8)]
 
     def finished(row, seed: int, words: float) -> dict:
-        found = {"words": words, "letters": words, "loss": 1.0, "tiles": 2.0, "read": reads}
+        found = {"words": words, "letters": words, "loss": 1.0, "read": reads}
         kinds = dict.fromkeys(("paragraphs", "random_words", "wrong_image"), found)
         costs = {"cpu_seconds": {"training": 300.0, "evaluation": 60.0}, "peak_gigabytes": 3.0}
         return {
-            "row": row.settings(),
             "seed": seed,
-            "base": seed,
+            "configuration": asdict(row),
             "schedule": asdict(RunSchedule()),
+            "base": seed,
             "split": "test",
+            "cut by windows": 0.31,
+            "cut by expanded windows": 0.71,
             **kinds,
             **costs,
         }
 
-    runs = {
-        group: {
-            name: [finished(row, seed, 0.2 + 0.1 * place + 0.001 * seed * place) for seed in range(SEEDS)]
-            for place, (name, row) in enumerate(rows.items())
-        }
-        for group, rows in GROUPS.items()
-    }
-    one_tile = runs["one_tile"]
-    one_tile["LVTC"], one_tile["4N"] = one_tile["4N"], one_tile["LVTC"]  # so that LVTC is below
-    save_runs(tmp_path / RUNS, runs)
+    places = {name: place for place, name in enumerate(ROWS)}
+    places["LVTC"], places["4N"] = places["4N"], places["LVTC"]  # so that LVTC is below
+    results = Results({})
+    for name, row in ROWS.items():
+        share = 0.2 + 0.1 * places[name]
+        results.rows[results.key(row)] = [
+            finished(row, seed, share + 0.001 * seed * places[name]) for seed in range(SEEDS)
+        ]
+    results.save(tmp_path / RUNS)
     (tmp_path / BASES_FILE).write_text("[]")
     text = report.write_report(tmp_path, tmp_path)
     assert (tmp_path / "README.md").read_text() == text
     assert f"The study is complete: {planned_runs()} runs from 5 bases." in text
     assert re.search(r"\| more tokens are better: 4N above N \| appears \|", text)
     assert re.search(r"\| LVTC not below the dense 4N \| the other way \|", text)
+    assert re.search(r"\| LVTC \|.*\| 0 / 31 → 71 \| 4 \| 16 \| 6.0 \| 5 \|", text)
     assert (tmp_path / report.PICTURE).stat().st_size > 10_000
     assert f"{planned_runs() * 360 / 3600:.2f}" in text  # thread-hours
 
 
-def test_the_published_page_is_what_the_runs_give():
+def test_the_published_page_is_what_the_runs_of_the_settings_of_now_give():
     import report
-    from records import BASES_FILE, RUNS, load_runs
+    from evidence.records import RUNS, Results, load_results
+    from settings import ROWS, RunSchedule
 
-    runs, bases = load_runs(RESULTS / RUNS), json.loads((RESULTS / BASES_FILE).read_text(encoding="utf-8"))
-    page = report.page(runs, bases, report.find(runs), (RESULTS / report.PICTURE).exists())
+    page = report.page(*report.read(RESULTS), (RESULTS / report.PICTURE).exists())
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == page
-
-
-def test_the_published_runs_are_those_of_the_settings_of_now():
-    from records import RUNS, load_runs
-    from settings import GROUPS, RunSchedule
-
-    published = load_runs(RESULTS / RUNS)
-    assert published
-    for group, rows in published.items():
-        for name, records in rows.items():
-            for record in records:
-                assert record["row"] == asdict(GROUPS[group][name])
-                assert record["schedule"] == json.loads(json.dumps(asdict(RunSchedule())))
-                assert (record["split"], record["base"]) == ("test", record["seed"])
+    results = load_results(RESULTS / RUNS)
+    assert set(results.rows) <= set(map(Results.key, ROWS.values()))
+    for run in itertools.chain(*results.rows.values()):
+        assert run["schedule"] == json.loads(json.dumps(asdict(RunSchedule())))
+        assert (run["split"], run["base"]) == ("test", run["seed"])
 
 
 def test_without_its_language_model_the_study_says_what_to_install(monkeypatch):
