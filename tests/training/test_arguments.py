@@ -137,11 +137,23 @@ def test_the_command_prints_an_error_in_one_line(tmp_path, capsys):
     assert lines[1].endswith("Did you mean `train_data`?")
 
 
-@pytest.mark.parametrize("command", ["train", "merge"])
-def test_a_missing_package_is_named_with_what_installs_it(command, monkeypatch, capsys):
-    monkeypatch.setattr("internvlx_hf.commands.train.find_spec", lambda name: None if name == "peft" else name)
-    assert main([command, "a", "b"]) == 1
-    assert capsys.readouterr().err == f"internvlx: {command} needs peft: pip install peft\n"
+@pytest.mark.parametrize(
+    ("command", "package"), [("train", "peft"), ("merge", "peft"), ("answer", "psutil"), ("answer", "datasets")]
+)
+def test_a_missing_package_is_named_with_what_installs_it(command, package, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("internvlx_hf.commands.train.find_spec", lambda name: None if name == package else name)
+    out = [str(tmp_path / "out.jsonl")] * (command == "answer")
+    assert main([command, "a", "b", *out]) == 1
+    assert capsys.readouterr().err == f"internvlx: {command} needs {package}: pip install {package}\n"
+
+
+def test_answers_to_a_file_of_records_need_no_datasets_and_no_peft(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "internvlx_hf.commands.train.find_spec", lambda name: None if name in ("peft", "datasets") else name
+    )
+    (tmp_path / "records.jsonl").touch()
+    assert main(["answer", str(tmp_path / "model"), str(tmp_path / "records.jsonl"), str(tmp_path / "out.jsonl")]) == 1
+    assert "needs" not in capsys.readouterr().err
 
 
 def printed_help(capsys, option: str) -> str:

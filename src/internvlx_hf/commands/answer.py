@@ -79,8 +79,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.out.is_dir() is not bool(options.ray) and options.out.exists():
         kind = "a folder of shards is for --ray" if options.out.is_dir() else "--ray writes a folder of shards"
         raise ValueError(f"{options.out}: {kind}. Choose another name for the answers.")
-    if options.engine == "transformers" or not Path(options.data).is_file():  # vLLM's environment may lack them
-        require_packages("answer")
+    require_packages("answer", ("psutil",) if Path(options.data).is_file() else ("psutil", "datasets"))
     if options.ray and find_spec("ray") is None:
         raise ValueError("--ray needs ray, which is not installed: pip install 'ray[data]'")
 

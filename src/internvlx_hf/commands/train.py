@@ -1,6 +1,7 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
 """`internvlx train`."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 # packages of the extra `train` that every training needs
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> None:
         print(f"{out} holds the trained {'adapter.' + merge if is_adapter else 'model.'}")
 
 
-def require_packages(command: str) -> None:
-    """Raise `ValueError` if packages of the extra `train` are not installed."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+def require_packages(command: str, names: Sequence[str] = NEEDED) -> None:
+    """Raise `ValueError` if some of the packages, by default those of every training, are not installed."""
+    if missing := [name for name in names if find_spec(name) is None]:
         raise ValueError(f"{command} needs {', '.join(missing)}: pip install {' '.join(missing)}")
