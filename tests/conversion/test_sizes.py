@@ -87,8 +87,11 @@ def test_a_dial_is_converted_again_with_its_sizes(tmp_path, out):
     convert_checkpoint(tmp_path / "dial", out)
     assert load(out).config.tokens_per_tile == ["4", "4:1"]
     assert InternVLXProcessor.from_pretrained(out).offered_sizes == ["4", "4:1"]
-    with refused("already offers ['4', '4:1']", "without sizes"):
-        convert_checkpoint(tmp_path / "dial", tmp_path / "again", tokens_per_tile="4,4:0", merge_at=1)
+    convert_checkpoint(tmp_path / "dial", tmp_path / "again", tokens_per_tile="4,4:1,1,4:0", merge_at=1)
+    again = load(tmp_path / "again").config
+    assert (again.tokens_per_tile, again.merge_layer) == (["4", "4:1", "1", "4:0"], 1)
+    with refused("already offers ['4', '4:1']", "behind"):
+        convert_checkpoint(tmp_path / "dial", tmp_path / "third", tokens_per_tile="4,4:0", merge_at=1)
     with refused("to='internvl'", "tokens_per_tile=['4', '4:1']"):
         convert_checkpoint(tmp_path / "dial", tmp_path / "native", to="internvl")
 

@@ -30,7 +30,8 @@ class Oracle:
             raise KeyboardInterrupt
         self.asked += len(input_ids)
         tiles = ((input_ids == self.model.config.image_token_id).sum(1) // TOKENS).tolist()
-        texts = [self.reply(count, len(tiles)) + "<|im_end|>" for count in tiles]
+        merged = " merged" * ("tile_sizes" in kwargs)  # answers change where a tile's tokens do
+        texts = [self.reply(count, len(tiles)) + merged + "<|im_end|>" for count in tiles]
         replies = [self.tokenizer(text, add_special_tokens=False)["input_ids"][:max_new_tokens] for text in texts]
         padded = self.tokenizer.pad({"input_ids": replies}, padding_side="right", return_tensors="pt")["input_ids"]
         logits = torch.nn.functional.one_hot(padded, self.model.config.text_config.vocab_size) * 9.0

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from internvlx_hf import InternVLXProcessor
+from image_cases import random_image
+from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.evaluation.answering import Answerer
-from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.tuning.answers import LIKELIEST, Asker, _common, _divergences, _likeliest
 from internvlx_hf.tuning.items import load_items
 from internvlx_hf.tuning.scores import anls, exact_match
-from internvlx_hf.tuning.settings import OWN, Costs
+from internvlx_hf.tuning.settings import OWN, Costs, Setting, under
 from internvlx_hf.tuning.tower import TowerMemory
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
 
@@ -74,7 +74,7 @@ def test_answers_are_those_of_the_answerer(photos, tmp_path):
     model = tiny_model(**LVTC)
     answerer = Answerer(model, tiny_processor(model.config, max_patches=4, slicing="ratio"))
     items = [item for unit in load_items([photos(3, size=(70, 40))], "What?").units.values() for item in unit]
-    costs, setting = Costs(answerer, items), ImageSettings(max_patches=1)
+    costs, setting = Costs(answerer, items), Setting(max_patches=1)
     asker = Asker(answerer, costs, tmp_path / "answers.jsonl", {}, batch_size=2, max_new_tokens=5)
     asker.ask([setting], items, "")
     for tried, kwargs in ((OWN, {}), (setting, {"max_patches": 1})):
@@ -102,9 +102,10 @@ def test_a_size_of_the_dial_has_its_own_answer_and_shares_the_tower(photos, tmp_
     processor.offered_sizes = model.config.tokens_per_tile
     answerer = Answerer(model, processor)
     items = [item for unit in load_items([photos(2, size=(70, 40))], "What?").units.values() for item in unit]
-    costs, smaller = Costs(answerer, items), [ImageSettings(tokens_per_tile=size) for size in ("4", "16:4", "16+4")]
-    assert costs.axes["tokens_per_tile"] == ["4", "16:4"]
-    assert costs.cheaper(OWN, "tokens_per_tile") == smaller[:2]
+    costs, smaller = Costs(answerer, items), [Setting(tokens_per_tile=size) for size in ("4", "16:4", "16+4")]
+    merged = [Setting(tokens_per_tile=size, merge_layer=k) for k in (2, 3) for size in ("16:0", "16:4")]
+    assert costs.cheaper(OWN, "tokens_per_tile") == [smaller[0], *merged[:3], smaller[1]]  # the last is its own layer
+    assert costs.tiles(merged[0], items[0]) == "2x1+1 of 16:0 at layer 2"
     assert [costs.tiles(each, items[0]) for each in (OWN, *smaller)] == [
         *("2x1+1", "2x1+1 of 4", "2x1+1 of 16:4", "2x1+1 of 16+4")
     ]
@@ -117,6 +118,38 @@ def test_a_size_of_the_dial_has_its_own_answer_and_shares_the_tower(photos, tmp_
             content = [{"type": "image", "image": item.open()[0]}, {"type": "text", "text": "What?"}]
             (expected,) = plain.answer([[{"role": "user", "content": content}]], max_new_tokens=5)
             assert asker.answer(tried, item)["answer"] == expected.text.strip()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, LVTC, {"tokens_per_tile": ["16", "16:4"], "merge_layer": 1}],
+    ids=["plain", "LVTC", "another layer"],
+)
+def test_a_model_under_a_setting_is_the_one_that_a_conversion_saves(settings, photos, tmp_path):
+    model = tiny_model("llama", **settings)
+    processor = tiny_processor(model.config, slicing="ratio")
+    processor.offered_sizes = model.config.tokens_per_tile
+    model.save_pretrained(tmp_path / "source")
+    processor.save_pretrained(tmp_path / "source")
+    answerer, own = Answerer(model, processor), model.config.sizes[0].before
+    size = f"{own}:{own // 4}"
+    content = [{"type": "image", "image": random_image(60, 40)}, {"type": "text", "text": "What?"}]
+
+    def logits(one: Answerer) -> torch.Tensor:
+        with torch.no_grad():
+            return one.model(**one.inputs([[{"role": "user", "content": content}]])).logits
+
+    before = logits(answerer)
+    with under(Setting(tokens_per_tile=size, merge_layer=2), answerer) as changed:
+        found = logits(changed)
+    assert not torch.equal(found, before)
+    sizes = list(dict.fromkeys([*map(str, model.config.sizes), size]))
+    convert_checkpoint(tmp_path / "source", tmp_path / "out", tokens_per_tile=sizes, merge_at=2, size=size)
+    saved = InternVLXForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert torch.equal(found, logits(Answerer(saved, InternVLXProcessor.from_pretrained(tmp_path / "out"))))
+    with pytest.raises(KeyError), under(Setting(tokens_per_tile=size, merge_layer=2), answerer):
+        raise KeyError
+    assert torch.equal(logits(answerer), before)
 
 
 def test_a_checkpoint_takes_another_of_its_sizes_by_default(tmp_path):

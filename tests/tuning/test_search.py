@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from internvlx_hf.processing.image_settings import ImageSettings as setting
 from internvlx_hf.tuning.search import halve, most_changed, rungs, search
 from internvlx_hf.tuning.settings import OWN, named
+from internvlx_hf.tuning.settings import Setting as setting
 
 
 class TableCosts:
@@ -92,4 +92,5 @@ def test_where_nothing_cheaper_passes_the_model_s_own_settings_are_chosen():
 
 def test_a_setting_s_name_has_slicing_first():
     assert named(setting(max_patches=3, slicing="edge")) == "slicing=edge, max_patches=3"
+    assert named(setting(tokens_per_tile="64:0", merge_layer=3)) == "tokens_per_tile=64:0, merge_layer=3"
     assert named(OWN) == "the model's own"

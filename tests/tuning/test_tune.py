@@ -9,10 +9,12 @@ import torch
 from commands import complaint, internvlx
 from data_cases import write_lines
 from image_cases import random_image
-from internvlx_hf import InternVLXProcessor
+from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.tuning import tune
+from internvlx_hf.tuning.items import load_items
 from internvlx_hf.tuning.page import draw
+from internvlx_hf.tuning.settings import OWN, Costs
 from json_files import json_of, lines_of
 from refusals import refused
 from tiny import save_tiny, tiny_model, tiny_processor
@@ -68,24 +70,51 @@ def test_nothing_to_save_is_an_answer(oracle, photos, tmp_path):
     assert min(label.get_window_extent().y0 for label in labels) > figure.axes[0].get_window_extent().y0
 
 
+DIAL = {"tokens_per_tile": ["16", "16:4", "16:0"], "merge_layer": 3}
+
+
+@pytest.mark.parametrize("sizes", [{}, DIAL], ids=["no sizes", "sizes"])
 @pytest.mark.parametrize("is_read", [True, False], ids=["read in every layer", "not read in the last"])
-def test_a_dial_saves_only_where_the_image_is_no_longer_read(is_read, photos, tmp_path, monkeypatch):
-    model = tiny_model("llama", tokens_per_tile=["16", "16:4", "16:0"], merge_layer=3)
+def test_layers_that_do_not_read_the_image_do_without_it_and_no_others(
+    is_read, sizes, photos, tmp_path, monkeypatch, capsys
+):
+    """The checkpoint that is saved has the size and the layer, and answers and costs what the tuning measured."""
+    model = tiny_model("llama", **sizes)
     if not is_read:
         torch.nn.init.zeros_(model.model.language_model.layers[3].self_attn.o_proj.weight)
-    answerer = Answerer(model, tiny_processor(model.config, slicing="edge"))
-    monkeypatch.setattr("internvlx_hf.tuning.run.load_answerer", lambda *_, **__: answerer)
-    report = quietly([photos(10)], keep=0.5, out=tmp_path / "out", max_new_tokens=3)
-    assert [row.settings for row in report.rows[1:]] == [{"tokens_per_tile": size} for size in ("16:4", "16:0")]
-    expected = ("nothing to save", None) if is_read else ("certified", {"tokens_per_tile": "16:0"})
+    processor = tiny_processor(model.config, slicing="edge")
+    processor.offered_sizes = model.config.tokens_per_tile
+    model.save_pretrained(tmp_path / "source")
+    processor.save_pretrained(tmp_path / "source")
+    before = model.config.to_dict()
+    monkeypatch.setattr("internvlx_hf.tuning.run.load_answerer", lambda *_, **__: Answerer(model, processor))
+    paths = {"out": tmp_path / "out", "save": tmp_path / "saved"}
+    report = tune(str(tmp_path / "source"), [photos(10)], keep=0.5, max_new_tokens=3, say=lambda line: None, **paths)
+    assert (model.config.to_dict(), model.model.lvtc is None) == (before, not sizes)
+    own = {"merge_layer": 3} if not sizes else {}
+    tried = [{"tokens_per_tile": size, **own} for size in ("16:4", "16:0")]
+    tried += [{"tokens_per_tile": size, "merge_layer": 2} for size in ("16:4", "16:0")]
+    assert sorted(map(str, (row.settings for row in report.rows[1:]))) == sorted(map(str, tried))
+    expected = ("nothing to save", None) if is_read else ("certified", tried[1])
     assert (report.verdict, report.recommended) == expected
+    saved = InternVLXForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    offered = (["16", "16:4", "16:0"] if sizes else ["16", "16:0"]) if sizes or not is_read else None
+    assert saved.config.tokens_per_tile == offered
+    (row,) = [row for row in report.rows if row.settings == (report.recommended or {})]
+    again = Answerer(saved, InternVLXProcessor.from_pretrained(tmp_path / "saved"))
+    known = next(line for line in lines_of(tmp_path / "out/answers.jsonl") if line["setting"] == row.name)
+    (item,) = load_items([str(tmp_path / "photos" / known["image"])], "What is in this image?").units.values()
+    assert Costs(again, item).flops(OWN) == pytest.approx(row.flops)
+    content = [{"type": "image", "image": item[0].open()[0]}, {"type": "text", "text": "What is in this image?"}]
+    (answer,) = again.answer([[{"role": "user", "content": content}]], max_new_tokens=3)
+    assert answer.text.strip() == known["answer"]
 
 
 def test_images_of_one_tile_leave_nothing_to_try(oracle, photos, tmp_path, monkeypatch):
     from internvlx_hf.tuning import run as module
 
-    loaded = module.load_answerer()
-    loaded.update_images_kwargs(slicing="edge")
+    model = tiny_model(text_config={"num_hidden_layers": 1})  # no layer after which an image could be left out
+    loaded = Answerer(model, tiny_processor(model.config, slicing="edge"))
     monkeypatch.setattr(module, "load_answerer", lambda *_, **__: loaded)
     report = quietly([photos(4)], out=tmp_path / "out")
     assert report.verdict == "nothing to save"
@@ -111,7 +140,7 @@ def test_a_first_look_asks_about_twenty_images_under_a_handful_of_settings(oracl
     page = (tmp_path / "out/index.html").read_text()
     assert "data:image/jpeg;base64," in page
     assert (tmp_path / "out/tune.png").stat().st_size > 10_000
-    assert text.count("'many' -> 'few'") == 3 * sum(row["same"] == 0 for row in report["rows"])
+    assert text.count("'many' -> '") == 3 * sum(row["same"] == 0 for row in report["rows"])
 
 
 def test_settings_that_cut_an_image_alike_share_its_answer(oracle, photos, tmp_path):
@@ -160,7 +189,7 @@ def test_answers_of_records_are_scored_and_count_by_image(oracle, photos, tmp_pa
     report = quietly(data=write_lines(tmp_path / "data.jsonl", [*records, records[0]]), out=tmp_path / "out")
     assert report.images == 6
     assert report.rows[0].asked == 6
-    assert [row.score for row in report.rows] == [0.5] * len(report.rows)
+    assert [row.score for row in report.rows] == [0.5 * ("merge_layer" not in row.settings) for row in report.rows]
     assert report.notes == ["Left out: 1 with the same pixels and question as another."]
     assert "exact_match" in report.to_text()
 

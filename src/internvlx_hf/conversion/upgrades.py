@@ -123,9 +123,9 @@ def build_upgrade(config: InternVLXConfig, options: ConversionOptions) -> tuple[
         )
     if options.tokens_per_tile is not None or options.merge_at is not None:
         with blaming(f"tokens_per_tile={options.tokens_per_tile}, merge_at={options.merge_at}"):
-            if after.tokens_per_tile is not None:
-                raise ValueError(f"The checkpoint already offers {after.tokens_per_tile}. Convert it without sizes.")
-            sizes = options.tokens_per_tile
+            sizes, offered = options.tokens_per_tile, after.tokens_per_tile
+            if offered is not None and (sizes is None or list(map(str, sizes))[: len(offered)] != offered):
+                raise ValueError(f"The checkpoint already offers {offered}. Add sizes behind these, or give none.")
             after.tokens_per_tile = None if sizes is None else list(sizes)
             after.merge_layer = options.merge_at
             after.check_geometry()
@@ -152,7 +152,8 @@ def _add_sizes(upgrade: Upgrade, before: InternVLXConfig, after: InternVLXConfig
     kind, _ = after.projectors["multi_modal_projector"]
     old = before.projector_config.projector_type
     part = PROJECTORS[kind].part_of_type(after, old) if old in WARM_QUERIES else None
-    for side in after.other_sides("multi_modal_projector"):
+    known = before.other_sides("multi_modal_projector")
+    for side in (side for side in after.other_sides("multi_modal_projector") if side not in known):
         name = f"{PROJECTOR}.sizes.{side}"
         upgrade.new.append(f"{name}.*")
         if init == "warm" and part is not None:

@@ -17,9 +17,8 @@ from ..chat.bulk import earlier_keys
 from ..checkpoints.numbers import counted
 from ..evaluation.answering import Answerer, count_generated, generation_arguments
 from ..processing.boxes import decode_answer
-from ..processing.image_settings import ImageSettings
 from .items import Item
-from .settings import OWN, Costs, named
+from .settings import OWN, Costs, Setting, named, under
 from .tower import TowerMemory
 
 # tokens of the model's own distribution that are stored for each token of its answer; the rest counts as one
@@ -78,7 +77,7 @@ class Asker:
         self._stored: dict[str, dict[str, Any]] = {}
         earlier_keys(file, self._store, b'{"key": "')
 
-    def key(self, setting: ImageSettings, item: Item, reading: str | None = None) -> str:
+    def key(self, setting: Setting, item: Item, reading: str | None = None) -> str:
         tiles = self.costs.tiles(setting, item)
         text = json.dumps([item.key, tiles, self.model, reading], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -88,11 +87,11 @@ class Asker:
         self._stored[line["key"]] = {**line, "ids": line["ids"], "seconds": line["seconds"]}
         return line["key"].encode()
 
-    def answer(self, setting: ImageSettings, item: Item, reading: str | None = None) -> dict[str, Any]:
+    def answer(self, setting: Setting, item: Item, reading: str | None = None) -> dict[str, Any]:
         """The stored line of an answer. Raises: KeyError: if the model was not asked."""
         return self._stored[self.key(setting, item, reading)]
 
-    def ask(self, settings: Sequence[ImageSettings], items: Sequence[Item], what: str) -> None:
+    def ask(self, settings: Sequence[Setting], items: Sequence[Item], what: str) -> None:
         """Ask about each item under the model's own settings and then under others, unless the answer is stored."""
         everything = list(dict.fromkeys([OWN, *settings]))
         missing = {self.key(setting, item) for setting in everything for item in items} - self._stored.keys()
@@ -128,7 +127,7 @@ class Asker:
                 bar.update(len(batch))
         return reading
 
-    def compare(self, setting: ImageSettings, item: Item, reading: str | None = None) -> Agreement:
+    def compare(self, setting: Setting, item: Item, reading: str | None = None) -> Agreement:
         """An answer beside the one under the model's own settings. Both must have been given."""
         own, other = self.answer(OWN, item), self.answer(setting, item, reading)
         same = own["answer"] == other["answer"]
@@ -139,17 +138,16 @@ class Asker:
         return Agreement(same, common, sum(divergences) / len(divergences))
 
     @torch.inference_mode()
-    def _ask(self, setting: ImageSettings, items: Sequence[Item], reading: str | None = None) -> None:
+    def _ask(self, setting: Setting, items: Sequence[Item], reading: str | None = None) -> None:
         model, tokenizer = self.answerer.model, self.answerer.processor.tokenizer
-        kwargs = self.answerer.images_kwargs | setting.given
         started, saved = time.perf_counter(), self.memory.saved_seconds
-        asked = Answerer(model, self.answerer.processor, kwargs)
-        images = [item.open() for item in items]
-        inputs = asked.inputs([item.messages for item in items], add_generation_prompt=True, images=images)
         arguments = generation_arguments(self.generation)
         if model.generation_config.pad_token_id is None:
             arguments["pad_token_id"] = tokenizer.pad_token_id
-        output = model.generate(**inputs, **arguments, return_dict_in_generate=True, output_logits=True)
+        with under(setting, self.answerer) as asked:
+            images = [item.open() for item in items]
+            inputs = asked.inputs([item.messages for item in items], add_generation_prompt=True, images=images)
+            output = model.generate(**inputs, **arguments, return_dict_in_generate=True, output_logits=True)
         seconds = time.perf_counter() - started + self.memory.saved_seconds - saved
         rows = output.sequences[:, inputs["input_ids"].shape[1] :]
         with self.file.open("a", encoding="utf-8") as file:

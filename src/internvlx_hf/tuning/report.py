@@ -11,12 +11,11 @@ from typing import Any
 from .. import __version__
 from ..checkpoints.numbers import FLOP_UNITS, scaled, unit
 from ..cost.report import table
-from ..processing.image_settings import ImageSettings
 from .answers import Agreement, Asker
 from .bounds import CONFIDENCE, interval, lower_bound, needed
 from .items import Item
 from .scores import SCORES
-from .settings import OWN, named
+from .settings import OWN, Setting, named
 
 CERTIFIED, CANNOT_TELL, NOTHING, NOISY = "certified", "cannot tell", "nothing to save", "noisy"
 SHOWN = 3  # changed answers of a setting
@@ -131,7 +130,7 @@ class TuneReport:
         return table(header, cells, (0,), width, ["seconds"], elastic=0)
 
 
-def make_row(asker: Asker, setting: ImageSettings, units: Sequence[Sequence[Item]], metric: str) -> Row:
+def make_row(asker: Asker, setting: Setting, units: Sequence[Sequence[Item]], metric: str) -> Row:
     """The row of a setting, from the answers about these units."""
     items = [item for unit_items in units for item in unit_items]
     everything = [asker.costs.model(setting).together(sizes) for sizes in asker.costs.sizes.values()]
@@ -140,7 +139,7 @@ def make_row(asker: Asker, setting: ImageSettings, units: Sequence[Sequence[Item
     changed = [item for item in items if not agreements[item.key].same]
     scored = [(answers[item.key]["answer"], item.reference) for item in items if item.reference is not None]
     return Row(
-        settings=setting.given,
+        settings=setting.changes,
         name=named(setting),
         tiles=fmean(cost.tiles for cost in everything),
         tokens=fmean(cost.stage_one_tokens for cost in everything),

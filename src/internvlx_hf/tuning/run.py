@@ -21,13 +21,13 @@ from ..conversion import ConversionOptions, convert_checkpoint
 from ..conversion.upgrades import build_upgrade
 from ..cost import CostModel, ModelSetup
 from ..evaluation.answering import Answerer
-from ..processing.image_settings import ImageSettings
+from ..modeling import InternVLXConfig
 from .answers import Asker
 from .items import Item, Items, load_items
 from .options import TuneOptions, split_options
 from .report import CERTIFIED, NOISY, NOTHING, Row, TuneReport, certificate, make_row, verdict_on
 from .search import handful, most_changed, search
-from .settings import OWN, Costs, named
+from .settings import OWN, Costs, Setting, changed_config, named
 
 KEEP = 0.98  # the promise that a first look is measured against
 FIRST_LOOK = 20  # images
@@ -96,7 +96,7 @@ def tune(
     report.listed = given.listed
     report.notes = [*given.notes(), *_unused(given, chosen)]
     if chosen.save is not None:
-        _save(report, model, chosen, revision)
+        _save(report, model, answerer.model.config, chosen, revision)
     _write(folder, report, draw(report), write_page(report, _changed_images(report, _flat(tuning.units))))
     return report
 
@@ -148,7 +148,7 @@ class Tuning:
         half = len(self.units) // 2
         self.choosing, self.held_out = self.units[:half], self.units[half:]
         self.allowed = most_changed(half, len(self.held_out), self.keep)
-        self.tried: dict[ImageSettings, int] = {}  # on how many units
+        self.tried: dict[Setting, int] = {}  # on how many units
 
     def run(self) -> TuneReport:
         """Measure the noise floor, choose on one half, certify on the other."""
@@ -166,7 +166,7 @@ class Tuning:
             found = certificate(len(self.held_out) - self._changed(chosen, self.held_out), len(self.held_out))
         return self._report(noise, is_noisy, chosen, found)
 
-    def measure(self, settings: Sequence[ImageSettings], count: int) -> list[int]:
+    def measure(self, settings: Sequence[Setting], count: int) -> list[int]:
         """How many of the first `count` units of the choosing half change their answers under each setting."""
         units = self.choosing[:count]
         self.asker.ask(settings, _flat(units), f"{counted(len(settings), 'setting')} on {count} images")
@@ -195,7 +195,7 @@ class Tuning:
         named = counted(len(settings), "cheaper setting")
         self.say(f"{named}: about {duration(rate * more)}, less where answers can be shared")
 
-    def _look(self) -> ImageSettings:
+    def _look(self) -> Setting:
         """The cheapest setting of a handful that passes on the choosing half; all are asked about all images."""
         settings = handful(self.asker.costs)
         self.asker.ask(settings, _flat(self.units), counted(len(settings), "cheaper setting"))
@@ -203,10 +203,10 @@ class Tuning:
         passing = [each for each in settings if self._changed(each, self.choosing) <= self.allowed]
         return passing[0] if passing else OWN
 
-    def _changed(self, setting: ImageSettings, units: Sequence[list[Item]]) -> int:
+    def _changed(self, setting: Setting, units: Sequence[list[Item]]) -> int:
         return sum(not all(self.asker.compare(setting, item).same for item in unit) for unit in units)
 
-    def _report(self, noise: dict, is_noisy: bool, chosen: ImageSettings, found: dict | None) -> TuneReport:
+    def _report(self, noise: dict, is_noisy: bool, chosen: Setting, found: dict | None) -> TuneReport:
         costs = self.asker.costs
         own = self._row(OWN, len(self.units) if self.is_look or found else len(self.choosing))
         rows = {each: self._row(each, count) for each, count in self.tried.items()}
@@ -228,12 +228,12 @@ class Tuning:
             rows=ordered,
             verdict=verdict,
             sentences=sentences,
-            recommended=chosen.given if found else None,
+            recommended=chosen.changes if found else None,
             certificate=found,
             metric=self.metric if own.score is not None else None,
         )
 
-    def _row(self, setting: ImageSettings, count: int) -> Row:
+    def _row(self, setting: Setting, count: int) -> Row:
         return make_row(self.asker, setting, self.units[:count], self.metric)
 
     def _noisy(self, noise: dict) -> str:
@@ -323,7 +323,7 @@ def _changed_images(report: TuneReport, items: Sequence[Item]) -> dict[str, PIL.
     return {item.name: item.open()[0] for item in items if item.name in names}
 
 
-def _save(report: TuneReport, model: str, options: TuneOptions, revision: str | None) -> None:
+def _save(report: TuneReport, model: str, config: InternVLXConfig, options: TuneOptions, revision: str | None) -> None:
     """Write a checkpoint whose image settings are the certified ones, the estimated ones if asked for, or the
     source's.
     """
@@ -338,11 +338,12 @@ def _save(report: TuneReport, model: str, options: TuneOptions, revision: str | 
         "source": "The image settings are the source's: `internvlx tune` certified no cheaper ones.",
     }[rests_on]
     note = f"{words} It reported: {'; '.join(report.sentences)}."
-    images = {
-        name: value for name, value in settings.items() if name != "tokens_per_tile"
-    }  # there, what a model offers
-    conversion = ConversionOptions(revision=revision, overwrite=options.overwrite, **images)
-    convert_checkpoint(model, options.save or "", conversion, notes=[note], size=settings.get("tokens_per_tile"))
+    size, layer = settings.get("tokens_per_tile"), settings.get("merge_layer")
+    changed = {name: value for name, value in settings.items() if name not in ("tokens_per_tile", "merge_layer")}
+    if layer is not None:
+        changed |= {"tokens_per_tile": changed_config(config, Setting(**settings)).tokens_per_tile, "merge_at": layer}
+    conversion = ConversionOptions(revision=revision, overwrite=options.overwrite, **changed)
+    convert_checkpoint(model, options.save or "", conversion, notes=[note], size=size)
     report.saved = {"folder": Path(options.save or "").name, "settings": settings, "rests_on": rests_on}
 
 

@@ -6,14 +6,13 @@ halving.
 import math
 from collections.abc import Callable, Sequence
 
-from ..processing.image_settings import ImageSettings
 from .bounds import most_missing
-from .settings import OWN, Costs
+from .settings import OWN, Costs, Setting
 
 SMALLEST_RUNG = 8  # images that all settings of an axis are tried on first
 HANDFUL = 6  # settings of a first look
 # (settings, number of images) -> how many of the first so many images changed their answers, under each setting
-Measure = Callable[[Sequence[ImageSettings], int], list[int]]
+Measure = Callable[[Sequence[Setting], int], list[int]]
 
 
 def most_changed(choosing: int, held_out: int, keep: float) -> int:
@@ -33,14 +32,14 @@ def rungs(count: int) -> list[int]:
     return [*sizes[:-1], count]
 
 
-def halve(candidates: Sequence[ImageSettings], count: int, allowed: int, measure: Measure) -> ImageSettings | None:
+def halve(candidates: Sequence[Setting], count: int, allowed: int, measure: Measure) -> Setting | None:
     """The cheapest candidate, of a list from the cheapest up, under which at most `allowed` of `count` images change.
 
     Each rung tries the candidates that are left on more images. It drops those that have changed too many, for good,
     and of the others the dearer half. Those come back only if all cheaper ones fail, so that halving costs no
     candidate.
     """
-    failed: set[ImageSettings] = set()
+    failed: set[Setting] = set()
     while pool := [each for each in candidates if each not in failed]:
         alive = pool
         for size in rungs(count):
@@ -55,7 +54,7 @@ def halve(candidates: Sequence[ImageSettings], count: int, allowed: int, measure
     return None
 
 
-def search(costs: Costs, count: int, allowed: int, measure: Measure) -> ImageSettings:
+def search(costs: Costs, count: int, allowed: int, measure: Measure) -> Setting:
     """Coordinate descent from the model's own settings: along each image setting to the cheapest value that passes, in
     turn.
 
@@ -74,11 +73,11 @@ def search(costs: Costs, count: int, allowed: int, measure: Measure) -> ImageSet
             return chosen
 
 
-def handful(costs: Costs) -> list[ImageSettings]:
+def handful(costs: Costs) -> list[Setting]:
     """Cheaper settings for a first look, one change each, the cheapest first: at most `HANDFUL`, evenly over their
     costs.
     """
-    found: list[ImageSettings] = []
+    found: list[Setting] = []
     for axis in costs.axes:
         found += costs.cheaper(OWN, axis, {costs.all_tiles(each) for each in (OWN, *found)})
     found.sort(key=costs.flops)
