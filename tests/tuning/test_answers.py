@@ -12,9 +12,11 @@ from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.tuning.answers import LIKELIEST, Asker, _common, _divergences, _likeliest
 from internvlx_hf.tuning.items import load_items
 from internvlx_hf.tuning.scores import anls, exact_match
-from internvlx_hf.tuning.settings import OWN, Costs, Setting, under
+from internvlx_hf.tuning.settings import OWN, Costs, Setting, merges, under
 from internvlx_hf.tuning.tower import TowerMemory
 from tiny import LVTC, tiny_batch, tiny_model, tiny_processor
+
+ROUTER = {"router_relative_threshold": 0.0, "router_absolute_threshold": 0.0}
 
 
 def test_common_tokens_end_at_the_first_difference():
@@ -118,6 +120,25 @@ def test_a_size_of_the_dial_has_its_own_answer_and_shares_the_tower(photos, tmp_
             content = [{"type": "image", "image": item.open()[0]}, {"type": "text", "text": "What?"}]
             (expected,) = plain.answer([[{"role": "user", "content": content}]], max_new_tokens=5)
             assert asker.answer(tried, item)["answer"] == expected.text.strip()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [("16:4", 2), ("16:4", 3), ("16:0", 2), ("16:0", 3)]),
+        ({"text_config": {"num_hidden_layers": 12}}, [(f"16:{n}", k) for n in (4, 0) for k in (6, 9, 10)]),
+        ({"text_config": {"num_hidden_layers": 1}}, []),
+        ({"downsample_ratio": 1 / 8}, [("1:0", 2), ("1:0", 3)]),
+        (
+            {"tokens_per_tile": ["16", "16:1"], "merge_layer": 2},
+            [("16:1", 3), *(("16:4", k) for k in (2, 3)), *(("16:0", k) for k in (2, 3))],
+        ),
+        (ROUTER, []),
+    ],
+    ids=["plain", "12 layers", "1 layer", "1 token", "a size", "router"],
+)
+def test_fewer_tokens_are_tried_from_half_of_the_layers_on(settings, expected):
+    assert list(merges(tiny_model(**settings).config)) == expected
 
 
 @pytest.mark.parametrize(
