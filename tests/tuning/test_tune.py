@@ -1,10 +1,12 @@
 """`internvlx tune`: what it promises, what it stores, what it writes, what it refuses."""
 
+import itertools
 import json
 import shutil
 
 import pytest
 import torch
+from matplotlib.text import Text
 
 from commands import complaint, internvlx
 from data_cases import write_lines
@@ -68,6 +70,8 @@ def test_nothing_to_save_is_an_answer(oracle, photos, tmp_path):
     labels = figure.axes[0].texts
     assert {"keep 0.9", "the model's own", "slicing=edge"} <= {label.get_text() for label in labels}
     assert min(label.get_window_extent().y0 for label in labels) > figure.axes[0].get_window_extent().y0
+    columns = sorted(map(Text.get_window_extent, labels[:-1]), key=lambda box: box.y0)  # without the line's own label
+    assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(columns))
 
 
 DIAL = {"tokens_per_tile": ["16", "16:4", "16:0"], "merge_layer": 3}

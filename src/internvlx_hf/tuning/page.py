@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping
 from io import BytesIO
 
+import numpy as np
 import PIL.Image
 from matplotlib.figure import Figure
 
@@ -31,8 +32,8 @@ def draw(report: TuneReport) -> Figure:
     """
     figure = Figure(figsize=(9, 5.4), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
-    own = report.rows[0].flops
-    for number, row in enumerate(report.rows):
+    own, rows = report.rows[0].flops, sorted(report.rows, key=lambda row: (row.same / row.asked, row.flops))
+    for row, height in zip(rows, _spread([100 * row.same / row.asked for row in rows]), strict=True):
         is_chosen = row.settings == report.recommended
         colour = COLOURS["edge"] if is_chosen else INK if not row.settings else COLOURS["area"]
         share, (low, high) = row.same / row.asked, row.interval
@@ -40,9 +41,9 @@ def draw(report: TuneReport) -> Figure:
         if row.settings:
             axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(place, 100 * share, "o", color=colour, markersize=9 if is_chosen else 6)
-        offset = (8, -12 if number % 2 else 6)
-        name = printable(row.name)
-        axes.annotate(name, (place, 100 * share), offset, textcoords="offset points", fontsize=8, color=colour)
+        leader = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "linewidth": 0.6, "relpos": (0, 0.5)}
+        label = {"fontsize": 8, "color": colour, "va": "center", "arrowprops": leader}
+        axes.annotate(printable(row.name), (place, 100 * share), (104, height), annotation_clip=False, **label)
     axes.axhline(100 * report.keep, color=GREY, linewidth=0.8, linestyle="--")
     axes.annotate(
         f"keep {report.keep:g}", (0, 100 * report.keep), (4, -11), textcoords="offset points", fontsize=8, color=GREY
@@ -50,9 +51,17 @@ def draw(report: TuneReport) -> Figure:
     axes.set(
         xlabel=f"work before the first token, % of {scaled(own, FLOP_UNITS)}", ylabel="answers that stayed the same, %"
     )
-    axes.set(xlim=(0, 118), ylim=(-8, 104), title=printable(report.verdict))
+    axes.set(xlim=(0, 103), ylim=(-8, 104), title=printable(report.verdict))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _spread(heights: list[float]) -> list[float]:
+    """Ascending heights from 0 to 100 for labels in a column, moved as little as keeps these apart."""
+    steps = min(5, 100 / len(heights)) * np.arange(len(heights))
+    raised = np.maximum.accumulate(heights - steps) + steps
+    most = 100 - steps[::-1]  # so that those above have room
+    return np.minimum(raised, most).tolist()
 
 
 def write_page(report: TuneReport, images: Mapping[str, PIL.Image.Image]) -> str:
