@@ -18,12 +18,13 @@ def test_what_was_not_written_this_way_is_not_overwritten_and_is_listed(kind, tm
     else:
         out.mkdir()
         (out / "config.json").write_text(json.dumps({"model_type": "internvl_x"}))
+        (out / "conversion_report.json").write_text("{}")  # as a training copies it
     if kind == "source tree":
         (out / "src").mkdir()
         (out / "src" / "main.py").write_text("")
     expected = {
-        "source tree": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json, src/\.",
-        "foreign checkpoint": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json\.",
+        "source tree": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json, conversion_report\.json, src/\.",
+        "foreign checkpoint": r"not the folder of a checkpoint that internvlx wrote.* holds config\.json, conversion_report\.json\.",
         "file": r"is not the folder of a checkpoint",
     }
     before = content(out) if out.is_dir() else out.read_text()

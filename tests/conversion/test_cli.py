@@ -9,25 +9,16 @@ from huggingface_hub import ModelCard
 
 import internvlx_hf
 from commands import internvlx
-from conversion_helpers import GOLDEN, copy_of, edit_tensors
+from conversion_helpers import GOLDEN, copy_of
 from internvlx_hf.checkpoints import folders
 from internvlx_hf.cli import main
 from internvlx_hf.commands import convert
-from internvlx_hf.conversion import convert as module
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.conversion import verify as verification
 from json_files import json_of
 from refusals import refused
 
 QWEN = "internvl2_qwen2"
-
-
-def test_command_is_installed_and_explains_itself():
-    command = Path(sys.executable).with_name("internvlx")
-    done = subprocess.run([command, "convert", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for option in ("--projector", "--lvtc", "--slicing", "--max-patches", "--dtype", "--init", "--to", "--verify"):
-        assert option in done.stdout
 
 
 @pytest.mark.parametrize(("text", "ratio"), [("1/3", 1 / 3), ("0.5", 0.5), ("1", 1.0)])
@@ -89,24 +80,6 @@ def test_wrong_lvtc_settings_are_named(settings, capsys):
         main(["convert", "source", "out", "--lvtc", settings])
     assert stop.value.code == 2
     assert f"{settings!r} is not a JSON object such as" in " ".join(capsys.readouterr().err.split())
-
-
-def test_failure_is_one_line_and_a_status(source, out, capsys):
-    edit_tensors(source, lambda tensors: tensors.pop("mlp1.0.bias"))
-    error = internvlx(capsys, "convert", source, out, status=1).err.strip().splitlines()[-1]
-    assert error.startswith("internvlx: ")
-    assert "missing: mlp1.0.bias" in error
-    assert not out.exists()
-
-
-def test_interrupt_says_so(tmp_path, out, capsys, monkeypatch):
-    monkeypatch.setattr(module, "write_weights", interrupt)
-    assert "interrupted, nothing was written" in internvlx(capsys, "convert", GOLDEN / QWEN, out, status=130).err
-    assert list(tmp_path.iterdir()) == []
-
-
-def interrupt(*args, **kwargs):
-    raise KeyboardInterrupt
 
 
 def test_hub_id_is_downloaded_and_recorded(tmp_path, out, monkeypatch):

@@ -431,6 +431,7 @@ OPTION_CASES = {
         "revision": (3,),
         "verify": ("yes", None),
         "overwrite": ("no", 1),
+        "max_shard_gigabytes": (0, -1, float("nan"), float("inf"), "5"),
     }.items()
     for value in values
 }

@@ -10,18 +10,6 @@ from internvlx_hf.conversion.tensor_tables import source_table
 from internvlx_hf.conversion.upgrades import build_upgrade
 from json_files import write_json
 
-# billions of parameters, as the models' pages say
-PUBLISHED_BILLIONS = {
-    "InternVL2-1B": 0.94,
-    "InternVL2-2B": 2.21,
-    "InternVL2-4B": 4.15,
-    "InternVL2-8B": 8.08,
-    "InternVL2-26B": 25.5,
-    "InternVL2-40B": 40.1,
-    "InternVL2-76B": 76.3,
-    "InternVL3_5-30B-A3B": 30.8,
-}
-
 
 def dry_source(tmp_path, name: str):
     raw = published_config(name)
@@ -40,9 +28,10 @@ def test_every_tensor_of_a_published_geometry_maps_and_every_target_is_filled(tm
     targets = target_tensors(source.config)
     filled = {target: info.shape for group in plan.groups.values() for target, info in group.items()}
     assert filled == {target: info.shape for target, info in targets.items()}
-    parameters = sum(info.meta().numel() for info in targets.values())
-    assert parameters == sum(info.meta().numel() for info in tensors_of(raw).values())
-    assert parameters / 1e9 == pytest.approx(PUBLISHED_BILLIONS[name], rel=0.01)
+    # as many parameters as the model's page says: tests/cost/test_presets.py
+    assert sum(info.meta().numel() for info in targets.values()) == sum(
+        info.meta().numel() for info in tensors_of(raw).values()
+    )
 
 
 @pytest.mark.slow

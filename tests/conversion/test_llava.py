@@ -342,16 +342,6 @@ def test_warm_lvtc_expands_to_llava_s_grid_and_adds_llava_s_tokens(tmp_path, lla
     assert not stored["model.lvtc.lr_projectors.0.linear_2.weight"].any()
 
 
-def test_paper_init_is_random(out, llava_folder):
-    report = convert_checkpoint(llava_folder, out, projector="pvtc", lvtc=True, init="paper")
-    config = load(out).config
-    assert (config.projector_config.query_mlp, config.lvtc_config.hr_projector_type) == ("released", "pixel_shuffle")
-    assert report.derived_tensors == {}
-    assert "zero" not in report.new_tensors.values()
-    inputs = prompt(AutoProcessor.from_pretrained(out), conversation())
-    assert logits(out, inputs).isfinite().all()
-
-
 def test_window_of_an_upgrade_fits_the_grid(tmp_path, out):
     save_llava(
         tmp_path / "llava",

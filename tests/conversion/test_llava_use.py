@@ -1,6 +1,5 @@
 """A converted LLaVA, whose images have no start and end tokens, in chat, on the page, behind the server and in training."""
 
-import base64
 import json
 
 import pytest
@@ -9,17 +8,14 @@ from transformers import LlavaForConditionalGeneration
 
 from commands import internvlx
 from conversion_helpers import load
-from image_cases import saved
 from internvlx_hf import InternVLXProcessor, cost
 from internvlx_hf.chat import Session, load_answerer
 from internvlx_hf.conversion import convert_checkpoint
-from internvlx_hf.serving import build_app
 from internvlx_hf.training import InternVLXDataCollator
 from internvlx_hf.web.callbacks import Callbacks
 from internvlx_hf.web.limits import Limits
 from internvlx_hf.web.shared_model import SharedModel
 from internvlx_hf.web.uploads import Uploads
-from live_server import post, serving
 from llava_sources import IMAGE, conversation, llava_processor, prompt, save_llava
 from refusals import refused
 from training_helpers import losses, run, saved_weights
@@ -91,17 +87,6 @@ def test_model_s_own_chat_writes_images_without_start_and_end(converted, llava_s
     assert model.batch_chat(processor.tokenizer, pixels, [QUESTION], settings) == [llava_s_answer]
     with refused("'<IMG_CONTEXT>' as text"):
         model.chat(processor.tokenizer, pixels, "What is <IMG_CONTEXT>?", settings)
-
-
-@pytest.mark.slow
-def test_server_answers_as_llava(converted, llava_s_answer):
-    url = f"data:image/png;base64,{base64.b64encode(saved(IMAGE)).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-    body = {"model": "llava", "messages": [{"role": "user", "content": content}], "max_tokens": NEW, "temperature": 0}
-    with serving(build_app(str(converted), name="llava", device="cpu")) as port:
-        status, answer = post(port, "/v1/chat/completions", body)
-    assert status == 200, answer
-    assert json.loads(answer)["choices"][0]["message"]["content"].strip() == llava_s_answer
 
 
 @pytest.mark.parametrize(

@@ -107,27 +107,6 @@ def test_conversion_killed_between_its_renames_is_repeated_with_the_person_s_car
     assert names(tmp_path) == ["out"]
 
 
-def test_a_conversion_whose_manifest_is_gone_is_not_overwritten(tmp_path):
-    out = tmp_path / "out"
-    convert_checkpoint(GOLDEN / QWEN, out)
-    (out / MANIFEST).unlink()
-    with refused("not the folder of a checkpoint that internvlx wrote", by=FileExistsError):
-        convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
-
-
-@pytest.mark.slow
-def test_what_training_left_is_not_overwritten(tmp_path):
-    convert_checkpoint(GOLDEN / QWEN, tmp_path / "converted", projector="pvtc")
-    base = save_checkpoint(tmp_path / "base")
-    (base / "conversion_report.json").write_bytes((tmp_path / "converted" / "conversion_report.json").read_bytes())
-    run(tmp_path)
-    out = tmp_path / "out"
-    trained = (out / "model.safetensors").read_bytes()
-    with refused("not the folder of a checkpoint that internvlx wrote", by=FileExistsError):
-        convert_checkpoint(GOLDEN / QWEN, out, overwrite=True)
-    assert (out / "model.safetensors").read_bytes() == trained
-
-
 def test_folder_that_may_not_be_replaced_is_refused_before_the_source_is_looked_for(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "config.json").write_text("{}")
@@ -162,12 +141,6 @@ def test_card_that_is_damaged_during_the_conversion_costs_no_work(damage, out, m
     assert str(kept) in str(error.value)
     assert load_file(kept / "model.safetensors").keys() == load_file(out / "model.safetensors").keys()
     assert (kept / "conversion_report.json").is_file()
-
-
-@pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), "5"])
-def test_shard_size_that_is_none_is_named_before_any_work(size, tmp_path):
-    said = f"max_shard_gigabytes={size!r} … a positive number"
-    not_converted(tmp_path / "nowhere", said, ValueError, max_shard_gigabytes=size)
 
 
 def test_out_that_is_not_utf_8_is_refused_before_any_work(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoProcessor, GenerationConfig
 
 from conversion_geometry import raw_config, write_checkpoint
-from conversion_helpers import GOLDEN, copy_of, edit_config, load, not_converted
+from conversion_helpers import GOLDEN, copy_of, edit_config, not_converted
 from internvlx_hf import InternVLXConfig
 from internvlx_hf.conversion import convert_checkpoint, tensor_tables
 from internvlx_hf.conversion.sources import rope_parameters
@@ -127,12 +127,6 @@ def test_pictures_are_cut_as_the_checkpoint_was_made_for_unless_one_asks(convert
     assert (images.slicing, images.max_patches) == expected
 
 
-def test_single_tile_checkpoint_stays_one(tmp_path, out):
-    convert_checkpoint(copy_of(QWEN, tmp_path / "source", dynamic_image_size=False), out)
-    images = AutoProcessor.from_pretrained(out).image_processor
-    assert images.get_number_of_image_patches(200, 900) == 1
-
-
 def test_generation_stops_where_the_source_s_does_and_at_the_template_s_end(tmp_path, source, converted):
     given = GenerationConfig.from_pretrained(converted())
     assert (given.eos_token_id, given.pad_token_id) == ([561, 562, 560], 560)
@@ -186,8 +180,3 @@ def test_settings_that_cannot_come_along_are_noted(tmp_path, out):
     report = convert_checkpoint(source, out)
     assert any("pad2square" in note for note in report.notes)
     assert any("drop_path_rate=0.1" in note for note in report.notes)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("internvlx_internlm2", "pvtc"), ("internvl2_internlm2", "pixel_shuffle")])
-def test_layouts_are_told_apart_by_their_tensors_not_by_their_config(converted, name, kind):
-    assert load(converted(name)).config.projector_config.projector_type == kind

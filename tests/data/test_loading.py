@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from conversion_helpers import require_same_tensors
 from data_cases import answers, numbers, record, save_picture, write_lines
+from internvlx_hf.data import datasets
 from internvlx_hf.data.datasets import RecordSet
 from internvlx_hf.data.records import JsonArray, JsonLines
 from internvlx_hf.training import (
@@ -164,6 +165,22 @@ BROKEN = {
     ),
     "bad JSON": ('{"conversations": [', "Expecting value"),
     "bad UTF-8": (b'{"conversations": "\xff"}', "codec can't decode"),
+    "deeply nested": ('{"conversations": ' + "[" * 200_000 + "]" * 200_000 + "}", "nested too deeply"),
+    "a huge number": ('{"conversations": ' + "9" * 10_000 + "}", ""),
+    "half a character": ('{"conversations": "\\ud800"}', ""),
+    "bytes that are none": (record(1, {"bytes": "text"}), ""),
+    "infinity": (record(1, {"bytes": float("inf")}), ""),
+    **{
+        f"an image {name!r}": (record(1, name), "")
+        for name in (
+            "http://[::1",
+            "http:///x.png",
+            "http://\udc80/x.png",
+            "http://host:port/x.png",
+            "no\0ne.png",
+            ".",
+        )
+    },
 }
 
 
@@ -226,12 +243,13 @@ def test_an_error_in_a_worker_still_names_file_and_line(processor, tmp_path):
         list(loader)
 
 
-def test_data_of_which_nothing_can_be_read_is_refused_instead_of_searched_through(processor, tmp_path):
-    write_lines(tmp_path / "a.jsonl", [record(i, "lost.png") for i in range(150)])
+def test_data_of_which_nothing_can_be_read_is_refused_instead_of_searched_through(processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "MAX_BROKEN_IN_A_ROW", 10)
+    write_lines(tmp_path / "a.jsonl", [record(i, "lost.png") for i in range(15)])
     data = load_training_data(tmp_path / "a.jsonl", processor, on_broken="skip")
     with refused("None of the samples from", "line 6 on", "folder of the images right"):
         data[5]
-    assert data.counts["broken"] == 100
+    assert data.counts["broken"] == 10
     with refused("folder of the images right"):
         next(iter(load_training_data(tmp_path / "a.jsonl", processor, on_broken="skip", streaming=True)))
 

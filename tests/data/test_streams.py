@@ -7,13 +7,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.worker import WorkerInfo
-from transformers import Trainer
 
-from data_cases import CONFIG, numbers, record, save_picture, training_arguments, write_lines
+from data_cases import numbers
 from internvlx_hf.data import datasets as datasets_module
-from internvlx_hf.training import CostGroupedSampler, InternVLXDataCollator, load_training_data, measure_sizes
+from internvlx_hf.training import load_training_data
 from refusals import refused
-from tiny import LVTC, TILE, tiny_model
 
 
 def stream_of(processor, annotations, rows, kind, **kwargs):
@@ -134,41 +132,3 @@ def test_a_stream_has_no_shard_beyond_its_last(processor, annotations):
     stream = load_training_data(annotations, processor, streaming=True)
     with refused("index=2 of num_shards=2"):
         stream.shard(2, 2)
-
-
-def trained(processor, data, folder, *, resume=None, sampler=None):
-    class WithSampler(Trainer):
-        def _get_train_sampler(self, *args):
-            return sampler or super()._get_train_sampler(*args)
-
-    steps = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 2}
-    trainer = WithSampler(
-        tiny_model(seed=1 if resume else 0, **LVTC).train(),
-        training_arguments(folder, **steps),
-        train_dataset=data,
-        data_collator=InternVLXDataCollator(processor),
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer.model.state_dict()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["random", "grouped", "streaming"])
-def test_resuming_gives_the_same_weights_also_with_broken_samples(processor, tmp_path, kind):
-    """Bit for bit: the same samples come again in the same order, what is skipped is replaced by the same others."""
-    for i in range(10):
-        save_picture(tmp_path / f"{i}.png", TILE, TILE * (i % 3 + 1), seed=i)
-    records = [record(i, f"{i}.png", answer=" " if i in (2, 3, 7) else None) for i in range(10)]
-    path = write_lines(tmp_path / "a.jsonl", records)
-
-    def fresh():
-        data = load_training_data(path, processor, on_broken="skip", streaming=kind == "streaming")
-        if kind != "grouped":
-            return {"data": data}
-        sizes = measure_sizes(data)
-        return {"data": data, "sampler": CostGroupedSampler(sizes.costs(CONFIG), batch_size=2)}
-
-    whole = trained(processor, folder=tmp_path / "run", **fresh())
-    resumed = trained(processor, folder=tmp_path / "run", **fresh(), resume=str(tmp_path / "run" / "checkpoint-4"))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert not all(torch.equal(whole[name], tensor) for name, tensor in tiny_model(**LVTC).state_dict().items())

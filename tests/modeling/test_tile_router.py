@@ -107,13 +107,6 @@ def test_lengths_count_the_prompt_as_it_was_passed(model, monkeypatch, given):
         assert config == before
 
 
-def test_forward_takes_all_tokens(model):
-    plain = tiny_model(**PIXEL_SHUFFLE)
-    plain.load_state_dict({name: t for name, t in model.state_dict().items() if "tile_router" not in name})
-    batch = tiny_batch(model.config, MIXED)
-    assert torch.equal(model(**batch).logits, plain(**batch).logits)
-
-
 @pytest.mark.parametrize("given", [None, ["16", "4"], [16, 4]])
 def test_its_two_sizes_are_those_of_the_model(given):
     config = tiny_config(**PIXEL_SHUFFLE, **ROUTER, tokens_per_tile=given)

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
 from internvlx_hf.modeling import towers
+from internvlx_hf.modeling.projectors import PROJECTORS
 from internvlx_hf.modeling.setting_checks import window_size
 from internvlx_hf.modeling.towers import check_tower, probe
 from internvlx_hf.training.arguments import LoraArguments
@@ -51,7 +52,7 @@ every_tower = pytest.mark.parametrize("name", TOWERS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", [-1, -2, 0])
+@pytest.mark.parametrize("layer", [-1, -3, 0, 2])
 @pytest.mark.parametrize(("name", "query"), QUERIES)
 @torch.no_grad()
 def test_projectors_get_the_global_feature_and_the_patches_of_the_layer(name, query, layer):
@@ -226,7 +227,7 @@ def test_a_tile_s_last_pixels_may_belong_to_no_patch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pvtc", "pixel_shuffle", "token_packer", "ldpv2"])
+@pytest.mark.parametrize("kind", PROJECTORS)
 @pytest.mark.parametrize("side", [3, 9])
 @torch.no_grad()
 def test_every_projector_takes_windows_of_odd_sides(kind, side):

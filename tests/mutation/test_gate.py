@@ -48,7 +48,7 @@ def test_a_fault_is_noticed_unless_it_changes_nothing(tree, old, new, status, fa
 
 def test_a_fault_that_never_ends_is_stopped(tree):
     with tree.planted(fault("    if x > 9:", "    while True:\n        pass\n    if x > 9:")):
-        assert tree.run("tests", limit=3)["status"] == -1
+        assert tree.run("tests", limit=1)["status"] == -1
 
 
 def test_the_functions_that_a_test_enters_are_known(tree):

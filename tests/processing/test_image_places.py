@@ -236,17 +236,6 @@ def test_keys_that_training_would_ignore_are_refused(beside, expected):
         loaded(sample | beside)
 
 
-def test_audio_in_a_file_is_named_with_its_line(tmp_path):
-    good = '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "audios": []}'
-    (tmp_path / "data.jsonl").write_text(good + "\n" + good.replace('"audios": []', '"audios": ["x.mp3"]') + "\n")
-    data = load_training_data(tmp_path / "data.jsonl", processor_of())
-    assert len(data[0])
-    with refused("data.jsonl, line 2: it has audios=['x.mp3']", "images and videos only"):
-        data[1]
-    skipping = load_training_data(tmp_path / "data.jsonl", processor_of(), on_broken="skip")
-    np.testing.assert_array_equal(skipping[1].input_ids, data[0].input_ids)
-
-
 @pytest.mark.parametrize("message", [user("x") | {"tool_calls": TOOLS}, user("x") | {"images": ["x.png"]}])
 def test_an_unread_key_of_a_training_message_is_refused(message):
     with refused("which the chat template does not write"):

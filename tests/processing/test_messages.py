@@ -13,7 +13,6 @@ from chat_recorder import GREEDY, recorder_and_tokenizer
 from internvlx_hf.data.encoding import SampleEncoder
 from internvlx_hf.evaluation import marks_as_text
 from internvlx_hf.processing.processing_internvlx import DEFAULT_CHAT_TEMPLATE
-from internvlx_hf.training import InternVLXDataCollator
 from message_cases import (
     CONTEXT,
     TEMPLATES,
@@ -223,20 +222,6 @@ def test_what_a_message_names_is_opened_by_the_image_processor(ask, monkeypatch)
 
 
 # ---- the first label
-
-
-def test_the_first_label_is_the_first_token_of_the_answer():
-    processor = processor_of()
-    conversation = [user("<image>\nWhat?"), assistant("A cat.")]
-    header = encode(conversation[:1], images=[picture()], add_generation_prompt=True)["input_ids"][0]
-    answer = processor.tokenizer("A cat.<|im_end|>", add_special_tokens=False)["input_ids"]
-    for batch in (
-        InternVLXDataCollator(processor)([{"messages": conversation, "images": [picture()]}]),
-        encode(conversation, images=[picture()], return_labels=True),
-    ):
-        first = int((batch["labels"][0] != -100).nonzero()[0])
-        assert torch.equal(batch["input_ids"][0, :first], header)
-        assert batch["labels"][0, first : first + len(answer)].tolist() == answer
 
 
 def test_the_first_token_of_a_sample_carries_no_loss():

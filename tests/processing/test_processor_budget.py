@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, pipeline
+from transformers import AutoProcessor
 
 from image_cases import random_image
 from internvlx_hf import InternVLXProcessor
 from message_cases import encode
 from refusals import refusals, refused
-from tiny import IMAGE_TOKEN, LVTC, TILE, tiny_config, tiny_model, tiny_processor
+from tiny import IMAGE_TOKEN, LVTC, TILE, tiny_config, tiny_processor
 
 CONFIG = tiny_config(**LVTC)
 TOKENS = CONFIG.image_seq_length
@@ -128,16 +128,3 @@ test_what_is_not_possible_is_refused_by_name = refusals(
         "with return_text_replacement_offsets, which vLLM",
     ),
 )
-
-
-@pytest.mark.slow
-def test_the_pipeline_passes_it_on(processor):
-    model = tiny_model(**LVTC)
-    question, budget = turn(WIDE, SQUARE, "What?"), {"max_image_tokens": 5 * TOKENS}
-    found = pipeline("image-text-to-text", model=model, processor=processor)(
-        text=question, processor_kwargs=budget, max_new_tokens=4, return_full_text=False
-    )
-    inputs = encode(question, processor, add_generation_prompt=True, processor_kwargs=budget)
-    assert tiles_of_rows(inputs) == [4]
-    output = model.generate(**inputs, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
-    assert found[0]["generated_text"] == processor.decode(output[0], skip_special_tokens=True)

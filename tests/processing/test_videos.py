@@ -22,7 +22,7 @@ from transformers import AutoProcessor
 
 from internvlx_hf import InternVLXImageProcessor, InternVLXProcessor, InternVLXVideoProcessor
 from internvlx_hf.processing import ImageAccess, video_files
-from internvlx_hf.processing.video_files import FrameList, open_video, sampled_indices
+from internvlx_hf.processing.video_files import open_video, sampled_indices
 from json_files import json_of, write_json
 from message_cases import encode as encoded
 from message_cases import text
@@ -175,13 +175,6 @@ def test_all_frames_of_a_list_are_used(plain, tmp_path):
     assert frame_numbers_of(plain, images, fps=1, video_metadata={"fps": 4.0}) == [2, 6, 10]
     with refused("fps=1 cannot be sampled from the video", "whose frames per second are unknown"):
         plain(images, fps=1)
-
-
-def test_several_videos_come_one_after_another(clip, plain):
-    inputs = plain([clip, frames_of("small")], num_frames=2, return_tensors="pt")
-    assert inputs["num_patches_videos"].tolist() == [2, 2]
-    assert inputs["pixel_values_videos"].shape == (4, 3, 32, 48)
-    assert plain([clip])["num_patches_videos"] == [8]
 
 
 def test_a_video_file_is_read_from_every_kind_of_source(clip, plain):
@@ -401,10 +394,3 @@ def test_a_processor_saved_before_there_were_videos_takes_them(processor, tmp_pa
     write_json(tmp_path / "processor_config.json", saved)
     loaded = InternVLXProcessor.from_pretrained(tmp_path)
     assert loaded.video_processor.to_dict() == processor.video_processor.to_dict()
-
-
-def test_a_list_of_frames_may_hold_paths_and_arrays():
-    video = FrameList([np.zeros((4, 4), np.uint8), PIL.Image.new("RGB", (4, 4))])
-    assert video.num_frames == 2
-    with refused("Frame 1 of the video is a int", "an image"):
-        FrameList([np.zeros((4, 4), np.uint8), 7])

@@ -169,15 +169,6 @@ def test_help_lists_the_ten_settings_to_begin_with(capsys):
     assert settings[:3] == ["model_name_or_path", "train_data", "output_dir"]
 
 
-def test_all_of_the_help_lists_this_package_s_settings_before_those_of_transformers(capsys):
-    printed = printed_help(capsys, "--help-all")
-    names = ("model_name_or_path", "lora_rank", "stage", "freeze", "learning_rates", "save_on_signal", "weight_decay")
-    places = [printed.index(f"  --{name} ") for name in names]
-    assert places == sorted(places)
-    assert "--lora-rank" not in printed  # is read, but not told twice
-    assert "--no_save_on_signal   Set `save_on_signal` to False." in printed
-
-
 def test_the_name_of_checkpointing_that_all_versions_know_is_not_warned_of(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)

@@ -254,16 +254,6 @@ def test_the_routers_loss_of_a_mixture_of_experts_is_added(tmp_path):
     torch.testing.assert_close(found, (1 - WEIGHT) * (plain.loss - routers) + routers)
 
 
-def test_an_evaluation_has_the_plain_loss(teacher, tmp_path):
-    student = tiny_model(**STUDENTS["pvtc"])
-    own, others = processors(student, teacher)
-    batch = InternVLXDataCollator(own, teacher_processor=others)(SAMPLES)
-    expected = student(**InternVLXDataCollator(own)(SAMPLES)).loss
-    with torch.no_grad():
-        found = trainer_for(student.eval(), teacher, tmp_path).compute_loss(student, batch)
-    torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize(
     ("plugins", "message"),
     [

@@ -148,10 +148,11 @@ def test_a_failure_before_the_first_step_leaves_nothing(before, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_terminal_that_closes_stops_a_run_as_ctrl_c_does(before, tmp_path, capsys, request):
-    ignored_by_nohup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, ignored_by_nohup))
-    before(lambda model: os.kill(os.getpid(), signal.SIGHUP), 2)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_terminal_that_closes_stops_a_run_as_ctrl_c_does(number, before, tmp_path, capsys, request):
+    ignored_by_nohup = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, ignored_by_nohup))
+    before(lambda model: os.kill(os.getpid(), number), 2)
     assert main(["train", write_config(tmp_path, save_strategy="no")]) == 130
     assert "stopped after step 2 of 6; resume with" in capsys.readouterr().err
     assert checkpoints(tmp_path / "out") == ["checkpoint-2"]

@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 from transformers.utils import is_flash_attn_2_available
 
-import forked
 from card_reports import REPORT
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.cli import main
@@ -47,6 +46,8 @@ def stage_one(tmp_path_factory):
 def test_stage_one_changes_the_projectors_alone(stage_one):
     weights = changed(saved_weights(stage_one / "base"), saved_weights(stage_one / "out"))
     assert weights == {name for name in saved_weights(stage_one / "base") if "projector" in name}
+    for folder in ("out", "out/checkpoint-3"):
+        assert {"modeling_internvlx.py", "processing_internvlx.py"} <= {*os.listdir(stage_one / folder)}
 
 
 @pytest.mark.slow
@@ -113,30 +114,6 @@ def test_a_second_training_remembers_what_the_first_trained(stage_one, tmp_path)
     assert "Not trained yet" in write_card(base).text
 
 
-LOAD = """
-import sys
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor
-for folder in sys.argv[1:]:
-    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    assert type(processor).__module__.startswith("transformers_modules."), type(processor)
-    saved = load_file(f"{folder}/model.safetensors")
-    assert all(torch.equal(parameter, saved[name]) for name, parameter in model.named_parameters())
-assert "internvlx_hf" not in sys.modules
-"""
-
-
-@pytest.mark.slow
-def test_what_is_saved_loads_with_its_own_code(stage_one, tmp_path):
-    folders = [str(stage_one / name) for name in ("out", "out/checkpoint-3")]
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = forked.python("-c", LOAD, *folders, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 # -- resuming
 
 
@@ -144,10 +121,17 @@ CASES = {
     "batches of like cost": {},
     "packed": {"packing_tokens": 60, "per_device_train_batch_size": 1, "num_train_epochs": 2},
     "packed stream": {"packing_tokens": 60, "per_device_train_batch_size": 1, "streaming": True},
-    "streaming": {"streaming": True, "shuffle_buffer": 4, "max_steps": 8, "save_steps": 5},
+    "streaming, skipping": {
+        "streaming": True,
+        "shuffle_buffer": 4,
+        "max_steps": 8,
+        "save_steps": 5,
+        "on_broken": "skip",
+    },
     "second epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 8},
     "end of an epoch": {"max_steps": -1, "num_train_epochs": 2, "save_steps": 6},
-    "shuffled, accumulating, with learning rates": {
+    "shuffled, accumulating, skipping, with learning rates": {
+        "on_broken": "skip",
         "train_sampling_strategy": "random",
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 1,
@@ -163,6 +147,9 @@ CASES = {
 def test_a_resumed_run_matches_an_uninterrupted_one_bit_for_bit(case, tmp_path):
     """Dropout, stochastic depth and shuffling included."""
     settings = CASES[case]
+    if "on_broken" in settings:
+        write_data(tmp_path / "data")
+        (tmp_path / "data" / "5.png").unlink()
     whole = run(tmp_path, **settings)
     checkpoint = tmp_path / "out" / f"checkpoint-{settings.get('save_steps', 3)}"
     resumed = run(
@@ -194,13 +181,12 @@ class At(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_stopped_run_saves_a_checkpoint_and_resumes_from_it(number, heard_signals, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_saves_a_checkpoint_and_resumes_from_it(heard_signals, tmp_path, monkeypatch, capsys):
     whole = run(tmp_path, save_strategy="no")
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     config = write_config(tmp_path, output_dir=str(tmp_path / "stopped"), save_strategy="no")
     with monkeypatch.context() as patch:
-        callbacks = [At(3, lambda: os.kill(os.getpid(), number))]
+        callbacks = [At(3, lambda: os.kill(os.getpid(), signal.SIGINT))]
         patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*DEFAULT_CALLBACKS, *callbacks])
         assert main(["train", config]) == 130
     assert "stopped after step 4 of 6; resume with --resume_from_checkpoint last" in capsys.readouterr().err

@@ -102,7 +102,6 @@ WAYS = {
     "packed": {"packing_tokens": 160, "attn_implementation": "varlen_sdpa"},
     "cost-grouped": {"train_sampling_strategy": "group_by_cost"},
     "checkpointed": {"gradient_checkpointing": True},
-    "streamed": {"streaming": True},
     "packed stream": {"streaming": True, "packing_tokens": 160, "attn_implementation": "varlen_sdpa"},
     "LoRA": {"lora_rank": 2, "lora_dropout": 0.3},
 }
@@ -112,7 +111,7 @@ WAYS = {
     ("size", "how"),
     [
         *(("4:16", "padded"), ("16:4", "packed"), ("16:0", "cost-grouped"), ("4", "checkpointed")),
-        *(("16:4", "streamed"), ("4:16", "packed stream"), ("4:16", "LoRA")),
+        *(("4:16", "packed stream"), ("4:16", "LoRA")),
     ],
 )
 @pytest.mark.slow
@@ -147,7 +146,7 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["padded", "packed", "streamed", "packed stream", "LoRA"])
+@pytest.mark.parametrize("how", ["padded", "packed stream", "LoRA"])
 def test_a_resumed_run_continues_with_its_sizes_and_its_data(how, tmp_path, drawn):
     """With dropout, two batches a step, and an evaluation at the checkpoint's first size."""
     base, data = save_dial(tmp_path / "base", RANDOM), str(write_data(tmp_path / "data", 24))

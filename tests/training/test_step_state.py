@@ -11,7 +11,6 @@ from internvlx_hf.training.arguments import InternVLXTrainingArguments
 from internvlx_hf.training.distillation import DistillationTrainer
 from internvlx_hf.training.divergence import DivergedError, DivergenceCheck
 from internvlx_hf.training.metrics import ThroughputCallback
-from internvlx_hf.training.trainer import InternVLXTrainer
 from tiny import tiny_batch, tiny_model, tiny_processor
 
 
@@ -54,18 +53,6 @@ def test_all_pauses_between_two_logs_are_left_out_of_the_rates():
     state.log_history.append(logs := {"loss": 1.0})
     callback.on_log(*told, logs=logs)
     assert logs["text_tokens_per_second"] == pytest.approx(10 / 5)
-
-
-def test_the_order_of_the_samples_follows_data_seed(tmp_path):
-    def order(**seeds):
-        settings = arguments(tmp_path, train_sampling_strategy="group_by_cost", **seeds)
-        trainer = InternVLXTrainer(tiny_model(), settings, train_dataset=[{}] * 40, costs=range(40))
-        return list(trainer._get_train_sampler())
-
-    first = order(seed=1)
-    assert order(seed=2) != first
-    assert order(seed=2, data_seed=1) == first
-    assert order(seed=1, data_seed=2) != first
 
 
 def test_three_damaged_steps_in_a_row_end_a_training_and_a_whole_one_starts_over():

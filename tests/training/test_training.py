@@ -65,31 +65,6 @@ def test_image_tokens_whose_sum_is_beyond_16_bits_do_not_spoil_the_loss_of_a_tex
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.slow
-def test_trainer_learns_what_is_on_the_tiles(tmp_path):
-    """Samples of the same text that differ in their tile alone: without looking, half of the answers are right."""
-    torch.manual_seed(0)
-    model = tiny_model(text_config={"initializer_range": 0.05})
-    ids = torch.tensor([11] + [5] * 16 + [12])
-    samples = [
-        {
-            "input_ids": torch.cat([ids, torch.tensor([20 + bright])]),
-            "labels": torch.tensor([-100] * 18 + [20 + bright]),
-            "pixel_values": torch.full((1, 3, 32, 32), 2.0 * bright - 1) + 0.1 * torch.randn(1, 3, 32, 32),
-        }
-        for bright in (0, 1)
-        for _ in range(4)
-    ]
-    trainer = trainer_for(model, tmp_path, max_steps=40, learning_rate=3e-3)
-    trainer.train_dataset = samples
-    trainer.train()
-    model.eval()
-    batch = collate(samples)
-    labels = batch.pop("labels")
-    with torch.no_grad():
-        assert torch.equal(model(**batch).logits[:, -2].argmax(-1), labels[:, -1])
-
-
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     """Halves with different numbers of supervised tokens and of tiles. 1e-5: the same sums in another order."""
     found = []
@@ -109,6 +84,3 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-4)
     for name, weight in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], weight, atol=1e-5, rtol=1e-4)
-
-
-# -- peft

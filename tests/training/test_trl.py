@@ -79,9 +79,8 @@ def supervised(trainer: SFTTrainer) -> list[str]:
 
 
 @pytest.mark.slow
-@TWO_CASES
-def test_sft_learns_what_is_on_the_images(settings, tmp_path):
-    model = tiny_model(**settings)
+def test_sft_learns_what_is_on_the_images(tmp_path):
+    model = tiny_model(**LVTC)
     trainer = trainer_for(
         model, tiny_processor(model.config), conversations(), tmp_path, max_steps=20, assistant_only_loss=True
     )
@@ -99,13 +98,6 @@ def test_assistant_only_labels_are_the_assistant_s_text(tmp_path):
     assert supervised(trainer) == sorted(said)
 
 
-def test_completion_labels_are_the_assistant_s_text(tmp_path):
-    model = tiny_model()
-    trainer = trainer_for(model, tiny_processor(model.config), prompts(), tmp_path, per_device_train_batch_size=2)
-    said = [text.removesuffix("\n") for text in supervised(trainer)]
-    assert said == sorted(f"{colour}.<|im_end|>" for colour in COLOURS)
-
-
 def test_the_loss_is_the_model_s_own(tmp_path):
     """With labels on the assistant's turns alone, TRL's fused head and our supervised rows say the same."""
     model = tiny_model(projector_config={"drop_path_rate": 0.0})
@@ -116,20 +108,6 @@ def test_the_loss_is_the_model_s_own(tmp_path):
         expected = model(**batch, use_cache=False).loss
         found = trainer.compute_loss(model, dict(batch))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
-
-
-def test_the_trained_model_loads_and_evaluates(tmp_path):
-    model = tiny_model(**LVTC)
-    processor = tiny_processor(model.config)
-    trainer = trainer_for(model, processor, conversations(), tmp_path, max_steps=2, assistant_only_loss=True)
-    trainer.train()
-    before = trainer.evaluate(conversations())["eval_loss"]
-    trainer.save_model()
-    assert (tmp_path / "modeling_internvlx.py").is_file()
-    assert (tmp_path / "processing_internvlx.py").is_file()
-    loaded = type(model).from_pretrained(tmp_path)
-    again = trainer_for(loaded, processor, conversations(), tmp_path / "again", assistant_only_loss=True)
-    assert again.evaluate(conversations())["eval_loss"] == pytest.approx(before, abs=1e-5)
 
 
 def saved_model(settings, folder):

@@ -85,6 +85,19 @@ def step(model):
     return SimpleNamespace(batch=batch, tokens=tokens, packed=packed, tiles=unpack_tiles(config, packed, is_tile))
 
 
+@pytest.fixture(scope="module")
+def whole(model, step):
+    """What vLLM carries of a prompt, and the rows of all of it."""
+    config = model.config
+    length, images, *_ = prompt_of(config)
+    stages, prompt = find_stages(config), read_prompt(length, images, config)
+    carried, delta = prompt.carried(stages[0].radix)
+    rows, maps = read_rows(stages, config.boundaries, torch.arange(length), carried, step.tiles)
+    return SimpleNamespace(
+        length=length, prompt=prompt, stages=stages, carried=carried, delta=delta, rows=rows, maps=maps
+    )
+
+
 def test_packed_tiles_are_unpacked_as_they_were(model, step):
     packed, tokens, found = step.packed, step.tokens, step.tiles.tokens
     sizes = tokens.of_tiles
@@ -105,28 +118,27 @@ def test_packed_tiles_are_unpacked_as_they_were(model, step):
         unpack_tiles(model.config, packed[: long[0] + 3], step.tiles.is_tile)
 
 
-def test_rows_and_positions_are_those_of_the_plan(model, step):
-    config = model.config
-    length, images, sizes, _ = prompt_of(config)
-    stages, prompt = find_stages(config), read_prompt(length, images, config)
-    carried, delta = prompt.carried(stages[0].radix)
-    rows, maps = read_rows(stages, config.boundaries, torch.arange(length), carried, step.tiles)
+def test_rows_and_positions_are_those_of_the_plan(model, step, whole):
+    config, prompt, length = model.config, whole.prompt, whole.length
+    _, _, sizes, _ = prompt_of(config)
     ids = step.batch["input_ids"]
     layout = Layout(Rows.WHOLE, torch.arange(ids.shape[1])[None], None, {})
     plan = model.model._plan_tiles(layout, ids == config.image_token_id, sizes, len(sizes), None, trains=False)
-    for stage, found, wanted in zip(stages, rows, plan.layouts, strict=True):
+    for stage, found, wanted in zip(whole.stages, whole.rows, plan.layouts, strict=True):
         assert found.positions.tolist() == wanted.positions[0].tolist()
         assert found.numbers.tolist() == list(range(len(found.index)))
         counts = [prompt.count(tokens, stage.is_expanded, stage.is_merged) for tokens in range(length + 3)]
         assert counts[length + 2] == len(found.index) + 2
         assert counts[: length + 1] == [int((found.index < tokens).sum()) for tokens in range(length + 1)]
         later = torch.arange(length, length + 3)
-        numbers, positions = stage.places(later, later + delta)
+        numbers, positions = stage.places(later, later + whole.delta)
         assert numbers.tolist() == [len(found.index) + i for i in range(3)]
         assert positions.tolist() == [int(found.positions[-1]) + 1 + i for i in range(3)]
     changing = torch.isin(torch.arange(len(sizes)), torch.tensor([i for i, s in enumerate(sizes) if s.boundary]))
     of_stages = pairwise([plan.row_maps[0].tiles, *(row_map.tiles_to for row_map in plan.row_maps)])
-    for found, (tiles, tiles_to), (before, after) in zip(maps, of_stages, _tile_counts(config, sizes), strict=True):
+    for found, (tiles, tiles_to), (before, after) in zip(
+        whole.maps, of_stages, _tile_counts(config, sizes), strict=True
+    ):
         of_change, of_new = changing.repeat_interleave(before), changing.repeat_interleave(after)
         assert torch.equal(found.tiles, tiles[of_change])
         assert torch.equal(found.tiles_to, tiles_to[of_new])
@@ -137,14 +149,11 @@ def _tile_counts(config, sizes):
     return list(pairwise(counts))
 
 
-def test_a_prompt_in_pieces_has_the_rows_of_the_whole(model, step):
+def test_a_prompt_in_pieces_has_the_rows_of_the_whole(model, step, whole):
     """Pieces end outside of images that change; a piece without such an image needs no tiles."""
-    config = model.config
-    length, images, _, is_tile = prompt_of(config)
-    stages, prompt = find_stages(config), read_prompt(length, images, config)
-    carried, _ = prompt.carried(stages[0].radix)
-    whole, _ = read_rows(stages, config.boundaries, torch.arange(length), carried, step.tiles)
-    inside = {row for image in prompt.images for row in image[1:]}
+    config, length, carried = model.config, whole.length, whole.carried
+    is_tile = prompt_of(config)[-1]
+    inside = {row for image in whole.prompt.images for row in image[1:]}
     cuts = [0, *(row for row in range(1, length, 3) if row not in inside), length]
     pieces, used = [], 0
     for start, end in pairwise(cuts):
@@ -152,18 +161,17 @@ def test_a_prompt_in_pieces_has_the_rows_of_the_whole(model, step):
         packed = step.packed[used : used + int(own.sum())]
         used += len(packed)
         tiles = unpack_tiles(config, packed, own) if len(packed) else None
-        pieces.append(read_rows(stages, config.boundaries, torch.arange(start, end), carried[start:end], tiles)[0])
-    for stage, wanted in enumerate(whole):
+        pieces.append(
+            read_rows(whole.stages, config.boundaries, torch.arange(start, end), carried[start:end], tiles)[0]
+        )
+    for stage, wanted in enumerate(whole.rows):
         for name in ("numbers", "positions"):
             found = torch.cat([getattr(piece[stage], name) for piece in pieces])
             assert torch.equal(found, getattr(wanted, name))
 
 
-def test_the_last_stage_s_rows_are_spread_over_the_long_sequence(model, step):
-    length, images, _, _ = prompt_of(model.config)
-    stages = find_stages(model.config)
-    carried, _ = read_prompt(length, images, model.config).carried(stages[0].radix)
-    rows, _ = read_rows(stages, model.config.boundaries, torch.arange(length), carried, step.tiles)
+def test_the_last_stage_s_rows_are_spread_over_the_long_sequence(whole):
+    length, rows = whole.length, whole.rows
     spread = rows[-1].spread(rows[-1].index[:, None], length).flatten().tolist()
     here = set(rows[-1].index.tolist())
     assert spread == [max(own for own in here if own <= row) for row in range(length)]
