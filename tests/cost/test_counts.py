@@ -4,7 +4,12 @@ import pytest
 from PIL import Image
 
 from internvlx_hf import cost
+from internvlx_hf.cost import CostModel
+from internvlx_hf.cost.images import ImageSizes
+from internvlx_hf.cost.report import Report
 from internvlx_hf.cost.request_budget import RequestBudget
+from internvlx_hf.cost.setups import ModelSetup
+from internvlx_hf.processing.rvtc import TilingRule
 from tiny import LVTC, tiny_config
 
 
@@ -37,3 +42,9 @@ def test_an_answer_has_the_positions_that_prompt_and_tiles_leave():
     for requested, tiles in ((13, 1), (None, 2)):
         with pytest.raises(ValueError, match="together at most 1024"):
             budget.new_tokens(config, 1000, tiles=tiles, requested=requested)
+
+
+def test_a_model_s_name_is_not_broken_at_its_hyphens():
+    name = "one-of-the-models-whose-folder-has-a-long-name"
+    setting = ModelSetup(name, tiny_config(), TilingRule(32, 32))
+    assert f"{name}:" in Report(ImageSizes(["a"], [(32, 32)]), [CostModel(setting)], width=40).to_text()
