@@ -162,6 +162,10 @@ def test_a_broken_sample_makes_its_row_shorter(annotations):
     assert len(packed) == 1
     assert [len(sample) for sample in packed[0]] == [lengths[i] for i in packed.rows[0] if i != 2]
     assert packed.counts["broken"] == 1
+    alone = PackedData(data, lengths, budget=1)
+    for index, row in enumerate(alone.rows):
+        (sample,) = row if row != [2] else alone.rows[(index + 1) % len(alone)]  # the next in its place
+        assert [len(one) for one in alone[index]] == [lengths[sample]]
 
 
 def loaded(annotations, **kwargs):
