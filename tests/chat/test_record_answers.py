@@ -77,6 +77,8 @@ def test_prompts_are_those_of_training_and_every_record_has_an_answer(batch_size
         assert line["messages"][-1]["content"] + "<|im_end|>" in answer
         if line.get("answered_by"):
             assert any(sample.input_ids[: len(row)].tolist() == row for row in rows)
+    prompts = [answerer.processor.tokenizer.decode(row) for row in rows]
+    assert sum("Blue." in prompt and "Sure?" in prompt for prompt in prompts) == 1  # an earlier answer ends no prompt
     tiles = sum(len(asked.get("pixel_values", ())) for asked in answerer.asked)
     assert tiles == (12 + 4 + 16) // 4
 
@@ -174,6 +176,12 @@ def test_a_record_that_is_no_question_is_named(record, said, answerer, tmp_path)
     ((name, reason),) = counts.failures
     assert name == "the list of samples, row 0"
     assert all(part in reason for part in said)
+
+
+def test_text_is_written_as_it_is_and_not_as_escapes(answerer, tmp_path):
+    data = load_training_data([{"messages": [{"role": "user", "content": "何ですか"}]}], answerer.processor)
+    answer_records(answerer, data, tmp_path / "answers.jsonl", {})
+    assert "何ですか" in (tmp_path / "answers.jsonl").read_text("utf-8")
 
 
 @pytest.mark.slow

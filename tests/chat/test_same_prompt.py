@@ -82,3 +82,19 @@ def test_a_question_past_a_budget_is_refused_with_its_tokens(answerer):
     session.generation = {"max_new_tokens": 7}
     with pytest.raises(ValueError, match="7 new tokens, expected at most 6"):
         session.ask("Why?")
+
+
+def test_the_tokens_that_a_turn_counts_are_those_that_the_model_reads(answerer):
+    """After an answer whose last token is the end of the turn, too: it was generated and is not in the cache."""
+    end = answerer.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    read = []
+    hook = answerer.model.model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        session = Session(answerer, generation={"max_new_tokens": 1, "forced_eos_token_id": end})
+        for question in ("Why?", "And now?"):
+            read.clear()
+            assert session.ask(question).prompt_tokens == read[0]
+    finally:
+        hook.remove()

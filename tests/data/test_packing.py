@@ -136,8 +136,10 @@ def test_rows_hold_every_sample_once_and_fill_their_budget(kind, least):
     assert sum(filled) / (4096 * len(rows)) > least
 
 
-def test_a_sample_above_the_budget_gets_a_row_of_its_own_and_one_to_be_skipped_none():
+def test_a_sample_above_the_budget_gets_a_row_of_its_own_and_one_to_be_skipped_none(caplog):
     assert sorted(map(sorted, pack_rows([5, 30, 5, 0], 10))) == [[0, 2], [1]]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("1 samples have more than 10 tokens")
 
 
 def test_a_streamed_sample_above_the_budget_gets_a_row_of_its_own(annotations):
@@ -160,6 +162,10 @@ def test_a_broken_sample_makes_its_row_shorter(annotations):
     assert len(packed) == 1
     assert [len(sample) for sample in packed[0]] == [lengths[i] for i in packed.rows[0] if i != 2]
     assert packed.counts["broken"] == 1
+    alone = PackedData(data, lengths, budget=1)
+    for index, row in enumerate(alone.rows):
+        (sample,) = row if row != [2] else alone.rows[(index + 1) % len(alone)]  # the next in its place
+        assert [len(one) for one in alone[index]] == [lengths[sample]]
 
 
 def loaded(annotations, **kwargs):

@@ -2,7 +2,7 @@
 
 import torch
 
-from internvlx_hf.evaluation.answering import Answerer
+from internvlx_hf.evaluation.answering import Answerer, cut_at
 from internvlx_hf.evaluation.benchmarks import BENCHMARKS
 from tiny import tiny_model, tiny_processor
 
@@ -23,3 +23,9 @@ def test_an_answer_of_which_only_the_end_is_what_the_model_would_write_is_not_gr
 def test_documents_and_charts_get_more_tiles():
     tiles = {benchmark.name: benchmark.max_patches for benchmark in BENCHMARKS if benchmark.max_patches != 6}
     assert tiles == {"DocVQA": 18, "ChartQA": 12, "InfoVQA": 24}
+
+
+def test_an_answer_is_cut_at_what_comes_first_in_it_and_not_in_the_list():
+    """A single token may complete both."""
+    assert cut_at("Yes.\nNo", ["No", "\n", "?"]) == "Yes."
+    assert cut_at("Yes.", ["No", "\n", "?"]) == "Yes."

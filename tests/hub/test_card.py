@@ -1,5 +1,6 @@
 """Model cards: what they say, that the Hub can read it, and that nothing a person wrote into one is lost."""
 
+import io
 import re
 import shutil
 
@@ -14,6 +15,7 @@ from internvlx_hf.cli import main
 from internvlx_hf.conversion import convert_checkpoint
 from internvlx_hf.hub import CardError, model_card, write_card
 from internvlx_hf.hub.card_text import manual_content, renew_card, validate_card
+from internvlx_hf.hub.folder import card_to_push
 from json_files import edit_json, write_json
 from refusals import refused
 from tiny import LVTC, save_tiny
@@ -357,3 +359,19 @@ def test_impossible_image_processor_is_named_with_its_folder(checkpoint, tmp_pat
     edit_json(folder / "processor_config.json", lambda saved: saved["image_processor"].update(max_patches=10**5))
     with refused(f"The image processor of {folder}: max_patches=100000", "to 10000"):
         write_card(folder)
+
+
+def test_edits_on_the_hub_are_kept_or_refused(checkpoint):
+    card = model_card(checkpoint, "you/model").text
+    here, both = f"{card}\nWritten here.\n", f"{card}\nWritten here.\n\nWritten on the Hub.\n"
+    (checkpoint / "README.md").write_text(here)
+    with refused("The model cards of you/model", "--card hub or --card folder", by=CardError):
+        card_to_push(checkpoint, "you/model", on_hub=both)
+    (checkpoint / "README.md").write_text(both)
+    assert card_to_push(checkpoint, "you/model", on_hub=here) == both
+
+
+def test_a_card_is_in_utf_8_whatever_the_locale(checkpoint, monkeypatch):
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, _=2: encoding or "ascii")
+    write_card(checkpoint, previous=f"{model_card(checkpoint).text}\nÜber 何.\n")
+    assert "Über 何." in (checkpoint / "README.md").read_text("utf-8")

@@ -3,9 +3,11 @@
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from transformers import Trainer, TrainingArguments
 
 from hub_server import WRITER, Blob, Hub
-from internvlx_hf.hub import push, push_folder
+from internvlx_hf import InternVLXForConditionalGeneration
+from internvlx_hf.hub import PushesCheckpoint, push, push_folder
 
 REPO = "you/model"
 
@@ -98,3 +100,14 @@ def test_a_public_repository_is_not_pushed_to_as_private(hub, folder):
     with pytest.raises(ValueError, match=f"{REPO} exists and is public"):
         pushed(folder, private=True)
     assert hub.head(REPO) == head
+
+
+def test_a_trainer_pushes_with_the_token_of_its_arguments(hub, folder):
+    class PushingTrainer(PushesCheckpoint, Trainer):
+        pass
+
+    arguments = TrainingArguments(
+        str(folder), report_to="none", use_cpu=True, push_to_hub=True, hub_model_id=REPO, hub_token=WRITER
+    )
+    PushingTrainer(InternVLXForConditionalGeneration.from_pretrained(folder), arguments).push_to_hub()
+    assert "model.safetensors" in hub.files(REPO)

@@ -229,3 +229,13 @@ def test_an_offloaded_cache_gives_the_tokens_of_a_dynamic_one(implementation):
     batch = {key: value.to("cuda") for key, value in tiny_batch(model.config, MIXED).items()}
     expected = new_tokens(model, batch)
     assert torch.equal(new_tokens(model, batch, cache_implementation=implementation), expected)
+
+
+def test_a_static_cache_without_room_for_a_second_image_raises():
+    model = tiny_model("llama", **LVTC)
+    batch = tiny_batch(model.config, [[3, "tile", "tile", 2]])
+    cache = StaticCache(model.config.text_config, max_cache_len=48)  # enough for the 37 of one turn, not for two
+    model(**batch, cache=cache)
+    both = batch | {"attention_mask": batch["attention_mask"].repeat(1, 2)}
+    with pytest.raises(ValueError, match=r"room for 48 tokens.*need 74 \(37 for the 13 of this prompt\)"):
+        model(**both, cache=cache)

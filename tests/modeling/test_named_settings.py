@@ -5,7 +5,7 @@ import torch
 
 from internvlx_hf import InternVLXForConditionalGeneration
 from internvlx_hf.modeling.outputs import CACHE
-from internvlx_hf.modeling.pvtc import rms_norm
+from internvlx_hf.modeling.pvtc import PVTCMLP, rms_norm
 from internvlx_hf.modeling.tile_router import TileRouter, route_prompt
 from tiny import LVTC, tiny_batch, tiny_config, tiny_model
 
@@ -77,3 +77,27 @@ def test_a_static_cache_of_stage_two_does_not_shrink_with_the_next_prompt():
         cache = model.generate(**tiny_batch(model.config, [layout]), **settings)[CACHE]
         lengths.append(cache.layers[-1].max_cache_len)
     assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize("ratio", [1, 2.5])
+def test_pvtc_s_mlp_is_as_wide_as_mlp_ratio_says(ratio):
+    config = tiny_config(projector_config={"mlp_ratio": ratio})
+    assert PVTCMLP(config).up.out_features == ratio * config.text_config.hidden_size
+
+
+@pytest.mark.parametrize("lvtc", [LVTC, {}], ids=["LVTC", "no LVTC"])
+def test_text_reads_the_same_in_a_training_of_the_projectors_alone(lvtc):
+    """Where an empty tile gives the loss a gradient."""
+    model = tiny_model(**lvtc).requires_grad_(False)
+    model.model.multi_modal_projector.requires_grad_(True)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.eval()(ids).logits
+    found = model.train()(ids).logits
+    assert found.requires_grad
+    torch.testing.assert_close(found, expected)
+
+
+def test_positions_alone_keep_packed_samples_apart_in_training():
+    model = tiny_model().train()
+    logits = model(torch.tensor([[5, 6, 7, 5, 6, 7]]), position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]])).logits
+    torch.testing.assert_close(logits[:, 3:], logits[:, :3])

@@ -329,7 +329,9 @@ def recorded(size, stage_one=0.4, stage_two=0.6, expand_layer=1, layers=4) -> At
 
 
 def test_each_stage_s_panel_names_its_layers_and_the_share_of_text():
-    found = texts(draw_attention(recorded((128, 96)), "mine"))
+    figure = draw_attention(recorded((128, 96)), "mine")
+    assert_readable(figure)
+    found = texts(figure)
     assert {"Stage one: layer 0", "Stage two: layers 1–3", "Token by token, layers 1–3"} <= set(found)
     assert {"attention: 40% image, 60% text", "attention: 60% image, 40% text"} <= set(found)
     assert found.count("≥2.0× an even share") == 3
@@ -563,3 +565,10 @@ def test_options_that_do_not_go_with_sizes_are_refused(options, message, tmp_pat
     assert main(["show", image, "--model", "internvl-x-2b", "--out", out, *options])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
+
+
+def test_the_lines_of_a_cost_are_of_one_size():
+    figure = draw_tiles(Image.new("RGB", (64, 48)), cost.load_setup("internvl-x-2b"))
+    lines = [text for text in figure.axes[0].texts if text.get_text().startswith(("prefill ", "cache "))]
+    assert len(lines) > 2
+    assert len({line.get_fontsize() for line in lines}) == 1

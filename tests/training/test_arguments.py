@@ -74,6 +74,7 @@ def test_settings_of_transformers_may_be_structured(tmp_path):
         ({"max_steps": 1.5}, (), r"max-steps: invalid int value: '1.5'"),
         ({"learning_rate": [1e-3]}, (), r"learning-rate: invalid float value"),
         ({"bf16": "perhaps"}, (), r"bf16"),
+        ({"bf16": 3}, (), r"bf16"),
         ({"slicing": "diagonal"}, (), r"`slicing` to 'diagonal', expected one of edge, area, ratio"),
         ({"stage": 3}, (), r"`stage` to 3, expected one of 1, 2"),
         ({}, ("--stage", "3"), r"--stage: invalid choice: 3"),
