@@ -12,7 +12,8 @@ from internvlx_hf.conversion.pixels import pixel_settings
 from internvlx_hf.conversion.upgrades import InitialValues, Upgrade
 from tiny import LVTC, tiny_config
 
-SCALES = "model.multi_modal_projector.cls_scale", "model.lvtc.lr_projectors.0.cls_scale"
+LAYER = "model.multi_modal_projector.local_layers.0.mlp"
+ALIKE = f"{LAYER}.gate.weight", f"{LAYER}.up.weight"  # but for their values
 
 
 def values(seed: int, *names: str) -> list[torch.Tensor]:
@@ -21,12 +22,13 @@ def values(seed: int, *names: str) -> list[torch.Tensor]:
 
 
 def test_each_new_tensor_is_drawn_from_the_seed_and_its_name():
-    first, second = values(7, *SCALES)
-    assert not torch.equal(first, second)
     before = torch.random.get_rng_state()
-    assert torch.equal(values(7, SCALES[0])[0], first)
+    first, second = values(7, *ALIKE)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.equal(values(8, SCALES[0])[0], first)
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
+    assert torch.equal(values(7, ALIKE[0])[0], first)
+    assert not torch.equal(values(8, ALIKE[0])[0], first)
 
 
 def test_licences_and_generation_settings_come_along(tmp_path):

@@ -79,6 +79,7 @@ def test_the_size_of_an_undecoded_image_is_that_upright(orientation, size):
     exif[ORIENTATION] = orientation
     image = Image.open(io.BytesIO(content("PNG", exif=exif)))
     assert image_size(image) == size
+    assert image_size(image, upright=False) == (70, 40)
     assert is_undecoded(image)
 
 

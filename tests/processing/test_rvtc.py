@@ -77,3 +77,8 @@ def test_impossible_rules_name_the_value(arguments, message):
 def test_an_image_without_pixels_is_refused(width, height):
     with refused(f"{width}x{height} pixels"):
         TilingRule(448, 448).plan(width, height)
+
+
+@pytest.mark.parametrize("slicing", ["edge", "area"])
+def test_oblong_tiles_are_counted_along_their_own_sides(slicing):
+    assert TilingRule(224, 448, 1, 12, slicing).budget(448, 448) == 2

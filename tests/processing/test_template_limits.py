@@ -78,5 +78,7 @@ def test_the_processor_refuses_it_and_another_s_template_keeps_its_own_environme
         processor.apply_chat_template(conversation(), HOSTILE[8])
     with refused("has 200001 characters", f"at most {MAX_TEMPLATE}"):
         processor.apply_chat_template(conversation(), " " * (MAX_TEMPLATE + 1))
+    with refused("'urlize'", by=jinja2.TemplateAssertionError):
+        render_jinja_template([conversation()], chat_template=bounded("{{ 'a' | urlize }}"))
     environment = _compile_jinja_template("another's").environment
     assert type(environment) is jinja2.sandbox.ImmutableSandboxedEnvironment

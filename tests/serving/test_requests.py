@@ -14,6 +14,7 @@ from typing_extensions import get_type_hints
 from internvlx_hf.cost.request_budget import RequestBudget
 from internvlx_hf.processing.image_settings import ImageSettings
 from internvlx_hf.serving.gate import MAX_JSON_VALUES, Refused, check
+from internvlx_hf.serving.messages import require_known_items
 from internvlx_hf.serving.requests import REQUESTS, ChatCompletionRequest, GenerationSettings
 from paths import ROOT
 from refusals import refused
@@ -170,3 +171,10 @@ def test_fields_set_the_generation():
 def test_a_generation_config_has_only_settings_of_a_list(text, reason):
     with refused("generation_config:", reason):
         settings(generation_config=text)
+
+
+def test_a_message_without_content_or_with_another_key_is_refused():
+    require_known_items([*MESSAGES, {"type": "function_call_output"}])
+    for item in ({"role": "user"}, MESSAGES[0] | {"name": "a"}):
+        with refused(repr(item), "role and content"):
+            require_known_items([item])
