@@ -42,8 +42,16 @@ def draw(report: TuneReport) -> Figure:
             axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(place, 100 * share, "o", color=colour, markersize=9 if is_chosen else 6)
         leader = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "linewidth": 0.6, "relpos": (0, 0.5)}
-        label = {"fontsize": 8, "color": colour, "va": "center", "arrowprops": leader}
-        axes.annotate(printable(row.name), (place, 100 * share), (104, height), annotation_clip=False, **label)
+        axes.annotate(
+            printable(row.name),
+            (place, 100 * share),
+            (104, height),
+            annotation_clip=False,
+            arrowprops=leader,
+            color=colour,
+            fontsize=8,
+            va="center",
+        )
     axes.axhline(100 * report.keep, color=GREY, linewidth=0.8, linestyle="--")
     axes.annotate(
         f"keep {report.keep:g}", (0, 100 * report.keep), (4, -11), textcoords="offset points", fontsize=8, color=GREY
