@@ -186,6 +186,9 @@ def test_a_sample_goes_where_it_fits_exactly():
         assert sorted(sorted(lengths[i] for i in row) for row in rows) == [[1, 9], [3, 7], [4, 6]]
     streamed = list(pack_stream([[0] * length for length in lengths], 10))
     assert [sum(map(len, row)) for row in streamed] == [10, 10, 10]
+    lengths = [7, 6, 3, 2, 2]  # the 3 beside the 6 would leave a 2 over
+    assert [sum(lengths[i] for i in row) for row in pack_rows(lengths, 10)] == [10, 10]
+    assert [sum(map(len, row)) for row in pack_stream([[0] * length for length in lengths], 10)] == [10, 10]
 
 
 def test_a_stream_yields_its_fullest_row_first():
