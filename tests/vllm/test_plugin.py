@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from internvlx_hf import InternVLXModel
-from internvlx_hf.modeling import engines
 from internvlx_hf.vllm.language_models import require_language_model
 from internvlx_hf.vllm.plugin import version_error, version_warning
 from tiny import LVTC, TEXT_MODELS, tiny_config
@@ -33,19 +32,6 @@ def test_only_mixtures_of_experts_are_refused(text):
         return
     with pytest.raises(ValueError, match=r"serves llama, .*, but the language model is 'qwen3_moe'"):
         require_language_model(text)
-
-
-def test_the_refusal_of_lvtc_says_why_the_plugin_is_inactive():
-    config = tiny_config(**LVTC)
-    config.text_config._attn_implementation = "vllm"
-    engines.set_plugin_error("vllm", version_error("0.30.0"))
-    try:
-        with pytest.raises(ValueError, match=r"vLLM cannot serve a model with LVTC.*this is vLLM 0\.30\.0\.\)"):
-            engines.find_engine(config)
-    finally:
-        engines.set_plugin_error("vllm", None)
-    with pytest.raises(ValueError, match=r"`lvtc_config`\.$"):
-        engines.find_engine(config)
 
 
 def test_a_subclass_chooses_where_the_language_model_is_built():
