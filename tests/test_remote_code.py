@@ -182,10 +182,3 @@ def test_travelling_module_imports_siblings_and_allowed_packages_only(path):
             assert module in siblings, "write `from .sibling import name`"
         else:
             assert module.split(".")[0] in ALLOWED
-
-
-@pytest.mark.parametrize("kwargs", CASES.values(), ids=CASES)
-def test_model_is_made_on_the_meta_device(kwargs):
-    with torch.device("meta"):
-        model = tiny_model(**kwargs)
-    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

@@ -72,10 +72,6 @@ def test_debug_after_train_is_an_option_of_the_trainer(monkeypatch):
     assert seen == [["--debug", "underflow_overflow"]]
 
 
-def test_help_names_debug(capsys):
-    assert "`--debug` shows the traceback of an error" in internvlx(capsys, "--debug").out
-
-
 @pytest.mark.parametrize("option", ["--max-image-tokens=300", "--max_image_tokens=300"])
 def test_options_are_spelt_with_dashes_or_underscores(option, capsys):
     assert (

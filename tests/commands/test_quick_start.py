@@ -76,11 +76,6 @@ def test_a_command_that_loads_checkpoints_has_the_auto_classes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_module_runs_the_program():
-    assert python("-m", "internvlx_hf", "--version") == f"internvlx-hf {__version__}\n"
-
-
-@pytest.mark.slow
 def test_public_names_register_the_auto_classes_in_the_program_too():
     script = (
         "import internvlx_cli; internvlx_cli.is_program = True; from internvlx_hf import *; import transformers; "

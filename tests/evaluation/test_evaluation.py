@@ -158,20 +158,6 @@ def test_the_score_of_an_answer_is_its_training_loss(answerer):
         assert not score.is_greedy
 
 
-def test_an_answer_that_the_model_would_write_is_greedy(answerer):
-    """The end marker is part of an answer, so the model is made to write one."""
-    (asked, *_) = CONVERSATIONS
-    end = answerer.processor.tokenizer.eos_token_id
-    with torch.no_grad():
-        answerer.model.lm_head.weight.zero_()
-        answerer.model.lm_head.weight[end] = 1e-6  # every other token ties at zero, so that only the sign counts
-        hidden = answerer.model.lm_head.register_forward_pre_hook(lambda _, args: (args[0].abs(),))
-    (score,) = answerer.score([asked], [""])
-    hidden.remove()
-    assert score.is_greedy
-    assert score.num_tokens == 1
-
-
 def test_image_settings_change_what_an_image_takes(answerer):
     wide = [conversation("What is it?", drawn_image(96, 32))]
     few = Answerer(answerer.model, answerer.processor, {"max_patches": 1})
@@ -222,12 +208,6 @@ def test_another_kind_of_model_is_refused_with_the_way_to_convert_it(tmp_path):
     Qwen2Config().save_pretrained(tmp_path)
     with refused("is a 'qwen2' model", "'internvl_x'. `internvlx convert"):
         Answerer.from_pretrained(str(tmp_path))
-
-
-def test_the_benchmarks_are_the_twelve_of_the_paper_s_table_1():
-    names = "TextVQA, DocVQA, ChartQA, InfoVQA, GQA, VQAv2, VizWiz, MMBench, MM-Vet, MMMU, POPE, SEED-IMG"
-    assert ", ".join(benchmark.name for benchmark in BENCHMARKS) == names
-    assert len({benchmark.task for benchmark in BENCHMARKS}) == 12
 
 
 def test_the_documented_table_of_benchmarks_is_the_one_in_the_code():

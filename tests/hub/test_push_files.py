@@ -171,10 +171,6 @@ def test_processor_that_does_not_load_is_a_problem_of_the_folder(folder, content
         check_folder(folder)
 
 
-def test_what_is_sent_is_what_was_written_and_the_card(folder):
-    assert sent(folder) == {path.name for path in folder.iterdir()} | {"README.md"}
-
-
 def test_code_that_the_code_imports_travels(folder):
     write(folder / "extra.py", "raise SystemExit('was run')\n")
     assert "extra.py" not in sent(folder)

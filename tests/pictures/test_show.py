@@ -274,15 +274,6 @@ def test_pvtc_s_map_has_the_windows_in_order(photo):
         torch.testing.assert_close(windows.sum(dim=(-1, -2)), torch.full((7, 2, 2), 16.0))
 
 
-def test_windows_of_three_by_three_patches_are_drawn(photo):
-    vision = {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 3}  # 9x9 patches, one pixel remains
-    model = tiny_model("qwen2", vision_config=vision, downsample_ratio=1 / 3)
-    found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=1)
-    assert {maps.shape[1:] for maps in found.queries.values()} == {(9, 9)}
-    assert found.stages[STAGE_ONE].shape[2:] == (3, 3)
-    assert_readable(draw_attention(found, "mine"))
-
-
 def test_without_pvtc_no_queries_are_drawn(photo):
     model = tiny_model("llama", projector_config={"projector_type": "pixel_shuffle"})
     found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=2)
@@ -388,6 +379,7 @@ def test_one_page_of_a_pdf_is_drawn(tmp_path, capsys):
 
 
 ASK = ["--attention", "--question", "What is it?"]
+BOXES = "<ref>a cat</ref><box>[[100, 200, 500, 400]]</box> beside <ref>dogs</ref><box>[[0, 0, 500, 500], [500, 500, 1000, 1000]]</box>"
 NO_CONVERSION = "--projector, --lvtc and --downsample-ratio do not apply to --attention"
 
 
@@ -408,9 +400,19 @@ NO_CONVERSION = "--projector, --lvtc and --downsample-ratio do not apply to --at
         (["--max-new-tokens", "64"], "--question and --max-new-tokens need --attention"),
         (["--model", "bare", *ASK], "has no weights"),
         (["--model", "source", *ASK], "internvlx convert"),
+        (["--boxes", "I see a cat"], "The answer 'I see a cat' has no boxes"),
+        (["--boxes", BOXES, "--attention"], "--attention and --boxes are two figures"),
+        (
+            ["--boxes", BOXES, *ASK[1:]],
+            "--question and --max-new-tokens need --attention, --sizes, or --boxes without",
+        ),
+        (["--boxes", *ASK[1:]], "--boxes needs weights, but 'internvl-x-2b' is a preset"),
+        (["--boxes", BOXES, "--text-tokens", "3"], "do not apply to --boxes, which draws no cost"),
+        (["--sizes", *ASK], "--attention and --sizes are two figures"),
+        (["--sizes", "--tokens-per-tile", "4"], "do not apply to --sizes"),
     ],
 )
-def test_the_error_names_what_attention_needs(photo, checkpoint, tmp_path, capsys, monkeypatch, arguments, said):
+def test_the_error_names_what_a_figure_needs(photo, checkpoint, tmp_path, capsys, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     if "bare" in arguments:
         tiny_model().config.save_pretrained("bare")
@@ -443,9 +445,6 @@ def test_every_command_of_the_docs_runs(checkpoint, tmp_path, monkeypatch, capsy
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)
     assert (tmp_path / "tiles.png").exists()
     assert (tmp_path / "attention.png").exists()
-
-
-BOXES = "<ref>a cat</ref><box>[[100, 200, 500, 400]]</box> beside <ref>dogs</ref><box>[[0, 0, 500, 500], [500, 500, 1000, 1000]]</box>"
 
 
 def test_boxes_of_an_answer_are_drawn_where_they_are(tmp_path, monkeypatch, capsys):
@@ -484,25 +483,6 @@ def test_boxes_of_the_model_s_own_answer_are_drawn(tmp_path, monkeypatch, capsys
     assert asked == ["Where?"]
     assert (tmp_path / "out.png").exists()
     assert "--boxes needs a --question" in internvlx(capsys, *command, status=1).err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--boxes", "I see a cat"], "The answer 'I see a cat' has no boxes"),
-        (["--boxes", BOXES, "--attention"], "--attention and --boxes are two figures"),
-        (
-            ["--boxes", BOXES, "--question", "Where?"],
-            "--question and --max-new-tokens need --attention, --sizes, or --boxes without",
-        ),
-        (["--boxes", "--question", "Where?"], "--boxes needs weights, but 'internvl-x-2b' is a preset"),
-        (["--boxes", BOXES, "--text-tokens", "3"], "do not apply to --boxes, which draws no cost"),
-    ],
-)
-def test_boxes_that_cannot_be_drawn_are_refused(arguments, said, tmp_path, capsys):
-    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
-    assert said in internvlx(capsys, "show", tmp_path / "a.png", "--out", tmp_path / "o.png", *arguments, status=1).err
-    assert not (tmp_path / "o.png").exists()
 
 
 # -- sizes
@@ -550,21 +530,6 @@ def test_show_draws_each_size_of_a_checkpoint_with_its_answer(tmp_path, capsys):
         answer = session.ask("What?", (Image.open(tmp_path / "photo.png"),)).answer
         assert f"{name}: {answer!r:.60}" in said
     assert (tmp_path / "asked.png").stat().st_size > (tmp_path / "plain.png").stat().st_size
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--sizes", "--attention", "--question", "What?"), "--attention and --sizes are two figures"),
-        (("--sizes", "--tokens-per-tile", "4"), "do not apply to --sizes"),
-    ],
-)
-def test_options_that_do_not_go_with_sizes_are_refused(options, message, tmp_path, capsys):
-    Image.new("RGB", (80, 40)).save(tmp_path / "photo.png")
-    image, out = str(tmp_path / "photo.png"), str(tmp_path / "out.png")
-    assert main(["show", image, "--model", "internvl-x-2b", "--out", out, *options])
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out.png").exists()
 
 
 def test_the_lines_of_a_cost_are_of_one_size():
