@@ -181,7 +181,8 @@ LAYERWISE = {
 
 
 def sliced(slicing: str, window: int = 4) -> Configuration:
-    return Configuration("several", slicing, window)
+    """With twice the steps: with as many as the others, no row reads 90 % of these pages."""
+    return Configuration("several", slicing, window, stage2_times=2)
 
 
 SLICINGS = {
