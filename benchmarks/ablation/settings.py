@@ -20,7 +20,7 @@ SEEDS = 8  # of every row; seed s starts from base s
 
 KINDS = {
     "one": Kind(sides=(52, 76), digits=(13, 15), most=(3, 3)),
-    "several": Kind(sides=(40, 160), digits=(12, 16), most=(4, 3), avoids_borders=True),
+    "several": Kind(sides=(40, 160), digits=(14, 18), most=(4, 3), avoids_borders=True),
 }
 FILLED = {"dense": 1.0, "half empty": 0.5}  # the part of a page that has digits; a training has both
 

@@ -1,6 +1,7 @@
 """What a folder may be overwritten for: what this package wrote, as its manifest says, and nothing else."""
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,12 @@ def test_missing_file_and_edited_card_do_not_forbid_to_overwrite(tmp_path):
     (out / "README.md").write_text(PERSONS)
     write(out, "new", overwrite=True)
     assert content(out) == whole("new", PERSONS)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o775])
+def test_a_folder_that_is_replaced_keeps_its_permissions(mode, tmp_path):
+    out = tmp_path / "out"
+    write(out, "old")
+    out.chmod(mode)
+    write(out, "new", overwrite=True)
+    assert stat.S_IMODE(out.stat().st_mode) == mode

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from internvlx_hf.checkpoints.atomic_folder import refuse_existing
+from internvlx_hf.checkpoints.folders import copy_companions
 from internvlx_hf.checkpoints.manifest import foreign_files, write_manifest
 from internvlx_hf.checkpoints.shards import ShardWriter, plan_shards
 from internvlx_hf.checkpoints.weights import TensorInfo
@@ -67,3 +68,9 @@ def test_a_refusal_names_the_folder_or_what_is_shown_for_it(kind, tmp_path):
             with pytest.raises(FileExistsError) as caught:
                 refuse_existing(out, overwrite, shown)
             assert str(caught.value).startswith(f"{name} ")
+
+
+def test_a_companion_in_a_folder_is_copied_into_that_folder(tmp_path):
+    (tmp_path / "LICENSE").write_text("MIT")
+    copy_companions({"legal/LICENSE": tmp_path / "LICENSE"}, tmp_path / "out")
+    assert (tmp_path / "out/legal/LICENSE").read_text() == "MIT"

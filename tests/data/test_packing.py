@@ -179,6 +179,25 @@ test_wrong_budgets_and_lengths_are_refused = refusals(
 )
 
 
+def test_a_sample_goes_where_it_fits_exactly():
+    lengths = [6, 4, 7, 3, 9, 1]
+    for seed in range(3):
+        rows = pack_rows(lengths, 10, seed)
+        assert sorted(sorted(lengths[i] for i in row) for row in rows) == [[1, 9], [3, 7], [4, 6]]
+    streamed = list(pack_stream([[0] * length for length in lengths], 10))
+    assert [sum(map(len, row)) for row in streamed] == [10, 10, 10]
+    lengths = [7, 6, 3, 2, 2]  # the 3 beside the 6 would leave a 2 over
+    assert [sum(lengths[i] for i in row) for row in pack_rows(lengths, 10)] == [10, 10]
+    assert [sum(map(len, row)) for row in pack_stream([[0] * length for length in lengths], 10)] == [10, 10]
+
+
+def test_a_stream_yields_its_fullest_row_first():
+    """Eight are open; of the ninth on, the fullest goes. The others may still be filled."""
+    lengths = [60, 61, 69, 62, 63, 64, 65, 66, 67]
+    first = next(iter(pack_stream([[0] * length for length in lengths], 100)))
+    assert [len(sample) for sample in first] == [69]
+
+
 def test_rows_of_packed_data_follow_their_seed():
     lengths = np.full(40, 5)
     rows = [PackedData(lengths, lengths, 10, seed).rows for seed in (1, 1, 2)]

@@ -12,6 +12,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCache
 from transformers.utils import is_optimum_quanto_available
 
+import varlen  # noqa: F401  registers the attention of that name
 from internvlx_hf.modeling.outputs import CACHE
 from lvtc_cases import CLOSE, GREEDY, KINDS, MIXED, NEW, SLIDING, model_of_kind, new_tokens, unpack_four_bits
 from one_file import reference_logits

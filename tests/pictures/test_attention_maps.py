@@ -47,3 +47,10 @@ def test_a_sliding_window_s_columns_are_at_the_tokens_that_it_sees(text, layers,
         layers = [attentions[i][0, :, last : last + 3, columns].mean(0) for i in found.layers[stage]]
         assert maps.sum() > 0
         torch.testing.assert_close(maps, torch.stack(layers).mean(0).view(maps.shape), atol=1e-5, rtol=1e-3)
+
+
+def test_an_answer_that_begins_with_its_end_has_this_token(photo):
+    model = tiny_model()
+    model.generation_config.eos_token_id = list(range(model.config.text_config.vocab_size))
+    found = attend(model, tiny_processor(model.config), photo, "What?", max_new_tokens=3)
+    assert len(found.tokens) == 1

@@ -114,6 +114,10 @@ def test_a_size_of_the_dial_has_its_own_answer_and_shares_the_tower(photos, tmp_
     asker = Asker(answerer, costs, tmp_path / "answers.jsonl", {}, batch_size=2, max_new_tokens=5)
     asker.ask(smaller, items, "")
     assert (asker.asked, asker.memory.encoded) == (8, 6)
+    asker.ask(merged, items, "")
+    again = Asker(answerer, costs, tmp_path / "answers.jsonl", {}, batch_size=2, max_new_tokens=5)
+    again.ask([*smaller, *merged], items, "")
+    assert (asker.asked, asker.memory.encoded, again.asked) == (16, 6, 0)  # no tile is encoded for another layer
     for tried in smaller:
         plain = Answerer(model, processor, tried.given)
         for item in items:
@@ -167,7 +171,10 @@ def test_a_model_under_a_setting_is_the_one_that_a_conversion_saves(settings, ph
     sizes = list(dict.fromkeys([*map(str, model.config.sizes), size]))
     convert_checkpoint(tmp_path / "source", tmp_path / "out", tokens_per_tile=sizes, merge_at=2, size=size)
     saved = InternVLXForConditionalGeneration.from_pretrained(tmp_path / "out")
-    assert torch.equal(found, logits(Answerer(saved, InternVLXProcessor.from_pretrained(tmp_path / "out"))))
+    again = Answerer(saved, InternVLXProcessor.from_pretrained(tmp_path / "out"))
+    assert torch.equal(found, logits(again))
+    items = [item for unit in load_items([photos(2, size=(70, 40))], "What?").units.values() for item in unit]
+    assert Costs(answerer, items).flops(Setting(tokens_per_tile=size, merge_layer=2)) == Costs(again, items).flops(OWN)
     with pytest.raises(KeyError), under(Setting(tokens_per_tile=size, merge_layer=2), answerer):
         raise KeyError
     assert torch.equal(logits(answerer), before)
