@@ -1,5 +1,7 @@
 """Every command's help says what the command does."""
 
+from argparse import ArgumentParser
+
 import pytest
 
 from internvlx_hf.cli import COMMANDS, main
@@ -13,3 +15,14 @@ def test_help_begins_with_the_usage_and_a_sentence_of_what_the_command_does(name
     assert ended.value.code == 0
     assert usage.startswith(f"usage: internvlx {name}")
     assert len(description.split()) > 5
+    assert not description.startswith(("positional arguments:", "options:"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_each_argument_is_for(name, monkeypatch):
+    parsers = []
+    monkeypatch.setattr(ArgumentParser, "print_help", lambda parser, file=None: parsers.append(parser))
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    [parser] = parsers
+    assert [action.dest for action in parser._actions if not action.help] == []

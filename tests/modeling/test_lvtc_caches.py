@@ -240,3 +240,20 @@ def test_a_static_cache_without_room_for_a_second_image_raises():
     both = batch | {"attention_mask": batch["attention_mask"].repeat(1, 2)}
     with pytest.raises(ValueError, match=r"room for 48 tokens.*need 74 \(37 for the 13 of this prompt\)"):
         model(**both, cache=cache)
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_a_later_column_that_the_mask_hides_is_hidden_in_all_stages(n):
+    model = tiny_model("llama", **LVTC)
+    batch, cache = prefilled(model)
+    kept = batch["input_ids"].shape[1] - n
+    if n:
+        cache.crop(-n)
+    cropped = batch | {key: batch[key][:, :kept] for key in ("input_ids", "attention_mask")}
+    mask = torch.nn.functional.pad(cropped["attention_mask"], (0, 2), value=1)
+    mask[:, kept] = 0
+    logits = model(input_ids=torch.tensor([[12, 11]] * 3), attention_mask=mask, cache=cache).logits[:, -1]
+    samples = split_batch(cropped, model.config)
+    for row, sample in zip(logits, samples, strict=True):
+        ids = torch.nn.functional.pad(sample["input_ids"][0], (0, 1), value=11)
+        torch.testing.assert_close(row, reference_logits(model, ids, sample.get("pixel_values"))[0][-1], **CLOSE)

@@ -67,6 +67,18 @@ def test_positions_that_the_answer_takes_past_the_limit_are_said(limit, cache, w
     assert said == [int(step >= first) for step in range(6)]
 
 
+def test_positions_that_a_crop_frees_are_counted_anew(warnings):
+    model = model_of_limit(69)
+    past, said = DynamicCache(config=model.config.text_config), []
+    with torch.no_grad():
+        model(**tiny_batch(model.config, [[3, "tile", 2]]), cache=past)  # 69 positions
+        past.crop(-1)
+        for _ in range(2):
+            model(input_ids=torch.tensor([[20]]), cache=past)
+            said.append(len(warnings()))
+    assert said == [0, 1]
+
+
 def test_kept_positions_pass_the_limit_where_stage_one_does(warnings):
     model = model_of_limit(9, **KEPT)
     past, said = DynamicCache(config=model.config.text_config), []

@@ -394,3 +394,9 @@ def test_the_module_ends_the_process_group_of_a_training_that_ended_well(status,
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_run_warns_of_what_it_trains_in_half_precision(tmp_path, caplog):
+    run(tmp_path, stage=1, dtype="bfloat16", bf16=False, max_steps=1)
+    assert "100.0% of the trained parameters are stored in half precision (`dtype` bfloat16)" in caplog.text
