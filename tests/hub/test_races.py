@@ -1,7 +1,7 @@
 """Pushing while others push: in this process, with the real client and a Hub on loopback."""
 
 import pytest
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 from transformers import Trainer, TrainingArguments
 
@@ -16,7 +16,7 @@ REPO = "you/model"
 def hub(monkeypatch, tmp_path):
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)  # what `Trainer` asks, made at import
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # `Trainer`'s, made once
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         )
