@@ -121,6 +121,7 @@ class Costs:
         self.sizes = {item.key: item.sizes_seen(upright) for item in items}
         self.own = ModelSetup.reading("own", config, answerer.image_settings)
         self._models: dict[Setting, CostModel] = {}
+        self._processors: dict[tuple, Any] = {}
 
     def model(self, setting: Setting) -> CostModel:
         """Raises: ValueError: if the setting does not fit the model."""
@@ -143,10 +144,7 @@ class Costs:
         return tuple(self._tiles(setting, sizes) for sizes in self.sizes.values())
 
     def _tiles(self, setting: Setting, sizes: list[Size]) -> str:
-        processor, names = self.processor, []
-        if setting.merge_layer is not None:
-            processor = copy(processor)
-            processor.offered_sizes = changed_config(self.own.config, setting).tokens_per_tile
+        processor, names = self._processor(setting), []
         rules, choices = processor.plan_images(sizes, setting.given)
         for rule, choice, size in zip(rules, choices, sizes, strict=True):
             plan = rule.plan(*size)
@@ -155,6 +153,16 @@ class Costs:
             sized += "" if setting.merge_layer is None else f" at layer {setting.merge_layer}"
             names.append(f"{plan.columns}x{plan.rows}" + "+1" * plan.has_thumbnail + sized)
         return ", ".join(names)
+
+    def _processor(self, setting: Setting) -> Any:
+        """The model's, which offers a setting's size where that has a layer. Made once: every image asks for it."""
+        if setting.merge_layer is None:
+            return self.processor
+        key = setting.tokens_per_tile, setting.merge_layer
+        if key not in self._processors:
+            self._processors[key] = processor = copy(self.processor)
+            processor.offered_sizes = changed_config(self.own.config, setting).tokens_per_tile
+        return self._processors[key]
 
     @cached_property
     def axes(self) -> dict[str, list[dict[str, Any]]]:
