@@ -210,6 +210,11 @@ def test_a_knocked_out_image_changes_no_answer_and_an_early_one_does(row):
                 generated = [model.generate(**inputs, max_new_tokens=4, do_sample=False) for inputs in (batch, others)]
                 assert torch.equal(*generated)
     assert differs()
+    alone = task.Collator(task.build_processor(), model.config.image_seq_length)(drawn("one", count=1))
+    prompt = {"input_ids": alone["input_ids"]}  # a training whose samples are of one length has no mask
+    with knocked_out(model, 0), torch.no_grad():
+        one, other = (model(**prompt, pixel_values=sign * alone["pixel_values"]).logits[:, -1] for sign in (1, -1))
+    assert torch.allclose(one, other, atol=1e-6)
 
 
 def test_a_base_of_another_width_is_refused(tmp_path):
