@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from image_cases import random_image
 from internvlx_hf import InternVLXForConditionalGeneration, InternVLXProcessor
 from internvlx_hf.evaluation.answering import Answerer
 from internvlx_hf.tuning import tune
+from internvlx_hf.tuning.answers import Asker
 from internvlx_hf.tuning.items import load_items
+from internvlx_hf.tuning.options import QUESTION
 from internvlx_hf.tuning.page import draw
+from internvlx_hf.tuning.run import _shuffled
 from internvlx_hf.tuning.settings import OWN, Costs
 from json_files import json_of, lines_of
 from refusals import refused
@@ -55,6 +59,20 @@ def test_a_setting_that_the_held_out_half_does_not_confirm_is_not_certified(orac
     assert report.verdict == "cannot tell"
     assert "8 of the 12 held-out of your 24 images keep their answers with slicing=edge" in report.sentences[0]
     assert "which certifies 0.39, not 0.75" in report.sentences[0]
+
+
+def test_a_choice_that_the_held_out_half_contradicts_is_not_recommended(oracle, photos, tmp_path, monkeypatch):
+    folder, compare = photos(6), Asker.compare
+    held_out = {item.key for unit in _shuffled(load_items([folder], QUESTION))[3:] for item in unit}
+
+    def contradicted(self, setting, item, reading=None):
+        found = compare(self, setting, item, reading)
+        return replace(found, same=False) if setting != OWN and item.key in held_out else found
+
+    monkeypatch.setattr(Asker, "compare", contradicted)
+    report = quietly([folder], keep=0.6, out=tmp_path / "out")
+    assert (report.verdict, report.recommended) == ("cannot tell", None)
+    assert "3 of 6 images keep their answers" in report.sentences[1]
 
 
 def test_nothing_to_save_is_an_answer(oracle, photos, tmp_path):

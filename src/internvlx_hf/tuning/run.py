@@ -217,6 +217,9 @@ class Tuning:
             verdict, sentences = NOTHING, [self._nothing(list(rows.values())), training_hint(costs)]
         else:
             verdict, sentences = verdict_on(rows[chosen], own, found, self.keep, len(self.units))
+            is_kept = (
+                rows[chosen].same >= self.keep * rows[chosen].asked
+            )  # else the held-out half contradicts the choice
         return TuneReport(
             model="",
             asked="",
@@ -228,7 +231,7 @@ class Tuning:
             rows=ordered,
             verdict=verdict,
             sentences=sentences,
-            recommended=chosen.changes if found else None,
+            recommended=chosen.changes if found and is_kept else None,
             certificate=found,
             metric=self.metric if own.score is not None else None,
         )
