@@ -21,8 +21,10 @@ class Generation(GenerationState):
 
 class _Manager(GenerateManager):
     def generate_streaming(self, model, processor, *args, **kwargs):
-        # transformers stops a stream itself; it does not get a tokenizer from a processor
-        return super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
+        # transformers stops a stream only while it is read; it does not get a tokenizer from a processor
+        queue, streamer = super().generate_streaming(model, processor.tokenizer, *args, **kwargs)
+        asyncio.current_task().add_done_callback(lambda _: streamer.cancel())  # type: ignore[union-attr]
+        return queue, streamer
 
     async def generate_non_streaming(self, model, processor, inputs, gen_config, request_id) -> tuple[str, int, Any]:
         has_left = threading.Event()
