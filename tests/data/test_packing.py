@@ -61,8 +61,7 @@ def supervised(batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kind", ["map-style", "streaming"])
+@pytest.mark.parametrize(("attention", "kind"), [("eager", "map-style"), ("sdpa", "streaming")])
 def test_packed_rows_train_as_their_samples_do_one_by_one(model, annotations, attention, kind):
     processor = tiny_processor(model.config)
     model.set_attn_implementation({"text_config": attention})
