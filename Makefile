@@ -9,15 +9,16 @@ SETTINGS := setup.cfg pyproject.toml constraints.txt
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo demo-short test test-unlinted test-fast test-oldest test-newest newest fuzz test-hf test-vllm mutate check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
+.PHONY: help demo demo-short test test-unlinted test-fast test-integration test-oldest test-newest newest fuzz test-hf test-vllm mutate check-vllm wheel docs lint style types format bench bench-full ablation ablation-quick documents documents-quick gpu gpu-wheels gpu-replica clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train a small model on handwritten digits and read unseen pages with it (5 minutes)"
 	@echo "make demo-short  the same with fewer steps and no required accuracy (1 minute)"
-	@echo "make test        lint, then all tests (9 minutes)"
+	@echo "make test        lint, then the tests (5 minutes)"
+	@echo "make test-integration  the tests with other packages, a browser or several processes, and those of the benchmarks (5 minutes)"
 	@echo "make test-fast   ruff, then the tests not marked slow (2 minutes)"
-	@echo "make test-oldest the tests with the oldest supported transformers, except some that hardly use it"
+	@echo "make test-oldest the tests of both with the oldest supported transformers, except some that hardly use it"
 	@echo "make test-newest the same with the newest releases of all dependencies, as tests/overlays/newest.txt lists them"
 	@echo "make newest      write tests/overlays/newest.txt anew"
 	@echo "make fuzz        random requests to the server and to the page (1 minute)"
@@ -80,17 +81,18 @@ build/%/.installed: tests/overlays/%.txt | .venv/.for-test
 # The tests' models are tiny: more than one thread per worker makes them several times slower.
 PYTEST := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-# Lint beside the installation of what only some tests need.
-test: .venv/.for-test
-	$(MAKE) --jobs 2 --output-sync=target lint $(OTHERS)
-	$(MAKE) test-unlinted
+test: lint test-unlinted
 
-test-unlinted: $(OTHERS)
-	$(PYTEST) -m "not fuzz"
-	@echo "left out of make test: tests/hf_suite (make test-hf), tests/engines (make test-vllm), tests/site (make docs), random requests (make fuzz)"
+test-unlinted: .venv/.for-test
+	$(PYTEST) -m "not integration and not fuzz"
+	@echo "left out of make test: other packages, a browser, processes that work together, benchmarks (make test-integration)," \
+		"tests/hf_suite (make test-hf), tests/engines (make test-vllm), tests/site (make docs), random requests (make fuzz)"
+
+test-integration: .venv/.for-test $(OTHERS)
+	$(PYTEST) -m integration
 
 test-fast: style
-	$(PYTEST) -m "not slow and not fuzz"
+	$(PYTEST) -m "not slow and not integration and not fuzz"
 
 # The oldest supported transformers, and the newest releases of all dependencies, in front of the pinned ones on the path.
 test-oldest test-newest: test-%: .venv/.for-test $(OTHERS) build/%/.installed

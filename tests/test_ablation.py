@@ -10,7 +10,7 @@ import torch
 
 from benchmark_scripts import ABLATION, importable
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 
 @pytest.fixture(autouse=True)

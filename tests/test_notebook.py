@@ -23,6 +23,7 @@ nbformat.write(notebook, sys.argv[3])
 """
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     kernel = tmp_path / "kernels" / "python3"

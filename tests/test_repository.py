@@ -26,7 +26,7 @@ def read(path):
 
 def check(*command) -> None:
     if not TOOLS.exists():
-        pytest.skip("check-jsonschema and zizmor are not in build/workshop, where `make test` puts them")
+        pytest.skip("check-jsonschema and zizmor are not in build/workshop, where `make test-integration` puts them")
     run = subprocess.run(
         [str(part) for part in command],
         env={**os.environ, "PYTHONPATH": str(TOOLS)},
@@ -37,6 +37,7 @@ def check(*command) -> None:
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("schema", "files"),
@@ -53,6 +54,7 @@ def test_files_follow_their_schema(schema, files):
     check(sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *files)
 
 
+@pytest.mark.integration
 def test_workflows_pass_the_security_audit():
     check(TOOLS / "bin/zizmor", "--offline", "--quiet", "--persona", "pedantic", GITHUB)
 

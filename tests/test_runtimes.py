@@ -77,7 +77,7 @@ def test_pvtc_s_keys_and_values_are_no_linear_layers_so_that_nobody_quantises_th
 def report_with(package: Path) -> dict:
     """What the package's process in `helpers` prints."""
     if not package.exists():
-        pytest.skip(f"{package.name} is not in build/{package.name}, where `make test` puts it")
+        pytest.skip(f"{package.name} is not in build/{package.name}, where `make test-integration` puts it")
     paths = [package, HELPERS, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, str(HELPERS / f"{package.name}_process.py")],
@@ -95,12 +95,14 @@ def torchao_report():
     return report_with(TORCHAO)
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_llm_compressor_traces_each_layer_of_the_language_model_or_all_with_lvtc():
     found = report_with(LLM_COMPRESSOR)
     assert found == {"one stage": {"subgraphs": 5, "same": True}, "LVTC": {"subgraphs": 1, "same": True}}
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_torchao_s_int8_on_the_cpu_leaves_the_named_modules_alone(torchao_report):
     found = torchao_report["all but the language model"]
@@ -116,6 +118,7 @@ def test_torchao_s_int8_on_the_cpu_leaves_the_named_modules_alone(torchao_report
         assert {len(row) for row in found["tokens"]} == {NEW}
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_an_int8_checkpoint_of_torchao_s_loads_again(torchao_report):
     assert torchao_report["saved and loaded"] == torchao_report["all but the language model"]

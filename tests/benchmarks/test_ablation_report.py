@@ -7,7 +7,7 @@ import pytest
 
 from benchmark_scripts import ABLATION, importable
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 RESULTS = ABLATION.parent / "results/ablation"
 

@@ -9,6 +9,8 @@ from benchmark_scripts import FOLDER, importable
 with importable(FOLDER / "bulk"):
     import simulate as bulk
 
+pytestmark = pytest.mark.integration
+
 CALM = bulk.Fleet(images=10_000, workers=4, seconds=0.5, shard=100, overhead=2, failures=0, slow=0)
 
 

@@ -14,7 +14,7 @@ from transformers.modeling_utils import load_state_dict
 from benchmark_scripts import FOLDER, importable
 from part_sources import save_language
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 DOCUMENTS, RESULTS = FOLDER / "documents", FOLDER / "results/documents"
 SENTENCES = [

@@ -8,7 +8,7 @@ from scipy import stats
 
 from benchmark_scripts import FOLDER, importable
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 RULES = (FOLDER / "evidence/RULES.md").read_text(encoding="utf-8")
 YARDSTICK = ("large", "small")

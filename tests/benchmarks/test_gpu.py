@@ -12,7 +12,7 @@ import forked
 from benchmark_scripts import FOLDER, importable
 from paths import HELPERS, ROOT
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 SCRIPT = FOLDER / "gpu/run.py"
 STAMP = {"machine": dict.fromkeys(("gpu", "driver", "torch", "transformers", "internvlx_hf", "python"), "1")}

@@ -6,7 +6,7 @@ import pytest
 
 from benchmark_scripts import FOLDER, imported
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 SCRIPT = "import sys, pathlib; sys.path.insert(0, {folder!r}); from rows import Row, write_rows\n{body}"
 WRITES = "write_rows([{rows}], pathlib.Path(sys.argv[sys.argv.index('--json') + 1]))"

@@ -6,7 +6,7 @@ import pytest
 
 from benchmark_scripts import imported
 
-pytestmark = [pytest.mark.slow, pytest.mark.any_transformers]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.any_transformers]
 
 
 def arguments(script, *words: str) -> argparse.Namespace:

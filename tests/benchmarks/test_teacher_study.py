@@ -10,7 +10,7 @@ from PIL import Image
 from benchmark_scripts import ABLATION, importable
 from paths import ROOT
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 STEPS = (0, 25, 50, 100, 200, 400, 800)
 

@@ -9,7 +9,7 @@ import pytest
 from benchmark_scripts import FOLDER, importable
 from internvlx_hf.tuning.settings import OWN
 
-pytestmark = pytest.mark.any_transformers
+pytestmark = [pytest.mark.integration, pytest.mark.any_transformers]
 
 
 @pytest.fixture

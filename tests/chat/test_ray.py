@@ -34,7 +34,7 @@ from tiny import tiny_model, tiny_processor
 
 OVERLAY = ROOT / "build/ray"
 needs_ray = pytest.mark.skipif(
-    not (OVERLAY / ".installed").exists(), reason="needs build/ray, which `make test` installs"
+    not (OVERLAY / ".installed").exists(), reason="needs build/ray, which `make test-integration` installs"
 )
 RECORDS, SHARD = 72, 4
 MORE = ("--shard-size", SHARD, "--max-new-tokens", 64, "--device", "cpu", "--ray")
@@ -106,6 +106,7 @@ def actors(program: forked.Program) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.integration
 @needs_ray
 @pytest.mark.slow
 def test_a_killed_worker_loses_and_repeats_no_record(job, expected, tmp_path):
@@ -125,6 +126,7 @@ def test_a_killed_worker_loses_and_repeats_no_record(job, expected, tmp_path):
     }
 
 
+@pytest.mark.integration
 @needs_ray
 @pytest.mark.slow
 def test_a_killed_driver_continues_with_the_same_command(job, expected, tmp_path):
@@ -197,6 +199,7 @@ def test_a_machine_without_a_cluster_leaves_no_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.integration
 @needs_ray
 def test_the_command_refuses_before_it_loads_a_model(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(OVERLAY))

@@ -20,9 +20,12 @@ from paths import HELPERS, ROOT
 OVERLAY = ROOT / "build/lmms_eval"
 
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.any_transformers,
     pytest.mark.slow,
-    pytest.mark.skipif(not OVERLAY.exists(), reason="lmms-eval is not in build/lmms_eval, where `make test` puts it"),
+    pytest.mark.skipif(
+        not OVERLAY.exists(), reason="lmms-eval is not in build/lmms_eval, where `make test-integration` puts it"
+    ),
 ]
 
 

@@ -20,7 +20,7 @@ from internvlx_hf import InternVLXForConditionalGeneration
 from paths import HELPERS, ROOT
 from tiny import LVTC, save_tiny, tiny_batch, tiny_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 WORKER = HELPERS / "hub_worker.py"
 DOCS = ROOT / "docs" / "hub.md"

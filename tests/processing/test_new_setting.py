@@ -13,8 +13,11 @@ FIELD = '    shade: int | None = _setting(whole(1, 9), "how dark tiles are", "Sh
 # what reads images
 OVERLAY = ROOT / "build/web"
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.slow,
-    pytest.mark.skipif(not (OVERLAY / ".installed").exists(), reason="needs build/web, which `make test` installs"),
+    pytest.mark.skipif(
+        not (OVERLAY / ".installed").exists(), reason="needs build/web, which `make test-integration` installs"
+    ),
 ]
 COMMANDS = {"answer", "chat", "convert", "cost", "init", "serve", "show", "train", "web"}
 

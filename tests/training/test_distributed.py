@@ -32,7 +32,7 @@ from paths import HELPERS, ROOT
 from training_helpers import losses, run, save_checkpoint, save_dial, saved_weights, write_config, write_data
 from versions import is_older, needs_transformers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 CONFIGS = ROOT / "configs" / "accelerate"
 STEADY = {"projector_config": {"drop_path_rate": 0.0}, "text_config": {"initializer_range": 0.05}}

@@ -29,9 +29,12 @@ MAX_BYTES = 20_000_000
 CANARY = "canary-of-the-server"
 LONGEST = 20
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.slow,
     pytest.mark.any_transformers,
-    pytest.mark.skipif(not (OVERLAY / ".installed").exists(), reason="needs build/web, which `make test` installs"),
+    pytest.mark.skipif(
+        not (OVERLAY / ".installed").exists(), reason="needs build/web, which `make test-integration` installs"
+    ),
 ]
 
 
