@@ -217,7 +217,7 @@ def run_layers(
                 hidden_states = add_to_rows(hidden_states, tiles, tokens)
             layer = language_model.layers[index]
             if index + 1 in scored:
-                visible = maps[stage - 1].is_token() if stage else maps[0].was_token()
+                visible = layout.mask[:, -hidden_states.shape[1] :]
                 scores = take_rows(last_token_scores(layer, hidden_states, inputs, layout, visible), tiles)
             mask = masks[stage][types[index]]
             padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}

@@ -21,7 +21,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from .configuration_internvlx import InternVLXConfig
 from .layout import Layout, Rows, is_empty, is_prefix, is_static, read_on_host, runs_without_mask
 from .lvtc_cache import Memory, ensure_capacity, recall_expansion
-from .lvtc_rows import Columns, RowMap, map_rows, read_columns
+from .lvtc_rows import RowMap, map_rows, read_columns
 from .tile_sizes import TileSize
 
 logger = logging.get_logger(__name__)
@@ -102,60 +102,6 @@ def lay_out(
     return Plan(boundaries, layouts, [], memory)
 
 
-@dataclass(frozen=True)
-class _Stages:
-    """The later stages in stage one's columns.
-
-    Args:
-        columns: for each stage, what they become.
-        shift: (S, B, 1), as [`Memory`]'s.
-        positions: (S, B, L), of text and of the first token of each tile.
-        rows: (S, B, L + 1), rows that the columns before each become.
-        start: (S, B, L), the column of the first token of each one's sample.
-        facts: for the host.
-    """
-
-    columns: list[Columns]
-    shift: torch.Tensor
-    positions: torch.Tensor
-    rows: torch.Tensor
-    start: torch.Tensor
-    facts: dict[str, torch.Tensor]
-
-    @property
-    def numbers(self) -> torch.Tensor:
-        """(S, B, L), the place in its sample of what each column becomes first."""
-        return self.rows[..., :-1] - self.rows.gather(-1, self.start)
-
-
-def _count_on(
-    layout: Layout, tiles: Tiles, visible: torch.Tensor, is_start: torch.Tensor, earlier: torch.Tensor
-) -> _Stages:
-    """Count the rows that stage one's columns become.
-
-    Args:
-        is_start: (B, L) bool, where samples begin, beside a row's first.
-        earlier: (S, B, 1), the shift of earlier expansions.
-    """
-    columns = [read_columns(tiles.placeholders, visible, tiles.tokens[0], after) for after in tiles.tokens[1:]]
-    width = torch.stack([own.width for own in columns])
-    keeps = tiles.placeholders & tiles.keeps[columns[0].tile]
-    start = torch.where(is_start, torch.arange(visible.shape[1], device=visible.device), 0).cummax(1).values
-    rows, gained = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, (width - visible.long()) * ~keeps))
-    start = start.expand_as(width)
-    # Tiles of other samples packed into the row do not count.
-    positions = layout.positions + earlier + gained[..., :-1] - gained.gather(-1, start)
-    facts = {
-        "shortest": rows[..., -1].amin(1),
-        "longest": rows[..., -1].amax(1),
-        "last_position": (positions + torch.where(keeps, 0, width - 1)).max(),
-    }
-    stages = _Stages(columns, earlier + gained[..., -1:], positions, rows, start, facts)
-    if layout.bounds:
-        facts["longest_sample"] = (stages.numbers + width).amax((1, 2))
-    return stages
-
-
 def _expand(
     config: InternVLXConfig, layout: Layout, tiles: Tiles, cache: Cache | None, earlier: Memory, pads_left: bool
 ) -> Plan:
@@ -166,15 +112,27 @@ def _expand(
     seen_mask = placeholders.new_ones(batch, seen + length) if mask is None else mask.to(device, torch.bool)
     visible = seen_mask[:, -length:]
     is_start = F.pad(layout.positions.diff(dim=1) != 1, (1, 0)) & (mask is None)
-    stages = _count_on(layout, tiles, visible, is_start, earlier.shift.to(device))
+    start = torch.where(is_start, torch.arange(length, device=device), 0).cummax(1).values[None]
+    columns = [read_columns(placeholders, visible, tiles.tokens[0], after) for after in tiles.tokens[1:]]
+    keeps, width = tiles.keeps[columns[0].tile], torch.stack([own.width for own in columns])
+    gained = (width - visible.long()) * ~keeps
+    # (S, B, L + 1), what the columns before each become in later stages, and how many positions these gain by it
+    rows, ahead = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, gained))
+    # Tiles of other samples packed into the row do not count.
+    numbers, positions = (own[..., :-1] - own.take_along_dim(start, -1) for own in (rows, ahead))
+    shift = earlier.shift.to(device)
+    positions = layout.positions + shift + positions
     facts = read_on_host(
         trailing_text=(~placeholders & visible).flip(1).long().cumprod(1).sum(1).min(),
         tile_rows=torch.stack([tokens.sum() for tokens in tiles.tokens]),
         is_packed=is_start.any(),
-        is_interrupted=(placeholders & (stages.columns[0].place > 0) & ~F.pad(placeholders[:, :-1], (1, 0))).any(),
+        is_interrupted=((placeholders[:, 1:] > placeholders[:, :-1]) & (columns[0].place[:, 1:] > 0)).any(),
         is_padded_right=is_prefix(visible),
         **_padding_facts(seen_mask),
-        **stages.facts,
+        shortest=rows[..., -1].amin(1),
+        longest=rows[..., -1].amax(1),
+        longest_sample=(numbers + width).amax((1, 2)),
+        last_position=(positions + torch.where(keeps, 0, width - 1)).max(),
     )
     if facts.is_interrupted:
         tokens = " or ".join(dict.fromkeys(str(size.before) for size in config.sizes))
@@ -184,13 +142,13 @@ def _expand(
     _warn_about_positions(facts.last_position, config)
     ensure_capacity(cache, config, length, facts.longest)
     maps = [
-        map_rows(columns, longest, (facts.tile_rows[0], rows), pads_left)
-        for columns, longest, rows in zip(stages.columns, facts.longest, facts.tile_rows[1:], strict=True)
+        map_rows(own, longest, (facts.tile_rows[0], rows_after), pads_left)
+        for own, longest, rows_after in zip(columns, facts.longest, facts.tile_rows[1:], strict=True)
     ]
     ragged = [a < b and not facts.is_packed for a, b in zip(facts.shortest, facts.longest, strict=True)]
     padded = Rows.PADDED_LEFT if pads_left and not seen else Rows.PADDED
     memory = Memory(
-        stages.shift,
+        shift + ahead[..., -1:],
         [
             torch.cat([earlier.extend_mask(i, seen_mask[:, :seen], seen).to(device), row_map.is_token()], dim=1)
             for i, row_map in enumerate(maps)
@@ -208,13 +166,20 @@ def _expand(
     if runs_without_mask(config.text_config) and is_empty(cache):
         first = Rows.WHOLE if facts.is_padded_right else first
         later = later if pads_left else [Rows.WHOLE] * len(later)
-    rows = [first, *later]
+    kinds = [first, *later]
     if is_flash_attention_requested(config.text_config) and is_static(cache):  # needs to know which columns are in use
-        rows = [Rows.MASKED if own is Rows.WHOLE else own for own in rows]
-    layouts = [replace(layout, rows=rows[0], numbers=layout.numbers if facts.is_packed else None)]
+        kinds = [Rows.MASKED if own is Rows.WHOLE else own for own in kinds]
+    packed = facts.is_packed
+    layouts = [replace(layout, rows=kinds[0], mask=seen_mask, numbers=layout.numbers if packed else None)]
     for i, row_map in enumerate(maps):
-        own = _later_layout(layout, tiles, stages, i, row_map, facts)
-        layouts.append(replace(own, rows=rows[1 + i], mask=memory.masks[i]))
+        bounds = {
+            name: rows[i, 0].to(bound)[bound.long()] if "cu_seq" in name else facts.longest_sample[i]
+            for name, bound in layout.bounds.items()
+        }
+        places = row_map.count_on(numbers[i], torch.zeros_like(keeps)) if packed else None
+        layouts.append(
+            Layout(kinds[1 + i], row_map.count_on(positions[i], keeps), memory.masks[i], bounds, places)
+        )
     return Plan(config.boundaries, layouts, maps, memory)
 
 
@@ -228,24 +193,6 @@ def _padding(facts: SimpleNamespace) -> Rows:
     if not facts.is_padded:
         return Rows.WHOLE
     return Rows.PADDED_LEFT if facts.is_padded_left else Rows.PADDED
-
-
-def _later_layout(
-    layout: Layout, tiles: Tiles, stages: _Stages, index: int, row_map: RowMap, facts: SimpleNamespace
-) -> Layout:
-    """The rows of a later stage, without padding."""
-    own, positions = layout.positions.flatten(), stages.positions[index].flatten()
-    firsts, places, tile = row_map.firsts, row_map.places, stages.columns[index].tile.flatten()
-    later = torch.where(tiles.keeps[tile[firsts]], own[row_map.parents] - own[firsts], places)
-    bounds = {
-        name: stages.rows[index, 0].to(bound)[bound.long()] if "cu_seq" in name else facts.longest_sample[index]
-        for name, bound in layout.bounds.items()
-    }
-    numbers = None
-    if facts.is_packed:
-        first_numbers = stages.numbers[index].flatten()
-        numbers = row_map.place(first_numbers, first_numbers[firsts] + places)
-    return Layout(Rows.WHOLE, row_map.place(positions, positions[firsts] + later), None, bounds, numbers)
 
 
 def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Cache) -> list[Layout]:

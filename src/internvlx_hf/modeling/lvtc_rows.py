@@ -1,5 +1,6 @@
 # Copyright 2026 The InternVL-X for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Where every row goes at a boundary between two of LVTC's stages. It depends on the input only, not on hidden states.
+"""Where every row comes from at a boundary between two of LVTC's stages. It depends on the input only, not on hidden
+states.
 
 Every tile has its own number of tokens before and after the boundary: 1 and 4, 16 and 4, or 4 and none. Both are
 squares, of which one side divides the other. Symbols as in `lvtc.py`; R₁ and R₂ are the rows of all tiles before and
@@ -36,48 +37,46 @@ def read_columns(
     placeholders: torch.Tensor, visible: torch.Tensor, before: torch.Tensor, after: torch.Tensor
 ) -> Columns:
     """Number the tiles of (B, L) bool `placeholders`. Columns that (B, L) bool `visible` hides become no rows."""
-    number = placeholders.flatten().cumsum(0).view_as(placeholders) - 1
-    ends = before.cumsum(0)
-    tile = torch.bucketize(number.clamp(min=0), ends, right=True).clamp(max=len(ends) - 1)
+    number, ends = placeholders.flatten().cumsum(0).view_as(placeholders) - 1, before.cumsum(0)
+    tile = torch.bucketize(number, ends, right=True)
     place = number - (ends - before)[tile]
-    return Columns(
-        placeholders, before, after, tile, place, visible * torch.where(placeholders, after[tile] * (place == 0), 1)
-    )
+    width = visible * torch.where(placeholders, after[tile] * (place == 0), 1)
+    return Columns(placeholders, before, after, tile, place, width)
 
 
 @dataclass(frozen=True)
 class RowMap:
-    """Which rows after a boundary each row before it becomes.
+    """Which row before a boundary each row after it comes from.
 
-    Rows are numbered over the flattened batch; row B·L₂ after the boundary does not exist and takes the padding. Each
-    sample's tokens are contiguous at one side of its row and its padding is dropped, so that L₂ is the longest
-    sample's length.
+    Each sample's tokens are contiguous at one side of its row and its padding is dropped, so that L₂ is the longest
+    sample's length. Where rows are numbered over the flattened batch, B·L₂ stands for one that does not exist.
     """
 
     tiles: torch.Tensor  # (R₁,) rows before that hold tiles
-    text_to: torch.Tensor  # (B·L,) rows after; B·L₂ for placeholders and padding
-    tiles_to: torch.Tensor  # (R₂,) rows after
-    firsts: torch.Tensor  # (R₂,) row before of the first placeholder of a tile's row
-    parents: torch.Tensor  # (R₂,) row before that a tile's row was expanded from, or the first that it was merged from
-    places: torch.Tensor  # (R₂,) number of a tile's row within its tile
+    tiles_to: torch.Tensor  # (R₂,) rows after that hold tiles
+    index: torch.Tensor  # (B, L₂) row before of text; B·L and on: rows of all tiles, one after another; -1: padding
+    sources: torch.Tensor  # (B, L₂) column before: of text its own, of a tile its first placeholder's
+    places: torch.Tensor  # (B, L₂) number of a tile's row within its tile, else 0
+    parents: torch.Tensor  # (B, L₂) column before that a row was expanded from, or the first that it was merged from
     read_from: torch.Tensor  # (B·L,) row after that each row before reads at the end
-    shape: tuple[int, int]  # B, L₂
 
     def place(self, rows: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
         """(B·L, ...) rows before the boundary and (R₂, ...) of tiles after it -> (B, L₂, ...), zero for padding."""
-        placed = rows.new_zeros(self.shape[0] * self.shape[1] + 1, *rows.shape[1:])
-        placed = placed.index_copy(0, self.text_to.to(rows.device), rows)
-        return placed.index_copy(0, self.tiles_to.to(rows.device), tiles)[:-1].unflatten(0, self.shape)
+        padding = rows.new_zeros(1, *rows.shape[1:])
+        return torch.cat([rows, tiles, padding])[self.index.to(rows.device)]
 
-    def was_token(self) -> torch.Tensor:
-        """(B, L) bool: which rows before the boundary hold text or a tile's token, not padding."""
-        is_text = self.text_to < self.shape[0] * self.shape[1]
-        return is_text.index_fill(0, self.tiles, True).view(self.shape[0], -1)
+    def count_on(self, numbers: torch.Tensor, keeps: torch.Tensor) -> torch.Tensor:
+        """Numbers (B, L) of text and of each tile's first row -> (B, L₂), 0 for padding.
+
+        A tile's rows count on from its first, or have the numbers of their parents where (B, L) bool `keeps` says so.
+        """
+        is_kept = keeps.gather(1, self.sources)
+        counted = numbers.gather(1, torch.where(is_kept, self.parents, self.sources)) + self.places * ~is_kept
+        return counted * self.is_token()
 
     def is_token(self) -> torch.Tensor:
         """(B, L₂) bool: which rows after the boundary hold text or a tile's token, not padding."""
-        text, tiles = (torch.ones_like(rows, dtype=torch.bool) for rows in (self.text_to, self.tiles_to))
-        return self.place(text, tiles)
+        return self.index >= 0
 
     def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, L₂, D) -> (B, L, D): text rows are copied, a placeholder reads the last of its tokens.
@@ -110,36 +109,38 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
         pads_left: side of the padding after the boundary. Right padding needs no mask in causal attention; left
             padding suits a cache, where decoded tokens follow each row's last token.
     """
-    placeholders, before, after = columns.placeholders, columns.before, columns.after
-    batch, device = len(placeholders), placeholders.device
-    nowhere = batch * longest
+    placeholders, after, tile, device = columns.placeholders, columns.after, columns.tile, columns.tile.device
+    number = torch.arange(placeholders.numel(), device=device)
     ends = columns.width.cumsum(1)
-    row_starts = torch.arange(batch, device=device)[:, None] * longest
-    if pads_left:
-        row_starts = row_starts + longest - ends[:, -1:]
-    starts = row_starts + ends - columns.width
-    starts_or_nowhere = torch.where(columns.width > 0, starts, nowhere)
-    # in ascending order; `nonzero` would wait for the device
-    tiles = placeholders.flatten().int().argsort(descending=True, stable=True)[: tile_rows[0]]
-    tile = torch.repeat_interleave(after, output_size=tile_rows[1])
-    first = (before.cumsum(0) - before)[tile]
-    places = torch.arange(tile_rows[1], device=device) - (after.cumsum(0) - after)[tile]
-    tiles_to = starts_or_nowhere.flatten()[tiles[first]] + places
-    sides = torch.stack([before, after]).float().sqrt().round().long()
+    padding = (longest - ends[:, -1:]) * pads_left
+    row = torch.arange(longest, device=device) - padding
+    is_token = (row >= 0) & (row < ends[:, -1:])
+    sources = torch.searchsorted(ends, row, right=True).clamp(max=placeholders.shape[1] - 1)
+    places = (row - (ends - columns.width).gather(1, sources)) * is_token
+    firsts = torch.where(placeholders, len(number) + (after.cumsum(0) - after)[tile], number.view_as(placeholders))
+    index = torch.where(is_token, firsts.gather(1, sources) + places, -1)
+    tiles_to = torch.full((len(number) + tile_rows[1] + 1,), index.numel(), device=device)
+    tiles_to[index] = torch.arange(index.numel(), device=device).view_as(index)
+    sides = torch.stack([columns.before, after]).float().sqrt().round().long()
     m, n = sides[:, tile]
-    parents = tiles[first + places // n * m // n * m + places % n * m // n]
-    m, n = sides[:, columns.tile]
-    m = m.clamp(min=1)
-    last_row, last_column = (((line + 1) * n - 1) // m for line in (columns.place // m, columns.place % m))
-    # rows after a tile's first placeholder start where the tile ends
-    last = last_row * n + last_column - after[columns.tile] * (columns.place > 0)
+    # the last of a placeholder's tokens is the first if both are counted from the ends of their tiles
+    last = after[tile] * (columns.place == 0) - 1 - _cell(columns.before[tile] - 1 - columns.place, m, n)
+    read = (ends - columns.width + last * placeholders).clamp(min=0)
+    row_starts = padding + torch.arange(len(ends), device=device)[:, None] * longest
+    m, n = sides[:, tile.gather(1, sources)]
     return RowMap(
-        tiles=tiles,
-        text_to=torch.where(placeholders, nowhere, starts_or_nowhere).flatten(),
-        tiles_to=tiles_to.clamp(max=nowhere),
-        firsts=tiles[first],
-        parents=parents,
+        # in ascending order; `nonzero` would wait for the device
+        tiles=placeholders.flatten().int().argsort(descending=True, stable=True)[: tile_rows[0]],
+        tiles_to=tiles_to[len(number) : -1],
+        index=index,
+        sources=sources,
         places=places,
-        read_from=(starts + last * placeholders).maximum(row_starts).clamp(max=nowhere - 1).flatten(),
-        shape=(batch, longest),
+        parents=sources + _cell(places, n, m),
+        read_from=(read + row_starts).clamp(max=index.numel() - 1).flatten(),
     )
+
+
+def _cell(place: torch.Tensor, m: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    """The first cell of an n×n grid that a cell of an m×m grid shares."""
+    m = m.clamp(min=1)
+    return place // m * n // m * n + place % m * n // m
