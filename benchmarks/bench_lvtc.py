@@ -196,7 +196,7 @@ def bench_expansion(models, tiles, args) -> list[Comparison]:
     @torch.no_grad()
     def expand():
         layout = read_layout(config, hidden, inputs["attention_mask"], None, None, {}, will_expand=True)
-        plan = lay_out(config, layout, Tiles.of(placeholders, sizes * tiles, config.boundaries), None)
+        plan = lay_out(config, layout, Tiles(placeholders, sizes * tiles), None)
         make_masks(text, plan, hidden, None)
         (row_map,) = plan.row_maps
         rows, _ = lvtc.expand(take_rows(hidden, row_map.tiles), torch.zeros_like(row_map.tiles), tokens, 1, merge_mean)

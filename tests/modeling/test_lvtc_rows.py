@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from internvlx_hf.modeling.layout import read_layout
 from internvlx_hf.modeling.lvtc_layout import Tiles, lay_out
+from internvlx_hf.modeling.tile_sizes import TileSize
 from lvtc_cases import KEPT, lvtc
 from tiny import tiny_config
 
@@ -66,9 +67,9 @@ def as_batch(rows, left):
 def plan_of(config, placeholders, sizes, mask=None, pads_left=False, cache=None, **kwargs):
     embeds, positions = torch.zeros(*placeholders.shape, 1), kwargs.pop("position_ids", None)
     layout = read_layout(config, embeds, mask, positions, cache, kwargs, will_expand=True)
-    tokens = list(torch.tensor(sizes).T.contiguous())
-    keeps = torch.full_like(tokens[0], config.sizes[0].keeps_positions, dtype=torch.bool)
-    return lay_out(config, layout, Tiles(placeholders, tokens, keeps), cache, pads_left)
+    (boundary,), keeps = config.boundaries, config.sizes[0].keeps_positions
+    tiles = Tiles(placeholders, [TileSize(*pair, boundary, keeps_positions=keeps) for pair in sizes])
+    return lay_out(config, layout, tiles, cache, pads_left)
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["padded left before", "padded right before"])

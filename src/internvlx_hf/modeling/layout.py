@@ -77,11 +77,11 @@ def is_empty(cache: Cache | None) -> bool:
     return cache is None or (not is_static(cache) and cache.get_seq_length() == 0)
 
 
-def read_on_host(**numbers: torch.Tensor) -> SimpleNamespace:
-    """Read scalars, and as lists (n,) tensors, from one device with a single synchronisation."""
-    values = iter(torch.cat([number.long().flatten() for number in numbers.values()]).tolist())
-    read = {name: [next(values) for _ in range(number.numel())] for name, number in numbers.items()}
-    return SimpleNamespace(**{name: own if numbers[name].ndim else own[0] for name, own in read.items()})
+def read_on_host(**numbers: torch.Tensor) -> list[SimpleNamespace]:
+    """Read scalars, and (S,) tensors, from one device with a single synchronisation: S namespaces, or one."""
+    table = torch.stack(torch.broadcast_tensors(*(number.long() for number in numbers.values())), dim=-1)
+    rows = table.view(-1, len(numbers)).tolist()
+    return [SimpleNamespace(**dict(zip(numbers, row, strict=True))) for row in rows]
 
 
 def is_prefix(flags: torch.Tensor) -> torch.Tensor:

@@ -64,13 +64,11 @@ class Memory:
         masks = [mask[:, : mask.shape[1] - surplus] for mask in self.masks]
         return replace(self, masks=masks, **{name: getattr(self, name) - surplus for name in names})
 
-    def extend_mask(self, index: int, attention_mask: torch.Tensor | None, columns: int) -> torch.Tensor:
-        """(B, columns that the expansion covers + later ones) bool of a later stage, from the caller's (B, `columns`)
-        mask of stage one; None hides nothing.
+    def extend_mask(self, index: int, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, columns that the expansion covers + later ones) bool of a later stage, from the caller's mask of stage
+        one, (B, its columns).
         """
         mask = self.masks[index]
-        if attention_mask is None:
-            attention_mask = mask.new_ones(len(mask), columns)
         return torch.cat([mask, attention_mask[:, self.length :].to(mask)], dim=1)
 
 

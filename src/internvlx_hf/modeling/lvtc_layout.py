@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import Cache
 from transformers.utils import is_tracing, logging
-from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_internvlx import InternVLXConfig
 from .layout import Layout, Rows, is_empty, is_prefix, is_static, read_on_host, runs_without_mask
@@ -33,25 +32,18 @@ class Tiles:
 
     Args:
         placeholders: (B, L) bool, where their placeholders are.
-        tokens: for each stage, (tiles,) tokens of every tile in it.
-        keeps: (tiles,) bool, which tiles' rows keep their positions instead of being counted anew.
+        sizes: each tile's.
     """
 
     placeholders: torch.Tensor
-    tokens: Sequence[torch.Tensor]
-    keeps: torch.Tensor
+    sizes: Sequence[TileSize]
 
-    @classmethod
-    def of(cls, placeholders: torch.Tensor, sizes: Sequence[TileSize], boundaries: Sequence[int]) -> "Tiles":
-        """The tiles of a prompt, each with its size."""
-
-        def each(values: Sequence[int]) -> torch.Tensor:
-            if len(set(values)) == 1:  # without a copy to the device
-                return placeholders.new_full((len(values),), values[0], dtype=torch.long)
-            return torch.tensor(values, device=placeholders.device)
-
-        tokens = [each(own) for own in zip(*(size.in_stages(boundaries) for size in sizes), strict=True)]
-        return cls(placeholders, tokens, each([size.keeps_positions for size in sizes]).bool())
+    def each(self, values: Sequence) -> torch.Tensor:
+        """(tiles,) a value for each tile, copied to the device only if they differ."""
+        device = self.placeholders.device
+        if len(set(values)) == 1:
+            return torch.full((len(values),), values[0], device=device)
+        return torch.tensor(values, device=device)
 
 
 @dataclass(frozen=True)
@@ -111,81 +103,76 @@ def _expand(
     seen = 0 if cache is None else int(cache.get_seq_length())
     seen_mask = placeholders.new_ones(batch, seen + length) if mask is None else mask.to(device, torch.bool)
     visible = seen_mask[:, -length:]
+    tokens = list(zip(*(size.in_stages(config.boundaries) for size in tiles.sizes), strict=True))
+    before, *later = map(tiles.each, tokens)
+    columns = [read_columns(placeholders, visible, before, after) for after in later]
     is_start = F.pad(layout.positions.diff(dim=1) != 1, (1, 0)) & (mask is None)
     start = torch.where(is_start, torch.arange(length, device=device), 0).cummax(1).values[None]
-    columns = [read_columns(placeholders, visible, tiles.tokens[0], after) for after in tiles.tokens[1:]]
-    keeps, width = tiles.keeps[columns[0].tile], torch.stack([own.width for own in columns])
-    gained = (width - visible.long()) * ~keeps
-    # (S, B, L + 1), what the columns before each become in later stages, and how many positions these gain by it
-    rows, ahead = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, gained))
+    keeps = tiles.each([size.keeps_positions for size in tiles.sizes])[columns[0].tile]
+    width = torch.stack([own.width for own in columns])
+    # (S, B, L + 1): the rows that the columns before each become, and the positions that these gain
+    rows, gained = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, (width - visible.long()) * ~keeps))
     # Tiles of other samples packed into the row do not count.
-    numbers, positions = (own[..., :-1] - own.take_along_dim(start, -1) for own in (rows, ahead))
+    numbers, ahead = (own[..., :-1] - own.take_along_dim(start, -1) for own in (rows, gained))
     shift = earlier.shift.to(device)
-    positions = layout.positions + shift + positions
-    facts = read_on_host(
+    positions = layout.positions + shift + ahead
+    # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
+    is_causal = runs_without_mask(config.text_config) and is_empty(cache)
+    stages = read_on_host(
         trailing_text=(~placeholders & visible).flip(1).long().cumprod(1).sum(1).min(),
-        tile_rows=torch.stack([tokens.sum() for tokens in tiles.tokens]),
         is_packed=is_start.any(),
         is_interrupted=((placeholders[:, 1:] > placeholders[:, :-1]) & (columns[0].place[:, 1:] > 0)).any(),
-        is_padded_right=is_prefix(visible),
-        **_padding_facts(seen_mask),
+        **_padding_facts(seen_mask, is_causal),
         shortest=rows[..., -1].amin(1),
         longest=rows[..., -1].amax(1),
         longest_sample=(numbers + width).amax((1, 2)),
         last_position=(positions + torch.where(keeps, 0, width - 1)).max(),
     )
+    facts = stages[0]
     if facts.is_interrupted:
-        tokens = " or ".join(dict.fromkeys(str(size.before) for size in config.sizes))
+        counts = " or ".join(dict.fromkeys(str(size.before) for size in config.sizes))
         raise ValueError(
-            f"The {tokens} image placeholders of a tile must be contiguous, but there is text between them."
+            f"The {counts} image placeholders of a tile must be contiguous, but there is text between them."
         )
     _warn_about_positions(facts.last_position, config)
-    ensure_capacity(cache, config, length, facts.longest)
-    maps = [
-        map_rows(own, longest, (facts.tile_rows[0], rows_after), pads_left)
-        for own, longest, rows_after in zip(columns, facts.longest, facts.tile_rows[1:], strict=True)
-    ]
-    ragged = [a < b and not facts.is_packed for a, b in zip(facts.shortest, facts.longest, strict=True)]
+    ensure_capacity(cache, config, length, [own.longest for own in stages])
+    ragged = [own.shortest < own.longest and not own.is_packed for own in stages]
     padded = Rows.PADDED_LEFT if pads_left and not seen else Rows.PADDED
-    memory = Memory(
-        shift + ahead[..., -1:],
-        [
-            torch.cat([earlier.extend_mask(i, seen_mask[:, :seen], seen).to(device), row_map.is_token()], dim=1)
-            for i, row_map in enumerate(maps)
-        ],
-        [
-            padded if own or (facts.is_padded and seen) else before
-            for own, before in zip(ragged, earlier.rows, strict=True)
-        ],
-        seen + length,
-        facts.trailing_text if pads_left or not any(ragged) else 0,
-        facts.last_position,
+    kinds = [
+        padded if own or (facts.is_padded and seen) else before
+        for own, before in zip(ragged, earlier.rows, strict=True)
+    ]
+    trailing_text = facts.trailing_text if pads_left or not any(ragged) else 0
+    memory = Memory(shift + gained[..., -1:], [], kinds, seen + length, trailing_text, facts.last_position)
+    places = layout.numbers if facts.is_packed else None
+    plan = Plan(
+        config.boundaries, [replace(layout, rows=_padding(facts), mask=seen_mask, numbers=places)], [], memory
     )
-    first, later = _padding(facts), memory.rows
-    # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
-    if runs_without_mask(config.text_config) and is_empty(cache):
-        first = Rows.WHOLE if facts.is_padded_right else first
-        later = later if pads_left else [Rows.WHOLE] * len(later)
-    kinds = [first, *later]
-    if is_flash_attention_requested(config.text_config) and is_static(cache):  # needs to know which columns are in use
-        kinds = [Rows.MASKED if own is Rows.WHOLE else own for own in kinds]
-    packed = facts.is_packed
-    layouts = [replace(layout, rows=kinds[0], mask=seen_mask, numbers=layout.numbers if packed else None)]
-    for i, row_map in enumerate(maps):
+    for i, own in enumerate(stages):
+        row_map = map_rows(columns[i], own.longest, (sum(tokens[0]), sum(tokens[1 + i])), pads_left)
+        earlier_mask = earlier.extend_mask(i, seen_mask[:, :seen]).to(device)
+        memory.masks.append(torch.cat([earlier_mask, row_map.is_token()], dim=1))
         bounds = {
-            name: rows[i, 0].to(bound)[bound.long()] if "cu_seq" in name else facts.longest_sample[i]
+            name: rows[i, 0].to(bound)[bound.long()] if "cu_seq" in name else own.longest_sample
             for name, bound in layout.bounds.items()
         }
-        places = row_map.count_on(numbers[i], torch.zeros_like(keeps)) if packed else None
-        layouts.append(
-            Layout(kinds[1 + i], row_map.count_on(positions[i], keeps), memory.masks[i], bounds, places)
+        plan.row_maps.append(row_map)
+        plan.layouts.append(
+            Layout(
+                kinds[i] if pads_left or not is_causal else Rows.WHOLE,
+                row_map.count_on(positions[i], keeps),
+                memory.masks[i],
+                bounds,
+                row_map.count_on(numbers[i], torch.zeros_like(keeps)) if own.is_packed else None,
+            )
         )
-    return Plan(config.boundaries, layouts, maps, memory)
+    return plan
 
 
-def _padding_facts(mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What [`_padding`] reads of a mask (B, seen + L) bool."""
-    return {"is_padded": (~mask).any(), "is_padded_left": is_prefix(~mask)}
+def _padding_facts(mask: torch.Tensor, is_causal: bool = False) -> dict[str, torch.Tensor]:
+    """What [`_padding`] reads of a mask (B, seen + L) bool. Right padding is none if attention is only causal."""
+    is_padded = ~is_prefix(mask) if is_causal else (~mask).any()
+    return {"is_padded": is_padded, "is_padded_left": is_prefix(~mask)}
 
 
 def _padding(facts: SimpleNamespace) -> Rows:
@@ -209,12 +196,14 @@ def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Ca
         is_read = isinstance(mask, torch.Tensor) and not (is_static(cache) or is_tracing(mask))
         if is_read and runs_without_mask(config.text_config):
             visible = mask.bool()
-            facts = read_on_host(later=(~visible[:, memory.length :]).any(), **_padding_facts(visible))
+            (facts,) = read_on_host(later=(~visible[:, memory.length :]).any(), **_padding_facts(visible))
             first, later = _padding(facts), [Rows.PADDED] * len(later) if facts.later else memory.rows
     layouts, positions = [replace(layout, rows=first)], layout.positions + memory.shift.to(layout.positions.device)
     for i, rows in enumerate(later):
         if rows is not Rows.WHOLE and not isinstance(mask, dict):
-            layout = replace(layout, mask=memory.extend_mask(i, _require_2d(mask), columns))
+            if mask is None:
+                mask = positions.new_ones(positions.shape[1], columns)
+            layout = replace(layout, mask=memory.extend_mask(i, _require_2d(mask)))
         layouts.append(replace(layout, rows=rows, positions=positions[i]))
     return layouts
 

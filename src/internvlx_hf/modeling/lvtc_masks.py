@@ -43,14 +43,16 @@ def stage_masks(
     if isinstance(mask, dict):  # made ahead by `decoding_masks`
         return {kind: mask.get(f"{layers.start}_{kind}", mask.get(kind)) for kind in types}
     first = {types[i]: i for i in reversed(layers)}
-    is_padded = layout.rows in (Rows.PADDED, Rows.PADDED_LEFT)
-    if is_padded and is_flash_attention_requested(text_config):
+    is_padded, is_flash = layout.rows in (Rows.PADDED, Rows.PADDED_LEFT), is_flash_attention_requested(text_config)
+    if is_padded and is_flash:
         padding = _padding_bounds if layout.rows is Rows.PADDED_LEFT and not is_static(cache) else _padding_mask
         return {kind: padding(layer, layout, cache) for kind, layer in first.items()}
+    # with a static cache, flash attention needs to know which columns are in use
+    is_needed = layout.rows is not Rows.WHOLE or (is_flash and is_static(cache))
     arguments = {
         "config": text_config,
         "inputs_embeds": inputs_embeds.new_empty(*layout.positions.shape, 0),
-        "attention_mask": None if layout.rows is Rows.WHOLE else mask,
+        "attention_mask": mask if is_needed else None,
         "position_ids": layout.numbers,
         CACHE: cache,
     }

@@ -234,7 +234,7 @@ class InternVLXModel(InternVLXPreTrainedModel):
         """
         sizes = sizes if len(sizes) > 1 else sizes * num_tiles
         check_placeholders(placeholders, [size.before for size in sizes], is_chunked=False)
-        tiles = Tiles.of(placeholders, sizes, self.config.boundaries)
+        tiles = Tiles(placeholders, sizes)
         use_cache = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
         pads_left = cache is not None or (bool(use_cache) and not trains)
         return lay_out(self.config, layout, tiles, cache, pads_left)
