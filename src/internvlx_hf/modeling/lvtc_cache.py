@@ -50,19 +50,24 @@ class Memory:
         return replace(self, shift=self.shift[:, indices], masks=[mask[indices] for mask in self.masks])
 
     def crop(self, surplus: int) -> "Memory":
-        """Forget the last `surplus` columns.
+        """Forget the last `surplus` columns, if that is more than 0.
 
         Raises:
             ValueError: if they are not text in every sample.
         """
+        surplus = max(surplus, 0)
         if surplus > self.trailing_text:
             raise ValueError(
                 f"The cache can be cropped by at most {self.trailing_text} tokens of the prompt, back to its last "
                 f"image or padding, got {surplus}. To go back further, run the prompt again."
             )
-        names = ("length", "trailing_text", "last_position")
-        masks = [mask[:, : mask.shape[1] - surplus] for mask in self.masks]
-        return replace(self, masks=masks, **{name: getattr(self, name) - surplus for name in names})
+        return replace(
+            self,
+            masks=[mask[:, : mask.shape[1] - surplus] for mask in self.masks],
+            length=self.length - surplus,
+            trailing_text=self.trailing_text - surplus,
+            last_position=self.last_position - surplus,
+        )
 
     def extend_mask(self, index: int, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, columns that the expansion covers + later ones) bool of a later stage, from the caller's mask of stage
@@ -110,15 +115,14 @@ class MemoryMixin(CacheLayerMixin):
         Raises:
             ValueError: if the tokens are not text after the last image.
         """
-        expansion, length = self.expansion, self.get_seq_length()
-        if expansion is not None and tokens_to_remove > 0:
-            raise ValueError(
-                f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}. "
-                "A length to keep is ambiguous: the stages have different lengths."
-            )
-        left = length + tokens_to_remove
-        if expansion is not None and left < expansion.length:
-            expansion = expansion.crop(expansion.length - left)
+        expansion = self.expansion
+        if expansion is not None:
+            if tokens_to_remove > 0:
+                raise ValueError(
+                    f"Crop a cache with images by a negative number, the tokens to remove, got {tokens_to_remove}. "
+                    "A length to keep is ambiguous: the stages have different lengths."
+                )
+            expansion = expansion.crop(expansion.length - self.get_seq_length() - tokens_to_remove)
         super().crop(tokens_to_remove)  # type: ignore[misc]
         self.expansion = expansion
 

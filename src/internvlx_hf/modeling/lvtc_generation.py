@@ -49,12 +49,11 @@ class LVTCGenerationMixin(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs):  # type: ignore[override]
         has_features = (model_kwargs.get("mm_encoder_outputs") or {}).get("image") is not None
+        # features of tiles with sizes of their own, too
+        has_features &= self.config.tokens_per_tile is not None or self.model.lvtc is not None
         # before transformers 5.18, which encodes images ahead of the prompt
         has_pixels = model_kwargs.get("pixel_values") is not None
-        # features of tiles with sizes of their own, too
-        cannot_be_chunked = has_pixels or (has_features and self.config.tokens_per_tile is not None)
-        cannot_be_chunked |= has_features and self.model.lvtc is not None
-        if cannot_be_chunked and generation_config.prefill_chunk_size is not None:
+        if (has_features or has_pixels) and generation_config.prefill_chunk_size is not None:
             raise ValueError(
                 f"`prefill_chunk_size`={generation_config.prefill_chunk_size} would split tiles between chunks. LVTC "
                 "cannot expand a split tile, and transformers before 5.18 cannot encode one. Leave it unset for "

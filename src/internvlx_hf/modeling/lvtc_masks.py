@@ -43,10 +43,12 @@ def stage_masks(
     if isinstance(mask, dict):  # made ahead by `decoding_masks`
         return {kind: mask.get(f"{layers.start}_{kind}", mask.get(kind)) for kind in types}
     first = {types[i]: i for i in reversed(layers)}
-    is_padded, is_flash = layout.rows in (Rows.PADDED, Rows.PADDED_LEFT), is_flash_attention_requested(text_config)
-    if is_padded and is_flash:
-        padding = _padding_bounds if layout.rows is Rows.PADDED_LEFT and not is_static(cache) else _padding_mask
-        return {kind: padding(layer, layout, cache) for kind, layer in first.items()}
+    is_flash, is_padded = is_flash_attention_requested(text_config), layout.rows in (Rows.PADDED, Rows.PADDED_LEFT)
+    if is_flash and is_padded:
+        padding = {kind: _padding_mask(layer, layout, cache) for kind, layer in first.items()}
+        if layout.rows is Rows.PADDED or is_static(cache):
+            return padding  # type: ignore[return-value]
+        return {kind: _padding_bounds(visible, layout.positions.shape[1]) for kind, visible in padding.items()}
     # with a static cache, flash attention needs to know which columns are in use
     is_needed = layout.rows is not Rows.WHOLE or (is_flash and is_static(cache))
     arguments = {
@@ -69,19 +71,16 @@ def _padding_mask(layer: int, layout: Layout, cache: Cache | None) -> torch.Tens
     return layout.mask[:, -columns:].to(layout.positions.device, torch.bool)
 
 
-def _padding_bounds(layer: int, layout: Layout, cache: Cache | None) -> dict:
+def _padding_bounds(visible: torch.Tensor, queries: int) -> dict:
     """Sample bounds that replace flash attention's mask of left padding: each row is two samples, padding and tokens.
 
     With a mask, every layer would wait twice for the device and copy keys and values without the padding.
     """
-    mask = _padding_mask(layer, layout, cache)
-    columns, queries = mask.shape[1], layout.positions.shape[1]
-    hidden = columns - mask.sum(1)
     bounds: dict[str, torch.Tensor | int] = {}
-    for side, length, padding in (("q", queries, (hidden - columns + queries).clamp(min=0)), ("k", columns, hidden)):
-        lengths = torch.stack([padding, length - padding], dim=1).flatten()
-        bounds[f"cu_seq_lens_{side}"] = F.pad(lengths.cumsum(0), (1, 0)).int()
-        bounds[f"max_length_{side}"] = length
+    for side, length in (("q", queries), ("k", visible.shape[1])):
+        padding = (length - visible.sum(1)).clamp(min=0)
+        ends = torch.stack([padding, length - padding], dim=1).flatten().cumsum(0)
+        bounds |= {f"cu_seq_lens_{side}": F.pad(ends, (1, 0)).int(), f"max_length_{side}": length}
     return bounds
 
 
@@ -93,7 +92,5 @@ def decoding_masks(
     """
     layout = read_layout(config, inputs_embeds, attention_mask, None, cache, {})
     plan = lay_out(config, layout, None, cache)
-    masks, *later = make_masks(config.text_config, plan, inputs_embeds, cache)
-    for boundary, stage in zip(plan.boundaries, later, strict=True):
-        masks = masks | {f"{boundary}_{kind}": mask for kind, mask in stage.items()}
-    return masks
+    stages = zip([0, *plan.boundaries], make_masks(config.text_config, plan, inputs_embeds, cache), strict=True)
+    return {f"{start}_{kind}": mask for start, masks in stages for kind, mask in masks.items()}
