@@ -29,22 +29,20 @@ def check_placeholders(placeholders: torch.Tensor, tokens: Sequence[int] | torch
         ValueError: if the number of placeholders is wrong, in the whole prompt or in a row.
     """
     counts = placeholders.sum(-1)
-    each: int | None
     if isinstance(tokens, torch.Tensor):
         tiles, each = tokens.shape[:2]  # `len` would make the number of tiles a constant of an exported model
-        total = tiles * each
+        total, kinds = tiles * each, [each]
     else:
-        tiles, each, total = len(tokens), tokens[0] if len(set(tokens)) == 1 else None, sum(tokens)
+        tiles, total, kinds = len(tokens), sum(tokens), list(dict.fromkeys(tokens))
     matches = counts.sum() == total
-    if each is None:  # every row must end with a tile
+    if len(kinds) > 1:  # every row must end with a tile
         ends = torch.tensor([0, *accumulate(tokens)], device=counts.device)
         matches &= torch.isin(counts.cumsum(0), ends).all()
     elif tiles > 1 or not is_chunked:
-        matches &= (counts % each == 0).all()
+        matches &= (counts % kinds[0] == 0).all()
 
     def message() -> str:
-        kinds = dict.fromkeys(tokens) if each is None else [each]
-        whole = "those of whole tiles" if each is None else f"a multiple of {each}"
+        whole = "those of whole tiles" if len(kinds) > 1 else f"a multiple of {kinds[0]}"
         return (
             f"Image features and image tokens do not match: {tiles} tiles of {' or '.join(map(str, kinds))} "
             f"tokens need {total} image placeholders, {whole} in every row, but the rows of the prompt have "

@@ -8,7 +8,7 @@ earlier forwards on the same cache.
 """
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,13 +32,13 @@ BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 Masks = dict[str, torch.Tensor | BlockMask | dict | None]
 
 
-class Rows(Enum):
+class Rows(IntEnum):
     """What the rows of a batch hold, and so what attention needs to keep their samples apart."""
 
-    WHOLE = auto()  # no padding that a token could see: nothing, but for packed samples
-    PADDED_LEFT = auto()  # one sample each after its padding: a mask, or bounds
-    PADDED = auto()  # one sample each, with padding anywhere: a mask
-    MASKED = auto()  # one sample each, with a mask that nobody has looked at
+    WHOLE = 0  # no padding that a token could see: nothing, but for packed samples
+    PADDED_LEFT = 1  # one sample each after its padding: a mask, or bounds
+    PADDED = 2  # one sample each, with padding anywhere: a mask
+    MASKED = 3  # one sample each, with a mask that nobody has looked at
 
 
 @dataclass(frozen=True)

@@ -132,12 +132,12 @@ class LVTC(nn.Module):
             return tiles if hr is None else tiles + hr.to(tiles.device, tiles.dtype), later
         if not size.after:
             return tiles[:, :0], later
-        before, after = isqrt(size.before), isqrt(size.after)
-        merged = rule(tiles, before // after, *([] if scores is None else [scores]))
+        side = isqrt(size.before // size.after)
+        merged = rule(tiles, side, *([] if scores is None else [scores]))
         if isinstance(merged, torch.Tensor):
             return merged, later
-        line = torch.arange(after, device=tiles.device) * (before // after)
-        return merged[0], merged[1] - (line[:, None] * before + line).flatten()
+        grid = torch.arange(size.before, device=tiles.device).unflatten(0, (isqrt(size.before), -1))
+        return merged[0], merged[1] - grid[::side, ::side].flatten()
 
     def expand(
         self,

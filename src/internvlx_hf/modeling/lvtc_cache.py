@@ -197,32 +197,34 @@ def allow_growth(cache: Cache, config, max_cache_len: int, expanded: ExpandedLen
             step serves all prompts.
     """
     cache.growth = max_cache_len, expanded  # type: ignore[attr-defined]
-    ensure_capacity(cache, config, 0, [0] * len(memory.masks))
+    ensure_capacity(cache, config, [0] * (1 + len(memory.masks)))
     remember_expansion(cache, memory)
 
 
-def ensure_capacity(cache: Cache | None, config, length: int, expanded_lengths: Sequence[int]) -> None:
-    """Ensure that the layers of each later stage have room for its `expanded_lengths` when stage one gets `length`.
+def ensure_capacity(cache: Cache | None, config, lengths: Sequence[int]) -> None:
+    """Ensure that the layers of each later stage have room for a prompt.
+
+    Args:
+        lengths: the prompt's in each stage.
 
     Raises:
         ValueError: if a static cache that the caller made is too short.
     """
-    boundaries = config.boundaries
     growth = getattr(cache, "growth", None)
     for index, layer in enumerate([] if cache is None else cache.layers):
-        if index < boundaries[0] or not isinstance(layer, StaticLayer):
+        stage = bisect(config.boundaries, index)
+        if not stage or not isinstance(layer, StaticLayer):
             continue
-        expanded_length = expanded_lengths[bisect(boundaries, index) - 1]
         # a sliding window fits any length
         window = config.text_config.sliding_window if layer.is_sliding else sys.maxsize
         if growth is not None and not layer.is_initialized:
             max_cache_len, expanded = growth
-            expanded.longest = max(expanded.longest, max_cache_len + expanded_length - length)
+            expanded.longest = max(expanded.longest, max_cache_len + lengths[stage] - lengths[0])
             layer.max_cache_len = max(layer.max_cache_len, min(expanded.longest, window))
-        needed = int(layer.get_seq_length()) + expanded_length
+        needed = int(layer.get_seq_length()) + lengths[stage]
         if needed > layer.max_cache_len != window:
             raise ValueError(
                 f"The static cache has room for {layer.max_cache_len} tokens, but the layers after LVTC's expansion "
-                f"need {needed} ({expanded_length} for the {length} of this prompt). Create it with a `max_cache_len` "
-                f"of at least {needed} plus the tokens to generate, or let `generate` create it."
+                f"need {needed} ({lengths[stage]} for the {lengths[0]} of this prompt). Create it with a "
+                f"`max_cache_len` of at least {needed} plus the tokens to generate, or let `generate` create it."
             )

@@ -9,7 +9,6 @@ tiles, how stage one's rows become those of each later stage: a [`RowMap`]. Symb
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -114,7 +113,7 @@ def _expand(
     rows, gained = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, (width - visible.long()) * ~keeps))
     # Tiles of other samples packed into the row do not count.
     numbers, ahead = (own[..., :-1] - own.take_along_dim(start, -1) for own in (rows, gained))
-    shift = earlier.shift.to(device)
+    shift, lengths = earlier.shift.to(device), rows[..., -1]
     positions = layout.positions + shift + ahead
     # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
     is_causal = runs_without_mask(config.text_config) and is_empty(cache)
@@ -122,9 +121,9 @@ def _expand(
         trailing_text=(~placeholders & visible).flip(1).long().cumprod(1).sum(1).min(),
         is_packed=is_start.any(),
         is_interrupted=((placeholders[:, 1:] > placeholders[:, :-1]) & (columns[0].place[:, 1:] > 0)).any(),
-        **_padding_facts(seen_mask, is_causal),
-        shortest=rows[..., -1].amin(1),
-        longest=rows[..., -1].amax(1),
+        padding=_padding(seen_mask, is_causal),
+        is_ragged=(lengths != lengths[:, :1]).any(1) & ~is_start.any(),
+        longest=lengths.amax(1),
         longest_sample=(numbers + width).amax((1, 2)),
         last_position=(positions + torch.where(keeps, 0, width - 1)).max(),
     )
@@ -135,18 +134,17 @@ def _expand(
             f"The {counts} image placeholders of a tile must be contiguous, but there is text between them."
         )
     _warn_about_positions(facts.last_position, config)
-    ensure_capacity(cache, config, length, [own.longest for own in stages])
-    ragged = [own.shortest < own.longest and not own.is_packed for own in stages]
+    ensure_capacity(cache, config, [length, *(own.longest for own in stages)])
     padded = Rows.PADDED_LEFT if pads_left and not seen else Rows.PADDED
     kinds = [
-        padded if own or (facts.is_padded and seen) else before
-        for own, before in zip(ragged, earlier.rows, strict=True)
+        padded if own.is_ragged or (own.padding and seen) else before
+        for own, before in zip(stages, earlier.rows, strict=True)
     ]
-    trailing_text = facts.trailing_text if pads_left or not any(ragged) else 0
+    trailing_text = facts.trailing_text if pads_left or not any(own.is_ragged for own in stages) else 0
     memory = Memory(shift + gained[..., -1:], [], kinds, seen + length, trailing_text, facts.last_position)
     places = layout.numbers if facts.is_packed else None
     plan = Plan(
-        config.boundaries, [replace(layout, rows=_padding(facts), mask=seen_mask, numbers=places)], [], memory
+        config.boundaries, [replace(layout, rows=Rows(facts.padding), mask=seen_mask, numbers=places)], [], memory
     )
     for i, own in enumerate(stages):
         row_map = map_rows(columns[i], own.longest, (sum(tokens[0]), sum(tokens[1 + i])), pads_left)
@@ -169,17 +167,10 @@ def _expand(
     return plan
 
 
-def _padding_facts(mask: torch.Tensor, is_causal: bool = False) -> dict[str, torch.Tensor]:
-    """What [`_padding`] reads of a mask (B, seen + L) bool. Right padding is none if attention is only causal."""
+def _padding(mask: torch.Tensor, is_causal: bool = False) -> torch.Tensor:
+    """Scalar, the [`Rows`] with a mask (B, seen + L) bool. Right padding is none if attention is only causal."""
     is_padded = ~is_prefix(mask) if is_causal else (~mask).any()
-    return {"is_padded": is_padded, "is_padded_left": is_prefix(~mask)}
-
-
-def _padding(facts: SimpleNamespace) -> Rows:
-    """What rows with this mask hold."""
-    if not facts.is_padded:
-        return Rows.WHOLE
-    return Rows.PADDED_LEFT if facts.is_padded_left else Rows.PADDED
+    return is_padded * (Rows.PADDED - is_prefix(~mask).long())
 
 
 def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Cache) -> list[Layout]:
@@ -196,8 +187,8 @@ def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Ca
         is_read = isinstance(mask, torch.Tensor) and not (is_static(cache) or is_tracing(mask))
         if is_read and runs_without_mask(config.text_config):
             visible = mask.bool()
-            (facts,) = read_on_host(later=(~visible[:, memory.length :]).any(), **_padding_facts(visible))
-            first, later = _padding(facts), [Rows.PADDED] * len(later) if facts.later else memory.rows
+            (facts,) = read_on_host(later=(~visible[:, memory.length :]).any(), padding=_padding(visible))
+            first, later = Rows(facts.padding), [Rows.PADDED] * len(later) if facts.later else memory.rows
     layouts, positions = [replace(layout, rows=first)], layout.positions + memory.shift.to(layout.positions.device)
     for i, rows in enumerate(later):
         if rows is not Rows.WHOLE and not isinstance(mask, dict):
