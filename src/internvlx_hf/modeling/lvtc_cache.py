@@ -10,6 +10,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
@@ -132,7 +133,7 @@ class MemoryMixin(CacheLayerMixin):
         self.expansion = None
 
     def __reduce__(self):
-        return _restore_layer, (self.layer_class, self.__dict__)
+        return _new_layer, (self.layer_class,), self.__dict__
 
 
 @lru_cache
@@ -140,18 +141,15 @@ def _with_memory(layer_class: type) -> type[MemoryMixin]:
     return type(layer_class.__name__, (MemoryMixin, layer_class), {"layer_class": layer_class})
 
 
-def _restore_layer(layer_class: type, state: dict) -> MemoryMixin:
-    layer = object.__new__(_with_memory(layer_class))
-    layer.__dict__ = state
-    return layer
+def _new_layer(layer_class: type) -> MemoryMixin:
+    return object.__new__(_with_memory(layer_class))
 
 
 def remember_expansion(cache: Cache, memory: Memory | None) -> None:
     """Store the memory in the cache's first layer, so that it travels with the cache."""
-    layer = cache.layers[0]
+    layer: Any = cache.layers[0]
     if not isinstance(layer, MemoryMixin):
-        layer_class: type = type(layer)
-        layer = cache.layers[0] = _restore_layer(layer_class, vars(layer))
+        layer.__class__ = _with_memory(type(layer))  # type: ignore[arg-type]
     layer.expansion = memory
 
 

@@ -9,6 +9,7 @@ tiles, how stage one's rows become those of each later stage: a [`RowMap`]. Symb
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -106,34 +107,28 @@ def _expand(
     before, *later = map(tiles.each, tokens)
     columns = [read_columns(placeholders, visible, before, after) for after in later]
     is_start = F.pad(layout.positions.diff(dim=1) != 1, (1, 0)) & (mask is None)
-    start = torch.where(is_start, torch.arange(length, device=device), 0).cummax(1).values[None]
+    is_packed = is_start.any()
     keeps = tiles.each([size.keeps_positions for size in tiles.sizes])[columns[0].tile]
     width = torch.stack([own.width for own in columns])
-    # (S, B, L + 1): the rows that the columns before each become, and the positions that these gain
-    rows, gained = (F.pad(own.cumsum(-1), (1, 0)) for own in (width, (width - visible.long()) * ~keeps))
-    # Tiles of other samples packed into the row do not count.
-    numbers, ahead = (own[..., :-1] - own.take_along_dim(start, -1) for own in (rows, gained))
+    start = torch.where(is_start, torch.arange(length, device=device), 0).cummax(1).values[None]
+    rows, numbers = _count(width, start)
+    gained, ahead = _count((width - visible.long()) * ~keeps, start)
     shift, lengths = earlier.shift.to(device), rows[..., -1]
     positions = layout.positions + shift + ahead
     # On a filled cache, SDPA's causal kernel would let the first query see only the first column.
     is_causal = runs_without_mask(config.text_config) and is_empty(cache)
     stages = read_on_host(
         trailing_text=(~placeholders & visible).flip(1).long().cumprod(1).sum(1).min(),
-        is_packed=is_start.any(),
+        is_packed=is_packed,
         is_interrupted=((placeholders[:, 1:] > placeholders[:, :-1]) & (columns[0].place[:, 1:] > 0)).any(),
         padding=_padding(seen_mask, is_causal),
-        is_ragged=(lengths != lengths[:, :1]).any(1) & ~is_start.any(),
+        is_ragged=(lengths != lengths[:, :1]).any(1) & ~is_packed,
         longest=lengths.amax(1),
         longest_sample=(numbers + width).amax((1, 2)),
         last_position=(positions + torch.where(keeps, 0, width - 1)).max(),
     )
     facts = stages[0]
-    if facts.is_interrupted:
-        counts = " or ".join(dict.fromkeys(str(size.before) for size in config.sizes))
-        raise ValueError(
-            f"The {counts} image placeholders of a tile must be contiguous, but there is text between them."
-        )
-    _warn_about_positions(facts.last_position, config)
+    _check(facts, config)
     ensure_capacity(cache, config, [length, *(own.longest for own in stages)])
     padded = Rows.PADDED_LEFT if pads_left and not seen else Rows.PADDED
     kinds = [
@@ -142,10 +137,9 @@ def _expand(
     ]
     trailing_text = facts.trailing_text if pads_left or not any(own.is_ragged for own in stages) else 0
     memory = Memory(shift + gained[..., -1:], [], kinds, seen + length, trailing_text, facts.last_position)
-    places = layout.numbers if facts.is_packed else None
-    plan = Plan(
-        config.boundaries, [replace(layout, rows=Rows(facts.padding), mask=seen_mask, numbers=places)], [], memory
-    )
+    numbers_before = layout.numbers if facts.is_packed else None
+    first = replace(layout, rows=Rows(facts.padding), mask=seen_mask, numbers=numbers_before)
+    plan = Plan(config.boundaries, [first], [], memory)
     for i, own in enumerate(stages):
         row_map = map_rows(columns[i], own.longest, (sum(tokens[0]), sum(tokens[1 + i])), pads_left)
         earlier_mask = earlier.extend_mask(i, seen_mask[:, :seen]).to(device)
@@ -155,16 +149,19 @@ def _expand(
             for name, bound in layout.bounds.items()
         }
         plan.row_maps.append(row_map)
-        plan.layouts.append(
-            Layout(
-                kinds[i] if pads_left or not is_causal else Rows.WHOLE,
-                row_map.count_on(positions[i], keeps),
-                memory.masks[i],
-                bounds,
-                row_map.count_on(numbers[i], torch.zeros_like(keeps)) if own.is_packed else None,
-            )
-        )
+        kind = kinds[i] if pads_left or not is_causal else Rows.WHOLE
+        positions_after = row_map.count_on(positions[i], keeps)
+        numbers_after = row_map.count_on(numbers[i], torch.zeros_like(keeps)) if own.is_packed else None
+        plan.layouts.append(Layout(kind, positions_after, memory.masks[i], bounds, numbers_after))
     return plan
+
+
+def _count(rows: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(S, B, L) rows that columns become -> (S, B, L + 1) those of all columns before each, and (S, B, L) of those in
+    its sample, which begins in column `start`, (1, B, L).
+    """
+    before = F.pad(rows.cumsum(-1), (1, 0))
+    return before, before[..., :-1] - before.take_along_dim(start, -1)
 
 
 def _padding(mask: torch.Tensor, is_causal: bool = False) -> torch.Tensor:
@@ -206,6 +203,15 @@ def _require_2d(attention_mask: Any) -> Any:
     raise ValueError(
         f"With images, LVTC needs a 2D `attention_mask` (samples, tokens) to make its masks from, got {got}."
     )
+
+
+def _check(facts: SimpleNamespace, config: InternVLXConfig) -> None:
+    if facts.is_interrupted:
+        counts = " or ".join(dict.fromkeys(str(size.before) for size in config.sizes))
+        raise ValueError(
+            f"The {counts} image placeholders of a tile must be contiguous, but there is text between them."
+        )
+    _warn_about_positions(facts.last_position, config)
 
 
 def _warn_about_positions(last_position: int, config: InternVLXConfig) -> None:

@@ -33,14 +33,13 @@ _lengths = WeakTensorKeyDictionary()
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch's own variable-length kernel supports the device and dtype."""
-    if (
-        not {"scale", "window_size"} <= _KERNEL_ARGUMENTS
-        or device.type != "cuda"
-        or torch.version.hip
-        or dtype not in HALF
-    ):
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return (
+        {"scale", "window_size"} <= _KERNEL_ARGUMENTS
+        and device.type == "cuda"
+        and not torch.version.hip
+        and dtype in HALF
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def varlen_sdpa_mask(
@@ -104,11 +103,11 @@ def varlen_sdpa_forward(
     query, key, value = (rearrange(rows, "b h l d -> (b l) h d").to(dtype) for rows in (query, key, value))
     if has_varlen_kernel(query.device, dtype) and not dropout and width % 8 == 0 and width <= 256:
         longest = max_length_q if is_packed and isinstance(max_length_q, int) else len(query)
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        takes_groups, groups = "enable_gqa" in _KERNEL_ARGUMENTS, query.shape[1] // key.shape[1]
-        options: dict = {"enable_gqa": True} if takes_groups else {}
-        if not takes_groups:
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        window = ((sliding_window or 0) - 1, 0)
+        options: dict = {"enable_gqa": True}
+        if "enable_gqa" not in _KERNEL_ARGUMENTS:
+            groups, options = query.shape[1] // key.shape[1], {}
+            key, value = (rows.repeat_interleave(groups, 1) for rows in (key, value))
         bounds = bounds.to(query.device, torch.int32)
         output: torch.Tensor = varlen_attn(  # type: ignore[assignment]
             query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window, **options
@@ -133,10 +132,10 @@ def _sample_by_sample(
     outputs = []
     for sample in zip(*(part.split(_lengths[bounds]) for part in rows), strict=True):
         query, key, value = (rearrange(part, "l h d -> 1 h l d") for part in sample)
-        mask = None
-        if sliding_window is not None and len(sample[0]) > sliding_window:
-            mask = torch.ones(len(sample[0]), len(sample[0]), dtype=torch.bool, device=query.device).tril()
-            mask = mask.triu(1 - sliding_window)[None, None]
+        mask, length = None, len(sample[0])
+        if sliding_window is not None and length > sliding_window:
+            mask = query.new_ones(1, 1, length, length, dtype=torch.bool).tril()
+            mask = mask.triu(1 - sliding_window)
         outputs.append(sdpa_attention_forward(module, query, key, value, mask, dropout, scaling)[0][0])
     return torch.cat(outputs)
 
