@@ -110,35 +110,6 @@ class LVTC(nn.Module):
         resized = F.interpolate(grid, size=(after, after), mode=self.config.lvtc_config.upsample_mode)
         return rearrange(resized, "t d h w -> t (h w) d")
 
-    def resize(
-        self,
-        tiles: torch.Tensor,
-        size: TileSize,
-        hr: torch.Tensor | None,
-        rule: MergeRule,
-        scores: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tiles, N₁², D) -> (tiles, N₂², D), tiles of one size at its boundary.
-
-        LVTC's are upsampled and the HR tokens (tiles, N₂², D) are added to them; others are merged by `rule`, with the
-        scores (tiles, N₁²) that it may need, or dropped.
-
-        Returns:
-            The tokens, and (tiles, N₂²) how much later than the first of their blocks they stand.
-        """
-        later = torch.zeros(tiles.shape[0], size.after, dtype=torch.long, device=tiles.device)
-        if size.has_lvtc:
-            tiles = self.upsample(tiles)
-            return tiles if hr is None else tiles + hr.to(tiles.device, tiles.dtype), later
-        if not size.after:
-            return tiles[:, :0], later
-        side = isqrt(size.before // size.after)
-        merged = rule(tiles, side, *([] if scores is None else [scores]))
-        if isinstance(merged, torch.Tensor):
-            return merged, later
-        grid = torch.arange(size.before, device=tiles.device).unflatten(0, (isqrt(size.before), -1))
-        return merged[0], merged[1] - grid[::side, ::side].flatten()
-
     def expand(
         self,
         rows: torch.Tensor,
@@ -150,8 +121,11 @@ class LVTC(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(R₁, D) -> (R₂, D), the rows of all tiles in a stage from those in the stage before it.
 
+        Tiles that LVTC expands are upsampled and the HR tokens are added to them; others are merged or dropped.
+
         Args:
             moved: (R₁,), how much later than the first of their blocks the rows stand.
+            rule: merges the tokens of tiles whose size shrinks.
             scores: (R₁,), for rules that need them.
 
         Returns:
@@ -163,9 +137,19 @@ class LVTC(nn.Module):
         for size in dict.fromkeys(size for size in tokens.sizes if size.boundary == boundaries[stage - 1]):
             if len(tokens.sizes) > 1:
                 index = [tile for tile, own in enumerate(tokens.sizes) if own == size]
-            hr, own_scores = take(tokens.hr, index), take(of_tiles, index)
-            resized, places = self.resize(take(tiles, index), size, hr, rule, own_scores)
-            tiles, later = put(tiles, index, resized), put(later, index, places)
+            new, places = take(tiles, index), rows.new_zeros(1, size.after, dtype=torch.long)
+            if size.has_lvtc:
+                hr, new = take(tokens.hr, index), self.upsample(new)
+                new = new if hr is None else new + hr.to(new.device, new.dtype)
+            elif not size.after:
+                new = new[:, :0]
+            else:
+                side = isqrt(size.before // size.after)
+                new = rule(new, side, *([] if scores is None else [take(of_tiles, index)]))
+            if isinstance(new, tuple):  # the rule says where the tokens were
+                grid = torch.arange(size.before, device=rows.device).unflatten(0, (isqrt(size.before), -1))
+                new, places = new[0], new[1] - grid[::side, ::side].flatten()
+            tiles, later = put(tiles, index, new), put(later, index, places.expand(len(new), -1))
         return flat(tiles), flat(later)
 
 

@@ -93,4 +93,4 @@ def decoding_masks(
     layout = read_layout(config, inputs_embeds, attention_mask, None, cache, {})
     plan = lay_out(config, layout, None, cache)
     stages = zip([0, *plan.boundaries], make_masks(config.text_config, plan, inputs_embeds, cache), strict=True)
-    return {f"{start}_{kind}": mask for start, masks in stages for kind, mask in masks.items()}
+    return {f"{start}_{kind}" if start else kind: mask for start, masks in stages for kind, mask in masks.items()}
