@@ -148,9 +148,9 @@ def quarter_positions(plan: Plan) -> Plan:
     if not plan.row_maps:
         return plan
     (first, second), (row_map,) = plan.layouts, plan.row_maps
-    positions = first.positions.flatten().float()
     share = len(row_map.tiles) / len(row_map.tiles_to)
-    positions = row_map.place(positions, positions[row_map.firsts] + share * row_map.places)
+    positions = first.positions.float().gather(1, row_map.sources) + share * row_map.places
+    positions = positions * row_map.is_token()
     return replace(plan, layouts=[first, replace(second, positions=positions)])
 
 

@@ -180,7 +180,7 @@ def run_layers(
     insertions, scored = [], set()  # type: ignore[var-annotated]
     if image_tokens is not None:
         tiles = maps[0].tiles
-        moved = hidden_states.new_zeros(tiles.shape, dtype=torch.long)
+        moved = torch.zeros_like(tiles)
         insertions = lvtc.config.lvtc_config.insertion_layers if image_tokens.lr else []
         if rule in SCORED_RULES:
             scored = {size.boundary for size in image_tokens.sizes if 0 < size.after < size.before}

@@ -49,17 +49,16 @@ def stage_masks(
         if layout.rows is Rows.PADDED or is_static(cache):
             return padding  # type: ignore[return-value]
         return {kind: _padding_bounds(visible, layout.positions.shape[1]) for kind, visible in padding.items()}
-    # with a static cache, flash attention needs to know which columns are in use
-    is_needed = layout.rows is not Rows.WHOLE or (is_flash and is_static(cache))
     arguments = {
         "config": text_config,
         "inputs_embeds": inputs_embeds.new_empty(*layout.positions.shape, 0),
-        "attention_mask": mask if is_needed else None,
+        # with a static cache, flash attention needs to know which columns are in use
+        "attention_mask": mask if layout.rows is not Rows.WHOLE or (is_flash and is_static(cache)) else None,
         "position_ids": layout.numbers,
+        # where padding is known, transformers need not wait for the device to find out
+        "allow_is_causal_skip": not is_padded,
         CACHE: cache,
     }
-    if is_padded:  # known, so that transformers need not wait for the device to find out
-        arguments["allow_is_causal_skip"] = False
     return {kind: MASK_FUNCTIONS[kind](layer_idx=layer, **arguments) for kind, layer in first.items()}
 
 

@@ -124,7 +124,7 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
     sides = torch.stack([columns.before, after]).float().sqrt().round().long()
     m, n = sides[:, tile]
     # the last of a placeholder's tokens is the first if both are counted from the ends of their tiles
-    last = after[tile] * (columns.place == 0) - 1 - _cell(columns.before[tile] - 1 - columns.place, m, n)
+    last = after[tile] * (columns.place == 0) - 1 - _cell(m * m - 1 - columns.place, m, n)
     read = (ends - columns.width + last * placeholders).clamp(min=0)
     row_starts = padding + torch.arange(len(ends), device=device)[:, None] * longest
     m, n = sides[:, tile.gather(1, sources)]
