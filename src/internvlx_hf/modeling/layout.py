@@ -33,7 +33,9 @@ Masks = dict[str, torch.Tensor | BlockMask | dict | None]
 
 
 class Rows(IntEnum):
-    """What the rows of a batch hold, and so what attention needs to keep their samples apart."""
+    """What the rows of a batch hold, and so what attention needs to keep their samples apart. A later kind needs no
+    less.
+    """
 
     WHOLE = 0  # no padding that a token could see: nothing, but for packed samples
     PADDED_LEFT = 1  # one sample each after its padding: a mask, or bounds

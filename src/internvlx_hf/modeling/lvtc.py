@@ -107,7 +107,7 @@ class LVTC(nn.Module):
         if after < before:
             return merge_mean(tiles, before // after)
         grid = rearrange(tiles, "t (h w) d -> t d h w", h=before)
-        resized = F.interpolate(grid, size=(after, after), mode=self.config.lvtc_config.upsample_mode)
+        resized = F.interpolate(grid, size=after, mode=self.config.lvtc_config.upsample_mode)
         return rearrange(resized, "t d h w -> t (h w) d")
 
     def expand(
@@ -204,8 +204,8 @@ def run_layers(
                 visible = layout.mask[:, -hidden_states.shape[1] :]
                 scores = take_rows(last_token_scores(layer, hidden_states, inputs, layout, visible), tiles)
             mask = masks[stage][types[index]]
-            padding = {"attention_mask": None, **mask} if isinstance(mask, dict) else {"attention_mask": mask}
-            hidden_states = layer(hidden_states, **{**inputs, **padding})
+            padding = mask if isinstance(mask, dict) else {"attention_mask": mask}
+            hidden_states = layer(hidden_states, **(inputs | padding))
     return BaseModelOutputWithPast(last_hidden_state=language_model.norm(hidden_states))
 
 

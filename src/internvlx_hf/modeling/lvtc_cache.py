@@ -185,22 +185,12 @@ class ExpandedLength:
     longest: int = 0
 
 
-def allow_growth(cache: Cache, config, max_cache_len: int, expanded: ExpandedLength, memory: Memory) -> None:
-    """Allow a new static cache's layers of the later stages to grow by the tokens that an expansion adds.
-
-    Args:
-        max_cache_len: columns that this generation needs in stage one; the cache may be longer already.
-        expanded: columns that earlier generations needed in later stages; updated with what this one needs.
-        memory: that of a text, which a cache has even for a prompt without tiles, so that the same compiled decoding
-            step serves all prompts.
-    """
-    cache.growth = max_cache_len, expanded  # type: ignore[attr-defined]
-    ensure_capacity(cache, config, [0] * (1 + len(memory.masks)))
-    remember_expansion(cache, memory)
-
-
 def ensure_capacity(cache: Cache | None, config, lengths: Sequence[int]) -> None:
     """Ensure that the layers of each later stage have room for a prompt.
+
+    Before their first use, those of a cache with `growth` become longer: its first entry is the number of columns that
+    this generation needs in stage one (the cache may be longer already), its second the [`ExpandedLength`], which is
+    updated with what this generation needs.
 
     Args:
         lengths: the prompt's in each stage.

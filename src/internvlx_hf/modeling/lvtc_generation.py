@@ -12,7 +12,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from .configuration_internvlx import InternVLXConfig
 from .layout import Masks
-from .lvtc_cache import ExpandedLength, Memory, allow_growth
+from .lvtc_cache import ExpandedLength, Memory, ensure_capacity, remember_expansion
 from .lvtc_masks import decoding_masks
 from .outputs import one_cache
 
@@ -66,6 +66,9 @@ class LVTCGenerationMixin(GenerationMixin):
             *args, batch_size=batch_size, max_cache_len=max_cache_len, **kwargs
         )
         if self.model.lvtc is not None:
-            memory = Memory.of_text(len(self.config.boundaries), batch_size, self.device)
-            allow_growth(cache, self.config, max_cache_len, self._expanded_cache_length, memory)
+            stages = len(self.config.boundaries)
+            cache.growth = max_cache_len, self._expanded_cache_length  # type: ignore[attr-defined]
+            ensure_capacity(cache, self.config, [0] * (1 + stages))
+            # even for a prompt without tiles, so that the same compiled decoding step serves all prompts
+            remember_expansion(cache, Memory.of_text(stages, batch_size, self.device))
         return cache

@@ -178,16 +178,16 @@ def _continue(config: InternVLXConfig, layout: Layout, memory: Memory, cache: Ca
     else:
         columns += layout.positions.shape[1]
         _warn_about_positions(memory.last_position + columns - memory.length, config)
-    first, later = layout.rows, memory.rows
-    if mask is not None:
-        later = [Rows.MASKED] * len(later)
-        is_read = isinstance(mask, torch.Tensor) and not (is_static(cache) or is_tracing(mask))
-        if is_read and runs_without_mask(config.text_config):
-            visible = mask.bool()
-            (facts,) = read_on_host(later=(~visible[:, memory.length :]).any(), padding=_padding(visible))
-            first, later = Rows(facts.padding), [Rows.PADDED] * len(later) if facts.later else memory.rows
+    first = later = layout.rows
+    is_read = isinstance(mask, torch.Tensor) and not (is_static(cache) or is_tracing(mask))
+    if is_read and runs_without_mask(config.text_config):
+        visible = mask.bool()
+        hidden = Rows.PADDED * (~visible[:, memory.length :]).any()
+        (facts,) = read_on_host(first=_padding(visible), later=hidden)
+        first, later = Rows(facts.first), Rows(facts.later)
     layouts, positions = [replace(layout, rows=first)], layout.positions + memory.shift.to(layout.positions.device)
-    for i, rows in enumerate(later):
+    for i, earlier in enumerate(memory.rows):
+        rows = max(earlier, later)
         if rows is not Rows.WHOLE and not isinstance(mask, dict):
             if mask is None:
                 mask = positions.new_ones(positions.shape[1], columns)

@@ -75,7 +75,7 @@ def _padding_bounds(visible: torch.Tensor, queries: int) -> dict:
 
     With a mask, every layer would wait twice for the device and copy keys and values without the padding.
     """
-    bounds: dict[str, torch.Tensor | int] = {}
+    bounds: dict[str, torch.Tensor | int | None] = {"attention_mask": None}
     for side, length in (("q", queries), ("k", visible.shape[1])):
         padding = (length - visible.sum(1)).clamp(min=0)
         ends = torch.stack([padding, length - padding], dim=1).flatten().cumsum(0)

@@ -62,7 +62,7 @@ class RowMap:
 
     def place(self, rows: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
         """(B·L, ...) rows before the boundary and (R₂, ...) of tiles after it -> (B, L₂, ...), zero for padding."""
-        padding = rows.new_zeros(1, *rows.shape[1:])
+        padding = torch.zeros_like(rows[:1])
         return torch.cat([rows, tiles, padding])[self.index.to(rows.device)]
 
     def count_on(self, numbers: torch.Tensor, keeps: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ class RowMap:
 def take_rows(hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """(B, L, ...) -> (R, ...), those rows; any other row for one that does not exist."""
     flat = hidden_states.flatten(0, 1)
-    return flat[rows.to(flat.device).clamp(max=flat.shape[0] - 1)]
+    return flat[rows.to(flat.device).clamp(max=len(flat) - 1)]
 
 
 def add_to_rows(hidden_states: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -119,14 +119,14 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
     places = (row - (ends - columns.width).gather(1, sources)) * is_token
     firsts = torch.where(placeholders, len(number) + (after.cumsum(0) - after)[tile], number.view_as(placeholders))
     index = torch.where(is_token, firsts.gather(1, sources) + places, -1)
-    tiles_to = torch.full((len(number) + tile_rows[1] + 1,), index.numel(), device=device)
+    tiles_to = index.new_full((len(number) + tile_rows[1] + 1,), index.numel())
     tiles_to[index] = torch.arange(index.numel(), device=device).view_as(index)
     sides = torch.stack([columns.before, after]).float().sqrt().round().long()
     m, n = sides[:, tile]
     # the last of a placeholder's tokens is the first if both are counted from the ends of their tiles
     last = after[tile] * (columns.place == 0) - 1 - _cell(m * m - 1 - columns.place, m, n)
     read = (ends - columns.width + last * placeholders).clamp(min=0)
-    row_starts = padding + torch.arange(len(ends), device=device)[:, None] * longest
+    row_starts = padding + number[: len(ends), None] * longest
     m, n = sides[:, tile.gather(1, sources)]
     return RowMap(
         # in ascending order; `nonzero` would wait for the device
