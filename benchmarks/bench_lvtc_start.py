@@ -150,7 +150,7 @@ def quarter_positions(plan: Plan) -> Plan:
     (first, second), (row_map,) = plan.layouts, plan.row_maps
     share = len(row_map.tiles) / len(row_map.tiles_to)
     positions = first.positions.float().gather(1, row_map.sources) + share * row_map.places
-    positions = positions * row_map.is_token()
+    positions = positions * row_map.is_token
     return replace(plan, layouts=[first, replace(second, positions=positions)])
 
 

@@ -143,7 +143,7 @@ def _expand(
     for i, own in enumerate(stages):
         row_map = map_rows(columns[i], own.longest, (sum(tokens[0]), sum(tokens[1 + i])), pads_left)
         earlier_mask = earlier.extend_mask(i, seen_mask[:, :seen]).to(device)
-        memory.masks.append(torch.cat([earlier_mask, row_map.is_token()], dim=1))
+        memory.masks.append(torch.cat([earlier_mask, row_map.is_token], dim=1))
         bounds = {
             name: rows[i, 0].to(bound)[bound.long()] if "cu_seq" in name else own.longest_sample
             for name, bound in layout.bounds.items()

@@ -55,6 +55,7 @@ class RowMap:
     tiles: torch.Tensor  # (R₁,) rows before that hold tiles
     tiles_to: torch.Tensor  # (R₂,) rows after that hold tiles
     index: torch.Tensor  # (B, L₂) row before of text; B·L and on: rows of all tiles, one after another; -1: padding
+    is_token: torch.Tensor  # (B, L₂) bool, which rows after hold text or a tile's token, not padding
     sources: torch.Tensor  # (B, L₂) column before: of text its own, of a tile its first placeholder's
     places: torch.Tensor  # (B, L₂) number of a tile's row within its tile, else 0
     parents: torch.Tensor  # (B, L₂) column before that a row was expanded from, or the first that it was merged from
@@ -72,11 +73,7 @@ class RowMap:
         """
         is_kept = keeps.gather(1, self.sources)
         counted = numbers.gather(1, torch.where(is_kept, self.parents, self.sources)) + self.places * ~is_kept
-        return counted * self.is_token()
-
-    def is_token(self) -> torch.Tensor:
-        """(B, L₂) bool: which rows after the boundary hold text or a tile's token, not padding."""
-        return self.index >= 0
+        return counted * self.is_token
 
     def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, L₂, D) -> (B, L, D): text rows are copied, a placeholder reads the last of its tokens.
@@ -121,21 +118,20 @@ def map_rows(columns: Columns, longest: int, tile_rows: tuple[int, int], pads_le
     index = torch.where(is_token, firsts.gather(1, sources) + places, -1)
     tiles_to = index.new_full((len(number) + tile_rows[1] + 1,), index.numel())
     tiles_to[index] = torch.arange(index.numel(), device=device).view_as(index)
-    sides = torch.stack([columns.before, after]).float().sqrt().round().long()
-    m, n = sides[:, tile]
+    m, n = (tokens.float().sqrt().round().long()[tile] for tokens in (columns.before, after))
     # the last of a placeholder's tokens is the first if both are counted from the ends of their tiles
     last = after[tile] * (columns.place == 0) - 1 - _cell(m * m - 1 - columns.place, m, n)
     read = (ends - columns.width + last * placeholders).clamp(min=0)
     row_starts = padding + number[: len(ends), None] * longest
-    m, n = sides[:, tile.gather(1, sources)]
     return RowMap(
         # in ascending order; `nonzero` would wait for the device
         tiles=placeholders.flatten().int().argsort(descending=True, stable=True)[: tile_rows[0]],
         tiles_to=tiles_to[len(number) : -1],
         index=index,
+        is_token=is_token,
         sources=sources,
         places=places,
-        parents=sources + _cell(places, n, m),
+        parents=sources + _cell(places, n.gather(1, sources), m.gather(1, sources)),
         read_from=(read + row_starts).clamp(max=index.numel() - 1).flatten(),
     )
 

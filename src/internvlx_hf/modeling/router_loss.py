@@ -45,7 +45,7 @@ def balancing_loss(
         visible = attention_mask[:, -hidden_states.shape[1] :]
     text = config.text_config
     stages = [None if visible is None else visible.flatten().nonzero().squeeze(1)]
-    stages += [row_map.is_token().flatten().nonzero().squeeze(1) for row_map in plan.row_maps] if plan else []
+    stages += [row_map.is_token.flatten().nonzero().squeeze(1) for row_map in plan.row_maps] if plan else []
     counted = []
     routed = [index for index, layer in enumerate(layers) if hasattr(layer.mlp, "experts")]
     for index, logits in zip(routed, router_logits, strict=True):
