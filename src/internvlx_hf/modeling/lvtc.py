@@ -132,7 +132,7 @@ class LVTC(nn.Module):
             The rows, and `moved` of them, (R₂,).
         """
         boundaries, index = self.config.boundaries, None
-        tiles, later = (tokens.split(own, stage - 1, boundaries) for own in (rows, moved))
+        tiles, later = (tokens.split(own, stage - 1, boundaries) for own in (rows, moved.to(rows.device)))
         of_tiles = None if scores is None else tokens.split(scores, stage - 1, boundaries)
         for size in dict.fromkeys(size for size in tokens.sizes if size.boundary == boundaries[stage - 1]):
             if len(tokens.sizes) > 1:
