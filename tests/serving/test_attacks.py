@@ -207,15 +207,23 @@ def test_a_stream_that_is_given_up_before_its_first_bytes_stops(port, steps, mon
     assert len(steps) < 800
 
 
-def test_a_client_that_left_while_it_waited_is_not_answered(port, steps):
+def test_a_client_that_left_while_it_waited_is_not_answered(port, steps, monkeypatch):
+    submitted, may_start, submit = [], threading.Event(), GenerateManager.async_submit
+
+    def wait_and_start(self, generate):
+        submitted.append(generate)
+        return submit(self, lambda: generate() if may_start.wait(TIMEOUT) else None)
+
+    monkeypatch.setattr(GenerateManager, "async_submit", wait_and_start)
     long = {"max_tokens": 300, "logit_bias": END, "temperature": 0}
     first = threading.Thread(target=lambda: post(port, CHAT, asked(**long)))
     first.start()
-    wait_until(lambda: steps)
+    wait_until(lambda: submitted)
     with connect(port) as client:
         client.sendall(raw_post(CHAT, json.dumps(asked(**long)).encode()))
-        assert is_healthy(port)
-        threading.Event().wait(0.5)  # until it waits for the first
+        wait_until(lambda: len(submitted) == 2)
+    assert all(is_healthy(port) for _ in range(3))  # after the server has seen the client leave
+    may_start.set()
     first.join(TIMEOUT)
     assert post(port, CHAT, asked(max_tokens=1))[0] == 200
     assert len(steps) == 301
