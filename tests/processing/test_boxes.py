@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.Image import Exif
@@ -83,6 +83,7 @@ def test_the_forms_that_models_write_are_read(text, expected):
     slicing=st.sampled_from(("edge", "area", "ratio")),
     corners=st.lists(st.floats(0.1, 0.9), min_size=4, max_size=4),
 )
+@example(size=(140, 40), orientation=1, slicing="edge", corners=[0.4921875, 0.5, 0.4921875, 0.5])
 def test_a_box_is_where_the_tiles_show_it(size, orientation, slicing, corners, processor):
     """A rectangle on a stored, turned photo: its place in the tiles, in thousandths, is its place in the upright image."""
     exif = Exif()
@@ -105,7 +106,7 @@ def test_a_box_is_where_the_tiles_show_it(size, orientation, slicing, corners, p
     views = [grid.transpose(0, 2, 1, 3).reshape(plan.rows * tiles.shape[1], -1)]
     views += [tiles[-1]] if plan.has_thumbnail else []
     for view in views:
-        bright = np.argwhere(view > 127)
+        bright = np.argwhere(view > max(20, view.max() / 2))  # where it is thin, nothing is white
         if not len(bright):
             continue  # too thin to be seen there
         (y0, x0), (y1, x1) = bright.min(0), bright.max(0) + 1
