@@ -217,9 +217,8 @@ class Tuning:
             verdict, sentences = NOTHING, [self._nothing(list(rows.values())), training_hint(costs)]
         else:
             verdict, sentences = verdict_on(rows[chosen], own, found, self.keep, len(self.units))
-            is_kept = (
-                rows[chosen].same >= self.keep * rows[chosen].asked
-            )  # else the held-out half contradicts the choice
+            # else the held-out half contradicts the choice
+            is_kept = rows[chosen].same >= self.keep * rows[chosen].asked
         return TuneReport(
             model="",
             asked="",
