@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -151,6 +151,26 @@ def test_a_killed_driver_continues_with_the_same_command(job, expected, tmp_path
         assert shard.read_bytes().startswith(content)
 
 
+def test_answers_of_a_worker_that_died_before_it_told_are_of_this_run(job, tmp_path, monkeypatch):
+    def results(_, own, __):
+        worker = ShardWorker(own)
+        worker.answer(0)  # its file has its name, and Ray hears nothing
+        for shard in range(own.shards):
+            yield json.loads(worker({"shard": [shard]})["result"][0])
+
+    monkeypatch.setattr("internvlx_hf.chat.ray_answers._connected", nullcontext)
+    monkeypatch.setattr("internvlx_hf.chat.ray_answers._results", results)
+    outcome = answer_on_ray(LOCAL, on_the_job(job, tmp_path / "out", 24), job / "model")
+    assert (outcome.answered, outcome.earlier, outcome.failed) == (RECORDS - 1, 0, 1)
+    again = answer_on_ray(LOCAL, on_the_job(job, tmp_path / "out", 24), job / "model")
+    assert (again.answered, again.earlier, again.failed) == (0, RECORDS - 1, 1)
+
+
+def on_the_job(job: Path, out: Path, shard_size: int, records: int = RECORDS) -> RayTask:
+    data = {"source": str(job / "questions.jsonl"), "image_root": None, "split": "train", "share_tiles": False}
+    return RayTask(str(job / "model"), None, {}, data, out, records, {}, 8, 64, {"device": "cpu"}, shard_size)
+
+
 def task(out: Path, **changed) -> RayTask:
     settings = {"model": "tiny", "max_patches": 6}
     return RayTask(
@@ -218,18 +238,16 @@ def test_the_command_refuses_before_it_loads_a_model(tmp_path, capsys, monkeypat
 
 def test_changed_data_are_refused(job, tmp_path):
     """A shard's file with the answer to a record that is no longer in its range."""
-    data = {"source": str(job / "questions.jsonl"), "image_root": None, "split": "train", "share_tiles": False}
-    own = RayTask(str(job / "model"), None, {}, data, tmp_path, RECORDS, {}, 8, 64, {"device": "cpu"}, SHARD)
+    own = on_the_job(job, tmp_path, SHARD)
     own.path(0).write_text(json.dumps({"key": "0" * 32, "messages": []}) + "\n")
     with refused("has 1 answers to other records … DATA has changed"):
         ShardWorker(own).answer(0)
     with refused(f"DATA has {RECORDS} records on … expected 9"):
-        ShardWorker(RayTask(own.model, None, {}, data, tmp_path, 9, {}, 8, 64)).answer(0)
+        ShardWorker(on_the_job(job, tmp_path, SHARD, records=9)).answer(0)
 
 
 def test_a_shard_whose_actors_die_is_given_up(job, tmp_path):
-    data = {"source": str(job / "questions.jsonl"), "image_root": None, "split": "train", "share_tiles": False}
-    own = RayTask(str(job / "model"), None, {}, data, tmp_path, RECORDS, {}, 8, 64, {"device": "cpu"}, SHARD)
+    own = on_the_job(job, tmp_path, SHARD)
     for death in range(6):
         (tmp_path / f"part-000001.jsonl.{death}.partial").touch()
     worker = ShardWorker(own)

@@ -97,10 +97,10 @@ class ShardWorker:
         absolute_roots(self.data)  # type: ignore[arg-type]  # not a stream
 
     def __call__(self, batch: dict) -> dict:
-        results = []
+        results: list[dict] = []
         for shard in map(int, batch["shard"]):
             try:
-                results.append(self.answer(shard)._asdict())
+                results.append({"shard": shard} | self.answer(shard)._asdict())
             except (ValueError, OSError) as error:  # nothing that another try would change
                 results.append({"refused": str(error)})
         return {"result": list(map(json.dumps, results))}
@@ -182,8 +182,9 @@ def answer_on_ray(address: str, task: RayTask, weights: Path) -> Outcome:
         with locked(task.out / ".answers", task.out):
             _claim(task)
             _remove_partial(task.out)
+            before = {shard for shard in range(task.shards) if task.path(shard).exists()}
             try:
-                return _collect(task, _results(ray, task, weights))
+                return _collect(task, _results(ray, task, weights), before)
             finally:
                 _remove_partial(task.out)
 
@@ -211,13 +212,16 @@ def _results(ray, task: RayTask, weights: Path) -> Iterator[dict]:
         yield json.loads(row["result"])
 
 
-def _collect(task: RayTask, results: Iterator[dict]) -> Outcome:
+def _collect(task: RayTask, results: Iterator[dict], before: set[int]) -> Outcome:
+    """What became of all shards, where `before` lists those that had a file when this run began."""
     counts, started = dict.fromkeys(Outcome._fields[:4], 0), time.perf_counter()
     failures: list[tuple[str, str]] = []
     with tqdm(total=task.records, desc="Answering", unit="record", smoothing=0.05) as progress:
         for result in results:
             if "refused" in result:
                 raise ValueError(result["refused"])
+            if result["shard"] not in before:  # else of an actor of this run that died before it could tell
+                result |= {"answered": result["answered"] + result["earlier"], "earlier": 0}
             for name in counts:
                 counts[name] += result[name]
             failures += [(name, reason) for name, reason in result["failures"]]
