@@ -248,9 +248,11 @@ class Tuning:
         if not rows:
             return "nothing to save: no image setting is cheaper on these images"
         best = max(rows, key=lambda row: row.same / row.asked)
+        choosing, held_out = len(self.choosing), len(self.held_out)
         return (
             f"nothing to save: every cheaper setting changed the answers about more than {self.allowed} of the "
-            f"{len(self.choosing)} images to choose on; the nearest, {best.name}, kept {best.same} of {best.asked}"
+            f"{choosing} images to choose on, all that {self.keep:g} allows with {held_out} held out; the nearest, "
+            f"{best.name}, kept {best.same} of {best.asked}"
         )
 
 
