@@ -206,23 +206,3 @@ def test_the_bytes_of_dense_masks_are_those_that_a_forward_makes(model, attentio
     itemsize = 1 if attention == "sdpa" else 4
     lengths = packed["input_ids"].shape[1], masks[-1].shape[-1]
     assert dense_masks.dense_mask_bytes(model.config, *lengths, itemsize) == sum(mask.nbytes for mask in masks)
-
-
-def test_a_packed_row_s_dense_masks_are_warned_of_once(monkeypatch):
-    said = []
-    monkeypatch.setattr(dense_masks, "_warned", set())
-    monkeypatch.setattr(dense_masks.logger, "warning", said.append)
-    model = training_model()
-    batch = labelled(model, MIXED)
-    model(**batch)
-    assert not said
-    for _ in range(2):
-        model(**pack([batch]), **bounds_of(batch))
-    (line,) = said
-    size = (44**2 + 104**2) / 2**20
-    assert f"packed row of 44 tokens, 104 after LVTC's expansion, with dense masks of {size:.1f} MiB" in line
-    assert "`attn_implementation='varlen_sdpa'`" in line
-    for attention in ("varlen_sdpa", "varlen"):
-        model.set_attn_implementation({"text_config": attention})
-        model(**pack([batch]), **bounds_of(batch))
-    assert len(said) == 1

@@ -19,7 +19,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .chat import ChatMixin
 from .configuration_internvlx import InternVLXConfig
-from .dense_masks import warn_about_dense_masks
 from .engines import find_engine, keep_whole, refuse_sizes, runs_in_engine
 from .image_placeholders import NoPlaceholdersMixin, check_placeholders, warn_about_placeholders
 from .layout import Layout, read_layout
@@ -348,8 +347,6 @@ class InternVLXModel(InternVLXPreTrainedModel):
         will_expand = (self.lvtc is not None and image_tokens is not None) and (
             self.config.tokens_per_tile is None or image_tokens.changes
         )
-        if kwargs.get("cu_seq_lens_q") is not None:
-            warn_about_dense_masks(self.config, inputs_embeds, 0 if image_tokens is None else len(image_tokens.counts))
         layout = read_layout(
             self.config, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs, will_expand
         )

@@ -12,7 +12,7 @@ from transformers.utils import (
 )
 
 from ..modeling import InternVLXConfig
-from ..modeling.dense_masks import DENSE_MASKS, dense_mask_bytes, describe_dense_masks
+from ..modeling.dense_masks import DENSE_MASKS, dense_mask_bytes
 from ..modeling.varlen_attention import HALF, VARLEN_SDPA, has_varlen_kernel
 from .arguments import DataArguments, ModelArguments
 from .run_data import RunData, longest_batch
@@ -66,7 +66,11 @@ def check_masks(config: InternVLXConfig, attention: str, lengths: tuple[int, int
     if attention not in DENSE_MASKS:
         return
     size = dense_mask_bytes(config, *lengths, itemsize=1 if attention == "sdpa" else itemsize)
-    masks = describe_dense_masks(config, attention, *lengths, size)
+    expanded = f", {lengths[1]} after LVTC's expansion," if config.boundaries else ""
+    masks = (
+        f"`attn_implementation={attention!r}` separates the samples of a packed row of {lengths[0]} tokens{expanded} "
+        f"with dense masks of {size / 2**20:,.1f} MiB"
+    )
     if size > limit:
         raise ValueError(
             f"{masks}, more than `max_mask_bytes`={limit}. Leave `attn_implementation` unset or name one that needs "
