@@ -177,6 +177,7 @@ def run_layers(
         `last_hidden_state` (B, L₂, D).
     """
     types, maps, scores = attention_types(language_model.config), plan.row_maps, None
+    modules = list(language_model.layers)  # an index into a ModuleList costs 8 calls
     insertions, scored = [], set()  # type: ignore[var-annotated]
     if image_tokens is not None:
         tiles = maps[0].tiles
@@ -199,13 +200,12 @@ def run_layers(
             if image_tokens is not None and index in insertions:
                 tokens = image_tokens.in_stage(insertions.index(index), stage, plan.boundaries)  # [R, D]
                 hidden_states = add_to_rows(hidden_states, tiles, tokens)
-            layer = language_model.layers[index]
             if index + 1 in scored:
                 visible = layout.mask[:, -hidden_states.shape[1] :]
-                scores = take_rows(last_token_scores(layer, hidden_states, inputs, layout, visible), tiles)
+                scores = take_rows(last_token_scores(modules[index], hidden_states, inputs, layout, visible), tiles)
             mask = masks[stage][types[index]]
             padding = mask if isinstance(mask, dict) else {"attention_mask": mask}
-            hidden_states = layer(hidden_states, **(inputs | padding))
+            hidden_states = modules[index](hidden_states, **(inputs | padding))
     return BaseModelOutputWithPast(last_hidden_state=language_model.norm(hidden_states))
 
 
