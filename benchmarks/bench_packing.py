@@ -11,7 +11,7 @@ from rows import AT_LEAST, Row, run_script
 from timing import print_table, time_alternately, use_one_thread
 
 from internvlx_hf import InternVLXConfig, InternVLXForConditionalGeneration
-from internvlx_hf.modeling.dense_masks import dense_mask_bytes
+from internvlx_hf.training.attention import dense_mask_bytes
 
 TEXT = 64  # text tokens per sample
 WAYS = ("sdpa", "varlen_sdpa")

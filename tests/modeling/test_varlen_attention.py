@@ -11,7 +11,8 @@ import torch
 from transformers import AttentionInterface
 
 import varlen  # noqa: F401  registers the attention of that name
-from internvlx_hf.modeling import dense_masks, varlen_attention
+from internvlx_hf.modeling import varlen_attention
+from internvlx_hf.training.attention import dense_mask_bytes
 from lvtc_cases import (
     CLOSE,
     MIXED,
@@ -205,4 +206,4 @@ def test_the_bytes_of_dense_masks_are_those_that_a_forward_makes(model, attentio
     masks = attention_masks(model, packed)
     itemsize = 1 if attention == "sdpa" else 4
     lengths = packed["input_ids"].shape[1], masks[-1].shape[-1]
-    assert dense_masks.dense_mask_bytes(model.config, *lengths, itemsize) == sum(mask.nbytes for mask in masks)
+    assert dense_mask_bytes(model.config, *lengths, itemsize) == sum(mask.nbytes for mask in masks)

@@ -12,12 +12,15 @@ from transformers.utils import (
 )
 
 from ..modeling import InternVLXConfig
-from ..modeling.dense_masks import DENSE_MASKS, dense_mask_bytes
+from ..modeling.lvtc_masks import attention_types
 from ..modeling.varlen_attention import HALF, VARLEN_SDPA, has_varlen_kernel
 from .arguments import DataArguments, ModelArguments
 from .run_data import RunData, longest_batch
 
 logger = logging.get_logger(__name__)
+
+# attention implementations that separate packed samples with a mask of (L, L)
+DENSE_MASKS = ("sdpa", "eager")
 
 
 def packed_attention(device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> str:
@@ -50,6 +53,18 @@ def _loads(kernel: str) -> bool:
         logger.warning(f"{kernel} cannot be loaded, so attention runs on {VARLEN_SDPA!r}: {error}")
         return False
     return True
+
+
+def dense_mask_bytes(config: InternVLXConfig, length: int, expanded_length: int, itemsize: int = 1) -> int:
+    """Bytes of all masks that "sdpa" and "eager" hold during the forward of a packed row.
+
+    Args:
+        length, expanded_length: L and L₂, tokens of the row before and after LVTC's expansion.
+        itemsize: bytes per entry: 1 for "sdpa" (bool), the size of the model's dtype for "eager".
+    """
+    types = attention_types(config.text_config)
+    k = [*config.boundaries, len(types)][0]
+    return itemsize * (len(set(types[:k])) * length**2 + len(set(types[k:])) * expanded_length**2)
 
 
 def check_masks(config: InternVLXConfig, attention: str, lengths: tuple[int, int], itemsize: int, limit: int) -> None:
