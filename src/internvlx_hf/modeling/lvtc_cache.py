@@ -45,11 +45,6 @@ class Memory:
         shift = torch.zeros(stages, batch, 1, dtype=torch.long, device=device)
         return cls(shift, [shift.new_ones(batch, 0, dtype=torch.bool)] * stages, [Rows.WHOLE] * stages)
 
-    def select(self, indices: torch.Tensor) -> "Memory":
-        """The memory of these samples, in their order."""
-        indices = indices.to(self.shift.device)
-        return replace(self, shift=self.shift[:, indices], masks=[mask[indices] for mask in self.masks])
-
     def crop(self, surplus: int) -> "Memory":
         """Forget the last `surplus` columns, if that is more than 0.
 
@@ -107,8 +102,10 @@ class MemoryMixin(CacheLayerMixin):
 
     def select_samples(self, indices: torch.Tensor) -> None:
         """Keep the memory of these samples, in their order."""
-        if self.expansion is not None:
-            self.expansion = self.expansion.select(indices)
+        if (memory := self.expansion) is not None:
+            indices = indices.to(memory.shift.device)
+            masks = [mask[indices] for mask in memory.masks]
+            self.expansion = replace(memory, shift=memory.shift[:, indices], masks=masks)
 
     def crop(self, tokens_to_remove: int) -> None:
         """As in transformers, for a negative number of tokens.

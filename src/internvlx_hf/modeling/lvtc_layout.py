@@ -39,11 +39,8 @@ class Tiles:
     sizes: Sequence[TileSize]
 
     def each(self, values: Sequence) -> torch.Tensor:
-        """(tiles,) a value for each tile, copied to the device only if they differ."""
-        device = self.placeholders.device
-        if len(set(values)) == 1:
-            return torch.full((len(values),), values[0], device=device)
-        return torch.tensor(values, device=device)
+        """(tiles,) a value for each tile."""
+        return torch.tensor(values, device=self.placeholders.device)
 
 
 @dataclass(frozen=True)
