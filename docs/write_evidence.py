@@ -89,7 +89,7 @@ answers, which differ by up to 6 % ([all figures](../benchmarks/results/end_to_e
 |---|---|---|---|
 | How many questions does vLLM answer in a second with `edge`, of `ratio`'s? | {vllm} | a small random model on a CPU, images from 224x224 to 1920x1080; one that fills all tiles gains nothing | `python benchmarks/vllm_throughput.py` |
 | How much CPU time does a request take in vLLM with LVTC, of 4N tokens in all layers? | {vllm_lvtc} | as above | `python benchmarks/vllm_lvtc.py` |
-| What does a GPU take? | not measured | | `python benchmarks/bench_gpu.py` |
+| What does a GPU take? | not measured | | `make gpu` |
 
 ## Answers
 

@@ -15,6 +15,7 @@ from paths import ROOT
 pytestmark = pytest.mark.any_transformers
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+RESULTS = sorted((ROOT / "benchmarks").rglob("*.md"))
 
 
 def python_blocks(path: Path) -> list[str]:
@@ -30,10 +31,16 @@ def test_every_python_block_runs(path, demo_output):
         exec(compile(block, f"{path.name} block {number}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCS, *RESULTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_that_it_names_exists(path):
-    named = re.findall(r"\]\((?!https?:|#)([^)]+)\)", path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)
     assert [name for name in named if not (path.parent / name.partition("#")[0]).exists()] == []
+    scripts = re.findall(r"\bpython (?!llama\.cpp)([\w/.-]+\.py)", text)
+    assert [name for name in scripts if not (ROOT / name).exists()] == []
+    targets = re.findall(r"(?:^|`)make ([a-z][\w-]*)(?!\S)", text, re.MULTILINE)
+    known = re.findall(r"^([a-z][\w -]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(targets) <= set(" ".join(known).split())
 
 
 def command_lines() -> set[tuple[str, str]]:
