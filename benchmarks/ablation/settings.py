@@ -207,7 +207,7 @@ WAYS: dict[str, dict[str, int | tuple[str, int]]] = {
 # … and other tiles than those of its training: a slicing, and the most tiles of a page
 WAYS |= {
     name: {slicing: (slicing, MAX_TILES) for slicing in SLICING_STRATEGIES}
-    | {f"{row.slicing}, at most {count} tiles": (row.slicing, count) for count in (4, 2, 1)}
+    | {f"{row.slicing}, at most {count} tile{'s' * (count > 1)}": (row.slicing, count) for count in (4, 2, 1)}
     for name, row in SLICINGS.items()
     if row.slicing in ("ratio", "edge")
 }
