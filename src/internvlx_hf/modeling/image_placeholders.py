@@ -60,9 +60,7 @@ def warn_about_placeholders(
     Input on a filled cache is not checked: it may continue an image's prompt. Neither is a training step on a GPU,
     because the check waits for the device.
     """
-    layers = [] if cache is None else cache.layers
-    is_continued = any(layer.is_initialized for layer in layers)  # type: ignore[union-attr]
-    if input_ids is None or is_continued or input_ids.is_meta or is_tracing(input_ids):
+    if input_ids is None or getattr(cache, "is_initialized", False) or input_ids.is_meta or is_tracing(input_ids):
         return
     if is_training and input_ids.device.type != "cpu":
         return
@@ -90,12 +88,11 @@ class NoPlaceholdersMixin(GenerationMixin):
 
     def _get_logits_processor(self, generation_config, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
-        prompt, inputs = kwargs.get("encoder_input_ids"), kwargs.get("model_kwargs") or {}
-        cache = inputs.get(CACHE)
+        inputs = kwargs.get("model_kwargs") or {}
         has_tiles = inputs.get("pixel_values") is not None or inputs.get("mm_encoder_outputs")
-        is_continued = cache is not None and cache.get_seq_length() > 0
-        may_be_text = not (has_tiles or is_continued or generation_config.is_assistant)
-        if not may_be_text or prompt is None or prompt.ndim != 2 or not (prompt == self.config.image_token_id).any():
+        is_continued = getattr(inputs.get(CACHE), "is_initialized", False)
+        is_text = torch.as_tensor(kwargs.get("encoder_input_ids") == self.config.image_token_id).any()
+        if has_tiles or is_continued or generation_config.is_assistant or not is_text:
             suppressed = NoPlaceholders([self.config.image_token_id], kwargs.get("device") or self.device)
             processors.insert(0, suppressed)  # before `top_k` and its like, which choose from what is left
         return processors
