@@ -42,11 +42,10 @@ def check_placeholders(placeholders: torch.Tensor, tokens: Sequence[int] | torch
         matches &= (counts % kinds[0] == 0).all()
 
     def message() -> str:
-        whole = "those of whole tiles" if len(kinds) > 1 else f"a multiple of {kinds[0]}"
         return (
             f"Image features and image tokens do not match: {tiles} tiles of {' or '.join(map(str, kinds))} "
-            f"tokens need {total} image placeholders, {whole} in every row, but the rows of the prompt have "
-            f"{counts.tolist()}."
+            f"tokens need {total} image placeholders, those of whole tiles in every row, but the rows of the prompt "
+            f"have {counts.tolist()}."
         )
 
     torch_compilable_check(matches, message)

@@ -28,11 +28,8 @@ def make_masks(
     text_config: PretrainedConfig, plan: Plan, inputs_embeds: torch.Tensor, cache: Cache | None
 ) -> list[Masks]:
     """The masks of all stages."""
-    layers, layouts = range(text_config.num_hidden_layers), plan.layouts
-    if layouts[0] is layouts[-1] and not is_static(cache):  # no tiles so far: all stages have the same columns
-        return [stage_masks(text_config, layers, layouts[0], inputs_embeds, cache)] * len(layouts)
-    parts = zip(plan.split(layers), layouts, strict=True)
-    return [stage_masks(text_config, *part, inputs_embeds, cache) for part in parts]
+    stages = zip(plan.split(range(text_config.num_hidden_layers)), plan.layouts, strict=True)
+    return [stage_masks(text_config, *stage, inputs_embeds, cache) for stage in stages]
 
 
 def stage_masks(
