@@ -12,10 +12,8 @@ from pathlib import Path
 TILE, PATCH = 64, 8  # pixels
 GRID = TILE // PATCH  # S
 WINDOW, FINE_WINDOW = 4, 2  # M of N and of 4N tokens
-SIDES = (
-    58,
-    74,
-)  # pixels: the smallest and the largest width and height of a page; a letter becomes 0.86 to 1.1 times as large
+# pixels: the smallest and the largest width and height of a page; a letter becomes 0.86 to 1.1 times as large
+SIDES = (58, 74)
 LETTER, LEADING = 13, 3  # pixels: the height of a letter, and what lines have between them
 LAYERS = 20  # of the language model
 EXPAND_LAYER = 3 * LAYERS // 4 - 1  # k, the library's default for the paper's 3/4

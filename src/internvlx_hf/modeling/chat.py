@@ -207,8 +207,7 @@ def chat_query(
     """The prompt of a conversation, with each `<image>` mark replaced by an image's placeholders in reading order.
 
     As in InternVL, marks without an image stay, and images without a mark are left out. Unlike in InternVL, answers
-    are
-    text: marks and image tokens in them are escaped, for `literals_as_text`.
+    are text: marks and image tokens in them are escaped, for `literals_as_text`.
     """
     literals = (*_literal_tokens(image_tokens), IMAGE_MARK)
     messages = [] if system_message is None else [{"role": "system", "content": system_message}]

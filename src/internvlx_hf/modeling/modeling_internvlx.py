@@ -181,9 +181,8 @@ class InternVLXModel(InternVLXPreTrainedModel):
         config, tiles = self.config, len(sizes)
         others: list[TileSize] = []
         if (self.training and torch.is_grad_enabled()) or (_world_size() > 1 and not runs_in_engine(config)):
-            named = {
-                (size.before, size.has_lvtc): size for size in config.sizes
-            }  # those that merge have no parameters
+            # sizes that merge have no parameters of their own
+            named = {(size.before, size.has_lvtc): size for size in config.sizes}
             others = [size for key, size in named.items() if key not in {(own.before, own.has_lvtc) for own in sizes}]
         if others:
             index = [*range(tiles), *[0] * len(others)]
@@ -460,8 +459,7 @@ class InternVLXForConditionalGeneration(
             labels: (B, L), -100 for rows without loss; rows of image placeholders never have loss.
             logits_to_keep: number of last positions, or tensor of positions, to return logits for (default 0: all). In
                 training with labels, logits are computed for labelled positions only and `logits` is None unless this
-                is
-                set: for a vocabulary of 92,553 and thousands of image rows they would take gigabytes.
+                is set: for a vocabulary of 92,553 and thousands of image rows they would take gigabytes.
 
         The other arguments are those of [`InternVLXModel.forward`].
 
