@@ -31,7 +31,7 @@ def key_of(*settings: object) -> str:
 class TowerSchedule:
     """The vision tower before it meets the language model."""
 
-    steps: int = 2000
+    steps: int = 6000
     batch: int = 16
     rate: float = 1.5e-3
 
@@ -58,10 +58,10 @@ class RunSchedule:
 
     base: BaseSchedule = BaseSchedule()
     steps: int = 300
-    batch: int = 8  # pages
-    rate: float = 2e-4  # the base's rates
-    tower_rate: float = 3e-4
-    projector_rate: float = 2e-3
+    batch: int = 32  # pages
+    rate: float = 4e-4  # twice the base's rates
+    tower_rate: float = 6e-4
+    projector_rate: float = 4e-3
     test_pages: int = 128  # paragraphs; a third as many with random words, and with another page shown
     test_batch: int = 32
 
