@@ -10,11 +10,15 @@ import json
 import pydoc_data.topics
 import re
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from settings import COMMON, WORD
+
+CORPUS = "prose.json"
 PACKAGES = ("numpy", "scipy", "sklearn", "matplotlib", "torch")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 SHARES = {"test": 6, "validation": 4}  # of 100 paragraphs; the others are for training
@@ -25,11 +29,11 @@ _LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_+")
 
 def load_corpus(cache: Path) -> dict[str, list[str]]:
     """The paragraphs of each part, read once into `cache`."""
-    path = cache / "corpus.json"
+    path = cache / CORPUS
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(split(paragraphs())), encoding="utf-8")
+        unfinished.write_text(json.dumps(with_common_words(split(paragraphs()))), encoding="utf-8")
         unfinished.rename(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -40,6 +44,21 @@ def split(found: Iterator[str]) -> dict[str, list[str]]:
     for text in dict.fromkeys(found):
         parts[part_of(text)].append(text)
     return parts
+
+
+def with_common_words(parts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same parts, but those for validation and testing only have the words that occur at least `COMMON` times in training texts."""
+    counts = Counter(word for text in parts["train"] for word in bare(text))
+    for name in ("validation", "test"):
+        words = [zip(text.split(), bare(text), strict=True) for text in parts[name]]
+        texts = [" ".join(word for word, known in pairs if counts[known] >= COMMON) for pairs in words]
+        parts[name] = [text for text in texts if len(text) >= SHORTEST]
+    return parts
+
+
+def bare(text: str) -> list[str]:
+    """Its words without marks and capitals."""
+    return [word.rstrip(".,;:").lower() for word in text.split()]
 
 
 def part_of(text: str) -> str:
@@ -75,7 +94,7 @@ def docstrings(file: Path) -> Iterator[str]:
 
 
 def prose(text: str) -> Iterator[str]:
-    """The paragraphs of a text that are English sentences in ASCII, without reStructuredText's marks."""
+    """The plain words of a text's paragraphs that are English sentences in ASCII, without reStructuredText's marks."""
     for block in re.split(r"\n\s*\n", text):
         block = _LINK.sub(r"\1", _ROLE.sub(r"\1", block)).replace("`", "").replace("*", "")
         block = " ".join(block.split())
@@ -83,8 +102,11 @@ def prose(text: str) -> Iterator[str]:
             continue
         if " : " in block:  # a parameter and its type
             continue
-        if sum(not (char.isalpha() or char in " ,.") for char in block) <= LARGEST_NON_PROSE * len(block):
-            yield block
+        if sum(not (char.isalpha() or char in " ,.") for char in block) > LARGEST_NON_PROSE * len(block):
+            continue
+        plain = " ".join(word for word in block.split() if re.fullmatch(WORD, word))
+        if len(plain) >= SHORTEST:
+            yield plain
 
 
 def versions() -> dict[str, str]:

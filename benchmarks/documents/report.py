@@ -122,7 +122,7 @@ def settings_table(runs: Runs) -> str:
     fixed = {
         "page, pixels": f"{SIDES[0]} to {SIDES[1]} wide and high, resized to a tile of {TILE}x{TILE}",
         "letters": f"{', '.join(FACES)}; {LETTER} pixels, lines {LEADING} pixels more",
-        "text": f"Python's library and topics, {', '.join(PACKAGES)}; {SHARES['test']} % test, {SHARES['validation']} % validation",
+        "text": f"plain words of Python's library and topics, {', '.join(PACKAGES)}; {SHARES['test']} % test, {SHARES['validation']} % validation",
         "layers kept of SmolLM2's 30": ", ".join(map(str, KEPT_LAYERS)),
     }
     fixed |= optimiser()
@@ -142,7 +142,8 @@ def optimiser() -> dict[str, str]:
     from settings import RunSchedule
     from training import training_arguments
 
-    arguments = training_arguments(Path("unused"), 300, 1, RunSchedule(), False)
+    schedule = RunSchedule()
+    arguments = training_arguments(Path("unused"), schedule.steps, schedule.batch, schedule, False)
     names = (
         "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler_type",
         "lr_scheduler_kwargs", "warmup_steps", "bf16",

@@ -15,6 +15,8 @@ WINDOW, FINE_WINDOW = 4, 2  # M of N and of 4N tokens
 # pixels: the smallest and the largest width and height of a page; a letter becomes 0.86 to 1.1 times as large
 SIDES = (58, 74)
 LETTER, LEADING = 13, 3  # pixels: the height of a letter, and what lines have between them
+WORD = r"(?:[aAI]|[A-Za-z][a-z]+)[.,;:]?"  # plain words, of which the texts are; others are left out
+COMMON = 50  # times: validation and test pages have the words that occur at least as often in the training texts
 LAYERS = 20  # of the language model
 EXPAND_LAYER = 3 * LAYERS // 4 - 1  # k, the library's default for the paper's 3/4
 QUESTION = "Read."
@@ -23,7 +25,7 @@ SEEDS = 5  # of every row; seed s starts from base s
 
 def key_of(*settings: object) -> str:
     """A hash of settings, for names of files."""
-    pages = [TILE, PATCH, SIDES, LETTER, LEADING]
+    pages = [TILE, PATCH, SIDES, LETTER, LEADING, WORD, COMMON]
     return hashlib.sha256(json.dumps([*settings, pages], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -44,6 +46,7 @@ class BaseSchedule:
     steps: int = 1400
     windows: tuple[int, ...] = (WINDOW, FINE_WINDOW)
     easy_share: float = 0.3  # of the steps, the first, have short texts
+    decay_share: float = 0.7  # of the steps, the last, in which the rates fall to 0
     step_tokens: int = 640  # the number of pages in a step depends on their tokens
     most_pages: int = 16
     rate: float = 2e-4
@@ -57,8 +60,9 @@ class RunSchedule:
     """A run: new projectors (and LVTC's modules) on a base; everything but the token embeddings is trained."""
 
     base: BaseSchedule = BaseSchedule()
-    steps: int = 300
+    steps: int = 200
     batch: int = 32  # pages
+    decay_share: float = 0.7
     rate: float = 4e-4  # twice the base's rates
     tower_rate: float = 6e-4
     projector_rate: float = 4e-3

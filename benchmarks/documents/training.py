@@ -75,7 +75,7 @@ def training_arguments(
         learning_rate=rates.rate,
         learning_rates={TOWER: rates.tower_rate, **fast},
         lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": int(0.4 * steps)},
+        lr_scheduler_kwargs={"num_decay_steps": int(rates.decay_share * steps)},
         warmup_steps=max(1, min(30, steps // 10)),
         weight_decay=0.02,
         adam_beta2=0.98,

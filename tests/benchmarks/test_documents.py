@@ -40,7 +40,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(tower, "tower_config", lambda: narrow)
     monkeypatch.setattr(training, "LONGEST", 0.05)
     save_language("llama", tmp_path / "language_model", tie_word_embeddings=True)
-    (tmp_path / "corpus.json").write_text(json.dumps(dict.fromkeys(("train", "validation", "test"), SENTENCES * 4)))
+    (tmp_path / "prose.json").write_text(json.dumps(dict.fromkeys(("train", "validation", "test"), SENTENCES * 4)))
     return tmp_path
 
 
@@ -54,7 +54,7 @@ def rng(number: int = 0) -> np.random.Generator:
     return np.random.default_rng(number)
 
 
-def test_text_is_prose_without_marks_and_in_one_part_only():
+def test_text_is_plain_words_of_prose_and_in_one_part_only():
     import corpus
 
     docstring = f"""Return :class:`~io.TextIOWrapper` objects, as `open <builtins>`_ does. {SENTENCES[0]}
@@ -68,12 +68,23 @@ def test_text_is_prose_without_marks_and_in_one_part_only():
     >>> print("no prose, but it is long enough to be taken for a paragraph of prose if nobody looks")
     """
     found = list(corpus.prose(docstring))
-    assert found == [f"Return io.TextIOWrapper objects, as open does. {SENTENCES[0]}", SENTENCES[1]]
+    assert found == [f"Return objects, as open does. {SENTENCES[0]}", SENTENCES[1]]
     many = [f"{sentence} {number}" for sentence in SENTENCES for number in range(200)]
     parts = corpus.split(iter(many + many))
     assert sorted(itertools.chain(*parts.values())) == sorted(many)
     assert 0 < len(parts["test"]) < len(parts["train"]) / 5
     assert {corpus.part_of(text) for text in parts["test"]} == {"test"}
+
+
+def test_pages_of_a_test_have_the_words_that_training_texts_have_often():
+    import corpus
+    from settings import COMMON
+
+    train = ["The file is opened, and every line of the file is read. " * (COMMON // 2), "rare " * (COMMON - 1)]
+    test = [f"Rare file. {SENTENCES[0]} " * 4, "file is the file"]
+    found = corpus.with_common_words({"train": train, "validation": [], "test": test})
+    assert found["train"] == train
+    assert found["test"] == [" ".join(["file. The file is is the"] * 4)]
 
 
 def test_letters_are_found_where_they_are_printed_anywhere_on_the_page():
@@ -217,7 +228,7 @@ def test_a_complete_study_is_judged_and_drawn(tmp_path):
     from settings import ROWS, SEEDS, RunSchedule
 
     texts = SENTENCES * 20
-    (tmp_path / "corpus.json").write_text(json.dumps({"test": texts}))
+    (tmp_path / "prose.json").write_text(json.dumps({"test": texts}))
     reads = [page.text.replace("the", "teh") for page in evaluation_pages(texts, 8)]
 
     def finished(row, seed: int, words: float) -> dict:
