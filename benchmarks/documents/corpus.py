@@ -1,6 +1,6 @@
 """Text that every machine has after `pip install`: Python's own documentation, and docstrings of installed packages.
 
-Nothing is downloaded or stored here. A paragraph is in the training, validation or test part by its own hash, so that a sentence
+Nothing is downloaded or stored here. A paragraph is in the training, validation or test part by its own hash, so that it
 is in one part only, whatever the versions of the packages are.
 """
 
@@ -16,9 +16,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from settings import COMMON, WORD
+from settings import COMMON, WORD, key_of
 
-CORPUS = "prose.json"
 PACKAGES = ("numpy", "scipy", "sklearn", "matplotlib", "torch")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 SHARES = {"test": 6, "validation": 4}  # of 100 paragraphs; the others are for training
@@ -29,13 +28,17 @@ _LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_+")
 
 def load_corpus(cache: Path) -> dict[str, list[str]]:
     """The paragraphs of each part, read once into `cache`."""
-    path = cache / CORPUS
+    path = corpus_path(cache)
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(with_common_words(split(paragraphs()))), encoding="utf-8")
         unfinished.rename(path)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def corpus_path(cache: Path) -> Path:
+    return cache / f"prose-{key_of(WORD, COMMON, versions())}.json"
 
 
 def split(found: Iterator[str]) -> dict[str, list[str]]:

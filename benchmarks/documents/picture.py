@@ -6,7 +6,7 @@ from statistics import fmean
 import matplotlib
 
 matplotlib.use("Agg")
-from corpus import CORPUS, load_corpus
+from corpus import corpus_path, load_corpus
 from lessons import evaluation_pages
 from matplotlib import pyplot as plt
 from pages import Page
@@ -25,7 +25,7 @@ def draw(runs: dict[str, list[dict]], cache: Path, path: Path) -> bool:
     """Draw the picture, if the runs that it shows are finished and the text of their pages is in the cache."""
     found = {name: [run for run in runs.get(name, []) if run["split"] == "test"] for name in SHOWN}
     answers = {name: run["paragraphs"] for name, known in found.items() for run in known if run["seed"] == SEED}
-    if answers.keys() != SHOWN.keys() or not (cache / CORPUS).exists():
+    if answers.keys() != SHOWN.keys() or not corpus_path(cache).exists():
         return False
     count = min(len(answer["read"]) for answer in answers.values())
     pages = evaluation_pages(load_corpus(cache)["test"], count)

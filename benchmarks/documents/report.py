@@ -12,7 +12,7 @@ from evidence.tables import findings_table, markdown, of_planned, plus_minus, su
 from language import KEPT_LAYERS
 from pages import FACES
 from picture import PICTURE, draw
-from settings import LEADING, LETTER, PATCH, ROWS, SEEDS, SIDES, TILE, Row
+from settings import PATCH, ROWS, SEEDS, Row, RunSchedule
 
 HEADER = [
     "row", "words right, %", "letters right, %", "loss", "random words: words right, %", "another page shown: words right, %",
@@ -74,21 +74,13 @@ def progress(runs: Runs) -> str:
 
 
 def bases_table(bases: dict) -> str:
-    header = [
-        "base",
-        "window",
-        "words right, %",
-        "letters right, %",
-        "loss",
-        "the tower alone: letters named, %",
-    ]
+    header = ["base", "window", "words right, %", "letters right, %", "loss"]
     lines = [
         [
             str(number),
             name,
             *(f"{100 * found[kind]:.1f}" for kind in ("words", "letters")),
             f"{found['loss']:.2f}",
-            f"{100 * base['tower']['validation']['letters_right']:.1f}",
         ]
         for (_, number), base in bases.items()
         for name, found in base["validation"].items()
@@ -120,8 +112,7 @@ def settings_table(runs: Runs) -> str:
     """All settings of the schedules, from the records; the parts of a schedule within one another are flattened."""
     schedule = next((run["schedule"] for found in runs.values() for run in found), None)
     fixed = {
-        "page, pixels": f"{SIDES[0]} to {SIDES[1]} wide and high, resized to a tile of {TILE}x{TILE}",
-        "letters": f"{', '.join(FACES)}; {LETTER} pixels, lines {LEADING} pixels more",
+        "typefaces": ", ".join(FACES),
         "text": f"plain words of Python's library and topics, {', '.join(PACKAGES)}; {SHARES['test']} % test, {SHARES['validation']} % validation",
         "layers kept of SmolLM2's 30": ", ".join(map(str, KEPT_LAYERS)),
     }
@@ -139,7 +130,6 @@ def flat(prefix: str, settings: dict) -> dict[str, str]:
 
 def optimiser() -> dict[str, str]:
     """The optimiser's settings, read from the arguments that trainings use."""
-    from settings import RunSchedule
     from training import training_arguments
 
     schedule = RunSchedule()

@@ -203,7 +203,7 @@ def run(row: Row, schedule: RunSchedule, seed: int, cache: Path, split: str = "t
     finally:
         shutil.rmtree(work)
     model.eval().to(torch.bfloat16)
-    count, few = schedule.test_pages, max(1, schedule.test_pages // 3)
+    count, few = schedule.test_pages, schedule.control_pages
     texts, words = evaluation_pages(paragraphs[split], count), evaluation_pages(paragraphs[split], few, random=True)
     result = {
         "paragraphs": evaluate(model, processor, texts, schedule.test_batch),

@@ -35,10 +35,8 @@ class Records:
         path = self.path(configuration, seed)
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
-        wanted = (seed, asdict(self.schedule))
-        return next(
-            (run for run in self.published.of(configuration) if (run["seed"], run["schedule"]) == wanted), None
-        )
+        wanted = {"seed": seed, "schedule": json.loads(json.dumps(asdict(self.schedule)))}  # lists for tuples
+        return next((run for run in self.published.of(configuration) if wanted.items() <= run.items()), None)
 
     def add(self, configuration: Configuration, seed: int, result: dict) -> None:
         path = self.path(configuration, seed)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import sys
 from dataclasses import asdict, replace
 
@@ -32,6 +33,7 @@ def documents():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache with a tiny language model and two sentences."""
+    import corpus
     import tower
     import training
 
@@ -40,7 +42,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(tower, "tower_config", lambda: narrow)
     monkeypatch.setattr(training, "LONGEST", 0.05)
     save_language("llama", tmp_path / "language_model", tie_word_embeddings=True)
-    (tmp_path / "prose.json").write_text(json.dumps(dict.fromkeys(("train", "validation", "test"), SENTENCES * 4)))
+    corpus.corpus_path(tmp_path).write_text(json.dumps(dict.fromkeys(("train", "validation", "test"), SENTENCES * 4)))
     return tmp_path
 
 
@@ -169,6 +171,33 @@ def test_pages_of_a_training_depend_on_its_seed_only_and_those_of_a_test_on_noth
 
 
 @pytest.mark.slow
+def test_rows_start_alike_but_for_what_they_are_named_after(cache, tmp_path):
+    """The base's weights, initial statistics, rates and trained parameters."""
+    import training
+    from models import assemble, load
+    from settings import QUICK, ROWS
+
+    base, known = training.make_base(cache, 0, QUICK.base), {}
+    rates = {"model.language_model": QUICK.rate, training.TOWER: QUICK.tower_rate}
+    for name, row in ROWS.items():
+        assemble(tmp_path / "start", base, base, row, seed=0)
+        model, _ = load(tmp_path / "start")
+        arguments = training.training_arguments(tmp_path, 2, 2, QUICK, row.lvtc is not None)
+        optimizer = training.InternVLXTrainer(model=model, args=arguments).create_optimizer()
+        rate_of = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+        for path, parameter in model.named_parameters():
+            part = ".".join(path.split(".")[:2])
+            assert rate_of.get(parameter, 0) == (
+                0 if parameter is model.get_input_embeddings().weight else rates.get(part, QUICK.projector_rate)
+            ), (name, path)
+            if part in rates and not (row.tile < 64 and "position" in path):
+                assert torch.equal(parameter, known.setdefault(path, parameter)), (name, path)
+            elif parameter.ndim == 2 and "cls_scale" not in path:  # a linear layer starts as torch's
+                assert parameter.std().item() * (3 * parameter.shape[1]) ** 0.5 == pytest.approx(1, abs=0.05), path
+        shutil.rmtree(tmp_path / "start")
+
+
+@pytest.mark.slow
 def test_a_base_that_was_stopped_and_resumed_is_that_of_an_uninterrupted_training(cache, monkeypatch):
     import training
     from settings import QUICK_BASE
@@ -222,13 +251,14 @@ def test_runs_are_trained_evaluated_kept_and_reported(cache, monkeypatch, capsys
 
 
 def test_a_complete_study_is_judged_and_drawn(tmp_path):
+    import corpus
     import report
-    from evidence.records import BASES_FILE, RUNS, Results
+    from evidence.records import BASES_FILE, RUNS, Records, Results
     from lessons import evaluation_pages
     from settings import ROWS, SEEDS, RunSchedule
 
     texts = SENTENCES * 20
-    (tmp_path / "prose.json").write_text(json.dumps({"test": texts}))
+    corpus.corpus_path(tmp_path).write_text(json.dumps({"test": texts}))
     reads = [page.text.replace("the", "teh") for page in evaluation_pages(texts, 8)]
 
     def finished(row, seed: int, words: float) -> dict:
@@ -257,6 +287,9 @@ def test_a_complete_study_is_judged_and_drawn(tmp_path):
         ]
     results.save(tmp_path / RUNS)
     (tmp_path / BASES_FILE).write_text("[]")
+    for schedule, known in ((RunSchedule(), True), (RunSchedule(steps=199), False)):
+        store = Records(tmp_path / "elsewhere", schedule, tmp_path)  # finds what is published with its settings
+        assert (store.find(ROWS["PVTC"], 3) is not None) is known
     text = report.write_report(tmp_path, tmp_path)
     assert (tmp_path / "README.md").read_text() == text
     assert f"The study is complete: {planned_runs()} runs from 5 bases." in text
@@ -279,6 +312,7 @@ def test_the_published_page_is_what_the_runs_of_the_settings_of_now_give():
     for run in itertools.chain(*results.rows.values()):
         assert run["schedule"] == json.loads(json.dumps(asdict(RunSchedule())))
         assert (run["split"], run["base"]) == ("test", run["seed"])
+        assert run["versions"] == next(iter(results.rows.values()))[0]["versions"]
 
 
 def test_without_its_language_model_the_study_says_what_to_install(monkeypatch):
