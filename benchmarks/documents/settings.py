@@ -72,9 +72,9 @@ class RunSchedule:
     steps: int = 200
     batch: int = 32  # pages
     decay_share: float = 0.7
-    rate: float = 4e-4  # twice the base's rates
-    tower_rate: float = 6e-4
-    projector_rate: float = 4e-3
+    rate: float = 2e-4  # the base's rates
+    tower_rate: float = 3e-4
+    projector_rate: float = 2e-3
     test_pages: int = 384  # paragraphs
     control_pages: int = 64  # with random words; of the paragraphs, those for which another page is shown
     test_batch: int = 32
