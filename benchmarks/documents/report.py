@@ -117,7 +117,10 @@ def settings_table(runs: Runs) -> str:
         "layers kept of SmolLM2's 30": ", ".join(map(str, KEPT_LAYERS)),
     }
     fixed |= optimiser()
-    named = [[name, value] for name, value in (fixed | (flat("run", schedule) if schedule else {})).items()]
+    named = [
+        [name, value.replace("|", r"\|")]
+        for name, value in (fixed | (flat("run", schedule) if schedule else {})).items()
+    ]
     return markdown(["setting", "value"], named, left=2)
 
 

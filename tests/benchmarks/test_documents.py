@@ -298,6 +298,8 @@ def test_a_complete_study_is_judged_and_drawn(tmp_path):
     assert re.search(r"\| LVTC \|.*\| 0 / 31 → 71 \| 4 \| 16 \| 6.0 \| 5 \|", text)
     assert (tmp_path / report.PICTURE).stat().st_size > 10_000
     assert f"{planned_runs() * 360 / 3600:.2f}" in text  # thread-hours
+    rows = text.partition("| setting |")[2].splitlines()[2:]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}  # also where a value has a "|"
 
 
 def test_the_published_page_is_what_the_runs_of_the_settings_of_now_give():
